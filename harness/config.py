@@ -1,0 +1,269 @@
+"""Every knob of a run: a YAML file and key=value overrides become frozen, validated models."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from harness.errors import UserError
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    dataset: Literal["glyphs", "image_folder", "fashion_mnist", "synthetic"] = "glyphs"
+    """What is learned: printed characters, an ImageFolder tree, Fashion-MNIST files, or noise."""
+    root: str | None = None
+    """Folder of `image_folder` (holds train/ and val/) or of the `fashion_mnist` idx files."""
+    num_classes: int = Field(1000, ge=2)
+    """Classes. Glyphs: the first so many characters in GB2312 order, up to 20,902."""
+    image_size: int = Field(32, ge=8)
+    """Height and width of an image, pixels."""
+    augment: float = Field(1.0, ge=0)
+    """Strength of the training augmentation: 0 none, 1 as designed, above 1 harder."""
+    train_fonts: tuple[str, ...] = ()
+    """Glyphs: further font files, or folders of them, to train on."""
+    validation_fonts: tuple[str, ...] = ()
+    """Glyphs: further font files, or folders of them, added to the unseen designs."""
+    cache: str = ".cache/data"
+    """Folder of the prepared images."""
+    synthetic_images: int = Field(65536, ge=1)
+    """Synthetic: images in an epoch."""
+    prefetch: int = Field(2, ge=0)
+    """Micro-batches read ahead by a thread where images go to a GPU; 0 reads in the step."""
+
+
+class BackboneConfig(Section):
+    name: str = "small_cnn"
+    """`small_cnn`, or any torchvision classification model by its name."""
+    feature_dim: int = Field(256, ge=0)
+    """Features per image after a linear embedding; 0 keeps the backbone's own."""
+
+
+class ClassifierConfig(Section):
+    layout: Literal["replicated", "node", "world"] = "replicated"
+    """Where the classes live: on every rank, sliced over a node, or sliced over all ranks."""
+    margin: Literal["none", "cosface", "arcface"] = "none"
+    """Plain logits with a bias, or scaled cosines with an additive margin."""
+    margin_scale: float = Field(32.0, gt=0)
+    """Factor on the cosines."""
+    margin_size: float = Field(0.3, ge=0)
+    """cosface: subtracted from the target's cosine. arcface: added to its angle, radians."""
+
+
+class ExchangeConfig(Section):
+    kind: Literal["synchronous", "delayed", "averaging"] = "synchronous"
+    """How nodes come to agree."""
+    backward_passes_per_step: int = Field(1, ge=1)
+    """K: micro-batches in a window, which is what one exchange carries."""
+    delay: int = Field(0, ge=0)
+    """Windows until an exchange's result is used. 0 waits for it at once."""
+    synchronous_windows: int = Field(0, ge=0)
+    """The first so many windows wait at once, whatever `delay` says."""
+    route: Literal["auto", "flat", "hierarchical"] = "auto"
+    """flat: one world all-reduce overlapped with the backward pass. hierarchical: reduce in the
+    node, then each rank speaks for its part. auto: flat for replicated + synchronous."""
+    bucket_mb: float = Field(4.0, gt=0)
+    """Flat route: size of one all-reduce, MB."""
+
+    @model_validator(mode="after")
+    def _delay_fits_kind(self) -> "ExchangeConfig":
+        if self.kind == "synchronous" and self.delay:
+            raise ValueError(
+                f"exchange.kind=synchronous uses its result at once, exchange.delay is "
+                f"{self.delay}; set delay=0 or kind=delayed"
+            )
+        if self.kind != "synchronous" and self.route == "flat":
+            raise ValueError(
+                f"exchange.route=flat belongs to kind=synchronous, exchange.kind is {self.kind}; "
+                f"use route=auto"
+            )
+        return self
+
+
+class OptimizerConfig(Section):
+    name: Literal["sgd", "adamw"] = "sgd"
+    """Update rule."""
+    lr: float = Field(0.1, gt=0)
+    """Learning rate at its peak."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """SGD: momentum. AdamW: beta1."""
+    nesterov: bool = True
+    """SGD: look ahead. A late gradient is far more stable with it than without."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """Decay of matrices and filters; biases and norms have none."""
+    schedule: Literal["constant", "step", "cosine"] = "cosine"
+    """Learning rate over the run, after the warm-up."""
+    warmup_windows: int = Field(0, ge=0)
+    """Windows over which the learning rate rises linearly from 0."""
+    step_at: tuple[float, ...] = (0.5, 0.75)
+    """step: where the rate falls, as shares of the run."""
+    step_factor: float = Field(0.1, gt=0, le=1)
+    """step: what it is multiplied by there."""
+
+
+class TrainConfig(Section):
+    batch_size: int = Field(32, ge=1)
+    """Images per rank per backward pass."""
+    steps: int | None = Field(None, ge=1)
+    """Length of the run, windows. Either this or `epochs`."""
+    epochs: float | None = Field(None, gt=0)
+    """Length of the run, passes over the training images."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the backbone and the logits' products under autocast."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the card of the local rank where there is one."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of a rank; 0 divides the machine's cores among its ranks."""
+    evaluate_every: int = Field(0, ge=0)
+    """Windows between evaluations; 0 evaluates at the end only."""
+    evaluate_images: int = Field(0, ge=0)
+    """Images of each validation set used before the end; 0 uses all. The end always uses all."""
+    untimed_windows: int = Field(10, ge=0)
+    """First windows left out of throughput and times (caches, allocators and pools warm up)."""
+    log_every: int = Field(10, ge=1)
+    """Windows between two lines in the metrics."""
+    checkpoint_every: int = Field(0, ge=0)
+    """Windows between checkpoints; 0 writes none but the last."""
+    save: bool = False
+    """Write the drained model into the run's folder at the end."""
+    resume: str | None = None
+    """Checkpoint folder to go on from, made with any number of ranks."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainConfig":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(
+                f"give either train.steps or train.epochs, found steps={self.steps} and "
+                f"epochs={self.epochs}; remove one or set it to null"
+            )
+        return self
+
+
+class TrackingConfig(Section):
+    experiment: str = "harness"
+    """MLflow experiment."""
+    uri: str | None = None
+    """MLflow store; none: MLFLOW_TRACKING_URI, else the SQLite file mlflow.db here."""
+    enabled: bool = True
+    """Off: metrics go to the run's folder only."""
+    study: str | None = None
+    """Tag that joins the runs compared with each other."""
+    system_metrics_seconds: float = Field(10.0, ge=0)
+    """Seconds between two samples of each node's system metrics; 0 takes none."""
+    folder: str = "runs"
+    """Where each run gets a folder: config, metrics, summary, checkpoints."""
+
+
+class Config(Section):
+    """One run, whole."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$")
+    """Variant: names the run and its folder."""
+    seed: int = Field(0, ge=0)
+    """Seed of the weights, the order of images and the augmentation."""
+    data: DataConfig = DataConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    exchange: ExchangeConfig = ExchangeConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig
+    tracking: TrackingConfig = TrackingConfig()
+
+    def flattened(self) -> dict[str, Any]:
+        """All values by dotted key."""
+        return dict(_leaves(self.model_dump(mode="json")))
+
+    def to_yaml(self) -> str:
+        """The resolved config as a file that `load` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Config of the YAML at `path` with dotted `key=value` overrides.
+
+    A key `base` in the file names a file, relative to it, whose values it starts from.
+
+    Raises UserError for a missing or malformed file, an unknown key or a wrong value.
+    """
+    values = _read(Path(path), ())
+    for override in overrides:
+        if "=" not in override.lstrip("="):
+            raise UserError(f"override {override!r} is not key=value; write e.g. train.steps=100")
+    try:
+        merged = OmegaConf.merge(values, OmegaConf.from_dotlist(list(overrides)))
+        plain = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: {_one_line(error)}; correct the overrides") from error
+    try:
+        return Config.model_validate(plain)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from error
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> Any:
+    path = path.resolve()
+    if path in seen:
+        raise UserError(f"{path} is its own base; remove the key base there")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the experiment {path}: {_one_line(error)}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {_one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds {type(values).__name__}, not keys and values; see base.yaml")
+    base = values.pop("base", None)
+    own = OmegaConf.create(values)
+    if base is None:
+        return own
+    return OmegaConf.merge(_read(path.parent / str(base), (*seen, path)), own)
+
+
+def _explain(error: ValidationError) -> str:
+    found = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.0)
+            found.append(f"unknown key {key}; the nearest known key is {close[0]}")
+        elif problem["type"] == "value_error":
+            found.append(str(problem["ctx"]["error"]))
+        elif problem["type"] == "missing":
+            found.append(f"{key} is missing; give it in the file or as {key}=value")
+        else:
+            found.append(f"{key}={problem['input']!r} does not fit: {problem['msg']}")
+    return " | ".join(found)
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of a config, and its sections."""
+    return list(_fields(Config))
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _fields(field.annotation, f"{prefix}{name}.")
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

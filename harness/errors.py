@@ -1,0 +1,8 @@
+"""The errors a user can cause: what is wrong, what was found, what to do."""
+
+
+class UserError(Exception):
+    """A mistake the user can mend; its message is one line and ends with what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """

@@ -1,0 +1,86 @@
+"""What one run says of itself at the end: the file that a comparison reads."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+FILE_NAME = "summary.json"
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Spread(Record):
+    """One quantity over the ranks."""
+
+    minimum: float
+    mean: float
+    maximum: float
+
+
+class Evaluation(Record):
+    """One evaluation on the drained model."""
+
+    window: int
+    images: int
+    """Training images of all ranks so far."""
+    train_seconds: float
+    """Wall time of training so far, evaluations, checkpoints and set-up left out."""
+    metrics: dict[str, float]
+    """`val/top1` and the like; shares, not per cent."""
+
+
+class RunSummary(Record):
+    """The result of one training."""
+
+    name: str
+    seed: int
+    ranks: int
+    nodes: int
+    windows: int
+    images: int
+    parameters_backbone: int
+    parameters_classifier: int
+    images_per_second: float
+    """All ranks, over the timed windows."""
+    untimed_windows: int
+    """Windows at the start left out of every time here."""
+    timed_windows: int
+    step_ms: Spread
+    """Wall time of a window."""
+    phases_ms: dict[str, Spread]
+    """Mean time in each phase of a window, over ranks; the means add up to `step_ms.mean`."""
+    cross_node_mb_per_step: float
+    """Sent through one node's link per window, counted, MB (1e6 bytes)."""
+    cross_node_mb_per_step_formula: float
+    in_node_mb_per_step: float
+    """Sent by one rank inside its node per window, counted, MB."""
+    in_node_mb_per_step_formula: float
+    train_seconds: float
+    """Wall time of all windows, the untimed ones included, evaluations left out."""
+    evaluations: tuple[Evaluation, ...]
+    """In order; the last is the end of the run, over all validation images."""
+    mlflow_run_id: str | None
+    commit: str | None
+
+    @property
+    def final(self) -> dict[str, float]:
+        return self.evaluations[-1].metrics
+
+    def seconds_to(self, target_top1: float) -> float | None:
+        """Training seconds until `val/top1` first reached the target; None: it never did."""
+        for evaluation in self.evaluations:
+            if evaluation.metrics.get("val/top1", 0.0) >= target_top1:
+                return evaluation.train_seconds
+        return None
+
+    def write(self, folder: Path) -> None:
+        """Write beside, then rename: a reader sees all of it or nothing."""
+        partial = folder / (FILE_NAME + ".partial")
+        partial.write_text(self.model_dump_json(indent=2), encoding="utf-8")
+        partial.replace(folder / FILE_NAME)
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunSummary":
+        return cls.model_validate_json((folder / FILE_NAME).read_text(encoding="utf-8"))
