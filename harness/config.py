@@ -24,11 +24,11 @@ class DataConfig(Section):
     """What is learned: printed characters, an ImageFolder tree, Fashion-MNIST files, or noise."""
     root: str | None = None
     """Folder of `image_folder` (holds train/ and val/) or of the `fashion_mnist` idx files."""
-    num_classes: int = Field(1000, ge=2)
+    num_classes: int = Field(default=1000, ge=2)
     """Classes. Glyphs: the first so many characters in GB2312 order, up to 20,902."""
-    image_size: int = Field(32, ge=8)
+    image_size: int = Field(default=32, ge=8)
     """Height and width of an image, pixels."""
-    augment: float = Field(1.0, ge=0)
+    augment: float = Field(default=1.0, ge=0)
     """Strength of the training augmentation: 0 none, 1 as designed, above 1 harder."""
     train_fonts: tuple[str, ...] = ()
     """Glyphs: further font files, or folders of them, to train on."""
@@ -36,17 +36,19 @@ class DataConfig(Section):
     """Glyphs: further font files, or folders of them, added to the unseen designs."""
     cache: str = ".cache/data"
     """Folder of the prepared images."""
-    synthetic_images: int = Field(65536, ge=1)
+    synthetic_images: int = Field(default=65536, ge=1)
     """Synthetic: images in an epoch."""
-    prefetch: int = Field(2, ge=0)
+    prefetch: int = Field(default=2, ge=0)
     """Micro-batches read ahead by a thread where images go to a GPU; 0 reads in the step."""
 
 
 class BackboneConfig(Section):
     name: str = "small_cnn"
     """`small_cnn`, or any torchvision classification model by its name."""
-    feature_dim: int = Field(256, ge=0)
+    feature_dim: int = Field(default=256, ge=0)
     """Features per image after a linear embedding; 0 keeps the backbone's own."""
+    norm: Literal["batch", "group", "none"] = "batch"
+    """small_cnn: what follows a convolution. Batch statistics are each rank's own."""
 
 
 class ClassifierConfig(Section):
@@ -54,25 +56,25 @@ class ClassifierConfig(Section):
     """Where the classes live: on every rank, sliced over a node, or sliced over all ranks."""
     margin: Literal["none", "cosface", "arcface"] = "none"
     """Plain logits with a bias, or scaled cosines with an additive margin."""
-    margin_scale: float = Field(32.0, gt=0)
+    margin_scale: float = Field(default=32.0, gt=0)
     """Factor on the cosines."""
-    margin_size: float = Field(0.3, ge=0)
+    margin_size: float = Field(default=0.3, ge=0)
     """cosface: subtracted from the target's cosine. arcface: added to its angle, radians."""
 
 
 class ExchangeConfig(Section):
     kind: Literal["synchronous", "delayed", "averaging"] = "synchronous"
     """How nodes come to agree."""
-    backward_passes_per_step: int = Field(1, ge=1)
+    backward_passes_per_step: int = Field(default=1, ge=1)
     """K: micro-batches in a window, which is what one exchange carries."""
-    delay: int = Field(0, ge=0)
+    delay: int = Field(default=0, ge=0)
     """Windows until an exchange's result is used. 0 waits for it at once."""
-    synchronous_windows: int = Field(0, ge=0)
+    synchronous_windows: int = Field(default=0, ge=0)
     """The first so many windows wait at once, whatever `delay` says."""
     route: Literal["auto", "flat", "hierarchical"] = "auto"
     """flat: one world all-reduce overlapped with the backward pass. hierarchical: reduce in the
     node, then each rank speaks for its part. auto: flat for replicated + synchronous."""
-    bucket_mb: float = Field(4.0, gt=0)
+    bucket_mb: float = Field(default=4.0, gt=0)
     """Flat route: size of one all-reduce, MB."""
 
     @model_validator(mode="after")
@@ -93,46 +95,46 @@ class ExchangeConfig(Section):
 class OptimizerConfig(Section):
     name: Literal["sgd", "adamw"] = "sgd"
     """Update rule."""
-    lr: float = Field(0.1, gt=0)
+    lr: float = Field(default=0.1, gt=0)
     """Learning rate at its peak."""
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     """SGD: momentum. AdamW: beta1."""
     nesterov: bool = True
     """SGD: look ahead. A late gradient is far more stable with it than without."""
-    weight_decay: float = Field(5e-4, ge=0)
+    weight_decay: float = Field(default=5e-4, ge=0)
     """Decay of matrices and filters; biases and norms have none."""
     schedule: Literal["constant", "step", "cosine"] = "cosine"
     """Learning rate over the run, after the warm-up."""
-    warmup_windows: int = Field(0, ge=0)
+    warmup_windows: int = Field(default=0, ge=0)
     """Windows over which the learning rate rises linearly from 0."""
     step_at: tuple[float, ...] = (0.5, 0.75)
     """step: where the rate falls, as shares of the run."""
-    step_factor: float = Field(0.1, gt=0, le=1)
+    step_factor: float = Field(default=0.1, gt=0, le=1)
     """step: what it is multiplied by there."""
 
 
 class TrainConfig(Section):
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     """Images per rank per backward pass."""
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
     """Length of the run, windows. Either this or `epochs`."""
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
     """Length of the run, passes over the training images."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the backbone and the logits' products under autocast."""
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """bf16 runs the backbone and the logits' products under autocast; fp64 is for exactness."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the card of the local rank where there is one."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(default=0, ge=0)
     """CPU threads of a rank; 0 divides the machine's cores among its ranks."""
-    evaluate_every: int = Field(0, ge=0)
+    evaluate_every: int = Field(default=0, ge=0)
     """Windows between evaluations; 0 evaluates at the end only."""
-    evaluate_images: int = Field(0, ge=0)
+    evaluate_images: int = Field(default=0, ge=0)
     """Images of each validation set used before the end; 0 uses all. The end always uses all."""
-    untimed_windows: int = Field(10, ge=0)
+    untimed_windows: int = Field(default=10, ge=0)
     """First windows left out of throughput and times (caches, allocators and pools warm up)."""
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(default=10, ge=1)
     """Windows between two lines in the metrics."""
-    checkpoint_every: int = Field(0, ge=0)
+    checkpoint_every: int = Field(default=0, ge=0)
     """Windows between checkpoints; 0 writes none but the last."""
     save: bool = False
     """Write the drained model into the run's folder at the end."""
@@ -158,7 +160,7 @@ class TrackingConfig(Section):
     """Off: metrics go to the run's folder only."""
     study: str | None = None
     """Tag that joins the runs compared with each other."""
-    system_metrics_seconds: float = Field(10.0, ge=0)
+    system_metrics_seconds: float = Field(default=10.0, ge=0)
     """Seconds between two samples of each node's system metrics; 0 takes none."""
     folder: str = "runs"
     """Where each run gets a folder: config, metrics, summary, checkpoints."""
@@ -167,9 +169,9 @@ class TrackingConfig(Section):
 class Config(Section):
     """One run, whole."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_.-]+$")
     """Variant: names the run and its folder."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of the weights, the order of images and the augmentation."""
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()

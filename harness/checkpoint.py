@@ -1,0 +1,181 @@
+"""A model on disk, free of the number of ranks: the backbone whole, the classifier by classes."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from harness.errors import UserError
+from harness.exchange.flat import Flat
+from harness.model.sliced_classifier import SlicedClassifier
+from harness.parallel.world import World
+
+META, BACKBONE = "checkpoint.json", "backbone.safetensors"
+
+
+class Checkpoint:
+    """Saves and loads a drained model with its optimizer's state.
+
+    Every slice is written by one rank as `classifier-<start>-<stop>.safetensors`, so any other
+    slicing reads the rows it needs. Momentum that differs between nodes (averaging) is node 0's.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classifier: SlicedClassifier,
+        flats: tuple[Flat, Flat],
+        optimizer: torch.optim.Optimizer,
+        world: World,
+    ) -> None:
+        self._backbone = backbone
+        self._classifier = classifier
+        self._flats = flats
+        self._optimizer = optimizer
+        self._world = world
+
+    def save(self, folder: Path, window: int) -> None:
+        """Writes beside, then renames `folder` into place. Collective over the world."""
+        partial = folder.with_name(folder.name + ".partial")
+        owned = self._classifier.owned
+        if self._world.is_first:
+            partial.mkdir(parents=True, exist_ok=True)
+            meta = {"window": window, "num_classes": self._classifier.num_classes}
+            (partial / META).write_text(json.dumps(meta))
+            save_file(self._tensors(self._backbone, self._backbone_buffers()), partial / BACKBONE)
+        self._everyone_is_here()
+        if self._world.topology.rank == self._writer():
+            name = f"classifier-{owned.start:09d}-{owned.stop:09d}.safetensors"
+            save_file(self._tensors(self._classifier, {}), partial / name)
+        self._everyone_is_here()
+        if self._world.is_first:
+            partial.replace(folder)
+
+    def load(self, folder: Path) -> int:
+        """Reads this rank's part; the window to go on from. Raises UserError for a bad folder."""
+        meta = read_meta(folder, self._classifier.num_classes)
+        try:
+            found = load_file(folder / BACKBONE)
+            self._backbone.load_state_dict(
+                {name: found[name] for name in self._backbone_buffers()}, strict=False
+            )
+            self._take(self._backbone, lambda name: found[name])
+            rows = _Rows(folder, self._classifier)
+            self._take(self._classifier, rows.read)
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"the checkpoint {folder} does not fit this model ({reason}); "
+                f"resume with the config it was made with"
+            ) from error
+        return int(meta["window"])
+
+    def _writer(self) -> int:
+        """The lowest rank that owns this slice."""
+        topology = self._world.topology
+        return self._world.slices.index % topology.world_size
+
+    def _everyone_is_here(self) -> None:
+        self._world.launch_gather(torch.zeros(1), "checkpoint").wait()
+
+    def _backbone_buffers(self) -> dict[str, Tensor]:
+        return dict(self._backbone.named_buffers())
+
+    def _tensors(self, module: nn.Module, others: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in others.items()}
+        for name, parameter in module.named_parameters():
+            tensors[name] = parameter.detach().cpu().clone()
+            for key, state in self._states(parameter):
+                tensors[f"optimizer.{key}.{name}"] = state.detach().cpu().clone()
+        return tensors
+
+    def _take(self, module: nn.Module, read: Any) -> None:
+        for name, parameter in module.named_parameters():
+            with torch.no_grad():
+                parameter.copy_(read(name))
+        self._make_states()
+        for name, parameter in module.named_parameters():
+            for key, state in self._states(parameter):
+                state.copy_(read(f"optimizer.{key}.{name}"))
+
+    def _make_states(self) -> None:
+        """Lets the optimizer make its state by a step of zero size on zero gradients."""
+        if self._optimizer.state:
+            return
+        kept = [flat.values.clone() for flat in self._flats]
+        rates = [group["lr"] for group in self._optimizer.param_groups]
+        for flat in self._flats:
+            flat.grads.zero_()
+        for group in self._optimizer.param_groups:
+            group["lr"] = 0.0
+        self._optimizer.step()
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        for flat, values in zip(self._flats, kept, strict=True):
+            flat.values.copy_(values)
+
+    def _states(self, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+        """Views of the optimizer's state that belong to one parameter, shaped like it."""
+        for flat in self._flats:
+            for spanned, start, stop in flat.spans:
+                if spanned is parameter:
+                    yield from self._span_states(flat, parameter, start, stop)
+
+    def _span_states(
+        self, flat: Flat, parameter: nn.Parameter, start: int, stop: int
+    ) -> Iterator[tuple[str, Tensor]]:
+        boundary = flat.decayed.numel()
+        view = flat.decayed if start < boundary else flat.undecayed
+        offset = 0 if start < boundary else boundary
+        for key, state in sorted(self._optimizer.state.get(view, {}).items()):
+            if not isinstance(state, Tensor):
+                continue
+            if state.shape == view.shape:
+                yield key, state[start - offset : stop - offset].view_as(parameter)
+            else:
+                yield key, state
+
+
+class _Rows:
+    """Reads the classes a slice owns from whatever files hold them."""
+
+    def __init__(self, folder: Path, classifier: SlicedClassifier) -> None:
+        self._owned = classifier.owned
+        self._files = []
+        for path in sorted(folder.glob("classifier-*.safetensors")):
+            start, stop = (int(part) for part in path.stem.split("-")[1:])
+            if start < self._owned.stop and stop > self._owned.start:
+                self._files.append((path, start, stop))
+
+    def read(self, name: str) -> Tensor:
+        pieces = []
+        for path, start, stop in self._files:
+            with safe_open(path, framework="pt") as file:
+                low, high = max(start, self._owned.start), min(stop, self._owned.stop)
+                rows = file.get_slice(name)
+                if not rows.get_shape():
+                    return file.get_tensor(name)
+                pieces.append(rows[low - start : high - start])
+        return torch.cat(pieces)
+
+
+def read_meta(folder: Path, num_classes: int) -> dict[str, Any]:
+    """What a checkpoint says of itself. Raises UserError where it is none, or another task's."""
+    try:
+        meta: dict[str, Any] = json.loads((folder / META).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"train.resume={folder} is no checkpoint (no readable {META}); "
+            f"give a folder checkpoints/<window> of a run"
+        ) from error
+    if meta["num_classes"] != num_classes:
+        raise UserError(
+            f"train.resume={folder} has {meta['num_classes']} classes, data.num_classes is "
+            f"{num_classes}; set data.num_classes={meta['num_classes']}"
+        )
+    return meta

@@ -1,0 +1,50 @@
+"""Accuracy and loss on the validation sets, with images spread over ranks and logits over slices."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from harness.model.sliced_classifier import SlicedClassifier
+from harness.parallel.world import World
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Images [B, channels, height, width], labels [B], valid [B]: padding is not valid."""
+
+
+@torch.no_grad()
+def evaluate(
+    backbone: nn.Module, classifier: SlicedClassifier, batches: Iterable[Batch], world: World
+) -> dict[str, float]:
+    """`top1`, `top5` and `loss` over the valid images of all ranks.
+
+    Every rank brings the same number of batches. Collective over the world.
+    """
+    backbone.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+    for images, labels, valid in batches:
+        classes, losses = classifier.predict(backbone(images), labels)
+        hits = (classes == labels[:, None]) & valid[:, None]
+        sums += torch.stack(
+            (hits[:, 0].sum(), hits.sum(), (losses.double() * valid).sum(), valid.sum())
+        )
+    backbone.train()
+    top1, top5, loss, images_seen = world.launch_gather(sums.cpu(), "evaluation").wait().sum(0)
+    return {
+        "top1": float(top1 / images_seen),
+        "top5": float(top5 / images_seen),
+        "loss": float(loss / images_seen),
+    }
+
+
+def average_statistics(backbone: nn.Module, world: World) -> None:
+    """Averages batch-norm statistics over ranks, in place. Collective over the world."""
+    statistics = [buffer for buffer in backbone.buffers() if buffer.is_floating_point()]
+    if not statistics:
+        return
+    flat = torch.cat([buffer.flatten() for buffer in statistics])
+    mean = world.average(flat, "batch-norm statistics")
+    for buffer, values in zip(
+        statistics, mean.split([buffer.numel() for buffer in statistics]), strict=True
+    ):
+        buffer.copy_(values.view_as(buffer))

@@ -1,0 +1,1 @@
+"""How nodes come to agree."""

@@ -1,0 +1,1 @@
+"""What it cost: time by phase, bytes, the machine's gauges, and MLflow."""

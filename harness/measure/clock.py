@@ -1,0 +1,137 @@
+"""Where a window's time goes: phases that add up to its wall time, by construction."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Protocol
+
+import torch
+
+
+class Phase(StrEnum):
+    """What a rank does, or waits for; one word each in metrics and tables."""
+
+    DATA = "data"
+    FORWARD = "forward"
+    BACKWARD = "backward"
+    SLICE_WAIT = "slice_wait"
+    """Stands still for the features or statistics of its slice group."""
+    NODE_WAIT = "node_wait"
+    """Stands still for the backbone's gradients inside its node."""
+    EXCHANGE_WAIT = "exchange_wait"
+    """Stands still for an exchange between nodes."""
+    OPTIMIZER = "optimizer"
+    OTHER = "other"
+    """Everything between the phases: bookkeeping, logging, copies."""
+
+
+WAITS = (Phase.SLICE_WAIT, Phase.NODE_WAIT, Phase.EXCHANGE_WAIT)
+
+
+class Timeline(Protocol):
+    """A source of marks; the time between two of them can be asked for later."""
+
+    def mark(self) -> object: ...
+    def passed(self, mark: object) -> bool: ...
+    def milliseconds(self, start: object, stop: object) -> float: ...
+
+
+class HostTimeline:
+    """Wall time of the host, for work that is done when a call returns."""
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def passed(self, mark: object) -> bool:
+        return True
+
+    def milliseconds(self, start: object, stop: object) -> float:
+        assert isinstance(start, float) and isinstance(stop, float)
+        return (stop - start) * 1e3
+
+
+class CardTimeline:
+    """Events on the card's current stream: the host runs ahead, the events say when work was done.
+
+    A phase in which the host blocks shows as the time the card stood idle for it.
+    """
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def passed(self, mark: object) -> bool:
+        assert isinstance(mark, torch.cuda.Event)
+        return mark.query()
+
+    def milliseconds(self, start: object, stop: object) -> float:
+        assert isinstance(start, torch.cuda.Event) and isinstance(stop, torch.cuda.Event)
+        return start.elapsed_time(stop)
+
+
+Times = dict[Phase, float]
+"""Milliseconds of one window, by phase; they sum to its wall time."""
+
+
+class Clock:
+    """Splits each window into phases.
+
+    A phase begun inside another one pauses it, so nothing counts twice and nothing is lost:
+    each moment between two marks belongs to the innermost phase open then.
+    """
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+        self._open: list[Phase] = []
+        self._marks: list[tuple[Phase, object]] = []
+        self._unread: deque[tuple[list[tuple[Phase, object]], object]] = deque()
+
+    @contextmanager
+    def window(self) -> Iterator[None]:
+        """One window; what no phase claims in it is OTHER."""
+        self._enter(Phase.OTHER)
+        try:
+            yield
+        finally:
+            self._open.pop()
+            self._unread.append((self._marks, self._timeline.mark()))
+            self._marks = []
+
+    @contextmanager
+    def phase(self, phase: Phase) -> Iterator[None]:
+        """Time spent here is `phase`'s. Outside a window it is not counted."""
+        if not self._open:
+            yield
+            return
+        self._enter(phase)
+        try:
+            yield
+        finally:
+            self._open.pop()
+            self._marks.append((self._open[-1], self._timeline.mark()))
+
+    def _enter(self, phase: Phase) -> None:
+        self._open.append(phase)
+        self._marks.append((phase, self._timeline.mark()))
+
+    def read(self) -> list[Times]:
+        """The windows ended since the last call whose work is done, in order; never blocks."""
+        ended: list[Times] = []
+        while self._unread and self._timeline.passed(self._unread[0][1]):
+            ended.append(self._times(*self._unread.popleft()))
+        return ended
+
+    def _times(self, marks: list[tuple[Phase, object]], end: object) -> Times:
+        times = dict.fromkeys(Phase, 0.0)
+        stops = [mark for _, mark in marks[1:]] + [end]
+        for (phase, start), stop in zip(marks, stops, strict=True):
+            times[phase] += self._timeline.milliseconds(start, stop)
+        return times
+
+
+def clock_for(device: torch.device) -> Clock:
+    """A clock that reads the time of `device`."""
+    return Clock(CardTimeline() if device.type == "cuda" else HostTimeline())

@@ -1,0 +1,104 @@
+"""Adds up what windows cost and taught, as a vector that ranks can gather."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from harness.measure.clock import Phase, Times
+from harness.measure.summary import Spread
+from harness.measure.traffic import Bytes
+
+PHASES = tuple(Phase)
+
+
+class Tally:
+    """Sums over windows of one rank: times, bytes, loss and hits."""
+
+    def __init__(self) -> None:
+        self._times = dict.fromkeys(PHASES, 0.0)
+        self._windows = 0
+        self._bytes = Bytes()
+        self._byte_windows = 0
+        self._scores: list[Tensor] = []
+
+    def add_times(self, windows: Sequence[Times]) -> None:
+        for times in windows:
+            for phase in PHASES:
+                self._times[phase] += times[phase]
+        self._windows += len(windows)
+
+    def add_bytes(self, sent: Bytes) -> None:
+        self._bytes = self._bytes + sent
+        self._byte_windows += 1
+
+    def add_scores(self, loss: Tensor, top1: Tensor) -> None:
+        """Of one micro-batch; kept on the device until `vector`."""
+        self._scores.append(torch.stack((loss.detach(), top1.detach())))
+
+    def vector(self) -> Tensor:
+        """float64 on the host; `Totals` reads the gathered rows. Reads the device once."""
+        scores = torch.zeros(2, dtype=torch.float64)
+        if self._scores:
+            scores = torch.stack(self._scores).double().sum(0).cpu()
+        rest = [len(self._scores), self._windows, self._byte_windows]
+        sent = [self._bytes.in_node, self._bytes.cross_node]
+        times = [self._times[phase] for phase in PHASES]
+        return torch.cat((scores, torch.tensor(rest + sent + times, dtype=torch.float64)))
+
+
+class Totals:
+    """Tallies of all ranks, [world, n] as gathered from `Tally.vector`."""
+
+    def __init__(self, rows: Tensor, nodes: int) -> None:
+        self._scores = rows[:, :2] / rows[:, 2:3].clamp(min=1)
+        self._sent = rows[:, 5:7] / rows[:, 4:5].clamp(min=1) / 1e6
+        self._times = rows[:, 7:] / rows[:, 3:4].clamp(min=1)
+        self.windows = int(rows[:, 3].min())
+        self._nodes = nodes
+
+    @property
+    def loss(self) -> float:
+        return float(self._scores[:, 0].mean())
+
+    @property
+    def top1(self) -> float:
+        return float(self._scores[:, 1].mean())
+
+    @property
+    def in_node_mb(self) -> float:
+        """Per rank and window."""
+        return float(self._sent[:, 0].mean())
+
+    @property
+    def cross_node_mb(self) -> float:
+        """Per node's link and window."""
+        return float(self._sent[:, 1].sum()) / self._nodes
+
+    @property
+    def step_ms(self) -> Spread:
+        return _spread(self._times.sum(1))
+
+    @property
+    def phases_ms(self) -> dict[str, Spread]:
+        return {phase.value: _spread(self._times[:, column]) for column, phase in enumerate(PHASES)}
+
+    def metrics(self) -> dict[str, float]:
+        """MLflow's names."""
+        found = {
+            "train/loss": self.loss,
+            "train/top1": self.top1,
+            "traffic/cross_node_mb_per_step": self.cross_node_mb,
+            "traffic/in_node_mb_per_step": self.in_node_mb,
+        }
+        for name, spread in {"step": self.step_ms, **self.phases_ms}.items():
+            found[f"time/{name}_ms"] = spread.mean
+            found[f"time_min/{name}_ms"] = spread.minimum
+            found[f"time_max/{name}_ms"] = spread.maximum
+        return found
+
+
+def _spread(values: Tensor) -> Spread:
+    return Spread(
+        minimum=float(values.min()), mean=float(values.mean()), maximum=float(values.max())
+    )

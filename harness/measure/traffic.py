@@ -1,0 +1,112 @@
+"""Bytes: counted where a collective is called, and by formula from the sizes of the run."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Sent by one rank; summed over a node's ranks, `cross_node` is what its link carries."""
+
+    in_node: float = 0.0
+    cross_node: float = 0.0
+
+    def __add__(self, other: "Bytes") -> "Bytes":
+        return Bytes(self.in_node + other.in_node, self.cross_node + other.cross_node)
+
+    def __sub__(self, other: "Bytes") -> "Bytes":
+        return Bytes(self.in_node - other.in_node, self.cross_node - other.cross_node)
+
+    def __mul__(self, factor: float) -> "Bytes":
+        return Bytes(self.in_node * factor, self.cross_node * factor)
+
+
+def all_gather_bytes(block: float, ranks: int, nodes: int) -> Bytes:
+    """Each of `ranks` gets the `block` bytes of every other; `ranks` lie evenly on `nodes`.
+
+    A node must take in the blocks of all ranks outside it once; the rest moves inside.
+    The same holds backwards for a reduce-scatter of blocks of this size.
+    """
+    per_node = ranks // nodes
+    link = (ranks - per_node) * block
+    return Bytes(in_node=(ranks - 1) * block - link / per_node, cross_node=link / per_node)
+
+
+def all_reduce_bytes(total: float, ranks: int, nodes: int) -> Bytes:
+    """A flat ring over `ranks` that lie evenly, in order, on `nodes`, of a `total` bytes buffer.
+
+    Each rank sends 2(n-1)/n of the buffer to the next one; per node one of those
+    neighbours is across the link.
+    """
+    sent = 2 * (ranks - 1) / ranks * total
+    if nodes == 1:
+        return Bytes(in_node=sent)
+    per_node = ranks // nodes
+    return Bytes(in_node=sent * (per_node - 1) / per_node, cross_node=sent / per_node)
+
+
+class Traffic:
+    """What this rank has sent since the start, added up at every collective."""
+
+    def __init__(self) -> None:
+        self.total = Bytes()
+
+    def add(self, sent: Bytes) -> None:
+        self.total = self.total + sent
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the formula needs to know of a run."""
+
+    nodes: int
+    ranks_per_node: int
+    images_per_rank: int
+    """B, per micro-batch."""
+    passes: int
+    """K, micro-batches in a window."""
+    shared: int
+    """Elements every rank of a node holds: the backbone, and a replicated classifier; padded."""
+    slice_elements: int
+    """Elements of this rank's slice of the classifier; 0 where it is replicated."""
+    features: int
+    element_bytes: int
+    feature_bytes: int
+    """Bytes of a feature on the wire; 2 under bf16."""
+    label_bytes: int = 4
+    statistic_bytes: int = 4
+
+
+def formula(layout: str, kind: str, route: str, sizes: Sizes) -> Bytes:
+    """Bytes one rank sends in a window, from the sizes alone; design table of the method.
+
+    replicated, node: 2(M-1)/M of what a rank owns crosses to its peers; a flat ring carries
+    2(N-1)/N of everything over each link instead. world: features of all other nodes, twice.
+    """
+    nodes, per_node = sizes.nodes, sizes.ranks_per_node
+    ranks = nodes * per_node
+    window = Bytes()
+    group_ranks, group_nodes = {
+        "replicated": (1, 1),
+        "node": (per_node, 1),
+        "world": (ranks, nodes),
+    }[layout]
+    feature_block = sizes.images_per_rank * sizes.features * sizes.feature_bytes
+    label_block = sizes.images_per_rank * sizes.label_bytes
+    statistic_block = 3 * group_ranks * sizes.images_per_rank * sizes.statistic_bytes
+    for block in (feature_block + label_block, statistic_block, feature_block):
+        window += all_gather_bytes(block, group_ranks, group_nodes) * sizes.passes
+    shared_bytes = sizes.shared * sizes.element_bytes
+    slice_bytes = sizes.slice_elements * sizes.element_bytes if layout == "node" else 0
+    if route == "flat":
+        return (
+            window
+            + all_reduce_bytes(shared_bytes, ranks, nodes)
+            + all_reduce_bytes(slice_bytes, nodes, nodes)
+        )
+    owned = shared_bytes / per_node + slice_bytes
+    window += all_reduce_bytes(owned, nodes, nodes)
+    gather_chunks = all_gather_bytes(shared_bytes / per_node, per_node, 1)
+    if kind == "averaging":
+        window += all_reduce_bytes(shared_bytes, per_node, 1) * sizes.passes
+        return window + gather_chunks
+    return window + gather_chunks * 2

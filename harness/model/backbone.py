@@ -1,0 +1,138 @@
+"""Backbones: images to features. Our small one, and any of torchvision's without its head."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.config import BackboneConfig
+from harness.errors import UserError
+
+SMALL_WIDTHS = (32, 64, 128, 192)
+
+
+class Backbone(nn.Module):
+    """[B, channels, height, width] -> [B, features]."""
+
+    def __init__(self, body: nn.Module, body_features: int, feature_dim: int) -> None:
+        super().__init__()
+        self.body = body
+        self.embedding = nn.Linear(body_features, feature_dim) if feature_dim else nn.Identity()
+        self.features = feature_dim or body_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.embedding(self.body(images).flatten(1))
+
+
+def make_backbone(config: BackboneConfig, channels: int, image_size: int, seed: int) -> Backbone:
+    """The backbone that the config names, with weights that are a function of the seed.
+
+    Raises UserError for an unknown name, or images the network cannot take.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if config.name == "small_cnn":
+            body: nn.Module = small_cnn(channels, config.norm)
+        else:
+            body = _torchvision_body(config, channels, image_size)
+        features = _features_of(body, config.name, channels, image_size)
+        return Backbone(body, features, config.feature_dim)
+
+
+def small_cnn(channels: int, norm: str) -> nn.Sequential:
+    """Four 3x3 convolutions, the first three halved by pooling: trains well on a CPU core."""
+    layers: list[nn.Module] = []
+    for stage, width in enumerate(SMALL_WIDTHS):
+        layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=norm == "none"))
+        if norm == "batch":
+            layers.append(nn.BatchNorm2d(width))
+        elif norm == "group":
+            layers.append(nn.GroupNorm(width // 16, width))
+        layers.append(nn.ReLU(inplace=True))
+        if stage < 3:
+            layers.append(nn.MaxPool2d(2))
+        channels = width
+    return nn.Sequential(*layers)
+
+
+def _torchvision_body(config: BackboneConfig, channels: int, image_size: int) -> nn.Module:
+    if config.norm != "batch":
+        raise UserError(
+            f"backbone.norm={config.norm} belongs to small_cnn, backbone.name is {config.name}; "
+            f"use norm=batch"
+        )
+    # Here, because it takes a second and our own backbone has no need of it.
+    from harness.vision import torchvision
+
+    models = torchvision.models
+    known = models.list_models(module=models)
+    if config.name not in known:
+        raise UserError(
+            f"unknown backbone.name={config.name}; use small_cnn or one of torchvision's, "
+            f"e.g. resnet18, mobilenet_v3_small"
+        )
+    builder = models.get_model_builder(config.name)
+    body = builder(weights=None, **_options(builder, config.name, image_size))
+    _take_head_off(body)
+    _fit_first_convolution(body, channels)
+    return body
+
+
+def _options(builder: Any, name: str, image_size: int) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        options["image_size"] = image_size
+    if name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": True}
+    assert "weights" in inspect.signature(builder).parameters
+    return options
+
+
+def _take_head_off(body: nn.Module) -> None:
+    """Replaces the last layer that makes class scores; the features before it come out."""
+    scoring = [
+        name
+        for name, module in body.named_modules()
+        if isinstance(module, nn.Linear)
+        or (isinstance(module, nn.Conv2d) and module.out_channels == 1000)
+    ]
+    _replace(body, scoring[-1], nn.Identity())
+
+
+def _fit_first_convolution(body: nn.Module, channels: int) -> None:
+    name, first = next(
+        (name, module) for name, module in body.named_modules() if isinstance(module, nn.Conv2d)
+    )
+    if first.in_channels == channels:
+        return
+    fitted = nn.Conv2d(
+        channels,
+        first.out_channels,
+        first.kernel_size,  # type: ignore[arg-type]
+        stride=first.stride,  # type: ignore[arg-type]
+        padding=first.padding,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
+    _replace(body, name, fitted)
+
+
+def _replace(body: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(body.get_submodule(parent), child, module)
+
+
+def _features_of(body: nn.Module, name: str, channels: int, image_size: int) -> int:
+    training = body.training
+    body.eval()
+    try:
+        with torch.no_grad():
+            features = body(torch.zeros(1, channels, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"backbone.name={name} cannot take {channels} x {image_size} x {image_size} images "
+            f"({reason}); raise data.image_size or use another backbone"
+        ) from error
+    body.train(training)
+    return features.flatten(1).shape[1]

@@ -1,0 +1,215 @@
+"""The classifier, sliced over ranks: linear or cosine logits and an exact softmax cross entropy.
+
+Shapes: B images of this rank, n = group size * B gathered images, D features, C classes,
+K classes of this slice.
+
+Gradient convention: the loss is the mean over the n gathered images, and a rank's features get
+the gradient of the mean over its own B; so the way back through the gather multiplies by the
+group's size. The weight's gradient is then the mean over the group's images already.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness.config import ClassifierConfig
+from harness.model.margins import add_margin, own_targets
+from harness.parallel.group import Group
+from harness.parallel.slices import slice_of
+
+INIT_BLOCK = 1024
+"""Classes whose initial weights one generator draws; a file of any slicing agrees on them."""
+
+
+class Scores(NamedTuple):
+    """Loss and hits over the slice group's images, equal on all its ranks."""
+
+    loss: Tensor
+    """Mean cross entropy, scalar, differentiable."""
+    top1: Tensor
+    """Share of images whose own class has the largest logit, scalar."""
+
+
+class SlicedClassifier(nn.Module):
+    """Owns classes start..stop-1 of C; all ranks of `group` together own every class once."""
+
+    def __init__(
+        self, features: int, num_classes: int, config: ClassifierConfig, group: Group, seed: int
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.owned = slice_of(num_classes, group.size, group.index)
+        self._group = group
+        self._config = config
+        self.weight = nn.Parameter(
+            initial_weight(seed, self.owned.start, self.owned.stop, features)
+        )
+        self.bias = nn.Parameter(torch.zeros(self.owned.size)) if config.margin == "none" else None
+
+    def forward(self, features_BD: Tensor, labels_B: Tensor) -> Scores:
+        """Scores of this rank's images beside the group's. Collective over the slice group."""
+        logits_nK, labels_n = self._logits(features_BD, labels_B)
+        targets_n = labels_n - self.owned.start
+        if self._config.margin != "none":
+            logits_nK = add_margin(
+                logits_nK.float(),
+                targets_n,
+                self._config.margin,
+                self._config.margin_size,
+                self._config.margin_scale,
+            )
+        return Scores(*_CrossEntropy.apply(logits_nK, targets_n, self._group))
+
+    @torch.no_grad()
+    def predict(self, features_BD: Tensor, labels_B: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
+        """Classes of the k largest logits [B, k], best first, and cross entropies [B].
+
+        No rank ever holds all logits of an image. Collective over the slice group.
+        """
+        logits_nK, labels_n = self._logits(features_BD, labels_B)
+        if self._config.margin != "none":
+            logits_nK = logits_nK * self._config.margin_scale
+        logits_nK = logits_nK.to(_exact(logits_nK.dtype))
+        statistics = _Statistics(logits_nK, labels_n - self.owned.start, self._group)
+        k = min(k, self.num_classes)
+        values, columns = logits_nK.topk(min(k, self.owned.size), dim=1)
+        values = functional.pad(values, (0, k - values.shape[1]), value=-torch.inf)
+        classes = functional.pad(columns + self.owned.start, (0, k - columns.shape[1]), value=-1)
+        # float64 holds every class number exactly, float32 only those below 2^24.
+        best = self._group.all_gather(torch.stack((values.double(), classes.double()))[None])
+        values_all, classes_all = best.permute(1, 2, 0, 3).flatten(2)
+        order = values_all.topk(k, dim=1).indices
+        own = slice(self._group.index * len(labels_B), (self._group.index + 1) * len(labels_B))
+        return classes_all.gather(1, order)[own].long(), statistics.losses_n[own]
+
+    def _logits(self, features_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        weight: Tensor = self.weight
+        if self._config.margin != "none":
+            weight = functional.normalize(weight)
+            features_BD = functional.normalize(features_BD.to(_exact(features_BD.dtype)))
+        if torch.is_autocast_enabled(features_BD.device.type):
+            features_BD = features_BD.to(torch.get_autocast_dtype(features_BD.device.type))
+        return _GatheredLogits.apply(features_BD, labels_B, weight, self.bias, self._group)
+
+
+def initial_weight(seed: int, start: int, stop: int, features: int) -> Tensor:
+    """Rows start..stop-1, [stop - start, D]: a function of (seed, class), not of the slicing."""
+    rows = torch.empty(stop - start, features)
+    for block in range(start // INIT_BLOCK, -(-stop // INIT_BLOCK)):
+        first = block * INIT_BLOCK
+        generator = torch.Generator().manual_seed(_mixed(seed, block))
+        drawn = torch.randn(INIT_BLOCK, features, generator=generator) * features**-0.5
+        low, high = max(first, start), min(first + INIT_BLOCK, stop)
+        rows[low - start : high - start] = drawn[low - first : high - first]
+    return rows
+
+
+def _mixed(seed: int, block: int) -> int:
+    # Two odd constants spread (seed, block) over 63 bits; neighbours share no stream.
+    return (seed * 0x9E3779B97F4A7C15 + (block + 1) * 0xBF58476D1CE4E5B9) % 2**63
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """At least float32: what the softmax is computed in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class _GatheredLogits(torch.autograd.Function):
+    """Features of the group times this slice's weight: one gather there, one reduce-scatter back.
+
+    Labels ride behind the features as raw bits: one collective instead of two.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features_BD: Tensor,
+        labels_B: Tensor,
+        weight_KD: Tensor,
+        bias_K: Tensor | None,
+        group: Group,
+    ) -> tuple[Tensor, Tensor]:
+        features_nD, labels_n = _gather(features_BD, labels_B, group)
+        weight = weight_KD.to(features_nD.dtype)
+        bias = None if bias_K is None else bias_K.to(features_nD.dtype)
+        ctx.save_for_backward(features_nD, weight)
+        ctx.group = group
+        ctx.parameter_dtype = weight_KD.dtype
+        ctx.has_bias = bias_K is not None
+        ctx.mark_non_differentiable(labels_n)
+        return functional.linear(features_nD, weight, bias), labels_n
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        features_nD, weight = ctx.saved_tensors
+        slope_nK = gradients[0].to(weight.dtype)
+        features_slope = ctx.group.launch_reduce_scatter((slope_nK @ weight) * ctx.group.size)
+        # The weight's gradient is computed while the features' travels.
+        weight_slope = (slope_nK.T @ features_nD).to(ctx.parameter_dtype)
+        bias_slope = None
+        if ctx.has_bias:
+            bias_slope = gradients[0].sum(0, dtype=ctx.parameter_dtype)
+        return features_slope.wait(), None, weight_slope, bias_slope, None
+
+
+def _gather(features_BD: Tensor, labels_B: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    if group.size == 1:
+        return features_BD, labels_B
+    wide = torch.int64 if features_BD.element_size() == 8 else torch.int32
+    bits = labels_B.to(wide)[:, None].view(features_BD.dtype)
+    gathered = group.all_gather(torch.cat((features_BD, bits), dim=1))
+    features_nD, bits = gathered.split((features_BD.shape[1], bits.shape[1]), dim=1)
+    return features_nD.contiguous(), bits.contiguous().view(wide)[:, 0].long()
+
+
+class _Statistics:
+    """Softmax statistics of all slices from those of this one, in one gather.
+
+    a = max over slices of the row's max; S = sum over slices of sum exp(z - a);
+    t = the target's logit, on exactly one slice; loss = a + log S - t.
+    """
+
+    def __init__(self, logits_nK: Tensor, targets_n: Tensor, group: Group) -> None:
+        self.rows, self.columns = own_targets(targets_n, logits_nK.shape[1])
+        own_max_n = logits_nK.max(dim=1).values
+        self.exponentials_nK = (logits_nK - own_max_n[:, None]).exp_()
+        target_n = torch.zeros_like(own_max_n)
+        target_n[self.rows] = logits_nK[self.rows, self.columns]
+        own = torch.stack((own_max_n, self.exponentials_nK.sum(dim=1), target_n))
+        max_gn, sum_gn, target_gn = group.all_gather(own[None]).unbind(1)
+        max_n = max_gn.max(dim=0).values
+        sum_n = (sum_gn * (max_gn - max_n).exp()).sum(dim=0)
+        target_n = target_gn.sum(dim=0)
+        self.losses_n = max_n + sum_n.log() - target_n
+        self.hits_n = target_n >= max_n
+        self.scale_n = (own_max_n - max_n).exp() / sum_n
+        """exponentials * scale = the softmax over all slices."""
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Mean softmax cross entropy over all slices; its way back needs no communication."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_nK: Tensor, targets_n: Tensor, group: Group
+    ) -> tuple[Tensor, Tensor]:
+        exact = logits_nK.to(_exact(logits_nK.dtype))
+        statistics = _Statistics(exact, targets_n, group)
+        ctx.save_for_backward(
+            statistics.exponentials_nK, statistics.scale_n, statistics.rows, statistics.columns
+        )
+        ctx.logits_dtype = logits_nK.dtype
+        top1 = statistics.hits_n.to(exact.dtype).mean()
+        ctx.mark_non_differentiable(top1)
+        return statistics.losses_n.mean(), top1
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        exponentials_nK, scale_n, rows, columns = ctx.saved_tensors
+        share = gradients[0] / len(scale_n)
+        # In place: the exponentials serve this once, and are the largest tensor of the step.
+        slope_nK = exponentials_nK.mul_((scale_n * share)[:, None])
+        slope_nK[rows, columns] -= share
+        return slope_nK.to(ctx.logits_dtype), None, None

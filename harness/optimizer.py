@@ -1,0 +1,39 @@
+"""The update rule over flat parameters, and the learning rate over the run."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from harness.config import OptimizerConfig
+from harness.exchange.flat import Flat
+
+
+def make_optimizer(config: OptimizerConfig, flats: Sequence[Flat]) -> torch.optim.Optimizer:
+    """One update over the few flat tensors; biases and norms do not decay."""
+    decayed = [flat.decayed for flat in flats if flat.decayed.numel()]
+    undecayed = [flat.undecayed for flat in flats if flat.undecayed.numel()]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": undecayed, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+    nesterov = config.nesterov and config.momentum > 0
+    return torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True
+    )
+
+
+def lr_at(config: OptimizerConfig, window: int, windows: int) -> float:
+    """Learning rate of a window out of `windows`: linear warm-up, then the schedule."""
+    if window < config.warmup_windows:
+        return config.lr * (window + 1) / config.warmup_windows
+    span = max(1, windows - config.warmup_windows)
+    done = (window - config.warmup_windows) / span
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "step":
+        return config.lr * config.step_factor ** sum(done >= at for at in config.step_at)
+    return config.lr

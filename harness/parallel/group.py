@@ -1,0 +1,132 @@
+"""Collectives of a group of ranks through torch.distributed; a group of one answers at once."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from harness.measure.clock import Clock, Phase
+from harness.measure.traffic import Bytes, Traffic, all_gather_bytes, all_reduce_bytes
+
+
+@dataclass(frozen=True)
+class Meters:
+    """Where collectives say how long they were waited for and what they sent."""
+
+    clock: Clock
+    traffic: Traffic
+
+
+class Pending:
+    """A collective under way; `wait` returns its result once the current stream may use it."""
+
+    def __init__(
+        self,
+        work: dist.Work | None,
+        result: Tensor,
+        waiting: AbstractContextManager[None],
+        finish: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._work = work
+        self._result = result
+        self._waiting = waiting
+        self._finish = finish
+
+    def wait(self) -> Tensor:
+        if self._work is not None:
+            with self._waiting:
+                self._work.wait()
+            self._work = None
+            if self._finish is not None:
+                self._result = self._finish(self._result)
+        return self._result
+
+
+class Group:
+    """Ranks that meet in collectives, in one fixed order on all of them.
+
+    `process_group` is None for a group of one rank, and then nothing is sent.
+    `nodes` is the number of nodes that the ranks lie on, evenly.
+    """
+
+    def __init__(
+        self,
+        ranks: tuple[int, ...],
+        rank: int,
+        nodes: int,
+        process_group: dist.ProcessGroup | None,
+        meters: Meters,
+        wait_phase: Phase,
+    ) -> None:
+        if (process_group is None) != (len(ranks) == 1):
+            raise ValueError(f"a group of {len(ranks)} ranks got process group {process_group}")
+        self.size = len(ranks)
+        self.index = ranks.index(rank)
+        self._nodes = nodes
+        self._process_group = process_group
+        self._meters = meters
+        self._wait_phase = wait_phase
+
+    def all_gather(self, block: Tensor) -> Tensor:
+        """[b, ...] of each rank -> [size * b, ...] on all. Collective over the group."""
+        return self.launch_all_gather(block).wait()
+
+    def launch_all_gather(self, block: Tensor, into: Tensor | None = None) -> Pending:
+        """Starts `all_gather`, into the given tensor or a new one. Collective over the group."""
+        if self._process_group is None:
+            return self._pending(None, block if into is None else into.copy_(block))
+        block = block.contiguous()
+        gathered = into
+        if gathered is None:
+            gathered = block.new_empty((self.size * block.shape[0], *block.shape[1:]))
+        self._count(all_gather_bytes, block)
+        work = dist.all_gather_single(gathered, block, group=self._process_group, async_op=True)
+        return self._pending(work, gathered)
+
+    def launch_reduce_scatter(self, blocks: Tensor) -> Pending:
+        """Starts [size * b, ...] of each rank -> the sum of their own block, [b, ...], on each.
+
+        Collective over the group.
+        """
+        if self._process_group is None:
+            return self._pending(None, blocks)
+        blocks = blocks.contiguous()
+        own = blocks.new_empty((blocks.shape[0] // self.size, *blocks.shape[1:]))
+        self._count(all_gather_bytes, own)
+        if blocks.is_cuda:
+            work = dist.reduce_scatter_single(own, blocks, group=self._process_group, async_op=True)
+            return self._pending(work, own)
+        return self._sum_of_exchanged(blocks)
+
+    def _sum_of_exchanged(self, blocks: Tensor) -> Pending:
+        # Gloo's own reduce-scatter took three times as long as its all-reduce; an all-to-all
+        # sends the same bytes as a ring and leaves one local sum.
+        received = torch.empty_like(blocks)
+        work = dist.all_to_all_single(received, blocks, group=self._process_group, async_op=True)
+        return self._pending(work, received, self._sum_blocks)
+
+    def _sum_blocks(self, blocks: Tensor) -> Tensor:
+        return blocks.view(self.size, -1, *blocks.shape[1:]).sum(0)
+
+    def launch_average(self, tensor: Tensor) -> Pending:
+        """Starts the mean of `tensor` over the group, in place. Collective over the group."""
+        if self._process_group is None:
+            return self._pending(None, tensor)
+        self._count(all_reduce_bytes, tensor)
+        work = dist.all_reduce(tensor, group=self._process_group, async_op=True)
+        return self._pending(work, tensor, lambda total: total.div_(self.size))
+
+    def _count(self, formula: Callable[[float, int, int], Bytes], tensor: Tensor) -> None:
+        sent = tensor.numel() * tensor.element_size()
+        self._meters.traffic.add(formula(sent, self.size, self._nodes))
+
+    def _pending(
+        self,
+        work: dist.Work | None,
+        result: Tensor,
+        finish: Callable[[Tensor], Tensor] | None = None,
+    ) -> Pending:
+        return Pending(work, result, self._meters.clock.phase(self._wait_phase), finish)

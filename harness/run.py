@@ -1,0 +1,201 @@
+"""One run from its config to its summary: checks, world, tracking, training, and how it ended."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import torch
+from tqdm import tqdm
+
+from harness.checkpoint import read_meta
+from harness.config import Config
+from harness.data.images import Dataset
+from harness.data.open import open_dataset
+from harness.data.shares import Shares
+from harness.errors import UserError
+from harness.measure.clock import clock_for
+from harness.measure.machine import environment
+from harness.measure.summary import RunSummary
+from harness.measure.tracking import Tracker, check_store, monitor_node
+from harness.measure.traffic import Traffic
+from harness.parallel.group import Meters
+from harness.parallel.topology import Topology, check_classes
+from harness.parallel.world import World, launched_topology, open_world, rank_device
+from harness.trainer import Trainer
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGINT arrived."""
+
+
+def run(config: Config, folder: Path | None = None) -> RunSummary:
+    """Trains as `config` says and leaves config, metrics and summary in the run's folder.
+
+    Raises UserError, on every rank and before anything is written, for what the user can mend.
+    """
+    topology = launched_topology()
+    device, dataset, problem = torch.device("cpu"), None, None
+    try:
+        device, dataset = _prepare(config, topology)
+    except UserError as error:
+        problem = error
+    meters = Meters(clock_for(device), Traffic())
+    with open_world(topology, config.classifier.layout, device, meters) as world:
+        world.raise_together(problem)
+        assert dataset is not None
+        torch.set_num_threads(_threads(config, world))
+        folder = world.broadcast(folder or _folder(config), "folder")
+        with _journal(config, folder, world) as journal:
+            summary = Trainer(config, dataset, world, folder).train(journal)
+            return journal.conclude(summary)
+
+
+def _prepare(config: Config, topology: Topology) -> tuple[torch.device, Dataset]:
+    """This rank's device and the images; raises UserError for all that can be wrong by now."""
+    check_classes(topology, config.classifier.layout, config.data.num_classes)
+    device = rank_device(config.train.device, topology.local_rank)
+    if config.train.resume:
+        read_meta(Path(config.train.resume), config.data.num_classes)
+    if topology.rank == 0 and config.tracking.enabled:
+        check_store(config)
+    dataset = open_dataset(config.data)
+    share = (config.train.batch_size, topology.rank, topology.world_size, config.seed)
+    Shares(len(dataset.train), *share)
+    return device, dataset
+
+
+def _threads(config: Config, world: World) -> int:
+    cores = len(os.sched_getaffinity(0))
+    return config.train.threads or max(1, cores // world.topology.ranks_per_node)
+
+
+def _folder(config: Config) -> Path:
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return Path(config.tracking.folder).absolute() / f"{config.name}-s{config.seed}-{now}"
+
+
+class _Silent:
+    """The journal of every rank but the first."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        return None
+
+    def advance(self, window: int, windows: int, note: str) -> None:
+        return None
+
+    def conclude(self, summary: RunSummary) -> RunSummary:
+        return summary
+
+
+class _Journal:
+    """Rank 0's: metrics to the tracker, progress to the terminal, the summary to the folder."""
+
+    def __init__(self, folder: Path, tracker: Tracker, commit: str | None) -> None:
+        self._folder = folder
+        self._tracker = tracker
+        self._commit = commit
+        self._progress = tqdm(unit="window", mininterval=1.0, dynamic_ncols=True)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self._tracker.log(step, metrics)
+
+    def advance(self, window: int, windows: int, note: str) -> None:
+        self._progress.total = windows
+        self._progress.set_postfix_str(note, refresh=False)
+        self._progress.update(window - self._progress.n)
+
+    def conclude(self, summary: RunSummary) -> RunSummary:
+        """Writes `summary.json`, logs `summary/*` once, prints the last words."""
+        self._progress.close()
+        whole = summary.model_copy(
+            update={"mlflow_run_id": self._tracker.run_id, "commit": self._commit}
+        )
+        whole.write(self._folder)
+        self._tracker.log(0, summary_metrics(whole))
+        print(last_words(whole, self._folder), flush=True)
+        return whole
+
+
+def summary_metrics(summary: RunSummary) -> dict[str, float]:
+    """One number a run, which MLflow draws as bars over runs."""
+    found = {
+        "summary/images_per_second": summary.images_per_second,
+        "summary/step_ms": summary.step_ms.mean,
+        "summary/train_seconds": summary.train_seconds,
+        "summary/cross_node_mb_per_step": summary.cross_node_mb_per_step,
+    }
+    found |= {f"summary/{name}_ms": spread.mean for name, spread in summary.phases_ms.items()}
+    found |= {f"summary/{name.replace('/', '_')}": value for name, value in summary.final.items()}
+    return found
+
+
+def last_words(summary: RunSummary, folder: Path) -> str:
+    """What a user reads when the run has ended."""
+    phases = " · ".join(
+        f"{name} {spread.mean:.1f}"
+        for name, spread in summary.phases_ms.items()
+        if spread.mean >= 0.05
+    )
+    accuracy = " · ".join(
+        f"{name} {value:.2%}" for name, value in summary.final.items() if name.endswith("/top1")
+    )
+    return "\n".join(
+        (
+            f"{summary.name}, seed {summary.seed}: {summary.ranks} ranks on {summary.nodes} nodes, "
+            f"{summary.images:,} images in {summary.train_seconds:.1f} s of training",
+            f"  throughput   {summary.images_per_second:,.0f} images/s over {summary.timed_windows} "
+            f"windows (the first {summary.untimed_windows} are left out)",
+            f"  window       {summary.step_ms.mean:.1f} ms = {phases}",
+            f"  sent         {summary.cross_node_mb_per_step:.2f} MB through a node's link, "
+            f"{summary.in_node_mb_per_step:.2f} MB by a rank inside its node, per window",
+            f"  accuracy     {accuracy}",
+            f"  in           {folder}",
+        )
+    )
+
+
+@contextmanager
+def _journal(config: Config, folder: Path, world: World) -> Iterator["_Journal | _Silent"]:
+    """Opens tracking on rank 0 and each node's gauges; says how the run ended, whatever it was."""
+    tracker: Tracker | None = None
+    facts: dict[str, object] = {}
+    if world.is_first:
+        facts = environment(world.horovod_build())
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        tracker = Tracker.start(config, folder, facts)
+    run_id = world.broadcast(tracker.run_id if tracker else None, "run id")
+    gauged = world.topology.local_rank == 0 and run_id is not None
+    gauges = monitor_node(config, run_id, world.topology.node) if gauged else nullcontext()
+    status = "FAILED"
+    try:
+        with _stop_signals(), gauges:
+            commit = facts.get("git_commit")
+            yield (
+                _Journal(folder, tracker, str(commit) if commit else None) if tracker else _Silent()
+            )
+        status = "FINISHED"
+    except (Stopped, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        if tracker is not None:
+            tracker.finish(status)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """SIGTERM raises here, so that tracking learns of it; horovodrun sends it to end a run."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
