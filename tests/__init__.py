@@ -1,1 +1,1 @@
-"""Tests mirror harness/. ranks.py runs a function on real ranks, horovodrun.py a real horovodrun."""
+"""Tests mirror harness/. ranks.py runs a function on real ranks, horovodrun.py horovodrun."""

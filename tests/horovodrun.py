@@ -121,7 +121,7 @@ def _last_words(process: subprocess.Popen[str], mark: str) -> tuple[str, str]:
 
 
 def _processes(mark: str, ranks_only: bool = False) -> list[psutil.Process]:
-    """The processes of one call, wherever horovodrun has put them (each rank has its own session)."""
+    """The processes of one call; horovodrun has put each rank in a session of its own."""
     found = []
     for process in psutil.process_iter():
         try:

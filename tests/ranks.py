@@ -1,7 +1,7 @@
-"""Run a function on n real torch.distributed ranks and bring back results, or every rank's traceback.
+"""Run a function on n real torch.distributed ranks; results come back, or every rank's traceback.
 
-The ranks are processes of their own, joined by Gloo over a file in a temporary folder. A fork server
-imports torch once for all of them, so that a rank starts in a fraction of a second.
+The ranks are processes of their own, joined by Gloo over a file in a temporary folder. A fork
+server imports torch once for all of them, so that a rank starts in a fraction of a second.
 """
 
 import faulthandler

@@ -1,4 +1,4 @@
-"""The helper that starts a real horovodrun: output by rank, failures, hangs, nothing left behind."""
+"""The helper that starts a real horovodrun: output by rank, failures, hangs, no process left."""
 
 import psutil
 import pytest

@@ -1,0 +1,49 @@
+# One name, one thing. Every target does its own set-up, once; a second call installs nothing.
+#   make demo     two emulated nodes, two ways of parallelising, a table, a chart     make test    every test
+#   make check    format, lint, types                                              make bench   speed, not a test
+#   make ui       MLflow's pages of the runs so far                                make clean   undo the set-up
+# PYTHON is what .venv is made from; EXTRAS=tests,analysis,gpu adds NVIDIA's gauges.
+
+PYTHON ?= python3
+EXTRAS ?= tests,analysis
+PORT ?= 5000
+HOSTS ?= localhost:2,127.0.0.1:2
+NP ?= 4
+
+BIN := .venv/bin
+STAMP := .venv/.stamp
+INSTALL := pyproject.toml install/install.sh install/build.txt install/constraints.txt install/horovod.py
+
+.PHONY: setup demo test check bench ui clean clean-cache
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+$(STAMP): $(INSTALL)
+	$(PYTHON) -m venv .venv
+	EXTRAS=$(EXTRAS) install/install.sh $(BIN)/python
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/harness compare experiments/demo/*.yaml --np $(NP) --hosts $(HOSTS) --study demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+ui: $(STAMP)
+	$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db} --port $(PORT)
+
+# Runs and their records (runs/, mlflow.db) are results: no target removes them.
+clean:
+	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+clean-cache:
+	rm -rf .cache

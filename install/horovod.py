@@ -1,0 +1,336 @@
+"""Build the mended Horovod once, keep the wheel in .cache/horovod/, install it beside torch.
+
+    python install/horovod.py             build if need be, then install into this Python
+    python install/horovod.py --wheel     build if need be, print the wheel's path, install nothing
+    python install/horovod.py --edits     list what is changed in Horovod's source, and why
+
+The last release of Horovod (0.28.1, June 2023) does not compile against a torch of today and has
+four faults that a comparison of waiting times cannot live with. Each is mended by a substitution
+that must match exactly once; nothing is built when one does not.
+
+Run it with the Python whose environment holds torch, setuptools, wheel and cmake (the Makefile,
+environment.yml and the Dockerfile do). Horovod's own build variables (HOROVOD_GPU_OPERATIONS=NCCL,
+HOROVOD_WITH_MPI=1, HOROVOD_NCCL_HOME=..., HOROVOD_CUDA_HOME=...) pass through when they are set,
+and every different set of them is a wheel of its own. MAKEFLAGS (default -j2) sets the number of
+compiler processes; each takes up to 2 GB of memory.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+VERSION = "0.28.1"
+SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
+CACHE = Path(__file__).resolve().parent.parent / ".cache" / "horovod"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One substitution: `find` stands exactly once in `file` and becomes `replace`."""
+
+    file: str
+    find: str
+    replace: str
+    reason: str
+
+
+CXX17 = "torch 2.1 and later compile as C++17 only"
+EDITS = (
+    Edit("CMakeLists.txt", "set(CMAKE_CXX_STANDARD 14)", "set(CMAKE_CXX_STANDARD 17)", CXX17),
+    Edit(
+        "horovod/torch/CMakeLists.txt",
+        "set(CMAKE_CXX_STANDARD 14)",
+        "set(CMAKE_CXX_STANDARD 17)",
+        CXX17,
+    ),
+    Edit(
+        "horovod/common/gloo/gloo_context.cc",
+        "assert(global_context.IsEnabled());",
+        "gloo_iface_ = global_context.gloo_iface_;",
+        "a process set must use the interface of --network-interfaces, as the world does",
+    ),
+    Edit(
+        "horovod/common/gloo/gloo_controller.cc",
+        "global_ranks_.reserve(size_);",
+        "global_ranks_.resize(size_);",
+        "the stall inspector loops over this vector, which otherwise stays empty: it never fires",
+    ),
+    Edit(
+        "horovod/torch/mpi_ops_v2.cc",
+        "std::this_thread::yield();",
+        "std::this_thread::sleep_for(std::chrono::microseconds(100));",
+        "a waiting rank must not take the core from the rank it waits for",
+    ),
+    Edit(
+        "horovod/common/process_set.h",
+        "mutable std::recursive_mutex mutex;",
+        "mutable std::recursive_mutex mutex;\n  std::atomic_bool peers_lost{false};",
+        "remembers that a peer is gone, for the two edits below",
+    ),
+    Edit(
+        "horovod/common/operations.cc",
+        'background loop uncaught exception: " << ex.what();',
+        'background loop uncaught exception: " << ex.what();\n'
+        "    state.process_set_table.peers_lost = true;",
+        "a broken connection ends the background loop: nobody is left to negotiate the end with",
+    ),
+    Edit(
+        "horovod/common/process_set.cc",
+        "InitializeRegisteredAndRemoveMarkedIfReady_(context, status);",
+        """if (!peers_lost) {
+        try {
+          InitializeRegisteredAndRemoveMarkedIfReady_(context, status);
+        } catch (const std::exception& error) {
+          LOG(WARNING) << "ending process sets alone, a peer is gone: " << error.what();
+          peers_lost = true;
+        }
+      }
+      if (peers_lost) {
+        if (Contains(id)) {
+          Get(id).Finalize(status);
+          DeregisterProcessSet(id);
+        }
+        id_to_be_removed_ = SUCCESSFUL_REMOVAL;
+      }""",
+        "with a peer gone every set ends here alone, its pending handles with the shut-down error,"
+        " instead of an uncaught exception that aborts the process",
+    ),
+    Edit(
+        "horovod/common/process_set.cc",
+        "next_id_ = 1;",
+        "next_id_ = 1;\n  peers_lost = false;",
+        "a later hvd.init() starts with all peers present",
+    ),
+)
+
+DEFAULT_SETTINGS = {
+    "HOROVOD_WITH_PYTORCH": "1",
+    "HOROVOD_WITH_GLOO": "1",
+    "HOROVOD_WITHOUT_MPI": "1",
+    "HOROVOD_WITHOUT_TENSORFLOW": "1",
+    "HOROVOD_WITHOUT_MXNET": "1",
+}
+# The variables that Horovod's build reads. Those it reads at run time (HOROVOD_CYCLE_TIME,
+# HOROVOD_STALL_..., HOROVOD_GLOO_...) must not ask for another wheel.
+BUILD_VARIABLES = ("HOROVOD_GPU", "HOROVOD_CPU_OPERATIONS", "HOROVOD_DEBUG")
+BUILD_PREFIXES = (
+    "HOROVOD_ALLOW_MIXED_GPU_IMPL",
+    "HOROVOD_BUILD_",
+    "HOROVOD_CUDA_",
+    "HOROVOD_GPU_",
+    "HOROVOD_MPICXX_",
+    "HOROVOD_NCCL_",
+    "HOROVOD_NVTX_",
+    "HOROVOD_ROCM_",
+    "HOROVOD_WITH_",
+    "HOROVOD_WITHOUT_",
+)
+
+
+class InstallError(Exception):
+    """The wheel cannot be built or installed; the message says why in one line."""
+
+
+def substitute(text: str, edit: Edit) -> str:
+    """`text` with the edit made. InstallError unless it matches exactly once."""
+    found = text.count(edit.find)
+    if found != 1:
+        raise InstallError(
+            f"edit of {edit.file} ({edit.reason}): expected {edit.find!r} once, found it {found}"
+            f" times; this is not the source of Horovod {VERSION}"
+        )
+    return text.replace(edit.find, edit.replace)
+
+
+def mend(source: Path, edits: Iterable[Edit] = EDITS) -> None:
+    """Make all edits under `source`, or none: every match is checked before a file is written."""
+    mended: dict[Path, str] = {}
+    for edit in edits:
+        path = source / edit.file
+        if path not in mended:
+            if not path.is_file():
+                raise InstallError(f"edit of {edit.file} ({edit.reason}): there is no such file")
+            mended[path] = path.read_text(encoding="utf-8")
+        mended[path] = substitute(mended[path], edit)
+    for path, text in mended.items():
+        path.write_text(text, encoding="utf-8")
+
+
+def edits_hash(edits: Iterable[Edit] = EDITS) -> str:
+    """Eight hex digits that name these edits; part of the installed version."""
+    changes = [(edit.file, edit.find, edit.replace) for edit in edits]
+    return hashlib.sha256(json.dumps(changes).encode()).hexdigest()[:8]
+
+
+def build_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Our defaults and the caller's build variables; WITH_X and WITHOUT_X exclude each other."""
+    chosen = {
+        name: value
+        for name, value in environment.items()
+        if value and (name in BUILD_VARIABLES or name.startswith(BUILD_PREFIXES))
+    }
+    defaults = {
+        name: value
+        for name, value in DEFAULT_SETTINGS.items()
+        if name.replace("_WITH_", "_WITHOUT_") not in chosen
+        and name.replace("_WITHOUT_", "_WITH_") not in chosen
+    }
+    return dict(sorted({**defaults, **chosen}.items()))
+
+
+def wheel_key(torch_version: str, settings: Mapping[str, str]) -> str:
+    """What a wheel depends on, as a readable folder name ending in a hash of all of it."""
+    python = sysconfig.get_config_var("SOABI") or sysconfig.get_python_version()
+    parts = [VERSION, SDIST_SHA256, torch_version, python, sysconfig.get_platform(), edits_hash()]
+    digest = hashlib.sha256(json.dumps([parts, dict(settings)]).encode()).hexdigest()[:12]
+    return f"horovod-{VERSION}-torch-{torch_version}-{python}-{digest}"
+
+
+def local_version(key: str) -> str:
+    """The local part of the installed version: says that it is mended, how, and which build."""
+    return f"mended.{edits_hash()}.{key.rsplit('-', 1)[1]}"
+
+
+def run(command: list[str], log: Path, environment: Mapping[str, str], what: str) -> None:
+    """Run a command with its output in `log`; InstallError with the log's end when it fails."""
+    with log.open("a", encoding="utf-8") as output:
+        output.write(f"\n$ {' '.join(command)}\n")
+        output.flush()
+        status = subprocess.run(command, stdout=output, stderr=output, env=dict(environment))
+    if status.returncode != 0:
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-40:])
+        raise InstallError(
+            f"{what} failed (exit {status.returncode}); the whole output is in {log}, its end:\n"
+            f"{tail}"
+        )
+
+
+def download_source(folder: Path, log: Path, environment: Mapping[str, str]) -> Path:
+    """The unpacked source package, fetched by pip and checked against its hash."""
+    requirement = folder / "horovod.txt"
+    requirement.write_text(f"horovod=={VERSION} --hash=sha256:{SDIST_SHA256}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary=horovod"]
+    command += ["--no-build-isolation", "--require-hashes", "-d", str(folder), "-r"]
+    run([*command, str(requirement)], log, environment, f"download of Horovod {VERSION}")
+    (archive,) = folder.glob("horovod-*.tar.gz")
+    with tarfile.open(archive) as package:
+        if hasattr(tarfile, "data_filter"):
+            package.extractall(folder, filter="data")
+        else:  # Python before 3.11.4; the archive's hash was checked above
+            package.extractall(folder)
+    return folder / f"horovod-{VERSION}"
+
+
+def build(key: str, settings: Mapping[str, str], log: Path) -> Path:
+    """Download, mend and compile; returns the wheel, moved into the cache when it is whole."""
+    # pip's cmake and compiler wrappers stand beside this Python, which need not be on PATH.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    environment = {"MAKEFLAGS": "-j2", **os.environ, **settings, "PATH": path}
+    for name in DEFAULT_SETTINGS.keys() - settings.keys():
+        environment.pop(name, None)
+    # An absolute path in PYTHONPATH could put this very file in the place of the package.
+    environment.pop("PYTHONPATH", None)
+    with tempfile.TemporaryDirectory(prefix="horovod-build-") as temporary:
+        folder = Path(temporary)
+        source = download_source(folder, log, environment)
+        mend(source)
+        environment["HOROVOD_LOCAL_VERSION"] = local_version(key)
+        command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
+        command += ["--use-pep517", "-w", str(folder / "wheel"), str(source)]
+        run(command, log, environment, "build of Horovod")
+        (wheel,) = (folder / "wheel").glob("horovod-*.whl")
+        unfinished = CACHE / f"{key}.{os.getpid()}"
+        unfinished.mkdir(parents=True)
+        shutil.copy2(wheel, unfinished)
+        shutil.rmtree(CACHE / key, ignore_errors=True)
+        unfinished.rename(CACHE / key)
+    return CACHE / key / wheel.name
+
+
+@contextmanager
+def only_one_builder() -> Iterator[None]:
+    """Hold the cache's lock: a second set-up waits for the first and finds its wheel."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def find_or_build(settings: Mapping[str, str]) -> Path:
+    """The wheel for this Python, this torch and these settings, from the cache or newly built."""
+    try:
+        torch_version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        raise InstallError(
+            f"{sys.executable} has no torch, and Horovod is compiled against it; install"
+            " -r install/requirements.txt first, as the Makefile does"
+        ) from None
+    key = wheel_key(torch_version, settings)
+    with only_one_builder():
+        wheels = list((CACHE / key).glob("horovod-*.whl"))
+        if wheels:
+            return wheels[0]
+        log = CACHE / f"{key}.log"
+        log.unlink(missing_ok=True)
+        say(f"building Horovod {VERSION} against torch {torch_version}, once: 3 to 6 minutes")
+        return build(key, settings, log)
+
+
+def install(wheel: Path) -> None:
+    """Install the wheel into this Python, unless that very build is installed already."""
+    wanted = wheel.name.split("-")[1]
+    try:
+        present = importlib.metadata.version("horovod")
+    except importlib.metadata.PackageNotFoundError:
+        present = None
+    if present == wanted:
+        say(f"horovod {present} is installed")
+        return
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall"]
+    log = CACHE / "install.log"
+    log.unlink(missing_ok=True)
+    run([*command, str(wheel)], log, os.environ, "installation of the wheel")
+    say(f"horovod {wanted} was installed")
+
+
+def say(message: str) -> None:
+    print(f"install/horovod.py: {message}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--wheel", action="store_true", help="print the wheel, install nothing")
+    choice.add_argument("--edits", action="store_true", help="list the edits and their reasons")
+    arguments = parser.parse_args()
+    if arguments.edits:
+        for edit in EDITS:
+            print(f"{edit.file}: {edit.reason}")
+        return 0
+    try:
+        wheel = find_or_build(build_settings(os.environ))
+        if arguments.wheel:
+            print(wheel)
+        else:
+            install(wheel)
+    except InstallError as error:
+        say(str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

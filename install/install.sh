@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Install everything into one Python: the pinned packages, the mended Horovod, this project.
+#
+#   install/install.sh [PYTHON]      PYTHON: of the environment to install into (default: python3)
+#   EXTRAS=tests,analysis,gpu        which extras of pyproject.toml (default: tests,analysis)
+#
+# The Makefile, environment.yml and the Dockerfile all come through here. pip's own settings
+# (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) choose where packages come from, and so whether torch is
+# the build for CUDA (the usual registry) or the small one for CPUs (PyTorch's own CPU index).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=${1:-python3}
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+say() { echo "install: $*" >&2; }
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    say "needs Python 3.11 or later, $python is $("$python" --version 2>&1); try make PYTHON=python3.11"
+    exit 1
+}
+command -v "${CXX:-c++}" >/dev/null || {
+    say "needs a C++17 compiler for Horovod, there is no ${CXX:-c++}; on Debian: apt-get install g++"
+    exit 1
+}
+
+say "packages that Horovod is compiled against"
+"$python" -m pip install -q -c install/constraints.txt -r install/build.txt
+"$python" install/horovod.py
+say "this project and what it needs"
+"$python" -m pip install -q -c install/constraints.txt --no-build-isolation \
+    -e ".[${EXTRAS:-tests,analysis}]"
