@@ -1,0 +1,115 @@
+"""What a run ran on, and what it takes of it: versions, processors, memory. Never a secret."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import resource
+import socket
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import psutil
+import torch
+
+PACKAGES = ("torch", "torchvision", "horovod", "mlflow", "numpy", "pandas")
+RECORDED_VARIABLES = ("HOROVOD_", "OMP_", "NCCL_", "GLOO_", "CUDA_VISIBLE_DEVICES")
+SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+
+
+def environment(horovod: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What someone needs to judge or repeat a run. `horovod`: its build flags."""
+    commit, dirty = _git()
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "host": socket.gethostname(),
+        "system": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [torch.cuda.get_device_name(card) for card in range(torch.cuda.device_count())],
+        "torch_cuda": torch.version.cuda,
+        "horovod_build": dict(horovod or {}),
+        "variables": recorded_variables(os.environ),
+    }
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most this process ever held: of the card's memory on a GPU, else of the host's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def gauges(device: torch.device) -> dict[str, float]:
+    """This process now, for a line of the log. MB are 1e6 bytes."""
+    process = psutil.Process()
+    times = process.cpu_times()
+    found = {
+        "process/rss_mb": process.memory_info().rss / 1e6,
+        "process/cpu_seconds": times.user + times.system,
+    }
+    if device.type == "cuda":
+        found["process/gpu_memory_mb"] = torch.cuda.memory_allocated(device) / 1e6
+        found["process/gpu_memory_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
+    return found
+
+
+def recorded_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those that steer the libraries underneath; secret-looking names and passwords left out."""
+    return {
+        name: without_password(value)
+        for name, value in sorted(variables.items())
+        if name.startswith(RECORDED_VARIABLES) and not SECRET_NAME.search(name)
+    }
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown and stored: no user and no password."""
+    parts = urlsplit(uri)
+    return (
+        urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else uri
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _git() -> tuple[str | None, bool | None]:
+    """Commit of the source tree that runs, and whether tracked files differ from it."""
+    folder = Path(__file__).resolve().parent
+    commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
+    if commit is None:
+        return None, None
+    changes = _output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    return commit, bool(changes)
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
