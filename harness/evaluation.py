@@ -1,4 +1,4 @@
-"""Accuracy and loss on the validation sets, with images spread over ranks and logits over slices."""
+"""Accuracy and loss on validation sets: images spread over ranks, logits over slices."""
 
 from collections.abc import Iterable
 

@@ -243,7 +243,7 @@ class Trainer:
         timed = max(0, self.windows - first - config.train.untimed_windows)
         seconds = self._train_seconds - self._timed_from
         expected = self.expected_bytes()
-        summary = RunSummary(
+        return RunSummary(
             name=config.name,
             seed=config.seed,
             ranks=topology.world_size,
@@ -266,7 +266,6 @@ class Trainer:
             mlflow_run_id=None,
             commit=None,
         )
-        return summary
 
     def _classifier_parameters(self) -> int:
         with_bias = self.classifier.bias is not None
@@ -277,14 +276,13 @@ class Trainer:
         config, topology = self._config, self._world.topology
         element = self.shared.values.element_size()
         route = route_of(config.exchange, config.classifier)
-        flat = route == "flat"
         sizes = Sizes(
             nodes=topology.nodes,
             ranks_per_node=topology.ranks_per_node,
             images_per_rank=config.train.batch_size,
             passes=config.exchange.backward_passes_per_step,
-            shared=self.shared.elements if flat else len(self.shared.values),
-            slice_elements=self.sliced.elements,
+            shared=self.shared.elements,
+            sliced=self._classifier_parameters() if self.sliced.elements else 0,
             features=self.backbone.features,
             element_bytes=element,
             feature_bytes=2 if config.train.precision == "bf16" else element,

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from harness.parallel.slices import padded
+
 
 @dataclass(frozen=True)
 class Bytes:
@@ -65,9 +67,9 @@ class Sizes:
     passes: int
     """K, micro-batches in a window."""
     shared: int
-    """Elements every rank of a node holds: the backbone, and a replicated classifier; padded."""
-    slice_elements: int
-    """Elements of this rank's slice of the classifier; 0 where it is replicated."""
+    """Elements every rank of a node holds: the backbone, and a replicated classifier."""
+    sliced: int
+    """Elements of the whole classifier where it is sliced; 0 where it is replicated."""
     features: int
     element_bytes: int
     feature_bytes: int
@@ -77,7 +79,7 @@ class Sizes:
 
 
 def formula(layout: str, kind: str, route: str, sizes: Sizes) -> Bytes:
-    """Bytes one rank sends in a window, from the sizes alone; design table of the method.
+    """Bytes a rank sends in a window, mean over a node's ranks, from the sizes alone.
 
     replicated, node: 2(M-1)/M of what a rank owns crosses to its peers; a flat ring carries
     2(N-1)/N of everything over each link instead. world: features of all other nodes, twice.
@@ -95,18 +97,17 @@ def formula(layout: str, kind: str, route: str, sizes: Sizes) -> Bytes:
     statistic_block = 3 * group_ranks * sizes.images_per_rank * sizes.statistic_bytes
     for block in (feature_block + label_block, statistic_block, feature_block):
         window += all_gather_bytes(block, group_ranks, group_nodes) * sizes.passes
-    shared_bytes = sizes.shared * sizes.element_bytes
-    slice_bytes = sizes.slice_elements * sizes.element_bytes if layout == "node" else 0
+    exact = sizes.shared * sizes.element_bytes
+    slice_bytes = sizes.sliced / per_node * sizes.element_bytes if layout == "node" else 0
     if route == "flat":
         return (
             window
-            + all_reduce_bytes(shared_bytes, ranks, nodes)
+            + all_reduce_bytes(exact, ranks, nodes)
             + all_reduce_bytes(slice_bytes, nodes, nodes)
         )
-    owned = shared_bytes / per_node + slice_bytes
-    window += all_reduce_bytes(owned, nodes, nodes)
-    gather_chunks = all_gather_bytes(shared_bytes / per_node, per_node, 1)
+    chunk = padded(sizes.shared, per_node) // per_node * sizes.element_bytes
+    window += all_reduce_bytes(chunk + slice_bytes, nodes, nodes)
+    window += all_gather_bytes(chunk, per_node, 1)
     if kind == "averaging":
-        window += all_reduce_bytes(shared_bytes, per_node, 1) * sizes.passes
-        return window + gather_chunks
-    return window + gather_chunks * 2
+        return window + all_reduce_bytes(exact, per_node, 1) * sizes.passes
+    return window + all_gather_bytes(chunk, per_node, 1)

@@ -1,0 +1,1 @@
+"""The exactness laws of the method, in float64, on real ranks under horovodrun."""

@@ -1,0 +1,69 @@
+"""The cases that the laws are shown on."""
+
+from dataclasses import dataclass, replace
+
+from harness.config import Config
+from tests.laws.task import config
+
+
+@dataclass(frozen=True)
+class Case:
+    layout: str
+    kind: str
+    passes: int
+    delay: int
+    route: str = "auto"
+    changes: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def name(self) -> str:
+        parts = [self.layout, self.kind, f"K{self.passes}", f"d{self.delay}", self.route]
+        parts += [f"{key}={value}" for key, value in self.changes]
+        return "-".join(parts)
+
+    def without_delay(self) -> "Case":
+        return replace(self, delay=0)
+
+    def config(self) -> Config:
+        return config(
+            self.layout, self.kind, self.passes, self.delay, self.route, **dict(self.changes)
+        )
+
+
+LAYOUTS = ("replicated", "node", "world")
+PLAIN = (("optimizer__momentum", 0.0), ("optimizer__nesterov", False))
+
+SYNCHRONOUS = [
+    Case(layout, "synchronous", passes, 0, route)
+    for layout in LAYOUTS
+    for passes in (1, 4)
+    for route in ("flat", "hierarchical")
+]
+DELAYED = [
+    Case(layout, "delayed", passes, delay)
+    for layout in LAYOUTS
+    for passes, delay in ((1, 0), (1, 1), (2, 1), (1, 2))
+]
+AVERAGING = [
+    Case(layout, "averaging", passes, delay)
+    for layout in ("replicated", "node")
+    for passes, delay in ((1, 0), (2, 0), (2, 1), (3, 2))
+]
+LATER_LATE = [
+    Case("node", kind, 1, 1, changes=(("exchange__synchronous_windows", 2),))
+    for kind in ("delayed", "averaging")
+]
+AVERAGING_IS_SYNCHRONOUS = [
+    Case("node", kind, 1, 0, changes=PLAIN) for kind in ("averaging", "synchronous")
+]
+EVERY_CASE = SYNCHRONOUS + DELAYED + AVERAGING + LATER_LATE + AVERAGING_IS_SYNCHRONOUS
+
+
+def cases_for(ranks: int) -> list[Case]:
+    """All of them on the full grid; on a row or a column of ranks those that differ there."""
+    if ranks > 2:
+        return EVERY_CASE
+    return [case for case in SYNCHRONOUS if case.passes == 1] + [
+        Case("node", "delayed", 2, 1),
+        Case("node", "averaging", 2, 1),
+    ]

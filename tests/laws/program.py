@@ -1,0 +1,171 @@
+"""Started by horovodrun: trains every case on this world, prints how far each is from its oracle."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import horovod.torch as hvd
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from harness.config import Config
+from harness.measure.clock import clock_for
+from harness.measure.traffic import Bytes, Traffic
+from harness.optimizer import lr_at
+from harness.parallel.group import Meters
+from harness.parallel.topology import Topology
+from harness.parallel.world import Links, World, launched_topology, open_links
+from harness.trainer import Trainer
+from tests.laws.cases import Case, cases_for
+from tests.laws.oracles import Dense, Trained, late_gradients, local_steps
+from tests.laws.task import CLASSES, FEATURES, WINDOWS, dataset, world_batches
+
+
+class RecordingTraffic(Traffic):
+    """Every collective passes here: the order in which a rank enters them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered: list[tuple[float, float]] = []
+
+    def add(self, sent: Bytes) -> None:
+        super().add(sent)
+        self.entered.append((sent.in_node, sent.cross_node))
+
+
+class Losses:
+    """The journal of rank 0."""
+
+    def __init__(self) -> None:
+        self.by_window: dict[int, float] = {}
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        if "train/loss" in metrics:
+            self.by_window[step] = metrics["train/loss"]
+
+    def advance(self, window: int, windows: int, note: str) -> None:
+        return None
+
+
+def oracle(config: Config, world: World) -> tuple[Dense, list[float]]:
+    """The sequential program, run by rank 0; its model and losses on all ranks."""
+    topology = world.topology
+    found: Trained | None = None
+    if world.is_first and config.exchange.kind == "averaging":
+        found = local_steps(config, topology.nodes, topology.ranks_per_node)
+    elif world.is_first:
+        found = late_gradients(config, topology.world_size)
+    state = world.broadcast((found.model.state_dict(), found.losses) if found else None, "oracle")
+    model = Dense(config)
+    model.load_state_dict(state[0])
+    return model, state[1]
+
+
+def parameter_pairs(trainer: Trainer, dense: Dense) -> list[tuple[Tensor, Tensor]]:
+    owned = trainer.classifier.owned
+    pairs = list(zip(trainer.backbone.parameters(), dense.backbone.parameters(), strict=True))
+    pairs.append((trainer.classifier.weight, dense.weight[owned.start : owned.stop]))
+    pairs.append((trainer.classifier.bias, dense.bias[owned.start : owned.stop]))
+    return pairs
+
+
+def deviation(trainer: Trainer, dense: Dense, world: World) -> float:
+    """Largest difference of any rank's parameters from a dense model's."""
+    own = max(float((a - b).detach().abs().max()) for a, b in parameter_pairs(trainer, dense))
+    rows = world.launch_gather(torch.tensor([own], dtype=torch.float64), "law deviation")
+    return float(rows.wait().max())
+
+
+def differing(trainer: Trainer, world: World) -> int:
+    """Elements in which a rank differs, to the bit, from the first rank that owns the same."""
+    room = CLASSES * (FEATURES + 1) - trainer.sliced.elements
+    own = torch.cat((trainer.shared.values, functional.pad(trainer.sliced.values, (0, room))))
+    rows = world.launch_gather(own, "law replicas").wait()
+    owners = world.slices.size
+    return sum(int((row != rows[rank % owners]).sum()) for rank, row in enumerate(rows)) + int(
+        (rows[:, : len(trainer.shared.values)] != rows[0, : len(trainer.shared.values)]).sum()
+    )
+
+
+def same_order(entered: list[tuple[float, float]], world: World) -> bool:
+    """All ranks sent in the same pattern, peers of one local rank the very same bytes."""
+    rows = world.launch_gather(torch.tensor(entered, dtype=torch.float64), "law order").wait()
+    topology = world.topology
+    orders = rows.view(topology.world_size, -1, 2)
+    pattern = ((orders > 0) == (orders[0] > 0)).all()
+    peers = all(
+        bool((orders[rank] == orders[rank % topology.ranks_per_node]).all())
+        for rank in range(topology.world_size)
+    )
+    return bool(pattern) and peers
+
+
+def distributed_optimizer(config: Config, topology: Topology) -> Dense:
+    """Horovod's own optimizer on the same images: the oracle of `synchronous`."""
+    model = Dense(config)
+    passes = config.exchange.backward_passes_per_step
+    optimizer = hvd.DistributedOptimizer(
+        model.sgd(config),
+        named_parameters=model.named_parameters(),
+        backward_passes_per_step=passes,
+        op=hvd.Average,
+    )
+    for window in range(WINDOWS):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(config.optimizer, window, WINDOWS)
+        optimizer.zero_grad()
+        for k in range(passes):
+            images, labels = world_batches(topology.world_size, window * passes + k)[topology.rank]
+            (model(images, labels) / passes).backward()
+        optimizer.step()
+    return model
+
+
+def measure(case: Case, links: Links, traffic: RecordingTraffic) -> dict[str, object]:
+    config, world = case.config(), links.world(case.layout)
+    losses, first = Losses(), len(traffic.entered)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(config, dataset(), world, Path(folder))
+        summary = trainer.train(losses)
+    entered = traffic.entered[first:]
+    dense, expected_losses = oracle(config, world)
+    result: dict[str, object] = {
+        "deviation": deviation(trainer, dense, world),
+        "moved": deviation(trainer, Dense(config), world),
+        "differing": differing(trainer, world),
+        "collectives": len(entered),
+        "same_order": same_order(entered, world),
+        "counted": [summary.cross_node_mb_per_step, summary.in_node_mb_per_step],
+        "formula": [summary.cross_node_mb_per_step_formula, summary.in_node_mb_per_step_formula],
+        "phase_sum_ms": sum(spread.mean for spread in summary.phases_ms.values()),
+        "step_ms": summary.step_ms.mean,
+    }
+    if world.is_first:
+        result["loss_deviation"] = max(
+            abs(losses.by_window[window + 1] - expected_losses[window]) for window in range(WINDOWS)
+        )
+    if config.exchange.delay:
+        on_time = case.without_delay().config()
+        result["from_on_time"] = deviation(trainer, oracle(on_time, world)[0], world)
+    if config.exchange.kind == "synchronous" and case.layout == "replicated":
+        peer = distributed_optimizer(config, links.topology)
+        result["from_distributed_optimizer"] = deviation(trainer, peer, world)
+    return result
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    device, topology = torch.device("cpu"), launched_topology()
+    traffic = RecordingTraffic()
+    with open_links(topology, device, Meters(clock_for(device), traffic)) as links:
+        for case in cases_for(topology.world_size):
+            result = measure(case, links, traffic)
+            if topology.rank == 0:
+                print(json.dumps({"case": case.name, **result}), flush=True)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

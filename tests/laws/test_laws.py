@@ -1,0 +1,96 @@
+"""Every layout and every exchange equals its plain sequential program, in float64, on real ranks."""
+
+import json
+from functools import cache
+from typing import Any
+
+import pytest
+
+from tests.horovodrun import horovodrun
+from tests.laws.cases import Case, cases_for
+
+GRIDS = {
+    "two nodes of two": (4, "localhost:2,127.0.0.1:2"),
+    "one node of two": (2, "localhost:2"),
+    "two nodes of one": (2, "localhost:1,127.0.0.1:1"),
+}
+GRID_CASES = [
+    pytest.param(grid, case, id=f"{grid}-{case.name}")
+    for grid, (ranks, _) in GRIDS.items()
+    for case in cases_for(ranks)
+]
+LATE = [param for param in GRID_CASES if param.values[1].delay]
+
+
+@cache
+def results(grid: str) -> dict[str, Any]:
+    """One horovodrun trains all cases of a grid."""
+    ranks, hosts = GRIDS[grid]
+    found = horovodrun(
+        ["-m", "tests.laws.program"],
+        np=ranks,
+        hosts=hosts,
+        timeout=280,
+        environment={"HOROVOD_CYCLE_TIME": "5"},
+    )
+    lines = [json.loads(line) for line in found.lines(0) if line.startswith("{")]
+    return {line["case"]: line for line in lines}
+
+
+def result(grid: str, case: Case) -> Any:
+    return results(grid)[case.name]
+
+
+@pytest.mark.parametrize(("grid", "case"), GRID_CASES)
+def test_parameters_equal_the_sequential_program(grid: str, case: Case) -> None:
+    found = result(grid, case)
+    assert found["deviation"] < 1e-12
+    assert found["moved"] > 1e-2, "nothing was learned: the comparison would show nothing"
+
+
+@pytest.mark.parametrize(("grid", "case"), GRID_CASES)
+def test_losses_equal_the_sequential_program(grid: str, case: Case) -> None:
+    assert result(grid, case)["loss_deviation"] < 1e-12
+
+
+@pytest.mark.parametrize(("grid", "case"), LATE)
+def test_a_delay_shows(grid: str, case: Case) -> None:
+    assert result(grid, case)["from_on_time"] > 1e-4, "the tolerance could not tell late from now"
+
+
+@pytest.mark.parametrize(("grid", "case"), GRID_CASES)
+def test_replicas_are_equal_to_the_bit(grid: str, case: Case) -> None:
+    assert result(grid, case)["differing"] == 0
+
+
+@pytest.mark.parametrize(("grid", "case"), GRID_CASES)
+def test_all_ranks_enter_the_same_collectives_in_the_same_order(grid: str, case: Case) -> None:
+    found = result(grid, case)
+    assert found["same_order"]
+    assert found["collectives"] >= 6
+
+
+@pytest.mark.parametrize(("grid", "case"), GRID_CASES)
+def test_counted_bytes_equal_the_formula(grid: str, case: Case) -> None:
+    found = result(grid, case)
+    assert found["counted"] == pytest.approx(found["formula"], rel=1e-12)
+
+
+@pytest.mark.parametrize(("grid", "case"), GRID_CASES)
+def test_phases_add_up_to_the_window(grid: str, case: Case) -> None:
+    found = result(grid, case)
+    assert found["phase_sum_ms"] == pytest.approx(found["step_ms"], rel=1e-9)
+
+
+@pytest.mark.parametrize("case", [c for c in cases_for(4) if c.kind == "synchronous"])
+def test_synchronous_equals_horovods_own_optimizer(case: Case) -> None:
+    if case.layout == "replicated":
+        assert result("two nodes of two", case)["from_distributed_optimizer"] < 1e-12
+
+
+def test_averaging_at_once_with_plain_sgd_is_synchronous() -> None:
+    """Both equal the same program: K=1, delay 0, no momentum."""
+    found = results("two nodes of two")
+    plain = [name for name in found if "momentum=0.0" in name]
+    assert len(plain) == 2
+    assert all(found[name]["deviation"] < 1e-12 for name in plain)
