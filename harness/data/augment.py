@@ -1,0 +1,152 @@
+"""Training's random alterations, for a whole batch at once, on any device."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Shape letters: B images, C channels, H rows, W columns, K functions on the image's plane.
+
+WAVES = 4
+"""The bend is a sum of cosines of 0 .. WAVES - 1 half waves each way."""
+
+
+@dataclass(frozen=True)
+class GlyphAugmentation:
+    """Shift, scale, rotate, shear and bend; blur; thicken or thin; fade; add noise.
+
+    Each range grows in proportion to `strength`, and at 0 the images come back as they are. Black
+    is the paper and flows in at the borders. Images are float32 in [0, 1], and so is the result.
+    """
+
+    strength: float
+    shift: float = 0.12
+    """Largest, as a share of half the image's side."""
+    scale: float = 0.15
+    """Largest, natural logarithm; each axis has its own half of it."""
+    rotation: float = 0.12
+    """Largest, radians."""
+    shear: float = 0.15
+    """Largest, tangent."""
+    bend: float = 0.02
+    """Standard deviation of each wave, as a share of half the image's side."""
+    blur: float = 0.25
+    """Largest share that a pixel gives to each of its neighbours; rows and columns differ."""
+    thickness: float = 0.2
+    """Largest shift of the grey levels: up fills strokes, down wears them."""
+    fade: float = 0.3
+    """Largest loss of contrast."""
+    noise: float = 0.1
+    """Largest standard deviation."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        if self.strength == 0:
+            return images
+        grid_BHW2 = self._grid(images, generator)
+        images = F.grid_sample(images, grid_BHW2, align_corners=False)
+        uniform_B5 = torch.rand(len(images), 5, generator=generator, device=images.device)
+        images = self._blurred(images, uniform_B5[:, :2])
+        images = self._restroked(images, uniform_B5[:, 2:4])
+        sigma = (uniform_B5[:, 4] * self.noise * self.strength).view(-1, 1, 1, 1)
+        grain = torch.empty_like(images).normal_(generator=generator)
+        return images.addcmul_(grain, sigma).clamp_(0, 1)
+
+    def _grid(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Where each pixel comes from, [B, H, W, 2]: linear in the functions of the plane."""
+        batch, _, height, width = images.shape
+        device, s = images.device, self.strength
+        u = torch.rand(batch, 6, generator=generator, device=device).mul_(2).sub_(1).mul_(s)
+        growth_x = torch.exp(self.scale * (u[:, 0] + 0.5 * u[:, 1]))
+        growth_y = torch.exp(self.scale * (u[:, 0] - 0.5 * u[:, 1]))
+        angle, lean = self.rotation * u[:, 2], self.shear * u[:, 3]
+        affine_B23 = torch.stack(
+            [
+                torch.cos(angle) * growth_x,
+                (torch.cos(angle) * lean - torch.sin(angle)) * growth_x,
+                self.shift * u[:, 4],
+                torch.sin(angle) * growth_y,
+                (torch.sin(angle) * lean + torch.cos(angle)) * growth_y,
+                self.shift * u[:, 5],
+            ],
+            dim=1,
+        ).view(batch, 2, 3)
+        waves = torch.randn(batch, 2, WAVES**2 - 1, generator=generator, device=device)
+        coefficients_B2K = torch.cat([affine_B23, waves.mul_(self.bend * s)], dim=2)
+        functions_KP = plane_functions(height, width).to(device)
+        grid_B2P = coefficients_B2K.flatten(0, 1) @ functions_KP
+        return grid_B2P.view(batch, 2, height, width).permute(0, 2, 3, 1)
+
+    def _blurred(self, images: Tensor, uniform_B2: Tensor) -> Tensor:
+        batch, channels, height, width = images.shape
+        side_B2 = uniform_B2 * min(self.blur * self.strength, 1 / 3)
+        taps_B23 = torch.stack([side_B2, 1 - 2 * side_B2, side_B2], dim=2)
+        kernels = taps_B23[:, 0, :, None] * taps_B23[:, 1, None, :]
+        kernels = kernels[:, None].repeat_interleave(channels, dim=0)
+        rows = images.reshape(1, batch * channels, height, width)
+        return F.conv2d(rows, kernels, padding=1, groups=batch * channels).view_as(images)
+
+    def _restroked(self, images: Tensor, uniform_B2: Tensor) -> Tensor:
+        """Grey levels stretched from one end until they fill or wear the strokes, then faded."""
+        level_B = (2 * uniform_B2[:, 0] - 1) * min(self.thickness * self.strength, 0.45)
+        slope_B = 1 / (1 - 2 * level_B.abs())
+        # Paper stays 0 and full ink stays 1: level > 0 lifts the greys, level < 0 lowers them.
+        offset_B = (level_B - 0.5) * slope_B + 0.5
+        images = images.mul_(slope_B.view(-1, 1, 1, 1)).add_(offset_B.view(-1, 1, 1, 1))
+        remaining_B = 1 - uniform_B2[:, 1] * min(self.fade * self.strength, 0.9)
+        return images.clamp_(0, 1).mul_(remaining_B.view(-1, 1, 1, 1))
+
+
+@dataclass(frozen=True)
+class CropAndFlip:
+    """A crop of the image's size out of the image with a margin, and a mirror image half the time.
+
+    The margin and the mirror's chance grow in proportion to `strength`.
+    """
+
+    strength: float
+    margin: float = 0.125
+    """Black margin on each side, as a share of the image's side."""
+    mirror: float = 0.5
+    """Chance."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        if self.strength == 0:
+            return images
+        batch, channels, height, width = images.shape
+        device = images.device
+        pads = [round(self.margin * self.strength * side) for side in (height, width)]
+        uniform_B3 = torch.rand(batch, 3, generator=generator, device=device)
+        rows = _crop(uniform_B3[:, 0], pads[0], height)
+        columns = _crop(uniform_B3[:, 1], pads[1], width)
+        mirrored_B = uniform_B3[:, 2] < min(self.mirror * self.strength, 0.5)
+        columns = torch.where(mirrored_B[:, None], columns.flip(1), columns)
+        padded = F.pad(images, (pads[1], pads[1], pads[0], pads[0]))
+        all_rows = torch.arange(batch, device=device)[:, None, None, None]
+        all_channels = torch.arange(channels, device=device)[:, None, None]
+        return padded[all_rows, all_channels, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _crop(uniform_B: Tensor, pad: int, length: int) -> Tensor:
+    """Rows or columns of a padded image that a crop shows, [B, length]."""
+    starts_B = (uniform_B * (2 * pad + 1)).long()
+    return starts_B[:, None] + torch.arange(length, device=uniform_B.device)
+
+
+@lru_cache(maxsize=8)
+def plane_functions(height: int, width: int) -> Tensor:
+    """x, y, 1 and cosines on the pixels' centres, in grid_sample's coordinates: [K, H * W]."""
+    y, x = torch.meshgrid(_centres(height), _centres(width), indexing="ij")
+    waves = [
+        torch.cos(math.pi / 2 * i * (y + 1)) * torch.cos(math.pi / 2 * j * (x + 1))
+        for i in range(WAVES)
+        for j in range(WAVES)
+        if i or j
+    ]
+    return torch.stack([x, y, torch.ones_like(x), *waves]).flatten(1)
+
+
+def _centres(length: int) -> Tensor:
+    return (2 * torch.arange(length) + 1) / length - 1

@@ -1,0 +1,99 @@
+"""Fashion-MNIST, or any set of four idx files named as its are, compressed or not."""
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from harness.config import DataConfig
+from harness.data.augment import CropAndFlip
+from harness.data.folder import required_root
+from harness.data.images import ArraySource, Dataset
+from harness.errors import UserError
+
+NUM_CLASSES = 10
+IMAGES_MAGIC, LABELS_MAGIC = 0x803, 0x801
+"""unsigned bytes (8) in 3 dimensions and in 1."""
+
+
+def open_fashion_mnist(config: DataConfig) -> Dataset:
+    """60,000 and 10,000 grey images of ten kinds of clothes, from the idx files at `data.root`."""
+    root = required_root(config)
+    if config.num_classes != NUM_CLASSES:
+        raise UserError(
+            f"Fashion-MNIST has {NUM_CLASSES} classes, data.num_classes is {config.num_classes}; "
+            f"set data.num_classes={NUM_CLASSES}"
+        )
+    return Dataset(
+        num_classes=NUM_CLASSES,
+        channels=1,
+        image_size=config.image_size,
+        train=_open_part(root, "train", config.image_size),
+        validation={"validation": _open_part(root, "t10k", config.image_size)},
+        augment=CropAndFlip(config.augment),
+    )
+
+
+def read_idx(path: Path, magic: int) -> Tensor:
+    """The unsigned bytes of an idx file, in its shape; gzip where the name ends so."""
+    try:
+        packed = path.read_bytes()
+        content = gzip.decompress(packed) if path.suffix == ".gz" else packed
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {path}: {error}; fetch it again") from error
+    dimensions = magic & 0xFF
+    header = np.frombuffer(content[: 4 * (1 + dimensions)], ">u4")
+    if len(header) != 1 + dimensions or header[0] != magic:
+        raise UserError(
+            f"{path} is no idx file of {dimensions} dimensions: it starts with "
+            f"{content[:4].hex()}, not {magic:08x}; fetch it again"
+        )
+    shape = tuple(int(length) for length in header[1:])
+    values = np.frombuffer(content, np.uint8, offset=header.nbytes)
+    if len(values) != np.prod(shape):
+        raise UserError(f"{path} has {len(values)} values, its header says {shape}; fetch it again")
+    return torch.from_numpy(values.reshape(shape).copy())
+
+
+class ResizedSource:
+    """Another source's images at another size."""
+
+    def __init__(self, source: ArraySource, image_size: int) -> None:
+        self._source = source
+        self._size = image_size
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = self._source.read(indices)
+        size = (self._size, self._size)
+        resized = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+        return resized.round_().clamp_(0, 255).to(torch.uint8), labels
+
+
+def _open_part(root: Path, part: str, image_size: int) -> ArraySource | ResizedSource:
+    images_path = _find(root, f"{part}-images-idx3-ubyte")
+    labels_path = _find(root, f"{part}-labels-idx1-ubyte")
+    images, labels = read_idx(images_path, IMAGES_MAGIC), read_idx(labels_path, LABELS_MAGIC)
+    if len(images) != len(labels) or not len(images):
+        raise UserError(
+            f"{images_path} has {len(images)} images and {labels_path} {len(labels)} labels; "
+            f"fetch both again"
+        )
+    if labels.max() >= NUM_CLASSES:
+        raise UserError(f"{labels_path} has a label {labels.max()}, above 9; fetch it again")
+    source = ArraySource(images[:, None], labels.long())
+    same = images.shape[1:] == (image_size, image_size)
+    return source if same else ResizedSource(source, image_size)
+
+
+def _find(root: Path, name: str) -> Path:
+    for path in (root / name, root / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise UserError(f"{root} holds neither {name} nor {name}.gz; set data.root to their folder")

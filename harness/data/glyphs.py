@@ -1,0 +1,126 @@
+"""Printed Chinese characters, rendered once from fonts; judged on fonts never trained on."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ImageFont, features
+from torch import Tensor
+
+from harness.config import DataConfig
+from harness.data.augment import GlyphAugmentation
+from harness.data.characters import characters
+from harness.data.fonts import FontFile, find_fonts, require_characters
+from harness.data.images import ArraySource, Dataset
+from harness.data.pixel_cache import cached_pixels
+from harness.errors import UserError
+
+RENDERER_VERSION = 1
+"""Goes up whenever the same font would give other pixels."""
+
+EM_SHARE = 0.875
+"""Side of the em square as a share of the image's: leaves a margin for the augmentation."""
+
+COMPARED_CHARACTERS = 200
+SAME_SHARE = 0.2
+
+
+def open_glyphs(config: DataConfig) -> Dataset:
+    """Characters as white ink (255) on black (0), one channel; `num_classes` images per font.
+
+    Validation: `unseen_design` (serif, where training saw sans) and `unseen_weight` (a weight that
+    lies between those trained on).
+    """
+    fonts = find_fonts(config.train_fonts, config.validation_fonts)
+    train = _rendered(fonts.train, config)
+    validation = {name: _rendered(unseen, config) for name, unseen in fonts.validation.items()}
+    for name, unseen in fonts.validation.items():
+        _require_unseen(fonts.train, train, unseen, validation[name])
+    return Dataset(
+        num_classes=config.num_classes,
+        channels=1,
+        image_size=config.image_size,
+        train=_source(train),
+        validation={name: _source(pixels) for name, pixels in validation.items()},
+        augment=GlyphAugmentation(config.augment),
+    )
+
+
+def _source(pixels_FCHW: Tensor) -> ArraySource:
+    fonts, classes, height, width = pixels_FCHW.shape
+    return ArraySource(
+        pixels_FCHW.view(fonts * classes, 1, height, width), torch.arange(classes).repeat(fonts)
+    )
+
+
+def _rendered(fonts: Sequence[FontFile], config: DataConfig) -> Tensor:
+    """uint8 [fonts, classes, size, size]."""
+    text, size = characters(config.num_classes), config.image_size
+    versions = (RENDERER_VERSION, features.version("freetype2"))
+    parts = (versions, text, size, [font.sha256 for font in fonts])
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    return cached_pixels(
+        Path(config.cache) / f"glyphs-{len(text)}x{len(fonts)}-{size}px-{key}.bin",
+        (len(fonts), len(text), size, size),
+        partial(_render_fonts, fonts, text, size),
+    )
+
+
+def _render_fonts(fonts: Sequence[FontFile], text: str, size: int) -> Iterator[np.ndarray]:
+    for font in fonts:
+        require_characters(font.path, text)
+        yield render(font.path, text, size)
+
+
+def render(path: Path, text: str, size: int) -> np.ndarray:
+    """The font's characters, ink 255 and centred, uint8 [characters, size, size]."""
+    try:
+        font = ImageFont.truetype(
+            str(path), round(size * EM_SHARE), layout_engine=ImageFont.Layout.BASIC
+        )
+    except OSError as error:
+        raise UserError(f"cannot open the font {path}: {error}; replace or remove it") from error
+    images = np.zeros((len(text), size, size), np.uint8)
+    for image, character in zip(images, text, strict=True):
+        mask = font.getmask(character, mode="L")
+        width, height = mask.size
+        ink = np.frombuffer(bytes(mask), np.uint8).reshape(height, width)
+        rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+        if not len(rows):
+            raise UserError(f"the font {path} draws nothing for {character}; take it out")
+        ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        _paste_centred(image, ink)
+    return images
+
+
+def _paste_centred(image: np.ndarray, ink: np.ndarray) -> None:
+    """Ink larger than the image loses its outermost rows and columns."""
+    source, target = [], []
+    for room, length in zip(image.shape, ink.shape, strict=True):
+        start = (room - length) // 2
+        source.append(slice(max(-start, 0), max(-start, 0) + min(room, length)))
+        target.append(slice(max(start, 0), max(start, 0) + min(room, length)))
+    image[tuple(target)] = ink[tuple(source)]
+
+
+def _require_unseen(
+    train: Sequence[FontFile],
+    train_pixels: Tensor,
+    unseen: Sequence[FontFile],
+    unseen_pixels: Tensor,
+) -> None:
+    """The same design is sold under several names, in files that differ: compare what they draw."""
+    for (seen, seen_CHW), (new, new_CHW) in product(
+        zip(train, train_pixels[:, :COMPARED_CHARACTERS], strict=True),
+        zip(unseen, unseen_pixels[:, :COMPARED_CHARACTERS], strict=True),
+    ):
+        share = (seen_CHW == new_CHW).flatten(1).all(dim=1).double().mean().item()
+        if share > SAME_SHARE:
+            raise UserError(
+                f"the validation font {new.path} draws {share:.0%} of the characters exactly as "
+                f"the training font {seen.path}; take one of them out"
+            )

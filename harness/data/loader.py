@@ -1,0 +1,160 @@
+"""Batches on their device: read in the step on a CPU, by a thread and a side stream for a GPU."""
+
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from queue import SimpleQueue
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from harness.data.images import Dataset, ImageSource
+from harness.data.seeding import seeded_generator
+from harness.data.shares import Shares, evaluation_share
+
+MEAN, DEVIATION = 0.5, 0.5
+
+Item = TypeVar("Item")
+Batch = tuple[Tensor, Tensor]
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Images in [0, 1] as the backbone takes them, in [-1, 1]; in place."""
+    return images.sub_(MEAN).div_(DEVIATION)
+
+
+def train_batches(
+    dataset: Dataset,
+    shares: Shares,
+    *,
+    seed: int,
+    rank: int,
+    device: torch.device,
+    augment: bool = True,
+    start: int = 0,
+    prefetch: int = 0,
+) -> Generator[Batch, None, None]:
+    """Micro-batches `start`, `start` + 1, ... without end: float32 images [B, C, H, W], labels [B].
+
+    Where they go to a GPU, a thread keeps up to `prefetch` of them ready, copied and augmented on a
+    stream of its own; 0, and a CPU, read in the step. What goes wrong in the thread is raised here.
+    Closing the iterator ends the thread.
+    """
+    made = _made_batches(dataset, shares, seed, rank, device, augment, start)
+    if device.type != "cuda" or not prefetch:
+        return made
+    return _ready_on_card(read_ahead(_on_side_stream(made, device), prefetch), device)
+
+
+def evaluation_batches(
+    source: ImageSource,
+    *,
+    rank: int,
+    world_size: int,
+    batch_size: int,
+    device: torch.device,
+    limit: int = 0,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """This rank's images, labels and whether each counts, in equally many batches on every rank."""
+    for indices, valid in evaluation_share(len(source), rank, world_size, batch_size, limit):
+        images, labels = _moved(source.read(indices), device)
+        yield normalise(images.float().div_(255)), labels, valid.to(device)
+
+
+def _made_batches(
+    dataset: Dataset,
+    shares: Shares,
+    seed: int,
+    rank: int,
+    device: torch.device,
+    augment: bool,
+    start: int,
+) -> Generator[Batch, None, None]:
+    t = start
+    while True:
+        images, labels = _moved(dataset.train.read(shares.indices(t)), device)
+        images = images.float().div_(255)
+        if augment:
+            generator = seeded_generator(seed, "augment", t, rank, device=device)
+            images = dataset.augment(images, generator)
+        yield normalise(images), labels
+        t += 1
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    images, labels = batch
+    if device.type != "cuda":
+        return images, labels
+    # The caching host allocator gives a pinned block out again only when its copy has ended.
+    return (
+        images.pin_memory().to(device, non_blocking=True),
+        labels.pin_memory().to(device, non_blocking=True),
+    )
+
+
+def _on_side_stream(
+    batches: Iterator[Batch], device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, torch.cuda.Event]]:
+    """Runs in the reading thread: copies and augments beside the step's own kernels."""
+    stream = torch.cuda.Stream(device)
+    while True:
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            images, labels = next(batches)
+            done = torch.cuda.Event()
+            done.record(stream)
+        yield images, labels, done
+
+
+def _ready_on_card(
+    batches: Generator[tuple[Tensor, Tensor, torch.cuda.Event], None, None], device: torch.device
+) -> Generator[Batch, None, None]:
+    with closing(batches):
+        for images, labels, done in batches:
+            current = torch.cuda.current_stream(device)
+            current.wait_event(done)
+            # The side stream owns their memory and must not reuse it before this one is done.
+            images.record_stream(current)
+            labels.record_stream(current)
+            yield images, labels
+
+
+class _Failed:
+    """What the reading thread raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+_ENDED = object()
+
+
+def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
+    """The same items, up to `depth` of them made ahead by a thread.
+
+    The thread starts with the first item and ends, at the latest, when the iterator is closed. An
+    error in it is raised here with its own traceback.
+    """
+    made: SimpleQueue[object] = SimpleQueue()
+    room = threading.Semaphore(depth)
+    closed = threading.Event()
+
+    def read() -> None:
+        try:
+            while room.acquire() and not closed.is_set():
+                made.put(next(items, _ENDED))
+        except BaseException as error:
+            made.put(_Failed(error))
+
+    thread = threading.Thread(target=read, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        while (item := made.get()) is not _ENDED:
+            if isinstance(item, _Failed):
+                raise item.error
+            room.release()
+            yield item  # type: ignore[misc]
+    finally:
+        closed.set()
+        room.release()
+        thread.join()

@@ -1,0 +1,103 @@
+"""Images prepared once, kept in one file, mapped into every process that reads them."""
+
+import fcntl
+import json
+import logging
+import math
+import os
+import socket
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+HEADER_BYTES = 256
+READ_BYTES = 1 << 20
+
+
+def cached_pixels(
+    path: Path, shape: tuple[int, ...], render: Callable[[], Iterable[np.ndarray]]
+) -> Tensor:
+    """The uint8 array of `shape` in the file `path`, which `render` fills where it is missing.
+
+    `render` gives the array's bytes in order, in parts. Of the processes of one machine one writes
+    and the others wait; a reader never sees an unfinished file, whatever happens to the writer.
+
+    Raises UserError for a damaged file and for a folder that cannot be written.
+    """
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The kernel releases this lock with the process that holds it, however that ends.
+            with (path.parent / ".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not path.exists():
+                    _write(path, shape, render)
+        except OSError as error:
+            raise UserError(
+                f"cannot prepare the images in {path.parent}: {error}; "
+                f"mend it or set data.cache to another folder"
+            ) from error
+    _check(path, shape)
+    # "c": changes stay private; torch takes no read-only memory.
+    return torch.from_numpy(np.memmap(path, np.uint8, mode="c", offset=HEADER_BYTES, shape=shape))
+
+
+def _write(path: Path, shape: tuple[int, ...], render: Callable[[], Iterable[np.ndarray]]) -> None:
+    # Several machines may share the folder, where a lock is not always seen by the others: the
+    # host's name keeps their partial files apart, and renaming makes the last one win.
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}.partial")
+    logger.info("preparing %s", path)
+    try:
+        with partial.open("wb") as file:
+            file.write(b" " * HEADER_BYTES)
+            checksum = 0
+            for part in render():
+                checksum = zlib.crc32(part.data, checksum)
+                file.write(part.data)
+            file.seek(0)
+            file.write(_header(shape, checksum))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _header(shape: tuple[int, ...], checksum: int) -> bytes:
+    fields = json.dumps({"pixels": list(shape), "crc32": checksum})
+    return fields.encode().ljust(HEADER_BYTES - 1) + b"\n"
+
+
+def _check(path: Path, shape: tuple[int, ...]) -> None:
+    expected = HEADER_BYTES + math.prod(shape)
+    try:
+        found = path.stat().st_size
+        if found != expected:
+            raise _damaged(path, f"it has {found} bytes, not {expected}")
+        with path.open("rb") as file:
+            header = file.read(HEADER_BYTES)
+            checksum = _checksum(file)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; mend or delete it") from error
+    if header != _header(shape, checksum):
+        raise _damaged(path, "its contents do not match its checksum")
+
+
+def _checksum(file: BinaryIO) -> int:
+    checksum = 0
+    while part := file.read(READ_BYTES):
+        checksum = zlib.crc32(part, checksum)
+    return checksum
+
+
+def _damaged(path: Path, found: str) -> UserError:
+    return UserError(f"the prepared images in {path} are damaged: {found}; delete it and run again")

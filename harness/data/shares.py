@@ -1,0 +1,82 @@
+"""Which images each rank gets: seeded, disjoint, equally many, the same whatever the world size."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from harness.data.seeding import seeded_generator
+from harness.errors import UserError
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The part of the training images of one rank.
+
+    Micro-batch t of the world is `world_size * batch_size` consecutive entries of the epoch's
+    order, which depends on (seed, epoch) alone; rank r takes the r-th run of `batch_size`. So one
+    process with the whole batch sees the same images. What is left over at an epoch's end is
+    dropped; it is other images in each epoch.
+    """
+
+    length: int
+    """Training images."""
+    batch_size: int
+    """Images of one rank in a micro-batch."""
+    rank: int
+    world_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} is not in a world of {self.world_size}")
+        if self.length < self.world_batch_size:
+            raise UserError(
+                f"the data set has {self.length} training images, one micro-batch of all ranks "
+                f"takes {self.world_batch_size} ({self.world_size} ranks x train.batch_size="
+                f"{self.batch_size}); lower train.batch_size or use fewer ranks"
+            )
+
+    @property
+    def world_batch_size(self) -> int:
+        """Images of all ranks in a micro-batch."""
+        return self.world_size * self.batch_size
+
+    @property
+    def micro_batches_per_epoch(self) -> int:
+        return self.length // self.world_batch_size
+
+    @property
+    def dropped(self) -> int:
+        """Images that an epoch leaves out because they do not fill a micro-batch of all ranks."""
+        return self.length % self.world_batch_size
+
+    def indices(self, t: int) -> Tensor:
+        """This rank's images in micro-batch `t`, counted from the start of the run: int64 [B]."""
+        epoch, place = divmod(t, self.micro_batches_per_epoch)
+        start = place * self.world_batch_size + self.rank * self.batch_size
+        return epoch_order(self.length, self.seed, epoch)[start : start + self.batch_size]
+
+
+@lru_cache(maxsize=2)
+def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
+    """The order of all images in an epoch."""
+    return torch.randperm(length, generator=seeded_generator(seed, "order", epoch))
+
+
+def evaluation_share(
+    length: int, rank: int, world_size: int, batch_size: int, limit: int = 0
+) -> list[tuple[Tensor, Tensor]]:
+    """Batches (indices int64 [B], valid bool [B]) of one rank, equally many on every rank.
+
+    Each of the images (or of `limit` of them, evenly spread; 0 takes all) is valid in exactly one
+    batch of one rank; the others are padding that keeps the shapes equal.
+    """
+    count = min(limit, length) if limit else length
+    per_rank = -(-count // world_size)
+    batches = -(-per_rank // batch_size)
+    place = rank * per_rank + torch.arange(batches * batch_size)
+    valid = place < min((rank + 1) * per_rank, count)
+    indices = place.clamp(max=count - 1) * length // count
+    return list(zip(indices.split(batch_size), valid.split(batch_size), strict=True))

@@ -1,0 +1,72 @@
+"""Noise with labels, for benchmarks: nothing to learn, nothing to store, nothing to wait for."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from harness.config import DataConfig
+from harness.data.augment import CropAndFlip
+from harness.data.images import Dataset
+from harness.data.seeding import seeded_generator
+
+CHANNELS = 3
+VALIDATION_SHARE = 16
+"""Training images for one validation image."""
+WINDOWS = 1 << 16
+"""Starts of an image in the pool of noise."""
+
+
+def open_synthetic(config: DataConfig) -> Dataset:
+    """`data.synthetic_images` images of noise; the validation images are others."""
+    count = config.synthetic_images
+    return Dataset(
+        num_classes=config.num_classes,
+        channels=CHANNELS,
+        image_size=config.image_size,
+        train=NoiseSource(0, count, config.num_classes, config.image_size),
+        validation={
+            "validation": NoiseSource(
+                count, max(count // VALIDATION_SHARE, 1), config.num_classes, config.image_size
+            )
+        },
+        augment=CropAndFlip(config.augment),
+    )
+
+
+class NoiseSource:
+    """Images `first` .. `first` + `count` - 1 of an endless row of noise images.
+
+    Image i is a function of i alone: a window of one pool of noise, its bytes flipped by a pattern
+    of its own. Labels are spread evenly: any `num_classes` neighbours have every label once, in an
+    order that jumps over the classes.
+    """
+
+    def __init__(self, first: int, count: int, num_classes: int, image_size: int) -> None:
+        self._first = first
+        self._count = count
+        self._num_classes = num_classes
+        self._shape = (CHANNELS, image_size, image_size)
+        self._stride = _coprime_near(num_classes * (math.sqrt(5) - 1) / 2, num_classes)
+        pool = torch.empty(WINDOWS + math.prod(self._shape), dtype=torch.uint8)
+        pool.random_(generator=seeded_generator(0, "noise"))
+        self._windows = pool.unfold(0, math.prod(self._shape), 1)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        numbers = indices + self._first
+        rounds, places = numbers // WINDOWS, numbers % WINDOWS
+        # An odd factor permutes the windows, so that neighbours do not overlap nearly whole.
+        starts = places * 40503 % WINDOWS
+        pattern = (rounds % 256).to(torch.uint8)
+        images = self._windows[starts] ^ pattern[:, None]
+        return images.view(-1, *self._shape), numbers * self._stride % self._num_classes
+
+
+def _coprime_near(target: float, number: int) -> int:
+    candidate = max(round(target), 1)
+    while math.gcd(candidate, number) != 1:
+        candidate += 1
+    return candidate
