@@ -1,0 +1,98 @@
+"""idx files, written here byte by byte."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from harness.config import DataConfig
+from harness.data.fashion_mnist import open_fashion_mnist
+from harness.errors import UserError
+
+
+def idx(values):
+    header = struct.pack(">BBBB", 0, 0, 8, values.ndim)
+    return header + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+
+
+def some_images(count):
+    return np.arange(count * 28 * 28, dtype=np.uint64).astype(np.uint8).reshape(count, 28, 28)
+
+
+def some_labels(count):
+    return (np.arange(count) * 3 % 10).astype(np.uint8)
+
+
+def write_files(root, packed):
+    for part, count in (("train", 20), ("t10k", 7)):
+        for name, values in (
+            (f"{part}-images-idx3-ubyte", some_images(count)),
+            (f"{part}-labels-idx1-ubyte", some_labels(count)),
+        ):
+            if packed:
+                (root / f"{name}.gz").write_bytes(gzip.compress(idx(values)))
+            else:
+                (root / name).write_bytes(idx(values))
+    return root
+
+
+def config(root, **changes):
+    values = {"dataset": "fashion_mnist", "root": str(root), "num_classes": 10, "image_size": 28}
+    return DataConfig(**values | changes)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_images_and_labels_are_read_as_written(tmp_path, packed):
+    dataset = open_fashion_mnist(config(write_files(tmp_path, packed)))
+    images, labels = dataset.train.read(torch.arange(20))
+    assert np.array_equal(images[:, 0].numpy(), some_images(20))
+    assert np.array_equal(labels.numpy(), some_labels(20))
+    assert len(dataset.validation["validation"]) == 7
+
+
+def test_another_size_resizes(tmp_path):
+    dataset = open_fashion_mnist(config(write_files(tmp_path, True), image_size=14))
+    images, _ = dataset.train.read(torch.tensor([3, 4]))
+    assert images.shape == (2, 1, 14, 14)
+    assert images.dtype == torch.uint8
+    flat = some_images(20)[3:5].mean()
+    assert abs(images.float().mean() - flat) < 2
+
+
+def broken(name, content):
+    return lambda root: (root / name).write_bytes(content)
+
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (broken(IMAGES, b""), "no idx file of 3 dimensions"),
+        (broken(IMAGES, idx(some_labels(20))), "starts with 00000801, not 00000803"),
+        (broken(IMAGES, idx(some_images(20))[:-1]), r"15679 values, its header says \(20, 28, 28"),
+        (broken(IMAGES, idx(some_images(20)) + b"x"), "15681 values"),
+        (broken(LABELS, idx(some_labels(19))), "20 images and .* 19 labels"),
+        (broken(LABELS, idx(some_labels(20) + 1)), "a label 10, above 9"),
+        (lambda root: (root / LABELS).unlink(), f"neither {LABELS} nor"),
+    ],
+)
+def test_damage_is_named(tmp_path, damage, message):
+    damage(write_files(tmp_path, packed=False))
+    with pytest.raises(UserError, match=message):
+        open_fashion_mnist(config(tmp_path))
+
+
+def test_a_cut_gzip_file_is_named(tmp_path):
+    path = write_files(tmp_path, packed=True) / f"{IMAGES}.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=f"cannot read {path}"):
+        open_fashion_mnist(config(tmp_path))
+
+
+def test_another_number_of_classes(tmp_path):
+    with pytest.raises(UserError, match=r"set data\.num_classes=10"):
+        open_fashion_mnist(config(write_files(tmp_path, True), num_classes=11))

@@ -1,0 +1,103 @@
+"""Image folders: decoded as Pillow shows them; a tree that does not fit is one clear line."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from harness.config import DataConfig
+from harness.data.folder import open_image_folder
+from harness.errors import UserError
+
+CLASSES = ["ant", "bee", "cat"]
+COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+
+
+def write_tree(root, classes=CLASSES, size=(40, 24)):
+    for part, count in (("train", 4), ("val", 2)):
+        for name, colour in zip(classes, COLOURS, strict=False):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                suffix = ("jpg", "png")[number % 2]
+                Image.new("RGB", size, colour).save(folder / f"{number}.{suffix}", quality=95)
+    return root
+
+
+def config(root, **changes):
+    values = {"dataset": "image_folder", "root": str(root), "num_classes": 3, "image_size": 16}
+    return DataConfig(**values | changes)
+
+
+def test_labels_are_the_folders_in_sorted_order(tmp_path):
+    dataset = open_image_folder(config(write_tree(tmp_path)))
+    images, labels = dataset.train.read(torch.tensor([11, 0, 5]))
+    assert images.shape == (3, 3, 16, 16)
+    assert images.dtype == torch.uint8
+    assert labels.tolist() == [2, 0, 1]
+    for image, label in zip(images, labels, strict=True):
+        expected = torch.tensor(COLOURS[label]).view(3, 1, 1)
+        assert (image.int() - expected).abs().max() <= 6
+    assert (len(dataset.train), len(dataset.validation["validation"])) == (12, 6)
+
+
+def test_the_middle_square_is_taken(tmp_path):
+    write_tree(tmp_path)
+    wide = np.zeros((16, 48, 3), np.uint8)
+    wide[:, 16:32] = np.arange(16)[None, :, None] * 10
+    Image.fromarray(wide).save(tmp_path / "train" / "ant" / "0.png")
+    (tmp_path / "train" / "ant" / "0.jpg").unlink()
+    images, _ = open_image_folder(config(tmp_path)).train.read(torch.tensor([0]))
+    assert np.array_equal(images[0].permute(1, 2, 0).numpy(), wide[:, 16:32])
+
+
+def test_grey_and_palette_images_become_rgb(tmp_path):
+    write_tree(tmp_path)
+    Image.new("L", (20, 20), 99).save(tmp_path / "train" / "ant" / "0.png")
+    Image.new("P", (20, 20)).save(tmp_path / "train" / "ant" / "1.png")
+    (tmp_path / "train" / "ant" / "0.jpg").unlink()
+    images, _ = open_image_folder(config(tmp_path)).train.read(torch.tensor([0, 1]))
+    assert (images[0] == 99).all()
+
+
+def test_no_root():
+    with pytest.raises(UserError, match=r"set data\.root"):
+        open_image_folder(DataConfig(dataset="image_folder"))
+
+
+def test_a_root_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="is not a folder"):
+        open_image_folder(config(tmp_path / "absent"))
+
+
+def test_a_tree_without_train(tmp_path):
+    with pytest.raises(UserError, match="must hold train/ and val/"):
+        open_image_folder(config(tmp_path))
+
+
+def test_another_number_of_classes(tmp_path):
+    with pytest.raises(UserError, match=r"3 class folders.* is 4; set data.num_classes=3"):
+        open_image_folder(config(write_tree(tmp_path), num_classes=4))
+
+
+def test_validation_with_other_classes(tmp_path):
+    write_tree(tmp_path)
+    (tmp_path / "val" / "bee").rename(tmp_path / "val" / "dog")
+    with pytest.raises(UserError, match="2 classes in only one of train/ and val/, such as bee"):
+        open_image_folder(config(tmp_path))
+
+
+def test_a_class_without_images(tmp_path):
+    write_tree(tmp_path)
+    for path in (tmp_path / "train" / "bee").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"train/bee holds no image"):
+        open_image_folder(config(tmp_path))
+
+
+def test_a_file_that_does_not_decode_is_named(tmp_path):
+    broken = write_tree(tmp_path) / "train" / "bee" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    train = open_image_folder(config(tmp_path)).train
+    with pytest.raises(UserError, match=f"cannot decode {broken}"):
+        train.read(torch.arange(len(train)))
