@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from harness.exchange.flat import Flat
+from harness.exchange.flat import Flat, shaped
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.world import World
 
@@ -89,9 +89,9 @@ class Checkpoint:
     def _tensors(self, module: nn.Module, others: dict[str, Tensor]) -> dict[str, Tensor]:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in others.items()}
         for name, parameter in module.named_parameters():
-            tensors[name] = parameter.detach().cpu().clone()
+            tensors[name] = parameter.detach().cpu().contiguous().clone()
             for key, state in self._states(parameter):
-                tensors[f"optimizer.{key}.{name}"] = state.detach().cpu().clone()
+                tensors[f"optimizer.{key}.{name}"] = state.detach().cpu().contiguous().clone()
         return tensors
 
     def _take(self, module: nn.Module, read: Any) -> None:
@@ -136,7 +136,7 @@ class Checkpoint:
             if not isinstance(state, Tensor):
                 continue
             if state.shape == view.shape:
-                yield key, state[start - offset : stop - offset].view_as(parameter)
+                yield key, shaped(state[start - offset : stop - offset], parameter)
             else:
                 yield key, state
 

@@ -19,8 +19,10 @@ from harness.data.shares import Shares
 from harness.errors import UserError
 from harness.measure.clock import clock_for
 from harness.measure.machine import environment
+from harness.measure.store import check_store
+from harness.measure.store import Status
 from harness.measure.summary import RunSummary
-from harness.measure.tracking import Tracker, check_store, monitor_node
+from harness.measure.tracking import Tracker, monitor_node
 from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
 from harness.parallel.topology import Topology, check_classes
@@ -161,30 +163,25 @@ def last_words(summary: RunSummary, folder: Path) -> str:
 @contextmanager
 def _journal(config: Config, folder: Path, world: World) -> Iterator["_Journal | _Silent"]:
     """Opens tracking on rank 0 and each node's gauges; says how the run ended, whatever it was."""
-    tracker: Tracker | None = None
-    facts: dict[str, object] = {}
+    tracker, commit = Tracker.silent(), None
     if world.is_first:
         facts = environment(world.horovod_build())
+        commit = facts["git_commit"]
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         tracker = Tracker.start(config, folder, facts)
-    run_id = world.broadcast(tracker.run_id if tracker else None, "run id")
-    gauged = world.topology.local_rank == 0 and run_id is not None
-    gauges = monitor_node(config, run_id, world.topology.node) if gauged else nullcontext()
-    status = "FAILED"
+    run_id = world.broadcast(tracker.run_id, "run id")
+    speaks = world.topology.local_rank == 0
+    gauges = monitor_node(config, run_id, world.topology.node) if speaks else nullcontext()
+    status: Status = "FAILED"
     try:
         with _stop_signals(), gauges:
-            commit = facts.get("git_commit")
-            yield (
-                _Journal(folder, tracker, str(commit) if commit else None) if tracker else _Silent()
-            )
+            yield _Journal(folder, tracker, commit) if world.is_first else _Silent()
         status = "FINISHED"
     except (Stopped, KeyboardInterrupt):
         status = "KILLED"
         raise
     finally:
-        if tracker is not None:
-            tracker.finish(status)
+        tracker.finish(status)
 
 
 @contextmanager

@@ -15,11 +15,11 @@ SMALL_WIDTHS = (32, 64, 128, 192)
 class Backbone(nn.Module):
     """[B, channels, height, width] -> [B, features]."""
 
-    def __init__(self, body: nn.Module, body_features: int, feature_dim: int) -> None:
+    def __init__(self, body: nn.Module, body_features: int, config: BackboneConfig) -> None:
         super().__init__()
         self.body = body
-        self.embedding = nn.Linear(body_features, feature_dim) if feature_dim else nn.Identity()
-        self.features = feature_dim or body_features
+        self.features = config.feature_dim or body_features
+        self.embedding = embedding(body_features, config) if config.feature_dim else nn.Identity()
 
     def forward(self, images: Tensor) -> Tensor:
         return self.embedding(self.body(images).flatten(1))
@@ -37,7 +37,15 @@ def make_backbone(config: BackboneConfig, channels: int, image_size: int, seed: 
         else:
             body = _torchvision_body(config, channels, image_size)
         features = _features_of(body, config.name, channels, image_size)
-        return Backbone(body, features, config.feature_dim)
+        return Backbone(body, features, config)
+
+
+def embedding(body_features: int, config: BackboneConfig) -> nn.Sequential:
+    """A linear layer to `feature_dim`, normalised so that the logits start at a sane size."""
+    width = config.feature_dim
+    norms = {"batch": nn.BatchNorm1d, "group": nn.LayerNorm, "none": nn.Identity}
+    linear = nn.Linear(body_features, width, bias=config.norm == "none")
+    return nn.Sequential(linear, norms[config.norm](width))
 
 
 def small_cnn(channels: int, norm: str) -> nn.Sequential:
