@@ -2,10 +2,12 @@
 #   make demo     two emulated nodes, two ways of parallelising, a table, a chart     make test    every test
 #   make check    format, lint, types                                              make bench   speed, not a test
 #   make ui       MLflow's pages of the runs so far                                make clean   undo the set-up
-# PYTHON is what .venv is made from; EXTRAS=tests,analysis,gpu adds NVIDIA's gauges.
+# PYTHON is what .venv is made from; EXTRAS=tests,analysis,gpu adds NVIDIA's gauges; JOBS compilers at
+# once, 2 GB each, build Horovod the first time.
 
 PYTHON ?= python3
 EXTRAS ?= tests,analysis
+JOBS ?= 2
 PORT ?= 5000
 HOSTS ?= localhost:2,127.0.0.1:2
 NP ?= 4
@@ -21,7 +23,7 @@ setup: $(STAMP)
 
 $(STAMP): $(INSTALL)
 	$(PYTHON) -m venv .venv
-	EXTRAS=$(EXTRAS) install/install.sh $(BIN)/python
+	EXTRAS=$(EXTRAS) JOBS=$(JOBS) install/install.sh $(BIN)/python
 	@touch $@
 
 demo: $(STAMP)

@@ -11,8 +11,8 @@ that must match exactly once; nothing is built when one does not.
 Run it with the Python whose environment holds torch, setuptools, wheel and cmake (the Makefile,
 environment.yml and the Dockerfile do). Horovod's own build variables (HOROVOD_GPU_OPERATIONS=NCCL,
 HOROVOD_WITH_MPI=1, HOROVOD_NCCL_HOME=..., HOROVOD_CUDA_HOME=...) pass through when they are set,
-and every different set of them is a wheel of its own. MAKEFLAGS (default -j2) sets the number of
-compiler processes; each takes up to 2 GB of memory.
+and every different set of them is a wheel of its own. JOBS (default 2) is the number of compiler
+processes; each takes up to 2 GB of memory.
 """
 
 import argparse
@@ -55,6 +55,12 @@ EDITS = (
         "set(CMAKE_CXX_STANDARD 14)",
         "set(CMAKE_CXX_STANDARD 17)",
         CXX17,
+    ),
+    Edit(
+        "third_party/gloo/gloo/types.h",
+        "#include <iostream>",
+        "#include <cstdint>\n#include <iostream>",
+        "the headers of gcc 13 and later no longer bring the integer types along",
     ),
     Edit(
         "horovod/common/gloo/gloo_context.cc",
@@ -238,7 +244,9 @@ def build(key: str, settings: Mapping[str, str], log: Path) -> Path:
     """Download, mend and compile; returns the wheel, moved into the cache when it is whole."""
     # pip's cmake and compiler wrappers stand beside this Python, which need not be on PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    environment = {"MAKEFLAGS": "-j2", **os.environ, **settings, "PATH": path}
+    environment = {**os.environ, **settings, "PATH": path}
+    # Under make this variable is set but empty, and Horovod's set-up would start 8 compilers.
+    environment["MAKEFLAGS"] = f"-j{os.environ.get('JOBS') or 2}"
     for name in DEFAULT_SETTINGS.keys() - settings.keys():
         environment.pop(name, None)
     # An absolute path in PYTHONPATH could put this very file in the place of the package.

@@ -1,0 +1,54 @@
+# The harness in a container, by the same script and the same pins as `make`.
+#
+# One machine, processors only:
+#   docker build -t harness .
+#   docker run --rm -it --shm-size 2g harness make demo
+#
+# NVIDIA cards, Horovod over NCCL (an image with the CUDA compiler and NCCL's headers):
+#   docker build -t harness-gpu --build-arg BASE=nvidia/cuda:13.0.1-devel-ubuntu24.04 \
+#       --build-arg HOROVOD_GPU_OPERATIONS=NCCL --build-arg EXTRAS=tests,analysis,gpu .
+#   docker run --rm -it --gpus all --network host --shm-size 8g harness-gpu harness doctor
+#
+# Several machines: on each one a container that only listens, with one key pair in every container,
+#   docker run -d --name harness --network host -v KEYS:/root/.ssh:ro harness /usr/sbin/sshd -D -p 12345
+# and in the first one
+#   docker exec -it harness horovodrun -p 12345 -np 8 -H one:4,two:4 --network-interfaces eth0 \
+#       python -m harness train EXPERIMENT.yaml
+# KEYS holds id_ed25519, authorized_keys and known_hosts; no key is made or kept in the image.
+#
+# Where packages come from is pip's own business: --build-arg PIP_INDEX_URL=... PIP_EXTRA_INDEX_URL=...
+
+ARG BASE=debian:12
+FROM ${BASE}
+
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+        ca-certificates g++ git iproute2 make openssh-client openssh-server \
+        python3 python3-dev python3-venv \
+    && rm -rf /var/lib/apt/lists/* \
+    # Made anew at the first start: host keys in an image would be everybody's.
+    && rm -f /etc/ssh/ssh_host_* \
+    && mkdir -p /run/sshd
+
+ARG EXTRAS=tests,analysis
+ARG JOBS=2
+ARG HOROVOD_GPU_OPERATIONS
+ARG HOROVOD_CUDA_HOME
+ARG HOROVOD_WITH_MPI
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ARG PIP_NO_CACHE_DIR=1
+
+# The set-up alone, so that a change of the harness does not compile Horovod again.
+WORKDIR /harness
+COPY Makefile pyproject.toml ./
+COPY install install
+COPY harness/__init__.py harness/
+RUN make setup EXTRAS=${EXTRAS} JOBS=${JOBS}
+COPY . .
+
+ENV PATH=/harness/.venv/bin:${PATH}
+RUN printf '#!/bin/sh\nset -e\nssh-keygen -A >/dev/null\nexec "$@"\n' > /usr/local/bin/start \
+    && chmod +x /usr/local/bin/start
+ENTRYPOINT ["/usr/local/bin/start"]
+CMD ["bash"]

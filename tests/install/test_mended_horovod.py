@@ -1,0 +1,145 @@
+"""What the mended Horovod does and the released one does not, under a real horovodrun.
+
+Each of these fails with a Horovod that has only the edits that make it compile.
+"""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.horovodrun import ROOT, horovodrun
+
+STALL = """
+import time
+import horovod.torch as hvd
+import torch
+from horovod.common.exceptions import HorovodInternalError
+
+hvd.init()
+for _ in range(2):  # the second time the answer comes from the response cache, as in training
+    hvd.allreduce(torch.ones(1), name="window")
+start = time.monotonic()
+if hvd.rank() == 1:
+    time.sleep(12)
+try:
+    hvd.allreduce(torch.ones(1), name="window")
+    print("went on")
+except HorovodInternalError as error:
+    print(f"ended after {time.monotonic() - start:.1f}")
+"""
+
+
+def test_the_stall_inspector_names_the_sleeping_rank_and_ends_all() -> None:
+    times = {"HOROVOD_STALL_CHECK_TIME_SECONDS": "1", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "3"}
+    result = horovodrun(STALL, np=2, hosts="localhost:1,127.0.0.1:1", environment=times)
+    assert "Missing ranks:" in result.output
+    after_missing = result.output.split("Missing ranks:", 1)[1]
+    assert "1: [" in after_missing.splitlines()[1]
+    assert 'marked by "!"' in result.output
+    for rank in range(2):
+        (line,) = result.lines(rank)
+        assert line.startswith("ended after ")
+    # Not by the sleeper's awakening. A name out of the response cache takes up to two checks more.
+    assert 3 < float(result.lines(0)[0].split()[-1]) < 10
+
+
+DEAD_PEER = """
+import os, time
+import horovod.torch as hvd
+import torch
+from horovod.common.exceptions import HorovodInternalError
+
+pair = hvd.ProcessSet([0, 1])
+hvd.init(process_sets=[pair])
+hvd.allreduce(torch.ones(1), name="all")
+if hvd.rank() == 2:
+    os._exit(0)  # dead without a word; code 0, or horovodrun would end the others itself
+handles = {}
+if hvd.rank() == 0:
+    # Never answered: rank 1 does not take part. It must not wait for ever.
+    handles["pair"] = hvd.allreduce_async(torch.ones(1), name="unanswered", process_set=pair)
+handles["all"] = hvd.allreduce_async(torch.ones(1), name="all")
+for name, handle in handles.items():
+    try:
+        hvd.synchronize(handle)
+        print(name, "went on")
+    except HorovodInternalError as error:
+        print(name, "raised")
+hvd.shutdown()
+print("alive")
+"""
+
+
+def test_survivors_of_a_dead_peer_raise_also_in_a_process_set_and_do_not_abort() -> None:
+    result = horovodrun(DEAD_PEER, np=3, hosts="localhost:3", check=False)
+    assert result.lines(0) == ["pair raised", "all raised", "alive"]
+    assert result.lines(1) == ["all raised", "alive"]
+    assert f"code {-signal.SIGABRT}" not in result.output
+    assert result.returncode == 0
+
+
+WAIT = """
+import time
+import horovod.torch as hvd
+import torch
+
+hvd.init()
+hvd.allreduce(torch.ones(1), name="window")
+if hvd.rank() == 1:
+    time.sleep(3)
+handle = hvd.allreduce_async(torch.ones(1), name="window")
+wall, busy = time.monotonic(), time.thread_time()
+hvd.synchronize(handle)
+print(time.monotonic() - wall, time.thread_time() - busy)
+"""
+
+
+def test_a_waiting_rank_does_not_spin() -> None:
+    result = horovodrun(WAIT, np=2, hosts="localhost:1,127.0.0.1:1")
+    waited_seconds, busy_seconds = map(float, result.lines(0)[0].split())
+    assert waited_seconds > 2.5
+    assert busy_seconds < 0.4 * waited_seconds  # a rank that spins is at 0.7 and more
+
+
+INTERFACE = """
+import horovod.torch as hvd
+import torch
+
+each = [hvd.ProcessSet([rank]) for rank in range(2)]
+hvd.init(process_sets=each)
+own = each[hvd.rank()]
+print(hvd.allreduce(torch.ones(1), name="own", process_set=own).item())
+"""
+NAMELESS = "no-such-host.invalid"
+
+
+def own_hostname() -> list[str] | None:
+    """A command prefix in which the host's name may be changed, for that command alone."""
+    if shutil.which("unshare") is None or not sys.platform.startswith("linux"):
+        return None
+    for prefix in (["unshare", "--uts"], ["unshare", "--user", "--map-root-user", "--uts"]):
+        trial = [*prefix, "hostname", NAMELESS]
+        if subprocess.run(trial, capture_output=True).returncode == 0:
+            return prefix
+    return None
+
+
+def test_a_process_set_uses_the_chosen_interface_not_the_hosts_name(tmp_path: Path) -> None:
+    """On a host whose name resolves to nothing, only the interface says where to listen."""
+    prefix = own_hostname()
+    if prefix is None:
+        pytest.skip("needs the right to make a UTS namespace (root, or user namespaces)")
+    script = tmp_path / "interface.py"
+    script.write_text(INTERFACE)
+    call = (
+        "from pathlib import Path; from tests.horovodrun import horovodrun; "
+        f"result = horovodrun(Path({str(script)!r}), np=2, hosts='localhost:2', timeout=60, "
+        "options=['--network-interfaces', 'lo']); print(result.lines(0), result.lines(1))"
+    )
+    shell = ["sh", "-c", f'hostname {NAMELESS} && exec "$@"', "sh", sys.executable, "-c", call]
+    inside = subprocess.run([*prefix, *shell], cwd=ROOT, capture_output=True, text=True)
+    assert inside.stdout == "['1.0'] ['1.0']\n", inside.stderr

@@ -1,0 +1,84 @@
+"""The Makefile sets up once, .ci/run checks and then tests: with stand-ins for the slow parts."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The Makefile, with an installation that only writes down that it ran."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "install/build.txt", "install/constraints.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "install" / "horovod.py").touch()
+    program(tmp_path / "install" / "install.sh", "echo installed $EXTRAS >> installs")
+    program(
+        tmp_path / "python", "mkdir -p .venv/bin; cp harness .venv/bin/; cp pytest .venv/bin/python"
+    )
+    program(tmp_path / "harness", 'echo "harness $@" >> calls')
+    program(tmp_path / "pytest", 'echo "python $@" >> calls')
+    return tmp_path
+
+
+def make(checkout: Path, *arguments: str) -> None:
+    command = ["make", "-s", *arguments, "PYTHON=./python"]
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    subprocess.run(command, cwd=checkout, env=environment, check=True)
+
+
+def test_the_set_up_is_made_by_the_first_target_and_not_again(checkout: Path) -> None:
+    make(checkout, "demo")
+    make(checkout, "demo")
+    make(checkout, "test")
+    assert (checkout / "installs").read_text() == "installed tests,analysis\n"
+    demo = "--np 4 --hosts localhost:2,127.0.0.1:2 --study demo"
+    calls = (checkout / "calls").read_text().splitlines()
+    assert calls[0] == calls[1] == f"harness compare experiments/demo/*.yaml {demo}"
+    assert calls[2] == "python -m pytest"
+
+
+@pytest.mark.parametrize(
+    "name", ["pyproject.toml", "install/constraints.txt", "install/horovod.py"]
+)
+def test_the_set_up_is_made_again_when_what_it_reads_has_changed(checkout: Path, name: str) -> None:
+    make(checkout, "setup")
+    stamp = (checkout / ".venv" / ".stamp").stat().st_mtime
+    os.utime(checkout / name, (stamp + 5, stamp + 5))
+    make(checkout, "setup", "EXTRAS=tests,gpu")
+    assert (checkout / "installs").read_text() == "installed tests,analysis\ninstalled tests,gpu\n"
+
+
+def test_a_failed_set_up_leaves_no_stamp(checkout: Path) -> None:
+    program(checkout / "install" / "install.sh", "exit 1")
+    with pytest.raises(subprocess.CalledProcessError):
+        make(checkout, "test")
+    assert not (checkout / ".venv" / ".stamp").exists()
+    assert not (checkout / "calls").exists()
+
+
+def run_ci(folder: Path, make: str) -> tuple[int, list[str]]:
+    program(folder / "bin" / "make", f'echo "make $@" >> {folder}/calls\n{make}')
+    environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    status = subprocess.run([ROOT / ".ci" / "run"], env=environment, stdin=subprocess.DEVNULL)
+    return status.returncode, (folder / "calls").read_text().splitlines()
+
+
+def test_ci_checks_then_tests(tmp_path: Path) -> None:
+    assert run_ci(tmp_path, "exit 0") == (0, ["make check", "make test"])
+
+
+def test_ci_stops_at_a_failed_check(tmp_path: Path) -> None:
+    assert run_ci(tmp_path, "exit 2") == (2, ["make check"])
