@@ -3,21 +3,21 @@
 import importlib.metadata
 import os
 import platform
-import re
 import resource
 import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import psutil
 import torch
 
+from harness.measure.redaction import without_secrets
+
 PACKAGES = ("torch", "torchvision", "horovod", "mlflow", "numpy", "pandas")
 RECORDED_VARIABLES = ("HOROVOD_", "OMP_", "NCCL_", "GLOO_", "CUDA_VISIBLE_DEVICES")
-SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+"""Variables that steer the libraries underneath, by how their names start."""
 
 
 def environment(horovod: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -36,7 +36,11 @@ def environment(horovod: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(card) for card in range(torch.cuda.device_count())],
         "torch_cuda": torch.version.cuda,
         "horovod_build": dict(horovod or {}),
-        "variables": recorded_variables(os.environ),
+        "variables": {
+            name: value
+            for name, value in sorted(without_secrets(os.environ).items())
+            if name.startswith(RECORDED_VARIABLES)
+        },
     }
 
 
@@ -59,23 +63,6 @@ def gauges(device: torch.device) -> dict[str, float]:
         found["process/gpu_memory_mb"] = torch.cuda.memory_allocated(device) / 1e6
         found["process/gpu_memory_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
     return found
-
-
-def recorded_variables(variables: Mapping[str, str]) -> dict[str, str]:
-    """Those that steer the libraries underneath; secret-looking names and passwords left out."""
-    return {
-        name: without_password(value)
-        for name, value in sorted(variables.items())
-        if name.startswith(RECORDED_VARIABLES) and not SECRET_NAME.search(name)
-    }
-
-
-def without_password(uri: str) -> str:
-    """The URI as it may be shown and stored: no user and no password."""
-    parts = urlsplit(uri)
-    return (
-        urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if parts.netloc else uri
-    )
 
 
 def _versions() -> dict[str, str]:

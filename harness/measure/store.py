@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from harness.config import Config
 from harness.errors import UserError
-from harness.measure.machine import without_password
+from harness.measure.redaction import without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import Config
-from harness.measure.machine import without_password
 from harness.measure.outbox import Outbox, Refused
+from harness.measure.redaction import without_password
 from harness.measure.store import (
     Status,
     connect,

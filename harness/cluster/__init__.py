@@ -1,0 +1,1 @@
+"""Many machines: starts the ranks of a run and ends them."""

@@ -1,0 +1,31 @@
+"""What of the launcher's environment its ranks get: horovodrun writes it on command lines."""
+
+import re
+from collections.abc import Mapping
+
+from harness.measure.redaction import SECRET_NAME, without_password
+
+PASSED = re.compile(
+    r"COLUMNS|HOME|LANG|LANGUAGE|LD_LIBRARY_PATH|LINES|LOGNAME|PATH|SHELL|SSH_AUTH_SOCK|TERM|"
+    r"TMPDIR|TZ|USER|VIRTUAL_ENV|XDG_CACHE_HOME|MLFLOW_TRACKING_(URI|INSECURE_TLS)|"
+    r"(http|https|no|HTTP|HTTPS|NO)_(proxy|PROXY)"
+)
+PASSED_PREFIXES = re.compile(
+    r"(CUDA|GLOO|HARNESS|HOROVOD|KMP|LC|MKL|MLFLOW_HTTP|NCCL|NVIDIA|OMP|PYTHON|TORCH)(_|[A-Z])"
+)
+
+
+def passed_on(variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables that ranks need, without passwords: any user can read a command line."""
+    return {
+        name: without_password(value)
+        for name, value in variables.items()
+        if PASSED.fullmatch(name) or (PASSED_PREFIXES.match(name) and not SECRET_NAME.search(name))
+    }
+
+
+def withheld_credentials(variables: Mapping[str, str]) -> list[str]:
+    """Names of MLflow's credentials that ranks will miss."""
+    names = [name for name in variables if name.startswith("MLFLOW_") and SECRET_NAME.search(name)]
+    uri = variables.get("MLFLOW_TRACKING_URI", "")
+    return sorted(names + (["MLFLOW_TRACKING_URI"] if without_password(uri) != uri else []))

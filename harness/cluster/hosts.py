@@ -1,0 +1,62 @@
+"""The list of hosts that horovodrun takes, read before it is started."""
+
+import os
+import socket
+from dataclasses import dataclass
+
+import psutil
+
+from harness.errors import UserError
+
+
+@dataclass(frozen=True)
+class Host:
+    name: str
+    slots: int
+    """Ranks it takes."""
+
+
+def parse_hosts(text: str, ranks: int) -> tuple[Host, ...]:
+    """`h1:4,h2:4` for so many ranks. Raises UserError for anything horovodrun could not use."""
+    hosts = tuple(_parse_host(part.strip()) for part in text.split(","))
+    found = sum(host.slots for host in hosts)
+    if found < ranks:
+        raise UserError(
+            f"--np {ranks} needs {ranks} slots, --hosts {text} has {found}; add hosts or slots"
+        )
+    for host in hosts:
+        try:
+            socket.getaddrinfo(host.name, None)
+        except OSError as error:
+            raise UserError(
+                f"the host name {host.name!r} of --hosts leads nowhere ({error}); correct it or "
+                f"add it to /etc/hosts"
+            ) from error
+    return hosts
+
+
+def _parse_host(text: str) -> Host:
+    name, _, slots = text.rpartition(":")
+    if not name or not slots.isdecimal() or int(slots) == 0:
+        raise UserError(f"--hosts holds {text!r}; write NAME:SLOTS,NAME:SLOTS, e.g. h1:4,h2:4")
+    return Host(name, int(slots))
+
+
+def most_ranks_on_a_machine(hosts: tuple[Host, ...]) -> int:
+    """Names of this machine count together: emulated nodes share its cores."""
+    here = sum(host.slots for host in hosts if is_here(host))
+    return max(here, *(host.slots for host in hosts))
+
+
+def is_here(host: Host) -> bool:
+    own = {
+        address.address
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family in (socket.AF_INET, socket.AF_INET6)
+    }
+    return any(str(found[4][0]) in own for found in socket.getaddrinfo(host.name, None))
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))

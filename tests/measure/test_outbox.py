@@ -1,0 +1,113 @@
+"""The thread that delivers: order, an answer that fails, one report, an end that is bounded."""
+
+import threading
+import time
+
+import pytest
+
+from harness.measure import outbox
+from harness.measure.outbox import Outbox, Refused
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "DELIVER_SECONDS", 0.01)
+    monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.01)
+
+
+def test_everything_arrives_in_order_and_in_batches() -> None:
+    batches: list[list[int]] = []
+    box = Outbox[int](lambda batch: batches.append(list(batch)), pytest.fail)
+    for number in range(500):
+        box.put(number)
+    assert box.close(5.0)
+    assert [number for batch in batches for number in batch] == list(range(500))
+    assert max(map(len, batches)) == outbox.BATCH_ITEMS
+
+
+def test_what_failed_is_delivered_later_and_reported_once() -> None:
+    taken: list[int] = []
+    failures = iter([OSError("away")] * 3)
+    reports: list[Exception] = []
+
+    def deliver(batch: list[int]) -> None:
+        for error in failures:
+            raise error
+        taken.extend(batch)
+
+    box = Outbox[int](deliver, reports.append)
+    for number in range(120):
+        box.put(number)
+        time.sleep(0.001)
+    end = time.monotonic() + 5
+    while len(taken) < 120 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert box.close(1.0)
+    assert taken == list(range(120))
+    assert [str(error) for error in reports] == ["away"]
+
+
+def test_a_refused_batch_does_not_hold_up_the_rest() -> None:
+    taken: list[int] = []
+    reports: list[Exception] = []
+
+    def deliver(batch: list[int]) -> None:
+        if 7 in batch:
+            raise Refused("no sevens")
+        taken.extend(batch)
+
+    box = Outbox[int](deliver, reports.append)
+    for number in range(2 * outbox.BATCH_ITEMS + 5):
+        box.put(number)
+    assert box.close(5.0)
+    missing = set(range(2 * outbox.BATCH_ITEMS + 5)) - set(taken)
+    assert 7 in missing
+    assert len(missing) <= outbox.BATCH_ITEMS
+    assert taken == sorted(taken)
+    assert [str(error) for error in reports] == ["no sevens"]
+
+
+def test_the_end_does_not_wait_for_a_receiver_that_hangs() -> None:
+    hangs = threading.Event()
+    reports: list[Exception] = []
+    box = Outbox[int](lambda batch: hangs.wait(60) and None, reports.append)
+    box.put(1)
+    started = time.monotonic()
+    assert not box.close(0.3)
+    assert time.monotonic() - started < 5
+    assert len(reports) == 1
+    hangs.set()
+
+
+def test_the_end_waits_as_long_as_something_is_taken() -> None:
+    taken: list[int] = []
+
+    def deliver(batch: list[int]) -> None:
+        time.sleep(0.2)
+        taken.extend(batch)
+
+    box = Outbox[int](deliver, pytest.fail)
+    for number in range(5 * outbox.BATCH_ITEMS):
+        box.put(number)
+    assert box.close(0.5)  # 1 s in all
+    assert len(taken) == 5 * outbox.BATCH_ITEMS
+
+
+def test_the_oldest_are_dropped_when_too_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "KEPT_ITEMS", 10)
+    away = threading.Event()
+    away.set()
+    taken: list[int] = []
+
+    def deliver(batch: list[int]) -> None:
+        if away.is_set():
+            raise OSError("away")
+        taken.extend(batch)
+
+    box = Outbox[int](deliver, lambda error: None)
+    for number in range(1000):
+        box.put(number)
+    away.clear()
+    assert box.close(5.0)
+    assert taken[-10:] == list(range(990, 1000))
+    assert len(taken) <= 10 + outbox.BATCH_ITEMS
