@@ -43,7 +43,7 @@ def average_statistics(backbone: nn.Module, world: World) -> None:
     if not statistics:
         return
     flat = torch.cat([buffer.flatten() for buffer in statistics])
-    mean = world.average(flat, "batch-norm statistics")
+    mean = world.average(flat)
     for buffer, values in zip(
         statistics, mean.split([buffer.numel() for buffer in statistics]), strict=True
     ):

@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.checkpoint import Checkpoint
 from harness.config import Config
 from harness.data.images import Dataset
-from harness.data.loader import evaluation_batches, train_batches
+from harness.data.loader import Batch, evaluation_batches, train_batches
 from harness.data.shares import Shares
 from harness.evaluation import average_statistics, evaluate
 from harness.exchange.exchange import make_exchange, route_of
@@ -99,20 +99,15 @@ class Trainer:
         if train.resume:
             first = self._checkpoint.load(Path(train.resume))
         torch.manual_seed(self._config.seed * 100_003 + self._world.topology.rank)
-        batches = self._batches(first)
+        batches = self.batches(first)
         self.backbone.train()
         started = self._now()
         for window in range(first, self.windows):
             if window == first + train.untimed_windows:
                 started = self._lap(started)
                 self._timed_from = self._train_seconds
-            with self._clock.window():
-                self._window(window, batches)
-            timed = window >= first + train.untimed_windows
-            self._account(timed)
+            self.run_window(window, batches, window >= first + train.untimed_windows, journal)
             ended = window + 1
-            if ended % train.log_every == 0 or ended == self.windows:
-                self._log(ended, journal)
             if self._pauses(ended):
                 self.drain()
                 started = self._lap(started)
@@ -121,7 +116,19 @@ class Trainer:
         batches.close()
         return self._summary(first)
 
-    def _batches(self, first_window: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def run_window(
+        self, window: int, batches: Iterator[Batch], timed: bool, journal: Journal
+    ) -> None:
+        """One window with its bookkeeping; `timed` says whether it counts in the summary."""
+        with self._clock.window():
+            self._window(window, batches)
+        self._account(timed)
+        ended = window + 1
+        if ended % self._config.train.log_every == 0 or ended == self.windows:
+            self._log(ended, journal)
+
+    def batches(self, first_window: int) -> Generator[Batch, None, None]:
+        """This rank's micro-batches from a window on."""
         passes = self._config.exchange.backward_passes_per_step
         return train_batches(
             self._dataset,
@@ -134,7 +141,7 @@ class Trainer:
             prefetch=self._config.data.prefetch,
         )
 
-    def _window(self, window: int, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+    def _window(self, window: int, batches: Iterator[Batch]) -> None:
         clock, passes = self._clock, self._config.exchange.backward_passes_per_step
         self._set_lr(lr_at(self._config.optimizer, window, self.windows))
         self._sent_before = self._world.meters.traffic.total

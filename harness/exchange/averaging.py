@@ -9,7 +9,7 @@ from torch import Tensor
 from harness.exchange.buckets import Buckets
 from harness.exchange.flat import Flat
 from harness.exchange.parts import Parts
-from harness.parallel.group import Group, Pending
+from harness.parallel.group import Group
 from harness.parallel.replicas import Average
 
 
@@ -40,10 +40,7 @@ class Averaging:
         delay: int,
         synchronous_windows: int,
     ) -> None:
-        def launch(piece: Tensor, bucket: int) -> Pending:
-            return node.launch_average(piece)
-
-        self._buckets = Buckets(shared, bucket_bytes, 1, launch)
+        self._buckets = Buckets(shared, bucket_bytes, 1, node.launch_average)
         self._parts = parts
         self._delay = delay
         self._synchronous_windows = synchronous_windows

@@ -24,7 +24,7 @@ class Buckets:
         flat: Flat,
         bucket_bytes: float,
         passes: int,
-        launch: Callable[[Tensor, int], Launched],
+        launch: Callable[[Tensor], Launched],
     ) -> None:
         self._launch = launch
         self._passes = passes
@@ -55,13 +55,13 @@ class Buckets:
     def _arrived(self, bucket: int) -> None:
         self._counts[bucket] += 1
         if self._counts[bucket] == self._awaited[bucket]:
-            self._launched[bucket] = self._launch(self._pieces[bucket], bucket)
+            self._launched[bucket] = self._launch(self._pieces[bucket])
 
     def finish(self) -> None:
         """Waits for all buckets of this window; those no gradient came for go out now."""
         for bucket, piece in enumerate(self._pieces):
             if bucket not in self._launched:
-                self._launched[bucket] = self._launch(piece, bucket)
+                self._launched[bucket] = self._launch(piece)
         for bucket in range(len(self._pieces)):
             self._launched.pop(bucket).wait()
             self._counts[bucket] = 0

@@ -2,11 +2,8 @@
 
 from collections.abc import Callable
 
-from torch import Tensor
-
 from harness.exchange.buckets import Buckets
 from harness.exchange.flat import Flat
-from harness.parallel.replicas import Average
 from harness.parallel.world import World
 
 
@@ -14,6 +11,8 @@ class Synchronous:
     """The baseline: flat all-reduces of buckets, launched as gradients come, waited for at once.
 
     Shared gradients are averaged over the world; a slice's over its replicas, where it has some.
+    They go through torch.distributed: with nothing late about them, Horovod's cycles of
+    negotiation only cost (benchmarks/baseline.py), and a baseline must be the strongest there is.
     """
 
     def __init__(
@@ -27,15 +26,11 @@ class Synchronous:
     ) -> None:
         self.passes_per_step = passes
 
-        def launch_shared(piece: Tensor, bucket: int) -> Average:
-            return world.everyone.launch_average(piece, f"shared.{bucket}")
-
-        def launch_sliced(piece: Tensor, bucket: int) -> Average:
-            return world.peers.launch_average(piece, f"sliced.{bucket}")
-
-        self._buckets = [Buckets(shared, bucket_bytes, passes, launch_shared)]
+        self._buckets = [Buckets(shared, bucket_bytes, passes, world.everyone.launch_average)]
         if sliced_has_replicas:
-            self._buckets.append(Buckets(sliced, bucket_bytes, passes, launch_sliced))
+            self._buckets.append(
+                Buckets(sliced, bucket_bytes, passes, world.replicas.launch_average)
+            )
 
     def after_backward(self, last: bool) -> bool:
         if last:

@@ -23,21 +23,20 @@ class Average(Protocol):
 
 
 class ReplicaGroup:
-    """Ranks that own the same part of the model. All of them launch the same names in turn.
+    """One rank on each node, which own the same part. All of them launch the same names in turn.
 
-    `process_set` is None for a group of one rank, and then nothing is sent.
+    `process_set` is None for a group of one rank, and then nothing is sent. `staging` is the
+    thread through which a card's buffers go by way of host memory.
     """
 
     def __init__(
         self,
         size: int,
-        nodes: int,
         process_set: hvd.ProcessSet | None,
         meters: Meters,
         staging: ThreadPoolExecutor | None = None,
     ) -> None:
         self.size = size
-        self._nodes = nodes
         self._process_set = process_set
         self._meters = meters
         self._staging = staging
@@ -50,7 +49,7 @@ class ReplicaGroup:
         if self._process_set is None:
             return _Done()
         sent = buffer.numel() * buffer.element_size()
-        self._meters.traffic.add(all_reduce_bytes(sent, self.size, self._nodes))
+        self._meters.traffic.add(all_reduce_bytes(sent, self.size, self.size))
         if self._staging is not None and buffer.is_cuda:
             return _Staged(buffer, self._average_async, name, self._staging, self._meters)
         return _Launched(self._average_async(buffer, name), self._meters)

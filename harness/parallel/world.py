@@ -67,7 +67,8 @@ class World:
         meters: Meters,
         node: Group,
         slices: Group,
-        everyone: ReplicaGroup,
+        everyone: Group,
+        replicas: Group,
         peers: ReplicaGroup,
     ) -> None:
         self.topology = topology
@@ -78,9 +79,11 @@ class World:
         self.slices = slices
         """The slice group: features meet here."""
         self.everyone = everyone
-        """All ranks, through Horovod."""
+        """All ranks: synchronous averages of what all share."""
+        self.replicas = replicas
+        """The ranks that own the same slice: synchronous averages of it."""
         self.peers = peers
-        """The ranks of the same local rank, through Horovod."""
+        """The ranks of the same local rank, through Horovod: what is averaged late."""
 
     @property
     def is_first(self) -> bool:
@@ -107,11 +110,9 @@ class World:
             raise problem
         raise SystemExit(2)
 
-    def average(self, tensor: Tensor, name: str) -> Tensor:
+    def average(self, tensor: Tensor) -> Tensor:
         """Mean over all ranks, as a new tensor. Collective over the world."""
-        mean = tensor.detach().clone()
-        self.everyone.launch_average(mean, name).wait()
-        return mean
+        return self.everyone.launch_average(tensor.detach().clone()).wait()
 
     def launch_gather(self, vector: Tensor, name: str) -> "Gathered":
         """Starts [n] of each rank -> [world, n] on all. Collective over the world."""
@@ -192,22 +193,17 @@ class Links:
             meters=self.meters,
             node=self._group(topology.node_groups[topology.node], Phase.NODE_WAIT),
             slices=self._group(topology.slice_group(layout), Phase.SLICE_WAIT),
-            everyone=self._replicas(topology.world, hvd.global_process_set, layout),
-            peers=self._replicas(peers, peer_set, layout),
+            everyone=self._group(topology.world, Phase.EXCHANGE_WAIT),
+            replicas=self._group(topology.replica_group(layout), Phase.EXCHANGE_WAIT),
+            peers=ReplicaGroup(
+                topology.nodes, peer_set if len(peers) > 1 else None, self.meters, self.staging
+            ),
         )
 
     def _group(self, ranks: tuple[int, ...], phase: Phase) -> Group:
-        nodes, process_group = self.topology.nodes_of(ranks), self.process_groups.get(ranks)
+        nodes = self.topology.nodes_of(ranks)
+        process_group = self.process_groups[ranks] if len(ranks) > 1 else None
         return Group(ranks, self.topology.rank, nodes, process_group, self.meters, phase)
-
-    def _replicas(
-        self, ranks: tuple[int, ...], process_set: hvd.ProcessSet, layout: Layout
-    ) -> ReplicaGroup:
-        shared = process_set if len(ranks) > 1 else None
-        # With NCCL in Horovod, only a layout that keeps NCCL out of the node may use it directly.
-        direct = layout == "replicated" and ranks == self.topology.world and hvd.nccl_built()
-        staging = None if direct else self.staging
-        return ReplicaGroup(len(ranks), self.topology.nodes_of(ranks), shared, self.meters, staging)
 
 
 def _peer_sets(topology: Topology) -> tuple[tuple[int, ...], ...]:
@@ -245,7 +241,7 @@ def _torch_groups(topology: Topology) -> dict[tuple[int, ...], dist.ProcessGroup
     groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
     if topology.world_size > 1:
         groups[topology.world] = dist.group.WORLD
-    if 1 < topology.ranks_per_node < topology.world_size:
-        for ranks in topology.node_groups:
+    for ranks in topology.node_groups + topology.peer_groups:
+        if 1 < len(ranks) < topology.world_size:
             groups[ranks] = dist.new_group(list(ranks), timeout=TIMEOUT)
     return groups

@@ -1,0 +1,42 @@
+"""Times variants in turn, A B C A B C ..., so that a machine's drift falls on all alike."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds per step of each variant, one entry a round."""
+
+    rounds: Mapping[str, list[float]]
+
+    def median(self, variant: str) -> float:
+        return statistics.median(self.rounds[variant])
+
+    def ratio(self, variant: str, other: str) -> float:
+        """Median over rounds of variant / other, each round's two neighbours in time."""
+        pairs = zip(self.rounds[variant], self.rounds[other], strict=True)
+        return statistics.median(first / second for first, second in pairs)
+
+
+def alternate(
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    steps: int,
+    barrier: Callable[[], object],
+    warmup_rounds: int = 1,
+) -> Timing:
+    """Each round runs `steps` steps of every variant, from one barrier of all ranks to the next."""
+    found: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(warmup_rounds + rounds):
+        for name, step in variants.items():
+            barrier()
+            started = time.perf_counter()
+            for _ in range(steps):
+                step()
+            barrier()
+            if number >= warmup_rounds:
+                found[name].append((time.perf_counter() - started) / steps * 1e3)
+    return Timing(found)

@@ -1,0 +1,125 @@
+"""What measuring costs: windows with clock and MLflow against windows without, alternating."""
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import horovod.torch as hvd
+import torch
+
+from benchmarks.alternating import alternate
+from benchmarks.memory import Nothing
+from benchmarks.task import config, dataset
+from harness.config import Config
+from harness.measure.clock import Clock, HostTimeline, Phase, Times, clock_for
+from harness.measure.tally import Tally
+from harness.measure.tracking import Tracker
+from harness.measure.traffic import Bytes, Traffic
+from harness.parallel.group import Meters
+from harness.parallel.world import Links, World, launched_topology, open_links
+from harness.trainer import Journal, Trainer
+
+PHASES_A_WINDOW = (Phase.DATA, Phase.FORWARD, Phase.BACKWARD, *[Phase.EXCHANGE_WAIT] * 4)
+
+
+class StoppedClock(Clock):
+    """Reads no time."""
+
+    def __init__(self) -> None:
+        super().__init__(HostTimeline())
+
+    @contextmanager
+    def window(self) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def phase(self, phase: Phase) -> Iterator[None]:
+        yield
+
+    def read(self) -> list[Times]:
+        return []
+
+
+class Tracked(Nothing):
+    """A journal as a run's, without the progress bar."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self._tracker.log(step, metrics)
+
+
+def stepper(world: World, settings: Config, journal: Journal, folder: Path) -> Callable[[], None]:
+    trainer = Trainer(settings, dataset(settings.data.num_classes), world, folder)
+    batches, windows = trainer.batches(0), itertools.count()
+    return lambda: trainer.run_window(next(windows), batches, True, journal)
+
+
+def bookkeeping_ms(windows: int = 2000) -> float:
+    """What the main thread pays per window for clock and tally, nothing else running in it."""
+    clock, tally = Clock(HostTimeline()), Tally()
+    started = time.perf_counter()
+    for _ in range(windows):
+        with clock.window():
+            for phase in PHASES_A_WINDOW:
+                with clock.phase(phase):
+                    pass
+        tally.add_times(clock.read())
+        tally.add_bytes(Bytes())
+    return (time.perf_counter() - started) / windows * 1e3
+
+
+def log_ms(tracker: Tracker, calls: int = 200) -> float:
+    """What the main thread pays for one line of metrics."""
+    metrics = {f"time/{number}_ms": float(number) for number in range(35)}
+    started = time.perf_counter()
+    for step in range(calls):
+        tracker.log(step, metrics)
+    return (time.perf_counter() - started) / calls * 1e3
+
+
+def measure(links: Links, folder: Path, rounds: int, steps: int) -> dict[str, object]:
+    settings = config(tracking={"uri": f"sqlite:///{folder}/mlflow.db"})
+    first = links.topology.rank == 0
+    tracker = Tracker.start(settings, folder, {}) if first else Tracker.silent()
+    measured, bare = (
+        links.world("replicated"),
+        replace(links, meters=Meters(StoppedClock(), Traffic())).world("replicated"),
+    )
+    timing = alternate(
+        {
+            "clock and MLflow": stepper(measured, settings, Tracked(tracker), folder),
+            "neither": stepper(bare, settings, Nothing(), folder),
+        },
+        rounds,
+        steps,
+        barrier=lambda: hvd.barrier(),
+    )
+    found = {"rounds": timing.rounds, "bookkeeping_ms": bookkeeping_ms(), "log_ms": log_ms(tracker)}
+    tracker.finish("FINISHED")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=10)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    device, topology = torch.device("cpu"), launched_topology()
+    meters = Meters(clock_for(device), Traffic())
+    with open_links(topology, device, meters) as links, tempfile.TemporaryDirectory() as folder:
+        found = measure(links, Path(folder), chosen.rounds, chosen.steps)
+        if topology.rank == 0:
+            print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
