@@ -1,0 +1,124 @@
+"""`python -m benchmarks`: every benchmark under a real horovodrun, as one Markdown page."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.alternating import Timing
+from harness.cluster.hosts import cores
+from harness.cluster.launch import launch
+from harness.measure.machine import environment
+
+RANKS, HOSTS = 4, "localhost:2,127.0.0.1:2"
+LAYOUTS = ("replicated", "node", "world")
+
+
+class BenchmarkFailed(Exception):
+    """A benchmark did not end well; its log says why."""
+
+
+def measured(module: str, *arguments: str) -> Any:
+    """What rank 0 of a benchmark printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+        with open(os.devnull, "w") as unseen:
+            outcome = launch(command, RANKS, HOSTS, log, screen=unseen)
+        text = log.read_text()
+    if outcome.exit_code:
+        raise BenchmarkFailed(f"benchmarks.{module}: {outcome.reason}\n{text[-4000:]}")
+    return json.loads(next(line for line in text.splitlines() if "{" in line).split(" ", 2)[2])
+
+
+def baseline(rounds: int) -> list[str]:
+    timing = Timing(measured("baseline", "--rounds", str(rounds)))
+    ours, *others = timing.rounds
+    lines = [
+        "## The baseline against other data-parallel libraries",
+        "",
+        "Default backbone, 1,000 classes, 32 images a rank, K = 1; steps alternate in one run.",
+        "",
+        "| variant | step, median ms | harness / this, median of rounds |",
+        "|---|---|---|",
+        f"| {ours} | {timing.median(ours):.1f} | |",
+    ]
+    for other in others:
+        ratio = timing.ratio(ours, other)
+        lines.append(f"| {other} | {timing.median(other):.1f} | {ratio:.3f} |")
+    return lines
+
+
+def overhead(rounds: int) -> list[str]:
+    found = measured("overhead", "--rounds", str(rounds))
+    timing = Timing(found["rounds"])
+    with_it, without = timing.rounds
+    step = timing.median(without)
+    direct = found["bookkeeping_ms"] + found["log_ms"] / 10
+    return [
+        "## What measuring costs",
+        "",
+        "| windows | median ms | ratio |",
+        "|---|---|---|",
+        f"| with clock and MLflow | {timing.median(with_it):.2f} | "
+        f"{timing.ratio(with_it, without):.4f} |",
+        f"| with neither | {step:.2f} | |",
+        "",
+        f"Timed alone, the main thread pays {found['bookkeeping_ms'] * 1e3:.0f} us a window for the "
+        f"clock and {found['log_ms'] * 1e3:.0f} us for each line of metrics (one in 10 windows): "
+        f"{direct / step:.3%} of the window above.",
+    ]
+
+
+def memory(classes: int) -> list[str]:
+    rows = {layout: measured("memory", layout, "--classes", str(classes)) for layout in LAYOUTS}
+    whole = rows["replicated"]["classifier_bytes"]
+    lines = [
+        "## Memory of a rank's classifier",
+        "",
+        f"{classes:,} classes x 256 features, float32; weight, gradient and momentum as allocated "
+        f"(the largest rank), and the most the process ever held.",
+        "",
+        "| layout | classifier, MB | share of replicated | peak of the process, MB |",
+        "|---|---|---|---|",
+    ]
+    for layout, row in rows.items():
+        size, peak = row["classifier_bytes"], row["peak_bytes"]
+        share = f"{size / whole:.3f}"
+        lines.append(f"| {layout} | {size / 1e6:.1f} | {share} | {peak / 1e6:.0f} |")
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--classes", type=int, default=200_000, help="of the memory table")
+    parser.add_argument("--output", type=Path, help="write the page there too")
+    chosen = parser.parse_args()
+    facts = environment()
+    head = [
+        "# Benchmarks",
+        "",
+        f"Commit {facts['git_commit']}{' with changes' if facts['git_dirty'] else ''}; "
+        f"{RANKS} ranks on {HOSTS}; {facts['cpu']}, {cores()} cores; "
+        f"torch {facts['versions']['torch']}. Seed 0. `make bench` repeats it.",
+    ]
+    page = head
+    try:
+        for part in (baseline(chosen.rounds), overhead(chosen.rounds), memory(chosen.classes)):
+            page += ["", *part]
+            print("\n".join(["", *part]), flush=True)
+    except (BenchmarkFailed, subprocess.SubprocessError) as error:
+        print(f"harness: {error}", file=sys.stderr)
+        return 1
+    if chosen.output:
+        chosen.output.write_text("\n".join(page) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
