@@ -54,7 +54,7 @@ class SlicedClassifier(nn.Module):
         targets_n = labels_n - self.owned.start
         if self._config.margin != "none":
             logits_nK = add_margin(
-                logits_nK.float(),
+                logits_nK.to(_exact(logits_nK.dtype)),
                 targets_n,
                 self._config.margin,
                 self._config.margin_size,

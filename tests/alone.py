@@ -1,0 +1,36 @@
+"""A world of one rank, which needs neither Horovod nor torch.distributed to be started."""
+
+import torch
+
+from harness.measure.clock import Phase, clock_for
+from harness.measure.traffic import Traffic
+from harness.parallel.group import Group, Meters
+from harness.parallel.replicas import ReplicaGroup
+from harness.parallel.topology import Topology
+from harness.parallel.world import World
+
+CPU = torch.device("cpu")
+
+
+def meters() -> Meters:
+    return Meters(clock_for(CPU), Traffic())
+
+
+def group_of_one(counted: Meters | None = None) -> Group:
+    return Group((0,), 0, 1, None, counted or meters(), Phase.SLICE_WAIT)
+
+
+def world_of_one() -> World:
+    """Serves every layout: they are one and the same on a single rank."""
+    counted = meters()
+    alone = ReplicaGroup(1, 1, None, counted)
+    group = group_of_one(counted)
+    return World(
+        topology=Topology(0, 1, 1),
+        device=CPU,
+        meters=counted,
+        node=group,
+        slices=group,
+        everyone=alone,
+        peers=alone,
+    )
