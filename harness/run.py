@@ -19,8 +19,7 @@ from harness.data.shares import Shares
 from harness.errors import UserError
 from harness.measure.clock import clock_for
 from harness.measure.machine import environment
-from harness.measure.store import check_store
-from harness.measure.store import Status
+from harness.measure.store import Status, check_store
 from harness.measure.summary import RunSummary
 from harness.measure.tracking import Tracker, monitor_node
 from harness.measure.traffic import Traffic
@@ -149,8 +148,8 @@ def last_words(summary: RunSummary, folder: Path) -> str:
         (
             f"{summary.name}, seed {summary.seed}: {summary.ranks} ranks on {summary.nodes} nodes, "
             f"{summary.images:,} images in {summary.train_seconds:.1f} s of training",
-            f"  throughput   {summary.images_per_second:,.0f} images/s over {summary.timed_windows} "
-            f"windows (the first {summary.untimed_windows} are left out)",
+            f"  throughput   {summary.images_per_second:,.0f} images/s over "
+            f"{summary.timed_windows} windows (the first {summary.untimed_windows} are left out)",
             f"  window       {summary.step_ms.mean:.1f} ms = {phases}",
             f"  sent         {summary.cross_node_mb_per_step:.2f} MB through a node's link, "
             f"{summary.in_node_mb_per_step:.2f} MB by a rank inside its node, per window",
@@ -163,9 +162,9 @@ def last_words(summary: RunSummary, folder: Path) -> str:
 @contextmanager
 def _journal(config: Config, folder: Path, world: World) -> Iterator["_Journal | _Silent"]:
     """Opens tracking on rank 0 and each node's gauges; says how the run ended, whatever it was."""
-    tracker, commit = Tracker.silent(), None
+    tracker, commit, hosts = Tracker.silent(), None, world.hosts()
     if world.is_first:
-        facts = environment(world.horovod_build())
+        facts = environment(world.horovod_build()) | {"hosts": hosts}
         commit = facts["git_commit"]
         folder.mkdir(parents=True, exist_ok=True)
         tracker = Tracker.start(config, folder, facts)

@@ -53,11 +53,13 @@ class Trainer:
         ).to(device=device, dtype=dtype)
         self.shared, self.sliced = self._flatten()
         self.optimizer = make_optimizer(config.optimizer, (self.shared, self.sliced))
-        self.exchange = make_exchange(
-            config.exchange, config.classifier, self.shared, self.sliced, world
-        )
         self._checkpoint = Checkpoint(
             self.backbone, self.classifier, (self.shared, self.sliced), self.optimizer, world
+        )
+        resume = config.train.resume
+        self._first = self._checkpoint.load(Path(resume)) if resume else 0
+        self.exchange = make_exchange(
+            config.exchange, config.classifier, self.shared, self.sliced, world, self._first
         )
         self._shares = Shares(
             len(dataset.train),
@@ -95,9 +97,7 @@ class Trainer:
 
     def train(self, journal: Journal) -> RunSummary:
         """All windows, with evaluations on the drained model in between and at the end."""
-        train, first = self._config.train, 0
-        if train.resume:
-            first = self._checkpoint.load(Path(train.resume))
+        train, first = self._config.train, self._first
         torch.manual_seed(self._config.seed * 100_003 + self._world.topology.rank)
         batches = self.batches(first)
         self.backbone.train()
@@ -114,7 +114,7 @@ class Trainer:
                 self._pause(ended, journal)
                 started = self._now()
         batches.close()
-        return self._summary(first)
+        return self._summary()
 
     def run_window(
         self, window: int, batches: Iterator[Batch], timed: bool, journal: Journal
@@ -243,11 +243,12 @@ class Trainer:
         journal.log(ended, metrics)
         journal.advance(ended, self.windows, f"loss {totals.loss:.3f} · {rate:.0f} images/s")
 
-    def _summary(self, first: int) -> RunSummary:
+    def _summary(self) -> RunSummary:
         gathered = self._world.launch_gather(self._run.vector(), "summary").wait()
         topology, config = self._world.topology, self._config
         totals = Totals(gathered, topology.nodes)
-        timed = max(0, self.windows - first - config.train.untimed_windows)
+        untimed = min(config.train.untimed_windows, self.windows - self._first)
+        timed = self.windows - self._first - untimed
         seconds = self._train_seconds - self._timed_from
         expected = self.expected_bytes()
         return RunSummary(
@@ -260,7 +261,7 @@ class Trainer:
             parameters_backbone=sum(p.numel() for p in self.backbone.parameters()),
             parameters_classifier=self._classifier_parameters(),
             images_per_second=timed * self.images_per_window / seconds if timed else 0.0,
-            untimed_windows=min(config.train.untimed_windows, self.windows - first),
+            untimed_windows=untimed,
             timed_windows=timed,
             step_ms=totals.step_ms,
             phases_ms=totals.phases_ms,

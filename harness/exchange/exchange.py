@@ -45,16 +45,19 @@ def make_exchange(
     shared: Flat,
     sliced: Flat,
     world: World,
+    first_window: int = 0,
 ) -> Exchange:
-    """The exchange that the config names, over the flat parameters of this rank."""
+    """The exchange that the config names, over the flat parameters of this rank.
+
+    A resumed run goes on at `first_window`.
+    """
     has_replicas = classifier.layout == "node"
     passes = exchange.backward_passes_per_step
     bucket_bytes = exchange.bucket_mb * 1e6
     if exchange.kind == "synchronous" and route_of(exchange, classifier) == "flat":
         return Synchronous(shared, sliced, has_replicas, world, passes, bucket_bytes)
     parts = Parts(shared, sliced, has_replicas, world)
+    waiting = max(0, exchange.synchronous_windows - first_window)
     if exchange.kind == "averaging":
-        return Averaging(
-            parts, shared, world.node, bucket_bytes, exchange.delay, exchange.synchronous_windows
-        )
-    return Delayed(parts, passes, exchange.delay, exchange.synchronous_windows)
+        return Averaging(parts, shared, world.node, bucket_bytes, exchange.delay, waiting)
+    return Delayed(parts, passes, exchange.delay, waiting)

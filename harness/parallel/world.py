@@ -34,14 +34,21 @@ def launched_topology() -> Topology:
     def number(name: str, default: int) -> int:
         return int(os.environ.get(f"HOROVOD_{name}", default))
 
+    local_rank = number("LOCAL_RANK", 0)
     try:
-        return from_horovod(
+        topology = from_horovod(
             number("RANK", 0), number("SIZE", 1), number("LOCAL_SIZE", 1), number("CROSS_SIZE", 1)
         )
+        if topology.local_rank != local_rank:
+            raise UserError(
+                f"ranks must be numbered host by host, rank {topology.rank} is number "
+                f"{local_rank} of its host; name every host once in -H"
+            )
     except UserError:
-        if number("LOCAL_RANK", 0) == 0:
+        if local_rank == 0:
             raise
         raise SystemExit(2) from None
+    return topology
 
 
 def rank_device(choice: str, local_rank: int) -> torch.device:
@@ -85,6 +92,11 @@ class World:
         self.peers = peers
         """The ranks of the same local rank, through Horovod: what is averaged late."""
 
+    def hosts(self) -> list[str]:
+        """The host name of every node. Collective over the world."""
+        names = self.gather_objects(socket.gethostname(), "hosts")
+        return names[:: self.topology.ranks_per_node]
+
     @property
     def is_first(self) -> bool:
         return self.topology.rank == 0
@@ -121,6 +133,12 @@ class World:
             return Gathered(None, row)
         return Gathered(hvd.allgather_async(row, name=name), row)
 
+    def gather_objects(self, value: Any, name: str) -> list[Any]:
+        """The picklable `value` of every rank on all of them. Collective over the world."""
+        if self.topology.world_size == 1:
+            return [value]
+        return list(hvd.allgather_object(value, name=name))
+
     def broadcast(self, value: Any, name: str) -> Any:
         """Rank 0's picklable `value` on all ranks. Collective over the world."""
         if self.topology.world_size == 1:
@@ -147,7 +165,14 @@ def open_links(topology: Topology, device: torch.device, meters: Meters) -> Iter
     waiting. Collective over the world.
     """
     sets = [hvd.ProcessSet(list(ranks)) for ranks in _peer_sets(topology)]
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     hvd.init(process_sets=sets)
+    if hvd.size() != topology.world_size:
+        raise UserError(
+            f"Horovod runs {hvd.size()} ranks, its launcher told this one of "
+            f"{topology.world_size}; start with horovodrun --gloo"
+        )
     staging = ThreadPoolExecutor(1, "staging") if device.type == "cuda" else None
     try:
         if topology.world_size > 1:
