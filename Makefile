@@ -27,7 +27,8 @@ $(STAMP): $(INSTALL)
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/harness compare experiments/demo/*.yaml --np $(NP) --hosts $(HOSTS) --study demo
+	$(BIN)/harness compare experiments/demo/data_parallel.yaml \
+	    experiments/demo/hybrid_async.yaml --np $(NP) --hosts $(HOSTS) --study demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

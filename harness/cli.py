@@ -30,6 +30,17 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("overrides", nargs="*", metavar="key=value")
     train.add_argument("--folder", type=Path, help="where this run's files go")
     train.set_defaults(command=_train)
+    compare = commands.add_parser("compare", help="several experiments in turn, one table")
+    compare.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
+    compare.add_argument("--np", type=int, default=1, help="ranks")
+    compare.add_argument("--hosts", help="as horovodrun -H takes them: host:slots,host:slots")
+    compare.add_argument("--seeds", type=int, default=1, help="repeat with so many seeds")
+    compare.add_argument("--study", help="tag that joins the runs in MLflow")
+    compare.add_argument(
+        "--target", type=float, help="val/top1 to time, a share; else the baseline's end - 0.01"
+    )
+    compare.add_argument("--folder", type=Path, help="where runs, table and chart go")
+    compare.set_defaults(command=_compare)
     return parser
 
 
@@ -46,3 +57,20 @@ def _train(parsed: argparse.Namespace) -> int:
 
     run(config, parsed.folder)
     return 0
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from harness.study.compare import compare
+
+    overrides = [argument for argument in parsed.arguments if "=" in argument]
+    experiments = [Path(argument) for argument in parsed.arguments if "=" not in argument]
+    return compare(
+        experiments,
+        overrides,
+        np=parsed.np,
+        hosts=parsed.hosts,
+        seeds=parsed.seeds,
+        study=parsed.study,
+        target=parsed.target,
+        folder=parsed.folder,
+    )
