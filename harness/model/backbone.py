@@ -32,12 +32,28 @@ def make_backbone(config: BackboneConfig, channels: int, image_size: int, seed: 
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if config.name == "small_cnn":
-            body: nn.Module = small_cnn(channels, config.norm)
-        else:
-            body = _torchvision_body(config, channels, image_size)
-        features = _features_of(body, config.name, channels, image_size)
+        try:
+            body = _body(config, channels, image_size)
+            features = _features_of(body, channels, image_size)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(
+                f"backbone.name={config.name} cannot take {channels} x {image_size} x {image_size} "
+                f"images ({reason}); raise data.image_size or use another backbone"
+            ) from error
         return Backbone(body, features, config)
+
+
+def check_backbone(config: BackboneConfig, channels: int, image_size: int) -> None:
+    """Raises what `make_backbone` would, by shapes alone: without memory, in a moment."""
+    with torch.device("meta"):
+        make_backbone(config, channels, image_size, seed=0)
+
+
+def _body(config: BackboneConfig, channels: int, image_size: int) -> nn.Module:
+    if config.name == "small_cnn":
+        return small_cnn(channels, config.norm)
+    return _torchvision_body(config, channels, image_size)
 
 
 def embedding(body_features: int, config: BackboneConfig) -> nn.Sequential:
@@ -130,17 +146,10 @@ def _replace(body: nn.Module, name: str, module: nn.Module) -> None:
     setattr(body.get_submodule(parent), child, module)
 
 
-def _features_of(body: nn.Module, name: str, channels: int, image_size: int) -> int:
+def _features_of(body: nn.Module, channels: int, image_size: int) -> int:
     training = body.training
     body.eval()
-    try:
-        with torch.no_grad():
-            features = body(torch.zeros(1, channels, image_size, image_size))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"backbone.name={name} cannot take {channels} x {image_size} x {image_size} images "
-            f"({reason}); raise data.image_size or use another backbone"
-        ) from error
+    with torch.no_grad():
+        features = body(torch.zeros(1, channels, image_size, image_size))
     body.train(training)
     return features.flatten(1).shape[1]
