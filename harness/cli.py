@@ -18,6 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"harness: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:
+        print("harness: stopped", file=sys.stderr, flush=True)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

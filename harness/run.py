@@ -29,8 +29,8 @@ from harness.parallel.world import World, launched_topology, open_world, rank_de
 from harness.trainer import Trainer
 
 
-class Stopped(BaseException):
-    """SIGTERM or SIGINT arrived."""
+class Stopped(KeyboardInterrupt):
+    """SIGTERM arrived: it ends a run as Ctrl-C does."""
 
 
 def run(config: Config, folder: Path | None = None) -> RunSummary:
@@ -176,7 +176,7 @@ def _journal(config: Config, folder: Path, world: World) -> Iterator["_Journal |
         with _stop_signals(), gauges:
             yield _Journal(folder, tracker, commit) if world.is_first else _Silent()
         status = "FINISHED"
-    except (Stopped, KeyboardInterrupt):
+    except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
