@@ -23,7 +23,6 @@ def group_of_one(counted: Meters | None = None) -> Group:
 def world_of_one() -> World:
     """Serves every layout: they are one and the same on a single rank."""
     counted = meters()
-    alone = ReplicaGroup(1, 1, None, counted)
     group = group_of_one(counted)
     return World(
         topology=Topology(0, 1, 1),
@@ -31,6 +30,7 @@ def world_of_one() -> World:
         meters=counted,
         node=group,
         slices=group,
-        everyone=alone,
-        peers=alone,
+        everyone=group,
+        replicas=group,
+        peers=ReplicaGroup(1, None, counted),
     )

@@ -1,0 +1,87 @@
+"""How far a late gradient shrinks the stable learning rate, on a parabola, by the real exchange.
+
+f = c/2 x^2 with the gradient of one window ago. The largest stable lr * c is 0.10 under momentum
+0.9, 0.253 with Nesterov's, 1.0 without momentum; without a delay it is 3.8 under momentum 0.9.
+"""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.config import OptimizerConfig
+from harness.exchange.delayed import Delayed
+from harness.exchange.flat import Flat
+from harness.exchange.parts import Parts
+from harness.optimizer import make_optimizer
+from tests.alone import world_of_one
+
+WINDOWS, LAST = 800, 100
+
+HEAVY_BALL = OptimizerConfig(lr=1.0, momentum=0.9, nesterov=False, weight_decay=0.0)
+NESTEROV = OptimizerConfig(lr=1.0, momentum=0.9, nesterov=True, weight_decay=0.0)
+PLAIN = OptimizerConfig(lr=1.0, momentum=0.0, nesterov=False, weight_decay=0.0)
+
+
+def trajectories(
+    config: OptimizerConfig, rates: list[float], delay: int, windows: int, synchronous: int = 0
+) -> Tensor:
+    """x after each window, [windows, rates], from x = 1; lr is 1 and the curvatures are `rates`."""
+    curvatures = torch.tensor([rates], dtype=torch.float64)
+    x = nn.Parameter(torch.ones_like(curvatures))
+    shared, sliced = Flat([x], 1, x), Flat([], 1, x)
+    optimizer = make_optimizer(config, (shared, sliced))
+    exchange = Delayed(Parts(shared, sliced, False, world_of_one()), 1, delay, synchronous)
+    found = []
+    for _ in range(windows):
+        shared.grads.zero_()
+        (curvatures / 2 * x * x).sum().backward()
+        if exchange.after_backward(last=True):
+            optimizer.step()
+        found.append(x.detach()[0].clone())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize(
+    ("config", "delay", "stable", "unstable"),
+    [
+        pytest.param(HEAVY_BALL, 1, 0.09, 0.11, id="momentum, one window late"),
+        pytest.param(NESTEROV, 1, 0.24, 0.27, id="nesterov, one window late"),
+        pytest.param(PLAIN, 1, 0.97, 1.03, id="plain, one window late"),
+        pytest.param(HEAVY_BALL, 0, 3.75, 3.85, id="momentum, in time"),
+        pytest.param(PLAIN, 0, 1.97, 2.03, id="plain, in time"),
+    ],
+)
+def test_the_stable_learning_rate(
+    config: OptimizerConfig, delay: int, stable: float, unstable: float
+) -> None:
+    sizes = trajectories(config, [stable, unstable], delay, WINDOWS).abs()
+    early, late = (part.max(dim=0).values for part in (sizes[LAST : 2 * LAST], sizes[-LAST:]))
+    assert late[0] < 0.2 * early[0]
+    assert late[1] > 5 * early[1]
+
+
+def test_the_first_late_window_steps_with_the_gradient_of_the_one_before() -> None:
+    """x0 = 1: nothing lands in window 0; windows 1 and 2 both step with gradients taken at 1."""
+    one_late, two_late = (trajectories(PLAIN, [0.25], delay, 4)[:, 0] for delay in (1, 2))
+    assert one_late.tolist() == [1.0, 0.75, 0.5, 0.3125]
+    assert two_late.tolist() == [1.0, 1.0, 0.75, 0.5]
+
+
+def test_a_start_in_time_then_late() -> None:
+    """Windows 0 and 1 wait; window 2 is the first late one and has nothing to step with."""
+    found = trajectories(PLAIN, [0.5], 1, 5, synchronous=2)[:, 0]
+    assert found.tolist() == [0.5, 0.25, 0.25, 0.125, 0.0]
+
+
+def test_draining_applies_what_is_under_way_and_leaves_nothing() -> None:
+    x = nn.Parameter(torch.ones(1, 1, dtype=torch.float64))
+    shared, sliced = Flat([x], 1, x), Flat([], 1, x)
+    exchange = Delayed(Parts(shared, sliced, False, world_of_one()), 1, 2, 0)
+    landed: list[float] = []
+    for gradient in (1.0, 2.0, 3.0):
+        shared.grads.fill_(gradient)
+        if exchange.after_backward(last=True):
+            landed.append(shared.grads.item())
+    exchange.drain(lambda: landed.append(shared.grads.item()))
+    exchange.drain(lambda: landed.append(-1.0))
+    assert landed == [1.0, 2.0, 3.0]
