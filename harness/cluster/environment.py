@@ -1,5 +1,6 @@
 """What of the launcher's environment its ranks get: horovodrun writes it on command lines."""
 
+import os
 import re
 from collections.abc import Mapping
 
@@ -24,8 +25,8 @@ def passed_on(variables: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def withheld_credentials(variables: Mapping[str, str]) -> list[str]:
-    """Names of MLflow's credentials that ranks will miss."""
-    names = [name for name in variables if name.startswith("MLFLOW_") and SECRET_NAME.search(name)]
-    uri = variables.get("MLFLOW_TRACKING_URI", "")
+def withheld_credentials() -> list[str]:
+    """Names of MLflow's credentials that are set here and that ranks will miss."""
+    names = [name for name in os.environ if name.startswith("MLFLOW_") and SECRET_NAME.search(name)]
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     return sorted(names + (["MLFLOW_TRACKING_URI"] if without_password(uri) != uri else []))

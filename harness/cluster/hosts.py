@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import psutil
 
 from harness.errors import UserError
+from harness.parallel.topology import Topology, from_horovod
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,17 @@ def _parse_host(text: str) -> Host:
     if not name or not slots.isdecimal() or int(slots) == 0:
         raise UserError(f"--hosts holds {text!r}; write NAME:SLOTS,NAME:SLOTS, e.g. h1:4,h2:4")
     return Host(name, int(slots))
+
+
+def topology_of(hosts: tuple[Host, ...], ranks: int) -> Topology:
+    """Of rank 0, as horovodrun fills the hosts. Raises UserError where they come out unequal."""
+    sizes, left = [], ranks
+    for host in hosts:
+        sizes.append(min(host.slots, left))
+        left -= sizes[-1]
+    used = [size for size in sizes if size]
+    odd = next((size for size in used if size * len(used) != ranks), used[0])
+    return from_horovod(0, ranks, odd, len(used))
 
 
 def most_ranks_on_a_machine(hosts: tuple[Host, ...]) -> int:

@@ -1,0 +1,1 @@
+"""Many runs: trains experiments in turn and sets what they cost beside what they learned."""

@@ -1,0 +1,222 @@
+"""Trains experiments in turn on the same hosts with the same seeds, and shows what came of each."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+
+from harness.cluster.environment import withheld_credentials
+from harness.cluster.hosts import parse_hosts, topology_of
+from harness.cluster.launch import Outcome, launch, train_command
+from harness.config import Config, load
+from harness.errors import UserError
+from harness.measure.store import Status, check_store, set_status, store_uri
+from harness.measure.summary import RunSummary
+from harness.measure.tracking import run_id_of
+from harness.parallel.topology import check_classes
+from harness.study.chart import draw
+from harness.study.record import record, way_to_see
+from harness.study.results import Variant, baseline_of, target_of
+from harness.study.table import as_markdown, as_text, comparison
+
+SAME_IMAGES = ("dataset", "num_classes", "root", "synthetic_images")
+"""Keys of `data` without which accuracies mean different things."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a study."""
+
+    experiment: Path
+    config: Config
+    overrides: tuple[str, ...]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All trainings of a study, in the order they run."""
+
+    study: str
+    folder: Path
+    ranks: int
+    hosts: str
+    variants: tuple[Config, ...]
+    trials: tuple[Trial, ...]
+
+
+def compare(
+    experiments: Sequence[Path],
+    overrides: Sequence[str],
+    np: int,
+    hosts: str | None,
+    seeds: int,
+    study: str | None,
+    target: float | None,
+    folder: Path | None,
+) -> int:
+    """The whole study; its exit code. Raises UserError before the first start.
+
+    `target`: share of the first validation set that counts as learned. `folder`: where the runs'
+    folders, the table and the chart go.
+    """
+    if target is not None and not 0 < target <= 1:
+        raise UserError(f"--target {target:g} is no share of right answers; give e.g. 0.95")
+    plan = make_plan(experiments, overrides, np, hosts, seeds, study, folder)
+    first = plan.variants[0]
+    if first.tracking.enabled:
+        check_store(first)
+    _announce(plan)
+    finished, failures, code = _run_all(plan)
+    variants = tuple(
+        Variant(config, tuple(finished[config.name]), tuple(failures[config.name]))
+        for config in plan.variants
+    )
+    if any(variant.summaries for variant in variants):
+        _show(plan, variants, target)
+    return code
+
+
+def make_plan(
+    experiments: Sequence[Path],
+    overrides: Sequence[str],
+    np: int,
+    hosts: str | None,
+    seeds: int,
+    study: str | None,
+    folder: Path | None,
+) -> Plan:
+    """Reads and checks every experiment. Raises UserError for any that could not run."""
+    if not experiments or seeds < 1 or np < 1:
+        raise UserError(
+            f"found {len(experiments)} experiments, --seeds {seeds}, --np {np}; give at least one "
+            f"of each"
+        )
+    configs = tuple(load(path, overrides) for path in experiments)
+    where = hosts or f"localhost:{np}"
+    _check(configs, np, where)
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    study = study or configs[0].tracking.study or f"study-{now}"
+    place = (folder or Path(configs[0].tracking.folder) / study / now).absolute()
+    trials = []
+    for seed in range(configs[0].seed, configs[0].seed + seeds):
+        for path, config in zip(experiments, configs, strict=True):
+            own = (*overrides, f"seed={seed}", f"tracking.study={study}")
+            trial = place / f"{config.name}-s{seed}"
+            if trial.exists():
+                raise UserError(f"{trial} exists already; give another --folder")
+            trials.append(Trial(path, load(path, own), own, trial))
+    return Plan(study, place, np, where, configs, tuple(trials))
+
+
+def _check(configs: Sequence[Config], np: int, hosts: str) -> None:
+    names = [config.name for config in configs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"two experiments have the name {twice[0]}; give each its own `name`")
+    topology = topology_of(parse_hosts(hosts, np), np)
+    for config in configs:
+        check_classes(topology, config.classifier.layout, config.data.num_classes)
+        _check_same_images(configs[0], config)
+
+
+def _check_same_images(first: Config, other: Config) -> None:
+    for key in SAME_IMAGES:
+        here, there = getattr(first.data, key), getattr(other.data, key)
+        if here != there:
+            raise UserError(
+                f"{first.name} has data.{key}={here}, {other.name} has {there}: their accuracies "
+                f"do not compare; give both the same"
+            )
+
+
+def _announce(plan: Plan) -> None:
+    seeds = len(plan.trials) // len(plan.variants)
+    _say(
+        f"study {plan.study}: {len(plan.variants)} variants x {seeds} seeds on {plan.ranks} ranks "
+        f"({plan.hosts}), into {plan.folder}"
+    )
+    lengths = {config.name: _length(config, plan.ranks) for config in plan.variants}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        _say(f"warning: the variants do not see the same number of images: {told}")
+    withheld = withheld_credentials() if plan.variants[0].tracking.enabled else []
+    if withheld:
+        _say(
+            f"warning: {', '.join(withheld)} would be readable on the ranks' command lines and is "
+            f"not passed on; keep it in ~/.mlflow/credentials"
+        )
+
+
+def _length(config: Config, ranks: int) -> str:
+    train = config.train
+    if train.steps is None:
+        return f"{train.epochs:g} epochs"
+    images = train.steps * config.exchange.backward_passes_per_step * train.batch_size * ranks
+    return f"{images:,} images"
+
+
+def _run_all(plan: Plan) -> tuple[dict[str, list[RunSummary]], dict[str, list[str]], int]:
+    """Summaries and reasons of failure by variant, and the exit code."""
+    finished: dict[str, list[RunSummary]] = {config.name: [] for config in plan.variants}
+    failures: dict[str, list[str]] = {config.name: [] for config in plan.variants}
+    code = 0
+    for number, trial in enumerate(plan.trials, start=1):
+        _say(f"\n[{number}/{len(plan.trials)}] {trial.config.name}, seed {trial.config.seed}")
+        outcome = _run(plan, trial)
+        if outcome.exit_code == 0:
+            finished[trial.config.name].append(RunSummary.read(trial.folder))
+            continue
+        failures[trial.config.name].append(outcome.reason)
+        code = max(code, outcome.exit_code)
+        if outcome.stopped or outcome.exit_code == 2:
+            _say("the study ends here")
+            break
+    return finished, failures, code
+
+
+def _run(plan: Plan, trial: Trial) -> Outcome:
+    command = train_command(trial.experiment, trial.overrides, trial.folder)
+    log = plan.folder / f"{trial.folder.name}.log"
+    outcome = launch(command, plan.ranks, plan.hosts, log)
+    if outcome.exit_code:
+        run_id = run_id_of(trial.folder)
+        if run_id is not None:
+            status: Status = "KILLED" if outcome.stopped else "FAILED"
+            set_status(store_uri(trial.config), run_id, status)
+        _say(outcome.reason)
+        _say(f"all that the ranks said: {log}")
+    return outcome
+
+
+def _show(plan: Plan, variants: tuple[Variant, ...], given: float | None) -> None:
+    baseline = baseline_of(variants)
+    target = target_of(baseline, given)
+    frame = comparison(variants, baseline, target)
+    text = as_text(frame, baseline, target)
+    title = f"{plan.study}: {plan.ranks} ranks on {plan.hosts}"
+    table, numbers, chart = (plan.folder / f"comparison.{kind}" for kind in ("md", "csv", "png"))
+    table.write_text(f"# {title}\n\n{as_markdown(frame, baseline, target)}\n", encoding="utf-8")
+    frame.to_csv(numbers)
+    draw(variants, target, title, chart)
+    print(f"\n{text}\n\ntable {table}\nchart {chart}", flush=True)
+    _record(plan, frame, [table, numbers, chart])
+
+
+def _record(plan: Plan, frame: pd.DataFrame, artifacts: list[Path]) -> None:
+    config = plan.variants[0]
+    if not config.tracking.enabled:
+        return
+    try:
+        experiment_id = record(config, plan.study, frame, artifacts)
+    except Exception as error:  # the table is shown and lies in the folder, whatever MLflow does
+        _say(f"warning: the comparison is not in MLflow: {' '.join(str(error).split())[:200]}")
+        return
+    print(way_to_see(config, experiment_id), flush=True)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

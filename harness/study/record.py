@@ -1,0 +1,59 @@
+"""A comparison in MLflow: a run of its own beside those it compares, and the way to look at it."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from harness.config import Config
+from harness.measure.redaction import without_password
+from harness.measure.store import connect, open_experiment, sqlite_file, store_uri
+
+
+def record(config: Config, study: str, frame: pd.DataFrame, artifacts: list[Path]) -> str:
+    """Logs the table and the chart; the id of the experiment they lie in."""
+    from mlflow.entities import Metric, RunTag
+
+    uri = store_uri(config)
+    client = connect(uri)
+    experiment_id = open_experiment(client, uri, config.tracking.experiment)
+    run = client.create_run(experiment_id, run_name=f"comparison {study}")
+    run_id = run.info.run_id
+    shown = artifacts[0].read_text(encoding="utf-8")
+    tags = {"study": study, "variant": "comparison", "mlflow.note.content": shown}
+    # A metric of this name in the runs themselves would be a mean over one of them.
+    numbers = {
+        f"comparison/{column}/{variant}": float(value)
+        for column in ("speedup", "speedup_to_target")
+        for variant, value in frame[column].dropna().items()
+    }
+    client.log_batch(
+        run_id,
+        metrics=[Metric(name, value, run.info.start_time, 0) for name, value in numbers.items()],
+        tags=[RunTag(name, value) for name, value in tags.items()],
+    )
+    for path in artifacts:
+        client.log_artifact(run_id, str(path))
+    client.set_terminated(run_id)
+    return experiment_id
+
+
+def way_to_see(config: Config, experiment_id: str) -> str:
+    """The line that opens the comparison in MLflow's pages."""
+    uri = store_uri(config)
+    page = f"/#/experiments/{experiment_id}"
+    if uri.startswith("http"):
+        return f"see it at {without_password(uri).rstrip('/')}{page}"
+    store = without_password(uri) if sqlite_file(uri) is None else uri
+    return f"{_mlflow()} ui --backend-store-uri {store}    then http://127.0.0.1:5000{page}"
+
+
+def _mlflow() -> str:
+    """The command as it can be typed here: bare where the shell finds it."""
+    beside = Path(sys.executable).parent / "mlflow"
+    found = shutil.which("mlflow")
+    if found and Path(found) == beside:
+        return "mlflow"
+    return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)

@@ -1,0 +1,216 @@
+"""The table of a comparison: numbers as a frame, and the frame as text, Markdown and CSV."""
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import mean, stdev
+
+import pandas as pd
+
+from harness.measure.summary import RunSummary
+from harness.study.results import PRIMARY, Target, Variant
+
+WAITS = ("slice_wait", "node_wait", "exchange_wait")
+"""Phases in which a rank stands still for others."""
+COLUMNS = 118
+"""What a terminal is taken to have."""
+PHASES = ("data", "forward", "backward", *WAITS, "optimizer", "other")
+
+Measure = Callable[[RunSummary], float]
+
+
+def wait_ms(run: RunSummary) -> float:
+    """Exposed wait of a step."""
+    return sum(phase_ms(run, phase) for phase in WAITS)
+
+
+def phase_ms(run: RunSummary, phase: str) -> float:
+    return run.phases_ms[phase].mean if phase in run.phases_ms else 0.0
+
+
+def images_per_step(run: RunSummary) -> float:
+    return run.images / run.windows
+
+
+def comparison(
+    variants: Sequence[Variant], baseline: Variant, target: Target | None
+) -> pd.DataFrame:
+    """A row per variant: means over its seeds, and `<column>_sd`, the standard deviation, where
+    there are several. NaN stands for what did not happen."""
+    sets = _validation_sets(variants)
+    rows = [_row(variant, target, sets) for variant in variants]
+    frame = pd.DataFrame(rows, index=pd.Index([v.name for v in variants], name="variant"))
+    speed, seconds = frame["images_per_second"], frame["seconds_to_target"]
+    frame.insert(1, "speedup", speed / speed[baseline.name])
+    frame["speedup_to_target"] = seconds[baseline.name] / seconds
+    return frame
+
+
+def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[str, float]:
+    measures: dict[str, Measure] = {
+        "images_per_second": lambda run: run.images_per_second,
+        "images_per_step": images_per_step,
+        "step_ms": lambda run: run.step_ms.mean,
+    }
+    measures |= {f"{phase}_ms": _phase(phase) for phase in PHASES}
+    measures |= {
+        "wait_ms": wait_ms,
+        "wait_percent": lambda run: 100 * wait_ms(run) / run.step_ms.mean,
+        "cross_node_mb_per_step": lambda run: run.cross_node_mb_per_step,
+    }
+    measures |= {name: _final(name) for name in sets}
+    measures |= {
+        "images": lambda run: run.images,
+        "train_seconds": lambda run: run.train_seconds,
+        "seconds_to_target": lambda run: _seconds(run, target),
+    }
+    row: dict[str, float] = {}
+    for name, measure in measures.items():
+        found = [measure(run) for run in variant.summaries]
+        # A mean over the lucky seeds alone would flatter: one that missed makes it NaN.
+        row[name] = mean(found) if found else math.nan
+        if len(found) > 1:
+            row[f"{name}_sd"] = math.nan if math.isnan(row[name]) else stdev(found)
+    row["runs"] = len(variant.summaries)
+    row["failed"] = len(variant.failures)
+    return row
+
+
+def _phase(name: str) -> Measure:
+    return lambda run: phase_ms(run, name)
+
+
+def _final(name: str) -> Measure:
+    return lambda run: run.final.get(name, math.nan)
+
+
+def _seconds(run: RunSummary, target: Target | None) -> float:
+    seconds = None if target is None else run.seconds_to(target.top1)
+    return math.nan if seconds is None else seconds
+
+
+def _validation_sets(variants: Sequence[Variant]) -> list[str]:
+    """Metrics of the final top-1, the primary set's first; per set where runs name their sets."""
+    finals = [run.final for variant in variants for run in variant.summaries]
+    names = dict.fromkeys(name for final in finals for name in final if name.endswith("/top1"))
+    named = [name for name in names if name != PRIMARY]
+    return named or list(names)
+
+
+def top1_columns(frame: pd.DataFrame) -> list[str]:
+    return [str(name) for name in frame.columns if str(name).endswith("/top1")]
+
+
+def as_text(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> str:
+    """Two blocks of at most 120 columns, and what their words mean."""
+    blocks = [_aligned(cells) for cells in cell_blocks(frame)]
+    return "\n\n".join([*blocks, "\n".join(notes(frame, baseline, target))])
+
+
+def as_markdown(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> str:
+    blocks = []
+    for cells in cell_blocks(frame):
+        head, *rows = cells
+        lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
+        blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join([*blocks, "\n".join(f"* {note}" for note in notes(frame, baseline, target))])
+
+
+def notes(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> list[str]:
+    """What a reader must know to read the numbers."""
+    found = [
+        f"baseline: {baseline.name}; a ratio above 1 is faster than it. Times are ms of a step "
+        f"(one window), means over ranks",
+        "wait = slice + node + exchange: standing still for others. MB/step: out of one node. "
+        "Accuracy: final top-1",
+    ]
+    if target is None:
+        found.append(f"no target accuracy: {baseline.name} has no result; give one with --target")
+    else:
+        set_name = _set_name((top1_columns(frame) or [PRIMARY])[0])
+        found.append(f"target: top-1 of {target.told}, on {set_name}; '-': not reached")
+    if frame["runs"].max() > 1:
+        found.append("mean \N{PLUS-MINUS SIGN} standard deviation over seeds")
+    return found
+
+
+def cell_blocks(frame: pd.DataFrame) -> tuple[list[list[str]], list[list[str]]]:
+    """Speed and accuracy, as rows of cells under a head."""
+    # No decimals where a step takes seconds: the columns have to fit a terminal.
+    ms = _plain("{:.0f}" if frame["step_ms"].max() >= 1000 else "{:.1f}")
+    speed = {
+        "images/s": ("images_per_second", _spread(0)),
+        "ratio": ("speedup", _plain("{:.2f}x")),
+        "step ms": ("step_ms", ms),
+    }
+    short = ("data", "fwd", "bwd", "slice", "node", "exch", "optim", "other")
+    for phase, name in zip(PHASES, short, strict=True):
+        speed[name] = (f"{phase}_ms", ms)
+    speed |= {
+        "wait": ("wait_ms", ms),
+        "wait %": ("wait_percent", _plain("{:.1f}")),
+        "MB/step": ("cross_node_mb_per_step", _plain("{:.2f}")),
+    }
+    accuracy = {f"{_set_name(name)} %": (name, _percent) for name in top1_columns(frame)}
+    accuracy |= {
+        "to target s": ("seconds_to_target", _spread(1)),
+        "ratio": ("speedup_to_target", _plain("{:.2f}x")),
+        "training s": ("train_seconds", _spread(1)),
+        "images": ("images", _plain("{:,.0f}")),
+        "img/step": ("images_per_step", _plain("{:,.0f}")),
+        "runs": ("runs", _runs),
+    }
+    return _cells(frame, speed), _cells(frame, accuracy)
+
+
+def primary_set(variants: Sequence[Variant]) -> str:
+    """The name of the first validation set."""
+    return _set_name(next(iter(_validation_sets(variants)), PRIMARY))
+
+
+def _set_name(metric: str) -> str:
+    return metric.removeprefix("val/").removesuffix("top1").strip("/") or "the validation set"
+
+
+Cell = Callable[["pd.Series[float]", str], str]
+
+
+def _cells(frame: pd.DataFrame, columns: dict[str, tuple[str, Cell]]) -> list[list[str]]:
+    rows = [["variant", *columns]]
+    for name, row in frame.iterrows():
+        rows.append([str(name), *(cell(row, column) for column, cell in columns.values())])
+    return rows
+
+
+def _plain(form: str) -> Cell:
+    return lambda row, name: "-" if math.isnan(row[name]) else form.format(row[name])
+
+
+def _spread(digits: int, factor: float = 1.0) -> Cell:
+    def cell(row: "pd.Series[float]", name: str) -> str:
+        value, deviation = row[name] * factor, row.get(f"{name}_sd", math.nan) * factor
+        if math.isnan(value):
+            return "-"
+        text = f"{value:.{digits}f}"
+        return text if math.isnan(deviation) else f"{text}\N{PLUS-MINUS SIGN}{deviation:.{digits}f}"
+
+    return cell
+
+
+_percent = _spread(2, 100.0)
+
+
+def _runs(row: "pd.Series[float]", name: str) -> str:
+    failed = int(row["failed"])
+    return f"{int(row[name])}" + (f", {failed} failed" if failed else "")
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    gap = "  " if sum(widths) + 2 * len(widths) <= COLUMNS else " "
+    return "\n".join(
+        gap.join(
+            cell.ljust(width) if number == 0 else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
