@@ -68,8 +68,8 @@ def overhead(rounds: int) -> list[str]:
         f"{timing.ratio(with_it, without):.4f} |",
         f"| with neither | {step:.2f} | |",
         "",
-        f"Timed alone, the main thread pays {found['bookkeeping_ms'] * 1e3:.0f} us a window for the "
-        f"clock and {found['log_ms'] * 1e3:.0f} us for each line of metrics (one in 10 windows): "
+        f"Timed alone, the main thread pays {found['bookkeeping_ms'] * 1e3:.0f} us a window for "
+        f"the clock and {found['log_ms'] * 1e3:.0f} us for each line of metrics (one in 10 windows): "
         f"{direct / step:.3%} of the window above.",
     ]
 

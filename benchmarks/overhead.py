@@ -17,13 +17,14 @@ from benchmarks.alternating import alternate
 from benchmarks.memory import Nothing
 from benchmarks.task import config, dataset
 from harness.config import Config
+from harness.ledger import Journal
 from harness.measure.clock import Clock, HostTimeline, Phase, Times, clock_for
 from harness.measure.tally import Tally
 from harness.measure.tracking import Tracker
 from harness.measure.traffic import Bytes, Traffic
 from harness.parallel.group import Meters
 from harness.parallel.world import Links, World, launched_topology, open_links
-from harness.trainer import Journal, Trainer
+from harness.trainer import Trainer
 
 PHASES_A_WINDOW = (Phase.DATA, Phase.FORWARD, Phase.BACKWARD, *[Phase.EXCHANGE_WAIT] * 4)
 
@@ -58,8 +59,8 @@ class Tracked(Nothing):
 
 def stepper(world: World, settings: Config, journal: Journal, folder: Path) -> Callable[[], None]:
     trainer = Trainer(settings, dataset(settings.data.num_classes), world, folder)
-    batches, windows = trainer.batches(0), itertools.count()
-    return lambda: trainer.run_window(next(windows), batches, True, journal)
+    batches, windows = trainer.batches(), itertools.count()
+    return lambda: trainer.run_window(next(windows), batches, journal)
 
 
 def bookkeeping_ms(windows: int = 2000) -> float:

@@ -5,32 +5,57 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from harness.errors import UserError
 
 
+class AlikeOnAllRanks(UserError):
+    """A mistake that every rank finds by itself, before any of them talks to another."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as everything else here does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise AlikeOnAllRanks(f"{message}; see {self.prog} --help")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 well, 1 failed, 2 the user's mistake, told in one line on stderr."""
-    parsed = _parser().parse_args(arguments)
     try:
+        parsed = _parse(arguments)
         code: int = parsed.command(parsed)
         return code
     except UserError as error:
-        print(f"harness: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        first = os.environ.get("HOROVOD_RANK", "0") == "0"
+        if first or not isinstance(error, AlikeOnAllRanks):
+            print(f"harness: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
         print("harness: stopped", file=sys.stderr, flush=True)
         return 1
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Like argparse, but key=value may also stand behind options."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    strange = [word for word in rest if word.startswith("-") or "=" not in word]
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    parsed.arguments += rest
+    return parsed
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="harness", description="Trains classifiers with very many classes, and compares how."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="one training; under horovodrun, on all its ranks")
     train.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
-    train.add_argument("overrides", nargs="*", metavar="key=value")
+    train.add_argument("arguments", nargs="*", metavar="key=value")
     train.add_argument("--folder", type=Path, help="where this run's files go")
     train.set_defaults(command=_train)
     compare = commands.add_parser("compare", help="several experiments in turn, one table")
@@ -51,11 +76,9 @@ def _train(parsed: argparse.Namespace) -> int:
     from harness.config import load
 
     try:
-        config = load(parsed.experiment, parsed.overrides)
-    except UserError:
-        if os.environ.get("HOROVOD_RANK", "0") != "0":
-            return 2  # Rank 0 says it for all.
-        raise
+        config = load(parsed.experiment, parsed.arguments)
+    except UserError as error:
+        raise AlikeOnAllRanks(str(error)) from error
     from harness.run import run
 
     run(config, parsed.folder)
