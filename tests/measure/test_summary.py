@@ -1,0 +1,82 @@
+"""A run's summary comes back as it was written, whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from harness.measure.summary import FILE_NAME, Evaluation, RunSummary, Spread
+
+SPREAD = Spread(minimum=1.0, mean=2.0, maximum=4.0)
+
+
+def evaluation(window: int, top1: float) -> Evaluation:
+    metrics = {"val/top1": top1, "val/loss": 2.5}
+    return Evaluation(window=window, images=window * 8, train_seconds=window / 10, metrics=metrics)
+
+
+SUMMARY = RunSummary(
+    name="hybrid",
+    seed=3,
+    ranks=4,
+    nodes=2,
+    windows=30,
+    images=240,
+    parameters_backbone=1000,
+    parameters_classifier=91,
+    images_per_second=1 / 3,
+    untimed_windows=10,
+    timed_windows=20,
+    step_ms=SPREAD,
+    phases_ms={"data": SPREAD},
+    cross_node_mb_per_step=1.5,
+    cross_node_mb_per_step_formula=1.5,
+    in_node_mb_per_step=0.5,
+    in_node_mb_per_step_formula=0.5,
+    train_seconds=3.0,
+    evaluations=(evaluation(10, 0.25), evaluation(20, 0.75), evaluation(30, 0.5)),
+    mlflow_run_id=None,
+    commit="0123abc",
+)
+
+
+def test_it_comes_back_as_it_was_and_nothing_lies_beside_it(tmp_path: Path) -> None:
+    SUMMARY.write(tmp_path)
+    assert RunSummary.read(tmp_path) == SUMMARY
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_a_write_that_ends_early_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SUMMARY.write(tmp_path)
+
+    def half(path: Path, text: str, encoding: str) -> int:
+        with path.open("w", encoding=encoding) as file:
+            file.write(text[: len(text) // 2])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="no space"):
+        SUMMARY.model_copy(update={"seed": 4}).write(tmp_path)
+    assert RunSummary.read(tmp_path) == SUMMARY
+
+
+def test_the_last_evaluation_is_the_final_one() -> None:
+    assert SUMMARY.final == {"val/top1": 0.5, "val/loss": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("target", "seconds"), [(0.0, 1.0), (0.25, 1.0), (0.26, 2.0), (0.75, 2.0), (0.76, None)]
+)
+def test_seconds_to_a_target_are_those_of_the_first_that_reached_it(
+    target: float, seconds: float | None
+) -> None:
+    assert SUMMARY.seconds_to(target) == seconds
+
+
+def test_it_is_a_record() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        SUMMARY.seed = 4
+    with pytest.raises(ValidationError, match="colour"):
+        RunSummary.model_validate(SUMMARY.model_dump() | {"colour": "red"})
