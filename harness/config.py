@@ -236,7 +236,7 @@ def _explain(error: ValidationError) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.0)
+            close = difflib.get_close_matches(key.lower(), known_keys(), n=1, cutoff=0.0)
             found.append(f"unknown key {key}; the nearest known key is {close[0]}")
         elif problem["type"] == "value_error":
             found.append(str(problem["ctx"]["error"]))

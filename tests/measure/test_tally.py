@@ -7,7 +7,7 @@ from harness.measure.summary import Spread
 from harness.measure.tally import Tally, Totals
 from harness.measure.traffic import Bytes
 
-NAMES = [
+NAMES = (
     "train/loss",
     "train/top1",
     "time/step_ms",
@@ -19,7 +19,8 @@ NAMES = [
     "time/optimizer_ms",
     "traffic/cross_node_mb_per_step",
     "traffic/in_node_mb_per_step",
-]
+)
+"""Other tools may ask for these; more may be added."""
 
 
 def times(**milliseconds: float) -> Times:

@@ -1,0 +1,272 @@
+"""Every knob: read from files and overrides, refused in one line that names what to do."""
+
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from harness.config import Config, Section, known_keys, load
+from harness.errors import UserError
+
+
+def write(folder: Path, file: str = "run.yaml", **values: Any) -> Path:
+    path = folder / file
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write(tmp_path, train={"steps": 5}, exchange={"kind": "delayed", "delay": 1})
+
+
+def message_of(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load(path, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_values_of_the_file_then_of_the_overrides(run: Path) -> None:
+    config = load(run, ["train.steps=7", "data.dataset=synthetic", "optimizer.lr=1e-3"])
+    assert (config.train.steps, config.data.dataset, config.optimizer.lr) == (7, "synthetic", 1e-3)
+    assert (config.exchange.kind, config.exchange.delay) == ("delayed", 1)
+    assert config.train.batch_size == 32
+
+
+def test_an_override_can_be_a_list_or_null(run: Path) -> None:
+    config = load(run, ["optimizer.step_at=[0.25,0.5,0.75]", "train.steps=null", "train.epochs=2"])
+    assert config.optimizer.step_at == (0.25, 0.5, 0.75)
+    assert (config.train.steps, config.train.epochs) == (None, 2.0)
+
+
+@pytest.mark.parametrize("override", ["train.steps", "=5", "train.steps:5"])
+def test_an_override_has_a_key_and_a_value(run: Path, override: str) -> None:
+    assert f"override {override!r} is not key=value" in message_of(run, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "unknown", "nearest"),
+    [
+        ("train.step=1", "train.step", "train.steps"),
+        ("exchange.backward_passes=1", "exchange.backward_passes", "backward_passes_per_step"),
+        ("optimizer.LR=1", "optimizer.LR", "optimizer.lr"),
+        ("classifer.layout=node", "classifer", "classifier"),
+        ("sed=1", "sed", "seed"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(
+    run: Path, override: str, unknown: str, nearest: str
+) -> None:
+    message = message_of(run, override)
+    assert message.startswith(f"{run}: unknown key {unknown}; the nearest known key is ")
+    assert message.endswith(nearest)
+
+
+def test_an_unknown_key_in_the_file_is_found_too(tmp_path: Path) -> None:
+    path = write(tmp_path, train={"steps": 5, "batchsize": 4})
+    assert "unknown key train.batchsize; the nearest known key is train.batch_size" in message_of(
+        path
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.steps=many", "train.steps='many' does not fit"),
+        ("train.steps=2.5", "train.steps=2.5 does not fit"),
+        ("train.batch_size=0", "train.batch_size=0 does not fit"),
+        ("optimizer.lr=-1", "optimizer.lr=-1 does not fit"),
+        ("optimizer.momentum=1", "optimizer.momentum=1 does not fit"),
+        ("classifier.layout=sharded", "classifier.layout='sharded' does not fit"),
+        ("exchange.delay=soon", "exchange.delay='soon' does not fit"),
+        ("data.num_classes=1", "data.num_classes=1 does not fit"),
+        ("train=5", "train=5 does not fit"),
+        ("name=a/b", "name='a/b' does not fit"),
+        ("optimizer.nesterov=perhaps", "optimizer.nesterov='perhaps' does not fit"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(run: Path, override: str, said: str) -> None:
+    assert said in message_of(run, override)
+
+
+def test_all_mistakes_are_named_at_once(run: Path) -> None:
+    message = message_of(run, "train.batch_size=0", "train.stepz=1")
+    assert "train.batch_size=0" in message
+    assert "train.stepz" in message
+
+
+def test_synchronous_takes_no_delay(run: Path) -> None:
+    message = message_of(run, "exchange.kind=synchronous")
+    assert "exchange.kind=synchronous uses its result at once, exchange.delay is 1" in message
+    assert "set delay=0 or kind=delayed" in message
+    assert load(run, ["exchange.kind=averaging"]).exchange.delay == 1
+
+
+@pytest.mark.parametrize("kind", ["delayed", "averaging"])
+def test_the_flat_route_is_synchronous(run: Path, kind: str) -> None:
+    message = message_of(run, f"exchange.kind={kind}", "exchange.route=flat")
+    assert f"exchange.route=flat belongs to kind=synchronous, exchange.kind is {kind}" in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "found"),
+    [
+        (["train.epochs=2"], "steps=5 and epochs=2.0"),
+        (["train.steps=null"], "steps=None and epochs=None"),
+    ],
+)
+def test_a_run_has_one_length(run: Path, overrides: list[str], found: str) -> None:
+    message = message_of(run, *overrides)
+    assert f"give either train.steps or train.epochs, found {found}" in message
+
+
+def test_train_must_be_given(tmp_path: Path) -> None:
+    assert "train is missing; give it in the file or as train=value" in message_of(write(tmp_path))
+
+
+def test_a_file_builds_on_its_base_and_that_on_its_own(tmp_path: Path) -> None:
+    (tmp_path / "deeper").mkdir()
+    write(tmp_path, "base.yaml", train={"steps": 5, "batch_size": 8}, seed=1, name="first")
+    write(tmp_path, "middle.yaml", base="base.yaml", train={"batch_size": 16}, name="second")
+    path = write(tmp_path / "deeper", base="../middle.yaml", name="third", data={"augment": 0})
+    config = load(path, ["seed=9"])
+    assert (config.train.steps, config.train.batch_size) == (5, 16)
+    assert (config.name, config.seed, config.data.augment) == ("third", 9, 0)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_circle_of_bases_is_an_error(tmp_path: Path, length: int) -> None:
+    for number in range(length):
+        write(tmp_path, f"{number}.yaml", base=f"{(number + 1) % length}.yaml", train={"steps": 1})
+    assert "0.yaml is its own base; remove the key base there" in message_of(tmp_path / "0.yaml")
+
+
+def test_a_base_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, base="missing.yaml", train={"steps": 1})
+    message = message_of(path)
+    assert "cannot read the experiment" in message
+    assert "missing.yaml" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train: [1, 2", "is not YAML"),
+        ("- 1\n- 2\n", "holds list, not keys and values"),
+        ("", "holds NoneType, not keys and values"),
+        ("train: {steps: 5}\ndata: {root: '${nowhere.at.all}'}\n", "nowhere"),
+        ("1: 2\ntrain: {steps: 5}\n", "Keys should be strings"),
+        ("train: {steps: 5}\ndata:\n", "data=None does not fit"),
+    ],
+)
+def test_a_file_that_is_no_experiment(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    assert said in message_of(path)
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    assert "cannot read the experiment" in message_of(tmp_path / "binary.yaml")
+
+
+def test_a_folder_is_no_experiment(tmp_path: Path) -> None:
+    assert "cannot read the experiment" in message_of(tmp_path)
+
+
+def test_a_config_cannot_be_changed(run: Path) -> None:
+    config = load(run)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 3
+    with pytest.raises(ValidationError, match="frozen"):
+        config.train.steps = 3
+
+
+def sections(model: type[Section] = Config) -> list[type[Section]]:
+    found = [model]
+    for field in model.model_fields.values():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found += sections(field.annotation)
+    return found
+
+
+@pytest.mark.parametrize("section", sections())
+def test_every_knob_says_what_it_is(section: type[Section]) -> None:
+    for name, field in section.model_fields.items():
+        nested = isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        assert nested or field.description, f"{section.__name__}.{name} has no docstring"
+
+
+def test_known_keys_are_all_leaves_and_sections(run: Path) -> None:
+    leaves = set(load(run).flattened())
+    groups = {leaf.rpartition(".")[0] for leaf in leaves} - {""}
+    assert set(known_keys()) == leaves | groups
+    assert {"data.dataset", "exchange.delay", "train.batch_size", "seed"} <= leaves
+    assert groups == set(Config.model_fields) - leaves
+
+
+TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="$"), min_size=1)
+
+
+def values_of(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
+    """Values that a field takes, by its type and bounds."""
+    if isinstance(annotation, UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+        return st.none() | values_of(kinds[0], metadata)
+    bounds = {type(each).__name__: each for each in metadata}
+    low = bounds["Ge"].ge if "Ge" in bounds else bounds["Gt"].gt if "Gt" in bounds else 0
+    high = bounds["Le"].le if "Le" in bounds else bounds["Lt"].lt if "Lt" in bounds else 10**6
+    if annotation is bool:
+        return st.booleans()
+    if annotation is int:
+        return st.integers(low, high)
+    if annotation is float:
+        return st.floats(low, high, exclude_min="Gt" in bounds, exclude_max="Lt" in bounds)
+    if annotation is str:
+        return TEXT
+    if get_args(annotation)[-1:] == (Ellipsis,):
+        return st.lists(values_of(get_args(annotation)[0], []), max_size=3).map(tuple)
+    return st.sampled_from(get_args(annotation))
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> Config:
+    """Any config: every field is drawn from what its type and bounds allow."""
+    values: dict[str, Any] = {}
+    for name, field in Config.model_fields.items():
+        assert field.annotation is not None
+        if issubclass(field.annotation, Section):
+            values[name] = {
+                key: draw(values_of(inner.annotation, inner.metadata))
+                for key, inner in field.annotation.model_fields.items()
+            }
+    values["name"] = draw(st.from_regex(r"\A[A-Za-z0-9_.-]+\Z"))
+    values["seed"] = draw(st.integers(0))
+    kind = values["exchange"]["kind"]
+    values["exchange"]["delay"] *= kind != "synchronous"
+    values["exchange"]["route"] = "auto" if kind != "synchronous" else "flat"
+    values["train"]["epochs" if values["train"]["steps"] is not None else "steps"] = None
+    if values["train"]["steps"] is None and values["train"]["epochs"] is None:
+        values["train"]["steps"] = 1
+    return Config.model_validate(values)
+
+
+@settings(max_examples=25, suppress_health_check=list(HealthCheck), deadline=None)
+@given(config=configs())
+def test_a_config_comes_back_from_its_own_yaml(config: Config, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    assert load(path) == config
+
+
+def test_flattened_holds_every_value_by_its_dotted_key(run: Path) -> None:
+    flat = load(run).flattened()
+    assert flat["exchange.delay"] == 1
+    assert flat["optimizer.step_at"] == [0.5, 0.75]
+    assert not any(isinstance(value, dict) for value in flat.values())
