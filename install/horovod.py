@@ -10,9 +10,10 @@ that must match exactly once; nothing is built when one does not.
 
 Run it with the Python whose environment holds torch, setuptools, wheel and cmake (the Makefile,
 environment.yml and the Dockerfile do). Horovod's own build variables (HOROVOD_GPU_OPERATIONS=NCCL,
-HOROVOD_WITH_MPI=1, HOROVOD_NCCL_HOME=..., HOROVOD_CUDA_HOME=...) pass through when they are set,
-and every different set of them is a wheel of its own. JOBS (default 2) is the number of compiler
-processes; each takes up to 2 GB of memory.
+HOROVOD_CUDA_HOME=..., HOROVOD_WITH_MPI=1, HOROVOD_NCCL_HOME=...) pass through when they are set,
+and every different set of them is a wheel of its own. Without HOROVOD_GPU_OPERATIONS no card is
+used by Horovod, whatever torch is for; NCCL is the one that torch brings, where it brings one.
+JOBS (default 2) is the number of compiler processes; each takes up to 2 GB of memory.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,6 +63,13 @@ EDITS = (
         "#include <iostream>",
         "#include <cstdint>\n#include <iostream>",
         "the headers of gcc 13 and later no longer bring the integer types along",
+    ),
+    Edit(
+        "horovod/torch/CMakeLists.txt",
+        "elseif (Pytorch_CUDA AND NOT HAVE_CUDA)",
+        "elseif (FALSE)",
+        "the registry's torch is for CUDA, also where there is no CUDA toolkit to compile with:"
+        " operations on cards are built when HOROVOD_GPU_OPERATIONS asks for them",
     ),
     Edit(
         "horovod/common/gloo/gloo_context.cc",
@@ -211,17 +220,25 @@ def local_version(key: str) -> str:
 
 
 def run(command: list[str], log: Path, environment: Mapping[str, str], what: str) -> None:
-    """Run a command with its output in `log`; InstallError with the log's end when it fails."""
+    """Run a command with its output in `log`; InstallError with what matters in it on failure."""
     with log.open("a", encoding="utf-8") as output:
         output.write(f"\n$ {' '.join(command)}\n")
         output.flush()
         status = subprocess.run(command, stdout=output, stderr=output, env=dict(environment))
     if status.returncode != 0:
-        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-40:])
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         raise InstallError(
-            f"{what} failed (exit {status.returncode}); the whole output is in {log}, its end:\n"
-            f"{tail}"
+            f"{what} failed (exit {status.returncode}); the whole output is in {log}, in it:\n"
+            + "\n".join(first_errors(lines) or lines[-20:])
         )
+
+
+def first_errors(lines: list[str], most: int = 20) -> list[str]:
+    """The compiler's and CMake's own complaints, each with the line after it; not Python's."""
+    places = [i for i, line in enumerate(lines) if re.search(r"\berror: |CMake Error", line, re.I)]
+    named = [i for i in places if "subprocess" not in lines[i]]
+    chosen = sorted({place for i in named for place in (i, i + 1) if place < len(lines)})
+    return [lines[i] for i in chosen[:most]]
 
 
 def download_source(folder: Path, log: Path, environment: Mapping[str, str]) -> Path:
@@ -240,6 +257,23 @@ def download_source(folder: Path, log: Path, environment: Mapping[str, str]) -> 
     return folder / f"horovod-{VERSION}"
 
 
+def torch_nccl(settings: Mapping[str, str], packages: Path, folder: Path) -> dict[str, str]:
+    """Variables that link Horovod with the NCCL that torch brings, unless the user names another.
+
+    A process then has one NCCL, and no second one needs to be installed. torch's package has the
+    library under its run-time name alone; `folder` gets the name that a linker looks for.
+    """
+    wanted = any("NCCL" in value for value in settings.values())
+    named = any(name.startswith("HOROVOD_NCCL_") for name in settings)
+    library = packages / "nvidia" / "nccl" / "lib" / "libnccl.so.2"
+    if not wanted or named or not library.is_file():
+        return {}
+    (folder / "lib").mkdir(parents=True)
+    (folder / "lib" / "libnccl.so").symlink_to(library)
+    (folder / "include").symlink_to(library.parent.parent / "include")
+    return {"HOROVOD_NCCL_HOME": str(folder), "HOROVOD_NCCL_LINK": "SHARED"}
+
+
 def build(key: str, settings: Mapping[str, str], log: Path) -> Path:
     """Download, mend and compile; returns the wheel, moved into the cache when it is whole."""
     # pip's cmake and compiler wrappers stand beside this Python, which need not be on PATH.
@@ -255,6 +289,8 @@ def build(key: str, settings: Mapping[str, str], log: Path) -> Path:
         folder = Path(temporary)
         source = download_source(folder, log, environment)
         mend(source)
+        packages = Path(sysconfig.get_path("platlib"))
+        environment |= torch_nccl(settings, packages, folder / "nccl")
         environment["HOROVOD_LOCAL_VERSION"] = local_version(key)
         command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
         command += ["--use-pep517", "-w", str(folder / "wheel"), str(source)]

@@ -49,7 +49,7 @@ def test_every_edit_is_made_and_the_rest_stays(install: ModuleType, tmp_path: Pa
         assert text.endswith("\nanother line")
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(11))
 @pytest.mark.parametrize("times", [0, 2])
 def test_an_edit_that_does_not_match_once_is_named_and_nothing_is_written(
     install: ModuleType, tmp_path: Path, number: int, times: int
@@ -70,7 +70,7 @@ def test_an_edit_that_does_not_match_once_is_named_and_nothing_is_written(
 
 
 def test_all_edits_are_tried_above(install: ModuleType) -> None:
-    assert len(install.EDITS) == 10
+    assert len(install.EDITS) == 11
 
 
 def test_a_missing_file_is_named(install: ModuleType, tmp_path: Path) -> None:
@@ -104,6 +104,46 @@ def test_the_users_build_variables_pass_and_replace_their_opposite(install: Modu
     assert settings["HOROVOD_GPU_OPERATIONS"] == "NCCL"
     assert settings["HOROVOD_NCCL_HOME"] == "/usr/local/nccl"
     assert "HOROVOD_CUDA_HOME" not in settings
+
+
+def torch_packages(folder: Path) -> Path:
+    for name in ("include/nccl.h", "lib/libnccl.so.2"):
+        path = folder / "nvidia" / "nccl" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+def test_nccl_is_the_one_of_torch(install: ModuleType, tmp_path: Path) -> None:
+    packages = torch_packages(tmp_path / "packages")
+    settings = install.build_settings({"HOROVOD_GPU_OPERATIONS": "NCCL"})
+    variables = install.torch_nccl(settings, packages, tmp_path / "link")
+    assert variables == {
+        "HOROVOD_NCCL_HOME": str(tmp_path / "link"),
+        "HOROVOD_NCCL_LINK": "SHARED",
+    }
+    assert (tmp_path / "link/lib/libnccl.so").resolve().name == "libnccl.so.2"
+    assert (tmp_path / "link/include/nccl.h").is_file()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{}, {"HOROVOD_GPU_OPERATIONS": "NCCL", "HOROVOD_NCCL_HOME": "/usr/local/nccl"}],
+)
+def test_nccl_is_left_alone_where_it_is_not_wanted_or_named(
+    install: ModuleType, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    packages = torch_packages(tmp_path / "packages")
+    settings = install.build_settings(environment)
+    assert install.torch_nccl(settings, packages, tmp_path / "link") == {}
+
+
+def test_a_failed_build_shows_the_compilers_complaint_not_pythons(install: ModuleType) -> None:
+    log = ["all is well"] * 30
+    log += ["CMake Error at CMakeLists.txt:1 (message):", "  Could NOT find NCCL", ""]
+    log += ["  File core.py, in run_commands"] * 30
+    log += ["subprocess.CalledProcessError: Command cmake", "error: subprocess-exited-with-error"]
+    assert install.first_errors(log) == log[30:32]
 
 
 def test_a_wheel_belongs_to_its_torch_its_settings_and_its_edits(
