@@ -1,9 +1,12 @@
 # One name, one thing. Every target does its own set-up, once; a second call installs nothing.
-#   make demo     two emulated nodes, two ways of parallelising, a table, a chart     make test    every test
-#   make check    format, lint, types                                              make bench   speed, not a test
-#   make ui       MLflow's pages of the runs so far                                make clean   undo the set-up
-# PYTHON is what .venv is made from; EXTRAS=tests,analysis,gpu adds NVIDIA's gauges; JOBS compilers at
-# once, 2 GB each, build Horovod the first time.
+#   make demo    two emulated nodes, two ways of parallelising, a table, a chart
+#   make test    every test
+#   make check   format, lint, types
+#   make bench   speed, which is measured and not tested
+#   make ui      MLflow's pages of the runs so far
+#   make clean   undo the set-up; make clean-cache also forgets the built Horovod and rendered images
+# PYTHON is what .venv is made from; EXTRAS=tests,analysis,gpu adds NVIDIA's gauges; JOBS compilers,
+# 2 GB each, build Horovod the first time.
 
 PYTHON ?= python3
 EXTRAS ?= tests,analysis
@@ -22,8 +25,7 @@ INSTALL := pyproject.toml install/install.sh install/build.txt install/constrain
 setup: $(STAMP)
 
 $(STAMP): $(INSTALL)
-	$(PYTHON) -m venv .venv
-	EXTRAS=$(EXTRAS) JOBS=$(JOBS) install/install.sh $(BIN)/python
+	EXTRAS=$(EXTRAS) JOBS=$(JOBS) install/install.sh $(PYTHON) .venv
 	@touch $@
 
 demo: $(STAMP)

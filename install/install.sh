@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Install everything into one Python: the pinned packages, the mended Horovod, this project.
 #
-#   install/install.sh [PYTHON]      PYTHON: of the environment to install into (default: python3)
-#   EXTRAS=tests,analysis,gpu        which extras of pyproject.toml (default: tests,analysis)
+#   install/install.sh [PYTHON]        into the environment of PYTHON (default: python3)
+#   install/install.sh PYTHON VENV     into the virtual environment VENV, made from PYTHON if need be
+#   EXTRAS=tests,analysis,gpu          which extras of pyproject.toml (default: tests,analysis)
 #
 # The Makefile, environment.yml and the Dockerfile all come through here. pip's own settings
 # (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) choose where packages come from, and so whether torch is
@@ -22,6 +23,11 @@ command -v "${CXX:-c++}" >/dev/null || {
     say "needs a C++17 compiler for Horovod, there is no ${CXX:-c++}; on Debian: apt-get install g++"
     exit 1
 }
+
+if [ -n "${2:-}" ]; then
+    "$python" -m venv "$2"
+    python=$2/bin/python
+fi
 
 say "packages that Horovod is compiled against"
 "$python" -m pip install -q -c install/constraints.txt -r install/build.txt
