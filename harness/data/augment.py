@@ -75,7 +75,7 @@ class GlyphAugmentation:
         ).view(batch, 2, 3)
         waves = torch.randn(batch, 2, WAVES**2 - 1, generator=generator, device=device)
         coefficients_B2K = torch.cat([affine_B23, waves.mul_(self.bend * s)], dim=2)
-        functions_KP = plane_functions(height, width).to(device)
+        functions_KP = plane_functions(height, width, device)
         grid_B2P = coefficients_B2K.flatten(0, 1) @ functions_KP
         return grid_B2P.view(batch, 2, height, width).permute(0, 2, 3, 1)
 
@@ -115,28 +115,23 @@ class CropAndFlip:
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if self.strength == 0:
             return images
-        batch, channels, height, width = images.shape
-        device = images.device
+        batch, _, height, width = images.shape
         pads = [round(self.margin * self.strength * side) for side in (height, width)]
-        uniform_B3 = torch.rand(batch, 3, generator=generator, device=device)
-        rows = _crop(uniform_B3[:, 0], pads[0], height)
-        columns = _crop(uniform_B3[:, 1], pads[1], width)
-        mirrored_B = uniform_B3[:, 2] < min(self.mirror * self.strength, 0.5)
-        columns = torch.where(mirrored_B[:, None], columns.flip(1), columns)
+        uniform_3B = torch.rand(3, batch, generator=generator, device=images.device)
+        top_B, left_B = (
+            (uniform_B * (2 * pad + 1)).long().clamp_(max=2 * pad)
+            for uniform_B, pad in zip(uniform_3B, pads, strict=False)
+        )
         padded = F.pad(images, (pads[1], pads[1], pads[0], pads[0]))
-        all_rows = torch.arange(batch, device=device)[:, None, None, None]
-        all_channels = torch.arange(channels, device=device)[:, None, None]
-        return padded[all_rows, all_channels, rows[:, None, :, None], columns[:, None, None, :]]
-
-
-def _crop(uniform_B: Tensor, pad: int, length: int) -> Tensor:
-    """Rows or columns of a padded image that a crop shows, [B, length]."""
-    starts_B = (uniform_B * (2 * pad + 1)).long()
-    return starts_B[:, None] + torch.arange(length, device=uniform_B.device)
+        # Every crop as a view, [B, C, tops, lefts, H, W]: indexing it copies whole rows.
+        crops = padded.unfold(2, height, 1).unfold(3, width, 1)
+        cropped = crops[torch.arange(batch, device=images.device), :, top_B, left_B]
+        mirrored_B = uniform_3B[2] < min(self.mirror * self.strength, 0.5)
+        return torch.where(mirrored_B.view(-1, 1, 1, 1), cropped.flip(3), cropped)
 
 
 @lru_cache(maxsize=8)
-def plane_functions(height: int, width: int) -> Tensor:
+def plane_functions(height: int, width: int, device: torch.device) -> Tensor:
     """x, y, 1 and cosines on the pixels' centres, in grid_sample's coordinates: [K, H * W]."""
     y, x = torch.meshgrid(_centres(height), _centres(width), indexing="ij")
     waves = [
@@ -145,7 +140,7 @@ def plane_functions(height: int, width: int) -> Tensor:
         for j in range(WAVES)
         if i or j
     ]
-    return torch.stack([x, y, torch.ones_like(x), *waves]).flatten(1)
+    return torch.stack([x, y, torch.ones_like(x), *waves]).flatten(1).to(device)
 
 
 def _centres(length: int) -> Tensor:
