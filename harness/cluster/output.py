@@ -123,10 +123,10 @@ class Evidence:
 
     def user_error(self) -> str | None:
         """The line of the user's mistake, where a rank ended with exit code 2."""
-        wrong = [rank for rank, code in self.exit_codes().items() if code == 2]
-        told = [self._user_errors[rank] for rank in wrong if rank in self._user_errors]
-        told += list(self._user_errors.values())
-        return told[0] if wrong and told else None
+        codes = self.exit_codes()
+        # Ranks that were ended because of it may have had something to say as well.
+        told = [line for rank, line in self._user_errors.items() if codes.get(rank, 2) == 2]
+        return told[0] if told and 2 in codes.values() else None
 
     def cause(self) -> str:
         """The traceback of the rank that failed first, or the last words there are."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from harness.data.images import Dataset, ImageSource
-from harness.data.seeding import seeded_generator
 from harness.data.shares import Shares, evaluation_share
+from harness.seeding import seeded_generator
 
 MEAN, DEVIATION = 0.5, 0.5
 

@@ -6,8 +6,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from harness.data.seeding import seeded_generator
 from harness.errors import UserError
+from harness.seeding import seeded_generator
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from harness.config import DataConfig
 from harness.data.augment import CropAndFlip
 from harness.data.images import Dataset
-from harness.data.seeding import seeded_generator
+from harness.seeding import seeded_generator
 
 CHANNELS = 3
 VALIDATION_SHARE = 16

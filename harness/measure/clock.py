@@ -48,7 +48,8 @@ class HostTimeline:
         return True
 
     def milliseconds(self, start: object, stop: object) -> float:
-        assert isinstance(start, float) and isinstance(stop, float)
+        assert isinstance(start, float)
+        assert isinstance(stop, float)
         return (stop - start) * 1e3
 
 
@@ -68,7 +69,8 @@ class CardTimeline:
         return mark.query()
 
     def milliseconds(self, start: object, stop: object) -> float:
-        assert isinstance(start, torch.cuda.Event) and isinstance(stop, torch.cuda.Event)
+        assert isinstance(start, torch.cuda.Event)
+        assert isinstance(stop, torch.cuda.Event)
         return start.elapsed_time(stop)
 
 

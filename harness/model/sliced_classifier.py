@@ -18,6 +18,7 @@ from harness.config import ClassifierConfig
 from harness.model.margins import add_margin, own_targets
 from harness.parallel.group import Group
 from harness.parallel.slices import slice_of
+from harness.seeding import seeded_generator
 
 INIT_BLOCK = 1024
 """Classes whose initial weights one generator draws; a file of any slicing agrees on them."""
@@ -99,16 +100,11 @@ def initial_weight(seed: int, start: int, stop: int, features: int) -> Tensor:
     rows = torch.empty(stop - start, features)
     for block in range(start // INIT_BLOCK, -(-stop // INIT_BLOCK)):
         first = block * INIT_BLOCK
-        generator = torch.Generator().manual_seed(_mixed(seed, block))
+        generator = seeded_generator(seed, "classes", block)
         drawn = torch.randn(INIT_BLOCK, features, generator=generator) * features**-0.5
         low, high = max(first, start), min(first + INIT_BLOCK, stop)
         rows[low - start : high - start] = drawn[low - first : high - first]
     return rows
-
-
-def _mixed(seed: int, block: int) -> int:
-    # Two odd constants spread (seed, block) over 63 bits; neighbours share no stream.
-    return (seed * 0x9E3779B97F4A7C15 + (block + 1) * 0xBF58476D1CE4E5B9) % 2**63
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:

@@ -47,7 +47,12 @@ def way_to_see(config: Config, experiment_id: str) -> str:
     if uri.startswith("http"):
         return f"see it at {without_password(uri).rstrip('/')}{page}"
     store = without_password(uri) if sqlite_file(uri) is None else uri
-    return f"{_mlflow()} ui --backend-store-uri {store}    then http://127.0.0.1:5000{page}"
+    # Without the first word the server starts seven more processes, for jobs nobody asked for, and
+    # leaves them when it ends.
+    return (
+        f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {_mlflow()} ui --workers 1 "
+        f"--backend-store-uri {store}  # then open http://127.0.0.1:5000{page}"
+    )
 
 
 def _mlflow() -> str:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.augment import CropAndFlip, GlyphAugmentation
-from harness.data.seeding import seeded_generator
+from harness.seeding import seeded_generator
 
 KINDS = [GlyphAugmentation, CropAndFlip]
 STILL = dict.fromkeys(

@@ -7,7 +7,7 @@ import torch
 
 from harness.config import DataConfig
 from harness.data.open import OPENERS, open_dataset
-from harness.data.seeding import seeded_generator
+from harness.seeding import seeded_generator
 from tests.data.test_fashion_mnist import write_files
 from tests.data.test_folder import write_tree
 

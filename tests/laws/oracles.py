@@ -34,7 +34,9 @@ class Dense(nn.Module):
         decay = config.optimizer.weight_decay
         groups = [{"params": decayed, "weight_decay": decay}, {"params": undecayed}]
         momentum, nesterov = config.optimizer.momentum, config.optimizer.nesterov
-        return torch.optim.SGD(groups, lr=1.0, momentum=momentum, nesterov=nesterov and momentum > 0)
+        return torch.optim.SGD(
+            groups, lr=1.0, momentum=momentum, nesterov=nesterov and momentum > 0
+        )
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,18 @@ class Trained:
     """Mean loss of each window's images."""
 
 
-def gradients(model: Dense, batch: tuple[Tensor, Tensor], share: float) -> tuple[list[Tensor], float]:
+def gradients(
+    model: Dense, batch: tuple[Tensor, Tensor], share: float
+) -> tuple[list[Tensor], float]:
     loss = model(*batch)
     found = torch.autograd.grad(loss, list(model.parameters()))
     return [gradient * share for gradient in found], float(loss.detach())
 
 
 def joined(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+    return torch.cat([images for images, _ in batches]), torch.cat(
+        [labels for _, labels in batches]
+    )
 
 
 def step(model: Dense, optimizer: torch.optim.SGD, grads: list[Tensor], lr: float) -> None:

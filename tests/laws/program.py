@@ -1,4 +1,4 @@
-"""Started by horovodrun: trains every case on this world, prints how far each is from its oracle."""
+"""Started by horovodrun: trains every case on this world, prints its distance from its oracle."""
 
 import json
 import sys

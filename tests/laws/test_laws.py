@@ -1,4 +1,4 @@
-"""Every layout and every exchange equals its plain sequential program, in float64, on real ranks."""
+"""Every layout and exchange equals its plain sequential program, in float64, on real ranks."""
 
 import json
 from functools import cache
