@@ -69,8 +69,8 @@ def overhead(rounds: int) -> list[str]:
         f"| with neither | {step:.2f} | |",
         "",
         f"Timed alone, the main thread pays {found['bookkeeping_ms'] * 1e3:.0f} us a window for "
-        f"the clock and {found['log_ms'] * 1e3:.0f} us for each line of metrics (one in 10 windows): "
-        f"{direct / step:.3%} of the window above.",
+        f"the clock and {found['log_ms'] * 1e3:.0f} us for each line of metrics, one in 10 "
+        f"windows: {direct / step:.3%} of the window above.",
     ]
 
 

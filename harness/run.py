@@ -50,9 +50,10 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
         assert dataset is not None
         torch.set_num_threads(_threads(config, world))
         folder = world.broadcast(folder or _folder(config), "folder")
+        with world.together():
+            trainer = Trainer(config, dataset, world, folder)
         with _journal(config, folder, world) as journal:
-            summary = Trainer(config, dataset, world, folder).train(journal)
-            return journal.conclude(summary)
+            return journal.conclude(trainer.train(journal))
 
 
 def _prepare(config: Config, topology: Topology) -> tuple[torch.device, Dataset]:
@@ -163,7 +164,8 @@ def last_words(summary: RunSummary, folder: Path) -> str:
 def _journal(config: Config, folder: Path, world: World) -> Iterator["_Journal | _Silent"]:
     """Opens tracking on rank 0 and each node's gauges; says how the run ended, whatever it was."""
     tracker, commit, hosts = Tracker.silent(), None, world.hosts()
-    if world.is_first:
+    with world.together():
+      if world.is_first:
         facts = environment(world.horovod_build()) | {"hosts": hosts}
         commit = facts["git_commit"]
         folder.mkdir(parents=True, exist_ok=True)

@@ -122,6 +122,16 @@ class World:
             raise problem
         raise SystemExit(2)
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A UserError of any rank in this block ends all of them. Collective over the world."""
+        problem = None
+        try:
+            yield
+        except UserError as error:
+            problem = error
+        self.raise_together(problem)
+
     def average(self, tensor: Tensor) -> Tensor:
         """Mean over all ranks, as a new tensor. Collective over the world."""
         return self.everyone.launch_average(tensor.detach().clone()).wait()
