@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
-DELIVER_SECONDS = 1.0
+DELIVER_SECONDS = 2.0
 """Between two deliveries."""
 RETRY_SECONDS = 10.0
 """Until the next attempt once the receiver did not answer."""

@@ -1,0 +1,115 @@
+"""What is made of horovodrun's lines: the terminal's picture, and who is to blame."""
+
+import io
+
+from harness.cluster.output import Evidence, Line, Screen, Splitter
+
+ENDED = "Horovod detected ... The first process to do so was:\nProcess name: {}\nExit code: {}\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def evidence(*pieces: str) -> Evidence:
+    found = Evidence()
+    for line in Splitter().feed("".join(pieces).encode(), final=True):
+        found.add(line)
+    return found
+
+
+def rank(number: int, text: str) -> str:
+    return "".join(f"[{number}]<stderr>:{line}\n" for line in text.splitlines())
+
+
+def test_lines_come_whole_however_the_bytes_are_cut() -> None:
+    said = "[0]<stdout>:naïve ünï 字\n[12]<stderr>: 10%|█\r[12]<stderr>: 20%|██\rplain\nlast"
+    expected = [
+        Line(0, "stdout", "naïve ünï 字", False),
+        Line(12, "stderr", " 10%|█", True),
+        Line(12, "stderr", " 20%|██", True),
+        Line(None, "stderr", "plain", False),
+        Line(None, "stderr", "last", False),
+    ]
+    for size in (1, 2, 3, 7, 1000):
+        splitter, portions = Splitter(), said.encode()
+        lines = []
+        for start in range(0, len(portions), size):
+            lines += splitter.feed(portions[start : start + size])
+        lines += splitter.feed(b"", final=True)
+        assert lines == expected
+
+
+def test_progress_stays_on_one_line_of_a_terminal_and_words_push_it_down() -> None:
+    terminal = Terminal()
+    screen = Screen(terminal, 20)
+    for line in (
+        Line(0, "stderr", "step 1", True),
+        Line(1, "stderr", "rank 1 is not shown", False),
+        Line(0, "stderr", "step 2, as long as you like", True),
+        Line(0, "stdout", "evaluated", False),
+        Line(0, "stderr", "step 3", True),
+    ):
+        screen.show(line)
+    start = "\r\x1b[K"
+    assert terminal.getvalue() == (
+        f"{start}step 1{start}step 2, as long as {start}evaluated\n{start}step 3"
+    )
+
+
+def test_a_file_gets_no_progress_but_every_line() -> None:
+    file = io.StringIO()
+    screen = Screen(file, 20)
+    screen.show(Line(0, "stderr", "step 1", True))
+    screen.show(Line(0, "stdout", "a line longer than a terminal is wide", False))
+    assert file.getvalue() == "a line longer than a terminal is wide\n"
+
+
+def test_a_failure_is_not_shown_before_its_report() -> None:
+    file = io.StringIO()
+    screen = Screen(file, 80)
+    for text in ("a warning", "Traceback (most recent call last):", "  File ...", "ValueError: x"):
+        screen.show(Line(0, "stderr", text, False))
+    assert file.getvalue() == "a warning\n"
+
+
+TRACE = "Traceback (most recent call last):\n  File x\n{}"
+
+
+def test_the_cause_is_the_error_that_no_other_rank_explains() -> None:
+    found = evidence(
+        rank(0, TRACE.format("horovod.common.exceptions.HorovodInternalError: shut down")),
+        rank(2, TRACE.format("RuntimeError: [../gloo] Connection closed by peer [127.0.0.1]:1")),
+        rank(3, TRACE.format("ZeroDivisionError: division by zero")),
+        ENDED.format(0, 1),
+    )
+    assert found.cause() == f"rank 3 failed:\n{TRACE.format('ZeroDivisionError: division by zero')}"
+    assert found.user_error() is None
+
+
+def test_only_consequences_still_name_the_first() -> None:
+    gone = TRACE.format("HorovodInternalError: gone")
+    found = evidence(rank(2, gone), rank(1, gone), ENDED.format(1, 1))
+    assert found.cause().startswith("rank 2 failed:")
+
+
+def test_a_users_mistake_is_told_by_the_rank_that_made_it() -> None:
+    found = evidence(
+        rank(0, "harness: stopped"),
+        rank(1, "harness: num_classes is 3; use replicated"),
+        "Process 1 exit with status code 2.\nProcess 0 exit with status code 1.\n",
+        ENDED.format(1, 2),
+    )
+    assert found.user_error() == "harness: num_classes is 3; use replicated"
+    assert found.exit_codes() == {1: 2, 0: 1}
+
+
+def test_without_any_word_the_exit_code_is_told() -> None:
+    found = evidence("[1]<stdout>:the last words\n", ENDED.format(1, 77))
+    assert found.cause() == "rank 1 ended with exit code 77\nthe last words"
+
+
+def test_horovodruns_own_failure_is_told() -> None:
+    found = evidence("RuntimeError: could not connect to some hosts via ssh\n")
+    assert found.cause() == "RuntimeError: could not connect to some hosts via ssh"
