@@ -1,11 +1,12 @@
 """A model on disk, free of the number of ranks: the backbone whole, the classifier by classes."""
 
-import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -16,6 +17,16 @@ from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.world import World
 
 META, BACKBONE = "checkpoint.json", "backbone.safetensors"
+
+
+class Meta(BaseModel):
+    """What a checkpoint says of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    window: int = Field(ge=0)
+    """Windows trained before it was written."""
+    num_classes: int
 
 
 class Checkpoint:
@@ -44,9 +55,10 @@ class Checkpoint:
         partial = folder.with_name(folder.name + ".partial")
         owned = self._classifier.owned
         if self._world.is_first:
-            partial.mkdir(parents=True, exist_ok=True)
-            meta = {"window": window, "num_classes": self._classifier.num_classes}
-            (partial / META).write_text(json.dumps(meta))
+            _remove(partial)  # of a run that ended in the middle of it, maybe of other slices
+            partial.mkdir(parents=True)
+            meta = Meta(window=window, num_classes=self._classifier.num_classes)
+            (partial / META).write_text(meta.model_dump_json())
             save_file(self._tensors(self._backbone, self._backbone_buffers()), partial / BACKBONE)
         self._everyone_is_here()
         if self._world.topology.rank == self._writer():
@@ -54,7 +66,7 @@ class Checkpoint:
             save_file(self._tensors(self._classifier, {}), partial / name)
         self._everyone_is_here()
         if self._world.is_first:
-            partial.replace(folder)
+            _put(partial, folder)
 
     def load(self, folder: Path) -> int:
         """Reads this rank's part; the window to go on from. Raises UserError for a bad folder."""
@@ -67,13 +79,13 @@ class Checkpoint:
             self._take(self._backbone, lambda name: found[name])
             rows = _Rows(folder, self._classifier)
             self._take(self._classifier, rows.read)
-        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(
                 f"the checkpoint {folder} does not fit this model ({reason}); "
                 f"resume with the config it was made with"
             ) from error
-        return int(meta["window"])
+        return meta.window
 
     def _writer(self) -> int:
         """The lowest rank that owns this slice."""
@@ -97,11 +109,11 @@ class Checkpoint:
     def _take(self, module: nn.Module, read: Any) -> None:
         for name, parameter in module.named_parameters():
             with torch.no_grad():
-                parameter.copy_(read(name))
+                _fill(parameter, read(name), name)
         self._make_states()
         for name, parameter in module.named_parameters():
             for key, state in self._states(parameter):
-                state.copy_(read(f"optimizer.{key}.{name}"))
+                _fill(state, read(f"optimizer.{key}.{name}"), f"optimizer.{key}.{name}")
 
     def _make_states(self) -> None:
         """Lets the optimizer make its state by a step of zero size on zero gradients."""
@@ -141,6 +153,28 @@ class Checkpoint:
                 yield key, state
 
 
+def _fill(target: Tensor, found: Tensor, name: str) -> None:
+    # A plain copy would spread a single row over all.
+    if found.shape != target.shape:
+        raise ValueError(f"{name} is {tuple(found.shape)} there and {tuple(target.shape)} here")
+    target.copy_(found)
+
+
+def _put(new: Path, place: Path) -> None:
+    """Renames into place; what stood there goes last, so that a whole one is there at any time."""
+    old = place.with_name(place.name + ".old")
+    _remove(old)
+    if place.exists():
+        place.replace(old)
+    new.replace(place)
+    _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
 class _Rows:
     """Reads the classes a slice owns from whatever files hold them."""
 
@@ -164,18 +198,18 @@ class _Rows:
         return torch.cat(pieces)
 
 
-def read_meta(folder: Path, num_classes: int) -> dict[str, Any]:
+def read_meta(folder: Path, num_classes: int) -> Meta:
     """What a checkpoint says of itself. Raises UserError where it is none, or another task's."""
     try:
-        meta: dict[str, Any] = json.loads((folder / META).read_text())
+        meta = Meta.model_validate_json((folder / META).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"train.resume={folder} is no checkpoint (no readable {META}); "
             f"give a folder checkpoints/<window> of a run"
         ) from error
-    if meta["num_classes"] != num_classes:
+    if meta.num_classes != num_classes:
         raise UserError(
-            f"train.resume={folder} has {meta['num_classes']} classes, data.num_classes is "
-            f"{num_classes}; set data.num_classes={meta['num_classes']}"
+            f"train.resume={folder} has {meta.num_classes} classes, data.num_classes is "
+            f"{num_classes}; set data.num_classes={meta.num_classes}"
         )
     return meta

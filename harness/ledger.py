@@ -76,6 +76,8 @@ class Ledger:
     def window_begins(self, window: int) -> None:
         if window == self._first + self._untimed:
             self._timed_from = self.stopwatch.lap()
+            # On a card the untimed windows may only be done now: they must not count as timed.
+            self._interval.add_times(self._world.meters.clock.read())
         self._sent = self._world.meters.traffic.total
 
     def add_scores(self, loss: Tensor, top1: Tensor) -> None:

@@ -80,6 +80,16 @@ def _folder(config: Config) -> Path:
     return Path(config.tracking.folder).absolute() / f"{config.name}-s{config.seed}-{now}"
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the run's folder {folder}: {error.strerror}; "
+            f"set tracking.folder, or --folder, to another"
+        ) from error
+
+
 class _Silent:
     """The journal of every rank but the first."""
 
@@ -165,11 +175,11 @@ def _journal(config: Config, folder: Path, world: World) -> Iterator["_Journal |
     """Opens tracking on rank 0 and each node's gauges; says how the run ended, whatever it was."""
     tracker, commit, hosts = Tracker.silent(), None, world.hosts()
     with world.together():
-      if world.is_first:
-        facts = environment(world.horovod_build()) | {"hosts": hosts}
-        commit = facts["git_commit"]
-        folder.mkdir(parents=True, exist_ok=True)
-        tracker = Tracker.start(config, folder, facts)
+        if world.is_first:
+            facts = environment(world.horovod_build()) | {"hosts": hosts}
+            commit = facts["git_commit"]
+            _make(folder)
+            tracker = Tracker.start(config, folder, facts)
     run_id = world.broadcast(tracker.run_id, "run id")
     speaks = world.topology.local_rank == 0
     gauges = monitor_node(config, run_id, world.topology.node) if speaks else nullcontext()

@@ -12,6 +12,7 @@ from harness.config import Config
 from harness.data.images import Dataset
 from harness.data.loader import Batch, evaluation_batches, train_batches
 from harness.data.shares import Shares
+from harness.errors import UserError
 from harness.evaluation import average_statistics, evaluate
 from harness.exchange.exchange import make_exchange
 from harness.exchange.flat import Flat
@@ -47,6 +48,11 @@ class Trainer:
         ranks = topology.rank, topology.world_size
         self._shares = Shares(len(dataset.train), config.train.batch_size, *ranks, config.seed)
         self.windows = self._run_length()
+        if self._first >= self.windows:
+            raise UserError(
+                f"train.resume={resume} is at window {self._first} and the run ends at "
+                f"{self.windows}; raise train.steps or train.epochs"
+            )
         images = self._shares.world_batch_size * config.exchange.backward_passes_per_step
         self._ledger = Ledger(config, world, self._first, self.windows, images)
 

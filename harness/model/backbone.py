@@ -44,12 +44,6 @@ def make_backbone(config: BackboneConfig, channels: int, image_size: int, seed: 
         return Backbone(body, features, config)
 
 
-def check_backbone(config: BackboneConfig, channels: int, image_size: int) -> None:
-    """Raises what `make_backbone` would, by shapes alone: without memory, in a moment."""
-    with torch.device("meta"):
-        make_backbone(config, channels, image_size, seed=0)
-
-
 def _body(config: BackboneConfig, channels: int, image_size: int) -> nn.Module:
     if config.name == "small_cnn":
         return small_cnn(channels, config.norm)
