@@ -30,7 +30,7 @@ $(STAMP): $(INSTALL)
 
 demo: $(STAMP)
 	$(BIN)/harness compare experiments/demo/data_parallel.yaml \
-	    experiments/demo/hybrid_async.yaml --np $(NP) --hosts $(HOSTS) --study demo
+	    experiments/demo/hybrid_averaging.yaml --np $(NP) --hosts $(HOSTS) --study demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

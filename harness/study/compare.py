@@ -136,8 +136,8 @@ def _check_same_images(first: Config, other: Config) -> None:
 def _announce(plan: Plan) -> None:
     seeds = len(plan.trials) // len(plan.variants)
     _say(
-        f"study {plan.study}: {len(plan.variants)} variants x {seeds} seeds on {plan.ranks} ranks "
-        f"({plan.hosts}), into {plan.folder}"
+        f"study {plan.study}: {len(plan.trials)} runs ({len(plan.variants)} variants, seeds: "
+        f"{seeds}) of {plan.ranks} ranks on {plan.hosts}, into {plan.folder}"
     )
     lengths = {config.name: _length(config, plan.ranks) for config in plan.variants}
     if len(set(lengths.values())) > 1:

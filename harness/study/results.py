@@ -45,11 +45,11 @@ def baseline_of(variants: tuple[Variant, ...]) -> Variant:
 
 
 def target_of(baseline: Variant, given: float | None) -> Target | None:
-    """The one given, else a little below the baseline's own end; None where that failed."""
+    """The one given, else a little below the baseline's own end; None where it learned nothing."""
     if given is not None:
         return Target(given, f"{given:.2%} as given")
     ends = [run.final[PRIMARY] for run in baseline.summaries if PRIMARY in run.final]
-    if not ends:
+    top1 = sum(ends) / len(ends) - LEEWAY if ends else 0.0
+    if top1 <= 0:
         return None
-    top1 = sum(ends) / len(ends) - LEEWAY
     return Target(top1, f"{top1:.2%}, the final accuracy of {baseline.name} less 1 point")

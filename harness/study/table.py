@@ -124,7 +124,7 @@ def notes(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> list
         "Accuracy: final top-1",
     ]
     if target is None:
-        found.append(f"no target accuracy: {baseline.name} has no result; give one with --target")
+        found.append(f"no target accuracy: {baseline.name} learned nothing; give one with --target")
     else:
         set_name = _set_name((top1_columns(frame) or [PRIMARY])[0])
         found.append(f"target: top-1 of {target.told}, on {set_name}; '-': not reached")
