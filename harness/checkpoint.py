@@ -74,9 +74,11 @@ class Checkpoint:
         try:
             found = load_file(folder / BACKBONE)
             self._backbone.load_state_dict(
-                {name: found[name] for name in self._backbone_buffers()}, strict=False
+                {name: found.pop(name) for name in self._backbone_buffers()}, strict=False
             )
-            self._take(self._backbone, lambda name: found[name])
+            self._take(self._backbone, found.pop)
+            if found:
+                raise ValueError(f"it also holds {min(found)}")
             rows = _Rows(folder, self._classifier)
             self._take(self._classifier, rows.read)
         except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:

@@ -1,0 +1,303 @@
+"""A checkpoint goes from any number of ranks to any other, whole; a resumed run is the same run."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import harness.checkpoint
+from harness.checkpoint import Checkpoint
+from harness.config import Config, load
+from harness.errors import UserError
+from harness.exchange.flat import Flat
+from harness.measure.clock import Phase
+from harness.model.sliced_classifier import SlicedClassifier
+from harness.optimizer import make_optimizer
+from harness.parallel.group import Group
+from harness.trainer import Trainer
+from tests.alone import meters, world_of_one
+from tests.checkpoint_program import Losses, held, made
+from tests.horovodrun import horovodrun
+
+CLASSES, STEPS = 13, 6
+EXPERIMENT = """
+data: {dataset: synthetic, num_classes: 13, image_size: 8, synthetic_images: 64}
+backbone: {feature_dim: 6}
+optimizer: {name: OPTIMIZER, lr: 0.05, warmup_windows: 2}
+train: {batch_size: 3, steps: 6, precision: fp64, checkpoint_every: 3, log_every: 1}
+"""
+
+
+def experiment(folder: Path, optimizer: str = "sgd") -> Path:
+    path = folder / f"{optimizer}.yaml"
+    path.write_text(EXPERIMENT.replace("OPTIMIZER", optimizer))
+    return path
+
+
+def trained(config: Config, folder: Path) -> tuple[Trainer, dict[int, float]]:
+    losses = Losses()
+    trainer = made(config, world_of_one(), folder)
+    trainer.train(losses)
+    return trainer, losses.by_window
+
+
+def checkpoint_at(folder: Path, window: int) -> Path:
+    return folder / "checkpoints" / f"{window:09d}"
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    differing = [name for name in found if not torch.equal(found[name], expected[name])]
+    assert differing == []
+
+
+@pytest.fixture(scope="module", params=["sgd", "adamw"])
+def one_process(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Config, Path, dict[str, Tensor]]:
+    """A config, the folder of its run by one process, what that held at the end."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = load(experiment(folder, request.param))
+    trainer, _ = trained(config, folder)
+    return config, folder, held(trainer)
+
+
+def test_what_is_loaded_is_what_was_saved(
+    one_process: tuple[Config, Path, dict[str, Tensor]],
+) -> None:
+    config, folder, expected = one_process
+    update = {"resume": str(checkpoint_at(folder, STEPS)), "steps": STEPS + 1, "save": False}
+    resumed = config.model_copy(update={"train": config.train.model_copy(update=update)})
+    found = held(made(resumed, world_of_one(), folder))
+    assert any("exp_avg" in name or "momentum_buffer" in name for name in expected)
+    assert_same(found, expected)
+
+
+def slice_loaded(
+    config: Config, folder: Path, owners: int, owner: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, bias, and the weight's momentum of one of many ranks, of which only it is there."""
+    process_group = dist.ProcessGroup(owner, owners) if owners > 1 else None
+    group = Group(tuple(range(owners)), owner, 1, process_group, meters(), Phase.SLICE_WAIT)
+    trainer = made(config, world_of_one(), folder)
+    classifier = SlicedClassifier(6, CLASSES, config.classifier, group, seed=9).double()
+    flats = (
+        Flat(list(trainer.backbone.parameters()), 1, trainer.shared.values),
+        Flat(list(classifier.parameters()), 1, trainer.shared.values),
+    )
+    optimizer = make_optimizer(config.optimizer, flats)
+    checkpoint = Checkpoint(trainer.backbone, classifier, flats, optimizer, world_of_one())
+    assert checkpoint.load(checkpoint_at(folder, STEPS)) == STEPS
+    (state,) = [
+        state.view_as(classifier.weight)
+        for key, state in optimizer.state[flats[1].decayed].items()
+        if key in ("momentum_buffer", "exp_avg")
+    ]
+    return classifier.weight.detach(), classifier.bias.detach(), state
+
+
+@pytest.mark.parametrize("owners", [2, 5, 13])
+def test_any_number_of_ranks_reads_its_own_rows(
+    one_process: tuple[Config, Path, dict[str, Tensor]], owners: int
+) -> None:
+    config, folder, expected = one_process
+    parts = [slice_loaded(config, folder, owners, owner) for owner in range(owners)]
+    weight, bias, momentum = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    key = "momentum_buffer" if config.optimizer.name == "sgd" else "exp_avg"
+    assert torch.equal(weight, expected["classifier.weight"])
+    assert torch.equal(bias, expected["classifier.bias"])
+    assert torch.equal(momentum, expected[f"classifier.weight {key}"])
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+    """One process trains 3 windows; two ranks of a node go on with slices, and save."""
+    folder = tmp_path_factory.mktemp("two")
+    file = experiment(folder)
+    trainer, _ = trained(load(file, ["train.steps=3"]), folder)
+    program = Path(__file__).with_name("checkpoint_program.py")
+    resume = checkpoint_at(folder, 3)
+    horovodrun([str(program), str(file), str(resume), str(folder)], np=2, hosts="localhost:2")
+    return folder, held(trainer)
+
+
+def joined(folder: Path, name: str) -> dict[str, Tensor]:
+    """What two ranks held, the slices of the classifier put together."""
+    first, second = (torch.load(folder / f"{name}-{rank}.pt") for rank in range(2))
+    shared = [key for key in first if key.startswith("backbone.")]
+    assert_same({key: first[key] for key in shared}, {key: second[key] for key in shared})
+    assert [len(each["classifier.weight"]) for each in (first, second)] == [6, 7]
+    sliced = {key: torch.cat((first[key], second[key])) for key in first.keys() - set(shared)}
+    return {key: first[key] for key in shared} | sliced
+
+
+def test_two_ranks_load_what_one_saved(two_ranks: tuple[Path, dict[str, Tensor]]) -> None:
+    folder, expected = two_ranks
+    assert_same(joined(folder, "loaded"), expected)
+
+
+def test_one_loads_what_two_ranks_saved(two_ranks: tuple[Path, dict[str, Tensor]]) -> None:
+    folder, before = two_ranks
+    resume = checkpoint_at(folder, STEPS)
+    assert len(list(resume.glob("classifier-*"))) == 2
+    config = load(experiment(folder), [f"train.resume={resume}", "train.steps=7"])
+    found, expected = held(made(config, world_of_one(), folder)), joined(folder, "trained")
+    assert_same(found, expected)
+    assert not torch.equal(found["classifier.weight"], before["classifier.weight"])
+
+
+RESUMED = {
+    "sgd": [],
+    "adamw, step schedule": ["optimizer.name=adamw", "optimizer.schedule=step"],
+    "two micro-batches": ["exchange.backward_passes_per_step=2", "exchange.route=hierarchical"],
+    "late": ["exchange.kind=delayed", "exchange.delay=1", "classifier.layout=node"],
+    "late from window 4 on": [
+        "exchange.kind=delayed",
+        "exchange.delay=2",
+        "exchange.synchronous_windows=4",
+    ],
+    "averaging": ["exchange.kind=averaging", "exchange.delay=1", "classifier.layout=node"],
+}
+
+
+@pytest.mark.parametrize("changes", RESUMED.values(), ids=RESUMED.keys())
+def test_a_resumed_run_is_the_same_run_to_the_bit(tmp_path: Path, changes: list[str]) -> None:
+    file = experiment(tmp_path)
+    whole, losses = trained(load(file, changes), tmp_path / "whole")
+    resume = f"train.resume={checkpoint_at(tmp_path / 'whole', 3)}"
+    resumed, later_losses = trained(load(file, [*changes, resume]), tmp_path / "resumed")
+    assert set(losses) == {1, 2, 3, 4, 5, 6}
+    assert later_losses == {window: losses[window] for window in (4, 5, 6)}
+    assert_same(held(resumed), held(whole))
+
+
+def damage_nothing(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def damage_meta(folder: Path) -> None:
+    (folder / "checkpoint.json").unlink()
+
+
+def damage_json(folder: Path) -> None:
+    (folder / "checkpoint.json").write_text('{"window": 3')
+
+
+def damage_kind(folder: Path) -> None:
+    (folder / "checkpoint.json").write_text("[3, 13]")
+
+
+def damage_key(folder: Path) -> None:
+    (folder / "checkpoint.json").write_text('{"window": 3}')
+
+
+def damage_backbone(folder: Path) -> None:
+    path = folder / "backbone.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def damage_classifier(folder: Path) -> None:
+    for path in folder.glob("classifier-*"):
+        path.unlink()
+
+
+def damage_rows(folder: Path) -> None:
+    (path,) = folder.glob("classifier-*")
+    path.rename(path.with_name("classifier-000000000-000000001.safetensors"))
+
+
+NO_CHECKPOINT = "is no checkpoint (no readable checkpoint.json); give a folder checkpoints/"
+NO_FIT = "does not fit this model"
+
+
+@pytest.mark.parametrize(
+    ("damage", "changes", "said"),
+    [
+        (damage_nothing, [], NO_CHECKPOINT),
+        (damage_meta, [], NO_CHECKPOINT),
+        (damage_json, [], NO_CHECKPOINT),
+        (damage_kind, [], NO_CHECKPOINT),
+        (damage_key, [], NO_CHECKPOINT),
+        (damage_backbone, [], NO_FIT),
+        (damage_classifier, [], NO_FIT),
+        (damage_rows, [], NO_FIT),
+        (None, ["data.num_classes=12"], "has 13 classes, data.num_classes is 12"),
+        (None, ["backbone.feature_dim=7"], NO_FIT),
+        (None, ["backbone.norm=group"], NO_FIT),
+        (None, ["optimizer.name=adamw"], NO_FIT),
+        (None, ["optimizer.momentum=0"], NO_FIT),
+        (None, ["train.steps=3"], "is at window 3 and the run ends at 3; raise train.steps"),
+    ],
+)
+def test_a_bad_folder_is_told_in_one_line(
+    tmp_path: Path, damage: Callable[[Path], None] | None, changes: list[str], said: str
+) -> None:
+    file = experiment(tmp_path)
+    trained(load(file, ["train.steps=3"]), tmp_path)
+    if damage is not None:
+        damage(checkpoint_at(tmp_path, 3))
+    config = load(file, [*changes, f"train.resume={checkpoint_at(tmp_path, 3)}"])
+    with pytest.raises(UserError) as caught:
+        made(config, world_of_one(), tmp_path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_slice_is_not_made_up_from_the_row_that_is_there(tmp_path: Path) -> None:
+    """One row in the place of two would fit, if it were spread."""
+    file, changes = experiment(tmp_path), ["data.num_classes=2", "train.steps=3"]
+    trained(load(file, changes), tmp_path)
+    folder = checkpoint_at(tmp_path, 3)
+    (path,) = folder.glob("classifier-*")
+    tensors = harness.checkpoint.load_file(path)
+    halved = {
+        name: tensor[:1].clone() if tensor.dim() else tensor for name, tensor in tensors.items()
+    }
+    path.unlink()
+    harness.checkpoint.save_file(halved, folder / "classifier-000000000-000000001.safetensors")
+    with pytest.raises(UserError, match=r"\(1, 6\) there and \(2, 6\) here"):
+        made(load(file, ["data.num_classes=2", f"train.resume={folder}"]), world_of_one(), tmp_path)
+
+
+def test_one_that_is_interrupted_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves nothing to the next, which may have other slices."""
+    config = load(experiment(tmp_path), ["train.steps=3"])
+    folder = checkpoint_at(tmp_path, 3)
+    stray = (
+        folder.with_name(f"{folder.name}.partial") / "classifier-000000000-000000006.safetensors"
+    )
+    with monkeypatch.context() as patch:
+        save = harness.checkpoint.save_file
+
+        def fails_at_the_classifier(tensors: dict[str, Tensor], path: Path) -> None:
+            save(tensors, path)
+            if path.name.startswith("classifier"):
+                raise OSError("no space left on device")
+
+        patch.setattr(harness.checkpoint, "save_file", fails_at_the_classifier)
+        with pytest.raises(OSError, match="no space"):
+            trained(config, tmp_path)
+        assert not folder.exists()
+    stray.write_bytes(b"of two ranks")
+    trained(config, tmp_path)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert not (folder / stray.name).exists()
+
+
+def test_one_of_the_same_window_is_replaced(tmp_path: Path) -> None:
+    file, folder = experiment(tmp_path), checkpoint_at(tmp_path, 3)
+    trained(load(file, ["train.steps=3"]), tmp_path)
+    (folder / "left over").touch()
+    trained(load(file, ["train.steps=3", "seed=1"]), tmp_path)
+    config = load(file, [f"train.resume={folder}", "train.steps=7"])
+    found = held(made(config, world_of_one(), tmp_path))
+    other, _ = trained(load(file, ["train.steps=3", "seed=1"]), tmp_path / "other")
+    assert_same(found, held(other))
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert not (folder / "left over").exists()
