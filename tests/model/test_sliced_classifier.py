@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from harness.config import ClassifierConfig
 from harness.measure.clock import Phase
+from harness.measure.traffic import Traffic
 from harness.model.sliced_classifier import INIT_BLOCK, SlicedClassifier, initial_weight
 from harness.parallel.group import Group
 from harness.parallel.slices import slice_of
@@ -109,16 +110,20 @@ class Found:
     """[B, 5], this rank's images."""
     losses: Tensor
     """[B]."""
+    sent: float = 0.0
+    """Bytes of the way forth and back."""
 
 
 def on_this_rank() -> dict[str, Found]:
     n = dist.get_world_size()
     process_group = dist.group.WORLD if n > 1 else None
-    group = Group(tuple(range(n)), dist.get_rank(), 1, process_group, meters(), Phase.SLICE_WAIT)
-    return {name: sliced(case, group) for name, case in (CASES | NOT_EXACT).items()}
+    counted = meters()
+    group = Group(tuple(range(n)), dist.get_rank(), 1, process_group, counted, Phase.SLICE_WAIT)
+    cases = CASES | NOT_EXACT
+    return {name: sliced(case, group, counted.traffic) for name, case in cases.items()}
 
 
-def sliced(case: Case, group: Group) -> Found:
+def sliced(case: Case, group: Group, traffic: Traffic) -> Found:
     given = inputs(case, group.size)
     classifier = SlicedClassifier(FEATURES, case.classes, case.config, group, seed=0)
     classifier = classifier.to(case.dtype)
@@ -129,10 +134,13 @@ def sliced(case: Case, group: Group) -> Found:
             classifier.bias.copy_(given.bias[owned])
     features = given.features.to(case.dtype).chunk(group.size)[group.index].requires_grad_()
     labels = given.labels.chunk(group.size)[group.index]
+    before = traffic.total
     with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
         scores = classifier(features, labels)
-        best, losses = classifier.predict(features, labels)
     (scores.loss * SHARE).backward()
+    sent = traffic.total - before
+    with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
+        best, losses = classifier.predict(features, labels)
     return Found(
         loss=scores.loss.detach(),
         top1=scores.top1,
@@ -141,6 +149,7 @@ def sliced(case: Case, group: Group) -> Found:
         bias_grad=None if classifier.bias is None else classifier.bias.grad,
         best=best,
         losses=losses,
+        sent=sent.in_node,
     )
 
 
@@ -263,6 +272,20 @@ def test_lower_precision_is_near_and_the_softmax_stays_float32(
             assert relative_error(getattr(found, key), getattr(expected, key)) < tolerance, key
         assert found.loss.dtype == found.losses.dtype == torch.float32
         assert found.weight_grad.dtype == found.features_grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "feature_bytes", "label_bytes", "statistic_bytes"),
+    [("many images", 8, 8, 8), ("float32", 4, 4, 4), ("bf16", 2, 4, 4), ("bf16 cosface", 2, 4, 4)],
+)
+def test_what_a_micro_batch_sends(
+    name: str, feature_bytes: int, label_bytes: int, statistic_bytes: int
+) -> None:
+    """Features there and back, labels with them, three numbers for each gathered image."""
+    images = (CASES | NOT_EXACT)[name].images
+    features, statistics = images * FEATURES * feature_bytes, 3 * 3 * images * statistic_bytes
+    expected = 2 * (2 * features + images * label_bytes + statistics)
+    assert [found.sent for found in joined(3, name)] == [expected] * 3
 
 
 @RANKS
