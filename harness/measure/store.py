@@ -63,17 +63,22 @@ def connect(uri: str) -> "MlflowClient":
 
 
 def check_store(config: Config) -> None:
-    """Asks the store for an answer, for a few seconds at most. Raises UserError without one."""
-    open_store(store_uri(config))
+    """Asks the store for an answer, for a few seconds at most. Raises UserError without one.
+
+    Makes nothing: a SQLite file that is not there yet is made by the first run that starts.
+    """
+    uri = store_uri(config)
+    file = sqlite_file(uri)
+    if file and not file.exists():
+        _require_writable(file)
+    else:
+        open_store(uri)
 
 
 def open_store(uri: str) -> "MlflowClient":
     """A client of a store that answers. Raises UserError for one that does not."""
-    file = sqlite_file(uri)
-    if file and not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise UserError(
-            f"cannot write the MLflow store {file}; create its folder, or set tracking.uri"
-        )
+    if file := sqlite_file(uri):
+        _require_writable(file)
     try:
         client = connect(uri)
         client.search_experiments(max_results=1)
@@ -83,6 +88,13 @@ def open_store(uri: str) -> "MlflowClient":
             f"start it, set tracking.uri to another, or tracking.enabled=false"
         ) from error
     return client
+
+
+def _require_writable(file: Path) -> None:
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise UserError(
+            f"cannot write the MLflow store {file}; create its folder, or set tracking.uri"
+        )
 
 
 def in_short(error: Exception) -> str:

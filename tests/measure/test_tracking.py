@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 from harness.config import Config
 from harness.errors import UserError
-from harness.measure.store import check_store, connect, set_status, store_uri
+from harness.measure.store import check_store, connect, open_store, set_status, store_uri
 from harness.measure.tracking import Tracker, monitor_node, run_id_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite store without runs; making its tables takes MLflow seconds."""
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    check_store(config(f"sqlite:///{file}"))
+    open_store(f"sqlite:///{file}")
     return file
 
 
@@ -233,6 +233,11 @@ def test_a_store_that_cannot_be_is_told(uri: str, told: str) -> None:
     with pytest.raises(UserError, match=told) as error:
         check_store(config(uri))
     assert "s3cret" not in str(error.value)
+
+
+def test_checking_makes_no_store(tmp_path: Path) -> None:
+    check_store(config(f"sqlite:///{tmp_path / 'mlflow.db'}"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_no_store_is_told(tmp_path: Path) -> None:

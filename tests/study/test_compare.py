@@ -13,9 +13,8 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from harness.config import Config
 from harness.errors import UserError
-from harness.measure.store import check_store, connect
+from harness.measure.store import connect, open_store
 from harness.study import compare as study
 from harness.study.compare import compare, make_plan
 
@@ -31,8 +30,7 @@ def fake_command(experiment: Path, overrides: Sequence[str], folder: Path) -> li
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    values = {"train": {"steps": 1}, "tracking": {"uri": f"sqlite:///{file}"}}
-    check_store(Config.model_validate(values))
+    open_store(f"sqlite:///{file}")
     return file
 
 
