@@ -12,9 +12,8 @@ RANK = int(os.environ["HOROVOD_RANK"])
 def main(mode: str, folder: Path) -> None:
     print(f"rank {RANK} starts", flush=True)
     (folder / f"started-{RANK}").write_text(str(os.getpid()))
-    if mode == "environment":
+    if mode == "progress":
         (folder / f"environment-{RANK}").write_text("\n".join(os.environ))
-    elif mode == "progress":
         for step in range(5):
             print(f"\r{step} of 5", end="", file=sys.stderr, flush=True)
             time.sleep(0.05)

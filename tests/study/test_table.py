@@ -107,6 +107,7 @@ def test_a_failed_variant_is_shown_as_failed() -> None:
 def test_without_the_baseline_the_others_still_have_their_numbers() -> None:
     broken = variant("data_parallel", failures=("rank 0 failed",))
     assert target_of(broken, None) is None
+    assert target_of(variant("guesses", summary(accuracies=(0.004,))), None) is None
     frame = comparison((broken, HYBRID), broken, None)
     assert frame.loc["hybrid_async", "images_per_second"] == 1600
     assert math.isnan(frame.loc["hybrid_async", "speedup"])
