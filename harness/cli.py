@@ -3,11 +3,15 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from harness.errors import UserError
+from harness.errors import SaidByAnotherRank, UserError
+
+SILENT_SECONDS = 10.0
+"""How long a rank that says nothing waits for the launcher to end it."""
 
 
 class AlikeOnAllRanks(UserError):
@@ -29,12 +33,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         first = os.environ.get("HOROVOD_RANK", "0") == "0"
-        if first or not isinstance(error, AlikeOnAllRanks):
-            print(f"harness: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        if isinstance(error, AlikeOnAllRanks) and not first:
+            return _leave_last()
+        print(f"harness: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 2
+    except SaidByAnotherRank:
+        return _leave_last()
     except KeyboardInterrupt:
         print("harness: stopped", file=sys.stderr, flush=True)
         return 1
+
+
+def _leave_last() -> int:
+    # A launcher ends all ranks as soon as one has left: the one that speaks must come to it.
+    time.sleep(SILENT_SECONDS)
+    return 2
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

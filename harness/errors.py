@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class SaidByAnotherRank(Exception):
+    """A user's mistake that one rank tells for all: this one leaves without a word."""

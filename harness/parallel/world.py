@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
-from harness.errors import UserError
+from harness.errors import SaidByAnotherRank, UserError
 from harness.measure.clock import Phase
 from harness.parallel.group import Group, Meters
 from harness.parallel.replicas import ReplicaGroup, finish
@@ -27,27 +27,28 @@ TIMEOUT = timedelta(minutes=10)
 def launched_topology() -> Topology:
     """The topology that the launcher set for this process, before anything is started.
 
-    Without a launcher: one rank. Raises UserError where hosts differ in size; one rank of a host
-    says so, the others leave without a word.
+    Without a launcher: one rank. Raises UserError where hosts differ in size; one rank of the first
+    host that differs says so, the others leave without a word.
     """
 
     def number(name: str, default: int) -> int:
         return int(os.environ.get(f"HOROVOD_{name}", default))
 
-    local_rank = number("LOCAL_RANK", 0)
+    rank, size, hosts = number("RANK", 0), number("SIZE", 1), number("CROSS_SIZE", 1)
+    local_rank, local_size = number("LOCAL_RANK", 0), number("LOCAL_SIZE", 1)
     try:
-        topology = from_horovod(
-            number("RANK", 0), number("SIZE", 1), number("LOCAL_SIZE", 1), number("CROSS_SIZE", 1)
-        )
+        topology = from_horovod(rank, size, local_size, hosts)
         if topology.local_rank != local_rank:
             raise UserError(
                 f"ranks must be numbered host by host, rank {topology.rank} is number "
                 f"{local_rank} of its host; name every host once in -H"
             )
     except UserError:
-        if local_rank == 0:
+        # A rank knows its own host only; that all before it had an even share shows in its number.
+        even_before = rank * hosts == number("CROSS_RANK", 0) * size
+        if local_rank == 0 and (even_before or local_size * hosts == size):
             raise
-        raise SystemExit(2) from None
+        raise SaidByAnotherRank from None
     return topology
 
 
@@ -120,7 +121,7 @@ class World:
             return
         if problem is not None and self.topology.rank == int(having[0]):
             raise problem
-        raise SystemExit(2)
+        raise SaidByAnotherRank
 
     @contextmanager
     def together(self) -> Iterator[None]:
