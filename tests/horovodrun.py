@@ -20,7 +20,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "HOROVODRUN_TEST"
 """Environment variable that all processes of one call inherit: by it they are found again."""
-DUMP_SECONDS = 3.0
+DUMP_SECONDS = 15
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,6 @@ def horovodrun(
         try:
             stdout, stderr = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            for rank in _processes(mark, ranks_only=True):
-                _signal(rank, signal.SIGABRT)
             stdout, stderr = _last_words(process, mark)
             message = f"not ended after {timeout:.0f} s, every rank's stacks follow"
             raise HorovodrunFailed(f"{message}\n{stdout}\n{stderr}") from None
@@ -112,12 +110,20 @@ def _arguments(command: str | Path | Sequence[str], temporary: Path) -> list[str
 
 
 def _last_words(process: subprocess.Popen[str], mark: str) -> tuple[str, str]:
-    try:
-        return process.communicate(timeout=DUMP_SECONDS + 10)
-    except subprocess.TimeoutExpired:
-        for left in _processes(mark):
-            _signal(left, signal.SIGKILL)
-        return process.communicate()
+    """The output after every rank was asked for its stacks, also one that starts only now."""
+    asked: set[psutil.Process] = set()
+    for _ in range(DUMP_SECONDS):
+        ranks = set(_processes(mark, ranks_only=True))
+        for rank in ranks - asked:
+            _signal(rank, signal.SIGABRT)
+        asked |= ranks
+        try:
+            return process.communicate(timeout=1)
+        except subprocess.TimeoutExpired:
+            continue
+    for left in _processes(mark):
+        _signal(left, signal.SIGKILL)
+    return process.communicate()
 
 
 def _processes(mark: str, ranks_only: bool = False) -> list[psutil.Process]:

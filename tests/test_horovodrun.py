@@ -42,6 +42,6 @@ def test_a_failing_rank_can_be_what_is_looked_at() -> None:
 
 def test_a_hanging_rank_shows_where_it_stands_and_is_gone_afterwards() -> None:
     with pytest.raises(HorovodrunFailed, match="in stands_here") as caught:
-        horovodrun(ONE_HANGS, np=2, hosts="localhost:2", timeout=10)
+        horovodrun(ONE_HANGS, np=2, hosts="localhost:2", timeout=15)
     (line,) = [line for line in str(caught.value).splitlines() if "pid" in line]
     assert not psutil.pid_exists(int(line.split()[-1]))
