@@ -72,7 +72,7 @@ def _prepare(config: Config, topology: Topology) -> tuple[torch.device, Dataset]
 
 def _threads(config: Config, world: World) -> int:
     cores = len(os.sched_getaffinity(0))
-    return config.train.threads or max(1, cores // world.topology.ranks_per_node)
+    return config.train.threads or max(1, cores // world.ranks_on_this_machine())
 
 
 def _folder(config: Config) -> Path:
