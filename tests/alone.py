@@ -20,9 +20,9 @@ def group_of_one(counted: Meters | None = None) -> Group:
     return Group((0,), 0, 1, None, counted or meters(), Phase.SLICE_WAIT)
 
 
-def world_of_one() -> World:
+def world_of_one(counted: Meters | None = None) -> World:
     """Serves every layout: they are one and the same on a single rank."""
-    counted = meters()
+    counted = counted or meters()
     group = group_of_one(counted)
     return World(
         topology=Topology(0, 1, 1),

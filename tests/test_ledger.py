@@ -1,0 +1,146 @@
+"""What of a run is counted: timed windows only, also where a card ends them late."""
+
+import pytest
+
+from harness.config import Config
+from harness.ledger import Ledger, Stopwatch, expected_bytes
+from harness.measure.clock import Clock
+from harness.measure.summary import RunSummary
+from harness.measure.traffic import Bytes, Traffic
+from harness.parallel.group import Meters
+from harness.parallel.topology import Topology
+from tests.alone import CPU, world_of_one
+from tests.timelines import ByHand
+
+UNTIMED, WINDOWS = 2, 6
+
+
+class Record:
+    """A journal that keeps everything, by step."""
+
+    def __init__(self) -> None:
+        self.logged: dict[int, dict[str, float]] = {}
+        self.progress: list[int] = []
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.logged[step] = metrics
+
+    def advance(self, window: int, windows: int, note: str) -> None:
+        self.progress.append(window)
+
+
+def config(**train: object) -> Config:
+    values = {"steps": WINDOWS, "untimed_windows": UNTIMED, "log_every": 2, **train}
+    return Config.model_validate({"train": values})
+
+
+def run(timeline: ByHand, late: int, first: int = 0) -> tuple[RunSummary, Record]:
+    """Windows of 1000, 2000, 3000 ... ms; each is done when `late` more have begun."""
+    traffic, record = Traffic(), Record()
+    clock = Clock(timeline)
+    world = world_of_one(Meters(clock, traffic))
+    ledger = Ledger(config(), world, first, WINDOWS, images_per_window=8)
+    ends: list[int] = []
+    ledger.stopwatch = SynchronisingStopwatch(timeline)
+    ledger.stopwatch.start()
+    for window in range(first, WINDOWS):
+        timeline.done = ends[-late] if late and len(ends) >= late else 0
+        ledger.window_begins(window)
+        with clock.window():
+            timeline.now += 1000 * (window + 1)
+            traffic.add(Bytes(in_node=1e6 * (window + 1)))
+        ends.append(timeline.now)
+        if not late:
+            timeline.done = timeline.now
+        ledger.window_ended(window, record)
+        traffic.add(Bytes(in_node=5e9))  # of an evaluation
+    ledger.stopwatch.stop()
+    ledger.evaluated(WINDOWS, {"val/top1": 0.5}, record)
+    return ledger.summary(1, 1, Bytes()), record
+
+
+class SynchronisingStopwatch(Stopwatch):
+    """By the timeline's hand; reading it waits for the card, as torch.cuda.synchronize does."""
+
+    def __init__(self, timeline: ByHand) -> None:
+        super().__init__(CPU)
+        self._timeline = timeline
+
+    def _now(self) -> float:
+        self._timeline.done = self._timeline.now
+        return self._timeline.now / 1e3
+
+
+def test_the_summary_is_of_the_timed_windows() -> None:
+    summary, _ = run(ByHand(), late=0)
+    assert (summary.untimed_windows, summary.timed_windows) == (2, 4)
+    assert summary.step_ms.mean == (3000 + 4000 + 5000 + 6000) / 4
+    assert summary.in_node_mb_per_step == (3 + 4 + 5 + 6) / 4
+    assert summary.images_per_second == pytest.approx(4 * 8 / 18)
+    assert summary.train_seconds == pytest.approx(21)
+
+
+def test_untimed_windows_that_a_card_ends_late_do_not_count_as_timed() -> None:
+    summary, _ = run(ByHand(), late=1)
+    assert summary.step_ms.mean == (3000 + 4000 + 5000) / 3, "the last is not done when it is read"
+    assert summary.in_node_mb_per_step == (3 + 4 + 5 + 6) / 4
+
+
+def test_a_resumed_run_leaves_out_its_own_first_windows() -> None:
+    summary, _ = run(ByHand(), late=0, first=3)
+    assert (summary.untimed_windows, summary.timed_windows) == (2, 1)
+    assert summary.step_ms.mean == 6000
+
+
+def test_a_run_shorter_than_its_warm_up_has_no_rate() -> None:
+    summary, _ = run(ByHand(), late=0, first=5)
+    assert (summary.untimed_windows, summary.timed_windows) == (1, 0)
+    assert (summary.images_per_second, summary.step_ms.mean) == (0, 0)
+
+
+def test_intervals_hold_every_window_once() -> None:
+    _, record = run(ByHand(), late=0)
+    steps = {step: metrics["time/step_ms"] for step, metrics in record.logged.items() if step != 6}
+    assert steps == {2: (1000 + 2000) / 2, 4: (3000 + 4000) / 2}
+    assert record.progress == [2, 4, 6]
+    assert record.logged[2]["throughput/images_per_second"] == pytest.approx(8 / 1.5)
+    assert record.logged[2]["traffic/in_node_mb_per_step"] == 1.5
+
+
+def test_a_stopwatch_leaves_out_what_lies_between_laps() -> None:
+    timeline = ByHand()
+    watch = SynchronisingStopwatch(timeline)
+    for lasts, pause in ((1000, 500), (2000, 0)):
+        watch.start()
+        timeline.now += lasts
+        watch.stop()
+        timeline.now += pause
+    assert watch.seconds == 3
+    watch.start()
+    timeline.now += 4000
+    assert watch.lap() == 7
+    timeline.now += 1000
+    watch.stop()
+    assert watch.seconds == 8
+
+
+@pytest.mark.parametrize(
+    ("precision", "element", "features"),
+    # Features there and back, labels, statistics of 2 x 32 images: of one other rank.
+    [
+        ("fp32", 4, 2 * 32 * 16 * 4 + 32 * 4 + 3 * 64 * 4),
+        ("bf16", 4, 2 * 32 * 16 * 2 + 32 * 4 + 3 * 64 * 4),
+        ("fp64", 8, 2 * 32 * 16 * 8 + 32 * 8 + 3 * 64 * 8),
+    ],
+)
+def test_expected_bytes_follow_the_precision(precision: str, element: int, features: int) -> None:
+    values = {"train": {"steps": 1, "precision": precision}, "classifier": {"layout": "node"}}
+    found = expected_bytes(
+        Config.model_validate(values),
+        Topology(0, 1, 2),
+        shared=1000,
+        sliced=60,
+        features=16,
+        element=element,
+    )
+    assert found == Bytes(in_node=features + 2 * 500 * element)
