@@ -65,9 +65,10 @@ EDITS = (
         "the headers of gcc 13 and later no longer bring the integer types along",
     ),
     Edit(
-        "horovod/torch/CMakeLists.txt",
-        "elseif (Pytorch_CUDA AND NOT HAVE_CUDA)",
-        "elseif (FALSE)",
+        "cmake/Modules/FindPytorch.cmake",
+        "if (Pytorch_CUDA OR Pytorch_ROCM)",
+        "if (NOT HAVE_CUDA)\n    set(Pytorch_CUDA FALSE)\nendif()\n"
+        "if (Pytorch_CUDA OR Pytorch_ROCM)",
         "the registry's torch is for CUDA, also where there is no CUDA toolkit to compile with:"
         " operations on cards are built when HOROVOD_GPU_OPERATIONS asks for them",
     ),

@@ -22,6 +22,11 @@ GRID_CASES = [
 LATE = [param for param in GRID_CASES if param.values[1].delay]
 
 
+def has_nothing_late(grid: str, case: Case) -> bool:
+    """One node's average is its own values: nothing changes when it lands."""
+    return grid == "one node of two" and case.kind == "averaging"
+
+
 @cache
 def results(grid: str) -> dict[str, Any]:
     """One horovodrun trains all cases of a grid."""
@@ -55,7 +60,11 @@ def test_losses_equal_the_sequential_program(grid: str, case: Case) -> None:
 
 @pytest.mark.parametrize(("grid", "case"), LATE)
 def test_a_delay_shows(grid: str, case: Case) -> None:
-    assert result(grid, case)["from_on_time"] > 1e-4, "the tolerance could not tell late from now"
+    found = result(grid, case)["from_on_time"]
+    if has_nothing_late(grid, case):
+        assert found < 1e-12
+    else:
+        assert found > 1e-4, "the tolerance could not tell late from now"
 
 
 @pytest.mark.parametrize(("grid", "case"), GRID_CASES)
