@@ -90,6 +90,7 @@ def test_a_resumed_run_leaves_out_its_own_first_windows() -> None:
     summary, _ = run(ByHand(), late=0, first=3)
     assert (summary.untimed_windows, summary.timed_windows) == (2, 1)
     assert summary.step_ms.mean == 6000
+    assert summary.images_per_second == pytest.approx(8 / 6)
 
 
 def test_a_run_shorter_than_its_warm_up_has_no_rate() -> None:
