@@ -109,9 +109,14 @@ def main() -> int:
     ]
     page = head
     try:
-        for part in (baseline(chosen.rounds), overhead(chosen.rounds), memory(chosen.classes)):
-            page += ["", *part]
-            print("\n".join(["", *part]), flush=True)
+        for benchmark, size in (
+            (baseline, chosen.rounds),
+            (overhead, chosen.rounds),
+            (memory, chosen.classes),
+        ):
+            part = ["", *benchmark(size)]
+            page += part
+            print("\n".join(part), flush=True)
     except (BenchmarkFailed, subprocess.SubprocessError) as error:
         print(f"harness: {error}", file=sys.stderr)
         return 1
