@@ -121,7 +121,6 @@ class Checkpoint:
         """Lets the optimizer make its state by a step of zero size on zero gradients."""
         if self._optimizer.state:
             return
-        kept = [flat.values.clone() for flat in self._flats]
         rates = [group["lr"] for group in self._optimizer.param_groups]
         for flat in self._flats:
             flat.grads.zero_()
@@ -130,8 +129,6 @@ class Checkpoint:
         self._optimizer.step()
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        for flat, values in zip(self._flats, kept, strict=True):
-            flat.values.copy_(values)
 
     def _states(self, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
         """Views of the optimizer's state that belong to one parameter, shaped like it."""
