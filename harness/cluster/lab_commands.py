@@ -1,0 +1,112 @@
+"""The command line of the lab: its options, and what its state looks like."""
+
+import argparse
+from typing import Any
+
+from harness.cluster import lab
+from harness.cluster.cpu_limit import groups_here
+from harness.cluster.lab_run import parse_stutter, run_in_lab
+from harness.cluster.testhost import LabHost, shaped_rate
+from harness.errors import UserError
+
+Commands = Any
+"""What argparse calls _SubParsersAction, and keeps to itself."""
+
+
+def add_lab(commands: Commands) -> None:
+    """`harness lab up | run | status | rate | share | down`."""
+    parser = commands.add_parser("lab", help="test hosts on this machine, with slow links; root")
+    parser.set_defaults(arguments=[])
+    of_lab = parser.add_subparsers(required=True, metavar="COMMAND")
+    up = of_lab.add_parser("up", help="make the hosts h1, h2, ... anew")
+    up.add_argument("--hosts", type=int, default=2, help="how many")
+    up.add_argument("--slots", type=int, default=4, help="ranks that a host takes")
+    up.add_argument("--rate", default="none", help="of each host's link: 200mbit, none")
+    up.add_argument(
+        "--share", action="append", default=[], metavar="HOST=FRACTION", help="of one core"
+    )
+    up.set_defaults(command=_up)
+    run = of_lab.add_parser("run", help="run a command in the first host")
+    run.add_argument("--stutter", action="append", default=[], metavar="HOST:SLOW/EVERY[:SHARE]")
+    run.add_argument("arguments", nargs="+", metavar="-- CMD")
+    run.set_defaults(command=_run)
+    status = of_lab.add_parser("status", help="the hosts, their links and processes")
+    status.add_argument("--hosts", action="store_true", help="print the list for horovodrun -H")
+    status.set_defaults(command=_status)
+    rate = of_lab.add_parser("rate", help="shape the links of a running lab anew")
+    rate.add_argument("rate", help="200mbit, none")
+    rate.add_argument("host", nargs="?", help="only this one's")
+    rate.set_defaults(command=_rate)
+    share = of_lab.add_parser("share", help="limit a host's processes to a part of one core")
+    share.add_argument("host")
+    share.add_argument("share", metavar="FRACTION", help="0.3; 1 or none lifts it")
+    share.set_defaults(command=_share)
+    down = of_lab.add_parser("down", help="end the lab's processes and remove all of it")
+    down.set_defaults(command=_down)
+
+
+def _up(parsed: argparse.Namespace) -> int:
+    shares = dict(_host_and_share(text) for text in parsed.share)
+    lab.up(parsed.hosts, parsed.slots, _rate_or_none(parsed.rate), shares)
+    return _status(argparse.Namespace(hosts=False))
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    return run_in_lab(parsed.arguments, [parse_stutter(text) for text in parsed.stutter])
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    hosts = lab.running()
+    if parsed.hosts:
+        print(",".join(f"{host.name}:{host.slots}" for host in hosts))
+        return 0
+    for host in hosts:
+        print(_line(host))
+    return 0
+
+
+def _rate(parsed: argparse.Namespace) -> int:
+    lab.set_rate(_rate_or_none(parsed.rate), parsed.host)
+    return 0
+
+
+def _share(parsed: argparse.Namespace) -> int:
+    lab.set_share(parsed.host, _cores(parsed.share))
+    return 0
+
+
+def _down(parsed: argparse.Namespace) -> int:
+    lab.down()
+    return 0
+
+
+def _line(host: LabHost) -> str:
+    try:
+        cores = groups_here().limit_of(host.name)
+    except (UserError, OSError):
+        cores = None
+    share = "cores unlimited" if cores is None else f"{cores:g} of a core"
+    link = f"link {shaped_rate(host) or 'unshaped'}"
+    count = len(lab.processes(host.namespace))
+    return f"{host.name}  {host.address}  {host.slots} slots  {link}  {share}  {count} processes"
+
+
+def _rate_or_none(text: str) -> str | None:
+    return None if text == "none" else text
+
+
+def _host_and_share(text: str) -> tuple[str, float | None]:
+    name, _, share = text.partition("=")
+    return name, _cores(share)
+
+
+def _cores(text: str) -> float | None:
+    if text == "none":
+        return None
+    try:
+        cores = float(text)
+    except ValueError:
+        cores = 0.0
+    if not 0 < cores <= 1:
+        raise UserError(f"{text!r} is no share of a core; give e.g. 0.3, and 1 or none to lift it")
+    return None if cores == 1 else cores

@@ -1,0 +1,215 @@
+"""Test hosts: their names, ssh, links and cores, and commands that run in them."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.cluster.cpu_limit import Groups, find_groups
+from harness.cluster.testhost import NAMESPACES
+from tests.lab import HARNESS, ROOT, harness, in_lab, lab_of, processes_with, wait_for
+
+TRANSFER = Path(__file__).with_name("transfer.py")
+HOSTS = ("h1", "h2", "h3")
+SPIN = """
+import time
+start, end = time.process_time(), time.monotonic() + 1
+while time.monotonic() < end:
+    pass
+print(time.process_time() - start)
+"""
+LISTENER = """
+import pathlib, sys, time
+pathlib.Path(sys.argv[1]).touch()
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    sys.exit(5)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lab() -> Iterator[None]:
+    with lab_of("--hosts", "3", "--slots", "2", "--rate", "50mbit"):
+        yield
+
+
+def groups() -> Groups:
+    found = find_groups(Path("/proc/mounts").read_text())
+    if found is None or not found.entrance("h1").exists():
+        pytest.skip("this machine lets nobody limit cores: no writable cpu control groups")
+    return found
+
+
+def test_every_host_has_a_name_an_address_and_ssh_to_every_other() -> None:
+    ask = "hostname; getent ahostsv4 $(hostname) | head -n1 | cut -d' ' -f1"
+    loop = f'for a in h1 h2 h3; do ssh $a "{ask}; for b in h1 h2 h3; do ssh \\$b hostname; done"'
+    told = in_lab("sh", "-c", f"{loop.replace('$(hostname)', chr(92) + '$(hostname)')}; done")
+    expected = [[f"h{n}", f"10.77.0.{n}", *HOSTS] for n in (1, 2, 3)]
+    assert told.split() == [word for host in expected for word in host]
+
+
+def test_the_machine_itself_knows_nothing_of_the_hosts() -> None:
+    routes = subprocess.run(["ip", "route"], capture_output=True, text=True, check=True).stdout
+    links = subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
+    assert "10.77" not in routes
+    assert "h1" not in links
+    assert "h1" not in Path("/etc/hosts").read_text()
+    assert len(list(NAMESPACES.glob("harnesslab-h*"))) == 3
+
+
+def test_the_list_for_horovodrun_and_the_picture() -> None:
+    assert harness("lab", "status", "--hosts").stdout == "h1:2,h2:2,h3:2\n"
+    lines = harness("lab", "status").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(HOSTS)
+    assert all("2 slots" in line and "link 50Mbit" in line for line in lines)
+
+
+def test_a_command_runs_where_its_caller_stands(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*HARNESS, "lab", "run", "--", "sh", "-c", "pwd; env; cat; echo no >&2; exit 7"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "3", "A_TOKEN": "s3cret"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (7, "no\n")
+    assert done.stdout.startswith(f"{tmp_path}\n")
+    assert "OMP_NUM_THREADS=3\n" in done.stdout
+    assert "s3cret" not in done.stdout
+
+
+def test_a_host_sees_its_own_processes_alone() -> None:
+    told = in_lab("sh", "-c", "ps -e -o args=; echo; ssh h2 ps -e -o args=")
+    here, there = told.split("\n\n")
+    assert "h1/sshd_config" in here
+    assert "h2/sshd_config" in there
+    assert "h1/sshd_config" not in there
+    assert "pytest" not in told
+
+
+def test_ctrl_c_goes_to_the_command(tmp_path: Path) -> None:
+    command = start_listener(tmp_path / "ready")
+    command.send_signal(signal.SIGINT)
+    assert command.communicate(timeout=30)[0] == b"interrupted\n"
+    assert command.returncode == 5
+
+
+def test_a_command_ends_when_its_caller_is_killed(tmp_path: Path) -> None:
+    start_listener(tmp_path / "ready").kill()
+    wait_for(lambda: not processes_with(str(tmp_path)), 20)
+
+
+def start_listener(ready: Path) -> "subprocess.Popen[bytes]":
+    listener = [sys.executable, "-c", LISTENER, str(ready)]
+    command = subprocess.Popen(
+        [*HARNESS, "lab", "run", "--", *listener], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    wait_for(ready.exists)
+    return command
+
+
+def test_at_a_terminal_the_command_has_one_and_ctrl_c_reaches_it(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    listener = [sys.executable, "-c", LISTENER, str(ready)]
+    ours, theirs = pty.openpty()
+    command = subprocess.Popen(
+        [*HARNESS, "lab", "run", "--", "sh", "-c", 'tty; exec "$@"', "sh", *listener],
+        cwd=ROOT,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    wait_for(ready.exists)
+    os.write(ours, b"\x03")
+    assert command.wait(30) == 5
+    said = os.read(ours, 4096)
+    os.close(ours)
+    assert said.startswith(b"/dev/pts/")
+    assert b"interrupted" in said
+
+
+def bits_per_second(sender: str, receiver: str, size: int) -> float:
+    address = f"10.77.0.{receiver[1:]}"
+    command = [sys.executable, str(TRANSFER), sender, address, str(size)]
+    return float(in_lab("ssh", receiver, *command))
+
+
+def test_a_link_has_its_rate_in_both_directions() -> None:
+    assert bits_per_second("h2", "h1", 4_000_000) == pytest.approx(50e6, rel=0.15)
+    assert bits_per_second("h1", "h2", 4_000_000) == pytest.approx(50e6, rel=0.15)
+
+
+def test_links_are_shaped_anew_all_or_one() -> None:
+    try:
+        harness("lab", "rate", "none")
+        assert bits_per_second("h2", "h1", 40_000_000) > 300e6
+        harness("lab", "rate", "20mbit", "h2")
+        assert bits_per_second("h2", "h1", 2_000_000) == pytest.approx(20e6, rel=0.15)
+        assert bits_per_second("h3", "h1", 40_000_000) > 300e6
+    finally:
+        harness("lab", "rate", "50mbit")
+    assert harness("lab", "status").stdout.count("link 50Mbit") == 3
+
+
+def test_a_share_of_a_core_limits_all_that_a_host_runs() -> None:
+    groups()
+    try:
+        harness("lab", "share", "h2", "0.3")
+        assert "0.3 of a core" in harness("lab", "status").stdout.splitlines()[1]
+        assert cpu_seconds_of_one("h2") < 0.4
+        assert cpu_seconds_of_one("h3") > 0.4
+    finally:
+        harness("lab", "share", "h2", "none")
+    assert cpu_seconds_of_one("h2") > 0.4
+
+
+def cpu_seconds_of_one(host: str) -> float:
+    """What a process that never waits gets in one second."""
+    spin = f"{sys.executable} -c '{SPIN}'"
+    return float(in_lab("ssh", host, spin))
+
+
+def test_a_host_stutters_while_a_command_runs() -> None:
+    of_cores = groups()
+    seen = set()
+    stutter = ["--stutter", "h2:0.4/0.8:0.25"]
+    command = subprocess.Popen([*HARNESS, "lab", "run", *stutter, "--", "sleep", "2"], cwd=ROOT)
+    while command.poll() is None:
+        seen.add(of_cores.limit_of("h2"))
+        time.sleep(0.02)
+    assert command.returncode == 0
+    assert seen == {None, 0.25}
+    assert of_cores.limit_of("h2") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["rate", "fast"], "'fast' is no rate"),
+        (["rate", "none", "h9"], "no host 'h9'; its hosts are h1, h2, h3"),
+        (["share", "h9", "0.5"], "no host 'h9'"),
+        (["share", "h1", "2"], "'2' is no share of a core"),
+        (["run", "--stutter", "h1:5/2", "--", "true"], "--stutter 'h1:5/2' is not understood"),
+        (["run", "--stutter", "h9:1/2", "--", "true"], "no host 'h9'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_changes_nothing(arguments: list[str], told: str) -> None:
+    before = harness("lab", "status").stdout
+    done = harness("lab", *arguments, check=False)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert harness("lab", "status").stdout == before
