@@ -70,5 +70,26 @@ def is_here(host: Host) -> bool:
     return any(str(found[4][0]) in own for found in socket.getaddrinfo(host.name, None))
 
 
+def interface_to(hosts: tuple[Host, ...]) -> str | None:
+    """This machine's, through which it reaches all the others; None where that is not one."""
+    own = {
+        address.address: name
+        for name, addresses in psutil.net_if_addrs().items()
+        for address in addresses
+    }
+    found = {own.get(_source(host)) for host in hosts if not is_here(host)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _source(host: Host) -> str:
+    """The address that packets to the host carry as their sender's; none is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host.name, 9))
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])
+
+
 def cores() -> int:
     return len(os.sched_getaffinity(0))

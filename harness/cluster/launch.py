@@ -1,14 +1,15 @@
 """Starts a command on all ranks by horovodrun, shows rank 0, and leaves no process behind."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,13 +18,18 @@ from typing import TextIO
 import psutil
 
 from harness.cluster.environment import passed_on
-from harness.cluster.hosts import cores, most_ranks_on_a_machine, parse_hosts
+from harness.cluster.hosts import cores, interface_to, most_ranks_on_a_machine, parse_hosts
+from harness.cluster.leash import GRACE_SECONDS
 from harness.cluster.output import Evidence, Screen, Splitter
+from harness.measure.redaction import without_password
 
 START_SECONDS = 300
 """Ranks that outnumber the cores take long to import torch."""
 CROWDED_CYCLE_MS = 10
 """Horovod's threads wake less often where ranks outnumber the cores: they would take them away."""
+LEASH_SECONDS = GRACE_SECONDS + 2.0
+"""For the leashes to end their ranks, and horovodrun with them. Ended by a signal it would cut the
+connections at once, and this process would be back before ranks elsewhere are gone."""
 STOP_SECONDS = 12.0
 """horovodrun asks its ranks to end, waits 5 s, ends them, and waits 5 s again."""
 LEFTOVER_SECONDS = 3.0
@@ -45,6 +51,29 @@ class Outcome:
     """By Ctrl-C or SIGTERM."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """One horovodrun."""
+
+    options: tuple[str, ...]
+    command: tuple[str, ...]
+    """Program and arguments of each rank."""
+    added: Mapping[str, str]
+    """Variables that the ranks get beside this process's own."""
+
+    def line(self) -> str:
+        """As a user would type it, without passwords."""
+        horovodrun = Path(sys.executable).with_name("horovodrun")
+        words = [f"{name}={value}" for name, value in self.added.items()]
+        words += [str(horovodrun), *self.options, *self.command]
+        return shlex.join(_shown(word) for word in words)
+
+    def held(self) -> list[str]:
+        """As it is started, each rank held by a leash."""
+        leash = [sys.executable, "-m", "harness.cluster.leash"]
+        return [sys.executable, "-m", "horovod.runner.launch", *self.options, *leash, *self.command]
+
+
 def launch(
     command: Sequence[str], ranks: int, hosts: str | None, log: Path, screen: TextIO | None = None
 ) -> Outcome:
@@ -53,13 +82,12 @@ def launch(
     Ctrl-C or SIGTERM ends all ranks and comes back as an outcome. Raises UserError for hosts that
     cannot be used. For the main thread: others get no signals.
     """
-    where = hosts or f"localhost:{ranks}"
+    plan = plan_launch(command, ranks, hosts)
     mark = uuid.uuid4().hex
-    crowded = most_ranks_on_a_machine(parse_hosts(where, ranks)) > cores()
     log.parent.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        horovodrun_command(command, ranks, where),
-        env=_environment(mark, crowded),
+        plan.held(),
+        env=_environment(mark, plan.added),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -83,31 +111,39 @@ def launch(
     return _outcome(process.returncode, stopped, evidence, log)
 
 
-def horovodrun_command(command: Sequence[str], ranks: int, hosts: str) -> list[str]:
-    """The line a user would type, each rank held by a leash."""
-    seconds = str(START_SECONDS)
-    line = [sys.executable, "-m", "horovod.runner.launch", "--gloo", "-np", str(ranks), "-H", hosts]
-    line += ["--gloo-timeout-seconds", seconds, "--start-timeout", seconds]
-    return [*line, sys.executable, "-m", "harness.cluster.leash", *command]
-
-
-def train_command(experiment: Path, overrides: Sequence[str], folder: Path) -> list[str]:
-    """What each rank runs for one training."""
-    program = [sys.executable, "-m", "harness", "train", str(experiment)]
-    return [*program, *overrides, "--folder", str(folder)]
-
-
-def _environment(mark: str, crowded: bool) -> dict[str, str]:
-    variables = passed_on(os.environ)
-    columns, lines = shutil.get_terminal_size((100, 24))
-    variables |= {MARK: mark, "COLUMNS": str(columns), "LINES": str(lines)}
+def plan_launch(command: Sequence[str], ranks: int, hosts: str | None) -> Plan:
+    """What `launch` will start. Raises UserError for hosts that cannot be used."""
+    where = hosts or f"localhost:{ranks}"
+    found = parse_hosts(where, ranks)
     # The ranks import this package from wherever this process did.
     root = str(Path(__file__).resolve().parents[2])
-    path = variables.get("PYTHONPATH", "").split(os.pathsep)
-    variables["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([root, *filter(None, path)]))
-    if crowded:
-        variables.setdefault("HOROVOD_CYCLE_TIME", str(CROWDED_CYCLE_MS))
-    return variables
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    added = {}
+    if most_ranks_on_a_machine(found) > cores():
+        added["HOROVOD_CYCLE_TIME"] = os.environ.get("HOROVOD_CYCLE_TIME", str(CROWDED_CYCLE_MS))
+    added["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([root, *filter(None, path)]))
+    seconds = str(START_SECONDS)
+    options = ["--gloo", "-np", str(ranks), "-H", where]
+    options += ["--gloo-timeout-seconds", seconds, "--start-timeout", seconds]
+    # Without it horovodrun starts servers on all hosts that ask each other for it: they take long,
+    # and outlive a horovodrun that is stopped meanwhile.
+    interface = interface_to(found)
+    if interface is not None:
+        options += ["--network-interfaces", interface]
+    return Plan(tuple(options), tuple(command), added)
+
+
+def _environment(mark: str, added: Mapping[str, str]) -> dict[str, str]:
+    columns, lines = shutil.get_terminal_size((100, 24))
+    shown = {MARK: mark, "COLUMNS": str(columns), "LINES": str(lines)}
+    return passed_on(os.environ) | shown | dict(added)
+
+
+def _shown(word: str) -> str:
+    """Without the password that a URI may hold, also behind `key=`."""
+    key, equals, value = word.partition("=")
+    whole = without_password(word)
+    return whole if whole != word else f"{key}{equals}{without_password(value)}"
 
 
 def _screen(stream: TextIO | None) -> Screen:
@@ -162,6 +198,8 @@ def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
     """Ends horovodrun and every process it left; nothing to do after a good run."""
     assert process.stdin is not None
     process.stdin.close()  # all leashes feel this, also those on other machines
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(LEASH_SECONDS)
     if process.poll() is None:
         process.terminate()
         try:

@@ -1,0 +1,85 @@
+"""The command line of launch: an experiment or any program, on all ranks of all hosts."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UserError
+
+
+def add_launch(commands: Any) -> None:
+    """`harness launch`."""
+    parser = commands.add_parser(
+        "launch",
+        help="one training, or any program, on many machines by horovodrun",
+        epilog="-- CMD starts a program instead of an experiment",
+    )
+    parser.add_argument("--np", "-np", type=int, help="ranks; else as many as there are slots")
+    parser.add_argument("--hosts", "-H", help="host:slots,host:slots; else this machine alone")
+    parser.add_argument("--folder", type=Path, help="where the files go, the ranks' words too")
+    parser.add_argument("--dry-run", action="store_true", help="print the line and end")
+    parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
+    parser.set_defaults(command=_launch)
+
+
+def _launch(parsed: argparse.Namespace) -> int:
+    from harness.cluster.launch import launch, plan_launch
+
+    ranks = parsed.np or _slots(parsed.hosts)
+    first = Path(parsed.arguments[0])
+    if first.suffix in (".yaml", ".yml"):
+        return _train(parsed, first, parsed.arguments[1:], ranks)
+    _announce(plan_launch(parsed.arguments, ranks, parsed.hosts).line())
+    if parsed.dry_run:
+        return 0
+    log = (parsed.folder or Path("runs")) / f"launch-{_now()}.log"
+    outcome = launch(parsed.arguments, ranks, parsed.hosts, log, sys.stdout)
+    return _end(outcome.exit_code, outcome.reason, log)
+
+
+def _train(
+    parsed: argparse.Namespace, experiment: Path, overrides: Sequence[str], ranks: int
+) -> int:
+    from harness.cluster.hosts import parse_hosts, topology_of
+    from harness.cluster.launch import plan_launch
+    from harness.cluster.training import launch_training, train_command
+    from harness.config import load
+    from harness.parallel.topology import check_classes
+
+    config = load(experiment, overrides)
+    topology = topology_of(parse_hosts(parsed.hosts or f"localhost:{ranks}", ranks), ranks)
+    check_classes(topology, config.classifier.layout, config.data.num_classes)
+    own = Path(config.tracking.folder) / f"{config.name}-s{config.seed}-{_now()}"
+    folder = (parsed.folder or own).absolute()
+    command = train_command(experiment, overrides, folder)
+    _announce(plan_launch(command, ranks, parsed.hosts).line())
+    if parsed.dry_run:
+        return 0
+    log = folder.with_suffix(".log")
+    outcome = launch_training(command, config, folder, ranks, parsed.hosts, log)
+    return _end(outcome.exit_code, outcome.reason, log)
+
+
+def _slots(hosts: str | None) -> int:
+    from harness.cluster.hosts import parse_hosts
+
+    return sum(host.slots for host in parse_hosts(hosts, 1)) if hosts else 1
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+
+
+def _announce(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _end(code: int, reason: str, log: Path) -> int:
+    if code == 2:
+        raise UserError(reason.removeprefix("harness: "))
+    if code:
+        _announce(f"{reason}\nall that the ranks said: {log}")
+    return code

@@ -1,0 +1,82 @@
+"""horovodrun on hosts that are not this machine, over ssh: what runs there, and what is left."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import HARNESS, ROOT, harness, in_lab, lab_of, processes_with, wait_for
+
+RANK = Path(__file__).with_name("rank.py")
+SUM = """
+import os, socket, sys
+import torch
+import horovod.torch as hvd
+hvd.init()
+total = hvd.allreduce(torch.tensor([hvd.rank() + 1.0]), op=hvd.Sum, name="total").item()
+print(socket.gethostname(), total, os.getcwd(), flush=True)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lab() -> Iterator[None]:
+    with lab_of("--hosts", "2", "--slots", "2"):
+        yield
+
+
+def test_ranks_on_two_hosts_add_up(tmp_path: Path) -> None:
+    program = tmp_path / "sum.py"
+    program.write_text(SUM)
+    launch = ["launch", "--np", "2", "--hosts", "h1:1,h2:1", "--folder", str(tmp_path)]
+    done = harness(
+        "lab", "run", "--", *HARNESS, *launch, "--", sys.executable, str(program), timeout=200
+    )
+    assert done.stdout == f"h1 3.0 {ROOT}\n"
+    assert "horovodrun --gloo -np 2 -H h1:1,h2:1" in done.stderr
+    assert "--network-interfaces eth0" in done.stderr
+    (log,) = tmp_path.glob("launch-*.log")
+    assert f"[1 stdout] h2 3.0 {ROOT}\n" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("mode", "number"),
+    [
+        ("tidy", signal.SIGINT),
+        ("tidy", signal.SIGTERM),
+        ("tidy", signal.SIGKILL),
+        ("deaf", signal.SIGINT),
+    ],
+)
+def test_no_rank_is_left_on_any_host(mode: str, number: signal.Signals, tmp_path: Path) -> None:
+    launch = ["launch", "--hosts", "h1:1,h2:2", "--folder", str(tmp_path), "--"]
+    rank = [sys.executable, str(RANK), mode, str(tmp_path)]
+    remembered = f'echo $$ > {tmp_path}/launcher; exec "$@"'
+    command = subprocess.Popen(
+        [*HARNESS, "lab", "run", "--", "sh", "-c", remembered, "sh", *HARNESS, *launch, *rank],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 3)
+    finally:
+        in_lab("kill", f"-{number.name}", (tmp_path / "launcher").read_text().strip())
+    code = command.wait(40)
+    assert code == (128 + number if number == signal.SIGKILL else 1)
+    if number != signal.SIGKILL:
+        assert processes_with(str(RANK)) == [], "the launcher was back before its ranks were gone"
+    wait_for(lambda: not processes_with(str(tmp_path)), 20)
+    assert len(list(tmp_path.glob("tidied-*"))) == (3 if mode == "tidy" else 0)
+
+
+def test_a_rank_elsewhere_that_fails_is_named(tmp_path: Path) -> None:
+    launch = ["launch", "--hosts", "h1:1,h2:1", "--folder", str(tmp_path), "--"]
+    rank = [sys.executable, str(RANK), "crash", str(tmp_path)]
+    done = harness("lab", "run", "--", *HARNESS, *launch, *rank, check=False)
+    assert done.returncode == 1
+    assert "rank 1 failed:\nTraceback" in done.stderr
+    assert "ValueError: the cause" in done.stderr
+    wait_for(lambda: not processes_with(str(tmp_path)), 20)
