@@ -1,0 +1,38 @@
+"""The doctor's cheap part, before a training: a fault ends the run, a warning is told once."""
+
+import sys
+
+from harness.checks.finding import Finding, worst
+from harness.checks.need import Need, need_of
+from harness.checks.static import judge_static, static_facts
+from harness.config import Config
+from harness.errors import UserError
+from harness.parallel.seat import launched_seat
+from harness.parallel.world import World
+
+
+def check_before_training(config: Config, world: World) -> None:
+    """Raises UserError on the first rank for a fault. Collective over the world."""
+    if not config.doctor.before_training:
+        return
+    seat = launched_seat()
+    seats = world.gather_objects(seat, "doctor seats")
+    need: Need | None = None
+    with world.together():
+        if world.is_first:
+            need = need_of(config, world.topology.nodes, world.topology.ranks_per_node)
+    facts = static_facts(config, seats, seat, world.device, need)
+    gathered = world.gather_objects(facts, "doctor facts")
+    with world.together():
+        if world.is_first:
+            _tell(judge_static(seats, gathered, need))
+
+
+def _tell(findings: list[Finding]) -> None:
+    faults = [finding for finding in findings if finding.level == "fail"]
+    for finding in findings:
+        if finding.level == "warn":
+            print(f"harness doctor: {finding.line()}", file=sys.stderr, flush=True)
+    if worst(findings) == "fail":
+        told = " | ".join(f"{each.check}: {each.found}; {each.advice}" for each in faults)
+        raise UserError(f"{told} (doctor.before_training=false trains all the same)")

@@ -1,0 +1,69 @@
+"""What a check has found, and the words it is told in."""
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Level = Literal["ok", "warn", "fail"]
+LEVELS: tuple[Level, ...] = ("ok", "warn", "fail")
+MOST_LINES = 8
+"""Of one check: what is wrong everywhere needs no line for every host."""
+
+Gather = Callable[[Any, str], list[Any]]
+"""(value of this rank, name) -> the values of all ranks, on all of them. Collective."""
+
+
+class Facts(BaseModel):
+    """What one rank knows; crosses between ranks as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Finding(Facts):
+    """One line of a diagnosis."""
+
+    check: str
+    level: Level
+    found: str
+    advice: str = ""
+    """What to do; empty where all is well."""
+
+    def line(self) -> str:
+        advice = f"; {self.advice}" if self.advice else ""
+        return f"{self.level:<4}  {self.check:<9}  {self.found}{advice}"
+
+
+def worst(findings: Iterable[Finding]) -> Level:
+    return max((finding.level for finding in findings), key=LEVELS.index, default="ok")
+
+
+def told(faults: Sequence[Finding], well: Finding) -> list[Finding]:
+    """The faults, the worst first and not too many; `well` where there are none."""
+    if not faults:
+        return [well]
+    ordered = sorted(faults, key=lambda finding: -LEVELS.index(finding.level))
+    left = len(ordered) - MOST_LINES
+    if left <= 0:
+        return ordered
+    more = Finding(check=well.check, level=ordered[-1].level, found=f"and {left} more like these")
+    return [*ordered[:MOST_LINES], more]
+
+
+def median_of_rest(values: Sequence[float], index: int) -> float:
+    """Median of all values but one, which there must be."""
+    return median([*values[:index], *values[index + 1 :]])
+
+
+def listed(names: Iterable[object]) -> str:
+    return ", ".join(str(name) for name in names)
+
+
+def in_bytes(count: float) -> str:
+    """With a unit, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

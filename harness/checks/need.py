@@ -1,0 +1,124 @@
+"""How much memory a rank of a run takes, computed from its config alone."""
+
+import torch
+from torch import Tensor
+
+from harness.checks.finding import Facts
+from harness.config import Config
+from harness.exchange.exchange import route_of
+from harness.model.backbone import Backbone, make_backbone
+from harness.parallel.slices import padded, slice_of
+
+CHANNELS = {"glyphs": 1, "fashion_mnist": 1, "image_folder": 3, "synthetic": 3}
+LOGITS_KEPT = 3
+"""Logits, their exponentials, and one more while the loss or its gradient is computed."""
+
+
+COUNTED_IMAGES = 2
+"""Batch norm takes no fewer."""
+
+
+class Need(Facts):
+    """Bytes that one rank takes beside its libraries."""
+
+    model: int
+    """Values, gradients and the optimizer's state."""
+    exchange: int
+    """Buffers of what is under way between nodes."""
+    activations: int
+    """What the backward pass needs of the forward pass, estimated from above for bf16."""
+    checkpoint: int
+    """On disk: the whole model and the optimizer's state, once."""
+
+    @property
+    def certain(self) -> int:
+        """Taken whatever the images and the allocator are."""
+        return self.model + self.exchange
+
+    @property
+    def total(self) -> int:
+        return self.certain + self.activations
+
+
+def need_of(config: Config, nodes: int, ranks_per_node: int) -> Need:
+    """The most loaded rank's need, on M `nodes` of G ranks.
+
+    s bytes an element (4; fp64: 8), P backbone parameters, C classes of D features and a bias,
+    S = ceil(C / owners) (D + 1) in a slice; owners is G for layout node, MG for world, and
+    replicated has S = 0 and counts C (D + 1) to P:
+
+        model        (P + S) s (2 + states), states: 1 momentum, 2 AdamW, 0 plain SGD
+        exchange     (P / G + S) s, times 3 (delay + 1): what is given, what is sent and what
+                     comes back; averaging 2 (delay + 1) + 3: also what moved, up to where, and the
+                     outer momentum; none on the flat synchronous route; and P s for one
+                     reduce-scatter in the node. Compression takes less
+        activations  what autograd keeps of B images, twice the largest of it on the way back,
+                     and 3 n S / (D + 1) s logits of the n = owners B images of the slice group
+    """
+    data = config.data
+    channels = CHANNELS[data.dataset]
+    backbone = make_backbone(config.backbone, channels, data.image_size, config.seed)
+    element = 8 if config.train.precision == "fp64" else 4
+    layout = config.classifier.layout
+    owners = {"replicated": 1, "node": ranks_per_node, "world": nodes * ranks_per_node}[layout]
+    own_classes = max(slice_of(data.num_classes, owners, k).size for k in range(owners))
+    bias = config.classifier.margin == "none"
+    shared = sum(parameter.numel() for parameter in backbone.parameters())
+    sliced = own_classes * (backbone.features + bias)
+    whole = shared + data.num_classes * (backbone.features + bias)
+    if layout == "replicated":
+        shared, sliced = shared + sliced, 0
+    images = owners * config.train.batch_size
+    logits = LOGITS_KEPT * images * own_classes * element
+    return Need(
+        model=(shared + sliced) * element * (2 + _states(config)),
+        exchange=_exchange_elements(config, shared, sliced, nodes, ranks_per_node) * element,
+        activations=_kept_bytes(backbone, config) * element // 4 + logits,
+        checkpoint=whole * element * (1 + _states(config)),
+    )
+
+
+def _states(config: Config) -> int:
+    if config.optimizer.name == "adamw":
+        return 2
+    return 1 if config.optimizer.momentum else 0
+
+
+def _exchange_elements(
+    config: Config, shared: int, sliced: int, nodes: int, ranks_per_node: int
+) -> int:
+    exchange = config.exchange
+    flat = exchange.kind == "synchronous" and route_of(exchange, config.classifier) == "flat"
+    if nodes * ranks_per_node == 1 or flat:
+        return 0
+    part = padded(shared, ranks_per_node) // ranks_per_node + sliced
+    slots = exchange.delay + 1
+    parts = {"averaging": 2 * slots + 3, "isolated": 0}.get(exchange.kind, 3 * slots)
+    in_node = shared if ranks_per_node > 1 else 0
+    return parts * part + in_node
+
+
+def _kept_bytes(backbone: Backbone, config: Config) -> int:
+    """Bytes in float32 of what autograd keeps of one micro-batch, and the way back beside it.
+
+    Counted on a few images: all of it grows with their number. torch's meta device would need no
+    memory for this, but seconds to be imported.
+    """
+    size, channels = config.data.image_size, CHANNELS[config.data.dataset]
+    own = {tensor.untyped_storage().data_ptr() for tensor in backbone.state_dict().values()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage  # held, or its address could be given to another
+        return tensor
+
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        backbone.train()(torch.zeros(COUNTED_IMAGES, channels, size, size))
+    found = [storage.nbytes() for storage in kept.values()]
+    few = sum(found) + 2 * max(found, default=0)
+    return few * config.train.batch_size // COUNTED_IMAGES
