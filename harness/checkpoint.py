@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from harness.errors import UserError
-from harness.exchange.flat import Flat, shaped
+from harness.exchange.flat import Flat
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.world import World
 
@@ -34,6 +34,7 @@ class Checkpoint:
 
     Every slice is written by one rank as `classifier-<start>-<stop>.safetensors`, so any other
     slicing reads the rows it needs. Momentum that differs between nodes (averaging) is node 0's.
+    Not kept: gradients that a lossy wire has not sent yet, and the outer optimizer's velocity.
     """
 
     def __init__(
@@ -54,16 +55,18 @@ class Checkpoint:
         """Writes beside, then renames `folder` into place. Collective over the world."""
         partial = folder.with_name(folder.name + ".partial")
         owned = self._classifier.owned
+        states = [self._gathered_states(flat) for flat in self._flats]
         if self._world.is_first:
             _remove(partial)  # of a run that ended in the middle of it, maybe of other slices
             partial.mkdir(parents=True)
             meta = Meta(window=window, num_classes=self._classifier.num_classes)
             (partial / META).write_text(meta.model_dump_json())
-            save_file(self._tensors(self._backbone, self._backbone_buffers()), partial / BACKBONE)
+            tensors = self._tensors(self._backbone, states)
+            save_file(tensors | _on_host(self._backbone_buffers()), partial / BACKBONE)
         self._everyone_is_here()
         if self._world.topology.rank == self._writer():
             name = f"classifier-{owned.start:09d}-{owned.stop:09d}.safetensors"
-            save_file(self._tensors(self._classifier, {}), partial / name)
+            save_file(self._tensors(self._classifier, states), partial / name)
         self._everyone_is_here()
         if self._world.is_first:
             _put(partial, folder)
@@ -100,22 +103,25 @@ class Checkpoint:
     def _backbone_buffers(self) -> dict[str, Tensor]:
         return dict(self._backbone.named_buffers())
 
-    def _tensors(self, module: nn.Module, others: dict[str, Tensor]) -> dict[str, Tensor]:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in others.items()}
+    def _tensors(self, module: nn.Module, states: list["States"]) -> dict[str, Tensor]:
+        tensors = {}
         for name, parameter in module.named_parameters():
-            tensors[name] = parameter.detach().cpu().contiguous().clone()
-            for key, state in self._states(parameter):
-                tensors[f"optimizer.{key}.{name}"] = state.detach().cpu().contiguous().clone()
-        return tensors
+            tensors[name] = parameter.detach()
+            for key, state in self._states_of(parameter, states):
+                tensors[f"optimizer.{key}.{name}"] = state
+        return _on_host(tensors)
 
     def _take(self, module: nn.Module, read: Any) -> None:
         for name, parameter in module.named_parameters():
             with torch.no_grad():
                 _fill(parameter, read(name), name)
         self._make_states()
+        states = [self._own_states(flat) for flat in self._flats]
         for name, parameter in module.named_parameters():
-            for key, state in self._states(parameter):
+            for key, state in self._states_of(parameter, states):
                 _fill(state, read(f"optimizer.{key}.{name}"), f"optimizer.{key}.{name}")
+        for flat, filled in zip(self._flats, states, strict=True):
+            self._put_own(flat, filled)
 
     def _make_states(self) -> None:
         """Lets the optimizer make its state by a step of zero size on zero gradients."""
@@ -130,26 +136,59 @@ class Checkpoint:
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
-    def _states(self, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+    def _states_of(
+        self, parameter: nn.Parameter, states: list["States"]
+    ) -> Iterator[tuple[str, Tensor]]:
         """Views of the optimizer's state that belong to one parameter, shaped like it."""
-        for flat in self._flats:
+        for flat, found in zip(self._flats, states, strict=True):
             for spanned, start, stop in flat.spans:
                 if spanned is parameter:
-                    yield from self._span_states(flat, parameter, start, stop)
+                    for key, state in found.items():
+                        one = state.dim() == 0
+                        yield key, state if one else flat.shaped(state[start:stop], parameter)
 
-    def _span_states(
-        self, flat: Flat, parameter: nn.Parameter, start: int, stop: int
-    ) -> Iterator[tuple[str, Tensor]]:
-        boundary = flat.decayed.numel()
-        view = flat.decayed if start < boundary else flat.undecayed
-        offset = 0 if start < boundary else boundary
-        for key, state in sorted(self._optimizer.state.get(view, {}).items()):
-            if not isinstance(state, Tensor):
-                continue
-            if state.shape == view.shape:
-                yield key, shaped(state[start - offset : stop - offset], parameter)
-            else:
-                yield key, state
+    def _gathered_states(self, flat: Flat) -> "States":
+        """The optimizer's state of all chunks. Collective over the node where each rank has one."""
+        states = self._own_states(flat)
+        if flat.owned.size == len(flat.values):
+            return states
+        own = slice(flat.owned.start, flat.owned.stop)
+        for state in states.values():
+            if state.dim():
+                self._world.node.launch_all_gather(state[own].clone(), state).wait()
+        return states
+
+    def _own_states(self, flat: Flat) -> "States":
+        """The optimizer's state by key, flat: what this rank steps, zeros elsewhere."""
+        states: States = {}
+        for view in (flat.decayed, flat.undecayed):
+            for key, state in sorted(self._optimizer.state.get(view, {}).items()):
+                if state.shape == view.shape:
+                    states.setdefault(key, torch.zeros_like(flat.values))
+                    _place(states[key], flat, view).copy_(state)
+                else:
+                    states[key] = state
+        return states
+
+    def _put_own(self, flat: Flat, states: "States") -> None:
+        for view in (flat.decayed, flat.undecayed):
+            for key, state in self._optimizer.state.get(view, {}).items():
+                whole = states[key]
+                state.copy_(_place(whole, flat, view) if whole.dim() else whole)
+
+
+States = dict[str, Tensor]
+"""Of an optimizer, by key: a flat tensor like the values, or one number."""
+
+
+def _place(whole: Tensor, flat: Flat, view: Tensor) -> Tensor:
+    """Where a view of the flat values stands, in another flat tensor."""
+    start = view.storage_offset() - flat.values.storage_offset()
+    return whole[start : start + view.numel()]
+
+
+def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def _fill(target: Tensor, found: Tensor, name: str) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from harness.cluster.lab_commands import add_lab
+from harness.cluster.launch_commands import add_launch
 from harness.errors import SaidByAnotherRank, UserError
 
 SILENT_SECONDS = 10.0
@@ -82,6 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--folder", type=Path, help="where runs, table and chart go")
     compare.set_defaults(command=_compare)
+    doctor = commands.add_parser("doctor", help="checks machines, cards and links before a run")
+    doctor.add_argument("arguments", nargs="*", metavar="EXPERIMENT.yaml|key=value")
+    doctor.add_argument("--np", "-np", type=int, default=0, help="ranks to start by horovodrun")
+    doctor.add_argument("--hosts", "-H", help="where: host:slots,host:slots")
+    doctor.add_argument("--json", action="store_true", help="one line for a machine to read")
+    doctor.set_defaults(command=_doctor)
+    add_launch(commands)
+    add_lab(commands)
     return parser
 
 
@@ -96,6 +106,19 @@ def _train(parsed: argparse.Namespace) -> int:
 
     run(config, parsed.folder)
     return 0
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from harness.cluster.doctor import diagnose, start
+
+    if parsed.np or parsed.hosts:
+        return start(parsed.arguments, parsed.np, parsed.hosts, parsed.json)
+    overrides = [argument for argument in parsed.arguments if "=" in argument]
+    experiments = [Path(argument) for argument in parsed.arguments if "=" not in argument]
+    try:
+        return diagnose(experiments, overrides, parsed.json)
+    except UserError as error:
+        raise AlikeOnAllRanks(str(error)) from error
 
 
 def _compare(parsed: argparse.Namespace) -> int:

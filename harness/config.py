@@ -63,8 +63,11 @@ class ClassifierConfig(Section):
 
 
 class ExchangeConfig(Section):
-    kind: Literal["synchronous", "delayed", "averaging"] = "synchronous"
-    """How nodes come to agree."""
+    kind: Literal[
+        "synchronous", "delayed", "averaging", "isolated", "ddp_powersgd", "ddp_post_local_sgd"
+    ] = "synchronous"
+    """How nodes come to agree. isolated: they do not, but for evaluations: the ceiling of speed.
+    ddp_...: torch's own DistributedDataParallel with its PowerSGD hook, or its post-local SGD."""
     backward_passes_per_step: int = Field(default=1, ge=1)
     """K: micro-batches in a window, which is what one exchange carries."""
     delay: int = Field(default=0, ge=0)
@@ -76,6 +79,18 @@ class ExchangeConfig(Section):
     node, then each rank speaks for its part. auto: flat for replicated + synchronous."""
     bucket_mb: float = Field(default=4.0, gt=0)
     """Flat route: size of one all-reduce, MB."""
+    compression: Literal["none", "fp16", "int8", "int4"] = "none"
+    """What crosses between nodes. What a narrower type cannot hold is sent with the next window."""
+    matrix_rank: int = Field(default=4, ge=1)
+    """ddp_powersgd: rank of the matrices that stand for a gradient."""
+    pieces: int = Field(default=1, ge=1)
+    """averaging: every window sends one of so many pieces of the parameters, in turn."""
+    most_pieces: int = Field(default=0, ge=0)
+    """averaging: picks `pieces`, at most so many, from times measured at the start; 0: as given."""
+    outer_lr: float = Field(default=1.0, gt=0)
+    """averaging: factor on the nodes' mean movement (DiLoCo's outer optimizer: 0.7)."""
+    outer_momentum: float = Field(default=0.0, ge=0, lt=1)
+    """averaging: Nesterov's momentum on the nodes' mean movement (DiLoCo: 0.9)."""
 
     @model_validator(mode="after")
     def _delay_fits_kind(self) -> "ExchangeConfig":
@@ -88,6 +103,22 @@ class ExchangeConfig(Section):
             raise ValueError(
                 f"exchange.route=flat belongs to kind=synchronous, exchange.kind is {self.kind}; "
                 f"use route=auto"
+            )
+        if self.route == "flat" and self.compression in ("int8", "int4"):
+            raise ValueError(
+                f"exchange.compression={self.compression} goes from node to node, exchange.route "
+                f"is flat; use route=auto or compression=fp16"
+            )
+        averages = (self.pieces, self.most_pieces, self.outer_lr, self.outer_momentum) != (
+            1,
+            0,
+            1.0,
+            0.0,
+        )
+        if self.kind != "averaging" and averages:
+            raise ValueError(
+                f"exchange.pieces, most_pieces, outer_lr and outer_momentum belong to "
+                f"kind=averaging, exchange.kind is {self.kind}; leave them out"
             )
         return self
 
@@ -166,6 +197,11 @@ class TrackingConfig(Section):
     """Where each run gets a folder: config, metrics, summary, checkpoints."""
 
 
+class DoctorConfig(Section):
+    before_training: bool = True
+    """Compare versions, host names, memory and disk of all hosts first; a fault ends the run."""
+
+
 class Config(Section):
     """One run, whole."""
 
@@ -180,6 +216,29 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig
     tracking: TrackingConfig = TrackingConfig()
+    doctor: DoctorConfig = DoctorConfig()
+
+    @model_validator(mode="after")
+    def _ddp_is_data_parallel(self) -> "Config":
+        kind, passes = self.exchange.kind, self.exchange.backward_passes_per_step
+        if not kind.startswith("ddp_"):
+            return self
+        plain = (self.exchange.delay, self.exchange.compression, self.classifier.layout)
+        if plain != (0, "none", "replicated") or (kind == "ddp_powersgd" and passes > 1):
+            raise ValueError(
+                f"exchange.kind={kind} is torch's own: it needs delay=0, compression=none, "
+                f"classifier.layout=replicated, and powersgd backward_passes_per_step=1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nodes_are_whole(self) -> "Config":
+        if self.classifier.layout == "world" and self.exchange.kind in ("averaging", "isolated"):
+            raise ValueError(
+                f"exchange.kind={self.exchange.kind} lets nodes step alone, classifier.layout is "
+                f"world, where a node has not all classes; use layout=node or kind=delayed"
+            )
+        return self
 
     def flattened(self) -> dict[str, Any]:
         """All values by dotted key."""

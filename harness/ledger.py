@@ -1,17 +1,20 @@
 """What a run has measured so far: intervals for the journal, the whole for the summary."""
 
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from harness.config import Config
+from harness.exchange.compression import sent_bytes
 from harness.exchange.exchange import route_of
 from harness.measure.summary import Evaluation, RunSummary
 from harness.measure.tally import Tally, Totals
 from harness.measure.traffic import Bytes, Sizes, formula
 from harness.optimizer import lr_at
+from harness.parallel.ddp import power_sgd_elements
 from harness.parallel.topology import Topology
 from harness.parallel.world import Gathered, World
 
@@ -165,25 +168,40 @@ class Ledger:
 
 
 def expected_bytes(
-    config: Config, topology: Topology, shared: int, sliced: int, features: int, element: int
+    config: Config,
+    topology: Topology,
+    shared: Sequence[torch.Size],
+    slices: tuple[int, ...],
+    features: int,
+    element: int,
 ) -> Bytes:
     """What a window sends by formula; the counted bytes must equal it.
 
-    `shared`, `sliced`: elements every rank holds, and of the whole sliced classifier; `element`
-    its bytes.
+    `shared`: shapes of what every rank holds; `slices`: elements of each rank of a node that other
+    nodes hold too; `element`: bytes of one.
     """
-    route = route_of(config.exchange, config.classifier)
+    exchange = config.exchange
+    route = route_of(exchange, config.classifier)
+    members = topology.world_size if route == "flat" else topology.nodes
+
+    def wire_bytes(elements: int) -> float:
+        if exchange.kind == "ddp_powersgd":
+            return power_sgd_elements(shared, exchange.matrix_rank) * element
+        return sent_bytes(exchange.compression, elements, element, members)
+
     sizes = Sizes(
         nodes=topology.nodes,
         ranks_per_node=topology.ranks_per_node,
         images_per_rank=config.train.batch_size,
-        passes=config.exchange.backward_passes_per_step,
-        shared=shared,
-        sliced=sliced,
+        passes=exchange.backward_passes_per_step,
+        shared=sum(shape.numel() for shape in shared),
+        slices=slices,
         features=features,
         element_bytes=element,
         feature_bytes=2 if config.train.precision == "bf16" else element,
+        wire_bytes=wire_bytes,
+        pieces=exchange.pieces,
         label_bytes=8 if element == 8 else 4,
         statistic_bytes=element,
     )
-    return formula(config.classifier.layout, config.exchange.kind, route, sizes)
+    return formula(config.classifier.layout, exchange.kind, route, sizes)

@@ -12,17 +12,20 @@ import torch
 from tqdm import tqdm
 
 from harness.checkpoint import read_meta
+from harness.checks.before_training import check_before_training
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.data.open import open_dataset
 from harness.data.shares import Shares
 from harness.errors import UserError
+from harness.exchange.compression import check_compression
 from harness.measure.clock import clock_for
 from harness.measure.machine import environment
 from harness.measure.store import Status, check_store
 from harness.measure.summary import RunSummary
 from harness.measure.tracking import Tracker, monitor_node
 from harness.measure.traffic import Traffic
+from harness.pace import paced
 from harness.parallel.group import Meters
 from harness.parallel.topology import Topology, check_classes
 from harness.parallel.world import World, launched_topology, open_world, rank_device
@@ -47,10 +50,12 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
     meters = Meters(clock_for(device), Traffic())
     with open_world(topology, config.classifier.layout, device, meters) as world:
         world.raise_together(problem)
+        check_before_training(config, world)
         assert dataset is not None
         torch.set_num_threads(_threads(config, world))
         folder = world.broadcast(folder or _folder(config), "folder")
         with world.together():
+            config = paced(config, dataset, world, folder)
             trainer = Trainer(config, dataset, world, folder)
         with _journal(config, folder, world) as journal:
             return journal.conclude(trainer.train(journal))
@@ -59,6 +64,7 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
 def _prepare(config: Config, topology: Topology) -> tuple[torch.device, Dataset]:
     """This rank's device and the images; raises UserError for all that can be wrong by now."""
     check_classes(topology, config.classifier.layout, config.data.num_classes)
+    check_compression(config.exchange.compression, topology.nodes)
     device = rank_device(config.train.device, topology.local_rank)
     if config.train.resume:
         read_meta(Path(config.train.resume), config.data.num_classes)
@@ -110,7 +116,7 @@ class _Journal:
         self._folder = folder
         self._tracker = tracker
         self._commit = commit
-        self._progress = tqdm(unit="window", mininterval=1.0, dynamic_ncols=True)
+        self._progress = tqdm(unit="window", mininterval=1.0, dynamic_ncols=True, delay=1e-3)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._tracker.log(step, metrics)

@@ -14,14 +14,17 @@ from harness.data.loader import Batch, evaluation_batches, train_batches
 from harness.data.shares import Shares
 from harness.errors import UserError
 from harness.evaluation import average_statistics, evaluate
-from harness.exchange.exchange import make_exchange
+from harness.exchange.exchange import make_exchange, route_of
 from harness.exchange.flat import Flat
+from harness.exchange.torch_ddp import through_ddp
 from harness.ledger import Journal, Ledger, expected_bytes
 from harness.measure.clock import Phase
 from harness.measure.summary import RunSummary
 from harness.model.backbone import make_backbone
+from harness.model.network import Network
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.optimizer import lr_at, make_optimizer
+from harness.parallel.slices import slice_of
 from harness.parallel.world import World
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
@@ -41,6 +44,7 @@ class Trainer:
         self._checkpoint = Checkpoint(self.backbone, self.classifier, flats, self.optimizer, world)
         resume = config.train.resume
         self._first = self._checkpoint.load(Path(resume)) if resume else 0
+        self._network = through_ddp(config.exchange, Network(self.backbone, self.classifier), world)
         self.exchange = make_exchange(
             config.exchange, config.classifier, *flats, world, self._first
         )
@@ -72,7 +76,11 @@ class Trainer:
         shared, sliced = list(backbone.parameters()), list(classifier.parameters())
         if config.classifier.layout == "replicated":
             shared, sliced = shared + sliced, []
-        self.shared = Flat(shared, world.node.size, shared[0])
+        alone = route_of(config.exchange, config.classifier) == "hierarchical"
+        owner = world.node.index if alone else None
+        # PowerSGD takes gradients for matrices of filters, whose elements lie together.
+        last = config.exchange.kind != "ddp_powersgd"
+        self.shared = Flat(shared, world.node.size, shared[0], owner, channels_last=last)
         self.sliced = Flat(sliced, 1, shared[0])
 
     def _run_length(self) -> int:
@@ -84,17 +92,22 @@ class Trainer:
         return max(1, round(train.epochs * self._shares.micro_batches_per_epoch / passes))
 
     def train(self, journal: Journal) -> RunSummary:
-        """All windows, with evaluations on the drained model in between and at the end."""
+        """All windows, with evaluations in between and, on the drained model, at the end.
+
+        An evaluation leaves no trace in the training, and its time is not the training's.
+        """
         torch.manual_seed(self._config.seed * 100_003 + self._world.topology.rank)
         batches, stopwatch = self.batches(), self._ledger.stopwatch
         self.backbone.train()
         stopwatch.start()
         for window in range(self._first, self.windows):
             self.run_window(window, batches, journal)
-            if self._pauses(window + 1):
-                self.drain()
+            ended = window + 1
+            if self._saves(ended) or ended == self.windows:
+                self.exchange.drain(self._step)
+            if self._saves(ended) or self._evaluates(ended):
                 stopwatch.stop()
-                self._pause(window + 1, journal)
+                self._pause(ended, journal)
                 stopwatch.start()
         stopwatch.stop()
         batches.close()
@@ -131,28 +144,33 @@ class Trainer:
             with clock.phase(Phase.DATA):
                 images, labels = next(batches)
             with clock.phase(Phase.FORWARD), self._autocast():
-                scores = self.classifier(self.backbone(self._cast(images)), labels)
+                scores = self._network(self._cast(images), labels)
             with clock.phase(Phase.BACKWARD):
                 (scores.loss / self.exchange.passes_per_step).backward()
             if self.exchange.after_backward(last):
                 self._step()
-            self.exchange.after_step(last)
+                self.exchange.after_step()
             self._ledger.add_scores(scores.loss, scores.top1)
 
     def _step(self) -> None:
         with self._world.meters.clock.phase(Phase.OPTIMIZER):
             self.optimizer.step()
 
-    def drain(self) -> None:
-        """Applies all exchanges under way and makes the model one: what may be judged or kept."""
-        self.exchange.drain(self._step)
-        average_statistics(self.backbone, self._world)
-
     def evaluate(self, limit: int = 0) -> dict[str, float]:
-        """`val/...` of the primary set and `val/<set>/...` of every one, on the drained model.
+        """`val/...` of the primary set and `val/<set>/...` of every one, of the mean over nodes.
 
-        `limit`: images of each set; 0 takes all.
+        `limit`: images of each set; 0 takes all. Where nodes may differ, `exchange/distance` is how
+        far they are from their mean, as a share of its norm.
         """
+        with self.exchange.averaged() as squares:
+            average_statistics(self.backbone, self._world)
+            metrics = self._evaluate(limit)
+        if squares is not None:
+            apart, mean = self._world.launch_gather(squares.cpu(), "distance").wait().sum(0)
+            metrics["exchange/distance"] = float((apart / mean).sqrt())
+        return metrics
+
+    def _evaluate(self, limit: int) -> dict[str, float]:
         metrics: dict[str, float] = {}
         topology = self._world.topology
         for number, (name, source) in enumerate(self._dataset.validation.items()):
@@ -172,29 +190,37 @@ class Trainer:
                 metrics |= {f"val/{key}": value for key, value in found.items()}
         return metrics
 
-    def _pauses(self, ended: int) -> bool:
+    def _evaluates(self, ended: int) -> bool:
+        every = self._config.train.evaluate_every
+        return ended == self.windows or bool(every and ended % every == 0)
+
+    def _saves(self, ended: int) -> bool:
         train = self._config.train
-        every = [each for each in (train.evaluate_every, train.checkpoint_every) if each]
-        return ended == self.windows or any(ended % each == 0 for each in every)
+        due = train.checkpoint_every and ended % train.checkpoint_every == 0
+        return bool(due) or (train.save and ended == self.windows)
 
     def _pause(self, ended: int, journal: Journal) -> None:
-        train, final = self._config.train, ended == self.windows
-        if final or (train.evaluate_every and ended % train.evaluate_every == 0):
-            metrics = self.evaluate(0 if final else train.evaluate_images)
-            self._ledger.evaluated(ended, metrics, journal)
-        due = train.checkpoint_every and ended % train.checkpoint_every == 0
-        if due or (final and train.save):
+        if self._evaluates(ended):
+            limit = 0 if ended == self.windows else self._config.train.evaluate_images
+            self._ledger.evaluated(ended, self.evaluate(limit), journal)
+        if self._saves(ended):
+            average_statistics(self.backbone, self._world)
             self._checkpoint.save(self._folder / "checkpoints" / f"{ended:09d}", ended)
 
     def _summary(self) -> RunSummary:
         in_backbone = sum(parameter.numel() for parameter in self.backbone.parameters())
         per_class = self.classifier.weight.shape[1] + (self.classifier.bias is not None)
         in_classifier = self._dataset.num_classes * per_class
+        topology, slices = self._world.topology, tuple[int, ...]()
+        if self._config.classifier.layout == "node":
+            owners = topology.ranks_per_node
+            owned = [slice_of(self._dataset.num_classes, owners, n) for n in range(owners)]
+            slices = tuple(each.size * per_class for each in owned)
         expected = expected_bytes(
             self._config,
-            self._world.topology,
-            shared=self.shared.elements,
-            sliced=in_classifier if self.sliced.elements else 0,
+            topology,
+            shared=[parameter.shape for parameter, _, _ in self.shared.spans],
+            slices=slices,
             features=self.backbone.features,
             element=self.shared.values.element_size(),
         )

@@ -32,5 +32,5 @@ def world_of_one(counted: Meters | None = None) -> World:
         slices=group,
         everyone=group,
         replicas=group,
-        peers=ReplicaGroup(1, None, counted),
+        peers=ReplicaGroup(1, 0, None, counted),
     )

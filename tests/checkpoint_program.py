@@ -14,6 +14,7 @@ from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
 from harness.parallel.world import World, launched_topology, open_world
 from harness.trainer import Trainer
+from tests.alone import world_of_one
 
 
 class Losses:
@@ -34,18 +35,20 @@ def made(config: Config, world: World, folder: Path) -> Trainer:
     return Trainer(config, open_dataset(config.data), world, folder)
 
 
-def held(trainer: Trainer) -> dict[str, Tensor]:
+def held(trainer: Trainer, world: World | None = None) -> dict[str, Tensor]:
     """All a rank holds by name: values, statistics, and the optimizer's state of each parameter.
 
-    The state is read where it lies: of the decayed parameters, then of the others.
+    The state is read where it lies: on each rank of its own chunk, of the decayed parameters, then
+    of the others. Collective over the node.
     """
+    world = world or world_of_one()
     names = {p: f"backbone.{name}" for name, p in trainer.backbone.named_parameters()}
     names |= {p: f"classifier.{name}" for name, p in trainer.classifier.named_parameters()}
     found = {f"backbone.{name}": buffer for name, buffer in trainer.backbone.named_buffers()}
     for flat in (trainer.shared, trainer.sliced):
         for parameter, start, stop in flat.spans:
             found[names[parameter]] = parameter
-            for key, state in states(trainer.optimizer, flat).items():
+            for key, state in states(trainer.optimizer, flat, world).items():
                 own = state if state.dim() == 0 else laid_out(state[start:stop], parameter)
                 found[f"{names[parameter]} {key}"] = own
     return {name: tensor.detach().clone() for name, tensor in found.items()}
@@ -59,12 +62,16 @@ def laid_out(piece: Tensor, parameter: Tensor) -> Tensor:
     return piece.view(filters, height, width, channels).movedim(3, 1)
 
 
-def states(optimizer: torch.optim.Optimizer, flat: Flat) -> dict[str, Tensor]:
+def states(optimizer: torch.optim.Optimizer, flat: Flat, world: World) -> dict[str, Tensor]:
     views = [view for view in (flat.decayed, flat.undecayed) if view.numel()]
     found = {}
     for key, first in optimizer.state[views[0]].items():
         of_each = [optimizer.state[view][key] for view in views]
-        found[key] = first if first.dim() == 0 else torch.cat(of_each)
+        if first.dim() == 0:
+            found[key] = first
+            continue
+        own = torch.cat([*of_each, first.new_zeros(flat.owned.size)])[: flat.owned.size]
+        found[key] = own if flat.owned.size == len(flat.values) else world.node.all_gather(own)
     return found
 
 
@@ -75,9 +82,9 @@ def main(experiment: str, resume: str, folder: Path) -> None:
     config = load(experiment, [f"train.resume={resume}", "classifier.layout=node"])
     with open_world(topology, "node", device, meters) as world:
         trainer = made(config, world, folder)
-        torch.save(held(trainer), folder / f"loaded-{topology.rank}.pt")
+        torch.save(held(trainer, world), folder / f"loaded-{topology.rank}.pt")
         trainer.train(Losses())
-        torch.save(held(trainer), folder / f"trained-{topology.rank}.pt")
+        torch.save(held(trainer, world), folder / f"trained-{topology.rank}.pt")
 
 
 if __name__ == "__main__":

@@ -114,6 +114,28 @@ def test_the_flat_route_is_synchronous(run: Path, kind: str) -> None:
     assert f"exchange.route=flat belongs to kind=synchronous, exchange.kind is {kind}" in message
 
 
+def test_small_integers_go_from_node_to_node(run: Path) -> None:
+    synchronous = ["exchange.kind=synchronous", "exchange.delay=0"]
+    message = message_of(run, *synchronous, "exchange.route=flat", "exchange.compression=int8")
+    assert "exchange.compression=int8 goes from node to node, exchange.route is flat" in message
+
+
+@pytest.mark.parametrize("own", ["pieces=4", "most_pieces=4", "outer_lr=0.7", "outer_momentum=0.9"])
+def test_what_only_averaging_knows(run: Path, own: str) -> None:
+    assert "belong to kind=averaging, exchange.kind is delayed" in message_of(
+        run, f"exchange.{own}"
+    )
+    load(run, ["exchange.kind=averaging", f"exchange.{own}"])
+
+
+@pytest.mark.parametrize("kind", ["averaging", "isolated"])
+def test_nodes_that_step_alone_have_all_classes(run: Path, kind: str) -> None:
+    message = message_of(
+        run, f"exchange.kind={kind}", "exchange.delay=0", "classifier.layout=world"
+    )
+    assert f"exchange.kind={kind} lets nodes step alone, classifier.layout is world" in message
+
+
 @pytest.mark.parametrize(
     ("overrides", "found"),
     [
@@ -249,8 +271,18 @@ def configs(draw: st.DrawFn) -> Config:
     values["name"] = draw(st.from_regex(r"\A[A-Za-z0-9_.-]+\Z"))
     values["seed"] = draw(st.integers(0))
     kind = values["exchange"]["kind"]
-    values["exchange"]["delay"] *= kind != "synchronous"
-    values["exchange"]["route"] = "auto" if kind != "synchronous" else "flat"
+    exchange = values["exchange"]
+    exchange["delay"] *= kind != "synchronous"
+    exchange["route"] = "auto" if kind != "synchronous" else "flat"
+    if exchange["route"] == "flat":
+        exchange["compression"] = "fp16"
+    if kind != "averaging":
+        exchange |= {"pieces": 1, "most_pieces": 0, "outer_lr": 1.0, "outer_momentum": 0.0}
+    if kind.startswith("ddp_"):
+        exchange |= {"delay": 0, "compression": "none", "backward_passes_per_step": 1}
+        values["classifier"]["layout"] = "replicated"
+    if kind in ("averaging", "isolated"):
+        values["classifier"]["layout"] = "node"
     values["train"]["epochs" if values["train"]["steps"] is not None else "steps"] = None
     if values["train"]["steps"] is None and values["train"]["epochs"] is None:
         values["train"]["steps"] = 1

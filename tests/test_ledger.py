@@ -1,6 +1,7 @@
 """What of a run is counted: timed windows only, also where a card ends them late."""
 
 import pytest
+import torch
 
 from harness.config import Config
 from harness.ledger import Ledger, Stopwatch, expected_bytes
@@ -139,8 +140,8 @@ def test_expected_bytes_follow_the_precision(precision: str, element: int, featu
     found = expected_bytes(
         Config.model_validate(values),
         Topology(0, 1, 2),
-        shared=1000,
-        sliced=60,
+        shared=[torch.Size([1000])],
+        slices=(30, 30),
         features=16,
         element=element,
     )

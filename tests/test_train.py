@@ -161,7 +161,7 @@ def test_times_and_rates_fit_each_other(trained: Trained) -> None:
 
 
 def test_counted_bytes_are_the_formulas(trained: Trained) -> None:
-    """In windows that all use a late result: the first after a drain has none to use."""
+    """In windows that all use a late result: the first has none to use."""
     summary = trained.summary
     assert summary.cross_node_mb_per_step == pytest.approx(summary.cross_node_mb_per_step_formula)
     assert summary.in_node_mb_per_step == pytest.approx(summary.in_node_mb_per_step_formula)

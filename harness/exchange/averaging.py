@@ -1,83 +1,131 @@
-"""Nodes step on their own gradients; every window their parameters are averaged, late."""
+"""Nodes step on their own gradients; how far they moved is averaged, late."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from harness.exchange.buckets import Buckets
-from harness.exchange.flat import Flat
-from harness.exchange.parts import Parts
-from harness.parallel.group import Group
-from harness.parallel.replicas import Average
+from harness.config import ExchangeConfig
+from harness.exchange.outer import Outer
+from harness.exchange.parts import Chunk, Part, mean_values
+from harness.exchange.wire import Sent
 
 
 @dataclass(frozen=True)
 class InFlight:
-    part: Tensor
-    sent: Tensor
-    """What this rank put into the average."""
-    average: Average
+    window: int
+    piece: "MovingPiece"
+    sent: Sent
 
 
 class Averaging:
     """A node's ranks agree on every micro-batch's gradients and step at once; K steps are a window.
 
-    At a window's end the average of values over nodes is launched; `delay` windows later
-    `average - sent` is added, so steps made meanwhile are kept. `drain` leaves all nodes on the
-    average of their values, equal to the bit. Local momentum stays local.
+    Once a window each node sends how far its parameters moved since it last did; `delay` windows
+    later it adds `average - what was sent`. So every step is averaged exactly once, and nodes
+    differ by what has not landed yet (and by what a lossy wire has not sent yet). Momentum stays
+    local. The first `synchronous_windows` windows use delay 0.
+
+    With several pieces each window sends one of them, in turn: the link is busy evenly, and what is
+    sent lands as soon. `drain` leaves all nodes on the average of their values, equal to the bit.
     """
 
     passes_per_step = 1
 
     def __init__(
         self,
-        parts: Parts,
-        shared: Flat,
-        node: Group,
-        bucket_bytes: float,
-        delay: int,
+        chunk: Chunk,
+        pieces: Sequence["MovingPiece"],
+        config: ExchangeConfig,
         synchronous_windows: int,
     ) -> None:
-        self._buckets = Buckets(shared, bucket_bytes, 1, node.launch_average)
-        self._parts = parts
-        self._delay = delay
+        self._chunk = chunk
+        self._pieces = pieces
+        self._passes = config.backward_passes_per_step
+        self._delay = config.delay
         self._synchronous_windows = synchronous_windows
-        self._buffers = [(parts.new(), parts.new()) for _ in range(delay + 1)]
         self._in_flight: deque[InFlight] = deque()
-        self._window = 0
+        self._steps = 0
 
     def after_backward(self, last: bool) -> bool:
-        self._buckets.finish()
+        self._chunk.average_gradients()
         return True
 
-    def after_step(self, last: bool) -> None:
-        if not last:
-            return
-        self._launch()
-        delay = 0 if self._window < self._synchronous_windows else self._delay
-        self._window += 1
-        while len(self._in_flight) > delay:
-            self._land()
+    def after_step(self) -> None:
+        self._steps += 1
+        if self._steps % self._passes == 0:
+            self._window_ended(self._steps // self._passes - 1)
+        self._chunk.spread_values()
+
+    def averaged(self) -> AbstractContextManager[Tensor | None]:
+        # What is under way cancels out in the mean.
+        return mean_values([piece.part for piece in self._pieces], self._chunk)
 
     def drain(self, step: Callable[[], None]) -> None:
         while self._in_flight:
             self._land()
-        self._launch()
-        final = self._in_flight.popleft()
-        final.average.wait()
-        self._parts.put_values(final.part)
+        for piece in self._pieces:
+            piece.agree()
+        self._chunk.spread_values()
 
-    def _launch(self) -> None:
-        slot = self._window % len(self._buffers)
-        part, sent = self._buffers[slot]
-        self._parts.take_values(part)
-        sent.copy_(part)
-        average = self._parts.launch_average(part, f"values.{slot}")
-        self._in_flight.append(InFlight(part, sent, average))
+    def _window_ended(self, window: int) -> None:
+        """Lands what is due, and sends what has moved.
+
+        In this order: what a correction under way is going to take back must not be sent again.
+        """
+        delay = 0 if window < self._synchronous_windows else self._delay
+        self._land_up_to(window - max(1, delay))
+        piece = self._pieces[window % len(self._pieces)]
+        self._in_flight.append(InFlight(window, piece, piece.launch()))
+        self._land_up_to(window - delay)
+
+    def _land_up_to(self, window: int) -> None:
+        while self._in_flight and self._in_flight[0].window <= window:
+            self._land()
 
     def _land(self) -> None:
         oldest = self._in_flight.popleft()
-        oldest.average.wait()
-        self._parts.add_values(oldest.part.sub_(oldest.sent))
+        oldest.piece.land(oldest.sent)
+
+
+class MovingPiece:
+    """A piece of the parameters, and up to where its movement was sent."""
+
+    def __init__(self, part: Part, config: ExchangeConfig, name: str) -> None:
+        self.part = part
+        self._name = name
+        self._slots = config.delay // config.pieces + 1
+        self._launches = 0
+        self._wire = part.wire(config.compression, self._slots, name)
+        self._sent_up_to = part.values()
+        self._change = torch.empty_like(self._sent_up_to)
+        self._outer: Outer | None = None
+        if (config.outer_lr, config.outer_momentum) != (1.0, 0.0):
+            self._outer = Outer(config.outer_lr, config.outer_momentum, self._change)
+
+    def launch(self) -> Sent:
+        """Sends what has moved since the last time. Collective over the part's ranks."""
+        self.part.movement(self._sent_up_to, out=self._change)
+        sent = self._wire.launch(self._change, self._launches % self._slots)
+        self._launches += 1
+        sent.add_own(self._sent_up_to, 1.0)
+        return sent
+
+    def land(self, sent: Sent) -> None:
+        """Waits, and makes this node's part in it the mean of all nodes'."""
+        if self._outer is None:
+            sent.correction(self._change)
+        else:
+            sent.mean(self._change)
+            self._outer.step(self._change)
+            sent.add_own(self._change, -1.0)
+        self.part.add(self._change)
+        self._sent_up_to += self._change
+
+    def agree(self) -> None:
+        """Goes on from the average of the nodes' values. Collective over the part's ranks."""
+        self._sent_up_to = self.part.average(f"{self._name}.values")
+        self.part.put(self._sent_up_to)

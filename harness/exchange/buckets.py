@@ -1,22 +1,21 @@
 """Collectives on pieces of the flat gradient, started while the backward pass still runs."""
 
 from collections.abc import Callable
-from typing import Protocol
 
 from torch import Tensor, nn
 
 from harness.exchange.flat import Flat
+from harness.exchange.wire import Launched
 
-
-class Launched(Protocol):
-    def wait(self) -> object: ...
+Launch = Callable[[], Launched]
+"""Starts one bucket's collective; what comes back can be waited for."""
 
 
 class Buckets:
     """Cuts a flat gradient into buckets and launches each when its last gradient has come.
 
     A gradient has come after `passes` backward passes. Buckets are cut from the end, where the
-    backward pass begins.
+    backward pass begins. `carry` says, for each bucket, what launches it.
     """
 
     def __init__(
@@ -24,11 +23,11 @@ class Buckets:
         flat: Flat,
         bucket_bytes: float,
         passes: int,
-        launch: Callable[[Tensor], Launched],
+        carry: Callable[[Tensor], Launch],
     ) -> None:
-        self._launch = launch
+        self._carry = carry
         self._passes = passes
-        self._pieces: list[Tensor] = []
+        self._launches: list[Launch] = []
         self._awaited: list[int] = []
         self._counts: list[int] = []
         self._launched: dict[int, Launched] = {}
@@ -45,8 +44,8 @@ class Buckets:
             self._cut(flat, first, stop, members)
 
     def _cut(self, flat: Flat, start: int, stop: int, members: list[nn.Parameter]) -> None:
-        bucket = len(self._pieces)
-        self._pieces.append(flat.grads[start:stop])
+        bucket = len(self._launches)
+        self._launches.append(self._carry(flat.grads[start:stop]))
         self._awaited.append(len(members) * self._passes)
         self._counts.append(0)
         for parameter in members:
@@ -55,13 +54,13 @@ class Buckets:
     def _arrived(self, bucket: int) -> None:
         self._counts[bucket] += 1
         if self._counts[bucket] == self._awaited[bucket]:
-            self._launched[bucket] = self._launch(self._pieces[bucket])
+            self._launched[bucket] = self._launches[bucket]()
 
     def finish(self) -> None:
         """Waits for all buckets of this window; those no gradient came for go out now."""
-        for bucket, piece in enumerate(self._pieces):
+        for bucket, launch in enumerate(self._launches):
             if bucket not in self._launched:
-                self._launched[bucket] = self._launch(piece)
-        for bucket in range(len(self._pieces)):
+                self._launched[bucket] = launch()
+        for bucket in range(len(self._launches)):
             self._launched.pop(bucket).wait()
             self._counts[bucket] = 0

@@ -1,14 +1,20 @@
 """What the trainer knows of an exchange, and the choice of one."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
+from torch import Tensor
+
 from harness.config import ClassifierConfig, ExchangeConfig
-from harness.exchange.averaging import Averaging
+from harness.exchange.averaging import Averaging, MovingPiece
+from harness.exchange.buckets import Buckets
 from harness.exchange.delayed import Delayed
 from harness.exchange.flat import Flat
-from harness.exchange.parts import Parts
-from harness.exchange.synchronous import Synchronous
+from harness.exchange.isolated import Isolated
+from harness.exchange.parts import Chunk, Part
+from harness.exchange.synchronous import Synchronous, average_over
+from harness.exchange.torch_ddp import KINDS, InBackward, PostLocal
 from harness.parallel.world import World
 
 
@@ -24,8 +30,14 @@ class Exchange(Protocol):
     def after_backward(self, last: bool) -> bool:
         """After each backward pass, `last` of its window. True: step with what is in the grads."""
 
-    def after_step(self, last: bool) -> None:
-        """After each micro-batch's step, or its absence."""
+    def after_step(self) -> None:
+        """After each step that `after_backward` asked for."""
+
+    def averaged(self) -> AbstractContextManager[Tensor | None]:
+        """In it all nodes hold the mean of their values, to be judged; after it their own again.
+
+        Where nodes may differ it yields the squares of their distance from it; see `mean_values`.
+        """
 
     def drain(self, step: Callable[[], None]) -> None:
         """Applies all that is under way; `step` updates with what is in the grads."""
@@ -35,8 +47,8 @@ def route_of(exchange: ExchangeConfig, classifier: ClassifierConfig) -> str:
     """`flat` or `hierarchical`: what `exchange.route=auto` stands for."""
     if exchange.route != "auto":
         return exchange.route
-    pure = exchange.kind == "synchronous" and classifier.layout == "replicated"
-    return "flat" if pure else "hierarchical"
+    pure = exchange.kind in ("synchronous", *KINDS) and classifier.layout == "replicated"
+    return "flat" if pure and exchange.compression in ("none", "fp16") else "hierarchical"
 
 
 def make_exchange(
@@ -52,12 +64,32 @@ def make_exchange(
     A resumed run goes on at `first_window`.
     """
     has_replicas = classifier.layout == "node"
-    passes = exchange.backward_passes_per_step
-    bucket_bytes = exchange.bucket_mb * 1e6
+    passes, compression = exchange.backward_passes_per_step, exchange.compression
+    cut = exchange.bucket_mb * 1e6
     if exchange.kind == "synchronous" and route_of(exchange, classifier) == "flat":
-        return Synchronous(shared, sliced, has_replicas, world, passes, bucket_bytes)
-    parts = Parts(shared, sliced, has_replicas, world)
+        buckets = [Buckets(shared, cut, passes, average_over(world.everyone, compression))]
+        if has_replicas:
+            buckets.append(Buckets(sliced, cut, passes, average_over(world.replicas, compression)))
+        return Synchronous(buckets, passes)
+    if exchange.kind == "ddp_powersgd" or (
+        exchange.kind in KINDS and world.topology.world_size == 1
+    ):
+        return InBackward()
+    if exchange.kind == "ddp_post_local_sgd":
+        return PostLocal(exchange, shared, world)
     waiting = max(0, exchange.synchronous_windows - first_window)
-    if exchange.kind == "averaging":
-        return Averaging(parts, shared, world.node, bucket_bytes, exchange.delay, waiting)
-    return Delayed(parts, passes, exchange.delay, waiting)
+    chunk = Chunk(shared, world.node)
+    if exchange.kind in ("synchronous", "delayed"):
+        part = Part(shared, sliced, has_replicas, world.peers)
+        return Delayed(chunk, part, exchange, waiting)
+    if exchange.kind == "isolated":
+        return Isolated(chunk, Part(shared, sliced, has_replicas, world.peers))
+    pieces = [
+        MovingPiece(
+            Part(shared, sliced, has_replicas, world.peers, number, exchange.pieces),
+            exchange,
+            f"piece.{number}",
+        )
+        for number in range(exchange.pieces)
+    ]
+    return Averaging(chunk, pieces, exchange, waiting)

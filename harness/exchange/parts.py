@@ -1,62 +1,124 @@
 """What one rank speaks for: its chunk of the shared parameters and its slice of the classes.
 
-In a node the ranks own disjoint parts that make up the whole model; a part is averaged with the
-same part on the other nodes only. Serves gradients and values alike.
+In a node the ranks own disjoint parts that make up the whole model. A rank alone steps its part,
+and averages it with the same part on the other nodes only.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
 from torch import Tensor
 
+from harness.exchange.compression import make_wire
 from harness.exchange.flat import Flat
-from harness.parallel.replicas import Average
-from harness.parallel.world import World
+from harness.exchange.wire import Carrier, Wire
+from harness.parallel.group import Group
+from harness.parallel.slices import slice_of
 
 
-class Parts:
-    """Cuts this rank's part out of the flat tensors, sends it, and puts an averaged one back.
+class Chunk:
+    """A rank's chunk of what its node shares: gradients meet here, stepped values go out."""
 
-    A part is one tensor: the chunk, then the slice. Where a slice has no replica
-    (`sliced_has_replicas` false) it rides along and is not sent.
+    def __init__(self, shared: Flat, node: Group) -> None:
+        self._shared = shared
+        self._node = node
+        own = slice(shared.owned.start, shared.owned.stop)
+        self._values, self._grads = shared.values[own], shared.grads[own]
+
+    def average_gradients(self) -> None:
+        """Makes the chunk of the gradients their mean over the node. Collective over the node."""
+        total = self._node.launch_reduce_scatter(self._shared.grads).wait()
+        torch.div(total, self._node.size, out=self._grads)
+
+    def spread_values(self) -> None:
+        """Sends the chunk's values to all ranks of the node. Collective over the node."""
+        self._node.launch_all_gather(self._values, self._shared.values).wait()
+
+
+class Part:
+    """The chunk, then the slice, as one tensor: gradients and values alike.
+
+    With several `pieces` it is one of them: a piece of the chunk, then one of the slice. A slice
+    that has no replica (`slice_crosses` false) rides along behind the `sent` elements that cross.
     """
 
-    def __init__(self, shared: Flat, sliced: Flat, sliced_has_replicas: bool, world: World) -> None:
-        self._shared = shared
-        self._sliced = sliced
-        self._world = world
-        self._chunk = len(shared.values) // world.node.size
-        self._sent = self._chunk + (len(sliced.values) if sliced_has_replicas else 0)
+    def __init__(
+        self,
+        shared: Flat,
+        sliced: Flat,
+        slice_crosses: bool,
+        peers: Carrier,
+        number: int = 0,
+        pieces: int = 1,
+    ) -> None:
+        chunk = slice_of(shared.owned.size, pieces, number)
+        own = slice_of(len(sliced.values), pieces, number)
+        of_shared = slice(shared.owned.start + chunk.start, shared.owned.start + chunk.stop)
+        of_sliced = slice(own.start, own.stop)
+        self._values = shared.values[of_shared], sliced.values[of_sliced]
+        self._grads = shared.grads[of_shared], sliced.grads[of_sliced]
+        self._sizes = chunk.size, own.size
+        self._peers = peers
+        self.elements = chunk.size + own.size
+        self.sent = self.elements if slice_crosses else chunk.size
 
-    def new(self) -> Tensor:
-        """An empty part."""
-        return self._shared.values.new_empty(self._chunk + len(self._sliced.values))
+    def wire(self, compression: str, slots: int, name: str) -> Wire:
+        """To the same part on the other nodes."""
+        return make_wire(compression, self.sent, slots, self._values[0], self._peers, name)
 
-    def take_gradients(self, part: Tensor) -> None:
-        """Fills `part` with gradients, the chunk averaged over the node. Collective there."""
-        node = self._world.node
-        chunk = node.launch_reduce_scatter(self._shared.grads).wait()
-        part[: self._chunk].copy_(chunk).div_(node.size)
-        part[self._chunk :] = self._sliced.grads
+    def take_gradients(self, out: Tensor) -> None:
+        """Writes the gradients, [elements]."""
+        torch.cat(self._grads, out=out)
 
-    def put_gradients(self, part: Tensor) -> None:
-        """Writes an averaged part back, the chunks of all ranks. Collective over the node."""
-        self._world.node.launch_all_gather(part[: self._chunk], self._shared.grads).wait()
-        self._sliced.grads.copy_(part[self._chunk :])
+    def put_gradients(self, gradients: Tensor) -> None:
+        """Replaces the gradients by [elements]."""
+        for own, new in zip(self._grads, gradients.split(self._sizes), strict=True):
+            own.copy_(new)
 
-    def take_values(self, part: Tensor) -> None:
-        """Fills `part` with values; the node's ranks hold the same shared ones."""
-        start = self._world.node.index * self._chunk
-        part[: self._chunk] = self._shared.values[start : start + self._chunk]
-        part[self._chunk :] = self._sliced.values
+    def values(self) -> Tensor:
+        """A copy, [elements]."""
+        return torch.cat(self._values)
 
-    def put_values(self, part: Tensor) -> None:
-        """Replaces the values. Collective over the node."""
-        self._world.node.launch_all_gather(part[: self._chunk], self._shared.values).wait()
-        self._sliced.values.copy_(part[self._chunk :])
+    def average(self, name: str) -> Tensor:
+        """The mean of the values over nodes, [elements]. Collective over the part's ranks."""
+        values = self.values()
+        self._peers.launch_sum(values[: self.sent], name).wait()
+        values[: self.sent] /= self._peers.size
+        return values
 
-    def add_values(self, change: Tensor) -> None:
-        """Adds to the values. Collective over the node."""
-        self._shared.values += self._world.node.all_gather(change[: self._chunk])
-        self._sliced.values += change[self._chunk :]
+    def movement(self, since: Tensor, out: Tensor) -> None:
+        """Writes the values less those `since`, [elements]."""
+        before, moved = since.split(self._sizes), out.split(self._sizes)
+        for own, start, difference in zip(self._values, before, moved, strict=True):
+            torch.sub(own, start, out=difference)
 
-    def launch_average(self, part: Tensor, name: str) -> Average:
-        """Starts averaging over the nodes, in place. Collective over the ranks of this part."""
-        return self._world.peers.launch_average(part[: self._sent], name)
+    def add(self, change: Tensor) -> None:
+        """Adds [elements] to the values."""
+        for own, added in zip(self._values, change.split(self._sizes), strict=True):
+            own += added
+
+    def put(self, values: Tensor) -> None:
+        """Replaces the values by [elements]."""
+        for own, new in zip(self._values, values.split(self._sizes), strict=True):
+            own.copy_(new)
+
+
+@contextmanager
+def mean_values(parts: Sequence[Part], chunk: Chunk) -> Iterator[Tensor]:
+    """In it all nodes hold the mean of the parts' values; after it their own again.
+
+    Yields sums over this rank's parts: (own - mean)^2 and mean^2, [2]. Collective over the world,
+    on the way in and on the way out.
+    """
+    own = [part.values() for part in parts]
+    squares = own[0].new_zeros(2, dtype=torch.float64)
+    for number, (part, values) in enumerate(zip(parts, own, strict=True)):
+        mean = part.average(f"mean.{number}")
+        squares += torch.stack(((values - mean).square().sum(), mean.square().sum()))
+        part.put(mean)
+    chunk.spread_values()
+    yield squares
+    for part, values in zip(parts, own, strict=True):
+        part.put(values)
+    chunk.spread_values()

@@ -1,36 +1,26 @@
 """Averages each window's gradients over all ranks and waits: overlapped with the backward pass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
-from harness.exchange.buckets import Buckets
-from harness.exchange.flat import Flat
-from harness.parallel.world import World
+from torch import Tensor
+
+from harness.exchange.buckets import Buckets, Launch
+from harness.exchange.compression import make_wire
+from harness.exchange.wire import Feedback, Sent
+from harness.parallel.group import Group
 
 
 class Synchronous:
     """The baseline: flat all-reduces of buckets, launched as gradients come, waited for at once.
 
-    Shared gradients are averaged over the world; a slice's over its replicas, where it has some.
     They go through torch.distributed: with nothing late about them, Horovod's cycles of
     negotiation only cost (benchmarks/baseline.py), and a baseline must be the strongest there is.
     """
 
-    def __init__(
-        self,
-        shared: Flat,
-        sliced: Flat,
-        sliced_has_replicas: bool,
-        world: World,
-        passes: int,
-        bucket_bytes: float,
-    ) -> None:
+    def __init__(self, buckets: Sequence[Buckets], passes: int) -> None:
         self.passes_per_step = passes
-
-        self._buckets = [Buckets(shared, bucket_bytes, passes, world.everyone.launch_average)]
-        if sliced_has_replicas:
-            self._buckets.append(
-                Buckets(sliced, bucket_bytes, passes, world.replicas.launch_average)
-            )
+        self._buckets = buckets
 
     def after_backward(self, last: bool) -> bool:
         if last:
@@ -38,8 +28,40 @@ class Synchronous:
                 buckets.finish()
         return last
 
-    def after_step(self, last: bool) -> None:
+    def after_step(self) -> None:
         return None
+
+    def averaged(self) -> AbstractContextManager[Tensor | None]:
+        return nullcontext()
 
     def drain(self, step: Callable[[], None]) -> None:
         return None
+
+
+def average_over(group: Group, compression: str) -> Callable[[Tensor], Launch]:
+    """For each bucket, what starts averaging it in place over the group."""
+
+    def carry(bucket: Tensor) -> Launch:
+        if compression == "none":
+            return lambda: group.launch_average(bucket)
+        return CompressedBucket(bucket, group, compression).launch
+
+    return carry
+
+
+class CompressedBucket:
+    """A bucket and the wire it goes over."""
+
+    def __init__(self, bucket: Tensor, group: Group, compression: str) -> None:
+        self._bucket = bucket
+        wire = make_wire(compression, len(bucket), 1, like=bucket, carrier=group, name="bucket")
+        self._wire = Feedback(wire, len(bucket), like=bucket)
+        self._sent: Sent | None = None
+
+    def launch(self) -> "CompressedBucket":
+        self._sent = self._wire.launch(self._bucket, 0)
+        return self
+
+    def wait(self) -> None:
+        assert self._sent is not None
+        self._sent.mean(into=self._bucket)

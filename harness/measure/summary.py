@@ -20,7 +20,7 @@ class Spread(Record):
 
 
 class Evaluation(Record):
-    """One evaluation on the drained model."""
+    """One evaluation, of the mean over nodes."""
 
     window: int
     images: int

@@ -1,8 +1,9 @@
 """Bytes: counted where a collective is called, and by formula from the sizes of the run."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from harness.parallel.slices import padded
+from harness.parallel.slices import padded, slice_of
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,16 @@ class Sizes:
     """K, micro-batches in a window."""
     shared: int
     """Elements every rank of a node holds: the backbone, and a replicated classifier."""
-    sliced: int
-    """Elements of the whole classifier where it is sliced; 0 where it is replicated."""
+    slices: tuple[int, ...]
+    """Elements of the slices of a node's ranks that have replicas on other nodes."""
     features: int
     element_bytes: int
     feature_bytes: int
-    """Bytes of a feature on the wire; 2 under bf16."""
+    """Bytes of a feature between ranks; 2 under bf16."""
+    wire_bytes: Callable[[int], float]
+    """Of so many elements as they cross between nodes."""
+    pieces: int = 1
+    """Of a part, of which one crosses in a window."""
     label_bytes: int = 4
     statistic_bytes: int = 4
 
@@ -97,17 +102,28 @@ def formula(layout: str, kind: str, route: str, sizes: Sizes) -> Bytes:
     statistic_block = 3 * group_ranks * sizes.images_per_rank * sizes.statistic_bytes
     for block in (feature_block + label_block, statistic_block, feature_block):
         window += all_gather_bytes(block, group_ranks, group_nodes) * sizes.passes
-    exact = sizes.shared * sizes.element_bytes
-    slice_bytes = sizes.sliced / per_node * sizes.element_bytes if layout == "node" else 0
+    if kind == "ddp_post_local_sgd":
+        exact = sizes.shared * sizes.element_bytes
+        in_node = all_reduce_bytes(exact, per_node, 1) * sizes.passes
+        return window + in_node + all_reduce_bytes(exact, ranks, nodes)
     if route == "flat":
-        return (
-            window
-            + all_reduce_bytes(exact, ranks, nodes)
-            + all_reduce_bytes(slice_bytes, nodes, nodes)
-        )
-    chunk = padded(sizes.shared, per_node) // per_node * sizes.element_bytes
-    window += all_reduce_bytes(chunk + slice_bytes, nodes, nodes)
-    window += all_gather_bytes(chunk, per_node, 1)
-    if kind == "averaging":
-        return window + all_reduce_bytes(exact, per_node, 1) * sizes.passes
-    return window + all_gather_bytes(chunk, per_node, 1)
+        window += all_reduce_bytes(sizes.wire_bytes(sizes.shared), ranks, nodes)
+        own_slices = _part_bytes(sizes, 0) if sizes.slices else 0.0
+        return window + all_reduce_bytes(own_slices, nodes, nodes)
+    chunk = padded(sizes.shared, per_node) // per_node
+    steps = sizes.passes if kind in ("averaging", "isolated") else 1
+    # Gradients to the owner of their chunk, stepped values back.
+    window += all_gather_bytes(chunk * sizes.element_bytes, per_node, 1) * 2 * steps
+    if kind != "isolated":
+        window += all_reduce_bytes(_part_bytes(sizes, chunk), nodes, nodes)
+    return window
+
+
+def _part_bytes(sizes: Sizes, chunk: int) -> float:
+    """What a window sends of a chunk and a slice, mean over a node's ranks and over pieces."""
+    total = 0.0
+    for elements in sizes.slices or (0,) * sizes.ranks_per_node:
+        for piece in range(sizes.pieces):
+            of_both = [slice_of(n, sizes.pieces, piece).size for n in (chunk, elements)]
+            total += sizes.wire_bytes(sum(of_both))
+    return total / sizes.ranks_per_node / sizes.pieces

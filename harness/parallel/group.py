@@ -66,7 +66,7 @@ class Group:
         self.size = len(ranks)
         self.index = ranks.index(rank)
         self._nodes = nodes
-        self._process_group = process_group
+        self.process_group = process_group
         self._meters = meters
         self._wait_phase = wait_phase
 
@@ -76,14 +76,14 @@ class Group:
 
     def launch_all_gather(self, block: Tensor, into: Tensor | None = None) -> Pending:
         """Starts `all_gather`, into the given tensor or a new one. Collective over the group."""
-        if self._process_group is None:
+        if self.process_group is None:
             return self._pending(None, block if into is None else into.copy_(block))
         block = block.contiguous()
         gathered = into
         if gathered is None:
             gathered = block.new_empty((self.size * block.shape[0], *block.shape[1:]))
         self._count(all_gather_bytes, block)
-        work = dist.all_gather_single(gathered, block, group=self._process_group, async_op=True)
+        work = dist.all_gather_single(gathered, block, group=self.process_group, async_op=True)
         return self._pending(work, gathered)
 
     def launch_reduce_scatter(self, blocks: Tensor) -> Pending:
@@ -91,13 +91,13 @@ class Group:
 
         Collective over the group.
         """
-        if self._process_group is None:
+        if self.process_group is None:
             return self._pending(None, blocks)
         blocks = blocks.contiguous()
         own = blocks.new_empty((blocks.shape[0] // self.size, *blocks.shape[1:]))
         self._count(all_gather_bytes, own)
         if blocks.is_cuda:
-            work = dist.reduce_scatter_single(own, blocks, group=self._process_group, async_op=True)
+            work = dist.reduce_scatter_single(own, blocks, group=self.process_group, async_op=True)
             return self._pending(work, own)
         return self._sum_of_exchanged(blocks)
 
@@ -105,7 +105,7 @@ class Group:
         # Gloo's own reduce-scatter took three times as long as its all-reduce; an all-to-all
         # sends the same bytes as a ring and leaves one local sum.
         received = torch.empty_like(blocks)
-        work = dist.all_to_all_single(received, blocks, group=self._process_group, async_op=True)
+        work = dist.all_to_all_single(received, blocks, group=self.process_group, async_op=True)
         return self._pending(work, received, self._sum_blocks)
 
     def _sum_blocks(self, blocks: Tensor) -> Tensor:
@@ -113,11 +113,18 @@ class Group:
 
     def launch_average(self, tensor: Tensor) -> Pending:
         """Starts the mean of `tensor` over the group, in place. Collective over the group."""
-        if self._process_group is None:
+        return self._launch_reduce(tensor, lambda total: total.div_(self.size))
+
+    def launch_sum(self, tensor: Tensor, name: str = "") -> Pending:
+        """Starts the sum of `tensor`, in place; torch needs no name. Collective over the group."""
+        return self._launch_reduce(tensor, None)
+
+    def _launch_reduce(self, tensor: Tensor, finish: Callable[[Tensor], Tensor] | None) -> Pending:
+        if self.process_group is None:
             return self._pending(None, tensor)
         self._count(all_reduce_bytes, tensor)
-        work = dist.all_reduce(tensor, group=self._process_group, async_op=True)
-        return self._pending(work, tensor, lambda total: total.div_(self.size))
+        work = dist.all_reduce(tensor, group=self.process_group, async_op=True)
+        return self._pending(work, tensor, finish)
 
     def _count(self, formula: Callable[[float, int, int], Bytes], tensor: Tensor) -> None:
         sent = tensor.numel() * tensor.element_size()

@@ -1,4 +1,4 @@
-"""Averages over ranks on different nodes through Horovod, launched now and waited for later."""
+"""Sums over ranks on different nodes through Horovod, launched now and waited for later."""
 
 import time
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from harness.parallel.group import Meters
 POLL_SECONDS = 2e-4
 
 
-class Average(Protocol):
-    """An average under way; after `wait` its buffer holds the result."""
+class Sum(Protocol):
+    """A sum under way; after `wait` its buffer holds the result."""
 
     def wait(self) -> None: ...
 
@@ -26,23 +26,28 @@ class ReplicaGroup:
     """One rank on each node, which own the same part. All of them launch the same names in turn.
 
     `process_set` is None for a group of one rank, and then nothing is sent. `staging` is the
-    thread through which a card's buffers go by way of host memory.
+    thread through which a card's buffers go by way of host memory. `user` tells apart the names of
+    those who share the ranks.
     """
 
     def __init__(
         self,
         size: int,
+        index: int,
         process_set: hvd.ProcessSet | None,
         meters: Meters,
         staging: ThreadPoolExecutor | None = None,
+        user: str = "",
     ) -> None:
         self.size = size
+        self.index = index
         self._process_set = process_set
         self._meters = meters
         self._staging = staging
+        self._user = user
 
-    def launch_average(self, buffer: Tensor, name: str) -> Average:
-        """Starts averaging `buffer` in place; it must rest untouched until `wait`.
+    def launch_sum(self, buffer: Tensor, name: str) -> Sum:
+        """Starts summing `buffer` in place; it must rest untouched until `wait`.
 
         A name may be under way once. Collective over the group.
         """
@@ -51,13 +56,11 @@ class ReplicaGroup:
         sent = buffer.numel() * buffer.element_size()
         self._meters.traffic.add(all_reduce_bytes(sent, self.size, self.size))
         if self._staging is not None and buffer.is_cuda:
-            return _Staged(buffer, self._average_async, name, self._staging, self._meters)
-        return _Launched(self._average_async(buffer, name), self._meters)
+            return _Staged(buffer, self._sum_async, name, self._staging, self._meters)
+        return _Launched(self._sum_async(buffer, name), self._meters)
 
-    def _average_async(self, buffer: Tensor, name: str) -> int:
-        return hvd.allreduce_async_(
-            buffer, name=name, op=hvd.Average, process_set=self._process_set
-        )
+    def _sum_async(self, buffer: Tensor, name: str) -> int:
+        return hvd.allreduce_async_(buffer, name=name, op=hvd.Sum, process_set=self._process_set)
 
 
 class _Done:
@@ -76,7 +79,7 @@ class _Launched:
 
 
 class _Staged:
-    """A card's buffer averaged in host memory, so that Horovod and the node's NCCL never meet.
+    """A card's buffer summed in host memory, so that Horovod and the node's NCCL never meet.
 
     The copy to pinned memory runs on a side stream; a thread waits for it, hands the host
     buffer to Horovod and polls. Only `wait` touches the compute stream.
@@ -101,11 +104,11 @@ class _Staged:
             copied.record(side)
         buffer.record_stream(side)
 
-        def average() -> None:
+        def exchange() -> None:
             copied.synchronize()
             finish(launch(self._host, name))
 
-        self._future: Future[None] = thread.submit(average)
+        self._future: Future[None] = thread.submit(exchange)
 
     def wait(self) -> None:
         with self._clock.phase(Phase.EXCHANGE_WAIT):

@@ -224,8 +224,8 @@ class Links:
     process_groups: dict[tuple[int, ...], dist.ProcessGroup | None]
     staging: ThreadPoolExecutor | None
 
-    def world(self, layout: Layout) -> World:
-        """The groups that a layout needs. Sends nothing."""
+    def world(self, layout: Layout, user: str = "") -> World:
+        """The groups that a layout needs, for one of several users. Sends nothing."""
         topology = self.topology
         peers = topology.peer_groups[topology.local_rank]
         sets = self.process_sets
@@ -239,7 +239,12 @@ class Links:
             everyone=self._group(topology.world, Phase.EXCHANGE_WAIT),
             replicas=self._group(topology.replica_group(layout), Phase.EXCHANGE_WAIT),
             peers=ReplicaGroup(
-                topology.nodes, peer_set if len(peers) > 1 else None, self.meters, self.staging
+                topology.nodes,
+                topology.node,
+                peer_set if len(peers) > 1 else None,
+                self.meters,
+                self.staging,
+                user,
             ),
         )
 

@@ -10,12 +10,12 @@ import pandas as pd
 
 from harness.cluster.environment import withheld_credentials
 from harness.cluster.hosts import parse_hosts, topology_of
-from harness.cluster.launch import Outcome, launch, train_command
+from harness.cluster.launch import Outcome
+from harness.cluster.training import launch_training, train_command
 from harness.config import Config, load
 from harness.errors import UserError
-from harness.measure.store import Status, check_store, set_status, store_uri
+from harness.measure.store import check_store
 from harness.measure.summary import RunSummary
-from harness.measure.tracking import run_id_of
 from harness.parallel.topology import check_classes
 from harness.study.chart import draw
 from harness.study.record import record, way_to_see
@@ -181,12 +181,8 @@ def _run_all(plan: Plan) -> tuple[dict[str, list[RunSummary]], dict[str, list[st
 def _run(plan: Plan, trial: Trial) -> Outcome:
     command = train_command(trial.experiment, trial.overrides, trial.folder)
     log = plan.folder / f"{trial.folder.name}.log"
-    outcome = launch(command, plan.ranks, plan.hosts, log)
+    outcome = launch_training(command, trial.config, trial.folder, plan.ranks, plan.hosts, log)
     if outcome.exit_code:
-        run_id = run_id_of(trial.folder)
-        if run_id is not None:
-            status: Status = "KILLED" if outcome.stopped else "FAILED"
-            set_status(store_uri(trial.config), run_id, status)
         _say(outcome.reason)
         _say(f"all that the ranks said: {log}")
     return outcome

@@ -1,5 +1,7 @@
 """Each bucket goes out once a window, as soon as its last gradient has come, in one order."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,10 @@ class Recorder:
         self.contents: list[Tensor] = []
         self.waited: list[int] = []
 
-    def __call__(self, piece: Tensor, *_: object) -> "Recorder.Launched":
+    def __call__(self, piece: Tensor) -> Callable[[], "Recorder.Launched"]:
+        return lambda: self.launch(piece)
+
+    def launch(self, piece: Tensor) -> "Recorder.Launched":
         self.launched.append((piece.storage_offset(), len(piece)))
         self.contents.append(piece.clone())
         return self.Launched(self, len(self.launched) - 1)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.config import OptimizerConfig
+from harness.config import ExchangeConfig, OptimizerConfig
 from harness.exchange.delayed import Delayed
 from harness.exchange.flat import Flat
-from harness.exchange.parts import Parts
+from harness.exchange.parts import Chunk, Part
 from harness.optimizer import make_optimizer
 from tests.alone import world_of_one
 
@@ -22,6 +22,12 @@ NESTEROV = OptimizerConfig(lr=1.0, momentum=0.9, nesterov=True, weight_decay=0.0
 PLAIN = OptimizerConfig(lr=1.0, momentum=0.0, nesterov=False, weight_decay=0.0)
 
 
+def late(shared: Flat, sliced: Flat, delay: int, synchronous: int = 0) -> Delayed:
+    world, config = world_of_one(), ExchangeConfig(kind="delayed", delay=delay)
+    part = Part(shared, sliced, False, world.peers)
+    return Delayed(Chunk(shared, world.node), part, config, synchronous)
+
+
 def trajectories(
     config: OptimizerConfig, rates: list[float], delay: int, windows: int, synchronous: int = 0
 ) -> Tensor:
@@ -30,7 +36,7 @@ def trajectories(
     x = nn.Parameter(torch.ones_like(curvatures))
     shared, sliced = Flat([x], 1, x), Flat([], 1, x)
     optimizer = make_optimizer(config, (shared, sliced))
-    exchange = Delayed(Parts(shared, sliced, False, world_of_one()), 1, delay, synchronous)
+    exchange = late(shared, sliced, delay, synchronous)
     found = []
     for _ in range(windows):
         shared.grads.zero_()
@@ -76,7 +82,7 @@ def test_a_start_in_time_then_late() -> None:
 def test_draining_applies_what_is_under_way_and_leaves_nothing() -> None:
     x = nn.Parameter(torch.ones(1, 1, dtype=torch.float64))
     shared, sliced = Flat([x], 1, x), Flat([], 1, x)
-    exchange = Delayed(Parts(shared, sliced, False, world_of_one()), 1, 2, 0)
+    exchange = late(shared, sliced, 2)
     landed: list[float] = []
     for gradient in (1.0, 2.0, 3.0):
         shared.grads.fill_(gradient)

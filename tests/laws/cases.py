@@ -21,6 +21,13 @@ class Case:
         parts += [f"{key}={value}" for key, value in self.changes]
         return "-".join(parts)
 
+    @property
+    def near(self) -> bool:
+        """Its sequential program leaves something out: it is near that, not equal."""
+        changed = dict(self.changes)
+        lossy = "exchange__compression" in changed or changed.get("exchange__matrix_rank") == 1
+        return lossy or "exchange__pieces" in changed
+
     def without_delay(self) -> "Case":
         return replace(self, delay=0)
 
@@ -56,7 +63,50 @@ LATER_LATE = [
 AVERAGING_IS_SYNCHRONOUS = [
     Case("node", kind, 1, 0, changes=PLAIN) for kind in ("averaging", "synchronous")
 ]
-EVERY_CASE = SYNCHRONOUS + DELAYED + AVERAGING + LATER_LATE + AVERAGING_IS_SYNCHRONOUS
+OUTER = [
+    Case(
+        "node",
+        "averaging",
+        2,
+        delay,
+        changes=(("exchange__outer_momentum", 0.9), ("exchange__outer_lr", 0.7)),
+    )
+    for delay in (0, 1)
+]
+TORCHS = [
+    # Its averager counts from the first step: with K = 1 its windows are ours.
+    Case("replicated", "ddp_post_local_sgd", 1, 0),
+    Case("replicated", "ddp_powersgd", 1, 0, changes=(("exchange__matrix_rank", 1000),)),
+    Case("replicated", "ddp_powersgd", 1, 0, changes=(("exchange__matrix_rank", 1),)),
+]
+ALONE = [Case("node", "isolated", 2, 0)]
+IN_PIECES = [Case("node", "averaging", 1, 1, changes=(("exchange__pieces", 2),))]
+LOSSY = [
+    Case(layout, kind, passes, delay, changes=(("exchange__compression", compression),))
+    for layout, kind, passes, delay, compression in (
+        ("replicated", "synchronous", 2, 0, "fp16"),
+        ("replicated", "synchronous", 1, 0, "int8"),
+        ("node", "delayed", 1, 1, "fp16"),
+        ("node", "delayed", 1, 1, "int8"),
+        ("world", "delayed", 1, 1, "int8"),
+        ("node", "averaging", 2, 1, "fp16"),
+        ("node", "averaging", 2, 1, "int8"),
+        ("node", "averaging", 1, 2, "int4"),
+        ("replicated", "averaging", 1, 0, "int4"),
+    )
+]
+EVERY_CASE = (
+    SYNCHRONOUS
+    + DELAYED
+    + AVERAGING
+    + LATER_LATE
+    + AVERAGING_IS_SYNCHRONOUS
+    + OUTER
+    + TORCHS
+    + ALONE
+    + IN_PIECES
+    + LOSSY
+)
 
 
 def cases_for(ranks: int) -> list[Case]:
@@ -67,3 +117,12 @@ def cases_for(ranks: int) -> list[Case]:
         Case("node", "delayed", 2, 1),
         Case("node", "averaging", 2, 1),
     ]
+
+
+WATCHED = [
+    Case("node", "delayed", 2, 1),
+    Case("node", "averaging", 2, 1),
+    Case("node", "isolated", 2, 0),
+    Case("replicated", "ddp_post_local_sgd", 1, 0),
+]
+"""Trained once more, with evaluations in between."""

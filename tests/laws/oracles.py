@@ -90,21 +90,28 @@ def late_gradients(config: Config, ranks: int) -> Trained:
 
 
 def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
-    """One model a node; every window `average - sent` is added, `delay` windows late."""
+    """One model a node. Once a window each sends what it moved since it last did, and `delay`
+    windows later adds what all sent on the mean (as the outer optimizer has it) less its own."""
     models = [Dense(config) for _ in range(nodes)]
     optimizers = [model.sgd(config) for model in models]
-    queue, losses = deque[list[list[Tensor]]](), []
-    passes = config.exchange.backward_passes_per_step
+    queue, losses = deque[tuple[int, list[list[Tensor]]]](), []
+    exchange = config.exchange
+    passes, beta = exchange.backward_passes_per_step, exchange.outer_momentum
+    velocity = [torch.zeros_like(p) for p in models[0].parameters()]
 
     def values() -> list[list[Tensor]]:
         return [[p.detach().clone() for p in model.parameters()] for model in models]
 
     def land(sent: list[list[Tensor]]) -> None:
-        for model, own in zip(models, sent, strict=True):
-            for number, parameter in enumerate(model.parameters()):
-                mean = sum(part[number] for part in sent) / nodes
-                parameter.data += mean - own[number]
+        for number, parts in enumerate(zip(*sent, strict=True)):
+            mean = sum(parts) / nodes
+            velocity[number] = beta * velocity[number] + mean
+            step_made = exchange.outer_lr * (mean + beta * velocity[number])
+            for own, model, before in zip(parts, models, sent_up_to, strict=True):
+                list(model.parameters())[number].data += step_made - own
+                before[number] += step_made - own
 
+    sent_up_to = values()
     for window in range(WINDOWS):
         lr, window_losses = lr_at(config.optimizer, window, WINDOWS), []
         for k in range(passes):
@@ -115,11 +122,25 @@ def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
                 step(model, optimizers[node], grads, lr)
                 window_losses.append(loss)
         losses.append(sum(window_losses) / len(window_losses))
-        queue.append(values())
-        waits = window < config.exchange.synchronous_windows
-        while len(queue) > (0 if waits else config.exchange.delay):
-            land(queue.popleft())
+        if exchange.kind == "isolated":
+            continue
+        delay = 0 if window < exchange.synchronous_windows else exchange.delay
+        while queue and queue[0][0] <= window - max(1, delay):
+            land(queue.popleft()[1])
+        now = values()
+        queue.append((window, differences(now, sent_up_to)))
+        sent_up_to[:] = now
+        if delay == 0:
+            land(queue.popleft()[1])
     while queue:
-        land(queue.popleft())
-    land(values())
+        land(queue.popleft()[1])
+    for number, parts in enumerate(zip(*values(), strict=True)):
+        list(models[0].parameters())[number].data = sum(parts) / nodes
     return Trained(models[0], losses)
+
+
+def differences(values: list[list[Tensor]], others: list[list[Tensor]]) -> list[list[Tensor]]:
+    return [
+        [value - other for value, other in zip(own, before, strict=True)]
+        for own, before in zip(values, others, strict=True)
+    ]

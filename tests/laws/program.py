@@ -18,9 +18,12 @@ from harness.parallel.group import Meters
 from harness.parallel.topology import Topology
 from harness.parallel.world import Links, World, launched_topology, open_links
 from harness.trainer import Trainer
-from tests.laws.cases import Case, cases_for
+from tests.laws.cases import WATCHED, Case, cases_for
 from tests.laws.oracles import Dense, Trained, late_gradients, local_steps
 from tests.laws.task import CLASSES, FEATURES, WINDOWS, dataset, world_batches
+
+LOCAL = ("averaging", "isolated", "ddp_post_local_sgd")
+"""Kinds whose nodes step on their own."""
 
 
 class RecordingTraffic(Traffic):
@@ -53,7 +56,7 @@ def oracle(config: Config, world: World) -> tuple[Dense, list[float]]:
     """The sequential program, run by rank 0; its model and losses on all ranks."""
     topology = world.topology
     found: Trained | None = None
-    if world.is_first and config.exchange.kind == "averaging":
+    if world.is_first and config.exchange.kind in LOCAL:
         found = local_steps(config, topology.nodes, topology.ranks_per_node)
     elif world.is_first:
         found = late_gradients(config, topology.world_size)
@@ -123,6 +126,20 @@ def distributed_optimizer(config: Config, topology: Topology) -> Dense:
     return model
 
 
+def changed_by_watching(case: Case, trainer: Trainer, world: World) -> int:
+    """Elements in which a training that was evaluated on the way ends differently, to the bit."""
+    config = case.config()
+    train = config.train.model_copy(update={"evaluate_every": 1})
+    with tempfile.TemporaryDirectory() as folder:
+        watched = Trainer(
+            config.model_copy(update={"train": train}), dataset(), world, Path(folder)
+        )
+        watched.train(Losses())
+    pairs = (trainer.shared, watched.shared), (trainer.sliced, watched.sliced)
+    own = sum(int((one.values != other.values).sum()) for one, other in pairs)
+    return int(world.launch_gather(torch.tensor([own]), "law watched").wait().sum())
+
+
 def measure(case: Case, links: Links, traffic: RecordingTraffic) -> dict[str, object]:
     config, world = case.config(), links.world(case.layout)
     losses, first = Losses(), len(traffic.entered)
@@ -146,6 +163,8 @@ def measure(case: Case, links: Links, traffic: RecordingTraffic) -> dict[str, ob
         result["loss_deviation"] = max(
             abs(losses.by_window[window + 1] - expected_losses[window]) for window in range(WINDOWS)
         )
+    if case in WATCHED:
+        result["changed_by_watching"] = changed_by_watching(case, trainer, world)
     if config.exchange.delay:
         on_time = case.without_delay().config()
         result["from_on_time"] = deviation(trainer, oracle(on_time, world)[0], world)

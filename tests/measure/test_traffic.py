@@ -107,13 +107,14 @@ SIZES = Sizes(
     images_per_rank=3,
     passes=1,
     shared=1000,
-    sliced=60,
+    slices=(30, 30),
     features=6,
     element_bytes=4,
     feature_bytes=4,
+    wire_bytes=lambda elements: 4 * elements,
 )
 """P = 1000, C D = 60, B = 3, D = 6, s = 4, M = G = 2, N = 4."""
-ALL_SHARED = replace(SIZES, shared=1060, sliced=0)
+ALL_SHARED = replace(SIZES, shared=1060, slices=())
 
 FEATURES = 2 * 3 * 6 * 4
 """Of another rank, there and back: 2 B D s."""
@@ -155,21 +156,39 @@ NODE_STATISTICS, WORLD_STATISTICS = 3 * 6 * 4, 3 * 12 * 4
             6000 + 240,
             3000 + FEATURES + LABELS + NODE_STATISTICS,
         ),
-        # Every micro-batch the node's gradients, 2(G-1)/G P s; once the averaged chunk.
+        # Every micro-batch a chunk of gradients to the other rank, and one of values back.
         (
             "node",
             "averaging",
             "hierarchical",
             replace(SIZES, passes=4),
             4240,
-            4 * (4000 + FEATURES + LABELS + NODE_STATISTICS) + 2000,
+            4 * (2 * 2000 + FEATURES + LABELS + NODE_STATISTICS),
         ),
         # 2(M-1)/M P s, and from each of the N-G others 2 B D s, their labels and statistics.
+        # The same, one of 4 pieces, a quarter of the bytes an element and a word for each.
+        (
+            "node",
+            "averaging",
+            "hierarchical",
+            replace(SIZES, passes=4, pieces=4, wire_bytes=lambda elements: elements + 4),
+            1060 / 4 + 2 * 4,
+            4 * (2 * 2000 + FEATURES + LABELS + NODE_STATISTICS),
+        ),
+        # Nothing but what averaging does in the node at every micro-batch.
+        (
+            "node",
+            "isolated",
+            "hierarchical",
+            replace(SIZES, passes=4),
+            0,
+            4 * (2 * 2000 + FEATURES + LABELS + NODE_STATISTICS),
+        ),
         (
             "world",
             "delayed",
             "hierarchical",
-            replace(SIZES, passes=4),
+            replace(SIZES, passes=4, slices=()),
             4000 + 4 * 2 * (FEATURES + LABELS + WORLD_STATISTICS),
             2 * 2000 + 4 * 2 * (FEATURES + LABELS + WORLD_STATISTICS),
         ),
@@ -191,7 +210,8 @@ def test_slicing_over_a_node_does_not_lower_what_crosses_between_nodes() -> None
 
 
 def test_one_node_sends_nothing_across_and_one_rank_nothing() -> None:
-    one_node, one_rank = replace(SIZES, nodes=1), replace(SIZES, nodes=1, ranks_per_node=1)
+    one_node = replace(SIZES, nodes=1)
+    one_rank = replace(SIZES, nodes=1, ranks_per_node=1, slices=(60,))
     for layout in ("replicated", "node", "world"):
         for kind in ("synchronous", "delayed", "averaging"):
             for route in ("flat", "hierarchical"):

@@ -1,0 +1,35 @@
+"""Nodes that meet only when they are drained: what an exchange could cost at the least."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+
+from harness.exchange.parts import Chunk, Part, mean_values
+
+
+class Isolated:
+    """A node's ranks agree on every micro-batch's gradients and step; nothing crosses.
+
+    The ceiling of throughput. `drain` leaves all nodes on the average of their values.
+    """
+
+    passes_per_step = 1
+
+    def __init__(self, chunk: Chunk, part: Part) -> None:
+        self._chunk = chunk
+        self._part = part
+
+    def after_backward(self, last: bool) -> bool:
+        self._chunk.average_gradients()
+        return True
+
+    def after_step(self) -> None:
+        self._chunk.spread_values()
+
+    def averaged(self) -> AbstractContextManager[Tensor | None]:
+        return mean_values([self._part], self._chunk)
+
+    def drain(self, step: Callable[[], None]) -> None:
+        self._part.put(self._part.average("values"))
+        self._chunk.spread_values()

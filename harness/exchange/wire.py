@@ -1,0 +1,68 @@
+"""What crosses between nodes: a wire takes parts and gives back their mean over a group.
+
+A lossy wire says what it sent, as the others read it: what is missing stays with the sender, who
+adds it to the next part (error feedback), so nothing is ever lost, only late.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Launched(Protocol):
+    """A collective under way."""
+
+    def wait(self) -> object: ...
+
+
+class Carrier(Protocol):
+    """A group of ranks that sums."""
+
+    size: int
+    index: int
+
+    def launch_sum(self, buffer: Tensor, name: str) -> Launched:
+        """Starts summing `buffer` in place over the group. Collective over it."""
+
+
+class Sent(Protocol):
+    """A part under way. Either `mean` or `correction` is called, once."""
+
+    def add_own(self, target: Tensor, factor: float) -> None:
+        """Adds `factor` times what this rank sent, as the others read it. Does not wait."""
+
+    def mean(self, into: Tensor) -> None:
+        """Waits, and writes the mean of what all sent."""
+
+    def correction(self, into: Tensor) -> None:
+        """Waits, and writes the mean of what all sent less what this rank sent."""
+
+
+class Wire(Protocol):
+    """Averages parts of one length. All ranks of the group use the same slots in turn."""
+
+    exact: bool
+    """What is sent is what was given."""
+
+    def launch(self, part: Tensor, slot: int) -> Sent:
+        """Starts averaging `part` [n], which stays as it is. A slot may be under way once.
+
+        Collective over the group.
+        """
+
+
+class Feedback:
+    """A wire that gradients can go over: what it did not send of one is added to the next."""
+
+    def __init__(self, wire: Wire, elements: int, like: Tensor) -> None:
+        self._wire = wire
+        self._unsent = None if wire.exact else like.new_zeros(elements)
+
+    def launch(self, part: Tensor, slot: int) -> Sent:
+        """Starts averaging `part` [n] and what earlier ones left. Collective over the group."""
+        if self._unsent is None:
+            return self._wire.launch(part, slot)
+        self._unsent += part
+        sent = self._wire.launch(self._unsent, slot)
+        sent.add_own(self._unsent, -1.0)
+        return sent

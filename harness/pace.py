@@ -1,0 +1,109 @@
+"""Picks into how many pieces an averaged model goes, from measured times of this very run."""
+
+import math
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from harness.config import Config
+from harness.data.images import Dataset
+from harness.exchange.compression import sent_bytes
+from harness.parallel.world import World
+from harness.trainer import Trainer
+
+WARM_WINDOWS, TIMED_WINDOWS, TRANSFERS = 4, 6, 3
+SHARE = 0.7
+"""Of the time until it is waited for, that a transfer may take: times vary, links are shared."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What was measured, the slowest rank's, milliseconds."""
+
+    compute_ms: float
+    """Of a window in which nodes do not meet."""
+    transfer_ms: float
+    """Of all that a rank sends of its part, and waits for."""
+
+    def pieces(self, delay: int, most: int) -> int:
+        """The fewest of which each lands in time."""
+        hidden_ms = SHARE * max(1, delay) * self.compute_ms
+        return min(most, max(1, math.ceil(self.transfer_ms / hidden_ms)))
+
+
+def paced(config: Config, dataset: Dataset, world: World, folder: Path) -> Config:
+    """The config with `exchange.pieces` picked, where `exchange.most_pieces` asks for that.
+
+    All ranks decide from the same numbers. Collective over the world.
+    """
+    exchange = config.exchange
+    if not exchange.most_pieces:
+        return config
+    pace = measured(config, dataset, world, folder)
+    pieces = pace.pieces(exchange.delay, exchange.most_pieces)
+    if world.is_first:
+        print(
+            f"harness: exchange.pieces={pieces}: a window takes {pace.compute_ms:.0f} ms, the "
+            f"whole of a rank's part {pace.transfer_ms:.0f} ms to send",
+            file=sys.stderr,
+            flush=True,
+        )
+    picked = exchange.model_copy(update={"pieces": pieces})
+    return config.model_copy(update={"exchange": picked})
+
+
+def measured(config: Config, dataset: Dataset, world: World, folder: Path) -> Pace:
+    """Some windows of nodes that do not meet, and some transfers. Collective over the world."""
+    alone = config.exchange.model_copy(update={"kind": "isolated", "pieces": 1, "most_pieces": 0})
+    short = config.train.model_copy(
+        update={"steps": None, "epochs": 1.0, "resume": None, "log_every": 1_000_000}
+    )
+    probe = Trainer(
+        config.model_copy(update={"exchange": alone, "train": short}), dataset, world, folder
+    )
+    times = [_compute_ms(probe, world), _transfer_ms(config, probe, world)]
+    rows = world.launch_gather(torch.tensor(times, dtype=torch.float64), "pace").wait()
+    compute_ms, transfer_ms = rows.max(dim=0).values.tolist()
+    return Pace(compute_ms, transfer_ms)
+
+
+class _Unheard:
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        return None
+
+    def advance(self, window: int, windows: int, note: str) -> None:
+        return None
+
+
+def _compute_ms(probe: Trainer, world: World) -> float:
+    batches = probe.batches()
+    for window in range(WARM_WINDOWS):
+        probe.run_window(window, batches, _Unheard())
+    started = _now(world.device)
+    for window in range(WARM_WINDOWS, WARM_WINDOWS + TIMED_WINDOWS):
+        probe.run_window(window, batches, _Unheard())
+    batches.close()
+    return (_now(world.device) - started) / TIMED_WINDOWS * 1e3
+
+
+def _transfer_ms(config: Config, probe: Trainer, world: World) -> float:
+    elements = probe.shared.owned.size + len(probe.sliced.values)
+    size = probe.shared.values.element_size()
+    count = sent_bytes(config.exchange.compression, elements, size, world.peers.size) // 4
+    buffer = torch.zeros(count, dtype=torch.int32, device=world.device)
+    times = []
+    for _ in range(TRANSFERS):
+        started = _now(world.device)
+        world.peers.launch_sum(buffer, "pace transfer").wait()
+        times.append((_now(world.device) - started) * 1e3)
+    return statistics.median(times)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,144 @@
+"""torch's DistributedDataParallel, and what torch has to make it send less."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import post_localSGD_hook as post_local_sgd
+from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as power_sgd
+from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+from torch.nn.parallel import DistributedDataParallel
+
+from harness.measure.clock import Phase
+from harness.measure.traffic import Bytes, all_reduce_bytes
+from harness.parallel.world import World
+
+FutureTensor = torch.futures.Future[Tensor]
+Hook = Callable[[Any, dist.GradBucket], FutureTensor]
+
+LEAST_RATE = 2
+"""PowerSGD sends a matrix as it is where factors would not be this many times smaller."""
+ONE_BUCKET = 1e6
+"""MB that no gradient reaches."""
+
+
+def with_power_sgd(
+    network: nn.Module, world: World, rank: int, start: int, bucket_mb: float
+) -> nn.Module:
+    """DDP that sends rank-`rank` factors of its gradients after `start` steps.
+
+    Vogels et al., "PowerSGD", NeurIPS 2019: with error feedback and a warm start, torch's defaults.
+    Matrices of one shape go in one batch.
+    """
+    state = power_sgd.PowerSGDState(
+        process_group=None,
+        matrix_approximation_rank=rank,
+        start_powerSGD_iter=max(2, start),
+        min_compression_rate=LEAST_RATE,
+        batch_tensors_with_same_shape=True,
+    )
+
+    def hook(state: power_sgd.PowerSGDState, bucket: dist.GradBucket) -> FutureTensor:
+        plain, before = state.iter < state.start_powerSGD_iter, state.total_numel_after_compression
+        future = power_sgd.powerSGD_hook(state, bucket)
+        sent = state.total_numel_after_compression - before
+        elements = bucket.buffer().numel() if plain else sent
+        size = bucket.buffer().element_size()
+        world.meters.traffic.add(world_bytes(world, elements * size))
+        return future
+
+    _turn_first_output(network)
+    # Its collectives of one bucket follow each other in a chain of callbacks. With several buckets
+    # Gloo's threads run the chains in another order on every rank, and it fails; NCCL queues them.
+    return _wrapped(network, state, hook, bucket_mb if world.device.type == "cuda" else ONE_BUCKET)
+
+
+def with_post_local_sgd(
+    network: nn.Module, world: World, start: int, bucket_mb: float
+) -> nn.Module:
+    """DDP that averages gradients over all ranks for `start` steps, then over the node alone.
+
+    Lin et al., "Don't Use Large Mini-Batches, Use Local SGD", ICLR 2020. `averager` is the rest.
+    """
+    state = post_local_sgd.PostLocalSGDState(
+        process_group=None,
+        subgroup=world.node.process_group,
+        start_localSGD_iter=start,
+        post_local_gradient_allreduce=world.node.size > 1,
+    )
+
+    def hook(state: post_local_sgd.PostLocalSGDState, bucket: dist.GradBucket) -> FutureTensor:
+        sent = bucket.buffer().numel() * bucket.buffer().element_size()
+        together = world_bytes(world, sent) if state.iter < start else node_bytes(world, sent)
+        world.meters.traffic.add(together)
+        return post_local_sgd.post_localSGD_hook(state, bucket)
+
+    return _wrapped(network, state, hook, bucket_mb)
+
+
+class Averager:
+    """torch's own: averages parameters over all ranks every `period` steps after the first `start`.
+
+    It puts new tensors into the parameters it gets; the values given here are written back.
+    """
+
+    def __init__(self, values: Tensor, world: World, period: int, start: int) -> None:
+        self._values = values
+        self._given = nn.Parameter(values)
+        self._given.grad = values.new_zeros(1).expand_as(values)  # without one it is passed over
+        self._averager = PeriodicModelAverager(period=period, warmup_steps=start)
+        self._world = world
+
+    def step(self) -> None:
+        """After a step of the optimizer. Collective over the world."""
+        with self._world.meters.clock.phase(Phase.EXCHANGE_WAIT):
+            self._averager.average_parameters([self._given])
+        if self._given.data_ptr() == self._values.data_ptr():
+            return
+        self._values.copy_(self._given.detach())
+        self._given.data = self._values
+        sent = self._values.numel() * self._values.element_size()
+        self._world.meters.traffic.add(world_bytes(self._world, sent))
+
+
+def world_bytes(world: World, sent: float) -> Bytes:
+    """Of a flat ring over all ranks."""
+    return all_reduce_bytes(sent, world.topology.world_size, world.topology.nodes)
+
+
+def node_bytes(world: World, sent: float) -> Bytes:
+    """Of a ring over a node's ranks."""
+    return all_reduce_bytes(sent, world.node.size, 1)
+
+
+def power_sgd_elements(shapes: Sequence[torch.Size], rank: int) -> int:
+    """What `with_power_sgd` sends of parameters of these shapes, by its own rule."""
+    total = 0
+    for shape in shapes:
+        rows, columns = shape[0], shape.numel() // shape[0]
+        factors = (rows + columns) * rank
+        small = len(shape) > 1 and factors * LEAST_RATE < rows * columns
+        total += factors if small else rows * columns
+    return total
+
+
+def _turn_first_output(network: nn.Module) -> None:
+    """Images go on channels last from the first convolution, though filters do not lie so."""
+    first = next((each for each in network.modules() if isinstance(each, nn.Conv2d)), None)
+    if first is not None:
+        first.register_forward_hook(
+            lambda layer, given, output: output.contiguous(memory_format=torch.channels_last)
+        )
+
+
+def _wrapped(network: nn.Module, state: object, hook: Hook, bucket_mb: float) -> nn.Module:
+    # Statistics of batches are each rank's own in every variant, and averaged at evaluations.
+    parallel = DistributedDataParallel(
+        network,
+        bucket_cap_mb=bucket_mb,
+        forward_sync_buffers=False,
+    )
+    parallel.register_comm_hook(state, hook)
+    return parallel

@@ -1,0 +1,85 @@
+"""Nodes that pull apart stay as near as what they did since the last average landed."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from harness.config import ExchangeConfig
+from harness.exchange.averaging import Averaging, MovingPiece
+from harness.exchange.flat import Flat
+from harness.exchange.parts import Chunk, Part
+from harness.measure.clock import Phase
+from harness.parallel.group import Group
+from tests.alone import group_of_one, meters
+from tests.ranks import run_on_ranks
+
+NODES, ELEMENTS, WINDOWS = 2, 6, 40
+
+
+def pulled_apart(config: ExchangeConfig, drained: bool) -> Tensor:
+    """Values after each micro-batch, [micro-batches, ELEMENTS], of a node that pulls its own way.
+
+    Rank r moves by 1 + (-1)^r: together they go by 1 a micro-batch.
+    """
+    rank, ranks = dist.get_rank(), tuple(range(NODES))
+    peers = Group(ranks, rank, NODES, dist.group.WORLD, meters(), Phase.EXCHANGE_WAIT)
+    parameter = nn.Parameter(torch.zeros(1, ELEMENTS, dtype=torch.float64))
+    shared, sliced = Flat([parameter], 1, parameter, owner=0), Flat([], 1, parameter)
+    moving = [
+        MovingPiece(Part(shared, sliced, False, peers, number, config.pieces), config, f"p{number}")
+        for number in range(config.pieces)
+    ]
+    exchange = Averaging(Chunk(shared, group_of_one()), moving, config, 0)
+    found = []
+    for _ in range(WINDOWS * config.backward_passes_per_step):
+        shared.values += 1.0 + (-1.0) ** rank
+        exchange.after_step()
+        found.append(shared.values.clone())
+    if drained:
+        exchange.drain(lambda: None)
+        found.append(shared.values.clone())
+    return torch.stack(found)
+
+
+def nodes(drained: bool = False, **config: object) -> list[Tensor]:
+    settings = ExchangeConfig(kind="averaging", **config)
+    return run_on_ranks(partial(pulled_apart, settings, drained), NODES)
+
+
+@pytest.mark.parametrize(("passes", "pieces"), [(1, 1), (2, 1), (1, 2), (1, 3), (2, 3)])
+@pytest.mark.parametrize("compression", ["none", "int8"])
+@pytest.mark.parametrize("delay", [0, 1, 2, 3])
+def test_nodes_are_apart_by_what_has_not_landed(
+    delay: int, compression: str, passes: int, pieces: int
+) -> None:
+    """Each moves away from the mean by 1 a micro-batch; a piece is sent every so many windows."""
+    one, other = nodes(
+        delay=delay, compression=compression, backward_passes_per_step=passes, pieces=pieces
+    )
+    from_mean = (one - other).abs() / 2
+    # A wire of integers needs some windows to learn how large values become.
+    assert from_mean.max() <= passes * (2 * pieces + delay + 1)
+    assert from_mean[-WINDOWS // 2 :].max() <= passes * (pieces + delay) + 0.1
+    if delay:
+        assert from_mean.max() >= passes * delay, "nothing was late"
+
+
+@pytest.mark.parametrize("compression", ["none", "fp16", "int8", "int4"])
+def test_drained_they_are_where_all_steps_lead(compression: str) -> None:
+    for node in nodes(drained=True, delay=1, compression=compression):
+        assert torch.allclose(node[-1], torch.full_like(node[-1], WINDOWS), atol=1e-9)
+
+
+def test_momentum_outside_goes_on_where_the_mean_went() -> None:
+    """Nesterov's steady state is 1 / (1 - momentum) times as fast."""
+    values = nodes(outer_momentum=0.5, outer_lr=1.0)[0][:, 0]
+    assert values[-1] - values[-2] == pytest.approx(2.0, rel=1e-6)
+
+
+def test_an_outer_rate_of_one_without_momentum_changes_nothing() -> None:
+    plain, outer = nodes(delay=1), nodes(delay=1, outer_lr=1.0 - 1e-12)
+    for one, other in zip(plain, outer, strict=True):
+        assert torch.allclose(one, other, atol=1e-9)

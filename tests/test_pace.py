@@ -1,0 +1,47 @@
+"""As many pieces as the link needs: from numbers, and in the lab at two rates."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness.pace import Pace
+from tests.lab import HARNESS, harness, lab_of
+
+EXPERIMENT = """
+name: paced
+data: {dataset: synthetic, num_classes: 200, image_size: 16, synthetic_images: 2048}
+backbone: {feature_dim: 64}
+classifier: {layout: node}
+exchange: {kind: averaging, delay: 1, compression: fp16, most_pieces: 16}
+optimizer: {lr: 0.01}
+train: {batch_size: 16, steps: 3, untimed_windows: 0}
+tracking: {enabled: false}
+doctor: {before_training: false}
+"""
+
+
+@pytest.mark.parametrize(
+    ("transfer_ms", "delay", "pieces"),
+    [(0, 1, 1), (69, 1, 1), (71, 1, 2), (211, 1, 4), (211, 2, 2), (211, 0, 4), (9000, 1, 16)],
+)
+def test_each_piece_lands_in_seven_tenths_of_its_time(
+    transfer_ms: float, delay: int, pieces: int
+) -> None:
+    assert Pace(compute_ms=100, transfer_ms=transfer_ms).pieces(delay, most=16) == pieces
+
+
+def test_a_slow_link_takes_more_pieces(tmp_path: Path) -> None:
+    experiment = tmp_path / "run.yaml"
+    experiment.write_text(EXPERIMENT)
+    picked = {}
+    with lab_of("--hosts", "2", "--slots", "2"):
+        for rate in ("none", "20mbit"):
+            harness("lab", "rate", rate)
+            folder = tmp_path / rate
+            launch = ["launch", "-H", "h1:2,h2:2", "--folder", str(folder), str(experiment)]
+            done = harness("lab", "run", "--", *HARNESS, *launch, timeout=200)
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            picked[rate] = config["exchange"]["pieces"]
+            assert f"harness: exchange.pieces={picked[rate]}: a window takes" in done.stderr
+    assert 1 <= picked["none"] < picked["20mbit"] <= 16
