@@ -3,6 +3,7 @@
 #   make test    every test
 #   make check   format, lint, types
 #   make bench   speed, which is measured and not tested
+#   make lab     the headline on test hosts with slow links: an hour, root, iproute2, openssh-server
 #   make ui      MLflow's pages of the runs so far
 #   make clean   undo the set-up; make clean-cache also forgets the built Horovod and rendered images
 # PYTHON is what .venv is made from; EXTRAS=tests,analysis,gpu adds NVIDIA's gauges; JOBS compilers,
@@ -19,7 +20,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 INSTALL := pyproject.toml install/install.sh install/build.txt install/constraints.txt install/horovod.py
 
-.PHONY: setup demo test check bench ui clean clean-cache
+.PHONY: setup demo test check bench lab ui clean clean-cache
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -42,6 +43,9 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+lab: $(STAMP)
+	$(BIN)/python -m benchmarks.lab
 
 ui: $(STAMP)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 \

@@ -1,0 +1,160 @@
+"""Experiments against each other in one run: blocks of windows in turn, on the same ranks.
+
+`horovodrun ... python -m benchmarks.throughput EXPERIMENT.yaml ... [key=value ...]`. The first is
+what the others are measured against. A block's first windows are not timed: in them lands what the
+block before left under way. Nothing is evaluated.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import horovod.torch as hvd
+import psutil
+import torch
+
+from benchmarks.memory import Nothing
+from harness.config import Config, load
+from harness.data.open import open_dataset
+from harness.measure.clock import (
+    CardTimeline,
+    Clock,
+    HostTimeline,
+    Phase,
+    Timeline,
+    Times,
+    clock_for,
+)
+from harness.measure.traffic import Traffic
+from harness.parallel.group import Meters
+from harness.parallel.world import Links, launched_topology, open_links, rank_device
+from harness.trainer import Trainer
+
+ENDLESS = 1_000_000
+
+
+class KeepingClock(Clock):
+    """Keeps what its reader took."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        super().__init__(timeline)
+        self.kept: list[Times] = []
+
+    def read(self) -> list[Times]:
+        times = super().read()
+        self.kept += times
+        return times
+
+
+@dataclass
+class Variant:
+    """One experiment, ready to go on at any time."""
+
+    config: Config
+    trainer: Trainer
+    clock: KeepingClock
+    images: int
+    """Of a window, on all ranks."""
+
+    def __post_init__(self) -> None:
+        self._batches = self.trainer.batches()
+        self._windows = itertools.count()
+        self.rates: list[float] = []
+        self.times: list[Times] = []
+        self.cpu: list[dict[str, float]] = []
+
+    def block(self, untimed: int, windows: int) -> None:
+        """Some windows, in which images per second and phases are noted."""
+        for _ in range(untimed):
+            self._window()
+        self.clock.kept.clear()
+        before, started = psutil.cpu_times(), time.perf_counter()
+        for _ in range(windows):
+            self._window()
+        self.rates.append(self.images * windows / (time.perf_counter() - started))
+        self.times += self.clock.kept
+        spent = zip(before._fields, before, psutil.cpu_times(), strict=True)
+        self.cpu.append({name: (stop - start) * 1e3 / windows for name, start, stop in spent})
+
+    def _window(self) -> None:
+        self.trainer.run_window(next(self._windows), self._batches, Nothing())
+
+
+def variant(config: Config, links: Links, folder: Path) -> Variant:
+    card, topology = links.device.type == "cuda", links.topology
+    clock = KeepingClock(CardTimeline() if card else HostTimeline())
+    own = replace(links, meters=Meters(clock, Traffic()))
+    world = own.world(config.classifier.layout, user=f"{config.name}.")
+    trainer = Trainer(config, open_dataset(config.data), world, folder)
+    passes = config.exchange.backward_passes_per_step
+    return Variant(config, trainer, clock, config.train.batch_size * topology.world_size * passes)
+
+
+def report(variants: Sequence[Variant]) -> list[dict[str, object]]:
+    """Medians over blocks on this rank; `ratio` is of neighbours in time."""
+    first = variants[0]
+    found = []
+    for each in variants:
+        ratios = [own / other for own, other in zip(each.rates, first.rates, strict=True)]
+        step = statistics.mean(sum(times.values()) for times in each.times)
+        phases = {
+            phase.value: statistics.mean(times[phase] for times in each.times) for phase in Phase
+        }
+        found.append(
+            {
+                "variant": each.config.name,
+                "images_per_second": statistics.median(each.rates),
+                "ratio": statistics.median(ratios),
+                "ratio_spread": [min(ratios), max(ratios)],
+                "exchange_wait_percent": 100 * phases["exchange_wait"] / step,
+                "phases_ms": phases,
+                "machine_cpu_ms": {
+                    name: statistics.mean(block[name] for block in each.cpu)
+                    for name in ("user", "system", "softirq", "idle")
+                },
+            }
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
+    parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--micro-batches", type=int, default=24, help="timed, in a block")
+    parser.add_argument("--untimed", type=int, default=8, help="micro-batches, before those")
+    parser.add_argument("--output", type=Path, help="JSON file, besides the last line printed")
+    chosen = parser.parse_args()
+    endless = [f"train.steps={ENDLESS}", "train.epochs=null", f"train.untimed_windows={ENDLESS}"]
+    overrides = endless + [each for each in chosen.arguments if "=" in each]
+    configs = [load(each, overrides) for each in chosen.arguments if "=" not in each]
+    torch.set_num_threads(1)
+    topology = launched_topology()
+    device = rank_device(configs[0].train.device, topology.local_rank)
+    with open_links(topology, device, Meters(clock_for(device), Traffic())) as links:
+        variants = [variant(config, links, Path("runs")) for config in configs]
+        for number in range(chosen.rounds + 1):
+            for each in variants:
+                hvd.barrier()
+                passes = each.config.exchange.backward_passes_per_step
+                each.block(max(1, chosen.untimed // passes), chosen.micro_batches // passes)
+            if number == 0:  # caches and allocators are warm now
+                for each in variants:
+                    each.rates.clear()
+                    each.times.clear()
+                    each.cpu.clear()
+        hvd.barrier()  # who has ended may shut Horovod down
+        if topology.rank == 0:
+            found = json.dumps(report(variants))
+            if chosen.output:
+                chosen.output.write_text(found)
+            print(found, flush=True)
+
+
+if __name__ == "__main__":
+    main()

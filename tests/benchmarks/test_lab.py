@@ -1,0 +1,41 @@
+"""The page that `make lab` leaves, from numbers at hand."""
+
+import json
+from pathlib import Path
+
+from benchmarks.lab import page, table
+
+
+def variant(name: str, rate: float, ratio: float, wait: float) -> dict[str, object]:
+    return {
+        "variant": name,
+        "images_per_second": rate,
+        "ratio": ratio,
+        "exchange_wait_percent": wait,
+    }
+
+
+MEASURED = [
+    variant("ceiling", 1000.0, 1.0, 0.0),
+    variant("hybrid_averaging", 960.0, 0.961, 1.23),
+    variant("data_parallel", 192.0, 0.19, 88.8),
+]
+
+
+def test_rates_stand_beside_the_ceiling_and_the_baseline() -> None:
+    assert table(MEASURED) == [
+        "| variant | images/s | of ceiling | of data_parallel | exchange wait |",
+        "|:--|--:|--:|--:|--:|",
+        "| ceiling | 1000 | 1.000 | 5.21x | 0.0 % |",
+        "| hybrid_averaging | 960 | 0.961 | 5.00x | 1.2 % |",
+        "| data_parallel | 192 | 0.190 | 1.00x | 88.8 % |",
+    ]
+
+
+def test_the_page_holds_what_was_measured_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "rate-slow.json").write_text(json.dumps(MEASURED))
+    assert "## rate-slow" in page(tmp_path)
+    assert "## lab" not in page(tmp_path)
+    (tmp_path / "comparison").mkdir()
+    (tmp_path / "comparison" / "comparison.md").write_text("# lab: 4 ranks\n\n| a |\n")
+    assert page(tmp_path).rstrip().endswith("## lab: 4 ranks\n\n| a |")
