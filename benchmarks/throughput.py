@@ -96,7 +96,7 @@ def variant(config: Config, links: Links, folder: Path) -> Variant:
 
 
 def report(variants: Sequence[Variant]) -> list[dict[str, object]]:
-    """Medians over blocks on this rank; `ratio` is of neighbours in time."""
+    """Medians over blocks on this rank; `ratio` is of neighbours in time, two rounds or more."""
     first = variants[0]
     found = []
     for each in variants:
@@ -110,7 +110,7 @@ def report(variants: Sequence[Variant]) -> list[dict[str, object]]:
                 "variant": each.config.name,
                 "images_per_second": statistics.median(each.rates),
                 "ratio": statistics.median(ratios),
-                "ratio_spread": [min(ratios), max(ratios)],
+                "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
                 "exchange_wait_percent": 100 * phases["exchange_wait"] / step,
                 "phases_ms": phases,
                 "machine_cpu_ms": {
