@@ -17,6 +17,7 @@ from pathlib import Path
 import horovod.torch as hvd
 import psutil
 import torch
+import torch.distributed as dist
 
 from benchmarks.memory import Nothing
 from harness.config import Config, load
@@ -69,13 +70,16 @@ class Variant:
         self.cpu: list[dict[str, float]] = []
 
     def block(self, untimed: int, windows: int) -> None:
-        """Some windows, in which images per second and phases are noted."""
+        """Some windows of all ranks, from one barrier to the next: nodes that never wait for each
+        other would else be timed at the faster one's pace, while the other still works."""
         for _ in range(untimed):
             self._window()
+        dist.barrier()
         self.clock.kept.clear()
         before, started = psutil.cpu_times(), time.perf_counter()
         for _ in range(windows):
             self._window()
+        dist.barrier()
         self.rates.append(self.images * windows / (time.perf_counter() - started))
         self.times += self.clock.kept
         spent = zip(before._fields, before, psutil.cpu_times(), strict=True)
@@ -140,7 +144,7 @@ def main() -> None:
         variants = [variant(config, links, Path("runs")) for config in configs]
         for number in range(chosen.rounds + 1):
             for each in variants:
-                hvd.barrier()
+                dist.barrier()
                 passes = each.config.exchange.backward_passes_per_step
                 each.block(max(1, chosen.untimed // passes), chosen.micro_batches // passes)
             if number == 0:  # caches and allocators are warm now
