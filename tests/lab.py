@@ -24,7 +24,7 @@ def require_lab() -> None:
     reason = obstacle()
     if reason is not None:
         pytest.skip(f"harness lab {reason}")
-    if (STATE / "slots.json").exists():
+    if (STATE / "hosts.json").exists():
         pytest.skip("a lab is up here that somebody may use; take it down: harness lab down")
 
 

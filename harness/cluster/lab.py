@@ -6,7 +6,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from harness.cluster.testhost import (
     write_files,
 )
 from harness.errors import UserError
+from harness.parallel.slices import slice_of
 
 MOST_HOSTS = 99
 TOOLS = {
@@ -37,6 +38,7 @@ TOOLS = {
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "unshare": "util-linux",
+    "taskset": "util-linux",
     "hostname": "hostname",
 }
 """Program -> the package that has it on Debian."""
@@ -81,7 +83,7 @@ def up(count: int, slots: int, rate: str | None, shares: Mapping[str, float | No
         raise UserError(
             f"found --hosts {count} --slots {slots}; take 1 to {MOST_HOSTS} hosts of 1 slot or more"
         )
-    hosts = tuple(LabHost(number, slots) for number in range(1, count + 1))
+    hosts = _hosts(count, slots, sorted(os.sched_getaffinity(0)))
     unknown = sorted(shares.keys() - {host.name for host in hosts})
     if unknown:
         raise UserError(f"--share names {', '.join(unknown)}, the hosts are h1 to h{count}")
@@ -110,10 +112,25 @@ def running() -> tuple[LabHost, ...]:
     """The hosts of the lab. Raises UserError where none is up."""
     check_possible()
     try:
-        slots = json.loads((STATE / "slots.json").read_text())
+        made = json.loads((STATE / "hosts.json").read_text())
     except FileNotFoundError as error:
         raise UserError("no lab is up; start one with: harness lab up --hosts 2") from error
-    return tuple(LabHost(number, each) for number, each in enumerate(slots, start=1))
+    return tuple(
+        LabHost(number, each["slots"], tuple(each["cores"]))
+        for number, each in enumerate(made, start=1)
+    )
+
+
+def _hosts(count: int, slots: int, cores: Sequence[int]) -> tuple[LabHost, ...]:
+    """Each with cores of its own, as machines have them; with more hosts than cores, some share."""
+
+    def own(place: int) -> tuple[int, ...]:
+        if count > len(cores):
+            return (cores[place % len(cores)],)
+        share = slice_of(len(cores), count, place)
+        return tuple(cores[share.start : share.stop])
+
+    return tuple(LabHost(place + 1, slots, own(place)) for place in range(count))
 
 
 def host_named(name: str) -> LabHost:
@@ -181,7 +198,8 @@ def _make(hosts: tuple[LabHost, ...], rate: str | None) -> None:
     for host, server in zip(hosts, servers, strict=True):
         wait_for_sshd(host, server)
     # Written last: a lab without it is broken, and nobody works in it.
-    (STATE / "slots.json").write_text(json.dumps([host.slots for host in hosts]))
+    made = [{"slots": host.slots, "cores": host.cores} for host in hosts]
+    (STATE / "hosts.json").write_text(json.dumps(made))
 
 
 def _note_what_is_missing() -> None:

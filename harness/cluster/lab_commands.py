@@ -82,10 +82,12 @@ def _down(parsed: argparse.Namespace) -> int:
 
 def _line(host: LabHost) -> str:
     try:
-        cores = groups_here().limit_of(host.name)
+        limit = groups_here().limit_of(host.name)
     except (UserError, OSError):
-        cores = None
-    share = "cores unlimited" if cores is None else f"{cores:g} of a core"
+        limit = None
+    share = f"cores {','.join(map(str, host.cores))}"
+    if limit is not None:
+        share += f", {limit:g} of one"
     link = f"link {shaped_rate(host) or 'unshaped'}"
     count = len(lab.processes(host.namespace))
     return f"{host.name}  {host.address}  {host.slots} slots  {link}  {share}  {count} processes"

@@ -63,6 +63,8 @@ class LabHost:
     number: int
     slots: int
     """Ranks it takes."""
+    cores: tuple[int, ...]
+    """Of this machine, all that its processes run on."""
 
     @property
     def name(self) -> str:
@@ -180,7 +182,8 @@ def start_sshd(host: LabHost, group: Path | None) -> "subprocess.Popen[bytes]":
     sshd = shutil.which("sshd", path="/usr/sbin:/sbin:/usr/local/sbin") or "sshd"
     config = str(host.folder / "sshd_config")
     boot = f"hostname {host.name} && exec {sshd} -D -e -f {config}"
-    enter = ["ip", "netns", "exec", host.namespace]
+    enter = ["taskset", "--cpu-list", ",".join(map(str, host.cores))]
+    enter += ["ip", "netns", "exec", host.namespace]
     enter += ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
     join = f"echo $$ > {group} && " if group else ""
     with (host.folder / "sshd.log").open("wb") as log:

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -70,6 +71,18 @@ def test_the_list_for_horovodrun_and_the_picture() -> None:
     lines = harness("lab", "status").stdout.splitlines()
     assert [line.split()[0] for line in lines] == list(HOSTS)
     assert all("2 slots" in line and "link 50Mbit" in line for line in lines)
+
+
+def test_every_host_has_its_own_cores_as_long_as_there_are_some() -> None:
+    count = "import os; print(*sorted(os.sched_getaffinity(0)))"
+    line = shlex.quote(shlex.join([sys.executable, "-c", count]))
+    ask = f"for h in h1 h2 h3; do ssh $h {line}; done"
+    found = [set(line.split()) for line in in_lab("sh", "-c", ask).splitlines()]
+    here = {str(core) for core in os.sched_getaffinity(0)}
+    assert len(found) == 3
+    assert set().union(*found) == here
+    if len(here) >= 3:
+        assert sum(map(len, found)) == len(here)
 
 
 def test_a_command_runs_where_its_caller_stands(tmp_path: Path) -> None:

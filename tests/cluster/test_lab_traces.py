@@ -94,7 +94,7 @@ def stop_start_at(moment: Path, number: signal.Signals) -> None:
         assert start.poll() is None, "it ended before"
     start.send_signal(number)
     assert start.wait(30) != 0
-    assert not (STATE / "slots.json").exists(), "it was stopped too late: the test shows nothing"
+    assert not (STATE / "hosts.json").exists(), "it was stopped too late: the test shows nothing"
 
 
 def test_whoever_is_not_root_is_told_so() -> None:
