@@ -15,6 +15,15 @@ from harness.exchange.compression import sent_bytes
 from harness.parallel.world import World
 from harness.trainer import Trainer
 
+ENDLESS = 1_000_000
+PROBE = {
+    "steps": None,
+    "epochs": 1.0,
+    "resume": None,
+    "log_every": ENDLESS,
+    "untimed_windows": ENDLESS,
+}
+"""In place of the run's own `train`: nothing is logged, and no run's clock is started."""
 WARM_WINDOWS, TIMED_WINDOWS, TRANSFERS = 4, 6, 3
 SHARE = 0.7
 """Of the time until it is waited for, that a transfer may take: times vary, links are shared."""
@@ -47,7 +56,7 @@ def paced(config: Config, dataset: Dataset, world: World, folder: Path) -> Confi
     pieces = pace.pieces(exchange.delay, exchange.most_pieces)
     if world.is_first:
         print(
-            f"harness: exchange.pieces={pieces}: a window takes {pace.compute_ms:.0f} ms, the "
+            f"exchange.pieces={pieces}: a window takes {pace.compute_ms:.0f} ms, the "
             f"whole of a rank's part {pace.transfer_ms:.0f} ms to send",
             file=sys.stderr,
             flush=True,
@@ -59,9 +68,7 @@ def paced(config: Config, dataset: Dataset, world: World, folder: Path) -> Confi
 def measured(config: Config, dataset: Dataset, world: World, folder: Path) -> Pace:
     """Some windows of nodes that do not meet, and some transfers. Collective over the world."""
     alone = config.exchange.model_copy(update={"kind": "isolated", "pieces": 1, "most_pieces": 0})
-    short = config.train.model_copy(
-        update={"steps": None, "epochs": 1.0, "resume": None, "log_every": 1_000_000}
-    )
+    short = config.train.model_copy(update=PROBE)
     probe = Trainer(
         config.model_copy(update={"exchange": alone, "train": short}), dataset, world, folder
     )

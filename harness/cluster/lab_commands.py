@@ -87,7 +87,7 @@ def _line(host: LabHost) -> str:
         limit = None
     share = f"cores {','.join(map(str, host.cores))}"
     if limit is not None:
-        share += f", {limit:g} of one"
+        share += f", {limit:g} of a core"
     link = f"link {shaped_rate(host) or 'unshaped'}"
     count = len(lab.processes(host.namespace))
     return f"{host.name}  {host.address}  {host.slots} slots  {link}  {share}  {count} processes"
