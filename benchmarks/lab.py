@@ -109,11 +109,9 @@ def slow_rate(folder: Path) -> int:
 
 def throughput(folder: Path, slow: int) -> None:
     everyone = (CEILING, METHOD, ASYNC, BASELINE, *RIVALS)
-    few = ["--rounds", "5", "--micro-batches", "16"]
+    few = ["--rounds", "4", "--micro-batches", "16"]
     for name, rate, classes in (
-        ("rate-slow", f"{slow}mbit", 1000),
-        ("rate-tenfold", f"{10 * slow}mbit", 1000),
-        ("rate-unshaped", "none", 1000),
+        ("classes-1000-slow", f"{slow}mbit", 1000),
         ("classes-3755-slow", f"{slow}mbit", 3755),
         ("classes-3755-tenfold", f"{10 * slow}mbit", 3755),
         ("classes-3755-unshaped", "none", 3755),
@@ -144,10 +142,10 @@ def many(folder: Path, slow: int) -> None:
 
 
 def stutter(folder: Path, _: int) -> None:
-    """One host slowed for 2 s in every 10; blocks last for several of those."""
+    """One host slowed for 2 s in every 10; a block lasts about as long."""
     variants = (CEILING, METHOD, ASYNC, ASYNC_2, BASELINE)
     with lab(2, 2, "none") as hosts:
-        long = ["--rounds", "3", "--micro-batches", "192"]
+        long = ["--rounds", "4", "--micro-batches", "128"]
         rates(folder, "steady", hosts, variants, long)
         rates(folder, "stutter", hosts, variants, long, stutter=["h2:2/10"])
 
