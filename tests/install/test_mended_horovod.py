@@ -113,6 +113,7 @@ each = [hvd.ProcessSet([rank]) for rank in range(2)]
 hvd.init(process_sets=each)
 own = each[hvd.rank()]
 print(hvd.allreduce(torch.ones(1), name="own", process_set=own).item())
+hvd.barrier()  # who ends first shuts Horovod down for the other
 """
 NAMELESS = "no-such-host.invalid"
 
