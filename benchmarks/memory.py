@@ -10,6 +10,7 @@ import torch
 from benchmarks.task import config, dataset
 from harness.config import Config
 from harness.exchange.flat import Flat
+from harness.ledger import Unheard
 from harness.measure.clock import clock_for
 from harness.measure.machine import peak_memory_bytes
 from harness.measure.traffic import Traffic
@@ -17,16 +18,6 @@ from harness.parallel.group import Meters
 from harness.parallel.topology import Layout
 from harness.parallel.world import launched_topology, open_world
 from harness.trainer import Trainer
-
-
-class Nothing:
-    """A journal that keeps nothing."""
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        return None
-
-    def advance(self, window: int, windows: int, note: str) -> None:
-        return None
 
 
 def classifier_bytes(trainer: Trainer) -> int:
@@ -76,7 +67,7 @@ def main() -> None:
     ):
         data = dataset(chosen.classes, images=64)
         trainer = Trainer(settings(chosen.layout, chosen.classes), data, world, Path(folder))
-        trainer.train(Nothing())
+        trainer.train(Unheard())
         own = torch.tensor([classifier_bytes(trainer), peak_memory_bytes(device)])
         rows = world.launch_gather(own, "memory").wait()
         if world.is_first:

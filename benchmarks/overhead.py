@@ -14,10 +14,9 @@ import horovod.torch as hvd
 import torch
 
 from benchmarks.alternating import alternate
-from benchmarks.memory import Nothing
 from benchmarks.task import config, dataset
 from harness.config import Config
-from harness.ledger import Journal
+from harness.ledger import Journal, Unheard
 from harness.measure.clock import Clock, HostTimeline, Phase, Times, clock_for
 from harness.measure.tally import Tally
 from harness.measure.tracking import Tracker
@@ -48,7 +47,7 @@ class StoppedClock(Clock):
         return []
 
 
-class Tracked(Nothing):
+class Tracked(Unheard):
     """A journal as a run's, without the progress bar."""
 
     def __init__(self, tracker: Tracker) -> None:
@@ -102,7 +101,7 @@ def measure(links: Links, folder: Path, rounds: int, steps: int) -> dict[str, ob
     timing = alternate(
         {
             "clock and MLflow": stepper(measured, settings, Tracked(tracker), folder),
-            "neither": stepper(bare, settings, Nothing(), folder),
+            "neither": stepper(bare, settings, Unheard(), folder),
         },
         rounds,
         steps,

@@ -19,9 +19,9 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from benchmarks.memory import Nothing
 from harness.config import Config, load
 from harness.data.open import open_dataset
+from harness.ledger import Unheard
 from harness.measure.clock import (
     CardTimeline,
     Clock,
@@ -86,7 +86,7 @@ class Variant:
         self.cpu.append({name: (stop - start) * 1e3 / windows for name, start, stop in spent})
 
     def _window(self) -> None:
-        self.trainer.run_window(next(self._windows), self._batches, Nothing())
+        self.trainer.run_window(next(self._windows), self._batches, Unheard())
 
 
 def variant(config: Config, links: Links, folder: Path) -> Variant:

@@ -26,6 +26,16 @@ class Journal(Protocol):
     def advance(self, window: int, windows: int, note: str) -> None: ...
 
 
+class Unheard:
+    """A journal that keeps nothing."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        return None
+
+    def advance(self, window: int, windows: int, note: str) -> None:
+        return None
+
+
 class Stopwatch:
     """Wall time of training, in laps; what lies between them is not training."""
 

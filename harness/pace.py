@@ -12,6 +12,7 @@ import torch
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.exchange.compression import sent_bytes
+from harness.ledger import Unheard
 from harness.parallel.world import World
 from harness.trainer import Trainer
 
@@ -78,21 +79,13 @@ def measured(config: Config, dataset: Dataset, world: World, folder: Path) -> Pa
     return Pace(compute_ms, transfer_ms)
 
 
-class _Unheard:
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        return None
-
-    def advance(self, window: int, windows: int, note: str) -> None:
-        return None
-
-
 def _compute_ms(probe: Trainer, world: World) -> float:
     batches = probe.batches()
     for window in range(WARM_WINDOWS):
-        probe.run_window(window, batches, _Unheard())
+        probe.run_window(window, batches, Unheard())
     started = _now(world.device)
     for window in range(WARM_WINDOWS, WARM_WINDOWS + TIMED_WINDOWS):
-        probe.run_window(window, batches, _Unheard())
+        probe.run_window(window, batches, Unheard())
     batches.close()
     return (_now(world.device) - started) / TIMED_WINDOWS * 1e3
 

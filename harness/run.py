@@ -19,6 +19,7 @@ from harness.data.open import open_dataset
 from harness.data.shares import Shares
 from harness.errors import UserError
 from harness.exchange.compression import check_compression
+from harness.ledger import Unheard
 from harness.measure.clock import clock_for
 from harness.measure.machine import environment
 from harness.measure.store import Status, check_store
@@ -96,14 +97,8 @@ def _make(folder: Path) -> None:
         ) from error
 
 
-class _Silent:
+class _Silent(Unheard):
     """The journal of every rank but the first."""
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        return None
-
-    def advance(self, window: int, windows: int, note: str) -> None:
-        return None
 
     def conclude(self, summary: RunSummary) -> RunSummary:
         return summary

@@ -1,17 +1,17 @@
 """Averages each window's gradients over all ranks and waits: overlapped with the backward pass."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
 from harness.exchange.buckets import Buckets, Launch
 from harness.exchange.compression import make_wire
+from harness.exchange.on_time import OnTime
 from harness.exchange.wire import Feedback, Sent
 from harness.parallel.group import Group
 
 
-class Synchronous:
+class Synchronous(OnTime):
     """The baseline: flat all-reduces of buckets, launched as gradients come, waited for at once.
 
     They go through torch.distributed: with nothing late about them, Horovod's cycles of
@@ -27,15 +27,6 @@ class Synchronous:
             for buckets in self._buckets:
                 buckets.finish()
         return last
-
-    def after_step(self) -> None:
-        return None
-
-    def averaged(self) -> AbstractContextManager[Tensor | None]:
-        return nullcontext()
-
-    def drain(self, step: Callable[[], None]) -> None:
-        return None
 
 
 def average_over(group: Group, compression: str) -> Callable[[Tensor], Launch]:

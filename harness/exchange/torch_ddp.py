@@ -5,13 +5,14 @@ these kinds show it as `backward`.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from harness.config import ExchangeConfig
 from harness.exchange.flat import Flat
+from harness.exchange.on_time import OnTime
 from harness.parallel.ddp import Averager, with_post_local_sgd, with_power_sgd
 from harness.parallel.world import World
 
@@ -28,22 +29,13 @@ def through_ddp(config: ExchangeConfig, network: nn.Module, world: World) -> nn.
     return with_post_local_sgd(network, world, start, config.bucket_mb)
 
 
-class InBackward:
+class InBackward(OnTime):
     """DDP has averaged the gradients when the backward pass ends."""
 
     passes_per_step = 1
 
     def after_backward(self, last: bool) -> bool:
         return True
-
-    def after_step(self) -> None:
-        return None
-
-    def averaged(self) -> AbstractContextManager[Tensor | None]:
-        return nullcontext()
-
-    def drain(self, step: Callable[[], None]) -> None:
-        return None
 
 
 class PostLocal(InBackward):

@@ -1,0 +1,19 @@
+"""What exchanges have in common that leave nothing under way when a window ends."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import Tensor
+
+
+class OnTime:
+    """After each step all nodes hold the same values, and there is nothing to land."""
+
+    def after_step(self) -> None:
+        return None
+
+    def averaged(self) -> AbstractContextManager[Tensor | None]:
+        return nullcontext()
+
+    def drain(self, step: Callable[[], None]) -> None:
+        return None
