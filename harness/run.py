@@ -23,7 +23,7 @@ from harness.ledger import Unheard
 from harness.measure.clock import clock_for
 from harness.measure.machine import environment
 from harness.measure.store import Status, check_store
-from harness.measure.summary import RunSummary
+from harness.measure.summary import FILE_NAME, RunSummary
 from harness.measure.tracking import Tracker, monitor_node
 from harness.measure.traffic import Traffic
 from harness.pace import paced
@@ -128,6 +128,7 @@ class _Journal:
             update={"mlflow_run_id": self._tracker.run_id, "commit": self._commit}
         )
         whole.write(self._folder)
+        self._tracker.artifact(self._folder / FILE_NAME)
         self._tracker.log(0, summary_metrics(whole))
         print(last_words(whole, self._folder), flush=True)
         return whole

@@ -14,8 +14,8 @@ FLOORS = [
     "errors config vision parallel.slices seeding "
     "measure.clock measure.traffic measure.summary measure.redaction measure.outbox",
     "parallel model.backbone model.margins data measure.machine measure.tally measure.store",
-    "model.sliced_classifier model.network exchange checkpoint evaluation optimizer ledger "
-    "measure.tracking checks",
+    "model.sliced_classifier model.network model.flops exchange checkpoint evaluation optimizer "
+    "ledger measure.tracking checks",
     "trainer pace run",
     "cluster study",
     "cli __main__",

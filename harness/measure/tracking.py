@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "mlflow.json"
 FINISH_SECONDS = 6.0
@@ -107,7 +108,8 @@ class Tracker:
         self.run_id = run_id
         """MLflow's; None where nothing goes to MLflow."""
         self._outbox = outbox
-        self._file = None if folder is None else (folder / METRICS_FILE).open("a", buffering=1)
+        self._metrics = None if folder is None else folder / METRICS_FILE
+        self._file = None if self._metrics is None else self._metrics.open("a", buffering=1)
         self._nonfinite: Counter[str] = Counter()
 
     @classmethod
@@ -121,7 +123,7 @@ class Tracker:
 
         Raises UserError where the store does not answer.
         """
-        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        (folder / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
         (folder / "environment.json").write_text(json.dumps(environment, indent=2, default=str))
         if not config.tracking.enabled:
             return cls(folder, None, None)
@@ -131,7 +133,7 @@ class Tracker:
             _deliver(client, run_id, entries)
 
         tracker = cls(folder, run_id, Outbox(deliver, _warn_once(config, folder)))
-        tracker.artifact(folder / "config.yaml")
+        tracker.artifact(folder / CONFIG_FILE)
         tracker.artifact(folder / "environment.json")
         return tracker
 
@@ -154,12 +156,17 @@ class Tracker:
             self._outbox.put(Artifact(path))
 
     def finish(self, status: Status) -> None:
-        """Delivers the rest, for seconds at most, and closes the run as what it was."""
-        if self._outbox is not None:
-            self._outbox.put(End(status))
-            self._outbox.close(FINISH_SECONDS)
+        """Delivers the rest, for seconds at most, and closes the run as what it was.
+
+        With it goes the file of all metrics: a study is read from it in one piece.
+        """
         if self._file is not None:
             self._file.close()
+        if self._outbox is not None:
+            assert self._metrics is not None
+            self._outbox.put(Artifact(self._metrics))
+            self._outbox.put(End(status))
+            self._outbox.close(FINISH_SECONDS)
 
 
 def _create_run(

@@ -93,7 +93,7 @@ def test_a_run_is_whole_in_the_store_and_in_its_folder(store: str, tmp_path: Pat
     assert history(client, tracker.run_id, "train/loss") == steps
     assert [(line["step"], line["metrics"]["train/loss"]) for line in in_file(folder)] == steps
     names = {file.path for file in client.list_artifacts(tracker.run_id)}
-    assert names == {"config.yaml", "environment.json", "chart.txt"}
+    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "chart.txt"}
     local = Path(client.download_artifacts(tracker.run_id, "config.yaml", str(tmp_path)))
     assert "hybrid" in local.read_text()
 
