@@ -171,7 +171,7 @@ def _accuracy(verdict: Verdict, rival: Variant) -> str:
     interval = finding.interval
     estimate = f"{_points(verdict, interval.estimate)} points"
     if finding.judged is Judgement.UNTESTED:
-        return f"ends at {verdict.baseline.name}'s accuracy {estimate}"
+        return f"ends {estimate} from {verdict.baseline.name}'s accuracy"
     low, high = (_points(verdict, each) for each in (interval.low, interval.high))
     told = f"95%: {low} .. {high}"
     if finding.judged is Judgement.SAME:
