@@ -10,19 +10,18 @@ from matplotlib.figure import Figure
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 60rem; padding: 2.5rem 1.5rem 4rem; background: #fff;
+body { margin: 0 auto; max-width: 68rem; padding: 2.5rem 1.5rem 4rem; background: #fff;
   color: #1d1d1f; font: 400 1rem/1.55 system-ui, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
   overflow-wrap: break-word; }
 h1 { font-weight: 600; font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }
 h2 { font-weight: 600; font-size: 1.15rem; margin: 2.6rem 0 .7rem; }
 p, ul { margin: .5rem 0; }
 .about, figcaption, .notes { color: #56565b; font-size: .9rem; }
-.winner { font-size: 1.2rem; line-height: 1.45; margin: 1.4rem 0 1rem; padding-left: 1rem;
-  border-left: 4px solid #1d1d1f; }
+.winner { font-size: 1.2rem; line-height: 1.45; margin: 1.4rem 0 1.2rem; }
 .rivals { list-style: none; padding: 0; }
 .rivals li { margin: .8rem 0; padding-left: 1.1rem; border-left: 4px solid var(--colour); }
 .rivals b { font-weight: 600; }
-figure { margin: 1.2rem 0; }
+figure { margin: 1.2rem 0; overflow-x: auto; }
 figure img { display: block; width: 100%; max-width: 46rem; height: auto; }
 .scroll { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
@@ -36,7 +35,7 @@ dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .25r
 dt { color: #56565b; } dd { margin: 0; }
 @media (max-width: 40rem) { body { padding: 1.2rem 1rem 3rem; } h1 { font-size: 1.45rem; }
   .winner { font-size: 1.05rem; } dl { grid-template-columns: minmax(0, 1fr); }
-  dd { margin: 0 0 .4rem; } }
+  dd { margin: 0 0 .4rem; } figure img { min-width: 34rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } .scroll { overflow: visible; }
   table { font-size: 6.5pt; } th, td { padding: .15rem .25rem; }
   figure, table, li { break-inside: avoid; } h2 { break-after: avoid; } }

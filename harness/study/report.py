@@ -143,12 +143,13 @@ def _numbers(
 def _tests(verdict: Verdict) -> list[list[str]]:
     head = ["variant", "against", "question", "seeds", "estimate", "95% interval", "p", "corrected"]
     rows = [[*head, "says"]]
-    for each in (*verdict.findings, *verdict.contest):
+    others = [each for each in verdict.contest if each.against != verdict.baseline.name]
+    for each in (*verdict.findings, *others):
         interval = each.interval
         numbers = [f"{each.difference.pairs}", _short(interval.estimate)]
         numbers.append(f"{_short(interval.low)} .. {_short(interval.high)}")
         numbers += [_short(each.difference.p), _short(each.p)]
-        asked = f"{each.question.name}, {each.question.unit}"
+        asked = f"{each.question.name.replace('_', ' ')}, {each.question.unit}"
         rows.append([each.variant, each.against, asked, *numbers, str(each.judged)])
     return rows
 

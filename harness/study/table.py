@@ -134,9 +134,9 @@ def notes(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> list
         found.append(f"no target accuracy: {baseline.name} learned nothing; give one with --target")
     else:
         set_name = _set_name((top1_columns(frame) or [PRIMARY])[0])
-        found.append(
-            f"target: top-1 of {target.told}, on {set_name}; '1 of 3': runs that reached it"
-        )
+        found.append(f"target: top-1 of {target.told}, on {set_name}")
+        if (frame["reached"] < frame["runs"]).any():
+            found.append("'1 of 3' to target: so many runs reached it, the others have no time")
     if frame["runs"].max() > 1:
         found.append("mean \N{PLUS-MINUS SIGN} half of its 95% interval over seeds (Student's t)")
     return found
