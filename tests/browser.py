@@ -41,15 +41,14 @@ class Browser:
         self._reader, self._writer = reader, writer
         self._buffer = b""
         self._number = 0
+        self._session: str | None = None
         self.events: list[dict[str, Any]] = []
         """Since the page was opened."""
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         attached = self._call("Target.attachToTarget", targetId=target, flatten=True)
-        self._session: str | None = attached["sessionId"]
+        self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self._call(f"{domain}.enable")
-
-    _session = None
 
     def open(self, url: str, width: int, height: int = 900) -> None:
         """Returns once the page and its pictures have loaded."""
@@ -137,10 +136,10 @@ def browser() -> Iterator[Browser]:
     reader, back = os.pipe()
     # Chromium takes the pipe at descriptors 3 and 4, which may be in use here.
     its = [fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in (there, back)]
+    shell = ["bash", "-c", f'exec "$@" 3<&{its[0]} 4>&{its[1]}', "bash"]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            ["bash", "-c", f'exec "$@" 3<&{its[0]} 4>&{its[1]}', "bash", PROGRAM]
-            + [*OPTIONS, f"--user-data-dir={profile}", "about:blank"],
+            [*shell, PROGRAM, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=its,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

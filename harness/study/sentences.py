@@ -213,7 +213,7 @@ def _hidden(finding: Finding) -> str:
     """What difference in time the interval still leaves room for."""
     low, high = finding.interval.low, finding.interval.high
     if finding.judged is Judgement.SAME:
-        return f"within \N{PLUS-MINUS SIGN}{100 * _furthest(finding.interval):.1f} %"
+        return f"within \N{PLUS-MINUS SIGN}{100 * _furthest(finding.interval):.1f}%"
     return f"anything from {_sooner_or_later(low)} to {_sooner_or_later(high)}"
 
 
