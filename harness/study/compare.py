@@ -97,8 +97,11 @@ def make_plan(
     study = study or configs[0].tracking.study or f"study-{now}"
     place = (folder or Path(configs[0].tracking.folder) / study / now).absolute()
     trials = []
-    for seed in range(configs[0].seed, configs[0].seed + seeds):
-        for path, config in zip(experiments, configs, strict=True):
+    pairs = list(zip(experiments, configs, strict=True))
+    for number in range(seeds):
+        seed = configs[0].seed + number
+        # There and back: a machine that slows down steadily slows all variants alike.
+        for path, config in pairs if number % 2 == 0 else reversed(pairs):
             own = (*overrides, f"seed={seed}", f"tracking.study={study}")
             trial = place / f"{config.name}-s{seed}"
             if trial.exists():

@@ -28,8 +28,9 @@ READING = (
     "computing is not waiting.",
 )
 MEASURED = (
-    "Variants ran in turn on the same hosts, seed by seed, so that what slows the machines for a "
-    "while slows all of them. Runs of the same seed see the same images in the same order.",
+    "Variants ran in turn on the same hosts, seed by seed and there and back, so that what slows "
+    "the machines for a while slows all of them. Runs of the same seed see the same images in "
+    "the same order.",
     "Times are wall time on every rank, in phases that add up to the step; the first windows of a "
     "run are left out. Training time leaves out evaluations, checkpoints and set-up.",
     "Accuracy is of the mean over nodes after the last exchange has landed, on whole validation "

@@ -72,7 +72,7 @@ def test_seeds_are_the_outer_loop(here: Path) -> None:
     paths = [experiment(here, "fast"), experiment(here, "base")]
     plan = make_plan(paths, ["train.batch_size=16"], 2, HOSTS, 2, "which", None)
     order = [(trial.config.name, trial.config.seed) for trial in plan.trials]
-    assert order == [("fast", 5), ("base", 5), ("fast", 6), ("base", 6)]
+    assert order == [("fast", 5), ("base", 5), ("base", 6), ("fast", 6)]
     assert {trial.config.train.batch_size for trial in plan.trials} == {16}
     assert {trial.config.tracking.study for trial in plan.trials} == {"which"}
     assert len({trial.folder for trial in plan.trials}) == 4
