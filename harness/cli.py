@@ -11,6 +11,7 @@ from typing import NoReturn
 from harness.cluster.lab_commands import add_lab
 from harness.cluster.launch_commands import add_launch
 from harness.errors import SaidByAnotherRank, UserError
+from harness.study.compare_commands import add_compare
 
 SILENT_SECONDS = 10.0
 """How long a rank that says nothing waits for the launcher to end it."""
@@ -73,17 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("arguments", nargs="*", metavar="key=value")
     train.add_argument("--folder", type=Path, help="where this run's files go")
     train.set_defaults(command=_train)
-    compare = commands.add_parser("compare", help="several experiments in turn, one table")
-    compare.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
-    compare.add_argument("--np", type=int, default=1, help="ranks")
-    compare.add_argument("--hosts", help="as horovodrun -H takes them: host:slots,host:slots")
-    compare.add_argument("--seeds", type=int, default=1, help="repeat with so many seeds")
-    compare.add_argument("--study", help="tag that joins the runs in MLflow")
-    compare.add_argument(
-        "--target", type=float, help="val/top1 to time, a share; else the baseline's end - 0.01"
-    )
-    compare.add_argument("--folder", type=Path, help="where runs, table and chart go")
-    compare.set_defaults(command=_compare)
+    add_compare(commands)
     doctor = commands.add_parser("doctor", help="checks machines, cards and links before a run")
     doctor.add_argument("arguments", nargs="*", metavar="EXPERIMENT.yaml|key=value")
     doctor.add_argument("--np", "-np", type=int, default=0, help="ranks to start by horovodrun")
@@ -119,20 +110,3 @@ def _doctor(parsed: argparse.Namespace) -> int:
         return diagnose(experiments, overrides, parsed.json)
     except UserError as error:
         raise AlikeOnAllRanks(str(error)) from error
-
-
-def _compare(parsed: argparse.Namespace) -> int:
-    from harness.study.compare import compare
-
-    overrides = [argument for argument in parsed.arguments if "=" in argument]
-    experiments = [Path(argument) for argument in parsed.arguments if "=" not in argument]
-    return compare(
-        experiments,
-        overrides,
-        np=parsed.np,
-        hosts=parsed.hosts,
-        seeds=parsed.seeds,
-        study=parsed.study,
-        target=parsed.target,
-        folder=parsed.folder,
-    )

@@ -224,7 +224,9 @@ class Trainer:
             features=self.backbone.features,
             element=self.shared.values.element_size(),
         )
-        return self._ledger.summary(in_backbone, in_classifier, expected)
+        summary = self._ledger.summary(in_backbone, in_classifier, expected)
+        sizes = {name: len(source) for name, source in self._dataset.validation.items()}
+        return summary.model_copy(update={"validation_images": sizes})
 
     def _set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:

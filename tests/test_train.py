@@ -220,6 +220,8 @@ def test_evaluations_come_as_often_as_they_should(one: Trained, four: Trained) -
     assert [each.images for each in evaluations] == [8 * 48, 16 * 48, 24 * 48]
     assert evaluations[0].train_seconds < evaluations[1].train_seconds
     # Of 7 images each, as many sevenths.
+    images = {"unseen_design": CLASSES, "unseen_weight": CLASSES}
+    assert four.summary.validation_images == images
     sevenths = evaluations[0].metrics["val/unseen_weight/top5"] * 7
     assert sevenths == pytest.approx(round(sevenths), abs=1e-9)
 

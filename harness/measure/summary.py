@@ -61,6 +61,8 @@ class RunSummary(Record):
     """Wall time of all windows, the untimed ones included, evaluations left out."""
     evaluations: tuple[Evaluation, ...]
     """In order; the last is the end of the run, over all validation images."""
+    validation_images: dict[str, int] = {}
+    """Of each validation set, the primary one first; empty in records older than this field."""
     mlflow_run_id: str | None
     commit: str | None
 

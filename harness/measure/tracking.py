@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 CONFIG_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "mlflow.json"
 FINISH_SECONDS = 6.0
@@ -124,7 +125,7 @@ class Tracker:
         Raises UserError where the store does not answer.
         """
         (folder / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
-        (folder / "environment.json").write_text(json.dumps(environment, indent=2, default=str))
+        (folder / ENVIRONMENT_FILE).write_text(json.dumps(environment, indent=2, default=str))
         if not config.tracking.enabled:
             return cls(folder, None, None)
         client, run_id = _create_run(config, folder, environment)
@@ -134,7 +135,7 @@ class Tracker:
 
         tracker = cls(folder, run_id, Outbox(deliver, _warn_once(config, folder)))
         tracker.artifact(folder / CONFIG_FILE)
-        tracker.artifact(folder / "environment.json")
+        tracker.artifact(folder / ENVIRONMENT_FILE)
         return tracker
 
     def log(self, step: int, metrics: dict[str, float]) -> None:

@@ -49,6 +49,31 @@ def compose(variants: Sequence[Variant], target: Target | None, title: str) -> F
     return figure
 
 
+def times_figure(variants: Sequence[Variant]) -> Figure:
+    """The left half alone."""
+    figure, axes = _single(len(variants))
+    _draw_times(axes, variants)
+    return figure
+
+
+def accuracy_figure(variants: Sequence[Variant], target: Target | None) -> Figure:
+    """The right half alone."""
+    figure, axes = _single(len(variants))
+    _draw_accuracy(axes, variants, target)
+    return figure
+
+
+def _single(variants: int) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.2, max(4.4, 1.9 + 0.5 * variants)), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
+
+
+def colour_at(number: int) -> str:
+    """Of the variant in that place of its study, in every picture."""
+    return _style(number)[0]
+
+
 def _style(number: int) -> tuple[str, str]:
     turn, place = divmod(number, len(COLOURS))
     return COLOURS[place], DASHES[turn % len(DASHES)]

@@ -1,12 +1,11 @@
 """Trains experiments in turn on the same hosts with the same seeds, and shows what came of each."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-
-import pandas as pd
 
 from harness.cluster.environment import withheld_credentials
 from harness.cluster.hosts import parse_hosts, topology_of
@@ -16,11 +15,11 @@ from harness.config import Config, load
 from harness.errors import UserError
 from harness.measure.store import check_store
 from harness.measure.summary import RunSummary
+from harness.measure.tracking import CONFIG_FILE, ENVIRONMENT_FILE
 from harness.parallel.topology import check_classes
-from harness.study.chart import draw
-from harness.study.record import record, way_to_see
-from harness.study.results import Variant, baseline_of, target_of
-from harness.study.table import as_markdown, as_text, comparison
+from harness.study.conclude import conclude
+from harness.study.prediction import Prediction
+from harness.study.results import Results, Terms, Variant
 
 SAME_IMAGES = ("dataset", "num_classes", "root", "synthetic_images")
 """Keys of `data` without which accuracies mean different things."""
@@ -55,28 +54,24 @@ def compare(
     hosts: str | None,
     seeds: int,
     study: str | None,
-    target: float | None,
+    terms: Terms,
     folder: Path | None,
+    predictions: tuple[Prediction, ...] = (),
 ) -> int:
     """The whole study; its exit code. Raises UserError before the first start.
 
-    `target`: share of the first validation set that counts as learned. `folder`: where the runs'
-    folders, the table and the chart go.
+    `folder`: where the runs' folders and what comes of the comparison go.
     """
-    if target is not None and not 0 < target <= 1:
-        raise UserError(f"--target {target:g} is no share of right answers; give e.g. 0.95")
     plan = make_plan(experiments, overrides, np, hosts, seeds, study, folder)
+    terms.check([config.name for config in plan.variants])
     first = plan.variants[0]
     if first.tracking.enabled:
         check_store(first)
     _announce(plan)
     finished, failures, code = _run_all(plan)
-    variants = tuple(
-        Variant(config, tuple(finished[config.name]), tuple(failures[config.name]))
-        for config in plan.variants
-    )
-    if any(variant.summaries for variant in variants):
-        _show(plan, variants, target)
+    results = _results(plan, finished, failures, predictions)
+    if any(variant.summaries for variant in results.variants):
+        conclude(results, terms, plan.folder, first)
     return code
 
 
@@ -102,8 +97,11 @@ def make_plan(
     study = study or configs[0].tracking.study or f"study-{now}"
     place = (folder or Path(configs[0].tracking.folder) / study / now).absolute()
     trials = []
-    for seed in range(configs[0].seed, configs[0].seed + seeds):
-        for path, config in zip(experiments, configs, strict=True):
+    pairs = list(zip(experiments, configs, strict=True))
+    for number in range(seeds):
+        seed = configs[0].seed + number
+        # There and back: a machine that slows down steadily slows all variants alike.
+        for path, config in pairs if number % 2 == 0 else reversed(pairs):
             own = (*overrides, f"seed={seed}", f"tracking.study={study}")
             trial = place / f"{config.name}-s{seed}"
             if trial.exists():
@@ -188,30 +186,25 @@ def _run(plan: Plan, trial: Trial) -> Outcome:
     return outcome
 
 
-def _show(plan: Plan, variants: tuple[Variant, ...], given: float | None) -> None:
-    baseline = baseline_of(variants)
-    target = target_of(baseline, given)
-    frame = comparison(variants, baseline, target)
-    text = as_text(frame, baseline, target)
-    title = f"{plan.study}: {plan.ranks} ranks on {plan.hosts}"
-    table, numbers, chart = (plan.folder / f"comparison.{kind}" for kind in ("md", "csv", "png"))
-    table.write_text(f"# {title}\n\n{as_markdown(frame, baseline, target)}\n", encoding="utf-8")
-    frame.to_csv(numbers)
-    draw(variants, target, title, chart)
-    print(f"\n{text}\n\ntable {table}\nchart {chart}", flush=True)
-    _record(plan, frame, [table, numbers, chart])
-
-
-def _record(plan: Plan, frame: pd.DataFrame, artifacts: list[Path]) -> None:
-    config = plan.variants[0]
-    if not config.tracking.enabled:
-        return
-    try:
-        experiment_id = record(config, plan.study, frame, artifacts)
-    except Exception as error:  # the table is shown and lies in the folder, whatever MLflow does
-        _say(f"warning: the comparison is not in MLflow: {' '.join(str(error).split())[:200]}")
-        return
-    print(way_to_see(config, experiment_id), flush=True)
+def _results(
+    plan: Plan,
+    summaries: dict[str, list[RunSummary]],
+    failures: dict[str, list[str]],
+    predictions: tuple[Prediction, ...],
+) -> Results:
+    """As a store would give them back: a config is the one that the first run resolved."""
+    resolved = {config.name: config for config in plan.variants}
+    environments = []
+    for trial in reversed(plan.trials):
+        if (trial.folder / CONFIG_FILE).exists():
+            resolved[trial.config.name] = load(trial.folder / CONFIG_FILE)
+        if (trial.folder / ENVIRONMENT_FILE).exists():
+            found = (trial.folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")
+            environments.append(json.loads(found))
+    variants = tuple(
+        Variant(resolved[name], tuple(summaries[name]), tuple(failures[name])) for name in resolved
+    )
+    return Results(plan.study, variants, tuple(reversed(environments)), predictions)
 
 
 def _say(text: str) -> None:

@@ -9,6 +9,8 @@ from harness.errors import UserError
 from harness.measure.summary import Record
 
 FILE_NAME = "predictions.json"
+TAG = "prediction"
+"""What MLflow calls the variant of a run that holds such a file."""
 
 
 class Prediction(Record):

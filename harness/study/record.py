@@ -3,17 +3,19 @@
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pandas as pd
 
 from harness.config import Config
 from harness.measure.redaction import without_password
-from harness.measure.store import connect, open_experiment, sqlite_file, store_uri
+from harness.measure.store import connect, open_experiment, open_store, sqlite_file, store_uri
+from harness.study import prediction
 
 
 def record(config: Config, study: str, frame: pd.DataFrame, artifacts: list[Path]) -> str:
-    """Logs the table and the chart; the id of the experiment they lie in."""
+    """Logs all that was written, the table first; the id of the experiment they lie in."""
     from mlflow.entities import Metric, RunTag
 
     uri = store_uri(config)
@@ -36,6 +38,24 @@ def record(config: Config, study: str, frame: pd.DataFrame, artifacts: list[Path
     )
     for path in artifacts:
         client.log_artifact(run_id, str(path))
+    client.set_terminated(run_id)
+    return experiment_id
+
+
+def record_predictions(config: Config, study: str, path: Path) -> str:
+    """Logs what `write_predictions` wrote, as a run of its own beside those of the study to come;
+    the id of the experiment it lies in."""
+    from mlflow.entities import RunTag
+
+    uri = store_uri(config)
+    client = open_store(uri)
+    experiment_id = open_experiment(client, uri, config.tracking.experiment)
+    run_id = client.create_run(experiment_id, run_name=f"prediction {study}").info.run_id
+    tags = {"study": study, "variant": prediction.TAG}
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(shutil.copy(path, Path(folder) / prediction.FILE_NAME))
+        client.log_artifact(run_id, str(named))
     client.set_terminated(run_id)
     return experiment_id
 

@@ -1,9 +1,13 @@
 """What the runs of a study came to, by variant, and what they are measured against."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from harness.config import Config
+from harness.errors import UserError
 from harness.measure.summary import RunSummary
+from harness.study.prediction import Prediction
 
 LEEWAY = 0.01
 """The target, where none is given, lies so much below the baseline's final accuracy."""
@@ -35,8 +39,52 @@ class Target:
     """Where it comes from."""
 
 
-def baseline_of(variants: tuple[Variant, ...]) -> Variant:
-    """The first that is purely data parallel and waits; where none is, the first."""
+@dataclass(frozen=True)
+class Results:
+    """All that a comparison is made from, whether the runs have just ended or lie in MLflow."""
+
+    study: str
+    variants: tuple[Variant, ...]
+    environments: tuple[Mapping[str, Any], ...] = ()
+    """What each run noted of the machines and versions it ran on."""
+    predictions: tuple[Prediction, ...] = ()
+    """Made before the runs."""
+
+    @property
+    def title(self) -> str:
+        places = {(run.ranks, run.nodes) for each in self.variants for run in each.summaries}
+        told = (f"{ranks} ranks on {nodes} nodes" for ranks, nodes in sorted(places))
+        return f"{self.study}: {' and '.join(told)}"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a study is judged by, where not by the rules below."""
+
+    target: float | None = None
+    """Share of the primary validation set."""
+    baseline: str | None = None
+    """A variant's name."""
+
+    def __post_init__(self) -> None:
+        if self.target is not None and not 0 < self.target <= 1:
+            raise UserError(
+                f"--target {self.target:g} is no share of right answers; give e.g. 0.95"
+            )
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raises UserError for a baseline that is none of the variants."""
+        if self.baseline is not None and self.baseline not in names:
+            raise UserError(
+                f"--baseline {self.baseline} is no variant of this study; it has {', '.join(names)}"
+            )
+
+
+def baseline_of(variants: Sequence[Variant], given: str | None = None) -> Variant:
+    """The one given, else the first that is purely data parallel and waits, else the first."""
+    for variant in variants:
+        if variant.name == given:
+            return variant
     for variant in variants:
         config = variant.config
         if config.classifier.layout == "replicated" and config.exchange.kind == "synchronous":

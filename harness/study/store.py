@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -21,8 +21,10 @@ from harness.errors import UserError
 from harness.measure.redaction import without_password
 from harness.measure.store import open_store, sqlite_file
 from harness.measure.summary import FILE_NAME, RunSummary
-from harness.measure.tracking import CONFIG_FILE, METRICS_FILE
-from harness.study.results import Variant
+from harness.measure.tracking import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE
+from harness.study import prediction
+from harness.study.prediction import Prediction, read_predictions
+from harness.study.results import Results, Variant
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -56,6 +58,12 @@ class RecordedRun:
     def seed(self) -> int:
         return self.config.seed
 
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What it noted of machine and versions; empty where it noted nothing."""
+        file = self.folder / ENVIRONMENT_FILE
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
     @cached_property
     def history(self) -> pd.DataFrame:
         """A row per logged window, in order: the metrics by their MLflow names, and `time`, seconds
@@ -81,6 +89,8 @@ class Study:
     experiment: str
     """MLflow experiment they lie in."""
     runs: tuple[RecordedRun, ...]
+    predictions: tuple[Prediction, ...] = ()
+    """Logged with it before it ran, the latest."""
 
     def __getitem__(self, variant: str) -> tuple[RecordedRun, ...]:
         return tuple(run for run in self.runs if run.name == variant)
@@ -90,6 +100,12 @@ class Study:
         """In the order they first ran."""
         names = dict.fromkeys(run.name for run in self.runs)
         return tuple(_variant(self[name]) for name in names)
+
+    @property
+    def results(self) -> Results:
+        """What a comparison is made from."""
+        environments = tuple(each for run in self.runs if (each := run.environment))
+        return Results(self.name, self.variants, environments, self.predictions)
 
 
 def _variant(runs: Sequence[RecordedRun]) -> Variant:
@@ -113,6 +129,7 @@ def read_study(uri: str, name: str, experiment: str | None = None) -> Study:
     if experiment is not None:
         experiments = {key: value for key, value in experiments.items() if value == experiment}
     found = list(_search(client, list(experiments), f"tags.study = '{name}'"))
+    predicted = [run for run in found if run.data.tags.get("variant") == prediction.TAG]
     found = [run for run in found if "seed" in run.data.tags]
     if not found:
         tags = [run.data.tags for run in _search(client, list(experiments), "")]
@@ -127,7 +144,13 @@ def read_study(uri: str, name: str, experiment: str | None = None) -> Study:
         )
     latest = {(run.data.tags["variant"], run.data.tags["seed"]): run for run in found}
     runs = tuple(_recorded(client, run, file) for run in latest.values())
-    return Study(name, uri, places.pop(), runs)
+    predictions = _predictions(client, predicted[-1], file) if predicted else ()
+    return Study(name, uri, places.pop(), runs, predictions)
+
+
+def _predictions(client: "MlflowClient", run: "Run", store: Path | None) -> tuple[Prediction, ...]:
+    file = _artifacts(client, run, store) / prediction.FILE_NAME
+    return read_predictions(file) if file.exists() else ()
 
 
 def _search(client: "MlflowClient", experiments: list[str], query: str) -> Iterator["Run"]:
@@ -165,6 +188,7 @@ def _artifacts(client: "MlflowClient", run: "Run", store: Path | None) -> Path:
     place = Path(tempfile.gettempdir()) / "harness-artifacts" / run.info.run_id
     place.mkdir(parents=True, exist_ok=True)
     names = {each.path for each in client.list_artifacts(run.info.run_id)}
-    for name in names & {CONFIG_FILE, FILE_NAME, METRICS_FILE}:
+    wanted = {CONFIG_FILE, ENVIRONMENT_FILE, FILE_NAME, METRICS_FILE, prediction.FILE_NAME}
+    for name in names & wanted:
         client.download_artifacts(run.info.run_id, name, str(place))
     return place

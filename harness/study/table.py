@@ -7,6 +7,7 @@ from statistics import mean, stdev
 import pandas as pd
 
 from harness.measure.summary import RunSummary
+from harness.study.intervals import mean_interval
 from harness.study.results import PRIMARY, Target, Variant
 
 WAITS = ("slice_wait", "node_wait", "exchange_wait")
@@ -34,8 +35,9 @@ def images_per_step(run: RunSummary) -> float:
 def comparison(
     variants: Sequence[Variant], baseline: Variant, target: Target | None
 ) -> pd.DataFrame:
-    """A row per variant: means over its seeds, and `<column>_sd`, the standard deviation, where
-    there are several. NaN stands for what did not happen."""
+    """A row per variant: means over its seeds, and where there are several `<column>_sd`, the
+    standard deviation, and `<column>_ci`, half of the mean's 95 % interval. NaN stands for what did
+    not happen."""
     sets = _validation_sets(variants)
     rows = [_row(variant, target, sets) for variant in variants]
     frame = pd.DataFrame(rows, index=pd.Index([v.name for v in variants], name="variant"))
@@ -70,6 +72,8 @@ def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[s
         row[name] = mean(found) if found else math.nan
         if len(found) > 1:
             row[f"{name}_sd"] = math.nan if math.isnan(row[name]) else stdev(found)
+            row[f"{name}_ci"] = mean_interval(found).half
+    row["reached"] = sum(_seconds(run, target) > 0 for run in variant.summaries)
     row["runs"] = len(variant.summaries)
     row["failed"] = len(variant.failures)
     return row
@@ -102,17 +106,20 @@ def top1_columns(frame: pd.DataFrame) -> list[str]:
 
 def as_text(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> str:
     """Two blocks of at most 120 columns, and what their words mean."""
-    blocks = [_aligned(cells) for cells in cell_blocks(frame)]
+    blocks = [aligned(cells) for cells in cell_blocks(frame)]
     return "\n\n".join([*blocks, "\n".join(notes(frame, baseline, target))])
 
 
 def as_markdown(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> str:
-    blocks = []
-    for cells in cell_blocks(frame):
-        head, *rows = cells
-        lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
-        blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    blocks = [piped(cells) for cells in cell_blocks(frame)]
     return "\n\n".join([*blocks, "\n".join(f"* {note}" for note in notes(frame, baseline, target))])
+
+
+def piped(cells: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    head, *rows = cells
+    lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def notes(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> list[str]:
@@ -127,9 +134,11 @@ def notes(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> list
         found.append(f"no target accuracy: {baseline.name} learned nothing; give one with --target")
     else:
         set_name = _set_name((top1_columns(frame) or [PRIMARY])[0])
-        found.append(f"target: top-1 of {target.told}, on {set_name}; '-': not reached")
+        found.append(f"target: top-1 of {target.told}, on {set_name}")
+        if (frame["reached"] < frame["runs"]).any():
+            found.append("'1 of 3' to target: so many runs reached it, the others have no time")
     if frame["runs"].max() > 1:
-        found.append("mean \N{PLUS-MINUS SIGN} standard deviation over seeds")
+        found.append("mean \N{PLUS-MINUS SIGN} half of its 95% interval over seeds (Student's t)")
     return found
 
 
@@ -152,7 +161,7 @@ def cell_blocks(frame: pd.DataFrame) -> tuple[list[list[str]], list[list[str]]]:
     }
     accuracy = {f"{_set_name(name)} %": (name, _percent) for name in top1_columns(frame)}
     accuracy |= {
-        "to target s": ("seconds_to_target", _spread(1)),
+        "to target s": ("seconds_to_target", _to_target),
         "ratio": ("speedup_to_target", _plain("{:.2f}x")),
         "training s": ("train_seconds", _spread(1)),
         "images": ("images", _plain("{:,.0f}")),
@@ -187,11 +196,11 @@ def _plain(form: str) -> Cell:
 
 def _spread(digits: int, factor: float = 1.0) -> Cell:
     def cell(row: "pd.Series[float]", name: str) -> str:
-        value, deviation = row[name] * factor, row.get(f"{name}_sd", math.nan) * factor
+        value, half = row[name] * factor, row.get(f"{name}_ci", math.nan) * factor
         if math.isnan(value):
             return "-"
         text = f"{value:.{digits}f}"
-        return text if math.isnan(deviation) else f"{text}\N{PLUS-MINUS SIGN}{deviation:.{digits}f}"
+        return text if math.isnan(half) else f"{text}\N{PLUS-MINUS SIGN}{half:.{digits}f}"
 
     return cell
 
@@ -199,12 +208,18 @@ def _spread(digits: int, factor: float = 1.0) -> Cell:
 _percent = _spread(2, 100.0)
 
 
+def _to_target(row: "pd.Series[float]", name: str) -> str:
+    """No mean of the lucky seeds alone, but in how many it was reached."""
+    missed = math.isnan(row[name]) and row["runs"] > 0
+    return f"{int(row['reached'])} of {int(row['runs'])}" if missed else _spread(1)(row, name)
+
+
 def _runs(row: "pd.Series[float]", name: str) -> str:
     failed = int(row["failed"])
     return f"{int(row[name])}" + (f", {failed} failed" if failed else "")
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     gap = "  " if sum(widths) + 2 * len(widths) <= COLUMNS else " "
     return "\n".join(

@@ -21,11 +21,23 @@ def main(experiment: str, overrides: list[str], folder: Path) -> None:
     if rank == 0:
         folder.mkdir()
         (folder / "config.yaml").write_text(config.to_yaml())
-        fast = 2.0 if config.name == "fast" else 1.0
+        fast = (2.0 if config.name == "fast" else 1.0) + 0.01 * (config.seed - 5)
         speed, seconds = 1000.0 * fast, 10.0 / fast
         run = summary(config.name, seed=config.seed, images_per_second=speed, seconds=seconds)
         run.write(folder)
+        if config.tracking.experiment == "recorded":
+            keep(config, folder)
         print(f"trained {config.name} with seed {config.seed}")
+
+
+def keep(config: Config, folder: Path) -> None:
+    """Records the run as a training does."""
+    from harness.measure.tracking import Tracker
+
+    environment = {"versions": {"torch": "2.13.0"}, "cpu": "a processor", "usable_cores": 2}
+    tracker = Tracker.start(config, folder, environment)
+    tracker.artifact(folder / "summary.json")
+    tracker.finish("FINISHED")
 
 
 def fail(config: Config, rank: int, folder: Path) -> None:

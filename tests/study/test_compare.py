@@ -17,6 +17,7 @@ from harness.errors import UserError
 from harness.measure.store import connect, open_store
 from harness.study import compare as study
 from harness.study.compare import compare, make_plan
+from harness.study.results import Terms
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTS = "localhost:1,127.0.0.1:1"
@@ -71,7 +72,7 @@ def test_seeds_are_the_outer_loop(here: Path) -> None:
     paths = [experiment(here, "fast"), experiment(here, "base")]
     plan = make_plan(paths, ["train.batch_size=16"], 2, HOSTS, 2, "which", None)
     order = [(trial.config.name, trial.config.seed) for trial in plan.trials]
-    assert order == [("fast", 5), ("base", 5), ("fast", 6), ("base", 6)]
+    assert order == [("fast", 5), ("base", 5), ("base", 6), ("fast", 6)]
     assert {trial.config.train.batch_size for trial in plan.trials} == {16}
     assert {trial.config.tracking.study for trial in plan.trials} == {"which"}
     assert len({trial.folder for trial in plan.trials}) == 4
@@ -79,7 +80,7 @@ def test_seeds_are_the_outer_loop(here: Path) -> None:
 
 def test_a_study_from_start_to_end(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     paths = [experiment(here, "fast"), experiment(here, "base")]
-    code = compare(paths, ["train.batch_size=16"], 2, HOSTS, 1, "which", None, None)
+    code = compare(paths, ["train.batch_size=16"], 2, HOSTS, 1, "which", Terms(), None)
     out, err = capfd.readouterr()
     assert code == 0
     told = [line for line in err.splitlines() if line.startswith("trained")]
@@ -100,7 +101,10 @@ def test_a_study_from_start_to_end(here: Path, capfd: pytest.CaptureFixture[str]
     assert one is not None
     (own,) = store.search_runs([one.experiment_id], "tags.variant = 'comparison'")
     names = {file.path for file in store.list_artifacts(own.info.run_id)}
-    assert names == {"comparison.md", "comparison.csv", "comparison.png"}
+    tables = {"comparison.md", "comparison.csv", "comparison.png"}
+    assert names == tables | {"verdict.csv", "report.html"}
+    assert "First by time to 89.00%: fast (15.0 s), 2.00 times sooner than the next, base" in out
+    assert "one seed cannot tell whether that is chance" in " ".join(out.split())
 
     lines = out.splitlines()
     assert any(line.startswith("fast ") and "2.00x" in line for line in lines)
@@ -113,7 +117,7 @@ def test_a_run_that_crashes_does_not_take_the_others_along(
     here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     paths = [experiment(here, name) for name in ("crashes", "base")]
-    code = compare(paths, [], 2, HOSTS, 1, "which", 0.85, None)
+    code = compare(paths, [], 2, HOSTS, 1, "which", Terms(0.85), None)
     out, err = capfd.readouterr()
     assert code == 1
     assert "ValueError: the cause" in err
@@ -129,7 +133,7 @@ def test_a_users_mistake_in_a_run_ends_the_study_with_its_one_line(
     here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     paths = [experiment(here, name) for name in ("mistaken", "base")]
-    assert compare(paths, [], 2, HOSTS, 1, "which", None, here / "place") == 2
+    assert compare(paths, [], 2, HOSTS, 1, "which", Terms(), here / "place") == 2
     err = capfd.readouterr().err
     assert err.count("harness: data.root is missing; give a folder") == 1
     assert "Traceback" not in err
@@ -140,10 +144,11 @@ COMPARE = """
 import sys
 from pathlib import Path
 from harness.study import compare as study
+from harness.study.results import Terms
 from tests.study.test_compare import HOSTS, fake_command
 study.train_command = fake_command
 paths = [Path(path) for path in sys.argv[1:]]
-sys.exit(study.compare(paths, [], 2, HOSTS, 1, "which", None, Path("place")))
+sys.exit(study.compare(paths, [], 2, HOSTS, 1, "which", Terms(), Path("place")))
 """
 
 
@@ -204,13 +209,13 @@ def test_what_could_not_run_or_compare_is_told_before_the_first_start(
         folder.mkdir()
         paths.append(experiment(folder, name, more if number == last else ""))
     with pytest.raises(UserError, match=told):
-        compare(paths, [], np, hosts, 1, None, None, tmp_path / "place")
+        compare(paths, [], np, hosts, 1, None, Terms(), tmp_path / "place")
     assert not (tmp_path / "place").exists()
 
 
-def test_a_target_is_a_share(tmp_path: Path) -> None:
+def test_a_target_is_a_share() -> None:
     with pytest.raises(UserError, match="--target 95 is no share"):
-        compare([experiment(tmp_path, "base")], [], 1, None, 1, None, 95.0, tmp_path)
+        Terms(95.0)
 
 
 def test_a_difference_in_images_is_told_but_runs(

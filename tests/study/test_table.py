@@ -93,8 +93,12 @@ def test_seeds_are_averaged_and_one_that_missed_the_target_is_not_left_out() -> 
     assert row["runs"] == 2
     assert math.isnan(frame.loc["hybrid_async", "seconds_to_target"])
     text = as_text(frame, both, target)
-    assert "1100\N{PLUS-MINUS SIGN}141" in text
-    assert "91.00\N{PLUS-MINUS SIGN}1.41" in text
+    quantile = 12.7062  # Student's t for 95 %, of two values; divided by the root of 2
+    assert row["images_per_second_ci"] == pytest.approx(quantile * 100, rel=1e-5)
+    assert "1100\N{PLUS-MINUS SIGN}1271" in text
+    assert "91.00\N{PLUS-MINUS SIGN}12.71" in text
+    missed = next(line for line in text.split("\n\n")[1].splitlines() if "hybrid_async" in line)
+    assert " 1 of 2 " in missed
 
 
 def test_a_failed_variant_is_shown_as_failed() -> None:

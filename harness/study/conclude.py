@@ -1,0 +1,99 @@
+"""From the results of a study to all that a comparison leaves: table, verdict, chart, report."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from harness.config import Config
+from harness.study.chart import draw
+from harness.study.record import record, way_to_see
+from harness.study.report import write_report
+from harness.study.results import Results, Target, Terms, Variant, baseline_of, target_of
+from harness.study.scoring import NOTE, score_cells, scores
+from harness.study.sentences import as_paragraphs, meaning, sentences
+from harness.study.table import aligned, as_markdown, as_text, comparison, piped
+from harness.study.verdict import Verdict, judge
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """A study's numbers and what they say."""
+
+    results: Results
+    baseline: Variant
+    target: Target | None
+    frame: pd.DataFrame
+    verdict: Verdict
+    scored: pd.DataFrame | None
+    """Predicted beside measured; None where nothing was predicted."""
+
+    @classmethod
+    def of(cls, results: Results, terms: Terms) -> "Conclusion":
+        variants = results.variants
+        baseline = baseline_of(variants, terms.baseline)
+        target = target_of(baseline, terms.target)
+        frame = comparison(variants, baseline, target)
+        predicted = results.predictions
+        scored = scores(variants, frame, predicted) if predicted else None
+        return cls(results, baseline, target, frame, judge(variants, baseline, target), scored)
+
+    @property
+    def text(self) -> str:
+        """For a terminal."""
+        parts = [as_text(self.frame, self.baseline, self.target)]
+        if self.scored is not None:
+            parts.append(f"{aligned(score_cells(self.scored))}\n{as_paragraphs([NOTE])}")
+        parts.append(as_paragraphs(sentences(self.verdict)))
+        parts.append(as_paragraphs(meaning(self.verdict)))
+        return "\n\n".join(parts)
+
+    @property
+    def markdown(self) -> str:
+        first, *rivals = sentences(self.verdict)
+        said = [f"**{first}**", "\n".join(f"* {each}" for each in rivals)]
+        parts = [f"# {self.results.title}", *filter(None, said)]
+        parts.append(as_markdown(self.frame, self.baseline, self.target))
+        if self.scored is not None:
+            parts.append(f"{piped(score_cells(self.scored))}\n\n* {NOTE}")
+        parts.append("\n".join(f"* {each}" for each in meaning(self.verdict)))
+        return "\n\n".join(parts) + "\n"
+
+    def write(self, folder: Path) -> list[Path]:
+        """All files, the Markdown first."""
+        kinds = ("md", "csv", "png")
+        table, numbers, chart = (folder / f"comparison.{kind}" for kind in kinds)
+        tests, report, errors = (
+            folder / name for name in ("verdict.csv", "report.html", "predictions.csv")
+        )
+        table.write_text(self.markdown, encoding="utf-8")
+        self.frame.to_csv(numbers)
+        draw(self.results.variants, self.target, self.results.title, chart)
+        self.verdict.frame.to_csv(tests, index=False)
+        write_report(self.results, self.frame, self.verdict, self.scored, report)
+        if self.scored is None:
+            return [table, numbers, chart, tests, report]
+        self.scored.to_csv(errors)
+        return [table, numbers, chart, tests, report, errors]
+
+
+def conclude(results: Results, terms: Terms, folder: Path, store: Config | None) -> None:
+    """Shows the comparison, leaves its files in `folder`, and logs them where `store`, a config
+    with `tracking`, says; None logs nothing."""
+    found = Conclusion.of(results, terms)
+    files = found.write(folder)
+    table, _, chart, _, report = files[:5]
+    print(f"\n{found.text}\n\ntable {table}\nchart {chart}\nreport {report}", flush=True)
+    if store is not None and store.tracking.enabled:
+        _log(store, results.study, found.frame, files)
+
+
+def _log(store: Config, study: str, frame: pd.DataFrame, files: list[Path]) -> None:
+    try:
+        experiment_id = record(store, study, frame, files)
+    except Exception as error:  # the table is shown and lies in the folder, whatever MLflow does
+        told = " ".join(str(error).split())[:200]
+        print(f"warning: the comparison is not in MLflow: {told}", file=sys.stderr, flush=True)
+        return
+    print(way_to_see(store, experiment_id), flush=True)

@@ -1,0 +1,57 @@
+"""Takes up a study that lies in MLflow: the same comparison as after its runs, without running."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness.config import Config
+from harness.errors import UserError
+from harness.measure.store import store_uri
+from harness.study.conclude import conclude
+from harness.study.prediction import Prediction
+from harness.study.results import Terms
+from harness.study.store import read_study
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a recorded study lies."""
+
+    study: str
+    uri: str | None = None
+    """None: MLFLOW_TRACKING_URI, else the SQLite file mlflow.db here."""
+    experiment: str | None = None
+    """None: the only one that holds the study."""
+
+
+def take_up(
+    source: Source,
+    terms: Terms,
+    predictions: tuple[Prediction, ...],
+    folder: Path | None,
+    recorded: bool,
+) -> int:
+    """The exit code. `predictions` stand instead of the study's own; `recorded`: MLflow gets the
+    comparison too. Raises UserError for a study that cannot be read."""
+    asked = _tracked(source.uri, source.experiment)
+    study = read_study(store_uri(asked), source.study, source.experiment)
+    results = study.results
+    if predictions:
+        results = replace(results, predictions=predictions)
+    terms.check([variant.name for variant in results.variants])
+    if not any(variant.summaries for variant in results.variants):
+        raise UserError(f"no run of the study {source.study} ended well; there is nothing to show")
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    place = (folder or Path("runs") / source.study / f"{now}-again").absolute()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {place}: {error.strerror}; give another --folder") from error
+    conclude(results, terms, place, _tracked(source.uri, study.experiment) if recorded else None)
+    return 0
+
+
+def _tracked(uri: str | None, experiment: str | None) -> Config:
+    """A config of nothing but the place of its records."""
+    tracking = {"uri": uri, "experiment": experiment or "harness"}
+    return Config.model_validate({"tracking": tracking, "train": {"steps": 1}})
