@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -122,7 +123,7 @@ class _Network:
         self._images, _ = next(self._batches)
         self._seconds: list[float] = []
 
-    def measured(self) -> dict[str, object]:
+    def measured(self) -> dict[str, Any]:
         world, batch = self._world, self._config.train.batch_size
         images = timed(world, lambda: next(self._batches), batch, SECONDS)
         operations = self._operations(0).backbone
@@ -139,9 +140,7 @@ class _Network:
     def _operations(self, classes: int):  # type: ignore[no-untyped-def]
         data, batch = self._config.data, self._config.train.batch_size
         channels = self._images.shape[1]
-        return micro_batch_flops(
-            self.backbone, channels, data.image_size, batch, batch, classes
-        )
+        return micro_batch_flops(self.backbone, channels, data.image_size, batch, batch, classes)
 
     def _backbone_pass(self) -> None:
         began = now(self._world)
@@ -177,7 +176,9 @@ class _Network:
     def _classifier(self, classes: int) -> Point:
         world, config = self._world, self._config
         batch, features = config.train.batch_size, self.backbone.features
-        alone = Group((world.topology.rank,), world.topology.rank, 1, None, world.meters, "other")
+        alone = Group(
+            (world.topology.rank,), world.topology.rank, 1, None, world.meters, Phase.OTHER
+        )
         classifier = SlicedClassifier(features, classes, config.classifier, alone, config.seed)
         classifier.to(world.device)
         given = torch.randn(batch, features, device=world.device, requires_grad=True)
@@ -207,9 +208,7 @@ def _alone(config: Config) -> Config:
     )
 
 
-def _window(
-    config: Config, dataset: Dataset, links: Links, folder: Path
-) -> dict[str, object]:
+def _window(config: Config, dataset: Dataset, links: Links, folder: Path) -> dict[str, Any]:
     """A window of `_alone`, as training runs it, and its phases."""
     clock = _KeepingClock(CardTimeline() if links.device.type == "cuda" else HostTimeline())
     own = replace(links, meters=Meters(clock, Traffic()))
@@ -279,12 +278,10 @@ def _encoding(name: str, world: World) -> Point:
     mean = torch.empty_like(part)
     carrier = _Nowhere(max(2, world.topology.nodes))
     wire = Feedback(make_wire(name, len(part), 1, part, carrier, name), len(part), like=part)
-    return timed(
-        world, lambda: wire.launch(part, 0).mean(into=mean), ENCODED_ELEMENTS, SECONDS
-    )
+    return timed(world, lambda: wire.launch(part, 0).mean(into=mean), ENCODED_ELEMENTS, SECONDS)
 
 
-def _transfers(world: World) -> dict[str, tuple[Point, ...]]:
+def _transfers(world: World) -> dict[str, Any]:
     node, everyone, peers = world.node, world.everyone, world.peers
     nobody = Point(size=0, seconds=0, cpu_seconds=0)
 
@@ -350,9 +347,7 @@ def _transfers(world: World) -> dict[str, tuple[Point, ...]]:
         "flat": flats,
         "flat_after_rest": points(most, flat, REST_SECONDS) or (nobody,),
         "peers": points(PEERS_BYTES, late, OUT_OF_STEP_SECONDS) if between else (nobody,),
-        "under_way": tuple(
-            timed(world, under_way(size), size, SECONDS) for size in UNDER_WAY_BYTES
-        )
+        "under_way": tuple(timed(world, under_way(size), size, SECONDS) for size in UNDER_WAY_BYTES)
         if between
         else (nobody,),
         "shared": points(SHARED_BYTES, chunk),

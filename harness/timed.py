@@ -11,7 +11,7 @@ from harness.parallel.world import World
 
 GOLDEN = 0.618
 """Multiples of it, less their whole part, fall evenly between 0 and 1."""
-BLOCKS = 3
+BLOCKS = 5
 """Medians are of so many blocks of repetitions."""
 
 

@@ -1,4 +1,4 @@
-"""From what a calibration timed to a cluster's figures; and the calibration itself, on its ranks."""
+"""Calibrates on the ranks, and turns what was timed there into a cluster's figures."""
 
 import math
 import sys
@@ -141,9 +141,9 @@ def _in_node(found: Calibration, cluster: Cluster) -> dict[str, object]:
     group, slowdown = found.ranks_per_node, cluster.slowdown
     if group == 1:
         return {"node": Line(bytes_per_second=cluster.memory_bytes_per_second / ENDS)}
-    sent = [point.model_copy(update={"size": point.size * (group - 1)}) for point in found.gather]
+    sent = [_worked_through(found, point, group - 1) for point in found.gather]
     share = 2 * (group - 1) / group
-    both = [point.model_copy(update={"size": point.size * share}) for point in found.shared]
+    both = [_worked_through(found, point, share) for point in found.shared]
     start = max(0.0, both[0].seconds - both[0].size / _rate(both))
     return {
         "node": Line(
@@ -155,6 +155,11 @@ def _in_node(found: Calibration, cluster: Cluster) -> dict[str, object]:
             bytes_per_second=_rate(both) * slowdown,
         ),
     }
+
+
+def _worked_through(found: Calibration, point: Point, times: float) -> Point:
+    """A transfer inside a node, by the bytes that a rank sends: on shared cores it is work."""
+    return point.model_copy(update={"size": point.size * times, "seconds": _worked(found, point)})
 
 
 ENDS = 4
@@ -178,7 +183,9 @@ def _between(found: Calibration) -> dict[str, object]:
         cpu_seconds_per_byte=_cpu_rate(of_link),
     )
     among_peers = 2 * (nodes - 1) / nodes
-    sent = [point.model_copy(update={"size": point.size * among_peers}) for point in found.under_way]
+    sent = [
+        point.model_copy(update={"size": point.size * among_peers}) for point in found.under_way
+    ]
     late = Late(
         start_seconds=max(0.0, found.peers[0].seconds - 2 * (nodes - 1) * step),
         cpu_seconds_per_byte=_cpu_rate(sent),

@@ -16,8 +16,8 @@ processors for c; b is what a port that has rested takes at once:
 and never T < the sum of all w: a port cannot do more. So delay hides at most the compute: speed-up
 <= (T_compute + T_transfer) / max of the two. `world` adds its gathers, blocking, to each m.
 
-Ranks that vary wait for the slowest at each meeting: e(n) standard deviations, the mean largest of n
-normal values. A node's ranks meet in every micro-batch where they share anything but the machine;
+Ranks that vary wait for the slowest at each meeting: e(n) standard deviations, the mean of the
+largest of n normal values. A node's ranks meet in every micro-batch where they share anything but the machine;
 nodes meet in a window where they wait for an exchange. Ranks that share cores do not wait for each
 other: the core does the same work in any order. What varies less over K micro-batches counts by the
 root. Waits of late exchanges for late nodes are the simulator's.
@@ -27,9 +27,10 @@ import math
 from functools import cache
 
 import numpy as np
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from harness.config import Config
+from harness.exchange.pieces import Pace
 from harness.measure.clock import Phase
 from harness.study.cluster import Cluster
 from harness.study.pieces import Pieces, pieces_of
@@ -44,8 +45,23 @@ def predict(
 
     Raises UserError for a config that these ranks cannot run.
     """
-    work = workload_of(config, nodes or cluster.nodes, ranks_per_node or cluster.ranks_per_node)
+    where = nodes or cluster.nodes, ranks_per_node or cluster.ranks_per_node
+    work = workload_of(paced(cluster, config, *where), *where)
     return prediction(work, phases(pieces_of(cluster, work), work))
+
+
+def paced(cluster: Cluster, config: Config, nodes: int, ranks_per_node: int) -> Config:
+    """With `exchange.pieces` picked by the run's own rule, where the config leaves it to that."""
+    exchange = config.exchange
+    if not exchange.most_pieces:
+        return config
+    whole = exchange.model_copy(update={"pieces": 1, "most_pieces": 0})
+    work = workload_of(config.model_copy(update={"exchange": whole}), nodes, ranks_per_node)
+    pieces = pieces_of(cluster, work)
+    compute = pieces.passes * (pieces.micro_batch + pieces.after)
+    pace = Pace(compute_ms=compute * 1e3, transfer_ms=pieces.exchange.seconds * 1e3)
+    picked = {"pieces": pace.pieces(exchange.delay, exchange.most_pieces), "most_pieces": 0}
+    return config.model_copy(update={"exchange": exchange.model_copy(update=picked)})
 
 
 def prediction(work: Workload, phases: dict[Phase, float]) -> Prediction:

@@ -169,7 +169,7 @@ class _Costs:
         )
 
     def node(self) -> float:
-        """On the flat route gradients are zeroed; else averaged by their owners, and values sent."""
+        """Gradients zeroed; on the hierarchical route averaged by their owners, and values sent."""
         work, cluster, group = self._work, self._cluster, self._work.ranks_per_node
         whole = work.shared * work.element_bytes
         if work.route == "flat" or group == 1:
@@ -266,6 +266,4 @@ class _Costs:
 def _across(work: Workload) -> Bytes:
     """Of post-local SGD's average over all ranks: what a ring of them sends across, and inside."""
     per_node = work.ranks_per_node
-    return Bytes(
-        in_node=work.window.cross_node * (per_node - 1), cross_node=work.window.cross_node
-    )
+    return Bytes(in_node=work.window.cross_node * (per_node - 1), cross_node=work.window.cross_node)
