@@ -26,7 +26,6 @@ from harness.data.open import open_dataset
 from harness.errors import SaidByAnotherRank, UserError
 from harness.exchange.compression import make_wire
 from harness.exchange.flat import Flat
-from harness.exchange.parts import Chunk
 from harness.exchange.wire import Feedback
 from harness.ledger import Unheard
 from harness.measure.calibration import Calibration, Point
@@ -61,7 +60,6 @@ IN_NODE_BYTES = (16_384, 262_144, 2_097_152)
 FLAT_BYTES = (32_768, 1_048_576, 4_194_304)
 """Up to `exchange.bucket_mb`'s default: what the baseline sends in one piece."""
 PEERS_BYTES = (32_768, 524_288, 2_097_152)
-SHARED_BYTES = (1_048_576, 8_388_608)
 UNDER_WAY_BYTES = (32_768, 1_048_576)
 UNDER_WAY_SECONDS = 0.2
 REST_SECONDS = 0.3
@@ -100,7 +98,6 @@ def measure(config: Config, links: Links, folder: Path) -> Calibration:
         product_flop_per_second=_mean(world, speed),
         **network.measured(),
         optimizer=(_optimizer(config, world),),
-        passes=(_pass(world),),
         encode={name: (_encoding(name, world),) for name in ("fp16", "int8", "int4")},
         **_transfers(world),
         **_window(config, dataset, links, folder),
@@ -223,7 +220,7 @@ def _window(config: Config, dataset: Dataset, links: Links, folder: Path) -> dic
         world,
         lambda: trainer.run_window(next(windows), batches, Unheard()),
         config.train.batch_size,
-        4 * SECONDS,
+        8 * SECONDS,
     )
     batches.close()
     spent = {
@@ -251,11 +248,6 @@ def _optimizer(config: Config, world: World) -> Point:
     flat = Flat([parameter], 1, parameter.detach())
     optimizer = make_optimizer(config.optimizer, [flat])
     return timed(world, optimizer.step, 4.0 * OPTIMIZER_ELEMENTS, SECONDS)
-
-
-def _pass(world: World) -> Point:
-    tensor = torch.zeros(OPTIMIZER_ELEMENTS, device=world.device)
-    return timed(world, tensor.zero_, 4.0 * OPTIMIZER_ELEMENTS, SECONDS)
 
 
 class _Nowhere:
@@ -303,10 +295,6 @@ def _transfers(world: World) -> dict[str, Any]:
         into = block.new_empty(len(block) * node.size)
         return lambda: node.launch_all_gather(block, into).wait()
 
-    def scatter(size: int) -> Callable[[], object]:
-        blocks = _floats(size * node.size, world.device)
-        return lambda: node.launch_reduce_scatter(blocks).wait()
-
     def flat(size: int) -> Callable[[], object]:
         buffer = _floats(size, world.device)
         return lambda: everyone.launch_sum(buffer).wait()
@@ -326,31 +314,17 @@ def _transfers(world: World) -> dict[str, Any]:
 
         return one
 
-    def chunk(size: int) -> Callable[[], object]:
-        parameter = torch.nn.Parameter(torch.zeros(1, size // 4, device=world.device))
-        flat = Flat([parameter], node.size, parameter.detach(), node.index)
-        own = Chunk(flat, node)
-
-        def one() -> None:
-            flat.grads.zero_()
-            own.average_gradients()
-            own.spread_values()
-
-        return one
-
     inside, between = node.size > 1, peers.size > 1
     flats = points(FLAT_BYTES, flat, least=BACK_TO_BACK) if everyone.size > 1 else (nobody,)
     most = [int(flats[-1].size)] if between else []
     return {
         "gather": points(IN_NODE_BYTES, gather) if inside else (nobody,),
-        "scatter": points(IN_NODE_BYTES, scatter) if inside else (nobody,),
         "flat": flats,
         "flat_after_rest": points(most, flat, REST_SECONDS) or (nobody,),
         "peers": points(PEERS_BYTES, late, OUT_OF_STEP_SECONDS) if between else (nobody,),
         "under_way": tuple(timed(world, under_way(size), size, SECONDS) for size in UNDER_WAY_BYTES)
         if between
         else (nobody,),
-        "shared": points(SHARED_BYTES, chunk),
     }
 
 

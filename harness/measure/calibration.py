@@ -55,14 +55,10 @@ class Calibration(Record):
     """Step, by bytes of parameters."""
     images: tuple[Point, ...]
     """Reading and augmenting a micro-batch, by images."""
-    passes: tuple[Point, ...]
-    """Filling a tensor, by bytes."""
     encode: dict[str, tuple[Point, ...]]
     """Packing and unpacking for the wire, by elements."""
     gather: tuple[Point, ...]
-    """In the node: all-gather, by bytes that a rank sends."""
-    scatter: tuple[Point, ...]
-    """In the node: reduce-scatter with its sums, by bytes that a rank sends."""
+    """In the node: all-gather, by bytes of a rank's block."""
     flat: tuple[Point, ...]
     """All ranks: all-reduce through torch, by bytes of the buffer, one after the other."""
     flat_after_rest: tuple[Point, ...]
@@ -71,8 +67,6 @@ class Calibration(Record):
     """Each local rank with its peers: all-reduce through Horovod, by bytes of the buffer."""
     under_way: tuple[Point, ...]
     """The same, launched, and waited for when it is long done: what it takes of the processor."""
-    shared: tuple[Point, ...]
-    """In the node: gradients zeroed, averaged by their owners, values sent out; by bytes."""
     window: Point
     """A window of nodes that do not meet, classes sliced over the node, as training runs it."""
     window_phases: dict[str, float]
