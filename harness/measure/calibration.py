@@ -33,8 +33,6 @@ class Calibration(Record):
     device: str
     memory_bytes: int
     """That a rank can have: a card's, or a node's divided by its ranks."""
-    cycle_seconds: float
-    """Of Horovod."""
     commit: str | None
     measured_at: str
     """Date and time, UTC."""
@@ -48,7 +46,7 @@ class Calibration(Record):
     backbone_alone_seconds: float
     """The same while the other ranks rest."""
     backbone_variation: float
-    """Standard deviation of a micro-batch's time by its mean."""
+    """Standard deviation of a micro-batch's time by its mean, from its quartiles."""
     classifier: tuple[Point, ...]
     """Logits, loss and their backward pass, by operations."""
     optimizer: tuple[Point, ...]
@@ -70,7 +68,7 @@ class Calibration(Record):
     window: Point
     """A window of nodes that do not meet, classes sliced over the node, as training runs it."""
     window_phases: dict[str, float]
-    """Of it, seconds, medians."""
+    """Of it, seconds, means."""
 
 
 def read_calibration(path: Path) -> Calibration:

@@ -25,9 +25,11 @@ class CalibrationFailed(Exception):
 
 
 def calibrate(
-    experiment: Path, overrides: Sequence[str], ranks: int, hosts: str | None
+    experiment: Path, overrides: Sequence[str], ranks: int, hosts: str | None, seconds: float
 ) -> Calibration:
     """Runs `harness.calibrate` on so many ranks (0: one for every slot) by horovodrun.
+
+    `seconds`: for each of some 20 timings.
 
     Raises UserError for a wrong config or hosts, CalibrationFailed where ranks fail.
     """
@@ -36,7 +38,8 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="harness-plan-") as folder:
         output, log = Path(folder) / "calibration.json", Path(folder) / "log.txt"
         command = [sys.executable, "-m", "harness.calibrate", str(experiment), *overrides]
-        outcome = launch([*command, "--output", str(output)], max(1, ranks), hosts, log)
+        command += ["--output", str(output), "--seconds", f"{seconds:g}"]
+        outcome = launch(command, max(1, ranks), hosts, log)
         if outcome.exit_code == 2:
             raise UserError(outcome.reason.removeprefix("harness: "))
         if outcome.exit_code:

@@ -6,11 +6,11 @@ thread for c; b is what a port that has rested takes at once:
 
     synchronous, hierarchical   T = K m + a + e + s + max(w - b, c)
     synchronous, flat           buckets go out when their gradients have come, one after the other:
-                                end_i = max(end_(i-1), ready_i) + s + max(w_i - b_i, c_i),
+                                end_i = max(end_(i-1), ready_i + s) + max(w_i - b_i, c_i),
                                 T = max(K m, end_n) + a + e
     delay d                     C = K m + a + e + c'       c' where threads take the ranks' cores
-                                T = max(C, w, (C + s + max(w - b, c)) / (d + 1))
-    averaging, delay d          T = max(C, w, (s + max(w - b, c)) / d)     it lands, then launches
+                                T = max(C, w, c, (C + s + max(w - b, c)) / (d + 1))
+    averaging, delay d          T = max(C, w, c, (s + max(w - b, c)) / d)  it lands, then launches
     isolated                    T = K m + a
     averaging, isolated         a after each of the K micro-batches
 
@@ -114,9 +114,10 @@ def exposed(pieces: Pieces, busy: float) -> float:
     wire = exchange.wire + sum(each.transfer.wire for each in pieces.buckets)
     wire += pieces.passes * sum(each.wire for each in pieces.gathers)
     if pieces.delay and pieces.lands_first:
-        window = max(busy, wire, exchange.seconds / pieces.delay)
+        window = max(busy, wire, exchange.own, exchange.seconds / pieces.delay)
     elif pieces.delay:
-        window = max(busy, wire, (busy + exchange.seconds) / (pieces.delay + 1))
+        together = (busy + exchange.seconds) / (pieces.delay + 1)
+        window = max(busy, wire, exchange.own, together)
     else:
         window = max(busy + exchange.seconds + _past_backward(pieces), wire)
     return window - busy
@@ -124,26 +125,28 @@ def exposed(pieces: Pieces, busy: float) -> float:
 
 def _past_backward(pieces: Pieces) -> float:
     """How long the last bucket is under way when the backward pass has ended."""
-    port = Port()
-    end = start = -pieces.backbone_backward
+    port, end = Port(), 0.0
     for launch in pieces.buckets:
-        ready = start + launch.arrival * pieces.backbone_backward
         transfer = launch.transfer
-        begun = max(end, ready) + transfer.start
-        end = port.sent(begun, transfer.wire, transfer.own, transfer.burst)
-    return max(0.0, end) if pieces.buckets else 0.0
+        begun = (launch.arrival - 1) * pieces.backbone_backward + transfer.start
+        end = max(end, port.sent(begun, transfer.wire, transfer.own, transfer.burst))
+    return end
 
 
 class Port:
-    """A node's way out: carries at a lasting rate, and at once what it saved up while it rested."""
+    """A node's way out: carries at a lasting rate, and at once what it saved up while it rested.
+
+    The threads that send do one transfer after the other.
+    """
 
     def __init__(self) -> None:
-        self._free = -math.inf
+        self._free = self._threads_free = -math.inf
 
     def sent(self, at: float, wire: float, own: float, burst: float) -> float:
-        """When a transfer that begins now has gone through. Calls are in order of time."""
+        """When a transfer that begins now has gone through."""
         self._free = max(self._free, at - burst) + wire
-        return max(at + own, self._free)
+        self._threads_free = max(self._threads_free, at) + own
+        return max(self._threads_free, self._free)
 
 
 class _Meetings:

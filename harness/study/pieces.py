@@ -212,9 +212,8 @@ class _Costs:
         if work.nodes == 1:
             return self._buckets_in_node(ranks)
         if exchange.kind == "ddp_powersgd":
-            total = work.window * (1 / POWER_SGD_COLLECTIVES)
-            each = Launch(1.0, self._flat(total, 2 * (ranks - 1)))
-            return (each,) * POWER_SGD_COLLECTIVES
+            steps = POWER_SGD_COLLECTIVES * 2 * (ranks - 1)
+            return (Launch(1.0, self._flat(work.window, steps)),)
         if exchange.kind == "ddp_post_local_sgd":
             return (Launch(1.0, self._flat(_across(work), 2 * (ranks - 1))),)
         elements = sum(bucket.elements for bucket in work.buckets)

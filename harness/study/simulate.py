@@ -16,7 +16,7 @@ import simpy
 
 from harness.study.cluster import Cluster, Stalls
 from harness.study.cost_model import Port
-from harness.study.pieces import Launch, Pieces, Transfer, pieces_of
+from harness.study.pieces import Pieces, Transfer, pieces_of
 from harness.study.workload import Workload
 
 Noise = Literal["normal", "exponential"]
@@ -237,18 +237,18 @@ class _Node:
         pieces = self._pieces
         overlapped = min(seconds, pieces.backbone_backward)
         yield from self._work(seconds - overlapped)
-        buckets = self._environment.process(self._buckets(window, overlapped))
+        buckets = [
+            self._environment.process(self._bucket(window, number, overlapped))
+            for number in range(len(pieces.buckets))
+        ]
         yield from self._work(overlapped)
-        yield from self._wait(buckets)
+        yield from self._wait(self._environment.all_of(buckets))
 
-    def _buckets(self, window: int, backward: float) -> Steps:
+    def _bucket(self, window: int, number: int, backward: float) -> Steps:
+        launch = self._pieces.buckets[number]
         began = self._environment.now
-        for number, launch in enumerate(self._pieces.buckets):
-            yield from self._until(self._ready(began, launch, backward))
-            yield self._network.arrive(("bucket", window, number), launch.transfer)
-
-    def _ready(self, began: float, launch: Launch, backward: float) -> float:
-        return self._speed.ends(began, launch.arrival * backward)
+        yield from self._until(self._speed.ends(began, launch.arrival * backward))
+        yield self._network.arrive(("bucket", window, number), launch.transfer)
 
     def _until(self, moment: float) -> Steps:
         yield self._environment.timeout(max(0.0, moment - self._environment.now))

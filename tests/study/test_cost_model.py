@@ -88,6 +88,14 @@ def test_buckets_go_out_during_the_backward_pass_one_after_the_other() -> None:
     assert window(replace(PLAIN, buckets=first_is_long)) == pytest.approx(BUSY + 1.0)
 
 
+def test_a_bucket_is_agreed_on_while_the_one_before_is_sent() -> None:
+    buckets = (
+        Launch(0.0, Transfer(start=0.25, wire=2.0)),
+        Launch(1.0, Transfer(start=0.25, wire=0.5)),
+    )
+    assert window(replace(PLAIN, buckets=buckets)) == pytest.approx(BUSY + 1.25)
+
+
 def test_gathers_between_nodes_block_every_micro_batch() -> None:
     given = replace(PLAIN, gathers=(Transfer(start=0.25, wire=0.5), Transfer(wire=0.5)))
     assert window(given) == pytest.approx(BUSY + 2 * 1.25)
@@ -230,6 +238,7 @@ def test_a_port_saves_up_no_more_than_its_burst() -> None:
     assert port.sent(102.0, wire=3.0, own=0.0, burst=1.0) == 105.0
     assert port.sent(105.5, wire=0.2, own=0.0, burst=1.0) == 105.5
     assert port.sent(105.5, wire=0.0, own=2.0, burst=1.0) == 107.5
+    assert port.sent(106.0, wire=0.0, own=2.0, burst=1.0) == 109.5
 
 
 def test_pieces_are_picked_as_a_run_picks_them() -> None:
