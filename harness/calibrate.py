@@ -26,7 +26,6 @@ from harness.data.open import open_dataset
 from harness.errors import SaidByAnotherRank, UserError
 from harness.exchange.compression import make_wire
 from harness.exchange.flat import Flat
-from harness.exchange.parts import Chunk
 from harness.exchange.wire import Feedback
 from harness.ledger import Unheard
 from harness.measure.calibration import Calibration, Point
@@ -52,16 +51,17 @@ from harness.timed import barrier, now, timed
 from harness.trainer import Trainer
 
 SECONDS = 0.6
-"""For each timed operation."""
+"""For each timed operation, unless told otherwise."""
 LONGEST_TRANSFER_SECONDS = 0.5
 """Sizes of transfers between nodes stop where one takes longer."""
+NORMAL_QUARTILES = 1.349
+"""Between the quartiles of normal values, standard deviations: outliers do not count."""
 CLASSES = (512, 4096)
 """Of the two classifiers that are timed."""
 IN_NODE_BYTES = (16_384, 262_144, 2_097_152)
 FLAT_BYTES = (32_768, 1_048_576, 4_194_304)
 """Up to `exchange.bucket_mb`'s default: what the baseline sends in one piece."""
 PEERS_BYTES = (32_768, 524_288, 2_097_152)
-SHARED_BYTES = (1_048_576, 8_388_608)
 UNDER_WAY_BYTES = (32_768, 1_048_576)
 UNDER_WAY_SECONDS = 0.2
 REST_SECONDS = 0.3
@@ -77,13 +77,13 @@ WARM_WINDOWS = 6
 ENDLESS = 1_000_000
 
 
-def measure(config: Config, links: Links, folder: Path) -> Calibration:
-    """Collective over the world; 30 to 60 s."""
+def measure(config: Config, links: Links, folder: Path, seconds: float) -> Calibration:
+    """`seconds` for each timed operation. Collective over the world."""
     dataset = open_dataset(config.data)
     world = links.world("node", user="calibration.")
     topology = world.topology
-    speed = measure_speed(world.device, 3 * SECONDS).flop_per_second
-    network = _Network(config, world, dataset)
+    speed = measure_speed(world.device, 3 * seconds).flop_per_second
+    network = _Network(config, world, dataset, seconds)
     facts = environment()
     return Calibration(
         hosts=tuple(world.hosts()),
@@ -93,25 +93,24 @@ def measure(config: Config, links: Links, folder: Path) -> Calibration:
         threads=torch.get_num_threads(),
         device=_device_name(world.device),
         memory_bytes=_memory_bytes(world),
-        cycle_seconds=float(os.environ.get("HOROVOD_CYCLE_TIME", "1")) / 1e3,
         commit=facts["git_commit"],
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config.flattened(),
         product_flop_per_second=_mean(world, speed),
         **network.measured(),
-        optimizer=(_optimizer(config, world),),
-        passes=(_pass(world),),
-        encode={name: (_encoding(name, world),) for name in ("fp16", "int8", "int4")},
-        **_transfers(world),
-        **_window(config, dataset, links, folder),
+        optimizer=(_optimizer(config, world, seconds),),
+        encode={name: (_encoding(name, world, seconds),) for name in ("fp16", "int8", "int4")},
+        **_transfers(world, seconds),
+        **_window(config, dataset, links, folder, seconds),
     )
 
 
 class _Network:
     """The backbone and two classifiers on one micro-batch of this rank."""
 
-    def __init__(self, config: Config, world: World, dataset: Dataset) -> None:
+    def __init__(self, config: Config, world: World, dataset: Dataset, seconds: float) -> None:
         self._config = config
+        self._seconds_each = seconds
         self._world = world
         data, device = config.data, world.device
         backbone = make_backbone(config.backbone, dataset.channels, data.image_size, config.seed)
@@ -125,10 +124,11 @@ class _Network:
 
     def measured(self) -> dict[str, Any]:
         world, batch = self._world, self._config.train.batch_size
-        images = timed(world, lambda: next(self._batches), batch, SECONDS)
+        images = timed(world, lambda: next(self._batches), batch, self._seconds_each)
         operations = self._operations(0).backbone
-        backbone = timed(world, self._backbone_pass, operations, 3 * SECONDS)
-        variation = statistics.stdev(self._seconds[4:]) / statistics.mean(self._seconds[4:])
+        backbone = timed(world, self._backbone_pass, operations, 3 * self._seconds_each)
+        low, middle, high = statistics.quantiles(self._seconds[4:], n=4)
+        variation = (high - low) / NORMAL_QUARTILES / middle
         return {
             "images": (images,),
             "backbone": (backbone,),
@@ -190,7 +190,7 @@ class _Network:
             loss.backward()
 
         operations = self._operations(classes).classifier
-        return timed(world, one_pass, operations, SECONDS)
+        return timed(world, one_pass, operations, self._seconds_each)
 
 
 def _alone(config: Config) -> Config:
@@ -208,7 +208,9 @@ def _alone(config: Config) -> Config:
     )
 
 
-def _window(config: Config, dataset: Dataset, links: Links, folder: Path) -> dict[str, Any]:
+def _window(
+    config: Config, dataset: Dataset, links: Links, folder: Path, seconds: float
+) -> dict[str, Any]:
     """A window of `_alone`, as training runs it, and its phases."""
     clock = _KeepingClock(CardTimeline() if links.device.type == "cuda" else HostTimeline())
     own = replace(links, meters=Meters(clock, Traffic()))
@@ -223,11 +225,11 @@ def _window(config: Config, dataset: Dataset, links: Links, folder: Path) -> dic
         world,
         lambda: trainer.run_window(next(windows), batches, Unheard()),
         config.train.batch_size,
-        4 * SECONDS,
+        8 * seconds,
     )
     batches.close()
     spent = {
-        phase.value: _mean(world, statistics.median(times[phase] for times in clock.kept)) / 1e3
+        phase.value: _mean(world, statistics.mean(times[phase] for times in clock.kept)) / 1e3
         for phase in Phase
     }
     return {"window": point, "window_phases": spent}
@@ -246,16 +248,11 @@ class _KeepingClock(Clock):
         return times
 
 
-def _optimizer(config: Config, world: World) -> Point:
+def _optimizer(config: Config, world: World, seconds: float) -> Point:
     parameter = torch.nn.Parameter(torch.zeros(1, OPTIMIZER_ELEMENTS, device=world.device))
     flat = Flat([parameter], 1, parameter.detach())
     optimizer = make_optimizer(config.optimizer, [flat])
-    return timed(world, optimizer.step, 4.0 * OPTIMIZER_ELEMENTS, SECONDS)
-
-
-def _pass(world: World) -> Point:
-    tensor = torch.zeros(OPTIMIZER_ELEMENTS, device=world.device)
-    return timed(world, tensor.zero_, 4.0 * OPTIMIZER_ELEMENTS, SECONDS)
+    return timed(world, optimizer.step, 4.0 * OPTIMIZER_ELEMENTS, seconds)
 
 
 class _Nowhere:
@@ -273,15 +270,15 @@ class _Nowhere:
         return None
 
 
-def _encoding(name: str, world: World) -> Point:
+def _encoding(name: str, world: World, seconds: float) -> Point:
     part = torch.randn(ENCODED_ELEMENTS, device=world.device)
     mean = torch.empty_like(part)
     carrier = _Nowhere(max(2, world.topology.nodes))
     wire = Feedback(make_wire(name, len(part), 1, part, carrier, name), len(part), like=part)
-    return timed(world, lambda: wire.launch(part, 0).mean(into=mean), ENCODED_ELEMENTS, SECONDS)
+    return timed(world, lambda: wire.launch(part, 0).mean(into=mean), ENCODED_ELEMENTS, seconds)
 
 
-def _transfers(world: World) -> dict[str, Any]:
+def _transfers(world: World, seconds: float) -> dict[str, Any]:
     node, everyone, peers = world.node, world.everyone, world.peers
     nobody = Point(size=0, seconds=0, cpu_seconds=0)
 
@@ -295,17 +292,13 @@ def _transfers(world: World) -> dict[str, Any]:
         for size in sizes:
             if found and found[-1].seconds * size / found[-1].size > LONGEST_TRANSFER_SECONDS:
                 break
-            found.append(timed(world, make(size), size, SECONDS, rest, least))
+            found.append(timed(world, make(size), size, seconds, rest, least))
         return tuple(found)
 
     def gather(size: int) -> Callable[[], object]:
         block = _floats(size, world.device)
         into = block.new_empty(len(block) * node.size)
         return lambda: node.launch_all_gather(block, into).wait()
-
-    def scatter(size: int) -> Callable[[], object]:
-        blocks = _floats(size * node.size, world.device)
-        return lambda: node.launch_reduce_scatter(blocks).wait()
 
     def flat(size: int) -> Callable[[], object]:
         buffer = _floats(size, world.device)
@@ -326,31 +319,17 @@ def _transfers(world: World) -> dict[str, Any]:
 
         return one
 
-    def chunk(size: int) -> Callable[[], object]:
-        parameter = torch.nn.Parameter(torch.zeros(1, size // 4, device=world.device))
-        flat = Flat([parameter], node.size, parameter.detach(), node.index)
-        own = Chunk(flat, node)
-
-        def one() -> None:
-            flat.grads.zero_()
-            own.average_gradients()
-            own.spread_values()
-
-        return one
-
     inside, between = node.size > 1, peers.size > 1
     flats = points(FLAT_BYTES, flat, least=BACK_TO_BACK) if everyone.size > 1 else (nobody,)
     most = [int(flats[-1].size)] if between else []
     return {
         "gather": points(IN_NODE_BYTES, gather) if inside else (nobody,),
-        "scatter": points(IN_NODE_BYTES, scatter) if inside else (nobody,),
         "flat": flats,
         "flat_after_rest": points(most, flat, REST_SECONDS) or (nobody,),
         "peers": points(PEERS_BYTES, late, OUT_OF_STEP_SECONDS) if between else (nobody,),
-        "under_way": tuple(timed(world, under_way(size), size, SECONDS) for size in UNDER_WAY_BYTES)
+        "under_way": tuple(timed(world, under_way(size), size, seconds) for size in UNDER_WAY_BYTES)
         if between
         else (nobody,),
-        "shared": points(SHARED_BYTES, chunk),
     }
 
 
@@ -396,6 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("experiment", type=Path)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="each timing")
     chosen = parser.parse_args(arguments)
     try:
         config = load(chosen.experiment, chosen.overrides)
@@ -404,7 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with open_links(topology, device, Meters(clock_for(device), Traffic())) as links:
             world = links.world("node")
             torch.set_num_threads(_threads(config, world))
-            found = measure(config, links, Path())
+            found = measure(config, links, Path(), chosen.seconds)
             if world.is_first:
                 chosen.output.write_text(found.model_dump_json(indent=2), encoding="utf-8")
             barrier(world)

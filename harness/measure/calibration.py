@@ -33,8 +33,6 @@ class Calibration(Record):
     device: str
     memory_bytes: int
     """That a rank can have: a card's, or a node's divided by its ranks."""
-    cycle_seconds: float
-    """Of Horovod."""
     commit: str | None
     measured_at: str
     """Date and time, UTC."""
@@ -48,21 +46,17 @@ class Calibration(Record):
     backbone_alone_seconds: float
     """The same while the other ranks rest."""
     backbone_variation: float
-    """Standard deviation of a micro-batch's time by its mean."""
+    """Standard deviation of a micro-batch's time by its mean, from its quartiles."""
     classifier: tuple[Point, ...]
     """Logits, loss and their backward pass, by operations."""
     optimizer: tuple[Point, ...]
     """Step, by bytes of parameters."""
     images: tuple[Point, ...]
     """Reading and augmenting a micro-batch, by images."""
-    passes: tuple[Point, ...]
-    """Filling a tensor, by bytes."""
     encode: dict[str, tuple[Point, ...]]
     """Packing and unpacking for the wire, by elements."""
     gather: tuple[Point, ...]
-    """In the node: all-gather, by bytes that a rank sends."""
-    scatter: tuple[Point, ...]
-    """In the node: reduce-scatter with its sums, by bytes that a rank sends."""
+    """In the node: all-gather, by bytes of a rank's block."""
     flat: tuple[Point, ...]
     """All ranks: all-reduce through torch, by bytes of the buffer, one after the other."""
     flat_after_rest: tuple[Point, ...]
@@ -71,12 +65,10 @@ class Calibration(Record):
     """Each local rank with its peers: all-reduce through Horovod, by bytes of the buffer."""
     under_way: tuple[Point, ...]
     """The same, launched, and waited for when it is long done: what it takes of the processor."""
-    shared: tuple[Point, ...]
-    """In the node: gradients zeroed, averaged by their owners, values sent out; by bytes."""
     window: Point
     """A window of nodes that do not meet, classes sliced over the node, as training runs it."""
     window_phases: dict[str, float]
-    """Of it, seconds, medians."""
+    """Of it, seconds, means."""
 
 
 def read_calibration(path: Path) -> Calibration:

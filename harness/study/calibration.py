@@ -25,9 +25,11 @@ class CalibrationFailed(Exception):
 
 
 def calibrate(
-    experiment: Path, overrides: Sequence[str], ranks: int, hosts: str | None
+    experiment: Path, overrides: Sequence[str], ranks: int, hosts: str | None, seconds: float
 ) -> Calibration:
     """Runs `harness.calibrate` on so many ranks (0: one for every slot) by horovodrun.
+
+    `seconds`: for each of some 20 timings.
 
     Raises UserError for a wrong config or hosts, CalibrationFailed where ranks fail.
     """
@@ -36,7 +38,8 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="harness-plan-") as folder:
         output, log = Path(folder) / "calibration.json", Path(folder) / "log.txt"
         command = [sys.executable, "-m", "harness.calibrate", str(experiment), *overrides]
-        outcome = launch([*command, "--output", str(output)], max(1, ranks), hosts, log)
+        command += ["--output", str(output), "--seconds", f"{seconds:g}"]
+        outcome = launch(command, max(1, ranks), hosts, log)
         if outcome.exit_code == 2:
             raise UserError(outcome.reason.removeprefix("harness: "))
         if outcome.exit_code:
@@ -86,7 +89,7 @@ def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:
         ),
     }
     cluster = shared.model_copy(update=figures)
-    cluster = cluster.model_copy(update=_in_node(found, cluster) | _between(found))
+    cluster = cluster.model_copy(update=_in_node(found, cluster, config) | _between(found))
     return cluster.model_copy(update={"micro_batch_seconds": _overhead(found, cluster, config)})
 
 
@@ -137,23 +140,24 @@ def _sharing_penalty(found: Calibration) -> float:
     return max(0.0, _worked(found, found.backbone[0]) / fair - 1) / math.log2(shared)
 
 
-def _in_node(found: Calibration, cluster: Cluster) -> dict[str, object]:
+def _in_node(found: Calibration, cluster: Cluster, config: Config) -> dict[str, object]:
     group, slowdown = found.ranks_per_node, cluster.slowdown
     if group == 1:
         return {"node": Line(bytes_per_second=cluster.memory_bytes_per_second / ENDS)}
     sent = [_worked_through(found, point, group - 1) for point in found.gather]
-    share = 2 * (group - 1) / group
-    both = [_worked_through(found, point, share) for point in found.shared]
-    start = max(0.0, both[0].seconds - both[0].size / _rate(both))
+    latency = sent[0].seconds / (group - 1) / slowdown
+    work = workload_of(_as_timed(config), found.nodes, group)
+    shared = 2 * (group - 1) / group * work.shared * work.element_bytes
+    # What is between the phases is what is done with gradients on their way.
+    spent = found.window_phases["node_wait"] + found.window_phases["other"]
+    spent *= _worked(found, found.window) / found.window.seconds / slowdown
+    moving = max(0.1 * spent, spent - 2 * (group - 1) * latency)
     return {
         "node": Line(
-            latency_seconds=sent[0].seconds / (group - 1) / slowdown,
+            latency_seconds=latency,
             bytes_per_second=_rate(sent) * slowdown,
         ),
-        "shared": Line(
-            latency_seconds=start / (2 * (group - 1)) / slowdown,
-            bytes_per_second=_rate(both) * slowdown,
-        ),
+        "shared": Line(latency_seconds=latency, bytes_per_second=shared / moving),
     }
 
 

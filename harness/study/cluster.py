@@ -45,6 +45,8 @@ class Late(Figures):
     """From a launch until bytes move: half a cycle and the ranks' agreement on it, s."""
     cpu_seconds_per_byte: float = Field(default=0.0, ge=0)
     """Taken from the ranks' processors per byte that a rank sends, s; 0 where cores are idle."""
+    bytes_per_second: float | None = Field(default=None, gt=0)
+    """That one rank's thread can send and add up in host memory; none: whatever the link can."""
 
 
 class Stalls(Figures):

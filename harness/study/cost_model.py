@@ -1,26 +1,27 @@
 """Predicts a window on a cluster from the pieces it is made of.
 
 With m a micro-batch, K of them in a window, a what follows a step (in the node, the optimizer), e
-the packing, and an exchange that begins after s seconds, fills a port for w and takes its ranks'
-processors for c; b is what a port that has rested takes at once:
+the packing, and an exchange that begins after s seconds, fills a port for w and each rank's
+thread for c; b is what a port that has rested takes at once:
 
     synchronous, hierarchical   T = K m + a + e + s + max(w - b, c)
     synchronous, flat           buckets go out when their gradients have come, one after the other:
-                                end_i = max(end_(i-1), ready_i) + s + max(w_i - b_i, c_i),
+                                end_i = max(end_(i-1), ready_i + s) + max(w_i - b_i, c_i),
                                 T = max(K m, end_n) + a + e
-    delay d                     C = K m + a + e + c        the processors are the ranks' own
-                                T = max(C, w, (s + max(w - b, c)) / d)
+    delay d                     C = K m + a + e + c'       c' where threads take the ranks' cores
+                                T = max(C, w, c, (C + s + max(w - b, c)) / (d + 1))
+    averaging, delay d          T = max(C, w, c, (s + max(w - b, c)) / d)  it lands, then launches
     isolated                    T = K m + a
-    averaging                   as above, with a after each of K micro-batches
+    averaging, isolated         a after each of the K micro-batches
 
 and never T < the sum of all w: a port cannot do more. So delay hides at most the compute: speed-up
 <= (T_compute + T_transfer) / max of the two. `world` adds its gathers, blocking, to each m.
 
 Ranks that vary wait for the slowest at each meeting: e(n) standard deviations, the mean of the
-largest of n normal values. A node's ranks meet in every micro-batch where they share anything but the machine;
-nodes meet in a window where they wait for an exchange. Ranks that share cores do not wait for each
-other: the core does the same work in any order. What varies less over K micro-batches counts by the
-root. Waits of late exchanges for late nodes are the simulator's.
+largest of n normal values. A node's ranks meet in every micro-batch where they share anything but
+the machine; nodes meet in a window where they wait for an exchange. Ranks that share cores do not
+wait for each other: the core does the same work in any order. Over K micro-batches deviations add
+up by their squares. Waits of late exchanges for late nodes are the simulator's.
 """
 
 import math
@@ -112,8 +113,11 @@ def exposed(pieces: Pieces, busy: float) -> float:
     exchange = pieces.exchange
     wire = exchange.wire + sum(each.transfer.wire for each in pieces.buckets)
     wire += pieces.passes * sum(each.wire for each in pieces.gathers)
-    if pieces.delay:
-        window = max(busy, wire, exchange.seconds / pieces.delay)
+    if pieces.delay and pieces.lands_first:
+        window = max(busy, wire, exchange.own, exchange.seconds / pieces.delay)
+    elif pieces.delay:
+        together = (busy + exchange.seconds) / (pieces.delay + 1)
+        window = max(busy, wire, exchange.own, together)
     else:
         window = max(busy + exchange.seconds + _past_backward(pieces), wire)
     return window - busy
@@ -121,26 +125,28 @@ def exposed(pieces: Pieces, busy: float) -> float:
 
 def _past_backward(pieces: Pieces) -> float:
     """How long the last bucket is under way when the backward pass has ended."""
-    port = Port()
-    end = start = -pieces.backbone_backward
+    port, end = Port(), 0.0
     for launch in pieces.buckets:
-        ready = start + launch.arrival * pieces.backbone_backward
         transfer = launch.transfer
-        begun = max(end, ready) + transfer.start
-        end = port.sent(begun, transfer.wire, transfer.cpu, transfer.burst)
-    return max(0.0, end) if pieces.buckets else 0.0
+        begun = (launch.arrival - 1) * pieces.backbone_backward + transfer.start
+        end = max(end, port.sent(begun, transfer.wire, transfer.own, transfer.burst))
+    return end
 
 
 class Port:
-    """A node's way out: carries at a lasting rate, and at once what it saved up while it rested."""
+    """A node's way out: carries at a lasting rate, and at once what it saved up while it rested.
+
+    The threads that send do one transfer after the other.
+    """
 
     def __init__(self) -> None:
-        self._free = -math.inf
+        self._free = self._threads_free = -math.inf
 
-    def sent(self, at: float, wire: float, cpu: float, burst: float) -> float:
-        """When a transfer that begins now has gone through. Calls are in order of time."""
+    def sent(self, at: float, wire: float, own: float, burst: float) -> float:
+        """When a transfer that begins now has gone through."""
         self._free = max(self._free, at - burst) + wire
-        return max(at + cpu, self._free)
+        self._threads_free = max(self._threads_free, at) + own
+        return max(self._threads_free, self._free)
 
 
 class _Meetings:

@@ -1,6 +1,7 @@
 """How long each piece of a window takes on a cluster: what the cost model adds up and the simulator
 lets happen."""
 
+import math
 from dataclasses import dataclass
 
 from harness.measure.traffic import Bytes
@@ -26,15 +27,15 @@ class Transfer:
     """Seconds until bytes move."""
     wire: float = 0.0
     """Seconds of the port, at its lasting rate."""
-    cpu: float = 0.0
-    """Seconds of the ranks' processors while they wait for it."""
+    own: float = 0.0
+    """Seconds that a rank's thread needs for it at least."""
     burst: float = 0.0
     """Of `wire`, what a port that has rested takes at once."""
 
     @property
     def seconds(self) -> float:
         """Through a port that has rested, nothing else under way."""
-        return self.start + max(self.wire - min(self.burst, self.wire), self.cpu)
+        return self.start + max(self.wire - min(self.burst, self.wire), self.own)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Pieces:
     steps: int
     """Of the optimizer in a window."""
     delay: int
+    lands_first: bool
+    """A late exchange waits for the one `delay` windows ago before it launches, not after."""
     data: float
     """Of a micro-batch, as are the next ones."""
     forward: float
@@ -105,13 +108,13 @@ def pieces_of(cluster: Cluster, work: Workload) -> Pieces:
     costs = _Costs(cluster.on(work.nodes, work.ranks_per_node), work)
     forward, backward, backbone_backward = costs.network()
     flat = work.route == "flat"
-    late = work.config.exchange.delay > 0
     exchange = Transfer() if flat else costs.exchange()
     sharing = cluster.cores_per_node is not None
     return Pieces(
         passes=work.passes,
         steps=work.steps,
         delay=work.config.exchange.delay,
+        lands_first=work.config.exchange.kind == "averaging",
         data=costs.slowdown * cluster.image_seconds * work.config.train.batch_size,
         forward=forward,
         backward=backward,
@@ -124,7 +127,7 @@ def pieces_of(cluster: Cluster, work: Workload) -> Pieces:
         encode=costs.encode(),
         buckets=costs.buckets() if flat else (),
         exchange=exchange,
-        disturbance=exchange.cpu if late else 0.0,
+        disturbance=costs.disturbance(),
         jitter=cluster.jitter,
         shares_cores=sharing and cluster.on(work.nodes, work.ranks_per_node).slowdown > 1,
     )
@@ -209,9 +212,8 @@ class _Costs:
         if work.nodes == 1:
             return self._buckets_in_node(ranks)
         if exchange.kind == "ddp_powersgd":
-            total = work.window * (1 / POWER_SGD_COLLECTIVES)
-            each = Launch(1.0, self._flat(total, 2 * (ranks - 1)))
-            return (each,) * POWER_SGD_COLLECTIVES
+            steps = POWER_SGD_COLLECTIVES * 2 * (ranks - 1)
+            return (Launch(1.0, self._flat(work.window, steps)),)
         if exchange.kind == "ddp_post_local_sgd":
             return (Launch(1.0, self._flat(_across(work), 2 * (ranks - 1))),)
         elements = sum(bucket.elements for bucket in work.buckets)
@@ -237,12 +239,19 @@ class _Costs:
         hops = 2 * (work.nodes - 1) * cluster.link.step_seconds
         late = self._exchange.delay > 0
         cpu = cluster.late.cpu_seconds_per_byte if late else cluster.link.cpu_seconds_per_byte
+        thread = work.exchanged / (cluster.late.bytes_per_second or math.inf)
         return Transfer(
             start=cluster.late.start_seconds + hops,
             wire=work.exchanged * work.ranks_per_node / cluster.link.bytes_per_second,
-            cpu=self.slowdown * cpu * work.exchanged,
+            own=max(thread, self.slowdown * cpu * work.exchanged),
             burst=cluster.link.burst_seconds,
         )
+
+    def disturbance(self) -> float:
+        """While a late transfer is under way its thread works on the ranks' cores."""
+        if not self._exchange.delay:
+            return 0.0
+        return self.slowdown * self._cluster.late.cpu_seconds_per_byte * self._work.exchanged
 
     def _flat(self, sent: Bytes, steps: int) -> Transfer:
         """A ring of all ranks; what it sends inside nodes costs their processors too."""
@@ -250,7 +259,7 @@ class _Costs:
         return Transfer(
             start=steps * link.step_seconds,
             wire=sent.cross_node * self._work.ranks_per_node / link.bytes_per_second,
-            cpu=self.slowdown * link.cpu_seconds_per_byte * (sent.cross_node + sent.in_node),
+            own=self.slowdown * link.cpu_seconds_per_byte * (sent.cross_node + sent.in_node),
             burst=link.burst_seconds,
         )
 

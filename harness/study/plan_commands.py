@@ -20,6 +20,7 @@ def add_plan(commands: Any) -> None:
     parser.add_argument("--hosts", "-H", help="measure these now: host:slots,host:slots")
     parser.add_argument("--np", "-np", type=int, default=0, help="ranks to measure with")
     parser.add_argument("--calibrate", type=Path, metavar="OUT.yaml", help="keep what was measured")
+    parser.add_argument("--seconds", type=float, default=0.6, help="for each of the timings")
     parser.add_argument("--nodes", type=int, help="predict for so many machines")
     parser.add_argument("--ranks-per-node", type=int, help="of so many ranks")
     parser.add_argument("--simulate", type=int, default=0, metavar="WINDOWS", help="with jitter")
@@ -80,7 +81,7 @@ def _cluster(parsed: argparse.Namespace, experiment: Path, overrides: list[str])
 def _measured(parsed: argparse.Namespace, experiment: Path, overrides: list[str]) -> "Cluster":
     from harness.study.calibration import calibrate, cluster_from
 
-    found = calibrate(experiment, overrides, parsed.np, parsed.hosts)
+    found = calibrate(experiment, overrides, parsed.np, parsed.hosts, parsed.seconds)
     cluster = cluster_from(found, name=parsed.calibrate.stem if parsed.calibrate else "measured")
     if parsed.calibrate:
         cluster.write(parsed.calibrate)

@@ -16,7 +16,7 @@ import simpy
 
 from harness.study.cluster import Cluster, Stalls
 from harness.study.cost_model import Port
-from harness.study.pieces import Launch, Pieces, Transfer, pieces_of
+from harness.study.pieces import Pieces, Transfer, pieces_of
 from harness.study.workload import Workload
 
 Noise = Literal["normal", "exponential"]
@@ -52,12 +52,12 @@ def simulate(
     for node in nodes:
         environment.process(node.run(windows))
     environment.run()
-    return _steady(nodes, windows, max(1, pieces.delay))
+    return _steady(nodes, windows, pieces.delay + (not pieces.lands_first))
 
 
 def _steady(nodes: list["_Node"], windows: int, period: int) -> Simulation:
     """Whole periods: where a late exchange is the limit, windows take turns in waiting for it."""
-    counted = max(1, windows // 2 // period) * period
+    counted = max(1, windows // 2 // max(1, period)) * max(1, period)
     first = windows - counted
     ends = np.array([[0.0, *node.ends] for node in nodes])
     waits = np.array([node.waits for node in nodes])
@@ -134,30 +134,38 @@ class _Speed:
 
 
 class _Network:
-    """Exchanges in their order, and the port that they go through."""
+    """Exchanges in their order, and the port that they go through.
+
+    Flows share a port: what is waited for does not queue behind a late exchange, but takes its
+    bytes' time away from it.
+    """
 
     def __init__(self, environment: simpy.Environment, pieces: Pieces, nodes: int) -> None:
         self._environment = environment
         self._nodes = nodes
-        self._port = Port()
+        self._port, self._behind = Port(), Port()
         self._exchanges: dict[tuple[object, ...], _Exchange] = {}
         self.pieces = pieces
 
-    def arrive(self, name: tuple[object, ...], transfer: Transfer) -> simpy.Event:
+    def arrive(
+        self, name: tuple[object, ...], transfer: Transfer, late: bool = False
+    ) -> simpy.Event:
         """A node comes to the exchange of this name; the event is its end."""
         if name not in self._exchanges:
             self._exchanges[name] = _Exchange(self._nodes, self._environment.event())
         exchange = self._exchanges[name]
         exchange.missing -= 1
         if not exchange.missing:
-            self._environment.process(self._carry(exchange, transfer))
+            self._environment.process(self._carry(exchange, transfer, late))
             del self._exchanges[name]
         return exchange.ended
 
-    def _carry(self, exchange: "_Exchange", transfer: Transfer) -> Steps:
+    def _carry(self, exchange: "_Exchange", transfer: Transfer, late: bool) -> Steps:
         yield self._environment.timeout(transfer.start)
         now = self._environment.now
-        end = self._port.sent(now, transfer.wire, transfer.cpu, transfer.burst)
+        end = self._behind.sent(now, transfer.wire, transfer.own, transfer.burst)
+        if not late:
+            end = self._port.sent(now, transfer.wire, transfer.own, transfer.burst)
         yield self._environment.timeout(end - now)
         exchange.ended.succeed()
 
@@ -213,28 +221,34 @@ class _Node:
                 yield from self._work(pieces.node + pieces.optimizer)
         yield from self._work(pieces.encode + pieces.disturbance)
         if pieces.exchange.seconds > 0:
-            ended = self._network.arrive(("exchange", window), pieces.exchange)
-            self._under_way.append(ended)
-            if len(self._under_way) > pieces.delay:
-                yield from self._wait(self._under_way.pop(0))
+            yield from self._exchange(window)
+
+    def _exchange(self, window: int) -> Steps:
+        pieces = self._pieces
+        if pieces.lands_first and pieces.delay and len(self._under_way) == pieces.delay:
+            yield from self._wait(self._under_way.pop(0))
+        late = pieces.delay > 0
+        self._under_way.append(self._network.arrive(("exchange", window), pieces.exchange, late))
+        if len(self._under_way) > pieces.delay:
+            yield from self._wait(self._under_way.pop(0))
 
     def _with_buckets(self, window: int, seconds: float) -> Steps:
         """The last micro-batch; its end is not before that of the last bucket."""
         pieces = self._pieces
         overlapped = min(seconds, pieces.backbone_backward)
         yield from self._work(seconds - overlapped)
-        buckets = self._environment.process(self._buckets(window, overlapped))
+        buckets = [
+            self._environment.process(self._bucket(window, number, overlapped))
+            for number in range(len(pieces.buckets))
+        ]
         yield from self._work(overlapped)
-        yield from self._wait(buckets)
+        yield from self._wait(self._environment.all_of(buckets))
 
-    def _buckets(self, window: int, backward: float) -> Steps:
+    def _bucket(self, window: int, number: int, backward: float) -> Steps:
+        launch = self._pieces.buckets[number]
         began = self._environment.now
-        for number, launch in enumerate(self._pieces.buckets):
-            yield from self._until(self._ready(began, launch, backward))
-            yield self._network.arrive(("bucket", window, number), launch.transfer)
-
-    def _ready(self, began: float, launch: Launch, backward: float) -> float:
-        return self._speed.ends(began, launch.arrival * backward)
+        yield from self._until(self._speed.ends(began, launch.arrival * backward))
+        yield self._network.arrive(("bucket", window, number), launch.transfer)
 
     def _until(self, moment: float) -> Steps:
         yield self._environment.timeout(max(0.0, moment - self._environment.now))
