@@ -14,10 +14,11 @@ Launch = Callable[[], Launched]
 def cut(sizes: Sequence[int], limit: float) -> list[list[int]]:
     """Which of the parameters, by number, make up each bucket of `limit` elements or a little more.
 
-    From the last one on, where the backward pass begins.
+    From the first one on. The last bucket has the biases and norms of all layers, and the matrices
+    of the first ones: it goes out when the backward pass ends, and the others before.
     """
     buckets: list[list[int]] = [[]]
-    for number in reversed(range(len(sizes))):
+    for number in range(len(sizes)):
         if sum(sizes[member] for member in buckets[-1]) >= limit:
             buckets.append([])
         buckets[-1].append(number)
@@ -27,8 +28,8 @@ def cut(sizes: Sequence[int], limit: float) -> list[list[int]]:
 class Buckets:
     """Cuts a flat gradient into buckets and launches each when its last gradient has come.
 
-    A gradient has come after `passes` backward passes. Buckets are cut from the end, where the
-    backward pass begins. `carry` says, for each bucket, what launches it.
+    A gradient has come after `passes` backward passes. `carry` says, for each bucket, what launches
+    it.
     """
 
     def __init__(
@@ -46,11 +47,9 @@ class Buckets:
         self._launched: dict[int, Launched] = {}
         parameters = [parameter for parameter, _, _ in flat.spans]
         limit = bucket_bytes / flat.grads.element_size()
-        stop = flat.elements
         for members in cut([parameter.numel() for parameter in parameters], limit):
-            start = flat.spans[members[-1]][1]
+            start, stop = flat.spans[members[0]][1], flat.spans[members[-1]][2]
             self._cut(flat, start, stop, [parameters[member] for member in members])
-            stop = start
 
     def _cut(self, flat: Flat, start: int, stop: int, members: list[nn.Parameter]) -> None:
         bucket = len(self._launches)

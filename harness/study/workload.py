@@ -168,9 +168,9 @@ def _classifier_shapes(config: Config, features: int) -> list[torch.Size]:
 def _buckets(
     config: Config, network: _Network, shapes: Sequence[torch.Size], element: int
 ) -> tuple[Bucket, ...]:
-    """As the flat route cuts them: matrices and filters first, biases and norms behind them."""
+    """As the flat route cuts them: in the order of `Flat`."""
     arrivals = list(network.arrivals) + [0.0] * (len(shapes) - len(network.arrivals))
-    order = sorted(range(len(shapes)), key=lambda number: len(shapes[number]) < 2)
+    order = sorted(reversed(range(len(shapes))), key=lambda number: len(shapes[number]) < 2)
     sizes = [shapes[number].numel() for number in order]
     return tuple(
         Bucket(
