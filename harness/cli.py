@@ -12,6 +12,7 @@ from harness.cluster.lab_commands import add_lab
 from harness.cluster.launch_commands import add_launch
 from harness.errors import SaidByAnotherRank, UserError
 from harness.study.compare_commands import add_compare
+from harness.study.plan_commands import add_plan
 
 SILENT_SECONDS = 10.0
 """How long a rank that says nothing waits for the launcher to end it."""
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--hosts", "-H", help="where: host:slots,host:slots")
     doctor.add_argument("--json", action="store_true", help="one line for a machine to read")
     doctor.set_defaults(command=_doctor)
+    add_plan(commands)
     add_launch(commands)
     add_lab(commands)
     return parser

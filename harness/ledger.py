@@ -185,7 +185,21 @@ def expected_bytes(
     features: int,
     element: int,
 ) -> Bytes:
-    """What a window sends by formula; the counted bytes must equal it.
+    """What a window sends by formula, of `sizes_of`; the counted bytes must equal it."""
+    sizes = sizes_of(config, topology, shared, slices, features, element)
+    route = route_of(config.exchange, config.classifier)
+    return formula(config.classifier.layout, config.exchange.kind, route, sizes)
+
+
+def sizes_of(
+    config: Config,
+    topology: Topology,
+    shared: Sequence[torch.Size],
+    slices: tuple[int, ...],
+    features: int,
+    element: int,
+) -> Sizes:
+    """What the formula needs of a run.
 
     `shared`: shapes of what every rank holds; `slices`: elements of each rank of a node that other
     nodes hold too; `element`: bytes of one.
@@ -199,7 +213,7 @@ def expected_bytes(
             return power_sgd_elements(shared, exchange.matrix_rank) * element
         return sent_bytes(exchange.compression, elements, element, members)
 
-    sizes = Sizes(
+    return Sizes(
         nodes=topology.nodes,
         ranks_per_node=topology.ranks_per_node,
         images_per_rank=config.train.batch_size,
@@ -214,4 +228,3 @@ def expected_bytes(
         label_bytes=8 if element == 8 else 4,
         statistic_bytes=element,
     )
-    return formula(config.classifier.layout, exchange.kind, route, sizes)

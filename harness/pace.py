@@ -1,10 +1,8 @@
 """Picks into how many pieces an averaged model goes, from measured times of this very run."""
 
-import math
 import statistics
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +10,7 @@ import torch
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.exchange.compression import sent_bytes
+from harness.exchange.pieces import Pace
 from harness.ledger import Unheard
 from harness.parallel.world import World
 from harness.trainer import Trainer
@@ -26,23 +25,6 @@ PROBE = {
 }
 """In place of the run's own `train`: nothing is logged, and no run's clock is started."""
 WARM_WINDOWS, TIMED_WINDOWS, TRANSFERS = 4, 6, 3
-SHARE = 0.7
-"""Of the time until it is waited for, that a transfer may take: times vary, links are shared."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """What was measured, the slowest rank's, milliseconds."""
-
-    compute_ms: float
-    """Of a window in which nodes do not meet."""
-    transfer_ms: float
-    """Of all that a rank sends of its part, and waits for."""
-
-    def pieces(self, delay: int, most: int) -> int:
-        """The fewest of which each lands in time."""
-        hidden_ms = SHARE * max(1, delay) * self.compute_ms
-        return min(most, max(1, math.ceil(self.transfer_ms / hidden_ms)))
 
 
 def paced(config: Config, dataset: Dataset, world: World, folder: Path) -> Config:

@@ -12,11 +12,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     "errors config vision parallel.slices seeding "
-    "measure.clock measure.traffic measure.summary measure.redaction measure.outbox",
+    "measure.clock measure.traffic measure.summary measure.redaction measure.outbox "
+    "measure.calibration",
     "parallel model.backbone model.margins data measure.machine measure.tally measure.store",
     "model.sliced_classifier model.network model.flops exchange checkpoint evaluation optimizer "
     "ledger measure.tracking checks",
-    "trainer pace run",
+    "timed trainer pace run calibrate",
     "cluster study",
     "cli __main__",
 ]
@@ -29,6 +30,7 @@ ALLOWED = {
     "mlflow": ("measure.store", "measure.tracking", "study."),
     "pandas": ("study.",),
     "matplotlib": ("study.",),
+    "simpy": ("study.",),
 }
 """Where a package may be imported: it is meant to be replaceable from there."""
 

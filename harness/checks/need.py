@@ -1,10 +1,13 @@
 """How much memory a rank of a run takes, computed from its config alone."""
 
+from dataclasses import dataclass
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from harness.checks.finding import Facts
-from harness.config import Config
+from harness.config import BackboneConfig, Config
 from harness.exchange.exchange import route_of
 from harness.model.backbone import Backbone, make_backbone
 from harness.parallel.slices import padded, slice_of
@@ -57,15 +60,15 @@ def need_of(config: Config, nodes: int, ranks_per_node: int) -> Need:
     """
     data = config.data
     channels = CHANNELS[data.dataset]
-    backbone = make_backbone(config.backbone, channels, data.image_size, config.seed)
+    network = _network(config.backbone, channels, data.image_size)
     element = 8 if config.train.precision == "fp64" else 4
     layout = config.classifier.layout
     owners = {"replicated": 1, "node": ranks_per_node, "world": nodes * ranks_per_node}[layout]
     own_classes = max(slice_of(data.num_classes, owners, k).size for k in range(owners))
     bias = config.classifier.margin == "none"
-    shared = sum(parameter.numel() for parameter in backbone.parameters())
-    sliced = own_classes * (backbone.features + bias)
-    whole = shared + data.num_classes * (backbone.features + bias)
+    shared = network.parameters
+    sliced = own_classes * (network.features + bias)
+    whole = shared + data.num_classes * (network.features + bias)
     if layout == "replicated":
         shared, sliced = shared + sliced, 0
     images = owners * config.train.batch_size
@@ -73,7 +76,8 @@ def need_of(config: Config, nodes: int, ranks_per_node: int) -> Need:
     return Need(
         model=(shared + sliced) * element * (2 + _states(config)),
         exchange=_exchange_elements(config, shared, sliced, nodes, ranks_per_node) * element,
-        activations=_kept_bytes(backbone, config) * element // 4 + logits,
+        activations=network.kept_bytes * config.train.batch_size // COUNTED_IMAGES * element // 4
+        + logits,
         checkpoint=whole * element * (1 + _states(config)),
     )
 
@@ -98,13 +102,32 @@ def _exchange_elements(
     return parts * part + in_node
 
 
-def _kept_bytes(backbone: Backbone, config: Config) -> int:
-    """Bytes in float32 of what autograd keeps of one micro-batch, and the way back beside it.
+@dataclass(frozen=True)
+class _Network:
+    """What a backbone asks for, whatever is done with it."""
 
-    Counted on a few images: all of it grows with their number. torch's meta device would need no
-    memory for this, but seconds to be imported.
+    parameters: int
+    features: int
+    kept_bytes: int
+    """In float32, of COUNTED_IMAGES: what autograd keeps, and the way back beside it."""
+
+
+@cache
+def _network(config: BackboneConfig, channels: int, size: int) -> _Network:
+    backbone = make_backbone(config, channels, size, seed=0)
+    return _Network(
+        parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+        features=backbone.features,
+        kept_bytes=_kept_bytes(backbone, channels, size),
+    )
+
+
+def _kept_bytes(backbone: Backbone, channels: int, size: int) -> int:
+    """Bytes of what autograd keeps of a few images, and the way back beside it.
+
+    All of it grows with their number. torch's meta device would need no memory for this, but
+    seconds to be imported.
     """
-    size, channels = config.data.image_size, CHANNELS[config.data.dataset]
     own = {tensor.untyped_storage().data_ptr() for tensor in backbone.state_dict().values()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -120,5 +143,4 @@ def _kept_bytes(backbone: Backbone, config: Config) -> int:
     ):
         backbone.train()(torch.zeros(COUNTED_IMAGES, channels, size, size))
     found = [storage.nbytes() for storage in kept.values()]
-    few = sum(found) + 2 * max(found, default=0)
-    return few * config.train.batch_size // COUNTED_IMAGES
+    return sum(found) + 2 * max(found, default=0)

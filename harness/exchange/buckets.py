@@ -1,6 +1,6 @@
 """Collectives on pieces of the flat gradient, started while the backward pass still runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -11,11 +11,25 @@ Launch = Callable[[], Launched]
 """Starts one bucket's collective; what comes back can be waited for."""
 
 
+def cut(sizes: Sequence[int], limit: float) -> list[list[int]]:
+    """Which of the parameters, by number, make up each bucket of `limit` elements or a little more.
+
+    From the first one on. The last bucket has the biases and norms of all layers, and the matrices
+    of the first ones: it goes out when the backward pass ends, and the others before.
+    """
+    buckets: list[list[int]] = [[]]
+    for number in range(len(sizes)):
+        if sum(sizes[member] for member in buckets[-1]) >= limit:
+            buckets.append([])
+        buckets[-1].append(number)
+    return [members for members in buckets if members]
+
+
 class Buckets:
     """Cuts a flat gradient into buckets and launches each when its last gradient has come.
 
-    A gradient has come after `passes` backward passes. Buckets are cut from the end, where the
-    backward pass begins. `carry` says, for each bucket, what launches it.
+    A gradient has come after `passes` backward passes. `carry` says, for each bucket, what launches
+    it.
     """
 
     def __init__(
@@ -31,17 +45,11 @@ class Buckets:
         self._awaited: list[int] = []
         self._counts: list[int] = []
         self._launched: dict[int, Launched] = {}
+        parameters = [parameter for parameter, _, _ in flat.spans]
         limit = bucket_bytes / flat.grads.element_size()
-        stop = first = flat.elements
-        members: list[nn.Parameter] = []
-        for parameter, start, _ in reversed(flat.spans):
-            members.append(parameter)
-            first = start
-            if stop - first >= limit:
-                self._cut(flat, first, stop, members)
-                stop, members = first, []
-        if members:
-            self._cut(flat, first, stop, members)
+        for members in cut([parameter.numel() for parameter in parameters], limit):
+            start, stop = flat.spans[members[0]][1], flat.spans[members[-1]][2]
+            self._cut(flat, start, stop, [parameters[member] for member in members])
 
     def _cut(self, flat: Flat, start: int, stop: int, members: list[nn.Parameter]) -> None:
         bucket = len(self._launches)

@@ -92,16 +92,8 @@ def formula(layout: str, kind: str, route: str, sizes: Sizes) -> Bytes:
     nodes, per_node = sizes.nodes, sizes.ranks_per_node
     ranks = nodes * per_node
     window = Bytes()
-    group_ranks, group_nodes = {
-        "replicated": (1, 1),
-        "node": (per_node, 1),
-        "world": (ranks, nodes),
-    }[layout]
-    feature_block = sizes.images_per_rank * sizes.features * sizes.feature_bytes
-    label_block = sizes.images_per_rank * sizes.label_bytes
-    statistic_block = 3 * group_ranks * sizes.images_per_rank * sizes.statistic_bytes
-    for block in (feature_block + label_block, statistic_block, feature_block):
-        window += all_gather_bytes(block, group_ranks, group_nodes) * sizes.passes
+    for gathered in slice_bytes(layout, sizes):
+        window += gathered * sizes.passes
     if kind == "ddp_post_local_sgd":
         exact = sizes.shared * sizes.element_bytes
         in_node = all_reduce_bytes(exact, per_node, 1) * sizes.passes
@@ -117,6 +109,25 @@ def formula(layout: str, kind: str, route: str, sizes: Sizes) -> Bytes:
     if kind != "isolated":
         window += all_reduce_bytes(_part_bytes(sizes, chunk), nodes, nodes)
     return window
+
+
+def slice_bytes(layout: str, sizes: Sizes) -> tuple[Bytes, Bytes, Bytes]:
+    """Bytes a rank sends in its slice group in a micro-batch, one collective after the other:
+    features and labels, statistics of the softmax, the features' gradient."""
+    nodes, per_node = sizes.nodes, sizes.ranks_per_node
+    group_ranks, group_nodes = {
+        "replicated": (1, 1),
+        "node": (per_node, 1),
+        "world": (nodes * per_node, nodes),
+    }[layout]
+    feature_block = sizes.images_per_rank * sizes.features * sizes.feature_bytes
+    label_block = sizes.images_per_rank * sizes.label_bytes
+    statistic_block = 3 * group_ranks * sizes.images_per_rank * sizes.statistic_bytes
+    return (
+        all_gather_bytes(feature_block + label_block, group_ranks, group_nodes),
+        all_gather_bytes(statistic_block, group_ranks, group_nodes),
+        all_gather_bytes(feature_block, group_ranks, group_nodes),
+    )
 
 
 def _part_bytes(sizes: Sizes, chunk: int) -> float:

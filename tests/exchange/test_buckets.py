@@ -102,8 +102,20 @@ def test_the_last_layers_go_out_while_the_first_are_still_to_come() -> None:
     backward(network)
     buckets.finish()
     starts = [start for start, _ in recorder.launched]
-    assert starts == sorted(starts, reverse=True)
+    assert starts == sorted(starts)
     assert sent_by_then[0] >= LAYERS - 2
+
+
+def test_biases_of_the_first_layers_hold_up_no_bucket_but_the_last() -> None:
+    layers = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
+    flat, recorder = Flat(list(layers.parameters()), 1, layers[0].weight), Recorder()
+    buckets = Buckets(flat, LAYER_BYTES, 1, recorder)
+    sent_by_then: list[int] = []
+    layers[0].bias.register_hook(lambda _: sent_by_then.append(len(recorder.launched)))
+    layers(torch.ones(2, WIDTH)).sum().backward()
+    buckets.finish()
+    assert sent_by_then[0] >= LAYERS - 2
+    assert len(recorder.launched) == LAYERS + 2  # five vectors take a bucket and a bit
 
 
 def test_parameters_without_a_gradient_still_go_out_with_the_window() -> None:

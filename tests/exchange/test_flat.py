@@ -56,8 +56,8 @@ def test_values_and_gradients_are_views(shapes: list[tuple[int, ...]], chunks: i
 def test_what_decays_stands_first(shapes: list[tuple[int, ...]]) -> None:
     made = parameters(shapes)
     flat = Flat(made, 1, made[0])
-    matrices = [parameter for parameter in made if parameter.dim() >= 2]
-    vectors = [parameter for parameter in made if parameter.dim() < 2]
+    matrices = [parameter for parameter in reversed(made) if parameter.dim() >= 2]
+    vectors = [parameter for parameter in reversed(made) if parameter.dim() < 2]
     assert [p.numel() for p, _, _ in flat.spans] == [p.numel() for p in matrices + vectors]
     assert flat.decayed.numel() == sum(p.numel() for p in matrices)
     assert flat.undecayed.numel() == sum(p.numel() for p in vectors)

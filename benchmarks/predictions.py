@@ -1,0 +1,238 @@
+"""`harness plan` against the lab: one calibration, then runs that it never saw, and the errors.
+
+`python -m benchmarks.predictions --folder runs/predictions`; needs root. One lab of 2 x 2 ranks is
+calibrated at one rate; other rates, ranks, layouts, exchanges, K, delays, compressions and numbers
+of classes are predicted from it and measured in blocks, as benchmarks.throughput does. `--keep`
+goes on with what a folder already holds.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.lab import LabFailed, in_lab, lab, rates
+from harness.cluster import lab as running_lab
+from harness.config import load
+from harness.measure.calibration import read_calibration
+from harness.measure.machine import environment
+from harness.study.calibration import cluster_from
+from harness.study.cluster import Cluster
+from harness.study.cost_model import predict
+
+CALIBRATED_MBIT = 500
+BASE = "experiments/lab/base.yaml"
+UNSHAPED_BYTES_PER_SECOND = 1e12
+"""The processors are the limit then."""
+FEW = ("--rounds", "4", "--micro-batches", "8", "--untimed", "4")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the base; `exchange` in full."""
+
+    layout: str
+    exchange: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        words = [self.layout, *map(str, self.exchange.values())]
+        return "-".join(word.replace("_", "") for word in words)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One lab, and what runs in it in turn."""
+
+    hosts: int
+    ranks: int
+    """Of a host."""
+    mbit: int | None
+    classes: int
+    variants: tuple[Variant, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.hosts}x{self.ranks}-{self.mbit or 'unshaped'}-{self.classes}"
+
+
+def waits(layout: str, passes: int = 1, compression: str = "none") -> Variant:
+    return Variant(layout, _exchange("synchronous", passes, 0, compression))
+
+
+def late(layout: str, passes: int, delay: int, compression: str = "none") -> Variant:
+    return Variant(layout, _exchange("delayed", passes, delay, compression))
+
+
+def averages(passes: int, pieces: int, compression: str) -> Variant:
+    return Variant("node", _exchange("averaging", passes, 1, compression) | {"pieces": pieces})
+
+
+def _exchange(kind: str, passes: int, delay: int, compression: str) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "backward_passes_per_step": passes,
+        "delay": delay,
+        "compression": compression,
+    }
+
+
+SETTINGS = (
+    Setting(
+        2, 2, 100, 1000, (waits("replicated"), late("node", 1, 1, "int8"), averages(2, 2, "int8"))
+    ),
+    Setting(
+        2, 2, 200, 3755, (waits("node", 1, "fp16"), waits("world"), late("node", 2, 1, "fp16"))
+    ),
+    Setting(
+        2, 2, 1000, 3755, (waits("replicated"), waits("replicated", 4, "fp16"), late("world", 1, 1))
+    ),
+    Setting(2, 2, None, 1000, (waits("replicated"), late("node", 1, 2, "int8"), waits("world"))),
+    Setting(2, 1, 200, 1000, (waits("replicated"), late("node", 1, 1), waits("node", 2, "int8"))),
+    Setting(4, 1, 200, 1000, (waits("replicated", 2), averages(2, 1, "int8"))),
+    Setting(4, 2, 500, 1000, (waits("replicated"), late("node", 2, 1, "int8"))),
+)
+"""22 or so windows each of what no term of the model was fitted to."""
+
+
+def calibrate(folder: Path) -> None:
+    output = folder / "calibration.json"
+    program = [sys.executable, "-m", "harness.calibrate", BASE, "train.threads=1"]
+    with lab(2, 2, f"{CALIBRATED_MBIT}mbit") as hosts:
+        launch = ["launch", "-H", hosts, "--folder", str(folder / "logs"), "--", *program]
+        in_lab([*launch, "--output", str(output)], folder / "calibration.log")
+
+
+def measure(folder: Path, setting: Setting) -> None:
+    experiments = [_write(folder, setting, variant) for variant in setting.variants]
+    rate = "none" if setting.mbit is None else f"{setting.mbit}mbit"
+    arguments = [f"data.num_classes={setting.classes}", *FEW]
+    with lab(setting.hosts, setting.ranks, rate) as hosts:
+        cores = _cores_per_host()
+        rates(folder, setting.name, hosts, experiments, arguments)
+    (folder / f"{setting.name}.cores").write_text(f"{cores}")
+
+
+def _write(folder: Path, setting: Setting, variant: Variant) -> str:
+    values = {
+        "base": str(Path(BASE).absolute()),
+        "name": variant.name,
+        "classifier": {"layout": variant.layout},
+        "exchange": variant.exchange,
+    }
+    path = folder / "experiments" / f"{setting.name}-{variant.name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def _cores_per_host() -> float:
+    """A host's share of the cores that it runs on with others."""
+    hosts = running_lab.running()
+    takers = [core for host in hosts for core in host.cores]
+    return sum(1 / takers.count(core) for core in hosts[0].cores)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """Predicted beside measured, of all settings that were measured."""
+    cluster = cluster_from(read_calibration(folder / "calibration.json"))
+    found = []
+    for setting in SETTINGS:
+        path = folder / f"{setting.name}.json"
+        if not path.exists():
+            continue
+        there = _there(cluster, setting, float((folder / f"{setting.name}.cores").read_text()))
+        by_name = {each["variant"]: each for each in json.loads(path.read_text())}
+        for variant in setting.variants:
+            experiment = _write(folder, setting, variant)
+            config = load(experiment, [f"data.num_classes={setting.classes}"])
+            predicted = predict(there, config)
+            images = predicted.images_per_second * predicted.step_ms
+            measured = by_name[variant.name]
+            step_ms = images / measured["images_per_second"]
+            found.append(
+                {
+                    "setting": setting.name,
+                    "variant": variant.name,
+                    "predicted_ms": predicted.step_ms,
+                    "measured_ms": step_ms,
+                    "error": predicted.step_ms / step_ms - 1,
+                    "predicted_phases_ms": predicted.phases_ms,
+                    "measured_phases_ms": measured["phases_ms"],
+                }
+            )
+    return found
+
+
+def _there(cluster: Cluster, setting: Setting, cores: float) -> Cluster:
+    """The calibrated machines in another lab: other hosts, ranks and rate."""
+    rate = UNSHAPED_BYTES_PER_SECOND
+    if setting.mbit is not None:
+        rate = cluster.link.bytes_per_second * setting.mbit / CALIBRATED_MBIT
+    return (
+        cluster.on(setting.hosts, setting.ranks)
+        .with_rate(rate)
+        .model_copy(update={"cores_per_node": cores})
+    )
+
+
+def page(found: Sequence[dict[str, Any]]) -> str:
+    facts = environment()
+    errors = [abs(row["error"]) for row in found]
+    lines = [
+        "# Predicted and measured",
+        "",
+        f"Commit {facts['git_commit']}{' with changes' if facts['git_dirty'] else ''}; "
+        f"{facts['cpu']}, {facts['cores']} cores. One calibration on 2 x 2 ranks at "
+        f"{CALIBRATED_MBIT} Mbit/s, none of the rows in it. `python -m benchmarks.predictions` "
+        "repeats it.",
+        "",
+        f"**Error of the step time: median {statistics.median(errors):.1%}, worst "
+        f"{max(errors):.1%}, {len(found)} configurations.**",
+        "",
+        "Setting: hosts x ranks - Mbit/s - classes. Variant: layout - exchange - K - delay - sent "
+        "as - pieces.",
+        "",
+        "| setting | variant | predicted, ms | measured, ms | error |",
+        "|:--|:--|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {row['setting']} | {row['variant']} | {row['predicted_ms']:.1f} | "
+        f"{row['measured_ms']:.1f} | {row['error']:+.1%} |"
+        for row in found
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.predictions", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("runs/predictions"))
+    parser.add_argument("--keep", action="store_true", help="measure only what is not there yet")
+    chosen = parser.parse_args()
+    folder = chosen.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if not (chosen.keep and (folder / "calibration.json").exists()):
+            calibrate(folder)
+        for setting in SETTINGS:
+            if not (chosen.keep and (folder / f"{setting.name}.json").exists()):
+                measure(folder, setting)
+    except LabFailed as error:
+        print(f"predictions: {error}", file=sys.stderr)
+        return 1
+    found = rows(folder)
+    (folder / "predictions-table.json").write_text(json.dumps(found, indent=1))
+    text = page(found)
+    (folder / "README.md").write_text(text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

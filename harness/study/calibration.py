@@ -1,0 +1,241 @@
+"""Calibrates on the ranks, and turns what was timed there into a cluster's figures."""
+
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.cluster.hosts import parse_hosts
+from harness.cluster.launch import launch
+from harness.config import Config, ExchangeConfig
+from harness.errors import UserError
+from harness.measure.calibration import Calibration, Point, read_calibration
+from harness.study.cluster import Cluster, Encoding, Late, Line, Link
+from harness.study.cost_model import phases
+from harness.study.pieces import OPTIMIZER_PASSES, pieces_of
+from harness.study.workload import workload_of
+
+SAVED = 0.05
+"""What a rest saves of a transfer, below which a link is said to have no burst."""
+
+
+class CalibrationFailed(Exception):
+    """The ranks did not end well; the message says why."""
+
+
+def calibrate(
+    experiment: Path, overrides: Sequence[str], ranks: int, hosts: str | None, seconds: float
+) -> Calibration:
+    """Runs `harness.calibrate` on so many ranks (0: one for every slot) by horovodrun.
+
+    `seconds`: for each of some 20 timings.
+
+    Raises UserError for a wrong config or hosts, CalibrationFailed where ranks fail.
+    """
+    if hosts and not ranks:
+        ranks = sum(host.slots for host in parse_hosts(hosts, 1))
+    with tempfile.TemporaryDirectory(prefix="harness-plan-") as folder:
+        output, log = Path(folder) / "calibration.json", Path(folder) / "log.txt"
+        command = [sys.executable, "-m", "harness.calibrate", str(experiment), *overrides]
+        command += ["--output", str(output), "--seconds", f"{seconds:g}"]
+        outcome = launch(command, max(1, ranks), hosts, log)
+        if outcome.exit_code == 2:
+            raise UserError(outcome.reason.removeprefix("harness: "))
+        if outcome.exit_code:
+            last = log.read_text(encoding="utf-8")[-2000:]
+            raise CalibrationFailed(f"calibration: {outcome.reason}\n{last}")
+        return read_calibration(output)
+
+
+def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:
+    """Times of a rank by itself: what was measured, less what sharing cores makes of it."""
+    config = Config.model_validate(_nested(found.config))
+    penalty = _sharing_penalty(found)
+    shared = Cluster(
+        name=name,
+        nodes=found.nodes,
+        ranks_per_node=found.ranks_per_node,
+        cores_per_node=found.cores_per_node,
+        sharing_penalty=penalty,
+        product_flop_per_second=1.0,
+        backbone_efficiency=1.0,
+        classifier_efficiency=1.0,
+        memory_bytes=found.memory_bytes,
+        memory_bytes_per_second=1.0,
+        node=Line(bytes_per_second=1.0),
+        link=Link(bytes_per_second=1.0),
+    )
+    slowdown = shared.slowdown
+    timed = _Timed(found, slowdown)
+    classifier, (images,), (optimizer,) = found.classifier[-1], found.images, found.optimizer
+    product = found.product_flop_per_second * slowdown
+    passes = OPTIMIZER_PASSES[config.optimizer.name]
+    in_classifier = classifier.size / timed.alone(classifier)
+    backbone, forward_share = timed.backbone(config, in_classifier)
+    figures = {
+        "product_flop_per_second": product,
+        "backbone_efficiency": min(1.5, backbone / product),
+        "classifier_efficiency": min(1.5, in_classifier / product),
+        "forward_share": forward_share,
+        "image_seconds": timed.alone(images) / images.size,
+        "memory_bytes_per_second": passes * optimizer.size / timed.alone(optimizer),
+        "encode_seconds": Encoding(
+            **{kind: timed.alone(point) / point.size for kind, (point,) in found.encode.items()}
+        ),
+        "jitter": min(1.0, found.backbone_variation),
+        "measured": found.model_dump(
+            mode="json", include={"hosts", "commit", "measured_at", "device", "config"}
+        ),
+    }
+    cluster = shared.model_copy(update=figures)
+    cluster = cluster.model_copy(update=_in_node(found, cluster, config) | _between(found))
+    return cluster.model_copy(update={"micro_batch_seconds": _overhead(found, cluster, config)})
+
+
+class _Timed:
+    """What was timed while ranks shared cores, as a rank by itself would take."""
+
+    def __init__(self, found: Calibration, slowdown: float) -> None:
+        self._found = found
+        self._slowdown = slowdown
+
+    def alone(self, point: Point) -> float:
+        """Seconds of what does not wait for others."""
+        return _worked(self._found, point) / self._slowdown
+
+    def backbone(self, config: Config, in_classifier: float) -> tuple[float, float]:
+        """Operations a second, and the forward pass's share of the time, as training has them."""
+        found = self._found
+        undisturbed = _worked(found, found.window) / found.window.seconds
+        forward, backward = (
+            found.window_phases[phase] * undisturbed / self._slowdown
+            for phase in ("forward", "backward")
+        )
+        work = workload_of(_as_timed(config), found.nodes, found.ranks_per_node)
+        classifier = work.classifier_flops / in_classifier
+        forward, backward = forward - classifier / 3, backward - classifier * 2 / 3
+        whole = max(1e-9, forward + backward)
+        return work.backbone_flops / whole, min(0.9, max(0.1, forward / whole))
+
+
+def _worked(found: Calibration, point: Point) -> float:
+    """Wall seconds of work, others' work on the same cores left out where that can be told."""
+    shared = _ranks_on_a_core(found)
+    if shared <= 1 or found.threads > 1:
+        return point.seconds
+    return min(point.seconds, point.cpu_seconds * shared)
+
+
+def _ranks_on_a_core(found: Calibration) -> float:
+    return max(1.0, found.ranks_per_node / (found.cores_per_node or math.inf))
+
+
+def _sharing_penalty(found: Calibration) -> float:
+    """From one rank at a time and all at once."""
+    shared = _ranks_on_a_core(found)
+    if shared <= 1:
+        return 0.0
+    fair = found.backbone_alone_seconds * shared
+    return max(0.0, _worked(found, found.backbone[0]) / fair - 1) / math.log2(shared)
+
+
+def _in_node(found: Calibration, cluster: Cluster, config: Config) -> dict[str, object]:
+    group, slowdown = found.ranks_per_node, cluster.slowdown
+    if group == 1:
+        return {"node": Line(bytes_per_second=cluster.memory_bytes_per_second / ENDS)}
+    sent = [_worked_through(found, point, group - 1) for point in found.gather]
+    latency = sent[0].seconds / (group - 1) / slowdown
+    work = workload_of(_as_timed(config), found.nodes, group)
+    shared = 2 * (group - 1) / group * work.shared * work.element_bytes
+    # What is between the phases is what is done with gradients on their way.
+    spent = found.window_phases["node_wait"] + found.window_phases["other"]
+    spent *= _worked(found, found.window) / found.window.seconds / slowdown
+    moving = max(0.1 * spent, spent - 2 * (group - 1) * latency)
+    return {
+        "node": Line(
+            latency_seconds=latency,
+            bytes_per_second=_rate(sent) * slowdown,
+        ),
+        "shared": Line(latency_seconds=latency, bytes_per_second=shared / moving),
+    }
+
+
+def _worked_through(found: Calibration, point: Point, times: float) -> Point:
+    """A transfer inside a node, by the bytes that a rank sends: on shared cores it is work."""
+    return point.model_copy(update={"size": point.size * times, "seconds": _worked(found, point)})
+
+
+ENDS = 4
+"""Passes over memory that a copy between two processes is taken for: read and written twice."""
+
+
+def _between(found: Calibration) -> dict[str, object]:
+    """Of the network; nothing of it is known from one node."""
+    ranks, nodes = found.nodes * found.ranks_per_node, found.nodes
+    if nodes == 1:
+        return {"link": Link(bytes_per_second=1e9)}
+    ring, steps = 2 * (ranks - 1) / ranks, 2 * (ranks - 1)
+    of_link = [point.model_copy(update={"size": point.size * ring}) for point in found.flat]
+    step = of_link[0].seconds / steps
+    steady, rested = found.flat[-1].seconds, found.flat_after_rest[-1].seconds
+    saved = steady - rested
+    link = Link(
+        bytes_per_second=_rate(of_link),
+        step_seconds=step,
+        burst_seconds=saved + of_link[0].seconds if saved > SAVED * steady else 0.0,
+        cpu_seconds_per_byte=_cpu_rate(of_link),
+    )
+    among_peers = 2 * (nodes - 1) / nodes
+    sent = [
+        point.model_copy(update={"size": point.size * among_peers}) for point in found.under_way
+    ]
+    late = Late(
+        start_seconds=max(0.0, found.peers[0].seconds - 2 * (nodes - 1) * step),
+        cpu_seconds_per_byte=_cpu_rate(sent),
+    )
+    return {"link": link, "late": late}
+
+
+def _rate(points: Sequence[Point]) -> float:
+    """Sizes a second between the two largest: what they have in common does not count."""
+    if len(points) == 1:
+        return points[0].size / points[0].seconds
+    first, last = points[-2:]
+    return (last.size - first.size) / max(1e-12, last.seconds - first.seconds)
+
+
+def _cpu_rate(points: Sequence[Point]) -> float:
+    """Processor seconds for each of a size."""
+    if len(points) == 1:
+        return 0.0
+    first, last = points[0], points[-1]
+    return max(0.0, (last.cpu_seconds - first.cpu_seconds) / (last.size - first.size))
+
+
+def _overhead(found: Calibration, cluster: Cluster, config: Config) -> float:
+    """What a window of nodes that do not meet takes beside its pieces."""
+    work = workload_of(_as_timed(config), found.nodes, found.ranks_per_node)
+    steady = cluster.model_copy(update={"jitter": 0.0})
+    window = sum(phases(pieces_of(steady, work), work).values())
+    return max(0.0, _worked(found, found.window) - window) / cluster.slowdown
+
+
+def _as_timed(config: Config) -> Config:
+    """What the calibration's windows were of."""
+    exchange = ExchangeConfig(kind="isolated")
+    classifier = config.classifier.model_copy(update={"layout": "node"})
+    return config.model_copy(update={"exchange": exchange, "classifier": classifier})
+
+
+def _nested(flat: dict[str, object]) -> dict[str, object]:
+    nested: dict[str, object] = {}
+    for key, value in flat.items():
+        section, _, name = key.rpartition(".")
+        if not section:
+            nested[name] = value
+            continue
+        inner = nested.setdefault(section, {})
+        assert isinstance(inner, dict)
+        inner[name] = value
+    return nested

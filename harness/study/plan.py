@@ -1,0 +1,154 @@
+"""Every way of training an experiment on a cluster, predicted, and which of them to take."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from harness.checks.finding import in_bytes
+from harness.config import Config
+from harness.errors import UserError
+from harness.exchange.compression import check_compression
+from harness.study.cluster import Cluster
+from harness.study.cost_model import predict
+from harness.study.prediction import Prediction
+
+LAYOUTS = ("replicated", "node", "world")
+EXCHANGES = ("synchronous", "delayed", "averaging")
+PASSES = (1, 2, 4, 8)
+COMPRESSIONS = ("none", "fp16", "int8")
+ENOUGH = 0.9
+"""Share of the fastest way's images per second that is as good: what is gained beyond costs more
+accuracy than time."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One layout, exchange, number of passes and compression, on the cluster."""
+
+    config: Config
+    prediction: Prediction | None
+    """None where it cannot be."""
+    obstacle: str = ""
+    """Why not."""
+
+    @property
+    def feasible(self) -> bool:
+        return not self.obstacle
+
+    @property
+    def rate(self) -> float:
+        """Images a second; 0 where it cannot be."""
+        found = self.prediction
+        return found.images_per_second if found is not None and self.feasible else 0.0
+
+    @property
+    def overrides(self) -> str:
+        """As `harness train` takes them."""
+        exchange = self.config.exchange
+        return (
+            f"classifier.layout={self.config.classifier.layout} exchange.kind={exchange.kind} "
+            f"exchange.backward_passes_per_step={exchange.backward_passes_per_step} "
+            f"exchange.delay={exchange.delay} exchange.compression={exchange.compression}"
+        )
+
+    @property
+    def harm(self) -> tuple[int, int, int]:
+        """What it does to accuracy, least first: rarer steps, then fewer bits, then staleness.
+
+        The order of remedies backwards: hide, then shrink, then make rare.
+        """
+        exchange = self.config.exchange
+        return (
+            exchange.backward_passes_per_step,
+            COMPRESSIONS.index(exchange.compression),
+            EXCHANGES.index(exchange.kind),
+        )
+
+
+def all_ways(config: Config, cluster: Cluster) -> list[Way]:
+    return [
+        way_of(with_exchange(config, layout, kind, passes, compression), cluster)
+        for layout in LAYOUTS
+        for kind in EXCHANGES
+        if (layout, kind) != ("world", "averaging")  # a node has not all classes
+        for passes in PASSES
+        for compression in COMPRESSIONS
+    ]
+
+
+def with_exchange(
+    config: Config, layout: str, kind: str, passes: int, compression: str = "none"
+) -> Config:
+    """The experiment in another way; late ways are one window late."""
+    values = config.exchange.model_dump() | {
+        "kind": kind,
+        "route": "auto",
+        "delay": 0 if kind in ("synchronous", "isolated") else 1,
+        "backward_passes_per_step": passes,
+        "compression": compression,
+        "pieces": 1,
+        "most_pieces": 0,
+        "outer_lr": 1.0,
+        "outer_momentum": 0.0,
+    }
+    return config.model_copy(
+        update={
+            "exchange": type(config.exchange)(**values),
+            "classifier": config.classifier.model_copy(update={"layout": layout}),
+        }
+    )
+
+
+def way_of(config: Config, cluster: Cluster) -> Way:
+    try:
+        check_compression(config.exchange.compression, cluster.nodes)
+        found = predict(cluster, config)
+    except UserError as error:
+        return Way(config, None, str(error))
+    if found.memory_mb * 1e6 > cluster.memory_bytes:
+        has = in_bytes(cluster.memory_bytes)
+        return Way(config, found, f"needs {in_bytes(found.memory_mb * 1e6)}, a rank has {has}")
+    return Way(config, found)
+
+
+def recommended(ways: Sequence[Way]) -> Way | None:
+    """Of the ways that are fast enough, that which costs the least accuracy; None: none can be."""
+    feasible = [way for way in ways if way.feasible]
+    if not feasible:
+        return None
+    fastest = max(way.rate for way in feasible)
+    enough = [way for way in feasible if way.rate >= ENOUGH * fastest]
+    least = min(way.harm for way in enough)
+    return max((way for way in enough if way.harm == least), key=lambda way: way.rate)
+
+
+def strongest_baseline(ways: Sequence[Way], passes: int | None = None) -> Way | None:
+    """The fastest that is data parallel and waits, of so many passes or of any."""
+    found = [
+        way
+        for way in ways
+        if way.feasible
+        and way.config.classifier.layout == "replicated"
+        and way.config.exchange.kind == "synchronous"
+        and passes in (None, way.config.exchange.backward_passes_per_step)
+    ]
+    return max(found, key=lambda way: way.rate, default=None)
+
+
+def crossing(
+    difference: Callable[[float], float], low: float, high: float, steps: int = 60
+) -> float | None:
+    """Where a function of a positive number changes its sign, by halving on a scale of logarithms.
+
+    None where it has one sign at both ends.
+    """
+    at_low = difference(low)
+    if (at_low > 0) == (difference(high) > 0):
+        return None
+    for _ in range(steps):
+        middle = math.sqrt(low * high)
+        if (difference(middle) > 0) == (at_low > 0):
+            low = middle
+        else:
+            high = middle
+    return high

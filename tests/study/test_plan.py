@@ -1,0 +1,232 @@
+"""`harness plan`: its table, what it recommends and says, and where ways part."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.cli import main
+from harness.config import load
+from harness.study.break_even import classes_for_world, rates_for_late
+from harness.study.cluster import Late, Link, read_cluster
+from harness.study.cost_model import predict
+from harness.study.doctor_figures import cluster_of_doctor
+from harness.study.plan import (
+    ENOUGH,
+    Way,
+    all_ways,
+    crossing,
+    recommended,
+    strongest_baseline,
+    with_exchange,
+)
+from harness.study.prediction import read_predictions
+from tests.study.clusters import cluster, exchanging, experiment
+
+EXPERIMENT = "experiments/lab/data_parallel.yaml"
+SLOW = cluster(link=Link(bytes_per_second=5e7, step_seconds=0.0), product_flop_per_second=5e10)
+
+
+def plan(*words: str) -> int:
+    return main(["plan", *words])
+
+
+def test_the_whole_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    SLOW.write(tmp_path / "c.yaml")
+    output = tmp_path / "predictions.json"
+    code = plan(
+        EXPERIMENT,
+        "experiments/lab/hybrid_async.yaml",
+        "--cluster",
+        str(tmp_path / "c.yaml"),
+        "--output",
+        str(output),
+        "--simulate",
+        "8",
+        "data.num_classes=2000",
+    )
+    page = capsys.readouterr().out
+    assert code == 0
+    rows = [
+        line
+        for line in page.splitlines()
+        if line.split()[:1] in (["replicated"], ["node"], ["world"])
+    ]
+    assert len(rows) == 8 * 4 * 3
+    for words in (
+        "recommended: classifier.layout=",
+        "data parallel that waits, at its strongest with any K",
+        "throughput is not time to accuracy",
+        "slices over the world are faster than over a node",
+        "a late exchange is more than 1.05 times",
+        "data_parallel, simulated over 8 windows",
+    ):
+        assert words in page
+    stored = read_predictions(output)
+    assert [each.variant for each in stored] == ["data_parallel", "hybrid_async"]
+    config = load(EXPERIMENT, ["data.num_classes=2000"])
+    assert stored[0] == predict(read_cluster(tmp_path / "c.yaml"), config)
+    assert sum(stored[0].phases_ms.values()) == pytest.approx(stored[0].step_ms)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([EXPERIMENT], "say where"),
+        ([EXPERIMENT, "--cluster", "none.yaml"], "cannot read the cluster"),
+        ([EXPERIMENT, "--cluster", "a.yaml", "--doctor", "b.json"], "say where"),
+        ([EXPERIMENT, "--doctor", "none.json"], "holds no figures of the doctor"),
+        ([EXPERIMENT, "--cluster", "a.yaml", "--calibrate", "b.yaml"], "--calibrate keeps"),
+        (["train.steps=3", "--cluster", "a.yaml"], "name a YAML file"),
+        ([EXPERIMENT, "--cluster", "GOOD", "--nodes", "0"], "--nodes 0"),
+        ([EXPERIMENT, "--cluster", "GOOD", "exchange.kind=no"], "exchange.kind"),
+        (
+            [EXPERIMENT, "--cluster", "GOOD", "classifier.layout=world", "data.num_classes=3"],
+            "4 classes",
+        ),
+    ],
+)
+def test_mistakes_end_with_code_2_and_one_line(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    SLOW.write(tmp_path / "good.yaml")
+    assert plan(*[str(tmp_path / "good.yaml") if word == "GOOD" else word for word in words]) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.count("\n") == 1
+
+
+def test_what_does_not_fit_into_memory_is_marked_and_not_recommended() -> None:
+    config = experiment(data={"num_classes": 400_000, "dataset": "synthetic"})
+    ways = all_ways(config, cluster(memory_bytes=1.2e9))
+    held = {way.config.classifier.layout for way in ways if way.feasible}
+    assert held == {"world"}
+    assert all("needs" in way.obstacle for way in ways if not way.feasible)
+    chosen = recommended(ways)
+    assert chosen is not None
+    assert chosen.config.classifier.layout == "world"
+    assert recommended(all_ways(config, cluster(memory_bytes=1e6))) is None
+
+
+def way(kind: str, passes: int, compression: str, rate: float, layout: str = "node") -> Way:
+    config = with_exchange(experiment(), layout, kind, passes, compression)
+    found = predict(cluster(), config).model_copy(update={"images_per_second": rate})
+    return Way(config, found)
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen"),
+    [
+        # enough without any remedy
+        ((95, 99, 97, 100), ("synchronous", 1, "none")),
+        # hide first
+        ((50, 95, 97, 100), ("delayed", 1, "none")),
+        # then shrink
+        ((50, 80, 92, 100), ("delayed", 1, "int8")),
+        # and only then make rare
+        ((50, 80, 85, 100), ("delayed", 4, "int8")),
+    ],
+)
+def test_remedies_come_in_their_order(rates: tuple[float, ...], chosen: tuple[Any, ...]) -> None:
+    kinds = (
+        ("synchronous", 1, "none"),
+        ("delayed", 1, "none"),
+        ("delayed", 1, "int8"),
+        ("delayed", 4, "int8"),
+    )
+    ways = [way(*kind, rate) for kind, rate in zip(kinds, rates, strict=True)]
+    found = recommended(ways)
+    assert found is not None
+    exchange = found.config.exchange
+    assert (exchange.kind, exchange.backward_passes_per_step, exchange.compression) == chosen
+    assert found.rate >= ENOUGH * max(rates)
+
+
+def test_the_baseline_is_taken_at_its_strongest() -> None:
+    ways = [
+        way("synchronous", 1, "none", 50, "replicated"),
+        way("synchronous", 1, "fp16", 70, "replicated"),
+        way("synchronous", 8, "fp16", 90, "replicated"),
+        way("delayed", 8, "fp16", 99, "replicated"),
+    ]
+    one, any_number = strongest_baseline(ways, 1), strongest_baseline(ways)
+    assert one is ways[1]
+    assert any_number is ways[2]
+
+
+def test_a_crossing_is_found_by_halving() -> None:
+    found = crossing(lambda x: x * x - 100, 1, 1e6)
+    assert found == pytest.approx(10)
+    assert crossing(lambda x: 1.0, 1, 1e6) is None
+
+
+@pytest.mark.parametrize("kind", ["synchronous", "delayed"])
+def test_the_world_is_faster_from_the_break_even_on(kind: str) -> None:
+    config = exchanging(kind)
+    classes = classes_for_world(SLOW, config, kind)
+    assert classes is not None
+    assert classes > 10
+
+    def gain(number: int) -> float:
+        data = config.data.model_copy(update={"num_classes": number})
+        given = config.model_copy(update={"data": data})
+        steps = [
+            predict(SLOW, with_exchange(given, layout, kind, 1)).step_ms
+            for layout in ("node", "world")
+        ]
+        return steps[0] - steps[1]
+
+    assert gain(round(classes * 1.1)) > 0 > gain(round(classes * 0.9))
+
+
+def test_the_late_exchange_pays_between_two_rates() -> None:
+    """Where the link is very slow nothing can be hidden, where it is fast there is nothing to."""
+    rates = rates_for_late(SLOW, exchanging("synchronous"), "node")
+    assert rates is not None
+    assert 1.05 < rates.best < 2
+    late, waiting = exchanging("delayed", delay=1), exchanging("synchronous")
+    for rate in (rates.slowest, rates.fastest):
+        there = SLOW.with_rate(rate)
+        ratio = predict(there, waiting).step_ms / predict(there, late).step_ms
+        assert ratio == pytest.approx(1.05, abs=1e-4)
+
+
+def test_a_slow_thread_bounds_the_late_exchange() -> None:
+    config = exchanging("delayed", delay=1)
+    sent = predict(SLOW, config).cross_node_mb_per_step / 2
+    late = Late(start_seconds=0.0, bytes_per_second=1e6)
+    slow = SLOW.model_copy(update={"late": late})
+    assert predict(slow, config).step_ms == pytest.approx(sent * 1e3, rel=1e-3)
+
+
+def doctor_s(tmp_path: Path, **changes: Any) -> Path:
+    speed = {"device": "cpu", "flop_per_second": 4e10, "cpu_share": 0.5}
+    link = {"latency_seconds": 1e-4, "there": 2.5e7, "back": 2.3e7, "clock_ahead_seconds": 0}
+    inside = link | {"there": 1e9, "back": 1e9, "latency_seconds": 1e-5}
+    links = [link | {"source": 0, "target": 2}]
+    links += [inside | {"source": n, "target": n + 1} for n in (0, 2)]
+    whole = {"verdict": "ok", "findings": [], "speeds": [speed] * 4}
+    whole["links"] = [each | {"error": ""} for each in links]
+    path = tmp_path / "doctor.json"
+    path.write_text("[0]<stdout>:" + json.dumps(whole | changes) + "\n")
+    return path
+
+
+def test_the_doctor_s_figures_make_a_cluster(tmp_path: Path) -> None:
+    found = cluster_of_doctor(doctor_s(tmp_path))
+    assert (found.nodes, found.ranks_per_node, found.cores_per_node) == (2, 2, 1.0)
+    assert found.slowdown == 2.0
+    assert found.product_flop_per_second == 8e10
+    assert found.link.bytes_per_second == 2.4e7
+    assert found.node.bytes_per_second == 1e9
+    assert found.measured is not None
+    assert "defaults" in found.measured
+    assert plan(EXPERIMENT, "--doctor", str(tmp_path / "doctor.json")) == 0
+
+
+def test_what_the_doctor_did_not_say(tmp_path: Path) -> None:
+    from harness.errors import UserError
+
+    with pytest.raises(UserError, match="holds no figures"):
+        cluster_of_doctor(doctor_s(tmp_path, links=[]))

@@ -1,0 +1,64 @@
+"""What a config asks for against the real parts: buckets, arrivals, bytes, operations."""
+
+import pytest
+import torch
+
+from harness.config import Config
+from harness.exchange.buckets import Buckets
+from harness.exchange.flat import Flat
+from harness.model.backbone import make_backbone
+from harness.model.flops import micro_batch_flops
+from harness.model.sliced_classifier import SlicedClassifier
+from harness.study.workload import workload_of
+from tests.alone import group_of_one
+from tests.study.clusters import exchanging, experiment
+
+
+def test_operations_are_those_of_a_micro_batch() -> None:
+    config = experiment(classifier={"layout": "world"})
+    backbone = make_backbone(config.backbone, 3, 32, 0)
+    work = workload_of(config, 2, 3)
+    expected = micro_batch_flops(backbone, 3, 32, 8, 48, 17)
+    assert work.backbone_flops == expected.backbone
+    assert work.classifier_flops == expected.classifier
+
+
+@pytest.mark.parametrize("bucket_mb", [0.05, 1.0, 4.0])
+def test_buckets_are_those_of_the_exchange(bucket_mb: float) -> None:
+    config = experiment(exchange={"bucket_mb": bucket_mb})
+    backbone = make_backbone(config.backbone, 3, 32, 0)
+    classifier = SlicedClassifier(backbone.features, 100, config.classifier, group_of_one(), seed=0)
+    parameters = [*backbone.parameters(), *classifier.parameters()]
+    flat = Flat(parameters, 4, parameters[0])
+    cut: list[int] = []
+
+    def carry(bucket: torch.Tensor):  # type: ignore[no-untyped-def]
+        cut.append(len(bucket))
+        return lambda: None
+
+    Buckets(flat, bucket_mb * 1e6, 1, carry)
+    assert [bucket.elements for bucket in workload_of(config, 2, 2).buckets] == cut
+
+
+def test_gradients_come_from_the_end_of_the_backbone_on() -> None:
+    """A bucket that holds a norm of the first layer waits for nearly all of the backward pass."""
+    arrivals = [
+        bucket.arrival
+        for bucket in workload_of(experiment(exchange={"bucket_mb": 0.1}), 2, 2).buckets
+    ]
+    assert arrivals[0] > 0.9
+    later = arrivals[1:]
+    assert later == sorted(later)
+    assert all(0 <= each <= 1 for each in arrivals)
+    assert later[0] < 0.5
+
+
+@pytest.mark.parametrize("layout", ["replicated", "node", "world"])
+def test_elements_of_the_whole_model_are_somebody_s(layout: str) -> None:
+    config: Config = exchanging("synchronous", layout)
+    work = workload_of(config, 2, 2)
+    backbone = sum(p.numel() for p in make_backbone(config.backbone, 3, 32, 0).parameters())
+    owners = {"replicated": 0, "node": 2, "world": 4}[layout]
+    classes = 100 * 257
+    assert work.shared == backbone + (classes if layout == "replicated" else 0)
+    assert work.sliced * owners == (0 if layout == "replicated" else classes)
