@@ -4,7 +4,7 @@ A run keeps its config, its summary and all its metrics as artifacts, so that a 
 runs is a few files to read, not thousands of requests.
 """
 
-import json
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import pandas as pd
+from pydantic_core import from_json
 
 from harness.config import Config, load
 from harness.errors import UserError
@@ -64,12 +65,16 @@ class RecordedRun:
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         rows: dict[int, dict[str, float]] = {}
         for line in lines:
-            point = json.loads(line)
+            point = from_json(line)  # four times as fast as json's: a study may have 100 MB
             kept = {k: v for k, v in point["metrics"].items() if not k.startswith("summary/")}
             if kept:
                 rows.setdefault(point["step"], {"time": point["time"]}).update(kept)
-        frame = pd.DataFrame.from_dict(rows, orient="index").sort_index()
-        return frame.rename_axis("window")
+        windows = sorted(rows)
+        names = dict.fromkeys(name for window in windows for name in rows[window])
+        return pd.DataFrame(
+            {name: [rows[window].get(name, math.nan) for window in windows] for name in names},
+            index=pd.Index(windows, name="window"),
+        )
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def curve(variant: Variant) -> pd.DataFrame:
         for each in run.evaluations
         if PRIMARY in each.metrics
     ]
-    frame = pd.DataFrame(rows, columns=["window", "seconds", "images", "top1"])
+    frame = pd.DataFrame(rows, columns=["window", "seconds", "images", "top1"], dtype=float)
     groups = frame.groupby("window")
     return pd.DataFrame(
         {

@@ -67,11 +67,10 @@ def in_order(names: Iterable[str]) -> list[str]:
 def looks(names: Iterable[str]) -> dict[str, Look]:
     """A look for every name of a study, whatever their order.
 
-    Names of experiments/ have fixed places, others the places that are left, sorted. Give all names
-    of the study also where some are not shown: those that are keep their looks then.
+    Names of experiments/ have fixed places, others those behind them, sorted. Give all names of the
+    study also where some are not shown: those that are keep their looks then.
     """
     wanted = in_order(names)
-    taken = {name: place for place, name in enumerate(KNOWN) if name in wanted}
-    free = (place for place in range(len(wanted) + len(KNOWN)) if place not in taken.values())
-    places = {name: taken[name] if name in taken else next(free) for name in wanted}
-    return {name: look_at(place) for name, place in places.items()}
+    others = [name for name in wanted if name not in KNOWN]
+    places = {name: place for place, name in enumerate((*KNOWN, *others))}
+    return {name: look_at(places[name]) for name in wanted}
