@@ -17,7 +17,7 @@ from urllib.request import url2pathname
 import pandas as pd
 from pydantic_core import from_json
 
-from harness.config import Config, load
+from harness.config import Config, load_resolved
 from harness.errors import UserError
 from harness.measure.redaction import without_password
 from harness.measure.store import open_store, sqlite_file
@@ -152,7 +152,7 @@ def _recorded(client: "MlflowClient", run: "Run", store: Path | None) -> Recorde
     folder = _artifacts(client, run, store)
     summary = RunSummary.read(folder) if (folder / FILE_NAME).exists() else None
     return RecordedRun(
-        run.info.run_id, load(folder / CONFIG_FILE), run.info.status, summary, folder
+        run.info.run_id, load_resolved(folder / CONFIG_FILE), run.info.status, summary, folder
     )
 
 

@@ -1,5 +1,6 @@
 """Utilisation: what the device's counter says beside the share of a step that was computed."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import mean
@@ -14,6 +15,7 @@ from harness.study.gauges import counters
 from harness.study.store import RecordedRun, Study
 
 COMPUTING = ("forward", "backward", "optimizer")
+COMPUTED = re.compile(r"utilisation/node_\d+_computed_percent")
 MOST_NODES = 4
 """Rows of panels; the others are left out of the picture, not of the means."""
 COUNTER = {"color": "#555555", "linestyle": "-", "linewidth": 1.2}
@@ -53,31 +55,29 @@ def draw(study: Study) -> Picture:
 
 
 def nodes(study: Study, run: RecordedRun) -> dict[int, Node]:
-    """What is known of a run's nodes. Where a run recorded no shares of its own, the counter is
-    MLflow's system metric and the share that of the mean over all ranks."""
+    """What is known of a run's nodes. A counter that the run did not log itself (that of a card) is
+    MLflow's system metric; shares that it did not log are the mean over all ranks."""
     history = run.history
     if "time" not in history:
         return {}
     start = history["time"].iloc[0]
     seconds = history["time"] - start
-    own = [name for name in map(str, history) if name.endswith("_computed_percent")]
-    if own:
-        return {
-            node: Node(
-                _over(history.get(f"utilisation/node_{node}_counter_percent"), seconds),
-                _over(history[f"utilisation/node_{node}_computed_percent"], seconds),
-            )
-            for node in sorted(int(name.split("node_")[1].split("_")[0]) for name in own)
-        }
-    if "time/step_ms" not in history:
-        return {}
-    computing = sum(history[f"time/{phase}_ms"] for phase in COMPUTING)
-    share = _over(100 * computing / history["time/step_ms"], seconds)
-    found = {
-        node: Node(counter.set_axis(counter.index - start), share)
-        for node, counter in counters(study.uri, run).items()
+    logged = [name for name in map(str, history) if COMPUTED.fullmatch(name)]
+    computed = {int(name.split("_")[1]): _over(history[name], seconds) for name in logged}
+    counted = {
+        node: _over(history[name], seconds)
+        for node in computed
+        if (name := f"utilisation/node_{node}_counter_percent") in history
     }
-    return found or {0: Node(pd.Series(dtype=float), share)}
+    if not counted:
+        found = counters(study.uri, run)
+        counted = {node: each.set_axis(each.index - start) for node, each in found.items()}
+    if not computed and "time/step_ms" in history:
+        computing = sum(history[f"time/{phase}_ms"] for phase in COMPUTING)
+        share = _over(100 * computing / history["time/step_ms"], seconds)
+        computed = dict.fromkeys(counted or [0], share)
+    nothing = pd.Series(dtype=float)
+    return {node: Node(counted.get(node, nothing), each) for node, each in computed.items()}
 
 
 def means(by_node: Mapping[int, Node]) -> tuple[float, float]:
@@ -113,9 +113,7 @@ def _first_runs(study: Study) -> list[RecordedRun]:
     return found
 
 
-def _over(values: "pd.Series[float] | None", seconds: "pd.Series[float]") -> "pd.Series[float]":
-    if values is None:
-        return pd.Series(dtype=float)
+def _over(values: "pd.Series[float]", seconds: "pd.Series[float]") -> "pd.Series[float]":
     return pd.Series(values.to_numpy(), index=seconds.to_numpy()).dropna()
 
 
