@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 
 # Okabe and Ito's colours, told apart by most colour-blind readers; vermillion is kept for waiting,
 # and wine stands for their yellow, which does not show on white.
@@ -67,10 +68,13 @@ def in_order(names: Iterable[str]) -> list[str]:
 def looks(names: Iterable[str]) -> dict[str, Look]:
     """A look for every name of a study, whatever their order.
 
-    Names of experiments/ have fixed places, others those behind them, sorted. Give all names of the
-    study also where some are not shown: those that are keep their looks then.
+    Names of experiments/ have fixed places, others those that are left, sorted. Give all names of
+    the study also where some are not shown: those that are keep their looks then.
     """
     wanted = in_order(names)
-    others = [name for name in wanted if name not in KNOWN]
-    places = {name: place for place, name in enumerate((*KNOWN, *others))}
-    return {name: look_at(places[name]) for name in wanted}
+    places = {name: place for place, name in enumerate(KNOWN) if name in wanted}
+    left = (place for place in count() if place not in places.values())
+    for name in wanted:
+        if name not in places:
+            places[name] = next(left)
+    return {name: look_at(place) for name, place in places.items()}

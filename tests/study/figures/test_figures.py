@@ -82,7 +82,7 @@ def test_every_figure_is_readable_and_has_units(
 def test_a_variant_has_its_colour_in_every_figure(tmp_path: Path, tables: Path) -> None:
     """Though it is the second here, and its study has no baseline."""
     found = many(tmp_path, ["mine", "hybrid_async"])
-    mine = looks(["mine"])["mine"].colour
+    mine = looks(["mine", "hybrid_async"])["mine"].colour
     for name, figure in all_figures(found, tables).items():
         assert {COLOURS[2].lower(), mine.lower()} <= colours_of(figure), name
         assert COLOURS[1].lower() not in colours_of(figure), name
