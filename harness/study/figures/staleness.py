@@ -5,12 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from harness.study.figures.colours import Look, looks
-from harness.study.figures.style import Picture, Said, dressed, legend_below, line, picture
+from harness.study.figures.style import (
+    Picture,
+    Said,
+    dressed,
+    few,
+    legend_below,
+    line,
+    picture,
+)
 from harness.study.store import RecordedRun, Study
 
 CURVATURE = "staleness/curvature"
@@ -91,11 +98,10 @@ def say(study: Study) -> Said:
 
 
 def _point(run: RecordedRun) -> Point:
-    history, optimizer = run.history, run.config.optimizer
-    sampled = history[CURVATURE].dropna() if CURVATURE in history else pd.Series(dtype=float)
-    losses = history["train/loss"] if "train/loss" in history else pd.Series(dtype=float)
+    optimizer = run.config.optimizer
+    sampled, losses = run.metric(CURVATURE), run.metric("train/loss")
     # A loss that is no number is left out of the journal, and counted there.
-    lost = losses.empty or "train/loss_nonfinite" in history
+    lost = losses.empty or not run.metric("train/loss_nonfinite").empty
     return Point(
         name=run.name,
         seed=run.seed,
@@ -104,7 +110,7 @@ def _point(run: RecordedRun) -> Point:
         nesterov=optimizer.name == "sgd" and optimizer.nesterov,
         lr=optimizer.lr,
         curvature=float(sampled.max()) if len(sampled) else math.nan,
-        loss=math.inf if lost else float(losses.dropna().iloc[-1]),
+        loss=math.inf if lost else float(losses.iloc[-1]),
     )
 
 
@@ -146,13 +152,10 @@ def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) ->
 def _draw_losses(axes: Axes, study: Study, found: Mapping[str, Look]) -> None:
     named = set()
     for run in study.runs:
-        history = run.history
-        if "train/loss" not in history:
-            continue
-        losses = history["train/loss"].dropna()
+        losses = run.metric("train/loss")
         label = None if run.name in named else run.name
         named.add(run.name)
-        axes.plot(losses.index, losses, **line(found[run.name]), markersize=3.5, label=label)
+        axes.plot(losses.index, losses, **line(found[run.name]), **few(len(losses)), label=label)
     axes.set_yscale("log")
     axes.set_xlim(left=0)
     axes.set_xlabel("window")

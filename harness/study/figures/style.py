@@ -71,6 +71,11 @@ def line(look: Look, marker: bool = True) -> dict[str, Any]:
     return {"color": look.colour, "linestyle": look.dash, **kept}
 
 
+def few(points: int) -> dict[str, Any]:
+    """Keywords of a line with so many points: markers at some of them, small."""
+    return {"markevery": max(1, points // 25), "markersize": 3.5}
+
+
 def bar(look: Look) -> dict[str, Any]:
     """Keywords of a variant's bar."""
     return {"facecolor": look.colour, "hatch": look.hatch, "edgecolor": "white", "linewidth": 0.5}

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from harness.study.figures.colours import Look, looks
-from harness.study.figures.style import Picture, Said, dressed, line, picture, say_nothing
+from harness.study.figures.style import Picture, Said, dressed, few, line, picture, say_nothing
 from harness.study.gauges import counters
 from harness.study.store import RecordedRun, Study
 
@@ -122,7 +122,7 @@ def _draw_node(axes: Axes, node: Node | None, look: Look) -> None:
         say_nothing(axes, "not recorded")
         return
     axes.plot(node.counter.index, node.counter, **COUNTER)  # type: ignore[arg-type]
-    axes.plot(node.computed.index, node.computed, **line(look), markersize=3)
+    axes.plot(node.computed.index, node.computed, **line(look), **few(len(node.computed)))
     axes.set_xlim(left=0)
     axes.set_ylim(0, 105)
 
