@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter
 
 from harness.study.figures.colours import Look, looks
 from harness.study.figures.style import (
@@ -17,6 +19,7 @@ from harness.study.figures.style import (
     legend_below,
     line,
     picture,
+    say_nothing,
 )
 from harness.study.store import RecordedRun, Study
 
@@ -39,8 +42,14 @@ class Point:
     """The largest of the run."""
     curvature: float
     """The largest that was sampled; NaN where none was."""
+    first_loss: float
+    """Of the first training windows that were logged; NaN where none were."""
     loss: float
-    """Of the last training windows; infinite where it was no number."""
+    """Of the last; infinite where one was no number."""
+
+    @property
+    def ran_away(self) -> bool:
+        return not self.loss <= self.first_loss
 
     @property
     def of_limit(self) -> float:
@@ -65,13 +74,15 @@ def limit(delay: int, momentum: float, nesterov: bool) -> float:
 
 
 def draw(study: Study) -> Picture:
-    """The map of the limit with the study's runs on it, beside the runs' losses."""
+    """The map of the limit with the study's runs on it, what became of them on either side of it,
+    and their losses."""
     found = looks(run.name for run in study.runs)
     placed = points(study)
     with dressed():
-        figure = picture(13, 6.2)
-        map_, losses = figure.subplots(1, 2)
+        figure = picture(13, 5.6)
+        map_, sides, losses = figure.subplots(1, 3)
         _draw_map(map_, placed, found)
+        _draw_sides(sides, placed, found)
         _draw_losses(losses, study, found)
         legend_below(figure, [losses], columns=4)
     return figure
@@ -110,6 +121,7 @@ def _point(run: RecordedRun) -> Point:
         nesterov=optimizer.name == "sgd" and optimizer.nesterov,
         lr=optimizer.lr,
         curvature=float(sampled.max()) if len(sampled) else math.nan,
+        first_loss=math.nan if losses.empty else float(losses.iloc[0]),
         loss=math.inf if lost else float(losses.iloc[-1]),
     )
 
@@ -128,25 +140,65 @@ def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) ->
                     f"delay {delay}",
                     (momenta[at], limits[at]),
                     textcoords="offset points",
-                    xytext=(0, 4),
+                    xytext=(-8, 7),
                     color=grey,
                 )
     known = [point for point in placed if not math.isnan(point.curvature)]
     for point in known:
-        look = found[point.name]
-        marker = look.marker if math.isfinite(point.loss) else "x"
-        place = ([point.momentum], [point.lr * point.curvature])
-        axes.plot(*place, marker, color=look.colour, markersize=8, markeredgecolor="white")
-    axes.set_yscale("log")
-    axes.set_xlim(0, 1)
+        _mark(axes, point, point.momentum, point.lr * point.curvature, found)
+    _log(axes, "y")
+    axes.set_xlim(-0.04, 1)
     axes.set_xlabel("momentum (1)")
     axes.set_ylabel("learning rate x curvature (1)")
     axes.set_title(
-        "What is stable lies below its delay's line"
-        + ("" if known else "\n(no run of this study sampled its curvature)")
+        "Stable is below its delay's line"
+        + ("" if known else "\n(no run here sampled its curvature)")
     )
     lines = [Line2D([], [], color="black", linestyle=dash) for dash in ("-", "--")]
     axes.legend(lines, ["heavy ball", "Nesterov"], loc="lower left")
+
+
+def _mark(axes: Axes, point: Point, x: float, y: float, found: Mapping[str, Look]) -> None:
+    """A run that ran away is hollow."""
+    look = found[point.name]
+    face = "white" if point.ran_away else look.colour
+    axes.plot([x], [y], look.marker, color=look.colour, markerfacecolor=face, markersize=8)
+
+
+def _draw_sides(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) -> None:
+    known = [p for p in placed if not math.isnan(p.curvature) and not math.isnan(p.first_loss)]
+    axes.set_title("What became of them on either side of it")
+    if not known:
+        say_nothing(axes, "no run here sampled its curvature")
+        return
+    ends = [point.loss / point.first_loss for point in known]
+    worst = max([2.0, *(end for end in ends if math.isfinite(end))])
+    for point, end in zip(known, ends, strict=True):
+        _mark(axes, point, point.of_limit, min(end, 3 * worst), found)  # no number lies on top
+    axes.axvline(1, color="#555555", linestyle=(0, (6, 3)), linewidth=1)
+    axes.axhline(1, color="#555555", linewidth=0.8)
+    _log(axes, "x")
+    _log(axes, "y")
+    axes.set_xlabel("learning rate x curvature, of its limit (1)")
+    axes.set_ylabel("last loss / first loss (1)")
+
+
+class Plain(LogFormatter):
+    """0.6, not 6e-01; the same ticks are named."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def _log(axes: Axes, which: str) -> None:
+    if which == "x":
+        axes.set_xscale("log")
+        axis: Axis = axes.xaxis
+    else:
+        axes.set_yscale("log")
+        axis = axes.yaxis
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(minor_thresholds=(1, 0.4)))
 
 
 def _draw_losses(axes: Axes, study: Study, found: Mapping[str, Look]) -> None:
@@ -156,7 +208,7 @@ def _draw_losses(axes: Axes, study: Study, found: Mapping[str, Look]) -> None:
         label = None if run.name in named else run.name
         named.add(run.name)
         axes.plot(losses.index, losses, **line(found[run.name]), **few(len(losses)), label=label)
-    axes.set_yscale("log")
+    _log(axes, "y")
     axes.set_xlim(left=0)
     axes.set_xlabel("window")
     axes.set_ylabel("training loss (nat)")
