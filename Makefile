@@ -4,6 +4,8 @@
 #   make check   format, lint, types
 #   make bench   speed, which is measured and not tested
 #   make lab     the headline on test hosts with slow links: an hour, root, iproute2, openssh-server
+#   make analysis  draws the notebooks; URI=sqlite:///mlflow.db STUDY=demo: of another store
+#   make recorded  trains what analysis/store holds anew (ten minutes), and draws the notebooks
 #   make ui      MLflow's pages of the runs so far
 #   make clean   undo the set-up; make clean-cache also forgets the built Horovod and rendered images
 # PYTHON is what .venv is made from; EXTRAS=tests,analysis,gpu adds NVIDIA's gauges; JOBS compilers,
@@ -20,7 +22,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 INSTALL := pyproject.toml install/install.sh install/build.txt install/constraints.txt install/horovod.py
 
-.PHONY: setup demo test check bench lab ui clean clean-cache
+.PHONY: setup demo test check bench lab analysis recorded ui clean clean-cache
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -46,6 +48,13 @@ bench: $(STAMP)
 
 lab: $(STAMP)
 	$(BIN)/python -m benchmarks.lab
+
+analysis: $(STAMP)
+	$(BIN)/python -m analysis.run $(if $(URI),--uri $(URI)) $(if $(STUDY),--study $(STUDY))
+
+recorded: $(STAMP)
+	$(BIN)/python -m analysis.record
+	$(BIN)/python -m analysis.run
 
 ui: $(STAMP)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 \

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.measure.machine import environment
+from harness.study.figures.scaling import CONDITIONS, Condition
 
 WAITING = 0.81
 """The share of its step that the baseline loses to the slow link, the ratio that the link's rate is
@@ -87,6 +88,15 @@ def rates(
     in_lab([*launch, *program, "--output", str(output)], folder / f"{name}.log", stutter)
 
 
+def note(folder: Path, name: str, *, hosts: int, ranks: int, classes: int, rate: str) -> None:
+    """What a table was measured under, for the figure of scaling."""
+    file = folder / CONDITIONS
+    noted = json.loads(file.read_text()) if file.exists() else {}
+    mbit = None if rate == "none" else float(rate.removesuffix("mbit"))
+    condition = Condition(hosts=hosts, ranks=ranks, classes=classes, mbit_per_second=mbit)
+    file.write_text(json.dumps(noted | {name: condition.model_dump()}, indent=2))
+
+
 def slow_rate(folder: Path) -> int:
     """Mbit/s at which the baseline waits for WAITING of its step; measured once for a folder.
 
@@ -118,6 +128,7 @@ def throughput(folder: Path, slow: int) -> None:
     ):
         with lab(2, 2, rate) as hosts:
             rates(folder, name, hosts, everyone, [f"data.num_classes={classes}", *few])
+        note(folder, name, hosts=2, ranks=4, classes=classes, rate=rate)
 
 
 def ceiling(folder: Path, slow: int) -> None:
@@ -139,6 +150,7 @@ def many(folder: Path, slow: int) -> None:
     with lab(4, 4, f"{slow}mbit") as hosts:
         few = ["--rounds", "3", "--micro-batches", "8", "--untimed", "4"]
         rates(folder, "ranks-16", hosts, (CEILING, METHOD, BASELINE), few)
+    note(folder, "ranks-16", hosts=4, ranks=16, classes=1000, rate=f"{slow}mbit")
 
 
 def stutter(folder: Path, _: int) -> None:
@@ -169,7 +181,8 @@ def page(folder: Path, slow: int) -> str:
         f"link has {slow} Mbit/s. `make lab` repeats it. Ratios are medians, and "
         "quartiles, of blocks beside each other in time.",
     ]
-    for path in sorted(set(folder.glob("*.json")) - {folder / "rate.json"}):
+    others = {folder / "rate.json", folder / CONDITIONS, *folder.glob("*.predictions.json")}
+    for path in sorted(set(folder.glob("*.json")) - others):
         lines += ["", f"## {path.stem}", "", *table(json.loads(path.read_text()))]
     comparison = folder / "comparison" / "comparison.md"
     if comparison.exists():

@@ -265,8 +265,21 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         plain = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: {_one_line(error)}; correct the overrides") from error
+    return _validated(path, plain)
+
+
+def load_resolved(path: Path) -> Config:
+    """Config of a file that `to_yaml` wrote, ten times as fast as `load`: a study has many.
+
+    Raises UserError for one of another version, in which a key or a value is unknown here.
+    """
+    text = path.read_text(encoding="utf-8")
+    return _validated(path, yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+
+
+def _validated(path: str | Path, values: Any) -> Config:
     try:
-        return Config.model_validate(plain)
+        return Config.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{path}: {_explain(error)}") from error
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from harness.config import Config, Section, known_keys, load
+from harness.config import Config, Section, known_keys, load, load_resolved
 from harness.errors import UserError
 
 
@@ -294,7 +294,7 @@ def configs(draw: st.DrawFn) -> Config:
 def test_a_config_comes_back_from_its_own_yaml(config: Config, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
-    assert load(path) == config
+    assert load(path) == load_resolved(path) == config
 
 
 def test_flattened_holds_every_value_by_its_dotted_key(run: Path) -> None:

@@ -26,7 +26,9 @@ class Flat:
         owner: int | None = None,
         channels_last: bool = True,
     ) -> None:
-        ordered = sorted(reversed(parameters), key=lambda parameter: parameter.dim() < 2)
+        matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
+        vectors = [parameter for parameter in parameters if parameter.dim() < 2]
+        ordered = [*reversed(matrices), *reversed(vectors)]
         total = sum(parameter.numel() for parameter in ordered)
         self.elements = total
         self._channels_last = channels_last
@@ -48,7 +50,7 @@ class Flat:
             if owner is None
             else Slice(owner * chunk, (owner + 1) * chunk)
         )
-        decayed = sum(parameter.numel() for parameter in ordered if parameter.dim() >= 2)
+        decayed = sum(parameter.numel() for parameter in matrices)
         self.decayed = self._owned_of(0, decayed)
         """What this rank steps of what decays, as one parameter."""
         self.undecayed = self._owned_of(decayed, total)

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from harness.study.chart import colour_at
+from harness.study.figures.colours import looks
 from harness.study.verdict import ACCURACY, SECONDS, THROUGHPUT, Finding, Question, Verdict
 
 BAND = "#e8e8e8"
@@ -39,13 +39,13 @@ def _draw(axes: Axes, verdict: Verdict, question: Question, none: float) -> None
     band = (1 / (1 + margin), 1 + margin) if question.relative else (-margin, margin)
     axes.axvspan(*band, color=BAND, zorder=0)
     axes.axvline(none, color="#888888", linewidth=1, zorder=1)
-    reach = list(band)
+    reach, found = list(band), looks(each.name for each in verdict.variants)
     for row, rival in enumerate(verdict.rivals):
         finding = verdict.of(rival.name, question)
         if finding is None:
             _say_why(axes, verdict, rival.name, row)
             continue
-        reach += _draw_row(axes, finding, row, colour_at(verdict.variants.index(rival)))
+        reach += _draw_row(axes, finding, row, found[rival.name].colour)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     if question.relative:

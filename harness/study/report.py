@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from harness.study.chart import accuracy_figure, colour_at, times_figure
+from harness.study.chart import accuracy_figure, times_figure
+from harness.study.figures.colours import looks
 from harness.study.forest import forest_figure
 from harness.study.page import facts, figure, items, page, table
 from harness.study.results import Results
@@ -48,7 +49,8 @@ def write_report(
     path: Path,
 ) -> None:
     """One file: pictures lie in it, and it asks the network for nothing."""
-    colours = {each.name: colour_at(place) for place, each in enumerate(results.variants)}
+    found = looks(each.name for each in results.variants)
+    colours = {name: look.colour for name, look in found.items()}
     title = question(verdict)
     body = [
         f'<header><h1>{escape(title)}</h1><p class="about">{escape(_about(results))}</p></header>',

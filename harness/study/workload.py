@@ -170,7 +170,8 @@ def _buckets(
 ) -> tuple[Bucket, ...]:
     """As the flat route cuts them: in the order of `Flat`."""
     arrivals = list(network.arrivals) + [0.0] * (len(shapes) - len(network.arrivals))
-    order = sorted(reversed(range(len(shapes))), key=lambda number: len(shapes[number]) < 2)
+    numbers = list(reversed(range(len(shapes))))
+    order = sorted(numbers, key=lambda number: len(shapes[number]) < 2)
     sizes = [shapes[number].numel() for number in order]
     return tuple(
         Bucket(

@@ -13,7 +13,8 @@ from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from harness.study.chart import COLOURS, compose, draw
+from harness.study.chart import compose, draw
+from harness.study.figures.colours import COLOURS
 from harness.study.results import Variant, target_of
 from harness.study.table import PHASES
 
@@ -60,9 +61,9 @@ def test_a_variant_has_one_colour_in_both_halves_and_every_run_a_line() -> None:
     _, times, accuracy = picture(BASE, HYBRID)
     strips = [p for p in times.patches if isinstance(p, Rectangle) and p.get_width() < 0]
     strip_colours = [to_hex(strip.get_facecolor()).upper() for strip in strips]
-    assert strip_colours == [COLOURS[0], COLOURS[1]]
-    lines = [line for line in accuracy.lines if line.get_marker() == "o"]
-    assert [line.get_color() for line in lines] == [COLOURS[0], COLOURS[0], COLOURS[1]]
+    assert strip_colours == [COLOURS[0], COLOURS[2]]
+    lines = [line for line in accuracy.lines if line.get_marker() in ("o", "^")]
+    assert [line.get_color() for line in lines] == [COLOURS[0], COLOURS[0], COLOURS[2]]
     assert [list(line.get_xdata()) for line in lines[:1]] == [[10, 20, 30]]
     assert [list(line.get_ydata()) for line in lines[:1]] == [[50, 80, 90]]
     assert accuracy.get_xlabel().endswith("(s)")

@@ -68,6 +68,8 @@ def test_a_study_comes_back_whole(store: Path) -> None:
     assert history.loc[20, "train/loss"] == 1.0
     assert history.loc[20, "val/top1"] == 0.5
     assert pd.isna(history.loc[10, "val/top1"])
+    assert study["fast"][0].metric("val/top1").to_dict() == {20: 0.5}
+    assert study["fast"][0].metric("val/loss").empty
     assert not [name for name in history if name.startswith("summary/")]
 
 

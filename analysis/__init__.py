@@ -1,0 +1,1 @@
+"""Recorded results, the notebooks that draw them, and what makes both."""

@@ -1,0 +1,98 @@
+"""Makes a store fit to be shipped: small, movable, and silent about the machine that made it."""
+
+import json
+import re
+import shutil
+import socket
+import sqlite3
+from pathlib import Path
+
+import yaml
+
+KEPT_FILES = ("config.yaml", "environment.json", "summary.json", "metrics.jsonl", "comparison.md")
+DROPPED = ("time/%", "time_min/%", "time_max/%", "traffic/%", "process/%", "val/%top5", "val/%loss")
+"""Curves that stand in metrics.jsonl, which the notebooks read: a row of the table takes ten times
+the bytes of its line."""
+KEPT_GAUGES = "%utilization_percentage"
+"""Of the system metrics, which stand nowhere else."""
+NEUTRAL = {"tracking.uri": "None", "tracking.folder": "runs"}
+FORGOTTEN = ("host", "hosts", "system", "variables")
+"""Of environment.json."""
+PATHS = (rb"/(?:home|root|tmp|work|Users)/", rb"file://")
+"""How paths of machines begin."""
+MOST_BYTES = 3_000_000
+
+
+class NotFit(Exception):
+    """The store is not what it should be; it says why."""
+
+
+def ship(store: Path, place: Path) -> str:
+    """Copies a SQLite store and its artifacts to `place`, which is replaced; what came of it."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    copied = place / "mlflow.db"
+    with sqlite3.connect(store) as source, sqlite3.connect(copied) as target:
+        source.backup(target)
+    runs = _neutral(copied)
+    for run in runs:
+        _copy_artifacts(store.parent / "mlartifacts" / run / "artifacts", place, run)
+    size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    told = secrets_in(place, [str(store.parent), str(Path.cwd())])
+    if told:
+        raise NotFit(f"{place} tells of its machine: {', '.join(told[:8])}")
+    if size > MOST_BYTES:
+        raise NotFit(f"{place} takes {size / 1e6:.1f} MB, at most {MOST_BYTES / 1e6:g} are shipped")
+    return f"{place.name}: {len(runs)} runs, {size / 1e6:.2f} MB"
+
+
+def secrets_in(place: Path, words: list[str]) -> list[str]:
+    """Files that hold one of the words, this machine's name, or a path of it."""
+    own = [f'"{socket.gethostname()}"', str(Path.home()), *words]
+    names = [re.escape(word.encode()) for word in own if word not in ('"localhost"', "/")]
+    pattern = re.compile(b"|".join([*names, *PATHS]))
+    found = []
+    for path in sorted(place.rglob("*")):
+        hit = pattern.search(path.read_bytes()) if path.is_file() else None
+        if hit:
+            found.append(f"{path.relative_to(place)} ({hit[0].decode(errors='replace')})")
+    return found
+
+
+def _neutral(file: Path) -> list[str]:
+    """Takes out of the database what names places and people; the ids of its runs."""
+    base = sqlite3.connect(file)
+    base.execute("UPDATE experiments SET artifact_location = 'mlartifacts'")
+    base.execute("UPDATE runs SET artifact_uri = 'mlartifacts/' || run_uuid || '/artifacts'")
+    base.execute("UPDATE runs SET user_id = ''")
+    base.execute("DELETE FROM tags WHERE key = 'mlflow.user'")
+    for key, value in NEUTRAL.items():
+        base.execute("UPDATE params SET value = ? WHERE key = ?", (value, key))
+    for pattern in DROPPED:
+        base.execute("DELETE FROM metrics WHERE key LIKE ?", (pattern,))
+    other = "key LIKE 'system/%' AND key NOT LIKE ?"
+    for table in ("metrics", "latest_metrics"):
+        base.execute(f"DELETE FROM {table} WHERE {other}", (KEPT_GAUGES,))
+    base.commit()
+    base.execute("PRAGMA page_size = 1024")  # MLflow has a hundred tables that hold nothing
+    base.execute("VACUUM")
+    runs = [row[0] for row in base.execute("SELECT run_uuid FROM runs ORDER BY start_time")]
+    base.close()
+    return runs
+
+
+def _copy_artifacts(source: Path, place: Path, run: str) -> None:
+    target = place / "mlartifacts" / run / "artifacts"
+    target.mkdir(parents=True)
+    for name in KEPT_FILES:
+        if not (source / name).exists():
+            continue
+        text = (source / name).read_text(encoding="utf-8")
+        if name == "config.yaml":
+            values = yaml.safe_load(text)
+            values["tracking"] |= {"uri": None, "folder": "runs"}
+            text = yaml.safe_dump(values, sort_keys=False)
+        if name == "environment.json":
+            kept = {k: v for k, v in json.loads(text).items() if k not in FORGOTTEN}
+            text = json.dumps(kept, indent=2)
+        (target / name).write_text(text, encoding="utf-8")

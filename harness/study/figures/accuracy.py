@@ -1,0 +1,166 @@
+"""Speed against accuracy: what was learned by when, from how much, and how soon it is enough."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+
+import pandas as pd
+from matplotlib.axes import Axes
+from scipy.stats import t as student
+
+from harness.study.figures.colours import Look, looks
+from harness.study.figures.style import Picture, Said, bar, dressed, legend_below, line, picture
+from harness.study.results import PRIMARY, Target, Variant, baseline_of, target_of
+from harness.study.store import Study
+from harness.study.table import primary_set
+
+CONFIDENCE = 0.95
+
+
+def draw(study: Study, target: float | None = None) -> Picture:
+    """Accuracy over time, over images, and time to the target. `target`: top-1, a share; else what
+    the baseline ends at less a point."""
+    variants = study.variants
+    found = looks(variant.name for variant in variants)
+    goal = target_of(baseline_of(variants), target)
+    with dressed():
+        figure = picture(13, 4.8)
+        times, images, sooner = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
+        for axes, over in ((times, "seconds"), (images, "images")):
+            _draw_curves(axes, variants, over, found)
+            draw_target(axes, goal)
+            axes.set_ylabel(f"top-1 on {primary_set(variants)} (%)")
+        times.set_xlabel("training time, evaluations left out (s)")
+        images.set_xlabel("training images of all ranks (thousands)")
+        times.set_title("By when: mean and range over seeds")
+        images.set_title("From how many images")
+        _draw_target_times(sooner, variants, goal, found)
+        legend_below(figure, [times], columns=6)
+    return figure
+
+
+def curve(variant: Variant) -> pd.DataFrame:
+    """A row per evaluation, by window: `seconds` and `images`, and top-1 in per cent as `mean`,
+    `low` and `high` over the seeds that have all evaluations."""
+    rows = [
+        (each.window, each.train_seconds, each.images, 100 * each.metrics[PRIMARY])
+        for run in variant.summaries
+        for each in run.evaluations
+        if PRIMARY in each.metrics
+    ]
+    frame = pd.DataFrame(rows, columns=["window", "seconds", "images", "top1"], dtype=float)
+    groups = frame.groupby("window")
+    return pd.DataFrame(
+        {
+            "seconds": groups["seconds"].mean(),
+            "images": groups["images"].mean(),
+            "mean": groups["top1"].mean(),
+            "low": groups["top1"].min(),
+            "high": groups["top1"].max(),
+        }
+    )
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half of its 95 % interval, by Student's t; the half is NaN for less than two."""
+    if len(values) < 2:
+        return (values[0] if values else math.nan), math.nan
+    quantile = student.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+    return mean(values), float(quantile) * stdev(values) / math.sqrt(len(values))
+
+
+def target_seconds(variant: Variant, target: Target | None) -> list[float] | None:
+    """Of each seed; None where one did not reach it: a mean over the lucky ones would flatter."""
+    if target is None or not variant.summaries:
+        return None
+    found = [run.seconds_to(target.top1) for run in variant.summaries]
+    reached = [seconds for seconds in found if seconds is not None]
+    return reached if len(reached) == len(found) else None
+
+
+def say(study: Study, target: float | None = None) -> Said:
+    """What the store's numbers say."""
+    variants = study.variants
+    baseline = baseline_of(variants)
+    goal = target_of(baseline, target)
+    if goal is None:
+        return Said(f"* `{baseline.name}` learned nothing: there is no target")
+    lines = [f"* the target is top-1 of {goal.told}"]
+    own = target_seconds(baseline, goal)
+    for variant in variants:
+        ends = [100 * run.final[PRIMARY] for run in variant.summaries if PRIMARY in run.final]
+        if not ends:
+            lines.append(f"* `{variant.name}`: no run ended well")
+            continue
+        told = f"ends at {_told(ends, 2, '%')}"
+        seconds = target_seconds(variant, goal)
+        if seconds is None:
+            told += " and not every seed reaches the target"
+        else:
+            told += f", at the target after {_told(seconds, 1, 's')}"
+            if own and variant is not baseline:
+                told += f": {mean(seconds) / mean(own):.2f} of the time of `{baseline.name}`"
+        lines.append(f"* `{variant.name}` {told}")
+    return Said("\n".join(lines))
+
+
+def _told(values: Sequence[float], digits: int, unit: str) -> str:
+    middle, half = interval(values)
+    spread = "" if math.isnan(half) else f" \N{PLUS-MINUS SIGN} {half:.{digits}f}"
+    return f"{middle:.{digits}f}{spread} {unit}"
+
+
+def draw_target(axes: Axes, target: Target | None) -> None:
+    if target is None:
+        return
+    axes.axhline(
+        100 * target.top1,
+        color="#555555",
+        linestyle=(0, (6, 3)),
+        linewidth=1,
+        zorder=1,
+        label=f"target {target.top1:.2%}",
+    )
+
+
+def _draw_curves(
+    axes: Axes, variants: Sequence[Variant], over: str, found: Mapping[str, Look]
+) -> None:
+    for variant in variants:
+        frame = curve(variant)
+        look = found[variant.name]
+        across = frame[over] / (1000 if over == "images" else 1)
+        label = variant.name if variant.summaries else f"{variant.name} (failed)"
+        axes.fill_between(
+            across, frame["low"], frame["high"], color=look.colour, alpha=0.2, linewidth=0
+        )
+        axes.plot(across, frame["mean"], **line(look), markersize=4, label=label)
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 102)
+
+
+def _draw_target_times(
+    axes: Axes, variants: Sequence[Variant], target: Target | None, found: Mapping[str, Look]
+) -> None:
+    longest = 0.0
+    labels = []
+    for number, variant in enumerate(variants):
+        seconds = target_seconds(variant, target)
+        if seconds is None:
+            labels.append((0.0, "not reached" if variant.summaries else "failed"))
+            continue
+        middle, half = interval(seconds)
+        axes.barh(number, middle, height=0.6, **bar(found[variant.name]))
+        if not math.isnan(half):
+            axes.errorbar(middle, number, xerr=half, color="black", capsize=4, linewidth=1.2)
+        labels.append((middle + (0.0 if math.isnan(half) else half), _told(seconds, 1, "s")))
+        longest = max(longest, labels[-1][0])
+    longest = longest or 1.0
+    for number, (end, label) in enumerate(labels):
+        axes.text(end + 0.03 * longest, number, label, va="center")
+    axes.set_xlim(0, 1.7 * longest)
+    axes.set_yticks(range(len(variants)), [variant.name for variant in variants])
+    axes.set_ylim(len(variants) - 0.4, -0.6)
+    axes.set_xlabel("training time to the target (s)")
+    axes.set_title("How soon: mean, 95 % interval")
+    axes.grid(axis="y", visible=False)

@@ -1,0 +1,237 @@
+"""The figures of the six questions: numbers by hand, one look a variant, nothing unreadable."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from harness.study.figures import accuracy, phases, scaling, staleness, traffic, utilisation
+from harness.study.figures.colours import COLOURS, looks
+from harness.study.prediction import Prediction, write_predictions
+from harness.study.results import Target
+from harness.study.store import Study
+from tests.study.pictures import assert_readable, assert_units
+from tests.study.recorded import PHASES_MS, summary, variant
+
+from .studies import MOMENTUM, many, recorded, study
+
+LONG = [f"hybrid_averaging_{number}" for number in range(6)]
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    """Three throughput tables: two rates, and twice the classes; one of them foreseen."""
+    place = tmp_path / "tables"
+    place.mkdir()
+    condition = {"hosts": 2, "ranks": 4, "classes": 1000, "mbit_per_second": 100}
+    conditions = {
+        "slow": condition,
+        "free": condition | {"mbit_per_second": None},
+        "more": condition | {"classes": 2000},
+    }
+    (place / "conditions.json").write_text(json.dumps(conditions))
+    for name, rate in (("slow", 100.0), ("free", 400.0), ("more", 50.0)):
+        found = [
+            {"variant": "hybrid_async", "images_per_second": 2 * rate},
+            {"variant": "data_parallel", "images_per_second": rate},
+        ]
+        (place / f"{name}.json").write_text(json.dumps(found))
+    write_predictions([prediction("data_parallel", 110.0)], place / "slow.predictions.json")
+    return place
+
+
+def prediction(name: str, images_per_second: float) -> Prediction:
+    return Prediction(
+        variant=name,
+        nodes=2,
+        ranks_per_node=2,
+        step_ms=100.0,
+        phases_ms={"forward": 100.0},
+        images_per_second=images_per_second,
+        cross_node_mb_per_step=1.0,
+        in_node_mb_per_step=1.0,
+        memory_mb=100.0,
+    )
+
+
+def all_figures(found: Study, tables: Path) -> dict[str, Figure]:
+    return {
+        "phases": phases.draw(found),
+        "accuracy": accuracy.draw(found),
+        "utilisation": utilisation.draw(found),
+        "traffic": traffic.draw(found),
+        "scaling": scaling.draw(tables, found, [prediction(found.runs[0].name, 900.0)]),
+        "staleness": staleness.draw(found),
+    }
+
+
+@pytest.mark.parametrize("names", [["data_parallel"], ["hybrid_async", "data_parallel"], LONG])
+def test_every_figure_is_readable_and_has_units(
+    names: list[str], tmp_path: Path, tables: Path
+) -> None:
+    for name, figure in all_figures(many(tmp_path, names), tables).items():
+        assert_readable(figure)
+        assert_units(figure)
+        assert figure.axes, name
+
+
+def test_a_variant_has_its_colour_in_every_figure(tmp_path: Path, tables: Path) -> None:
+    """Though it is the second here, and its study has no baseline."""
+    found = many(tmp_path, ["mine", "hybrid_async"])
+    mine = looks(["mine", "hybrid_async"])["mine"].colour
+    for name, figure in all_figures(found, tables).items():
+        assert {COLOURS[2].lower(), mine.lower()} <= colours_of(figure), name
+        assert COLOURS[1].lower() not in colours_of(figure), name
+
+
+def colours_of(figure: Figure) -> set[str]:
+    found = set()
+    for axes in figure.axes:
+        found |= {to_hex(line.get_color()) for line in axes.lines}
+        patches = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+        found |= {to_hex(patch.get_facecolor()) for patch in patches}
+    return found
+
+
+def test_failed_runs_are_said_in_every_figure(tmp_path: Path, tables: Path) -> None:
+    lost = recorded(tmp_path, "hybrid_async")
+    found = study(recorded(tmp_path, "data_parallel", 0, summary()), lost)
+    figures = all_figures(found, tables)
+    assert "failed" in [text.get_text() for text in figures["phases"].axes[0].texts]
+    assert "failed" in [text.get_text() for text in figures["traffic"].axes[0].texts]
+    assert "`hybrid_async`: no run ended well" in phases.say(found)
+
+
+def test_phases_are_means_over_seeds_of_each_rank_spread() -> None:
+    frame = phases.numbers([variant("data_parallel", summary(), summary(seed=1))])
+    row = frame[frame["phase"] == "exchange_wait"].iloc[0]
+    assert (row["minimum"], row["mean"], row["maximum"]) == (15.0, 30.0, 60.0)
+    frame = phases.numbers([variant("a", summary()), variant("b", summary(passes=4))])
+    means = frame[frame["phase"] == "forward"]["mean"]
+    assert list(means) == pytest.approx([20 * 1000 / 128, 20 * 1000 / 512])
+
+
+def test_a_line_goes_from_the_least_to_the_most_loaded_rank(tmp_path: Path) -> None:
+    figure = phases.draw(study(recorded(tmp_path, "data_parallel", 0, summary())))
+    ends = [each.get_segments()[0][:, 0] for each in figure.axes[1].collections]
+    expected = [PHASES_MS[phase] for phase in phases.SPREAD]
+    assert [list(each) for each in ends] == [[0.5 * each, 2 * each] for each in expected]
+
+
+def test_an_interval_is_students() -> None:
+    middle, half = accuracy.interval([9.0, 10.0, 11.0])
+    assert (middle, half) == (10.0, pytest.approx(4.302653 / math.sqrt(3), rel=1e-5))
+    assert math.isnan(accuracy.interval([3.0])[1])
+
+
+def test_the_time_to_a_target_needs_all_seeds() -> None:
+    target = Target(0.85, "given")
+    good, bad = summary(seconds=5.0), summary(seed=1, accuracies=(0.5, 0.6, 0.7))
+    assert accuracy.target_seconds(variant("a", good), target) == [15.0]
+    assert accuracy.target_seconds(variant("a", good, bad), target) is None
+
+
+def test_bars_reach_the_target_times(tmp_path: Path) -> None:
+    runs = [recorded(tmp_path, "data_parallel", s, summary(seed=s, seconds=10 + s)) for s in (0, 2)]
+    sooner = accuracy.draw(study(*runs), target=0.75).axes[2]
+    (bar,) = [patch for patch in sooner.patches if isinstance(patch, Rectangle)]
+    assert bar.get_width() == pytest.approx((20 + 24) / 2)
+
+
+def test_curves_are_means_over_seeds_by_window() -> None:
+    frame = accuracy.curve(
+        variant("a", summary(), summary(seed=1, seconds=20.0, accuracies=(0.4, 0.7, 0.8)))
+    )
+    assert list(frame["seconds"]) == [15.0, 30.0, 45.0]
+    assert list(frame["mean"]) == pytest.approx([45, 75, 85])
+    assert list(frame["low"]) == pytest.approx([40, 70, 80])
+    assert list(frame["images"]) == [12800, 25600, 38400]
+
+
+def test_bytes_are_of_a_window_and_of_as_many_images() -> None:
+    frame = traffic.numbers([variant("a", summary(passes=2))]).set_index("link")
+    assert frame.loc["cross_node", "counted_window"] == 12.5
+    assert frame.loc["cross_node", "counted_images"] == pytest.approx(12.5 * 1000 / 256)
+    assert frame.loc["in_node", "formula_window"] == 3.0
+
+
+def test_bars_of_bytes_are_as_long_as_counted(tmp_path: Path) -> None:
+    axes = traffic.draw(many(tmp_path, ["data_parallel"], seeds=1)).axes
+    widths = [p.get_width() for each in axes for p in each.patches if isinstance(p, Rectangle)]
+    assert widths == pytest.approx([12.5, 12.5 * 1000 / 128, 3.0, 3.0 * 1000 / 128])
+
+
+def test_shares_that_a_run_recorded_come_before_mlflows(tmp_path: Path) -> None:
+    found = many(tmp_path, ["data_parallel"], seeds=1)
+    by_node = utilisation.nodes(found, found.runs[0])
+    assert sorted(by_node) == [0, 1]
+    assert list(by_node[1].computed) == [40.0] * 3
+    assert list(by_node[1].computed.index) == [0.0, 10.0, 20.0]
+    assert utilisation.means(by_node) == (90.0, 45.0)
+    assert "the counter says 90 %, 45 % of a step was computed" in utilisation.say(found)
+
+
+def test_a_panel_varies_one_thing(tables: Path, tmp_path: Path) -> None:
+    frame = scaling.numbers(tables)
+    over_rate = scaling.series(frame, "mbit_per_second")
+    assert set(over_rate["table"]) == {"slow", "free"}
+    assert set(scaling.series(frame, "classes")["table"]) == {"slow", "more"}
+    assert scaling.series(frame, "ranks").empty
+    assert "off by 10% (median)" in scaling.say(tables)
+    figure = scaling.draw(tables, many(tmp_path, ["data_parallel"], seeds=1))
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    drawn = [y for line in hollow for y in line.get_ydata() if not math.isnan(y)]
+    assert drawn == [110.0]
+
+
+@pytest.mark.parametrize(
+    ("delay", "momentum", "nesterov", "expected"),
+    [
+        (0, 0.0, False, 2.0),
+        (0, 0.9, False, 3.8),  # 2 (1 + m)
+        (1, 0.0, False, 1.0),
+        (1, 0.9, False, 0.10),
+        (1, 0.9, True, 0.253),
+    ],
+)
+def test_limits_of_stability(delay: int, momentum: float, nesterov: bool, expected: float) -> None:
+    assert staleness.limit(delay, momentum, nesterov) == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize(("nesterov", "delay"), [(False, 1), (True, 1), (False, 3), (True, 3)])
+def test_late_steps_on_a_quadratic_diverge_above_the_limit_alone(
+    nesterov: bool, delay: int
+) -> None:
+    limit = staleness.limit(delay, 0.9, nesterov)
+    for factor, grows in ((0.9, False), (1.1, True)):
+        weights, speed = [1.0] * (delay + 1), 0.0
+        for _ in range(4000):
+            gradient = weights[-1 - delay]
+            speed = 0.9 * speed + gradient
+            step = gradient + 0.9 * speed if nesterov else speed
+            weights.append(weights[-1] - factor * limit * step)
+        assert (abs(weights[-1]) > 1) == grows
+
+
+def test_a_run_lies_where_its_rate_and_curvature_put_it(tmp_path: Path) -> None:
+    late = {"kind": "delayed", "delay": 1}
+    lines = [
+        (10, {"train/loss": 2.0, "staleness/curvature": 0.5}),
+        (20, {"train/loss": 1.5, "staleness/curvature": 0.4}),
+    ]
+    runs = study(
+        recorded(
+            tmp_path, "a", 0, summary("a"), lines, exchange=late, optimizer=MOMENTUM | {"lr": 0.4}
+        )
+    )
+    (point,) = staleness.points(runs)
+    assert (point.delay, point.lr, point.curvature, point.loss) == (1, 0.4, 0.5, 1.5)
+    assert point.of_limit == pytest.approx(2.0, rel=1e-3)
+    lines.append((30, {"train/loss_nonfinite": 1.0}))
+    (lost,) = staleness.points(study(recorded(tmp_path, "b", 0, None, lines)))
+    assert math.isinf(lost.loss)
+    assert "its loss is no number" in staleness.say(study(recorded(tmp_path, "c", 0, None, lines)))
