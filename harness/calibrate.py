@@ -19,7 +19,7 @@ from harness.checks.compute import measure_speed
 from harness.config import Config, load
 from harness.data.open import open_dataset
 from harness.errors import SaidByAnotherRank, UserError
-from harness.measure.calibration import Calibration
+from harness.measure.calibration import Calibration, Point
 from harness.measure.clock import clock_for
 from harness.measure.machine import environment
 from harness.measure.traffic import Traffic
@@ -40,7 +40,7 @@ def measure(config: Config, links: Links, folder: Path, seconds: float) -> Calib
     dataset = open_dataset(config.data)
     world = links.world("node", user="calibration.")
     topology = world.topology
-    speed = measure_speed(world.device, 3 * seconds).flop_per_second
+    speed = measure_speed(world.device, 3 * seconds)
     network = NetworkTimes(config, world, dataset, seconds)
     facts = environment()
     return Calibration(
@@ -54,7 +54,11 @@ def measure(config: Config, links: Links, folder: Path, seconds: float) -> Calib
         commit=facts["git_commit"],
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config.flattened(),
-        product_flop_per_second=mean(world, speed),
+        product=Point(
+            size=mean(world, speed.flop_per_second),
+            seconds=1.0,
+            cpu_seconds=mean(world, speed.cpu_share or 0.0) * torch.get_num_threads(),
+        ),
         **network.measured(),
         optimizer=(optimizer_time(config, world, seconds),),
         encode={name: (encoding_time(name, world, seconds),) for name in ("fp16", "int8", "int4")},

@@ -16,7 +16,7 @@ LONGEST_TRANSFER_SECONDS = 0.5
 IN_NODE_BYTES = (16_384, 262_144, 2_097_152)
 FLAT_BYTES = (32_768, 1_048_576, 4_194_304)
 """Up to `exchange.bucket_mb`'s default: what the baseline sends in one piece."""
-PEERS_BYTES = (32_768, 524_288, 2_097_152)
+PEERS_BYTES = (32_768, 2_097_152, 16_777_216)
 UNDER_WAY_BYTES = (32_768, 1_048_576)
 UNDER_WAY_SECONDS = 0.2
 REST_SECONDS = 0.3
@@ -41,7 +41,7 @@ def transfer_times(world: World, seconds: float) -> dict[str, Any]:
         for size in sizes:
             if found and found[-1].seconds * size / found[-1].size > LONGEST_TRANSFER_SECONDS:
                 break
-            found.append(timed(world, make(size), size, seconds, rest, least))
+            found.append(timed(world, make(size), size, seconds, rest, least, best=not rest))
         return tuple(found)
 
     def gather(size: int) -> Callable[[], object]:
