@@ -17,7 +17,7 @@ FLOORS = [
     "parallel model.backbone model.margins data measure.machine measure.tally measure.store",
     "model.sliced_classifier model.network model.flops exchange checkpoint evaluation optimizer "
     "ledger measure.tracking checks",
-    "timed trainer pace run calibrate",
+    "trainer pace run timing calibrate",
     "cluster study",
     "cli __main__",
 ]

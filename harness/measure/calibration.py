@@ -39,8 +39,8 @@ class Calibration(Record):
     config: dict[str, Any]
     """What was measured, by dotted key."""
 
-    product_flop_per_second: float
-    """Of a plain matrix product, a rank's, all at once."""
+    product: Point
+    """A second of plain matrix products, by operations."""
     backbone: tuple[Point, ...]
     """A micro-batch through the backbone, forward and backward, by its operations."""
     backbone_alone_seconds: float

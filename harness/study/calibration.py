@@ -16,6 +16,8 @@ from harness.study.cost_model import phases
 from harness.study.pieces import OPTIMIZER_PASSES, pieces_of
 from harness.study.workload import workload_of
 
+SLOWER = 0.8
+"""Share of the link's rate below which something else is the limit."""
 SAVED = 0.05
 """What a rest saves of a transfer, below which a link is said to have no burst."""
 
@@ -69,14 +71,14 @@ def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:
     slowdown = shared.slowdown
     timed = _Timed(found, slowdown)
     classifier, (images,), (optimizer,) = found.classifier[-1], found.images, found.optimizer
-    product = found.product_flop_per_second * slowdown
+    product = found.product.size / timed.alone(found.product)
     passes = OPTIMIZER_PASSES[config.optimizer.name]
     in_classifier = classifier.size / timed.alone(classifier)
     backbone, forward_share = timed.backbone(config, in_classifier)
     figures = {
         "product_flop_per_second": product,
-        "backbone_efficiency": min(1.5, backbone / product),
-        "classifier_efficiency": min(1.5, in_classifier / product),
+        "backbone_efficiency": backbone / product,
+        "classifier_efficiency": in_classifier / product,
         "forward_share": forward_share,
         "image_seconds": timed.alone(images) / images.size,
         "memory_bytes_per_second": passes * optimizer.size / timed.alone(optimizer),
@@ -193,8 +195,18 @@ def _between(found: Calibration) -> dict[str, object]:
     late = Late(
         start_seconds=max(0.0, found.peers[0].seconds - 2 * (nodes - 1) * step),
         cpu_seconds_per_byte=_cpu_rate(sent),
+        bytes_per_second=_thread_rate(found, link.bytes_per_second / found.ranks_per_node),
     )
     return {"link": link, "late": late}
+
+
+def _thread_rate(found: Calibration, of_link: float) -> float | None:
+    """Of Horovod's thread of a rank, where that is less than the rank's part of the link."""
+    if len(found.peers) == 1:
+        return None
+    among_peers = 2 * (found.nodes - 1) / found.nodes
+    rate = among_peers * _rate(found.peers)
+    return rate if 0 < rate < SLOWER * of_link else None
 
 
 def _rate(points: Sequence[Point]) -> float:

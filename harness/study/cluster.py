@@ -85,9 +85,9 @@ class Cluster(Figures):
     """Share by which work grows each time the ranks on a core double: caches are shared too."""
     product_flop_per_second: float = Field(gt=0)
     """Of a rank in a plain matrix product, 1/s."""
-    backbone_efficiency: float = Field(gt=0, le=1.5)
+    backbone_efficiency: float = Field(gt=0)
     """Share of that which the backbone's forward and backward pass reach."""
-    classifier_efficiency: float = Field(gt=0, le=1.5)
+    classifier_efficiency: float = Field(gt=0)
     """Share of that which logits, loss and their backward pass reach."""
     forward_share: float = Field(default=1 / 3, gt=0, lt=1)
     """Of a micro-batch's backbone time, in the forward pass."""

@@ -1,5 +1,4 @@
-"""How long each piece of a window takes on a cluster: what the cost model adds up and the simulator
-lets happen."""
+"""How long each piece of a window takes: what cost model and simulator put together."""
 
 import math
 from dataclasses import dataclass
@@ -105,11 +104,11 @@ class Pieces:
 
 def pieces_of(cluster: Cluster, work: Workload) -> Pieces:
     """The nodes and ranks are the workload's; the machines are the cluster's."""
-    costs = _Costs(cluster.on(work.nodes, work.ranks_per_node), work)
+    there = cluster.on(work.nodes, work.ranks_per_node)
+    costs = _Costs(there, work)
     forward, backward, backbone_backward = costs.network()
     flat = work.route == "flat"
     exchange = Transfer() if flat else costs.exchange()
-    sharing = cluster.cores_per_node is not None
     return Pieces(
         passes=work.passes,
         steps=work.steps,
@@ -129,7 +128,7 @@ def pieces_of(cluster: Cluster, work: Workload) -> Pieces:
         exchange=exchange,
         disturbance=costs.disturbance(),
         jitter=cluster.jitter,
-        shares_cores=sharing and cluster.on(work.nodes, work.ranks_per_node).slowdown > 1,
+        shares_cores=there.slowdown > 1,
     )
 
 

@@ -1,6 +1,7 @@
 """The command line of plan: predicts experiments, and all other ways, on a cluster."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ def add_plan(commands: Any) -> None:
 
 def _plan(parsed: argparse.Namespace) -> int:
     from harness.config import load
+    from harness.study.calibration import CalibrationFailed
     from harness.study.cost_model import predict
     from harness.study.plan import all_ways
     from harness.study.plan_text import break_even, cluster_line, of_experiments, of_ways, verdict
@@ -40,7 +42,11 @@ def _plan(parsed: argparse.Namespace) -> int:
     if not experiments:
         raise UserError("harness plan predicts experiments; name a YAML file")
     configs = [load(each, overrides) for each in experiments]
-    cluster = _cluster(parsed, experiments[0], overrides)
+    try:
+        cluster = _cluster(parsed, experiments[0], overrides)
+    except CalibrationFailed as error:
+        print(f"harness: {error}", file=sys.stderr, flush=True)
+        return 1
     predictions = [predict(cluster, config) for config in configs]
     print(cluster_line(cluster), end="\n\n")
     _show(of_experiments(predictions))

@@ -56,7 +56,7 @@ def made(**changes: object) -> Calibration:
         "commit": None,
         "measured_at": "2026-01-01T00:00:00+00:00",
         "config": CONFIG.flattened(),
-        "product_flop_per_second": 0.5e9,
+        "product": Point(size=0.5e9, seconds=1.0, cpu_seconds=0.5),
         "backbone": (point(work.backbone_flops, backbone),),
         "backbone_alone_seconds": backbone,
         "backbone_variation": 0.03,
@@ -103,6 +103,18 @@ def test_the_link_is_told_from_its_start_its_burst_and_the_processors() -> None:
     assert found.link.burst_seconds == pytest.approx(0.5)
     assert found.late.start_seconds == pytest.approx(0.05 - 2 * 0.01)
     assert found.late.cpu_seconds_per_byte == pytest.approx(2e-8)
+
+
+def test_a_thread_slower_than_the_link_is_noticed() -> None:
+    link = cluster_from(made()).link.bytes_per_second
+
+    def late(rate: float) -> float | None:
+        peers = tuple(waited(size, 0.05 + size / rate, 0.0) for size in (0, 1e6, 4e6))
+        return cluster_from(made(peers=peers)).late.bytes_per_second
+
+    # One byte in the buffer is one sent between two nodes; two ranks share the link.
+    assert late(0.3 * link) == pytest.approx(0.3 * link)
+    assert late(0.5 * link) is None
 
 
 def test_other_work_on_the_cores_does_not_count_as_the_ranks_own() -> None:

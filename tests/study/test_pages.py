@@ -19,6 +19,7 @@ from harness.measure.store import open_store
 from harness.measure.tracking import Tracker
 from harness.run import summary_metrics
 from harness.study.conclude import Conclusion
+from harness.study.figures.colours import looks
 from harness.study.results import Results, Terms
 from tests.browser import Browser, browser, end_group, needs_browser
 
@@ -80,11 +81,16 @@ def test_a_variant_has_the_same_colour_in_words_tables_and_pictures(
 ) -> None:
     Conclusion.of(results(), Terms(0.9)).write(tmp_path)
     chromium.open((tmp_path / "report.html").as_uri(), 1280)
+    own = looks(each.name for each in results().variants)[NAME].colour.lower()
     said = "getComputedStyle(document.querySelector('.rivals li')).borderLeftColor"
     row = f"[...document.querySelectorAll('td')].find(d => d.innerText == '{NAME}')"
     colour = f"getComputedStyle({row}.querySelector('.swatch')).backgroundColor"
-    assert chromium.evaluate(said) == chromium.evaluate(colour) == "rgb(230, 159, 0)"
-    pictures = "[...document.images].map(i => atob(i.src.split(',')[1]).includes('#e69f00'))"
+    assert (
+        chromium.evaluate(said)
+        == chromium.evaluate(colour)
+        == f"rgb{tuple(bytes.fromhex(own[1:]))}"
+    )
+    pictures = f"[...document.images].map(i => atob(i.src.split(',')[1]).includes('{own}'))"
     assert chromium.evaluate(pictures) == [True, True, True]
 
 

@@ -1,0 +1,148 @@
+"""Times the work of a rank: network, optimizer, packing for the wire."""
+
+import statistics
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.config import Config
+from harness.data.images import Dataset
+from harness.exchange.compression import make_wire
+from harness.exchange.flat import Flat
+from harness.exchange.wire import Feedback
+from harness.measure.calibration import Point
+from harness.measure.clock import Phase
+from harness.model.backbone import make_backbone
+from harness.model.flops import Flops, micro_batch_flops
+from harness.model.sliced_classifier import SlicedClassifier
+from harness.optimizer import make_optimizer
+from harness.parallel.group import Group
+from harness.parallel.world import World
+from harness.timing.repeated import barrier, mean, now, timed
+from harness.timing.window import batches_of
+
+NORMAL_QUARTILES = 1.349
+"""Between the quartiles of normal values, standard deviations: outliers do not count."""
+CLASSES = (512, 4096)
+"""Of the two classifiers that are timed."""
+ENCODED_ELEMENTS = 1 << 19
+OPTIMIZER_ELEMENTS = 1 << 22
+"""More than caches hold."""
+
+
+class NetworkTimes:
+    """The backbone and two classifiers on one micro-batch of this rank."""
+
+    def __init__(self, config: Config, world: World, dataset: Dataset, seconds: float) -> None:
+        self._config = config
+        self._seconds_each = seconds
+        self._world = world
+        data, device = config.data, world.device
+        backbone = make_backbone(config.backbone, dataset.channels, data.image_size, config.seed)
+        self.backbone = backbone.to(device)
+        # Filters lie in memory as they do in training.
+        self._flat = Flat(list(self.backbone.parameters()), 1, torch.zeros(1, device=device))
+        self._batches = batches_of(config, dataset, world)
+        self._images, _ = next(self._batches)
+        self._seconds: list[float] = []
+
+    def measured(self) -> dict[str, Any]:
+        world, batch = self._world, self._config.train.batch_size
+        images = timed(world, lambda: next(self._batches), batch, self._seconds_each)
+        operations = self._operations(0).backbone
+        backbone = timed(world, self._backbone_pass, operations, 3 * self._seconds_each)
+        low, middle, high = statistics.quantiles(self._seconds[4:], n=4)
+        variation = (high - low) / NORMAL_QUARTILES / middle
+        return {
+            "images": (images,),
+            "backbone": (backbone,),
+            "backbone_alone_seconds": self._alone_seconds(),
+            "backbone_variation": mean(world, variation),
+            "classifier": tuple(self._classifier(classes) for classes in CLASSES),
+        }
+
+    def _operations(self, classes: int) -> Flops:
+        data, batch = self._config.data, self._config.train.batch_size
+        channels = self._images.shape[1]
+        return micro_batch_flops(self.backbone, channels, data.image_size, batch, batch, classes)
+
+    def _backbone_pass(self) -> None:
+        began = now(self._world)
+        self._features().sum().backward()
+        self._seconds.append(now(self._world) - began)
+
+    def _features(self) -> Tensor:
+        with self._autocast():
+            features: Tensor = self.backbone(self._images)
+        return features
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self._config.train.precision == "bf16"
+        return torch.autocast(self._world.device.type, torch.bfloat16, enabled=enabled)
+
+    def _alone_seconds(self) -> float:
+        """One rank after the other, each while the others wait."""
+        own = 0.0
+        for rank in range(self._world.topology.world_size):
+            barrier(self._world)
+            if rank != self._world.topology.rank or rank >= self._world.topology.ranks_per_node:
+                continue
+            times = []
+            for _ in range(12):
+                started = now(self._world)
+                self._features().sum().backward()
+                times.append(now(self._world) - started)
+            own = statistics.median(times[2:])
+        barrier(self._world)
+        speakers = self._world.topology.ranks_per_node / self._world.topology.world_size
+        return mean(self._world, own) / speakers
+
+    def _classifier(self, classes: int) -> Point:
+        world, config = self._world, self._config
+        batch, features = config.train.batch_size, self.backbone.features
+        alone = Group(
+            (world.topology.rank,), world.topology.rank, 1, None, world.meters, Phase.OTHER
+        )
+        classifier = SlicedClassifier(features, classes, config.classifier, alone, config.seed)
+        classifier.to(world.device)
+        given = torch.randn(batch, features, device=world.device, requires_grad=True)
+        labels = torch.arange(batch, device=world.device) % classes
+
+        def one_pass() -> None:
+            with self._autocast():
+                loss = classifier(given, labels).loss
+            loss.backward()
+
+        operations = self._operations(classes).classifier
+        return timed(world, one_pass, operations, self._seconds_each)
+
+
+def optimizer_time(config: Config, world: World, seconds: float) -> Point:
+    parameter = torch.nn.Parameter(torch.zeros(1, OPTIMIZER_ELEMENTS, device=world.device))
+    flat = Flat([parameter], 1, parameter.detach())
+    optimizer = make_optimizer(config.optimizer, [flat])
+    return timed(world, optimizer.step, 4.0 * OPTIMIZER_ELEMENTS, seconds)
+
+
+class _Nowhere:
+    """As many ranks as there are nodes, of which this one is alone to send anything."""
+
+    index = 0
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def launch_sum(self, buffer: Tensor, name: str) -> "_Nowhere":
+        return self
+
+    def wait(self) -> None:
+        return None
+
+
+def encoding_time(name: str, world: World, seconds: float) -> Point:
+    part = torch.randn(ENCODED_ELEMENTS, device=world.device)
+    result = torch.empty_like(part)
+    carrier = _Nowhere(max(2, world.topology.nodes))
+    wire = Feedback(make_wire(name, len(part), 1, part, carrier, name), len(part), like=part)
+    return timed(world, lambda: wire.launch(part, 0).mean(into=result), ENCODED_ELEMENTS, seconds)
