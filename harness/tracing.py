@@ -80,6 +80,8 @@ class Tracing:
                 ],
                 horovod,
             )
+        # The next window is a timed one: nobody may wait in it for rank 0, which writes.
+        self._world.broadcast(None, "traces are written")
 
     def _write(self, traces: list[RankTrace], horovod: str) -> None:
         for trace in traces:

@@ -28,9 +28,11 @@ def clock_offsets(
     Collective over the world.
     """
     found = {machines[0]: ClockOffset()}
-    for machine in dict.fromkeys(machines[1:]):
+    for machine in dict.fromkeys(machines):
         answering = machines.index(machine)
-        if rank == 0 and answering:
+        if not answering:
+            continue
+        if rank == 0:
             found[machine] = _ask(answering, now)
         elif rank == answering:
             _answer(now)
