@@ -8,14 +8,7 @@ from typing import Any, Literal
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from harness.errors import UserError
 
@@ -212,7 +205,7 @@ class TraceConfig(Section):
     """Windows that torch's profiler traces, left out of all times; 0 traces none."""
     first_window: int = Field(default=20, ge=0)
     """The first traced one, counted from the run's first."""
-    ranks: tuple[NonNegativeInt, ...] = ()
+    ranks: tuple[int, ...] = ()
     """The ranks that are traced; empty: all. Each takes some MB of memory, on every rank."""
     horovod_timeline: bool = False
     """Record what Horovod's first rank does in these windows. Horovod's writer takes a core of that

@@ -18,7 +18,7 @@ LARGEST_BYTES = 64_000_000
 
 def check_trace(trace: TraceConfig, world_size: int) -> None:
     """Raises UserError where a rank is to be traced that is not there."""
-    unknown = [rank for rank in trace.ranks if rank >= world_size]
+    unknown = [rank for rank in trace.ranks if not 0 <= rank < world_size]
     if unknown:
         raise UserError(
             f"trace.ranks={list(trace.ranks)} names rank {unknown[0]}, the run has ranks 0 to "
