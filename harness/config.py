@@ -171,6 +171,9 @@ class TrainConfig(Section):
     """Write the drained model into the run's folder at the end."""
     resume: str | None = None
     """Checkpoint folder to go on from, made with any number of ranks."""
+    peak_seconds: float = Field(default=0.3, ge=0)
+    """Seconds of plain matrix products on all ranks before the training, which the FLOP/s of the
+    training are compared with; 0 does none."""
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainConfig":
@@ -197,6 +200,27 @@ class TrackingConfig(Section):
     """Where each run gets a folder: config, metrics, summary, checkpoints."""
 
 
+class TraceConfig(Section):
+    windows: int = Field(default=0, ge=0)
+    """Windows that torch's profiler traces, left out of all times; 0 traces none."""
+    first_window: int = Field(default=20, ge=0)
+    """The first traced one, counted from the run's first."""
+    ranks: tuple[int, ...] = ()
+    """The ranks that are traced; empty: all. Each takes some MB of memory, on every rank."""
+    horovod_timeline: bool = False
+    """Record what Horovod's first rank does in these windows. Horovod's writer takes a core of that
+    rank from the run's start to its end: compare no times of such a run."""
+
+    @model_validator(mode="after")
+    def _timeline_has_windows(self) -> "TraceConfig":
+        if self.horovod_timeline and not self.windows:
+            raise ValueError(
+                "trace.horovod_timeline=true records the traced windows, trace.windows is 0; "
+                "set trace.windows"
+            )
+        return self
+
+
 class DoctorConfig(Section):
     before_training: bool = True
     """Compare versions, host names, memory and disk of all hosts first; a fault ends the run."""
@@ -217,6 +241,7 @@ class Config(Section):
     train: TrainConfig
     tracking: TrackingConfig = TrackingConfig()
     doctor: DoctorConfig = DoctorConfig()
+    trace: TraceConfig = TraceConfig()
 
     @model_validator(mode="after")
     def _ddp_is_data_parallel(self) -> "Config":

@@ -1,18 +1,22 @@
 """What a run has measured so far: intervals for the journal, the whole for the summary."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum, auto
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from harness.config import Config
+from harness.config import Config, TraceConfig
+from harness.errors import UserError
 from harness.exchange.compression import sent_bytes
 from harness.exchange.exchange import route_of
 from harness.measure.summary import Evaluation, RunSummary
-from harness.measure.tally import Tally, Totals
+from harness.measure.tally import UNKNOWN, Tally, Totals
 from harness.measure.traffic import Bytes, Sizes, formula
+from harness.measure.utilisation import Capacity
 from harness.optimizer import lr_at
 from harness.parallel.ddp import power_sgd_elements
 from harness.parallel.topology import Topology
@@ -52,6 +56,13 @@ class Stopwatch:
         self.seconds += self._now() - self._started
         self._started = None
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done here is not training."""
+        self.stop()
+        yield
+        self.start()
+
     def lap(self) -> float:
         """Seconds so far, the watch running on."""
         self.stop()
@@ -64,34 +75,83 @@ class Stopwatch:
         return time.perf_counter()
 
 
+class Kind(Enum):
+    """What a window counts for."""
+
+    UNTIMED = auto()
+    """Its interval: caches, allocators and pools still warm up."""
+    TIMED = auto()
+    """Its interval and the run."""
+    TRACED = auto()
+    """No time at all: the profiler slows it down."""
+
+
+def traced_windows(trace: TraceConfig, first: int, windows: int) -> range:
+    """Of a run of these windows; raises UserError where it ends before it is traced."""
+    start = first + trace.first_window
+    if trace.windows and start >= windows:
+        raise UserError(
+            f"trace.first_window={trace.first_window} is after the end of a run of "
+            f"{windows - first} windows; set it lower"
+        )
+    return range(start, min(windows, start + trace.windows))
+
+
 class Ledger:
     """Adds up windows; tells the journal of each interval, and the summary of them all.
 
-    `first` is the window the run starts with, `windows` the one it ends before.
+    `first` is the window the run starts with, `windows` the one it ends before. Traced windows
+    are in no time, rate or count of bytes here.
     """
 
     def __init__(
-        self, config: Config, world: World, first: int, windows: int, images_per_window: int
+        self,
+        config: Config,
+        world: World,
+        first: int,
+        windows: int,
+        images_per_window: int,
+        capacity: Capacity = UNKNOWN,
     ) -> None:
         self._config = config
         self._world = world
         self._first = first
         self._windows = windows
         self._images_per_window = images_per_window
+        self._images_per_rank = images_per_window / world.topology.world_size
+        self._capacity = capacity
         self._untimed = min(config.train.untimed_windows, windows - first)
-        self._run, self._interval = Tally(), Tally()
+        self._traced = traced_windows(config.trace, first, windows)
+        self._run, self._interval = Tally(capacity), Tally(capacity)
         self._under_way: tuple[int, Gathered] | None = None
         self._evaluations: list[Evaluation] = []
         self._sent = world.meters.traffic.total
-        self._timed_from = 0.0
+        self._cpu_from = 0.0
+        self._kind = self._kind_of(first)
+        self._kind_from = 0.0
+        self._timed_seconds = 0.0
         self.stopwatch = Stopwatch(world.device)
 
+    def _kind_of(self, window: int) -> "Kind":
+        if window in self._traced:
+            return Kind.TRACED
+        return Kind.UNTIMED if window < self._first + self._untimed else Kind.TIMED
+
     def window_begins(self, window: int) -> None:
-        if window == self._first + self._untimed:
-            self._timed_from = self.stopwatch.lap()
-            # On a card the untimed windows may only be done now: they must not count as timed.
-            self._interval.add_times(self._world.meters.clock.read())
+        if self._kind_of(window) != self._kind:
+            self._kind_ends(self.stopwatch.lap())
+            self._kind = self._kind_of(window)
         self._sent = self._world.meters.traffic.total
+        self._cpu_from = time.process_time()
+
+    def _kind_ends(self, seconds: float) -> None:
+        if self._kind is Kind.TIMED:
+            self._timed_seconds += seconds - self._kind_from
+        self._kind_from = seconds
+        # On a card windows may only be done now: they must not count as ones of the next kind.
+        times = self._world.meters.clock.read()
+        for tally in self._tallies():
+            tally.add_times(times)
 
     def add_scores(self, loss: Tensor, top1: Tensor) -> None:
         """Of one micro-batch."""
@@ -99,15 +159,22 @@ class Ledger:
 
     def window_ended(self, window: int, journal: Journal) -> None:
         """Books the window. Collective over the world at the end of each interval."""
+        cpu_seconds = time.process_time() - self._cpu_from
         times = self._world.meters.clock.read()
         sent = self._world.meters.traffic.total - self._sent
-        timed = window >= self._first + self._untimed
-        for tally in (self._run, self._interval) if timed else (self._interval,):
+        for tally in self._tallies():
             tally.add_times(times)
             tally.add_bytes(sent)
+            tally.add_cpu(cpu_seconds)
         ended = window + 1
         if ended % self._config.train.log_every == 0 or ended == self._windows:
             self._send_interval(ended, journal)
+
+    def _tallies(self) -> tuple[Tally, ...]:
+        """Where windows of this kind count."""
+        if self._kind is Kind.TRACED:
+            return ()
+        return (self._interval,) if self._kind is Kind.UNTIMED else (self._run, self._interval)
 
     def evaluated(self, ended: int, metrics: dict[str, float], journal: Journal) -> None:
         self._evaluations.append(
@@ -125,7 +192,7 @@ class Ledger:
         self._log_under_way(journal)
         gathered = self._world.launch_gather(self._interval.vector(), "interval")
         self._under_way = (ended, gathered)
-        self._interval = Tally()
+        self._interval = Tally(self._capacity)
         if ended == self._windows:
             self._log_under_way(journal)
 
@@ -134,24 +201,31 @@ class Ledger:
             return
         ended, gathered = self._under_way
         self._under_way = None
-        totals = Totals(gathered.wait(), self._world.topology.nodes)
+        totals = self._totals(gathered.wait())
         rate = self._images_per_window / totals.step_ms.mean * 1e3 if totals.windows else 0.0
         metrics = totals.metrics()
         metrics["optimizer/lr"] = lr_at(self._config.optimizer, ended - 1, self._windows)
-        metrics["throughput/images_per_second"] = rate
+        if totals.windows:
+            metrics["throughput/images_per_second"] = rate
         journal.log(ended, metrics)
         journal.advance(ended, self._windows, f"loss {totals.loss:.3f} · {rate:.0f} images/s")
+
+    def _totals(self, rows: Tensor) -> Totals:
+        return Totals(rows, self._world.topology.nodes, self._images_per_rank)
 
     def summary(self, backbone: int, classifier: int, expected: Bytes) -> RunSummary:
         """Of the run that has ended. `backbone`, `classifier`: their parameters, in all.
 
         Collective over the world.
         """
-        rows = self._world.launch_gather(self._run.vector(), "summary").wait()
+        totals = self._totals(self._world.launch_gather(self._run.vector(), "summary").wait())
         topology, config = self._world.topology, self._config
-        totals = Totals(rows, topology.nodes)
-        timed = self._windows - self._first - self._untimed
-        seconds = self.stopwatch.seconds - self._timed_from
+        timed = sum(
+            self._kind_of(window) is Kind.TIMED for window in range(self._first, self._windows)
+        )
+        seconds = self._timed_seconds
+        if self._kind is Kind.TIMED:
+            seconds += self.stopwatch.seconds - self._kind_from
         return RunSummary(
             name=config.name,
             seed=config.seed,
@@ -174,6 +248,7 @@ class Ledger:
             evaluations=tuple(self._evaluations),
             mlflow_run_id=None,
             commit=None,
+            per_rank=totals.per_rank,
         )
 
 

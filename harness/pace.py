@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from harness.config import Config
+from harness.config import Config, TraceConfig
 from harness.data.images import Dataset
 from harness.exchange.compression import sent_bytes
 from harness.exchange.pieces import Pace
@@ -52,9 +52,8 @@ def measured(config: Config, dataset: Dataset, world: World, folder: Path) -> Pa
     """Some windows of nodes that do not meet, and some transfers. Collective over the world."""
     alone = config.exchange.model_copy(update={"kind": "isolated", "pieces": 1, "most_pieces": 0})
     short = config.train.model_copy(update=PROBE)
-    probe = Trainer(
-        config.model_copy(update={"exchange": alone, "train": short}), dataset, world, folder
-    )
+    parts = {"exchange": alone, "train": short, "trace": TraceConfig()}
+    probe = Trainer(config.model_copy(update=parts), dataset, world, folder)
     times = [_compute_ms(probe, world), _transfer_ms(config, probe, world)]
     rows = world.launch_gather(torch.tensor(times, dtype=torch.float64), "pace").wait()
     compute_ms, transfer_ms = rows.max(dim=0).values.tolist()

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from harness.checkpoint import read_meta
 from harness.checks.before_training import check_before_training
+from harness.checks.compute import measure_speed
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.data.open import open_dataset
@@ -26,11 +27,15 @@ from harness.measure.store import Status, check_store
 from harness.measure.summary import FILE_NAME, RunSummary
 from harness.measure.tracking import Tracker, monitor_node
 from harness.measure.traffic import Traffic
+from harness.measure.utilisation import in_a_line, summary_bars
 from harness.pace import paced
 from harness.parallel.group import Meters
+from harness.parallel.timeline import allow_timeline
 from harness.parallel.topology import Topology, check_classes
 from harness.parallel.world import World, launched_topology, open_world, rank_device
-from harness.trainer import Trainer
+from harness.tracing import FOLDER as TRACES
+from harness.tracing import check_trace
+from harness.trainer import DTYPES, Trainer
 
 
 class Stopped(KeyboardInterrupt):
@@ -48,6 +53,8 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
         device, dataset = _prepare(config, topology)
     except UserError as error:
         problem = error
+    if config.trace.horovod_timeline:
+        allow_timeline()
     meters = Meters(clock_for(device), Traffic())
     with open_world(topology, config.classifier.layout, device, meters) as world:
         world.raise_together(problem)
@@ -57,7 +64,7 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
         folder = world.broadcast(folder or _folder(config), "folder")
         with world.together():
             config = paced(config, dataset, world, folder)
-            trainer = Trainer(config, dataset, world, folder)
+            trainer = Trainer(config, dataset, world, folder, _matmul_speed(config, device))
         with _journal(config, folder, world) as journal:
             return journal.conclude(trainer.train(journal))
 
@@ -65,6 +72,7 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
 def _prepare(config: Config, topology: Topology) -> tuple[torch.device, Dataset]:
     """This rank's device and the images; raises UserError for all that can be wrong by now."""
     check_classes(topology, config.classifier.layout, config.data.num_classes)
+    check_trace(config.trace, topology.world_size)
     check_compression(config.exchange.compression, topology.nodes)
     device = rank_device(config.train.device, topology.local_rank)
     if config.train.resume:
@@ -80,6 +88,13 @@ def _prepare(config: Config, topology: Topology) -> tuple[torch.device, Dataset]
 def _threads(config: Config, world: World) -> int:
     cores = len(os.sched_getaffinity(0))
     return config.train.threads or max(1, cores // world.ranks_on_this_machine())
+
+
+def _matmul_speed(config: Config, device: torch.device) -> float:
+    """FLOP/s of a plain product in the run's precision, while the other ranks do one too."""
+    seconds = config.train.peak_seconds
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else DTYPES[config.train.precision]
+    return measure_speed(device, seconds, dtype).flop_per_second if seconds else 0.0
 
 
 def _folder(config: Config) -> Path:
@@ -129,6 +144,8 @@ class _Journal:
         )
         whole.write(self._folder)
         self._tracker.artifact(self._folder / FILE_NAME)
+        for trace in sorted((self._folder / TRACES).glob("*")):
+            self._tracker.artifact(trace, TRACES)
         self._tracker.log(0, summary_metrics(whole))
         print(last_words(whole, self._folder), flush=True)
         return whole
@@ -143,6 +160,7 @@ def summary_metrics(summary: RunSummary) -> dict[str, float]:
         "summary/cross_node_mb_per_step": summary.cross_node_mb_per_step,
     }
     found |= {f"summary/{name}_ms": spread.mean for name, spread in summary.phases_ms.items()}
+    found |= summary_bars(summary.per_rank)
     found |= {f"summary/{name.replace('/', '_')}": value for name, value in summary.final.items()}
     return found
 
@@ -164,6 +182,7 @@ def last_words(summary: RunSummary, folder: Path) -> str:
             f"  throughput   {summary.images_per_second:,.0f} images/s over "
             f"{summary.timed_windows} windows (the first {summary.untimed_windows} are left out)",
             f"  window       {summary.step_ms.mean:.1f} ms = {phases}",
+            f"  utilisation  {in_a_line(summary.per_rank)}",
             f"  sent         {summary.cross_node_mb_per_step:.2f} MB through a node's link, "
             f"{summary.in_node_mb_per_step:.2f} MB by a rank inside its node, per window",
             f"  accuracy     {accuracy}",

@@ -17,15 +17,18 @@ from harness.evaluation import average_statistics, evaluate
 from harness.exchange.exchange import make_exchange, route_of
 from harness.exchange.flat import Flat
 from harness.exchange.torch_ddp import through_ddp
-from harness.ledger import Journal, Ledger, expected_bytes
+from harness.ledger import Journal, Ledger, expected_bytes, traced_windows
 from harness.measure.clock import Phase
 from harness.measure.summary import RunSummary
+from harness.measure.utilisation import Capacity
 from harness.model.backbone import make_backbone
+from harness.model.flops import micro_batch_flops
 from harness.model.network import Network
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.optimizer import lr_at, make_optimizer
 from harness.parallel.slices import slice_of
 from harness.parallel.world import World
+from harness.tracing import Tracing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
@@ -33,7 +36,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 class Trainer:
     """One training on one rank. Every method is collective over the world."""
 
-    def __init__(self, config: Config, dataset: Dataset, world: World, folder: Path) -> None:
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        world: World,
+        folder: Path,
+        matmul_flop_per_second: float = 0.0,
+    ) -> None:
+        """`matmul_flop_per_second`: of a plain product on this rank; 0 where it is not known."""
         self._config = config
         self._dataset = dataset
         self._world = world
@@ -58,7 +69,16 @@ class Trainer:
                 f"{self.windows}; raise train.steps or train.epochs"
             )
         images = self._shares.world_batch_size * config.exchange.backward_passes_per_step
-        self._ledger = Ledger(config, world, self._first, self.windows, images)
+        self._ledger = Ledger(
+            config,
+            world,
+            self._first,
+            self.windows,
+            images,
+            self._capacity(matmul_flop_per_second),
+        )
+        traced = traced_windows(config.trace, self._first, self.windows)
+        self._tracing = Tracing(config.trace, traced, world, folder)
 
     def _make_model(self) -> None:
         """Backbone and classifier, their parameters in two flat tensors.
@@ -83,6 +103,22 @@ class Trainer:
         self.shared = Flat(shared, world.node.size, shared[0], owner, channels_last=last)
         self.sliced = Flat(sliced, 1, shared[0])
 
+    def _capacity(self, matmul_flop_per_second: float) -> Capacity:
+        config, data, batch = self._config, self._dataset, self._config.train.batch_size
+        flops = micro_batch_flops(
+            self.backbone,
+            data.channels,
+            data.image_size,
+            images=batch,
+            gathered=batch * self._world.slices.size,
+            classes=len(self.classifier.weight),
+        )
+        return Capacity(
+            flop_per_window=flops.total * config.exchange.backward_passes_per_step,
+            matmul_flop_per_second=matmul_flop_per_second,
+            threads=0 if self._world.device.type == "cuda" else torch.get_num_threads(),
+        )
+
     def _run_length(self) -> int:
         train = self._config.train
         if train.steps is not None:
@@ -101,14 +137,19 @@ class Trainer:
         self.backbone.train()
         stopwatch.start()
         for window in range(self._first, self.windows):
+            if self._tracing.starts(window):
+                with stopwatch.paused():
+                    self._tracing.start()
             self.run_window(window, batches, journal)
             ended = window + 1
+            if self._tracing.stops(ended):
+                with stopwatch.paused():
+                    self._tracing.stop()
             if self._saves(ended) or ended == self.windows:
                 self.exchange.drain(self._step)
             if self._saves(ended) or self._evaluates(ended):
-                stopwatch.stop()
-                self._pause(ended, journal)
-                stopwatch.start()
+                with stopwatch.paused():
+                    self._pause(ended, journal)
         stopwatch.stop()
         batches.close()
         return self._summary()

@@ -60,6 +60,7 @@ def refused_by_a_process(here: Path, *arguments: str) -> str:
     [
         (["train", "none.yaml"], "cannot read the experiment"),
         (["train", "run.yaml", "exchange.delay=1"], "set delay=0 or kind=delayed"),
+        (["train", "run.yaml", "trace.windows=1", "trace.ranks=[1]"], "the run has ranks 0 to 0"),
         (["train", "run.yaml", "train.resume=none"], "train.resume=none is no checkpoint"),
     ],
 )

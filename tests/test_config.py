@@ -283,6 +283,7 @@ def configs(draw: st.DrawFn) -> Config:
         values["classifier"]["layout"] = "replicated"
     if kind in ("averaging", "isolated"):
         values["classifier"]["layout"] = "node"
+    values["trace"]["horovod_timeline"] &= values["trace"]["windows"] > 0
     values["train"]["epochs" if values["train"]["steps"] is not None else "steps"] = None
     if values["train"]["steps"] is None and values["train"]["epochs"] is None:
         values["train"]["steps"] = 1

@@ -1,13 +1,19 @@
 """What of a run is counted: timed windows only, also where a card ends them late."""
 
+import itertools
+import time
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from harness.config import Config
-from harness.ledger import Ledger, Stopwatch, expected_bytes
+from harness.errors import UserError
+from harness.ledger import Ledger, Stopwatch, expected_bytes, traced_windows
 from harness.measure.clock import Clock
 from harness.measure.summary import RunSummary
 from harness.measure.traffic import Bytes, Traffic
+from harness.measure.utilisation import Capacity
 from harness.parallel.group import Meters
 from harness.parallel.topology import Topology
 from tests.alone import CPU, world_of_one
@@ -30,17 +36,22 @@ class Record:
         self.progress.append(window)
 
 
-def config(**train: object) -> Config:
-    values = {"steps": WINDOWS, "untimed_windows": UNTIMED, "log_every": 2, **train}
-    return Config.model_validate({"train": values})
+def config(traced: Sequence[int] = ()) -> Config:
+    """`traced`: windows counted from the run's first."""
+    values = {"steps": WINDOWS, "untimed_windows": UNTIMED, "log_every": 2}
+    trace = {"windows": len(traced), "first_window": min(traced, default=0)}
+    return Config.model_validate({"train": values, "trace": trace})
 
 
-def run(timeline: ByHand, late: int, first: int = 0) -> tuple[RunSummary, Record]:
+def run(
+    timeline: ByHand, late: int, first: int = 0, traced: Sequence[int] = ()
+) -> tuple[RunSummary, Record]:
     """Windows of 1000, 2000, 3000 ... ms; each is done when `late` more have begun."""
     traffic, record = Traffic(), Record()
     clock = Clock(timeline)
     world = world_of_one(Meters(clock, traffic))
-    ledger = Ledger(config(), world, first, WINDOWS, images_per_window=8)
+    capacity = Capacity(flop_per_window=1e9, matmul_flop_per_second=1e10, threads=4)
+    ledger = Ledger(config(traced), world, first, WINDOWS, 8, capacity)
     ends: list[int] = []
     ledger.stopwatch = SynchronisingStopwatch(timeline)
     ledger.stopwatch.start()
@@ -55,6 +66,7 @@ def run(timeline: ByHand, late: int, first: int = 0) -> tuple[RunSummary, Record
             timeline.done = timeline.now
         ledger.window_ended(window, record)
         traffic.add(Bytes(in_node=5e9))  # of an evaluation
+        time.process_time()
     ledger.stopwatch.stop()
     ledger.evaluated(WINDOWS, {"val/top1": 0.5}, record)
     return ledger.summary(1, 1, Bytes()), record
@@ -100,6 +112,54 @@ def test_a_run_shorter_than_its_warm_up_has_no_rate() -> None:
     assert (summary.images_per_second, summary.step_ms.mean) == (0, 0)
 
 
+@pytest.mark.parametrize(("late", "steps"), [(0, (3000, 6000)), (1, (3000,))])
+def test_traced_windows_are_in_no_time(late: int, steps: tuple[int, ...]) -> None:
+    """Windows 3 and 4 of 0 to 5; on a card they end when others have begun."""
+    summary, record = run(ByHand(), late, traced=(3, 4))
+    assert (summary.untimed_windows, summary.timed_windows) == (2, 2)
+    assert summary.step_ms.mean == sum(steps) / len(steps)
+    assert summary.in_node_mb_per_step == (3 + 6) / 2
+    assert summary.images_per_second == pytest.approx(2 * 8 / 9)
+    assert summary.train_seconds == pytest.approx(21), "they have been trained in all the same"
+    assert record.logged[4]["time/step_ms"] == (2500 if late else 3000), "the one before ends late"
+
+
+def test_an_interval_of_traced_windows_has_no_times() -> None:
+    _, record = run(ByHand(), late=0, traced=(2, 3))
+    assert not [name for name in record.logged[4] if name.startswith(("time", "throughput"))]
+    assert "optimizer/lr" in record.logged[4]
+
+
+def test_a_run_may_end_while_it_is_traced() -> None:
+    summary, _ = run(ByHand(), late=0, traced=(4, 5, 6, 7))
+    assert summary.timed_windows == 2
+    assert summary.images_per_second == pytest.approx(2 * 8 / 7)
+
+
+def test_a_resumed_run_counts_traced_windows_from_its_own_first() -> None:
+    assert traced_windows(config(traced=(1, 2)).trace, 3, 6) == range(4, 6)
+    with pytest.raises(UserError, match="first_window=3 is after the end of a run of 3 windows"):
+        traced_windows(config(traced=(3,)).trace, 3, 6)
+    assert not traced_windows(config().trace, 3, 6)
+
+
+def test_processor_time_between_windows_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reading finds a second more; a window holds one of them, an evaluation many."""
+    readings = itertools.count()
+
+    def process_time() -> float:
+        return float(next(readings))
+
+    monkeypatch.setattr(time, "process_time", process_time)
+    summary, record = run(ByHand(), late=0)
+    (cost,) = summary.per_rank
+    assert cost.counter_percent == pytest.approx(100 * 1 / 4.5 / 4)
+    assert cost.flop_per_second == pytest.approx(1e9 / 4.5)
+    assert cost.images_per_second == pytest.approx(8 / 4.5)
+    assert record.logged[4]["utilisation/counter_percent"] == pytest.approx(100 * 1 / 3.5 / 4)
+    assert record.logged[4]["utilisation/matmul_percent"] == pytest.approx(10 / 3.5)
+
+
 def test_intervals_hold_every_window_once() -> None:
     _, record = run(ByHand(), late=0)
     steps = {step: metrics["time/step_ms"] for step, metrics in record.logged.items() if step != 6}
@@ -124,6 +184,12 @@ def test_a_stopwatch_leaves_out_what_lies_between_laps() -> None:
     timeline.now += 1000
     watch.stop()
     assert watch.seconds == 8
+    watch.start()
+    with watch.paused():
+        timeline.now += 500
+    timeline.now += 2000
+    watch.stop()
+    assert watch.seconds == 10
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """Short real trainings from the command line to the record they leave, and what they are worth."""
 
+import gzip
 import json
 import math
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,7 @@ from harness.data.open import open_dataset
 from harness.measure.clock import Phase
 from harness.measure.summary import RunSummary
 from harness.model.backbone import make_backbone
+from harness.model.flops import micro_batch_flops
 from harness.trainer import Trainer
 from tests.alone import world_of_one
 from tests.horovodrun import ROOT, horovodrun
@@ -42,6 +46,7 @@ classifier: {layout: node}
 exchange: {kind: delayed, delay: 1, backward_passes_per_step: 2, synchronous_windows: 2}
 data: {augment: 0.0}
 train: {batch_size: 6, steps: 24, evaluate_every: 8, evaluate_images: 7, untimed_windows: 17}
+trace: {windows: 2, first_window: 18}
 tracking: {system_metrics_seconds: 0.5}
 """
 STEP_METRICS = (
@@ -140,7 +145,8 @@ def test_the_summary_says_what_was_run(trained: Trained) -> None:
     assert summary.windows == config.train.steps
     assert summary.images == config.train.steps * passes * batch * ranks
     assert summary.untimed_windows == config.train.untimed_windows
-    assert summary.timed_windows == config.train.steps - config.train.untimed_windows
+    untimed = config.train.untimed_windows + config.trace.windows
+    assert summary.timed_windows == config.train.steps - untimed
     assert summary.parameters_classifier == CLASSES * (16 + 1)
     backbone = make_backbone(config.backbone, 1, 16, seed=0)
     assert summary.parameters_backbone == sum(p.numel() for p in backbone.parameters())
@@ -158,6 +164,90 @@ def test_times_and_rates_fit_each_other(trained: Trained) -> None:
     assert timed_seconds <= summary.train_seconds
     for name in ("data", "forward", "backward", "optimizer"):
         assert summary.phases_ms[name].minimum > 0
+
+
+def test_what_each_rank_did_with_its_time(trained: Trained) -> None:
+    summary = trained.summary
+    costs = summary.per_rank
+    assert [cost.rank for cost in costs] == list(range(summary.ranks))
+    assert [cost.node for cost in costs] == ([0] if summary.ranks == 1 else [0, 0, 1, 1])
+    for cost in costs:
+        assert sum(cost.percent(phase) for phase in Phase) == pytest.approx(100)
+        assert 0 < cost.computed_percent < 100
+        assert cost.counter_percent is not None
+        # The first rank of a node also samples it, and the run's first sends the metrics.
+        assert 0 < cost.counter_percent < (115 if cost.rank % 2 else 250)
+        assert cost.matmul_percent is not None
+        assert 0 < cost.matmul_percent < 100
+    steps = [cost.step_ms for cost in costs]
+    assert sum(steps) / len(steps) == pytest.approx(summary.step_ms.mean)
+    flop = micro_batch_flops(
+        make_backbone(trained.config.backbone, 1, 16, seed=0),
+        1,
+        16,
+        images=trained.config.train.batch_size,
+        gathered=trained.config.train.batch_size * (1 if summary.ranks == 1 else 2),
+        classes=CLASSES if summary.ranks == 1 else 6,
+    ).total
+    done = costs[-1].flop_per_second * costs[-1].step_ms / 1e3
+    expected = flop * trained.config.exchange.backward_passes_per_step
+    assert done == pytest.approx(expected, rel=0.02), "the last slice may have a class more"
+
+
+def test_each_nodes_useful_share_stands_beside_its_counter(trained: Trained) -> None:
+    costs = trained.summary.per_rank
+    for node in range(trained.summary.nodes):
+        for name in ("computed_percent", "counter_percent"):
+            (*_, (_, value)) = trained.metric(f"utilisation/node_{node}_{name}")
+            assert 0 < value < (250 if "counter" in name else 100)
+    bars = dict(trained.rows("select key, value from metrics where key like 'summary/%'"))
+    mean = sum(cost.computed_percent for cost in costs) / len(costs)
+    assert bars["summary/computed_percent"] == pytest.approx(mean)
+    assert "% of a step computed" in trained.output
+    (keys,) = trained.rows("select count(distinct key) from metrics")
+    assert keys[0] < 100, "MLflow's page of a run stays readable"
+
+
+def artifact(trained: Trained, name: str) -> dict[str, Any]:
+    (path,) = trained.store.parent.glob(f"mlartifacts/*/artifacts/{name}")
+    found: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
+    return found
+
+
+def test_the_traces_of_all_ranks_are_one_file_on_one_clock(four: Trained) -> None:
+    whole = artifact(four, "traces/merged.json.gz")
+    assert whole["metadata"]["windows"] == [18, 19]
+    assert whole["metadata"]["clocks"].keys() == {"0", "1", "2", "3"}
+    events = whole["traceEvents"]
+    for rank in range(4):
+        own = [event for event in events if event["pid"] == rank]
+        (name,) = [e["args"]["name"] for e in own if e["name"] == "process_name"]
+        assert name == f"rank {rank} on {socket.gethostname()}"
+        phases = Counter(e["name"] for e in own if e.get("cat") == "user_annotation")
+        assert phases["window"] == phases["optimizer"] == 2
+        assert phases["forward"] == phases["backward"] == 4
+        assert {"data", "slice_wait", "node_wait", "exchange_wait"} <= phases.keys()
+        alone = artifact(four, f"traces/rank-{rank}.json.gz")
+        assert alone["traceEvents"]
+
+
+def test_a_gather_overlaps_on_the_ranks_that_meet_in_it(four: Trained) -> None:
+    """It ends nowhere before it has begun everywhere."""
+    events = artifact(four, "traces/merged.json.gz")["traceEvents"]
+    for node in ((0, 1), (2, 3)):
+        gathers = [
+            sorted(
+                (event["ts"], event["ts"] + event["dur"])
+                for event in events
+                if event["pid"] == rank and event["name"] == "gloo:all_gather"
+            )
+            for rank in node
+        ]
+        assert len(gathers[0]) == len(gathers[1]) >= 8
+        for (start, end), (other_start, other_end) in zip(*gathers, strict=True):
+            # Some microseconds are the profiler's.
+            assert start <= other_end + 1000
+            assert other_start <= end + 1000
 
 
 def test_counted_bytes_are_the_formulas(trained: Trained) -> None:

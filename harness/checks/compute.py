@@ -29,10 +29,12 @@ class Speed(Facts):
     """Processor time by wall time and threads; None on a card."""
 
 
-def measure_speed(device: torch.device, seconds: float) -> Speed:
+def measure_speed(
+    device: torch.device, seconds: float, dtype: torch.dtype = torch.float32
+) -> Speed:
     """So long, for several periods of a processor limit: less would measure a burst."""
     size = SIZES[device.type]
-    left, right = (torch.ones(size, size, device=device) for _ in range(2))
+    left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     result = left @ right
     _finish(device)
     began, busy, products = time.perf_counter(), time.process_time(), 0

@@ -3,11 +3,14 @@
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from typing import Protocol
 
 import torch
+from torch.profiler import record_function
+
+UNNAMED = nullcontext()
 
 
 class Phase(StrEnum):
@@ -90,13 +93,22 @@ class Clock:
         self._open: list[Phase] = []
         self._marks: list[tuple[Phase, object]] = []
         self._unread: deque[tuple[list[tuple[Phase, object]], object]] = deque()
+        self._named = False
+
+    def name_phases(self, named: bool) -> None:
+        """Whether torch's profiler is to see windows and phases, by their names."""
+        self._named = named
+
+    def _name(self, name: str) -> AbstractContextManager[object]:
+        return record_function(name) if self._named else UNNAMED
 
     @contextmanager
     def window(self) -> Iterator[None]:
         """One window; what no phase claims in it is OTHER."""
         self._enter(Phase.OTHER)
         try:
-            yield
+            with self._name("window"):
+                yield
         finally:
             self._open.pop()
             self._unread.append((self._marks, self._timeline.mark()))
@@ -110,7 +122,8 @@ class Clock:
             return
         self._enter(phase)
         try:
-            yield
+            with self._name(phase):
+                yield
         finally:
             self._open.pop()
             self._marks.append((self._open[-1], self._timeline.mark()))

@@ -4,6 +4,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from harness.measure.clock import Phase
+
+COMPUTED = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)
+"""What a step is for; the rest of it is waiting, loading and bookkeeping."""
 FILE_NAME = "summary.json"
 
 
@@ -17,6 +21,45 @@ class Spread(Record):
     minimum: float
     mean: float
     maximum: float
+
+
+class RankCost(Record):
+    """What one rank did with its time, over the timed windows."""
+
+    rank: int
+    node: int
+    images_per_second: float
+    """Its own images."""
+    phases_ms: dict[str, float]
+    """Mean time in each phase of a window; they add up to `step_ms`."""
+    counter_percent: float | None
+    """How busy the processor's own counter says it is, waits that spin included: CPU time of all
+    the process's threads by wall time and `train.threads`. None on a card, where MLflow's monitor
+    reads the card's counter."""
+    flop_per_second: float
+    """Model operations of its micro-batches by wall time."""
+    matmul_flop_per_second: float
+    """Of a plain matrix product, while all ranks did one; 0: not measured."""
+
+    @property
+    def step_ms(self) -> float:
+        return sum(self.phases_ms.values())
+
+    def percent(self, *phases: Phase) -> float:
+        """The share of the step that these phases took; 0 where nothing was timed."""
+        return 100 * sum(self.phases_ms[phase] for phase in phases) / (self.step_ms or 1.0)
+
+    @property
+    def computed_percent(self) -> float:
+        """The useful share of the step: forward, backward and optimizer."""
+        return self.percent(*COMPUTED)
+
+    @property
+    def matmul_percent(self) -> float | None:
+        """Of the plain product's speed, how much the model's operations reach."""
+        if not self.matmul_flop_per_second:
+            return None
+        return 100 * self.flop_per_second / self.matmul_flop_per_second
 
 
 class Evaluation(Record):
@@ -47,6 +90,7 @@ class RunSummary(Record):
     untimed_windows: int
     """Windows at the start left out of every time here."""
     timed_windows: int
+    """The rest, less those that were traced."""
     step_ms: Spread
     """Wall time of a window."""
     phases_ms: dict[str, Spread]
@@ -65,6 +109,8 @@ class RunSummary(Record):
     """Of each validation set, the primary one first; empty in records older than this field."""
     mlflow_run_id: str | None
     commit: str | None
+    per_rank: tuple[RankCost, ...] = ()
+    """In order of rank; none in summaries from before there were any."""
 
     @property
     def final(self) -> dict[str, float]:

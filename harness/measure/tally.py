@@ -1,21 +1,26 @@
 """Adds up what windows cost and taught, as a vector that ranks can gather."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from harness.measure.clock import Phase, Times
-from harness.measure.summary import Spread
+from harness.measure.summary import RankCost, Spread
 from harness.measure.traffic import Bytes
+from harness.measure.utilisation import Capacity, utilisation_metrics
 
 PHASES = tuple(Phase)
+UNKNOWN = Capacity()
 
 
 class Tally:
-    """Sums over windows of one rank: times, bytes, loss and hits."""
+    """Sums over windows of one rank: times, bytes, processor time, loss and hits."""
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: Capacity = UNKNOWN) -> None:
+        self._capacity = capacity
+        self._cpu_seconds = 0.0
         self._times = dict.fromkeys(PHASES, 0.0)
         self._windows = 0
         self._bytes = Bytes()
@@ -32,6 +37,10 @@ class Tally:
         self._bytes = self._bytes + sent
         self._byte_windows += 1
 
+    def add_cpu(self, seconds: float) -> None:
+        """Processor time of all threads of this process, in one window."""
+        self._cpu_seconds += seconds
+
     def add_scores(self, loss: Tensor, top1: Tensor) -> None:
         """Of one micro-batch; kept on the device until `vector`."""
         self._scores.append(torch.stack((loss.detach(), top1.detach())))
@@ -43,19 +52,28 @@ class Tally:
             scores = torch.stack(self._scores).double().sum(0).cpu()
         rest = [len(self._scores), self._windows, self._byte_windows]
         sent = [self._bytes.in_node, self._bytes.cross_node]
+        could = self._capacity
+        rank = [could.flop_per_window, could.matmul_flop_per_second, could.threads]
         times = [self._times[phase] for phase in PHASES]
-        return torch.cat((scores, torch.tensor(rest + sent + times, dtype=torch.float64)))
+        values = [*rest, *sent, self._cpu_seconds, *rank, *times]
+        return torch.cat((scores, torch.tensor(values, dtype=torch.float64)))
 
 
 class Totals:
-    """Tallies of all ranks, [world, n] as gathered from `Tally.vector`."""
+    """Tallies of all ranks, [world, n] as gathered from `Tally.vector`.
 
-    def __init__(self, rows: Tensor, nodes: int) -> None:
+    `images`: of one rank in a window.
+    """
+
+    def __init__(self, rows: Tensor, nodes: int, images: float = 0.0) -> None:
         self._scores = rows[:, :2] / rows[:, 2:3].clamp(min=1)
         self._sent = rows[:, 5:7] / rows[:, 4:5].clamp(min=1) / 1e6
-        self._times = rows[:, 7:] / rows[:, 3:4].clamp(min=1)
+        self._cpu_ms = rows[:, 7] / rows[:, 4].clamp(min=1) * 1e3
+        self._capacities = rows[:, 8:11]
+        self._times = rows[:, 11:] / rows[:, 3:4].clamp(min=1)
         self.windows = int(rows[:, 3].min())
         self._nodes = nodes
+        self._images = images
 
     @property
     def loss(self) -> float:
@@ -83,19 +101,41 @@ class Totals:
     def phases_ms(self) -> dict[str, Spread]:
         return {phase.value: _spread(self._times[:, column]) for column, phase in enumerate(PHASES)}
 
+    @property
+    def per_rank(self) -> tuple[RankCost, ...]:
+        return tuple(self._cost(rank) for rank in range(len(self._times)))
+
+    def _cost(self, rank: int) -> RankCost:
+        flop, matmul, threads = self._capacities[rank].tolist()
+        times = self._times[rank].tolist()
+        # Infinitely long where no window was timed: nothing was done in it.
+        window_seconds = sum(times) / 1e3 or math.inf
+        busy = float(self._cpu_ms[rank]) / 1e3 / window_seconds
+        return RankCost(
+            rank=rank,
+            node=rank * self._nodes // len(self._times),
+            images_per_second=self._images / window_seconds,
+            phases_ms={phase.value: ms for phase, ms in zip(PHASES, times, strict=True)},
+            counter_percent=100 * busy / threads if threads and any(times) else None,
+            flop_per_second=flop / window_seconds,
+            matmul_flop_per_second=matmul,
+        )
+
     def metrics(self) -> dict[str, float]:
-        """MLflow's names."""
+        """MLflow's names. Of times, nothing where there was no window to time."""
         found = {
             "train/loss": self.loss,
             "train/top1": self.top1,
             "traffic/cross_node_mb_per_step": self.cross_node_mb,
             "traffic/in_node_mb_per_step": self.in_node_mb,
         }
+        if not self.windows:
+            return found
         for name, spread in {"step": self.step_ms, **self.phases_ms}.items():
             found[f"time/{name}_ms"] = spread.mean
             found[f"time_min/{name}_ms"] = spread.minimum
             found[f"time_max/{name}_ms"] = spread.maximum
-        return found
+        return found | utilisation_metrics(self.per_rank)
 
 
 def _spread(values: Tensor) -> Spread:

@@ -65,6 +65,7 @@ class Point:
 @dataclass(frozen=True)
 class Artifact:
     path: Path
+    folder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _deliver(client: "MlflowClient", run_id: str, entries: Iterable[Entry]) -> N
             client.log_batch(run_id, metrics=metrics[first : first + REQUEST_METRICS])
         for entry in entries:
             if isinstance(entry, Artifact):
-                client.log_artifact(run_id, str(entry.path))
+                client.log_artifact(run_id, str(entry.path), entry.folder)
             elif isinstance(entry, End):
                 client.set_terminated(run_id, entry.status)
     except MlflowException as error:
@@ -151,10 +152,10 @@ class Tracker:
         if self._outbox is not None:
             self._outbox.put(Point(step, int(now * 1000), values))
 
-    def artifact(self, path: Path) -> None:
-        """Copies the file, which must stay until `finish`, into MLflow."""
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Copies the file, which must stay until `finish`, into MLflow, there into `folder`."""
         if self._outbox is not None:
-            self._outbox.put(Artifact(path))
+            self._outbox.put(Artifact(path, folder))
 
     def finish(self, status: Status) -> None:
         """Delivers the rest, for seconds at most, and closes the run as what it was.

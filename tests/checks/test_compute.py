@@ -69,8 +69,9 @@ def test_the_best_round_of_each_counts() -> None:
     assert [best.flop_per_second for best in best_speeds(rounds)] == [90e9, 100e9]
 
 
-def test_a_product_is_measured() -> None:
-    speed = measure_speed(torch.device("cpu"), 0.02)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_product_is_measured(dtype: torch.dtype) -> None:
+    speed = measure_speed(torch.device("cpu"), 0.02, dtype)
     assert 1e7 < speed.flop_per_second < 1e14
     assert speed.cpu_share is not None
     assert 0 < speed.cpu_share < 1.5

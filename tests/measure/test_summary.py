@@ -46,6 +46,12 @@ def test_it_comes_back_as_it_was_and_nothing_lies_beside_it(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
 
 
+def test_one_from_before_ranks_were_told_apart_still_reads(tmp_path: Path) -> None:
+    old = SUMMARY.model_dump_json(exclude={"per_rank"})
+    (tmp_path / FILE_NAME).write_text(old)
+    assert RunSummary.read(tmp_path) == SUMMARY
+
+
 def test_a_write_that_ends_early_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,81 @@
+"""How much of the time, and of a processor's speed, went into the model: beside its own counter."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from harness.measure.clock import Phase
+from harness.measure.summary import RankCost
+
+SHOWN = (Phase.DATA, Phase.SLICE_WAIT, Phase.NODE_WAIT, Phase.EXCHANGE_WAIT)
+NODES_SHOWN = 16
+"""Two metrics each: more would make MLflow's page of a run unreadable."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a rank's window takes and its processor could do; 0 is what is not known."""
+
+    flop_per_window: float = 0.0
+    """Model operations."""
+    matmul_flop_per_second: float = 0.0
+    """Of a plain matrix product."""
+    threads: int = 0
+    """Of the processor; 0 on a card, whose counter is not this process's CPU time."""
+
+
+def utilisation_metrics(costs: Sequence[RankCost]) -> dict[str, float]:
+    """MLflow's names: means over ranks, and each node's mean of its own."""
+    found = {f"utilisation/{phase}_percent": _mean(costs, phase) for phase in SHOWN}
+    found |= _pair("utilisation/", costs)
+    rates = [cost.images_per_second for cost in costs]
+    for section, value in (("", fmean(rates)), ("_min", min(rates)), ("_max", max(rates))):
+        found[f"throughput{section}/images_per_second_per_rank"] = value
+    found["utilisation/model_flop_per_second_per_rank"] = fmean(
+        cost.flop_per_second for cost in costs
+    )
+    found |= _known("utilisation/matmul_percent", costs, lambda cost: cost.matmul_percent)
+    for node in range(min(NODES_SHOWN, costs[-1].node + 1)):
+        found |= _pair(f"utilisation/node_{node}_", [cost for cost in costs if cost.node == node])
+    return found
+
+
+def summary_bars(costs: Sequence[RankCost]) -> dict[str, float]:
+    """One number a run: the useful share, the counter's, and the plain product's."""
+    if not costs:
+        return {}
+    reached = _known("summary/matmul_percent", costs, lambda cost: cost.matmul_percent)
+    return _pair("summary/", costs) | reached
+
+
+def in_a_line(costs: Sequence[RankCost]) -> str:
+    """What a user reads of it when the run has ended."""
+    bars = summary_bars(costs)
+    if not bars:
+        return "not measured"
+    words = [f"{bars['summary/computed_percent']:.0f} % of a step computed"]
+    if (counter := bars.get("summary/counter_percent")) is not None:
+        words.append(f"the processor's counter says {counter:.0f} %")
+    rate = fmean(cost.flop_per_second for cost in costs) / 1e9
+    words.append(f"{rate:,.2f} GFLOP/s a rank")
+    if (reached := bars.get("summary/matmul_percent")) is not None:
+        words[-1] += f", {reached:.0f} % of a plain matrix product"
+    return " · ".join(words)
+
+
+def _mean(costs: Sequence[RankCost], phase: Phase) -> float:
+    return fmean(cost.percent(phase) for cost in costs)
+
+
+def _pair(prefix: str, costs: Sequence[RankCost]) -> dict[str, float]:
+    """What was useful, and what the counter says was."""
+    found = {f"{prefix}computed_percent": fmean(cost.computed_percent for cost in costs)}
+    return found | _known(f"{prefix}counter_percent", costs, lambda cost: cost.counter_percent)
+
+
+def _known(
+    name: str, costs: Sequence[RankCost], value: Callable[[RankCost], float | None]
+) -> dict[str, float]:
+    """The mean over the ranks that know it; nothing where none does."""
+    values = [found for cost in costs if (found := value(cost)) is not None]
+    return {name: fmean(values)} if values else {}

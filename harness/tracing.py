@@ -1,0 +1,99 @@
+"""The traced windows of a run: profiles them on its ranks and gathers one file of all."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness.config import TraceConfig
+from harness.errors import UserError
+from harness.measure.trace import Profile, RankTrace, merged
+from harness.parallel.clock_offset import clock_offsets
+from harness.parallel.timeline import start_timeline, stop_timeline
+from harness.parallel.world import World
+
+FOLDER = "traces"
+LARGEST_BYTES = 64_000_000
+"""Of a rank's compressed trace; all of them lie in the memory of every rank for a moment."""
+
+
+def check_trace(trace: TraceConfig, world_size: int) -> None:
+    """Raises UserError where a rank is to be traced that is not there."""
+    unknown = [rank for rank in trace.ranks if not 0 <= rank < world_size]
+    if unknown:
+        raise UserError(
+            f"trace.ranks={list(trace.ranks)} names rank {unknown[0]}, the run has ranks 0 to "
+            f"{world_size - 1}; leave it out"
+        )
+
+
+class Tracing:
+    """Traces `windows` once. Rank 0 leaves a file for each traced rank, and one of them all."""
+
+    def __init__(self, trace: TraceConfig, windows: range, world: World, folder: Path) -> None:
+        self._trace = trace
+        self._windows = windows
+        self._world = world
+        self._folder = folder / FOLDER
+        self._timeline = self._folder / "horovod.json"
+        self._machines: list[str] = []
+        self._profile: Profile | None = None
+
+    def starts(self, window: int) -> bool:
+        return window in self._windows and window == self._windows.start
+
+    def stops(self, ended: int) -> bool:
+        return ended - 1 in self._windows and ended == self._windows.stop
+
+    def start(self) -> None:
+        """All ranks start once each is ready to. Collective over the world."""
+        rank = self._world.topology.rank
+        if self._world.is_first:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._trace.ranks or rank in self._trace.ranks:
+            self._profile = Profile(self._world.device, self._world.meters.clock)
+            self._profile.start()
+        self._machines = self._world.machines()
+        if self._trace.horovod_timeline and self._world.is_first:
+            start_timeline(self._timeline)
+
+    def stop(self) -> None:
+        """Sends the traces to rank 0, which writes them. Collective over the world."""
+        horovod = ""
+        if self._trace.horovod_timeline and self._world.is_first:
+            stop_timeline()
+            horovod = self._timeline.read_text(encoding="utf-8")
+        content = self._profile.stop() if self._profile is not None else b""
+        self._profile = None
+        if len(content) > LARGEST_BYTES:
+            _tell_too_large(self._world.topology.rank, len(content))
+            content = b""
+        clocks = clock_offsets(self._world.topology.rank, self._machines)
+        contents = self._world.gather_objects(content, "traces")
+        if self._world.is_first:
+            self._write(
+                [
+                    RankTrace(rank, machine, each, clock.ahead_seconds, clock.within_seconds)
+                    for rank, (machine, each, clock) in enumerate(
+                        zip(self._machines, contents, clocks, strict=True)
+                    )
+                    if each
+                ],
+                horovod,
+            )
+        # The next window is a timed one: nobody may wait in it for rank 0, which writes.
+        self._world.broadcast(None, "traces are written")
+
+    def _write(self, traces: list[RankTrace], horovod: str) -> None:
+        for trace in traces:
+            (self._folder / f"rank-{trace.rank}.json.gz").write_bytes(trace.content)
+        about: dict[str, Any] = {"windows": [self._windows.start, self._windows.stop - 1]}
+        (self._folder / "merged.json.gz").write_bytes(merged(traces, horovod, about))
+
+
+def _tell_too_large(rank: int, size: int) -> None:
+    print(
+        f"the trace of rank {rank} is left out: {size / 1e6:.0f} MB, more than "
+        f"{LARGEST_BYTES / 1e6:.0f}; set trace.windows lower, or fewer trace.ranks",
+        file=sys.stderr,
+        flush=True,
+    )
