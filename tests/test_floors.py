@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
-    "errors config vision parallel.slices seeding "
+    "errors config vision stability parallel.slices seeding "
     "measure.clock measure.traffic measure.summary measure.redaction measure.outbox",
     "parallel model.backbone model.margins data measure.machine measure.tally measure.store",
     "model.sliced_classifier model.network model.flops exchange checkpoint evaluation optimizer "
