@@ -182,6 +182,17 @@ class TrainConfig(Section):
         return self
 
 
+class StalenessConfig(Section):
+    sample_every: int = Field(default=50, ge=0)
+    """Windows between two comparisons of the late gradient with the fresh one; 0 makes none."""
+    curvature_at_start: bool = False
+    """Estimate the largest curvature, and with it the largest stable lr, before training."""
+    curvature_every: int = Field(default=0, ge=0)
+    """Windows between two such estimates; 0 makes none."""
+    curvature_products: int = Field(default=8, ge=1)
+    """Hessian-vector products of an estimate; each takes two micro-batches and an all-reduce."""
+
+
 class TrackingConfig(Section):
     experiment: str = "harness"
     """MLflow experiment."""
@@ -215,6 +226,7 @@ class Config(Section):
     exchange: ExchangeConfig = ExchangeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig
+    staleness: StalenessConfig = StalenessConfig()
     tracking: TrackingConfig = TrackingConfig()
     doctor: DoctorConfig = DoctorConfig()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from harness.checkpoint import Checkpoint
 from harness.config import Config
+from harness.curvature import Curvature
 from harness.data.images import Dataset
 from harness.data.loader import Batch, evaluation_batches, train_batches
 from harness.data.shares import Shares
@@ -26,6 +27,7 @@ from harness.model.sliced_classifier import SlicedClassifier
 from harness.optimizer import lr_at, make_optimizer
 from harness.parallel.slices import slice_of
 from harness.parallel.world import World
+from harness.staleness import StalenessLedger
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
@@ -44,9 +46,17 @@ class Trainer:
         self._checkpoint = Checkpoint(self.backbone, self.classifier, flats, self.optimizer, world)
         resume = config.train.resume
         self._first = self._checkpoint.load(Path(resume)) if resume else 0
-        self._network = through_ddp(config.exchange, Network(self.backbone, self.classifier), world)
+        network = Network(self.backbone, self.classifier)
+        self._network = through_ddp(config.exchange, network, world)
+        has_replicas = config.classifier.layout == "node"
+        self._curvature = Curvature(network, *flats, has_replicas, world)
         self.exchange = make_exchange(
-            config.exchange, config.classifier, *flats, world, self._first
+            config.exchange,
+            config.classifier,
+            *flats,
+            world,
+            self._first,
+            config.staleness.sample_every,
         )
         topology = world.topology
         ranks = topology.rank, topology.world_size
@@ -59,6 +69,7 @@ class Trainer:
             )
         images = self._shares.world_batch_size * config.exchange.backward_passes_per_step
         self._ledger = Ledger(config, world, self._first, self.windows, images)
+        self._staleness = StalenessLedger(config, world, self.windows)
 
     def _make_model(self) -> None:
         """Backbone and classifier, their parameters in two flat tensors.
@@ -99,13 +110,15 @@ class Trainer:
         torch.manual_seed(self._config.seed * 100_003 + self._world.topology.rank)
         batches, stopwatch = self.batches(), self._ledger.stopwatch
         self.backbone.train()
+        if self._config.staleness.curvature_at_start:
+            self._estimate_curvature(self._first, journal)
         stopwatch.start()
         for window in range(self._first, self.windows):
             self.run_window(window, batches, journal)
             ended = window + 1
             if self._saves(ended) or ended == self.windows:
                 self.exchange.drain(self._step)
-            if self._saves(ended) or self._evaluates(ended):
+            if self._saves(ended) or self._evaluates(ended) or self._estimates(ended):
                 stopwatch.stop()
                 self._pause(ended, journal)
                 stopwatch.start()
@@ -132,6 +145,7 @@ class Trainer:
         with self._world.meters.clock.window():
             self._window(window, batches)
         self._ledger.window_ended(window, journal)
+        self._staleness.window_ended(window, self.exchange, journal)
 
     def _window(self, window: int, batches: Iterator[Batch]) -> None:
         clock, passes = self._world.meters.clock, self._config.exchange.backward_passes_per_step
@@ -199,7 +213,26 @@ class Trainer:
         due = train.checkpoint_every and ended % train.checkpoint_every == 0
         return bool(due) or (train.save and ended == self.windows)
 
+    def _estimates(self, ended: int) -> bool:
+        every = self._config.staleness.curvature_every
+        return bool(every) and ended % every == 0 and ended < self.windows
+
+    def _estimate_curvature(self, ended: int, journal: Journal) -> None:
+        """Of the loss of the run's first micro-batch, at the mean over nodes.
+
+        In the parameters' own precision: bf16 would leave nothing of a small difference.
+        """
+        batches = self.batches()
+        images, labels = next(batches)
+        batches.close()
+        with self.exchange.averaged():
+            products, seed = self._config.staleness.curvature_products, self._config.seed
+            found = self._curvature.largest(self._cast(images), labels, products, seed)
+        self._staleness.estimated(ended, found, journal)
+
     def _pause(self, ended: int, journal: Journal) -> None:
+        if self._estimates(ended):
+            self._estimate_curvature(ended, journal)
         if self._evaluates(ended):
             limit = 0 if ended == self.windows else self._config.train.evaluate_images
             self._ledger.evaluated(ended, self.evaluate(limit), journal)

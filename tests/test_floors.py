@@ -15,7 +15,7 @@ FLOORS = [
     "measure.clock measure.traffic measure.summary measure.redaction measure.outbox",
     "parallel model.backbone model.margins data measure.machine measure.tally measure.store",
     "model.sliced_classifier model.network model.flops exchange checkpoint evaluation optimizer "
-    "ledger measure.tracking checks",
+    "ledger curvature staleness measure.tracking checks",
     "trainer pace run",
     "cluster study",
     "cli __main__",

@@ -1,0 +1,83 @@
+"""How late gradients are and what that allows: metrics, and a warning where lr is above it."""
+
+
+from harness.config import Config
+from harness.exchange.exchange import Exchange
+from harness.exchange.lateness import cosine
+from harness.ledger import Journal
+from harness.optimizer import lr_at
+from harness.parallel.world import Gathered, World
+from harness.stability import Dynamics, largest_stable_product
+
+LOCAL_STEPS = ("averaging", "ddp_post_local_sgd")
+"""Kinds whose nodes step on their own, and average what comes of it."""
+
+
+def dynamics_of(config: Config, window: int) -> Dynamics | None:
+    """What decides how large lr may be in a window; None: not known, for AdamW.
+
+    `isolated` nodes are undelayed SGD each. What a lossy wire holds back, and what PowerSGD leaves
+    out, is taken for noise: their limits are those of the exact averages.
+    """
+    exchange, optimizer = config.exchange, config.optimizer
+    if optimizer.name != "sgd":
+        return None
+    late = exchange.kind in ("delayed", "averaging") and window >= exchange.synchronous_windows
+    local = exchange.kind in LOCAL_STEPS
+    return Dynamics(
+        momentum=optimizer.momentum,
+        nesterov=optimizer.nesterov and optimizer.momentum > 0,
+        delay=exchange.delay if late else 0,
+        averaging=local,
+        passes=exchange.backward_passes_per_step if local else 1,
+        pieces=exchange.pieces,
+        outer_lr=exchange.outer_lr,
+        outer_momentum=exchange.outer_momentum,
+    )
+
+
+class StalenessLedger:
+    """Logs what exchanges and estimates of curvature found; the same calls on all ranks."""
+
+    def __init__(self, config: Config, world: World, windows: int) -> None:
+        self._config = config
+        self._world = world
+        self._windows = windows
+        self._under_way: tuple[int, Gathered] | None = None
+        self._warned_at = 0.5
+        """How far above the limit the last warning was: the next one waits until it doubles."""
+
+    def window_ended(self, window: int, exchange: Exchange, journal: Journal) -> None:
+        """At the end of each interval, as for the other metrics: nobody waits for the cosine."""
+        ended = window + 1
+        if ended % self._config.train.log_every and ended != self._windows:
+            return
+        self._log_under_way(journal)
+        found = exchange.lateness()
+        if found.landings:
+            age = found.windows / found.landings
+            journal.log(ended, {"staleness/applied_delay": age})
+        if found.products is not None:
+            products = found.products.cpu()
+            self._under_way = ended, self._world.launch_gather(products, "staleness")
+        if ended == self._windows:
+            self._log_under_way(journal)
+
+    def _log_under_way(self, journal: Journal) -> None:
+        if self._under_way is not None:
+            ended, gathered = self._under_way
+            self._under_way = None
+            journal.log(ended, {"staleness/cosine": cosine(gathered.wait().sum(0))})
+
+    def estimated(self, ended: int, curvature: float, journal: Journal) -> None:
+        """The largest curvature after `ended` windows: how it stands with the lr of the next."""
+        window = min(ended, self._windows - 1)
+        metrics = {"staleness/curvature": curvature}
+        dynamics = dynamics_of(self._config, window)
+        if dynamics is not None and curvature > 0:
+            stable = largest_stable_product(dynamics) / curvature
+            lr = lr_at(self._config.optimizer, window, self._windows)
+            metrics["staleness/stable_lr"] = stable
+            metrics["staleness/lr_over_stable"] = lr / stable
+            metrics["staleness/above_limit"] = float(lr > stable)
+        journal.log(ended, metrics)
