@@ -186,7 +186,9 @@ class StalenessConfig(Section):
     sample_every: int = Field(default=50, ge=0)
     """Windows between two comparisons of the late gradient with the fresh one; 0 makes none."""
     curvature_at_start: bool = False
-    """Estimate the largest curvature, and with it the largest stable lr, before training."""
+    """Estimate the largest curvature before training: of little worth, it falls fast at first."""
+    curvature_after_warmup: bool = True
+    """Once, where nodes exchange late: when lr is at its peak and the first late window comes."""
     curvature_every: int = Field(default=0, ge=0)
     """Windows between two such estimates; 0 makes none."""
     curvature_products: int = Field(default=8, ge=1)

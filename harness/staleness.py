@@ -1,6 +1,5 @@
 """How late gradients are and what that allows: metrics, and a warning where lr is above it."""
 
-
 from harness.config import Config
 from harness.exchange.exchange import Exchange
 from harness.exchange.lateness import cosine
@@ -68,6 +67,16 @@ class StalenessLedger:
             ended, gathered = self._under_way
             self._under_way = None
             journal.log(ended, {"staleness/cosine": cosine(gathered.wait().sum(0))})
+
+    def estimates(self, ended: int) -> bool:
+        """Whether the curvature is to be estimated after so many windows."""
+        settings, every = self._config.staleness, self._config.staleness.curvature_every
+        if ended >= self._windows:
+            return False
+        peak = max(self._config.optimizer.warmup_windows, self._config.exchange.synchronous_windows)
+        late = dynamics_of(self._config, peak)
+        once = settings.curvature_after_warmup and late is not None and late.delay > 0
+        return (once and ended == peak) or bool(every and ended and ended % every == 0)
 
     def estimated(self, ended: int, curvature: float, journal: Journal) -> None:
         """The largest curvature after `ended` windows: how it stands with the lr of the next."""

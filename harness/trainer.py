@@ -1,7 +1,8 @@
 """Builds the parts of a run and takes the steps."""
 
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -48,8 +49,7 @@ class Trainer:
         self._first = self._checkpoint.load(Path(resume)) if resume else 0
         network = Network(self.backbone, self.classifier)
         self._network = through_ddp(config.exchange, network, world)
-        has_replicas = config.classifier.layout == "node"
-        self._curvature = Curvature(network, *flats, has_replicas, world)
+        self._curvature = Curvature(network, *flats, world)
         self.exchange = make_exchange(
             config.exchange,
             config.classifier,
@@ -108,9 +108,9 @@ class Trainer:
         An evaluation leaves no trace in the training, and its time is not the training's.
         """
         torch.manual_seed(self._config.seed * 100_003 + self._world.topology.rank)
-        batches, stopwatch = self.batches(), self._ledger.stopwatch
+        batches, stopwatch = self.batches(self._first), self._ledger.stopwatch
         self.backbone.train()
-        if self._config.staleness.curvature_at_start:
+        if self._config.staleness.curvature_at_start or self._staleness.estimates(self._first):
             self._estimate_curvature(self._first, journal)
         stopwatch.start()
         for window in range(self._first, self.windows):
@@ -118,7 +118,7 @@ class Trainer:
             ended = window + 1
             if self._saves(ended) or ended == self.windows:
                 self.exchange.drain(self._step)
-            if self._saves(ended) or self._evaluates(ended) or self._estimates(ended):
+            if self._saves(ended) or self._evaluates(ended) or self._staleness.estimates(ended):
                 stopwatch.stop()
                 self._pause(ended, journal)
                 stopwatch.start()
@@ -126,8 +126,8 @@ class Trainer:
         batches.close()
         return self._summary()
 
-    def batches(self) -> Generator[Batch, None, None]:
-        """This rank's micro-batches from the run's first on."""
+    def batches(self, window: int = 0) -> Generator[Batch, None, None]:
+        """This rank's micro-batches from a window's first on."""
         return train_batches(
             self._dataset,
             self._shares,
@@ -135,7 +135,7 @@ class Trainer:
             rank=self._world.topology.rank,
             device=self._world.device,
             augment=self._config.data.augment > 0,
-            start=self._first * self._config.exchange.backward_passes_per_step,
+            start=window * self._config.exchange.backward_passes_per_step,
             prefetch=self._config.data.prefetch,
         )
 
@@ -213,25 +213,19 @@ class Trainer:
         due = train.checkpoint_every and ended % train.checkpoint_every == 0
         return bool(due) or (train.save and ended == self.windows)
 
-    def _estimates(self, ended: int) -> bool:
-        every = self._config.staleness.curvature_every
-        return bool(every) and ended % every == 0 and ended < self.windows
-
     def _estimate_curvature(self, ended: int, journal: Journal) -> None:
-        """Of the loss of the run's first micro-batch, at the mean over nodes.
+        """At the mean over nodes, by the next micro-batches, which the training takes as ever.
 
         In the parameters' own precision: bf16 would leave nothing of a small difference.
         """
-        batches = self.batches()
-        images, labels = next(batches)
-        batches.close()
-        with self.exchange.averaged():
-            products, seed = self._config.staleness.curvature_products, self._config.seed
-            found = self._curvature.largest(self._cast(images), labels, products, seed)
+        products, seed = self._config.staleness.curvature_products, self._config.seed
+        with closing(self.batches(ended)) as batches, self.exchange.averaged():
+            taken = ((self._cast(images), labels) for images, labels in islice(batches, products))
+            found = self._curvature.largest(taken, seed)
         self._staleness.estimated(ended, found, journal)
 
     def _pause(self, ended: int, journal: Journal) -> None:
-        if self._estimates(ended):
+        if self._staleness.estimates(ended):
             self._estimate_curvature(ended, journal)
         if self._evaluates(ended):
             limit = 0 if ended == self.windows else self._config.train.evaluate_images

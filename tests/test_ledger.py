@@ -29,6 +29,9 @@ class Record:
     def advance(self, window: int, windows: int, note: str) -> None:
         self.progress.append(window)
 
+    def warn(self, name: str, line: str) -> None:
+        return None
+
 
 def config(**train: object) -> Config:
     values = {"steps": WINDOWS, "untimed_windows": UNTIMED, "log_every": 2, **train}

@@ -294,6 +294,9 @@ class Record:
     def advance(self, window: int, windows: int, note: str) -> None:
         return None
 
+    def warn(self, name: str, line: str) -> None:
+        return None
+
 
 def in_process(folder: Path, *overrides: str) -> dict[str, list[float]]:
     """Trains without Horovod, on synthetic images; what went to the journal."""
