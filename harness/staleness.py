@@ -8,6 +8,8 @@ from harness.optimizer import lr_at
 from harness.parallel.world import Gathered, World
 from harness.stability import Dynamics, largest_stable_product
 
+ABOVE = 1.0
+"""lr over the largest stable one from which on a run is told so."""
 LOCAL_STEPS = ("averaging", "ddp_post_local_sgd")
 """Kinds whose nodes step on their own, and average what comes of it."""
 
@@ -43,8 +45,8 @@ class StalenessLedger:
         self._world = world
         self._windows = windows
         self._under_way: tuple[int, Gathered] | None = None
-        self._warned_at = 0.5
-        """How far above the limit the last warning was: the next one waits until it doubles."""
+        self._next_warning = ABOVE
+        """lr over the largest stable one at which to warn: the first time, then twice the last."""
 
     def window_ended(self, window: int, exchange: Exchange, journal: Journal) -> None:
         """At the end of each interval, as for the other metrics: nobody waits for the cosine."""
@@ -88,5 +90,21 @@ class StalenessLedger:
             lr = lr_at(self._config.optimizer, window, self._windows)
             metrics["staleness/stable_lr"] = stable
             metrics["staleness/lr_over_stable"] = lr / stable
-            metrics["staleness/above_limit"] = float(lr > stable)
+            metrics["staleness/above_limit"] = float(lr > ABOVE * stable)
+            if lr > self._next_warning * stable:
+                self._next_warning = 2 * lr / stable
+                journal.warn("staleness", warning(dynamics, window, lr, stable, curvature))
         journal.log(ended, metrics)
+
+
+def warning(dynamics: Dynamics, window: int, lr: float, stable: float, curvature: float) -> str:
+    """One line: what stands too high, by how much, and what to do."""
+    ahead = "nesterov momentum" if dynamics.nesterov else "momentum"
+    late = f" and delay {dynamics.delay}" if dynamics.delay else ""
+    steps = f", {dynamics.passes} steps a window" if dynamics.passes > 1 else ""
+    advice = "less momentum" if dynamics.nesterov else "nesterov or less momentum"
+    return (
+        f"lr {lr:.3g} at window {window} with {ahead} {dynamics.momentum:g}{late}{steps} is "
+        f"{lr / stable:.1f} times the largest stable rate, {stable:.2g}, by a quadratic model "
+        f"(curvature {curvature:.2g}); lower optimizer.lr or use {advice}"
+    )

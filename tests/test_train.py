@@ -42,6 +42,7 @@ classifier: {layout: node}
 exchange: {kind: delayed, delay: 1, backward_passes_per_step: 2, synchronous_windows: 2}
 data: {augment: 0.0}
 train: {batch_size: 6, steps: 24, evaluate_every: 8, evaluate_images: 7, untimed_windows: 17}
+staleness: {sample_every: 4, curvature_products: 4}
 tracking: {system_metrics_seconds: 0.5}
 """
 STEP_METRICS = (
@@ -272,6 +273,25 @@ def test_the_folder_has_the_same_metrics_and_the_config(trained: Trained) -> Non
     environment = json.loads((trained.folder / "environment.json").read_text())
     assert environment["horovod_build"]["gloo"] is True
     assert environment["versions"]["torch"] == torch.__version__
+
+
+def test_what_landed_was_as_late_as_the_exchange_makes_it(one: Trained, four: Trained) -> None:
+    """Windows 0 and 1 wait, 2 has nothing to step with, 3 to 9 step one window late."""
+    assert {age for _, age in one.metric("staleness/applied_delay")} == {0.0}
+    assert four.metric("staleness/applied_delay") == [(10, 7 / 9), (20, 1.0), (24, 1.0)]
+    assert one.metric("staleness/cosine") == []
+    cosines = four.metric("staleness/cosine")
+    assert [step for step, _ in cosines] == [10, 20, 24]
+    assert all(-1 <= value <= 1 for _, value in cosines)
+
+
+def test_the_largest_curvature_is_estimated_when_the_warm_up_ends(
+    one: Trained, four: Trained
+) -> None:
+    assert one.metric("staleness/curvature") == []
+    ((step, curvature),) = four.metric("staleness/curvature")
+    assert step == 3
+    assert math.isfinite(curvature)
 
 
 def test_the_last_words_are_said_once_by_rank_0(trained: Trained) -> None:
