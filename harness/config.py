@@ -191,8 +191,8 @@ class StalenessConfig(Section):
     """Once, where nodes exchange late: when lr is at its peak and the first late window comes."""
     curvature_every: int = Field(default=0, ge=0)
     """Windows between two such estimates; 0 makes none."""
-    curvature_products: int = Field(default=8, ge=1)
-    """Hessian-vector products of an estimate; each takes two micro-batches and an all-reduce."""
+    curvature_products: int = Field(default=16, ge=1)
+    """Hessian-vector products of an estimate; each costs as much as two micro-batches."""
 
 
 class TrackingConfig(Section):

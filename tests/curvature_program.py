@@ -22,7 +22,7 @@ from harness.trainer import Trainer
 from tests.laws.oracles import Dense, joined
 from tests.laws.task import config, dataset, world_batches
 
-PRODUCTS = 60
+PRODUCTS = 100
 SCALE = 1e-6
 """So short a step meets no kink of the rectifiers."""
 ESTIMATES = {"curvature_at_start": True, "curvature_every": 1, "sample_every": 1}
