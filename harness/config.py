@@ -185,6 +185,19 @@ class TrainConfig(Section):
         return self
 
 
+class StalenessConfig(Section):
+    sample_every: int = Field(default=50, ge=0)
+    """Windows between two comparisons of the late gradient with the fresh one; 0 makes none."""
+    curvature_at_start: bool = False
+    """Estimate the largest curvature before training: of little worth, it falls fast at first."""
+    curvature_after_warmup: bool = True
+    """Once, where nodes exchange late: when lr is at its peak and the first late window comes."""
+    curvature_every: int = Field(default=0, ge=0)
+    """Windows between two such estimates; 0 makes none."""
+    curvature_products: int = Field(default=16, ge=1)
+    """Hessian-vector products of an estimate; each costs as much as two micro-batches."""
+
+
 class TrackingConfig(Section):
     experiment: str = "harness"
     """MLflow experiment."""
@@ -239,6 +252,7 @@ class Config(Section):
     exchange: ExchangeConfig = ExchangeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig
+    staleness: StalenessConfig = StalenessConfig()
     tracking: TrackingConfig = TrackingConfig()
     doctor: DoctorConfig = DoctorConfig()
     trace: TraceConfig = TraceConfig()

@@ -28,6 +28,7 @@ class Journal(Protocol):
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
     def advance(self, window: int, windows: int, note: str) -> None: ...
+    def warn(self, name: str, line: str) -> None: ...
 
 
 class Unheard:
@@ -37,6 +38,9 @@ class Unheard:
         return None
 
     def advance(self, window: int, windows: int, note: str) -> None:
+        return None
+
+    def warn(self, name: str, line: str) -> None:
         return None
 
 

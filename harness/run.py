@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
@@ -135,6 +136,11 @@ class _Journal:
         self._progress.total = windows
         self._progress.set_postfix_str(note, refresh=False)
         self._progress.update(window - self._progress.n)
+
+    def warn(self, name: str, line: str) -> None:
+        """On stderr, and the last of its name as the run's tag `warning/<name>`."""
+        self._progress.write(f"warning: {line}", file=sys.stderr)
+        self._tracker.tag(f"warning/{name}", line)
 
     def conclude(self, summary: RunSummary) -> RunSummary:
         """Writes `summary.json`, logs `summary/*` once, prints the last words."""

@@ -1,7 +1,8 @@
 """Builds the parts of a run and takes the steps."""
 
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from harness.checkpoint import Checkpoint
 from harness.config import Config
+from harness.curvature import Curvature
 from harness.data.images import Dataset
 from harness.data.loader import Batch, evaluation_batches, train_batches
 from harness.data.shares import Shares
@@ -28,6 +30,7 @@ from harness.model.sliced_classifier import SlicedClassifier
 from harness.optimizer import lr_at, make_optimizer
 from harness.parallel.slices import slice_of
 from harness.parallel.world import World
+from harness.staleness import StalenessLedger
 from harness.tracing import Tracing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
@@ -55,9 +58,16 @@ class Trainer:
         self._checkpoint = Checkpoint(self.backbone, self.classifier, flats, self.optimizer, world)
         resume = config.train.resume
         self._first = self._checkpoint.load(Path(resume)) if resume else 0
-        self._network = through_ddp(config.exchange, Network(self.backbone, self.classifier), world)
+        network = Network(self.backbone, self.classifier)
+        self._network = through_ddp(config.exchange, network, world)
+        self._curvature = Curvature(network, *flats, world)
         self.exchange = make_exchange(
-            config.exchange, config.classifier, *flats, world, self._first
+            config.exchange,
+            config.classifier,
+            *flats,
+            world,
+            self._first,
+            config.staleness.sample_every,
         )
         topology = world.topology
         ranks = topology.rank, topology.world_size
@@ -79,6 +89,7 @@ class Trainer:
         )
         traced = traced_windows(config.trace, self._first, self.windows)
         self._tracing = Tracing(config.trace, traced, world, folder)
+        self._staleness = StalenessLedger(config, world, self.windows)
 
     def _make_model(self) -> None:
         """Backbone and classifier, their parameters in two flat tensors.
@@ -133,8 +144,10 @@ class Trainer:
         An evaluation leaves no trace in the training, and its time is not the training's.
         """
         torch.manual_seed(self._config.seed * 100_003 + self._world.topology.rank)
-        batches, stopwatch = self.batches(), self._ledger.stopwatch
+        batches, stopwatch = self.batches(self._first), self._ledger.stopwatch
         self.backbone.train()
+        if self._config.staleness.curvature_at_start or self._staleness.estimates(self._first):
+            self._estimate_curvature(self._first, journal)
         stopwatch.start()
         for window in range(self._first, self.windows):
             if self._tracing.starts(window):
@@ -147,15 +160,15 @@ class Trainer:
                     self._tracing.stop()
             if self._saves(ended) or ended == self.windows:
                 self.exchange.drain(self._step)
-            if self._saves(ended) or self._evaluates(ended):
+            if self._saves(ended) or self._evaluates(ended) or self._staleness.estimates(ended):
                 with stopwatch.paused():
                     self._pause(ended, journal)
         stopwatch.stop()
         batches.close()
         return self._summary()
 
-    def batches(self) -> Generator[Batch, None, None]:
-        """This rank's micro-batches from the run's first on."""
+    def batches(self, window: int = 0) -> Generator[Batch, None, None]:
+        """This rank's micro-batches from a window's first on."""
         return train_batches(
             self._dataset,
             self._shares,
@@ -163,7 +176,7 @@ class Trainer:
             rank=self._world.topology.rank,
             device=self._world.device,
             augment=self._config.data.augment > 0,
-            start=self._first * self._config.exchange.backward_passes_per_step,
+            start=window * self._config.exchange.backward_passes_per_step,
             prefetch=self._config.data.prefetch,
         )
 
@@ -173,6 +186,7 @@ class Trainer:
         with self._world.meters.clock.window():
             self._window(window, batches)
         self._ledger.window_ended(window, journal)
+        self._staleness.window_ended(window, self.exchange, journal)
 
     def _window(self, window: int, batches: Iterator[Batch]) -> None:
         clock, passes = self._world.meters.clock, self._config.exchange.backward_passes_per_step
@@ -240,7 +254,20 @@ class Trainer:
         due = train.checkpoint_every and ended % train.checkpoint_every == 0
         return bool(due) or (train.save and ended == self.windows)
 
+    def _estimate_curvature(self, ended: int, journal: Journal) -> None:
+        """At the mean over nodes, by the next micro-batches, which the training takes as ever.
+
+        In the parameters' own precision: bf16 would leave nothing of a small difference.
+        """
+        products, seed = self._config.staleness.curvature_products, self._config.seed
+        with closing(self.batches(ended)) as batches, self.exchange.averaged():
+            taken = ((self._cast(images), labels) for images, labels in islice(batches, products))
+            found = self._curvature.largest(taken, seed)
+        self._staleness.estimated(ended, found, journal)
+
     def _pause(self, ended: int, journal: Journal) -> None:
+        if self._staleness.estimates(ended):
+            self._estimate_curvature(ended, journal)
         if self._evaluates(ended):
             limit = 0 if ended == self.windows else self._config.train.evaluate_images
             self._ledger.evaluated(ended, self.evaluate(limit), journal)

@@ -30,6 +30,9 @@ class Losses:
     def advance(self, window: int, windows: int, note: str) -> None:
         return None
 
+    def warn(self, name: str, line: str) -> None:
+        return None
+
 
 def made(config: Config, world: World, folder: Path) -> Trainer:
     return Trainer(config, open_dataset(config.data), world, folder)

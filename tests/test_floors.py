@@ -11,12 +11,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
-    "errors config vision parallel.slices seeding "
+    "errors config vision stability parallel.slices seeding "
     "measure.clock measure.traffic measure.summary measure.redaction measure.outbox "
     "measure.calibration measure.utilisation measure.trace",
     "parallel model.backbone model.margins data measure.machine measure.tally measure.store",
     "model.sliced_classifier model.network model.flops exchange checkpoint evaluation optimizer "
-    "ledger tracing measure.tracking checks",
+    "ledger tracing curvature staleness measure.tracking checks",
     "trainer pace run timing calibrate",
     "cluster study",
     "cli __main__",

@@ -35,6 +35,9 @@ class Record:
     def advance(self, window: int, windows: int, note: str) -> None:
         self.progress.append(window)
 
+    def warn(self, name: str, line: str) -> None:
+        return None
+
 
 def config(traced: Sequence[int] = ()) -> Config:
     """`traced`: windows counted from the run's first."""

@@ -47,6 +47,7 @@ exchange: {kind: delayed, delay: 1, backward_passes_per_step: 2, synchronous_win
 data: {augment: 0.0}
 train: {batch_size: 6, steps: 24, evaluate_every: 8, evaluate_images: 7, untimed_windows: 17}
 trace: {windows: 2, first_window: 18}
+staleness: {sample_every: 4, curvature_products: 4}
 tracking: {system_metrics_seconds: 0.5}
 """
 STEP_METRICS = (
@@ -366,6 +367,25 @@ def test_the_folder_has_the_same_metrics_and_the_config(trained: Trained) -> Non
     assert environment["versions"]["torch"] == torch.__version__
 
 
+def test_what_landed_was_as_late_as_the_exchange_makes_it(one: Trained, four: Trained) -> None:
+    """Windows 0 and 1 wait, 2 has nothing to step with, 3 to 9 step one window late."""
+    assert {age for _, age in one.metric("staleness/applied_delay")} == {0.0}
+    assert four.metric("staleness/applied_delay") == [(10, 7 / 9), (20, 1.0), (24, 1.0)]
+    assert one.metric("staleness/cosine") == []
+    cosines = four.metric("staleness/cosine")
+    assert [step for step, _ in cosines] == [10, 20, 24]
+    assert all(-1 <= value <= 1 for _, value in cosines)
+
+
+def test_the_largest_curvature_is_estimated_when_the_warm_up_ends(
+    one: Trained, four: Trained
+) -> None:
+    assert one.metric("staleness/curvature") == []
+    ((step, curvature),) = four.metric("staleness/curvature")
+    assert step == 3
+    assert math.isfinite(curvature)
+
+
 def test_the_last_words_are_said_once_by_rank_0(trained: Trained) -> None:
     said = [line for line in trained.output.splitlines() if "images/s over" in line]
     assert len(said) == 1
@@ -384,6 +404,9 @@ class Record:
             self.by_name.setdefault(name, []).append(value)
 
     def advance(self, window: int, windows: int, note: str) -> None:
+        return None
+
+    def warn(self, name: str, line: str) -> None:
         return None
 
 

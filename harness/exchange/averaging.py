@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.config import ExchangeConfig
+from harness.exchange.lateness import Lateness, LatenessMeter
 from harness.exchange.outer import Outer
 from harness.exchange.parts import Chunk, Part, mean_values
 from harness.exchange.wire import Sent
@@ -41,6 +42,7 @@ class Averaging:
         pieces: Sequence["MovingPiece"],
         config: ExchangeConfig,
         synchronous_windows: int,
+        meter: LatenessMeter | None = None,
     ) -> None:
         self._chunk = chunk
         self._pieces = pieces
@@ -49,6 +51,7 @@ class Averaging:
         self._synchronous_windows = synchronous_windows
         self._in_flight: deque[InFlight] = deque()
         self._steps = 0
+        self._meter = meter or LatenessMeter(0)
 
     def after_backward(self, last: bool) -> bool:
         self._chunk.average_gradients()
@@ -66,7 +69,7 @@ class Averaging:
 
     def drain(self, step: Callable[[], None]) -> None:
         while self._in_flight:
-            self._land()
+            self._land(self._in_flight[-1].window)
         for piece in self._pieces:
             piece.agree()
         self._chunk.spread_values()
@@ -77,24 +80,33 @@ class Averaging:
         In this order: what a correction under way is going to take back must not be sent again.
         """
         delay = 0 if window < self._synchronous_windows else self._delay
-        self._land_up_to(window - max(1, delay))
+        self._land_up_to(window - max(1, delay), window)
         piece = self._pieces[window % len(self._pieces)]
         self._in_flight.append(InFlight(window, piece, piece.launch()))
-        self._land_up_to(window - delay)
+        self._land_up_to(window - delay, window)
 
-    def _land_up_to(self, window: int) -> None:
-        while self._in_flight and self._in_flight[0].window <= window:
-            self._land()
+    def lateness(self) -> Lateness:
+        return self._meter.take()
 
-    def _land(self) -> None:
+    def _land_up_to(self, last: int, now: int) -> None:
+        while self._in_flight and self._in_flight[0].window <= last:
+            self._land(now)
+
+    def _land(self, now: int) -> None:
         oldest = self._in_flight.popleft()
-        oldest.piece.land(oldest.sent)
+        age = now - oldest.window
+        oldest.piece.land(oldest.sent, keep=age > 0 and self._meter.samples(now))
+        # It moved evenly since the piece was sent before: in its first round not so long.
+        moved_for = min(oldest.window + 1, len(self._pieces))
+        self._meter.landed(age + (moved_for - 1) / 2)
 
 
 class MovingPiece:
     """A piece of the parameters, and up to where its movement was sent."""
 
-    def __init__(self, part: Part, config: ExchangeConfig, name: str) -> None:
+    def __init__(
+        self, part: Part, config: ExchangeConfig, name: str, meter: LatenessMeter | None = None
+    ) -> None:
         self.part = part
         self._name = name
         self._slots = config.delay // config.pieces + 1
@@ -102,6 +114,9 @@ class MovingPiece:
         self._wire = part.wire(config.compression, self._slots, name)
         self._sent_up_to = part.values()
         self._change = torch.empty_like(self._sent_up_to)
+        self._meter = meter or LatenessMeter(0)
+        self._landed: Tensor | None = None
+        """A sampled mean movement, until this node's own next one is known."""
         self._outer: Outer | None = None
         if (config.outer_lr, config.outer_momentum) != (1.0, 0.0):
             self._outer = Outer(config.outer_lr, config.outer_momentum, self._change)
@@ -109,19 +124,32 @@ class MovingPiece:
     def launch(self) -> Sent:
         """Sends what has moved since the last time. Collective over the part's ranks."""
         self.part.movement(self._sent_up_to, out=self._change)
+        if self._landed is not None:
+            self._meter.compare(self._landed, self._change)
+            self._landed = None
         sent = self._wire.launch(self._change, self._launches % self._slots)
         self._launches += 1
         sent.add_own(self._sent_up_to, 1.0)
         return sent
 
-    def land(self, sent: Sent) -> None:
-        """Waits, and makes this node's part in it the mean of all nodes'."""
+    def land(self, sent: Sent, keep: bool = False) -> None:
+        """Waits, and makes this node's part in it the mean of all nodes'.
+
+        With `keep`, the mean movement that lands is compared with what this node itself moves
+        until it sends this piece the next time: in the same window where `delay` is a multiple of
+        the pieces.
+        """
         if self._outer is None:
             sent.correction(self._change)
         else:
             sent.mean(self._change)
+            if keep:
+                self._landed = self._change.clone()
             self._outer.step(self._change)
             sent.add_own(self._change, -1.0)
+        if keep and self._outer is None:
+            self._landed = self._change.clone()
+            sent.add_own(self._landed, 1.0)
         self.part.add(self._change)
         self._sent_up_to += self._change
 

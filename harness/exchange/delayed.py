@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from harness.config import ExchangeConfig
+from harness.exchange.lateness import Lateness, LatenessMeter
 from harness.exchange.parts import Chunk, Part
 from harness.exchange.wire import Feedback, Sent
 
 
 @dataclass(frozen=True)
 class InFlight:
+    window: int
     gradients: Tensor
     sent: Sent
 
@@ -26,7 +28,12 @@ class Delayed:
     """
 
     def __init__(
-        self, chunk: Chunk, part: Part, config: ExchangeConfig, synchronous_windows: int
+        self,
+        chunk: Chunk,
+        part: Part,
+        config: ExchangeConfig,
+        synchronous_windows: int,
+        meter: LatenessMeter | None = None,
     ) -> None:
         self.passes_per_step = config.backward_passes_per_step
         self._chunk = chunk
@@ -38,6 +45,9 @@ class Delayed:
         self._wire = Feedback(wire, part.sent, like=self._buffers[0])
         self._in_flight: deque[InFlight] = deque()
         self._window = 0
+        self._meter = meter or LatenessMeter(0)
+        self._sampled: deque[tuple[int, Tensor]] = deque()
+        """Windows that stepped with a late gradient, and that gradient."""
 
     def after_backward(self, last: bool) -> bool:
         if not last:
@@ -47,12 +57,15 @@ class Delayed:
         self._chunk.average_gradients()
         self._part.take_gradients(out=gradients)
         sent = self._wire.launch(gradients[: self._part.sent], slot)
-        self._in_flight.append(InFlight(gradients, sent))
+        self._in_flight.append(InFlight(self._window, gradients, sent))
         delay = 0 if self._window < self._synchronous_windows else self._delay
         self._window += 1
         if len(self._in_flight) <= delay:
             return False
-        self._land()
+        late = self._land()
+        window = self._window - 1
+        if delay and self._meter.samples(window):
+            self._sampled.append((window, late.clone()))
         return True
 
     def after_step(self) -> None:
@@ -67,7 +80,20 @@ class Delayed:
             step()
             self._chunk.spread_values()
 
-    def _land(self) -> None:
+    def lateness(self) -> Lateness:
+        return self._meter.take()
+
+    def _land(self) -> Tensor:
         oldest = self._in_flight.popleft()
         oldest.sent.mean(into=oldest.gradients[: self._part.sent])
         self._part.put_gradients(oldest.gradients)
+        self._meter.landed(self._window - 1 - oldest.window)
+        if self._sampled and self._sampled[0][0] == oldest.window:
+            self._compare(self._sampled.popleft()[1], oldest.gradients)
+        return oldest.gradients
+
+    def _compare(self, late: Tensor, fresh: Tensor) -> None:
+        """What window j stepped with, and window j's own average, which has landed only now."""
+        sent = self._part.sent
+        self._meter.compare(late[:sent], fresh[:sent], 1 / self._part.copies)
+        self._meter.compare(late[sent:], fresh[sent:])

@@ -12,6 +12,7 @@ from harness.exchange.buckets import Buckets
 from harness.exchange.delayed import Delayed
 from harness.exchange.flat import Flat
 from harness.exchange.isolated import Isolated
+from harness.exchange.lateness import Lateness, LatenessMeter
 from harness.exchange.parts import Chunk, Part
 from harness.exchange.synchronous import Synchronous, average_over
 from harness.exchange.torch_ddp import KINDS, InBackward, PostLocal
@@ -39,6 +40,9 @@ class Exchange(Protocol):
         Where nodes may differ it yields the squares of their distance from it; see `mean_values`.
         """
 
+    def lateness(self) -> Lateness:
+        """How late what landed since the last call was. Waits for nothing."""
+
     def drain(self, step: Callable[[], None]) -> None:
         """Applies all that is under way; `step` updates with what is in the grads."""
 
@@ -58,10 +62,11 @@ def make_exchange(
     sliced: Flat,
     world: World,
     first_window: int = 0,
+    sample_every: int = 0,
 ) -> Exchange:
     """The exchange that the config names, over the flat parameters of this rank.
 
-    A resumed run goes on at `first_window`.
+    A resumed run goes on at `first_window`; every `sample_every` windows lateness is sampled.
     """
     has_replicas = classifier.layout == "node"
     passes, compression = exchange.backward_passes_per_step, exchange.compression
@@ -81,15 +86,17 @@ def make_exchange(
     chunk = Chunk(shared, world.node)
     if exchange.kind in ("synchronous", "delayed"):
         part = Part(shared, sliced, has_replicas, world.peers)
-        return Delayed(chunk, part, exchange, waiting)
+        return Delayed(chunk, part, exchange, waiting, LatenessMeter(sample_every))
     if exchange.kind == "isolated":
         return Isolated(chunk, Part(shared, sliced, has_replicas, world.peers))
+    meter = LatenessMeter(sample_every)
     pieces = [
         MovingPiece(
             Part(shared, sliced, has_replicas, world.peers, number, exchange.pieces),
             exchange,
             f"piece.{number}",
+            meter,
         )
         for number in range(exchange.pieces)
     ]
-    return Averaging(chunk, pieces, exchange, waiting)
+    return Averaging(chunk, pieces, exchange, waiting, meter)

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor
 
+from harness.exchange.lateness import Lateness
 from harness.exchange.parts import Chunk, Part, mean_values
 
 
@@ -29,6 +30,9 @@ class Isolated:
 
     def averaged(self) -> AbstractContextManager[Tensor | None]:
         return mean_values([self._part], self._chunk)
+
+    def lateness(self) -> Lateness:
+        return Lateness()
 
     def drain(self, step: Callable[[], None]) -> None:
         self._part.put(self._part.average("values"))

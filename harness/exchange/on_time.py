@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
+from harness.exchange.lateness import ON_TIME, Lateness
+
 
 class OnTime:
     """After each step all nodes hold the same values, and there is nothing to land."""
@@ -14,6 +16,9 @@ class OnTime:
 
     def averaged(self) -> AbstractContextManager[Tensor | None]:
         return nullcontext()
+
+    def lateness(self) -> Lateness:
+        return ON_TIME
 
     def drain(self, step: Callable[[], None]) -> None:
         return None

@@ -60,6 +60,8 @@ class Part:
         self._grads = shared.grads[of_shared], sliced.grads[of_sliced]
         self._sizes = chunk.size, own.size
         self._peers = peers
+        self.copies = peers.size
+        """Ranks that hold what crosses alike."""
         self.elements = chunk.size + own.size
         self.sent = self.elements if slice_crosses else chunk.size
 

@@ -69,11 +69,17 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class Tag:
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
 class End:
     status: Status
 
 
-Entry = Point | Artifact | End
+Entry = Point | Artifact | Tag | End
 
 
 def _deliver(client: "MlflowClient", run_id: str, entries: Iterable[Entry]) -> None:
@@ -92,6 +98,8 @@ def _deliver(client: "MlflowClient", run_id: str, entries: Iterable[Entry]) -> N
         for entry in entries:
             if isinstance(entry, Artifact):
                 client.log_artifact(run_id, str(entry.path), entry.folder)
+            elif isinstance(entry, Tag):
+                client.set_tag(run_id, entry.name, entry.value)
             elif isinstance(entry, End):
                 client.set_terminated(run_id, entry.status)
     except MlflowException as error:
@@ -156,6 +164,11 @@ class Tracker:
         """Copies the file, which must stay until `finish`, into MLflow, there into `folder`."""
         if self._outbox is not None:
             self._outbox.put(Artifact(path, folder))
+
+    def tag(self, name: str, value: str) -> None:
+        """Sets a tag of the run in MLflow."""
+        if self._outbox is not None:
+            self._outbox.put(Tag(name, value))
 
     def finish(self, status: Status) -> None:
         """Delivers the rest, for seconds at most, and closes the run as what it was.

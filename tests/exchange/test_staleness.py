@@ -4,16 +4,24 @@ f = c/2 x^2 with the gradient of one window ago. The largest stable lr * c is 0.
 0.9, 0.253 with Nesterov's, 1.0 without momentum; without a delay it is 3.8 under momentum 0.9.
 """
 
+from functools import cache
+
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.config import ExchangeConfig, OptimizerConfig
+from harness.exchange.averaging import Averaging, MovingPiece
 from harness.exchange.delayed import Delayed
 from harness.exchange.flat import Flat
 from harness.exchange.parts import Chunk, Part
+from harness.measure.clock import Phase
 from harness.optimizer import make_optimizer
-from tests.alone import world_of_one
+from harness.parallel.group import Group
+from harness.stability import Dynamics, largest_stable_product
+from tests.alone import group_of_one, meters, world_of_one
+from tests.ranks import run_on_ranks
 
 WINDOWS, LAST = 800, 100
 
@@ -60,10 +68,107 @@ def trajectories(
 def test_the_stable_learning_rate(
     config: OptimizerConfig, delay: int, stable: float, unstable: float
 ) -> None:
-    sizes = trajectories(config, [stable, unstable], delay, WINDOWS).abs()
+    assert_converges_then_diverges(trajectories(config, [stable, unstable], delay, WINDOWS))
+
+
+def assert_converges_then_diverges(values: Tensor) -> None:
+    """Of [windows, 2]: the first trajectory dies out, the second grows."""
+    sizes = values.abs()
     early, late = (part.max(dim=0).values for part in (sizes[LAST : 2 * LAST], sizes[-LAST:]))
     assert late[0] < 0.2 * early[0]
     assert late[1] > 5 * early[1]
+
+
+def around(limit: float) -> list[float]:
+    return [0.95 * limit, 1.05 * limit]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("delay", [0, 1, 2, 3])
+def test_the_limit_is_the_late_exchanges_own(delay: int, nesterov: bool, momentum: float) -> None:
+    settings = OptimizerConfig(lr=1.0, momentum=momentum, nesterov=nesterov, weight_decay=0.0)
+    limit = largest_stable_product(Dynamics(momentum, nesterov, delay))
+    assert_converges_then_diverges(trajectories(settings, around(limit), delay, 2 * WINDOWS))
+
+
+AVERAGING = {
+    f"{'nesterov' if nesterov else 'ball'} {momentum} K{passes} d{delay} P{pieces} "
+    f"outer {outer_lr} {outer_momentum}": Dynamics(
+        momentum, nesterov, delay, True, passes, pieces, outer_lr, outer_momentum
+    )
+    for momentum, nesterov, passes, delay, pieces, outer_lr, outer_momentum in (
+        (0.0, False, 1, 1, 1, 1.0, 0.0),
+        (0.9, False, 1, 0, 1, 1.0, 0.0),
+        (0.9, False, 2, 1, 1, 1.0, 0.0),
+        (0.9, True, 2, 1, 1, 1.0, 0.0),
+        (0.9, True, 3, 2, 1, 1.0, 0.0),
+        (0.8, True, 1, 1, 2, 1.0, 0.0),
+        (0.9, False, 2, 1, 2, 1.0, 0.0),
+        (0.9, True, 2, 2, 2, 1.0, 0.0),
+        (0.5, True, 2, 1, 1, 0.7, 0.9),
+        (0.5, False, 1, 1, 2, 0.7, 0.5),
+    )
+}
+
+
+def two_nodes() -> dict[str, Tensor]:
+    """Of every setting: the largest of both nodes' x after each window, [windows, 2]."""
+    return {name: averaged_trajectories(dynamics) for name, dynamics in AVERAGING.items()}
+
+
+def averaged_trajectories(dynamics: Dynamics) -> Tensor:
+    """On c/2 (u x)^2, with u in one piece and evenly over all: the largest of both.
+
+    Rows of x are the pieces. The first step pulls the nodes apart.
+    """
+    rank, pieces = dist.get_rank(), dynamics.pieces
+    peers = Group((0, 1), rank, 2, dist.group.WORLD, meters(), Phase.EXCHANGE_WAIT)
+    curvatures = torch.tensor(around(largest_stable_product(dynamics)) * 2, dtype=torch.float64)
+    directions = torch.full((pieces, 4), pieces**-0.5, dtype=torch.float64)
+    directions[:, :2] = torch.eye(pieces)[:, :1]
+    x = nn.Parameter(directions.clone())
+    shared, sliced = Flat([x], 1, x, owner=0), Flat([], 1, x)
+    config = ExchangeConfig(
+        kind="averaging",
+        delay=dynamics.delay,
+        backward_passes_per_step=dynamics.passes,
+        pieces=pieces,
+        outer_lr=dynamics.outer_lr,
+        outer_momentum=dynamics.outer_momentum,
+    )
+    moving = [
+        MovingPiece(Part(shared, sliced, False, peers, number, pieces), config, f"p{number}")
+        for number in range(pieces)
+    ]
+    exchange = Averaging(Chunk(shared, group_of_one()), moving, config, 0)
+    settings = OptimizerConfig(
+        lr=1.0, momentum=dynamics.momentum, nesterov=dynamics.nesterov, weight_decay=0.0
+    )
+    optimizer, found = make_optimizer(settings, (shared, sliced)), []
+    for window in range(WINDOWS):
+        for _ in range(dynamics.passes):
+            shared.grads.zero_()
+            if window == 0:
+                x.grad += rank * directions
+            (curvatures / 2 * (directions * x).sum(0).square()).sum().backward()
+            exchange.after_backward(last=True)
+            optimizer.step()
+            exchange.after_step()
+        sizes = (directions * x.detach()).sum(0).abs()
+        found.append(sizes.view(2, 2).amax(0))
+    return torch.stack(found)
+
+
+@cache
+def of_two_nodes() -> list[dict[str, Tensor]]:
+    return run_on_ranks(two_nodes, 2, timeout=120)
+
+
+@pytest.mark.parametrize("name", AVERAGING)
+def test_the_limit_is_the_averaging_exchanges_own(name: str) -> None:
+    one, other = (found[name] for found in of_two_nodes())
+    assert_converges_then_diverges(torch.maximum(one, other))
 
 
 def test_the_first_late_window_steps_with_the_gradient_of_the_one_before() -> None:

@@ -51,6 +51,9 @@ class Losses:
     def advance(self, window: int, windows: int, note: str) -> None:
         return None
 
+    def warn(self, name: str, line: str) -> None:
+        return None
+
 
 def oracle(config: Config, world: World) -> tuple[Dense, list[float]]:
     """The sequential program, run by rank 0; its model and losses on all ranks."""

@@ -1,0 +1,115 @@
+"""How late gradients are and what that allows: metrics, and a warning where lr is above it."""
+
+from harness.config import Config
+from harness.exchange.exchange import Exchange
+from harness.exchange.lateness import cosine
+from harness.ledger import Journal
+from harness.optimizer import lr_at
+from harness.parallel.world import Gathered, World
+from harness.stability import Dynamics, largest_stable_product
+
+ABOVE = 3.0
+"""lr over the largest stable one from which on a run is told so.
+
+Measured at the peak of lr, on 1,000 characters: experiments that learn stood at 0.6 to 2.3; those
+that late gradients held back (heavy-ball momentum, K = 4, a second window of delay) at 3.7 to 6.5.
+A loss is no parabola, and an estimate from few images is 20 % too low.
+"""
+LOCAL_STEPS = ("averaging", "ddp_post_local_sgd")
+"""Kinds whose nodes step on their own, and average what comes of it."""
+
+
+def dynamics_of(config: Config, window: int) -> Dynamics | None:
+    """What decides how large lr may be in a window; None: not known, for AdamW.
+
+    `isolated` nodes are undelayed SGD each. What a lossy wire holds back, and what PowerSGD leaves
+    out, is taken for noise: their limits are those of the exact averages.
+    """
+    exchange, optimizer = config.exchange, config.optimizer
+    if optimizer.name != "sgd":
+        return None
+    late = exchange.kind in ("delayed", "averaging") and window >= exchange.synchronous_windows
+    local = exchange.kind in LOCAL_STEPS
+    return Dynamics(
+        momentum=optimizer.momentum,
+        nesterov=optimizer.nesterov and optimizer.momentum > 0,
+        delay=exchange.delay if late else 0,
+        averaging=local,
+        passes=exchange.backward_passes_per_step if local else 1,
+        pieces=exchange.pieces,
+        outer_lr=exchange.outer_lr,
+        outer_momentum=exchange.outer_momentum,
+    )
+
+
+class StalenessLedger:
+    """Logs what exchanges and estimates of curvature found; the same calls on all ranks."""
+
+    def __init__(self, config: Config, world: World, windows: int) -> None:
+        self._config = config
+        self._world = world
+        self._windows = windows
+        self._under_way: tuple[int, Gathered] | None = None
+        self._next_warning = ABOVE
+        """lr over the largest stable one at which to warn: the first time, then twice the last."""
+
+    def window_ended(self, window: int, exchange: Exchange, journal: Journal) -> None:
+        """At the end of each interval, as for the other metrics: nobody waits for the cosine."""
+        ended = window + 1
+        if ended % self._config.train.log_every and ended != self._windows:
+            return
+        self._log_under_way(journal)
+        found = exchange.lateness()
+        if found.landings:
+            age = found.windows / found.landings
+            journal.log(ended, {"staleness/applied_delay": age})
+        if found.products is not None:
+            products = found.products.cpu()
+            self._under_way = ended, self._world.launch_gather(products, "staleness")
+        if ended == self._windows:
+            self._log_under_way(journal)
+
+    def _log_under_way(self, journal: Journal) -> None:
+        if self._under_way is not None:
+            ended, gathered = self._under_way
+            self._under_way = None
+            journal.log(ended, {"staleness/cosine": cosine(gathered.wait().sum(0))})
+
+    def estimates(self, ended: int) -> bool:
+        """Whether the curvature is to be estimated after so many windows."""
+        settings, every = self._config.staleness, self._config.staleness.curvature_every
+        if ended >= self._windows:
+            return False
+        peak = max(self._config.optimizer.warmup_windows, self._config.exchange.synchronous_windows)
+        late = dynamics_of(self._config, peak)
+        once = settings.curvature_after_warmup and late is not None and late.delay > 0
+        return (once and ended == peak) or bool(every and ended and ended % every == 0)
+
+    def estimated(self, ended: int, curvature: float, journal: Journal) -> None:
+        """The largest curvature after `ended` windows: how it stands with the lr of the next."""
+        window = min(ended, self._windows - 1)
+        metrics = {"staleness/curvature": curvature}
+        dynamics = dynamics_of(self._config, window)
+        if dynamics is not None and curvature > 0:
+            stable = largest_stable_product(dynamics) / curvature
+            lr = lr_at(self._config.optimizer, window, self._windows)
+            metrics["staleness/stable_lr"] = stable
+            metrics["staleness/lr_over_stable"] = lr / stable
+            metrics["staleness/above_limit"] = float(lr > stable)
+            if lr > self._next_warning * stable:
+                self._next_warning = 2 * lr / stable
+                journal.warn("staleness", warning(dynamics, window, lr, stable, curvature))
+        journal.log(ended, metrics)
+
+
+def warning(dynamics: Dynamics, window: int, lr: float, stable: float, curvature: float) -> str:
+    """One line: what stands too high, by how much, and what to do."""
+    ahead = "nesterov momentum" if dynamics.nesterov else "momentum"
+    late = f" and delay {dynamics.delay}" if dynamics.delay else ""
+    steps = f", {dynamics.passes} steps a window" if dynamics.passes > 1 else ""
+    advice = "less momentum" if dynamics.nesterov else "nesterov or less momentum"
+    return (
+        f"lr {lr:.3g} at window {window} with {ahead} {dynamics.momentum:g}{late}{steps} is "
+        f"{lr / stable:.1f} times the largest stable rate, {stable:.2g}, by a quadratic model "
+        f"(curvature {curvature:.2g}); lower optimizer.lr or use {advice}"
+    )

@@ -1,0 +1,41 @@
+"""The largest curvature, on real ranks, against double backward passes of the dense program."""
+
+import json
+from functools import cache
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from tests.horovodrun import horovodrun
+
+LAYOUTS = pytest.mark.parametrize("layout", ["replicated", "node", "world"])
+
+
+@cache
+def results() -> dict[str, Any]:
+    found = horovodrun(
+        ["-m", "tests.curvature_program"], timeout=200, environment={"HOROVOD_CYCLE_TIME": "5"}
+    )
+    lines = [json.loads(line) for line in found.lines(0) if line.startswith("{")]
+    return {line["layout"]: line for line in lines}
+
+
+@LAYOUTS
+def test_it_is_the_largest_eigenvalue_of_the_dense_hessian(layout: str) -> None:
+    """Of a node's images, the mean over nodes; where all ranks hold one copy, of all images."""
+    found = results()[layout]
+    assert len(found["expected"]) == (1 if layout == "world" else 2)
+    assert found["found"] == pytest.approx(fmean(each[-1] for each in found["expected"]), rel=1e-3)
+    second = fmean(each[0] for each in found["expected"])
+    assert abs(found["found"] - second) > 1e-2 * second, "the next one would do as well"
+
+
+@LAYOUTS
+def test_values_gradients_statistics_and_random_states_stay_to_the_bit(layout: str) -> None:
+    assert results()[layout]["traces"] == 0
+
+
+@LAYOUTS
+def test_a_training_goes_on_as_if_nothing_had_been_measured(layout: str) -> None:
+    assert results()[layout]["changed"] == 0

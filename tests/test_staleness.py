@@ -1,0 +1,165 @@
+"""When a run is measured, what is made of it, and when its user is warned."""
+
+import math
+
+import pytest
+import torch
+
+from harness.config import Config
+from harness.exchange.lateness import Lateness
+from harness.stability import Dynamics
+from harness.staleness import StalenessLedger, dynamics_of
+from tests.alone import world_of_one
+
+WINDOWS = 100
+
+
+class Record:
+    """A journal that keeps everything."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.warnings: list[str] = []
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.logged.append((step, metrics))
+
+    def advance(self, window: int, windows: int, note: str) -> None:
+        return None
+
+    def warn(self, name: str, line: str) -> None:
+        self.warnings.append(line)
+
+
+class Late:
+    """An exchange's lateness, by hand."""
+
+    def __init__(self, *found: Lateness) -> None:
+        self._found = iter(found)
+
+    def lateness(self) -> Lateness:
+        return next(self._found)
+
+
+def config(**sections: dict[str, object]) -> Config:
+    plain = {"lr": 0.2, "momentum": 0.9, "nesterov": False, "schedule": "constant"}
+    values = {
+        "train": {"steps": WINDOWS},
+        "exchange": {"kind": "delayed", "delay": 1},
+        **sections,
+        "optimizer": plain | sections.get("optimizer", {}),
+    }
+    return Config.model_validate(values)
+
+
+def ledger(settings: Config) -> StalenessLedger:
+    return StalenessLedger(settings, world_of_one(), WINDOWS)
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({}, Dynamics(0.9, False, delay=1)),
+        ({"exchange": {"kind": "synchronous"}}, Dynamics(0.9, False)),
+        (
+            {"exchange": {"kind": "delayed", "delay": 2, "synchronous_windows": 9}},
+            Dynamics(0.9, False),
+        ),
+        ({"exchange": {"kind": "isolated"}}, Dynamics(0.9, False)),
+        (
+            {"exchange": {"kind": "delayed", "delay": 1, "backward_passes_per_step": 4}},
+            Dynamics(0.9, False, delay=1),
+        ),
+        (
+            {"exchange": {"kind": "averaging", "delay": 1, "backward_passes_per_step": 4}},
+            Dynamics(0.9, False, delay=1, averaging=True, passes=4),
+        ),
+        ({"optimizer": {"momentum": 0.0, "nesterov": True}}, Dynamics(0.0, False, delay=1)),
+        ({"optimizer": {"name": "adamw"}}, None),
+    ],
+)
+def test_what_decides(sections: dict[str, dict[str, object]], expected: Dynamics | None) -> None:
+    assert dynamics_of(config(**sections), window=5) == expected
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"optimizer": {"warmup_windows": 30}}, [30]),
+        ({}, [0]),
+        (
+            {"exchange": {"kind": "averaging", "delay": 1, "synchronous_windows": 7}},
+            [7],
+        ),
+        ({"exchange": {"kind": "averaging", "delay": 0}}, []),
+        ({"exchange": {"kind": "synchronous"}}, []),
+        ({"optimizer": {"name": "adamw"}}, []),
+        ({"optimizer": {"warmup_windows": 200}}, []),
+        ({"staleness": {"curvature_after_warmup": False}}, []),
+        (
+            {"exchange": {"kind": "synchronous"}, "staleness": {"curvature_every": 40}},
+            [40, 80],
+        ),
+    ],
+)
+def test_when_the_curvature_is_estimated(
+    sections: dict[str, dict[str, object]], expected: list[int]
+) -> None:
+    settings = ledger(config(**sections))
+    assert [ended for ended in range(WINDOWS + 1) if settings.estimates(ended)] == expected
+
+
+def test_an_estimate_beside_the_rate_of_its_window() -> None:
+    """Momentum 0.9 one window late: lr * curvature up to 0.1. Half the warm-up: half the rate."""
+    record = Record()
+    settings = config(optimizer={"warmup_windows": 20})
+    ledger(settings).estimated(9, 0.25, record)
+    ((step, found),) = record.logged
+    assert step == 9
+    assert found == pytest.approx(
+        {
+            "staleness/curvature": 0.25,
+            "staleness/stable_lr": 0.4,
+            "staleness/lr_over_stable": 0.25,
+            "staleness/above_limit": 0.0,
+        },
+        rel=1e-5,
+    )
+    assert record.warnings == []
+
+
+def test_a_rate_above_the_limit_is_told_once_and_again_when_it_doubles() -> None:
+    record, of_run = Record(), ledger(config())
+    for number, curvature in enumerate((0.45, 1.4, 1.6, 2.0, 3.1, 0.2, 3.3)):
+        of_run.estimated(number, curvature, record)
+    above = [found["staleness/above_limit"] for _, found in record.logged]
+    assert above == [0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0]
+    assert [line.split(" is ")[1].split(" times")[0] for line in record.warnings] == [
+        "3.2",
+        "6.6",
+    ]
+    assert record.warnings[0].startswith("lr 0.2 at window 2 with momentum 0.9 and delay 1 is 3.2")
+    assert "0.062" in record.warnings[0], "the largest stable rate"
+    assert "use nesterov or less momentum" in record.warnings[0]
+
+
+@pytest.mark.parametrize("curvature", [-1.0, 0.0, math.nan])
+def test_without_a_curvature_there_is_no_limit(curvature: float) -> None:
+    record = Record()
+    ledger(config()).estimated(3, curvature, record)
+    assert list(record.logged[0][1]) == ["staleness/curvature"]
+    assert record.warnings == []
+
+
+def test_lateness_is_logged_at_intervals_and_the_cosine_when_the_next_one_ends() -> None:
+    record = Record()
+    sampled = torch.tensor([3.0, 1.0, 36.0], dtype=torch.float64)
+    exchange = Late(Lateness(7.0, 9, sampled), Lateness(10.0, 10), Lateness())
+    of_run = ledger(config())
+    for window in range(30):
+        of_run.window_ended(window, exchange, record)
+    assert record.logged == [
+        (10, {"staleness/applied_delay": 7 / 9}),
+        (10, {"staleness/cosine": 0.5}),
+        (20, {"staleness/applied_delay": 1.0}),
+    ]
