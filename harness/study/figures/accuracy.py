@@ -6,7 +6,7 @@ from statistics import mean, stdev
 
 import pandas as pd
 from matplotlib.axes import Axes
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from harness.study.figures.colours import Look, looks
 from harness.study.figures.style import Picture, Said, bar, dressed, legend_below, line, picture
@@ -65,7 +65,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half of its 95 % interval, by Student's t; the half is NaN for less than two."""
     if len(values) < 2:
         return (values[0] if values else math.nan), math.nan
-    quantile = student.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+    quantile = stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)
     return mean(values), float(quantile) * stdev(values) / math.sqrt(len(values))
 
 
