@@ -5,6 +5,7 @@
 #   make bench   speed, which is measured and not tested
 #   make lab     the headline on test hosts with slow links: an hour, root, iproute2, openssh-server
 #   make analysis  draws the notebooks; URI=sqlite:///mlflow.db STUDY=demo: of another store
+#   make scale     simulates the sweep that analysis/7_scale.ipynb draws: five minutes
 #   make recorded  trains what analysis/store holds anew (ten minutes), and draws the notebooks
 #   make ui      MLflow's pages of the runs so far
 #   make clean   undo the set-up; make clean-cache also forgets the built Horovod and rendered images
@@ -22,7 +23,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 INSTALL := pyproject.toml install/install.sh install/build.txt install/constraints.txt install/horovod.py
 
-.PHONY: setup demo test check bench lab analysis recorded ui clean clean-cache
+.PHONY: setup demo test check bench lab analysis recorded scale ui clean clean-cache
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -51,6 +52,9 @@ lab: $(STAMP)
 
 analysis: $(STAMP)
 	$(BIN)/python -m analysis.run $(if $(URI),--uri $(URI)) $(if $(STUDY),--study $(STUDY))
+
+scale: $(STAMP)
+	$(BIN)/python -m analysis.sweep
 
 recorded: $(STAMP)
 	$(BIN)/python -m analysis.record

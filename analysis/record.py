@@ -15,6 +15,7 @@ from analysis.shipping import ship
 
 HERE = Path(__file__).resolve().parent
 STORE = HERE / "store"
+NODES = "localhost:2,127.0.0.1:2"
 STUDY = "recorded"
 STALENESS = "staleness"
 VARIANTS = (
@@ -37,6 +38,7 @@ LATE_SHARED = (
     "exchange.compression=none",
     "exchange.synchronous_windows=0",
     "tracking.system_metrics_seconds=0",
+    "staleness.curvature_every=31",
 )
 SETTINGS = tuple(
     (delay, momentum, nesterov, lr)
@@ -54,7 +56,8 @@ def record(folder: Path) -> None:
     """All runs, into a store in `folder`, which must be new."""
     folder.mkdir(parents=True)
     own = (f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", f"tracking.folder={folder / 'runs'}")
-    nodes = ("--np", "4", "--hosts", "localhost:2,127.0.0.1:2", "--seeds", "3", "--study", STUDY)
+    nodes = ("--np", "4", "--hosts", NODES, "--seeds", "3", "--study", STUDY)
+    harness("plan", *VARIANTS, *own, "--np", "4", "--hosts", NODES, "--study", STUDY)
     harness("compare", *VARIANTS, *own, *SHARED, *nodes)
     for delay, momentum, nesterov, lr in SETTINGS:
         name = f"delay_{delay}_momentum_{momentum:g}{'_nesterov' if nesterov else ''}_lr_{lr:g}"

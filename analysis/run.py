@@ -17,12 +17,17 @@ from nbformat import NotebookNode
 from harness.measure.store import sqlite_file
 
 HERE = Path(__file__).resolve().parent
-NOTEBOOKS = tuple(
-    HERE / f"{number}_{name}.ipynb"
-    for number, name in enumerate(
-        ("phases", "accuracy", "utilisation", "traffic", "scaling", "staleness"), start=1
-    )
+QUESTIONS = (
+    "phases",
+    "accuracy",
+    "utilisation",
+    "traffic",
+    "scaling",
+    "staleness",
+    "scale",
+    "predictions",
 )
+NOTEBOOKS = tuple(HERE / f"{number}_{name}.ipynb" for number, name in enumerate(QUESTIONS, start=1))
 TIMEOUT_SECONDS = 300
 """Of a cell."""
 QUIET = "ignore:IProgress not found"

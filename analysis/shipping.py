@@ -9,8 +9,25 @@ from pathlib import Path
 
 import yaml
 
-KEPT_FILES = ("config.yaml", "environment.json", "summary.json", "metrics.jsonl", "comparison.md")
-DROPPED = ("time/%", "time_min/%", "time_max/%", "traffic/%", "process/%", "val/%top5", "val/%loss")
+KEPT_FILES = (
+    "config.yaml",
+    "environment.json",
+    "summary.json",
+    "metrics.jsonl",
+    "comparison.md",
+    "predictions.json",
+)
+DROPPED = (
+    "time/%",
+    "time_min/%",
+    "time_max/%",
+    "traffic/%",
+    "utilisation/%",
+    "throughput_m%",
+    "process/%",
+    "val/%top5",
+    "val/%loss",
+)
 """Curves that stand in metrics.jsonl, which the notebooks read: a row of the table takes ten times
 the bytes of its line."""
 KEPT_GAUGES = "%utilization_percentage"

@@ -1,5 +1,7 @@
 """How late gradients are and what that allows: metrics, and a warning where lr is above it."""
 
+from dataclasses import replace
+
 from harness.config import Config
 from harness.exchange.exchange import Exchange
 from harness.exchange.lateness import cosine
@@ -15,6 +17,8 @@ Measured at the peak of lr, on 1,000 characters: experiments that learn stood at
 that late gradients held back (heavy-ball momentum, K = 4, a second window of delay) at 3.7 to 6.5.
 A loss is no parabola, and an estimate from few images is 20 % too low.
 """
+LEAST_SHARE = 0.1
+"""Of the rate that is stable without a delay: a run that is left less is told before it trains."""
 LOCAL_STEPS = ("averaging", "ddp_post_local_sgd")
 """Kinds whose nodes step on their own, and average what comes of it."""
 
@@ -52,6 +56,16 @@ class StalenessLedger:
         self._under_way: tuple[int, Gathered] | None = None
         self._next_warning = ABOVE
         """lr over the largest stable one at which to warn: the first time, then twice the last."""
+
+    def begins(self, journal: Journal) -> None:
+        """What can be said of the settings alone, before anything is measured."""
+        dynamics = dynamics_of(self._config, self._windows)
+        if dynamics is None or dynamics.delay == 0:
+            return
+        in_time = largest_stable_product(replace(dynamics, delay=0))
+        share = largest_stable_product(dynamics) / in_time
+        if share < LEAST_SHARE:
+            journal.warn("staleness_settings", early_warning(dynamics, share))
 
     def window_ended(self, window: int, exchange: Exchange, journal: Journal) -> None:
         """At the end of each interval, as for the other metrics: nobody waits for the cosine."""
@@ -102,14 +116,29 @@ class StalenessLedger:
         journal.log(ended, metrics)
 
 
+def early_warning(dynamics: Dynamics, share: float) -> str:
+    """One line, of settings that leave little of the learning rate."""
+    return (
+        f"{_settings(dynamics)} leave {share:.1%} of the learning rate that is stable without a "
+        f"delay, by a quadratic model; {_advice(dynamics)}"
+    )
+
+
 def warning(dynamics: Dynamics, window: int, lr: float, stable: float, curvature: float) -> str:
     """One line: what stands too high, by how much, and what to do."""
+    return (
+        f"lr {lr:.3g} at window {window} with {_settings(dynamics)} is {lr / stable:.1f} times the "
+        f"largest stable rate, {stable:.2g}, by a quadratic model (curvature {curvature:.2g}); "
+        f"lower optimizer.lr or {_advice(dynamics)}"
+    )
+
+
+def _settings(dynamics: Dynamics) -> str:
     ahead = "nesterov momentum" if dynamics.nesterov else "momentum"
     late = f" and delay {dynamics.delay}" if dynamics.delay else ""
     steps = f", {dynamics.passes} steps a window" if dynamics.passes > 1 else ""
-    advice = "less momentum" if dynamics.nesterov else "nesterov or less momentum"
-    return (
-        f"lr {lr:.3g} at window {window} with {ahead} {dynamics.momentum:g}{late}{steps} is "
-        f"{lr / stable:.1f} times the largest stable rate, {stable:.2g}, by a quadratic model "
-        f"(curvature {curvature:.2g}); lower optimizer.lr or use {advice}"
-    )
+    return f"{ahead} {dynamics.momentum:g}{late}{steps}"
+
+
+def _advice(dynamics: Dynamics) -> str:
+    return "use less momentum" if dynamics.nesterov else "use nesterov or less momentum"

@@ -146,6 +146,7 @@ class Trainer:
         torch.manual_seed(self._config.seed * 100_003 + self._world.topology.rank)
         batches, stopwatch = self.batches(self._first), self._ledger.stopwatch
         self.backbone.train()
+        self._staleness.begins(journal)
         if self._config.staleness.curvature_at_start or self._staleness.estimates(self._first):
             self._estimate_curvature(self._first, journal)
         stopwatch.start()

@@ -143,6 +143,23 @@ def test_a_rate_above_the_limit_is_told_once_and_again_when_it_doubles() -> None
     assert "use nesterov or less momentum" in record.warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "told"),
+    [
+        ({"momentum": 0.9}, "momentum 0.9 and delay 1 leave 2.6% of the learning rate"),
+        ({"momentum": 0.9, "nesterov": True}, ""),
+        ({"name": "adamw"}, ""),
+    ],
+)
+def test_settings_that_leave_little_are_told_before_training(
+    optimizer: dict[str, object], told: str
+) -> None:
+    """Of 2 (1 + m) without a delay, 1 - m is left with one: 0.1 of 3.8."""
+    record = Record()
+    ledger(config(optimizer=optimizer)).begins(record)
+    assert [line[: len(told)] for line in record.warnings] == ([told] if told else [])
+
+
 @pytest.mark.parametrize("curvature", [-1.0, 0.0, math.nan])
 def test_without_a_curvature_there_is_no_limit(curvature: float) -> None:
     record = Record()

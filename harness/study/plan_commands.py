@@ -26,6 +26,7 @@ def add_plan(commands: Any) -> None:
     parser.add_argument("--ranks-per-node", type=int, help="of so many ranks")
     parser.add_argument("--simulate", type=int, default=0, metavar="WINDOWS", help="with jitter")
     parser.add_argument("--output", type=Path, help="predictions of the experiments, JSON")
+    parser.add_argument("--study", help="keep them in MLflow for compare --study of this name")
     parser.set_defaults(command=_plan)
 
 
@@ -36,6 +37,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     from harness.study.plan import all_ways
     from harness.study.plan_text import break_even, cluster_line, of_experiments, of_ways, verdict
     from harness.study.prediction import write_predictions
+    from harness.study.record import record_predictions
 
     overrides = [argument for argument in parsed.arguments if "=" in argument]
     experiments = [Path(argument) for argument in parsed.arguments if "=" not in argument]
@@ -58,6 +60,9 @@ def _plan(parsed: argparse.Namespace) -> int:
     _show(break_even(cluster, configs[0]))
     if parsed.output:
         write_predictions(predictions, parsed.output)
+    if parsed.study:
+        record_predictions(configs[0], parsed.study, predictions)
+        print(f"predictions are kept for harness compare --study {parsed.study}", flush=True)
     return 0
 
 

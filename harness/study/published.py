@@ -30,7 +30,15 @@ class Check:
     @property
     def worst(self) -> float:
         """The largest error of a row that nothing was fitted to, a share."""
-        return float(self.frame.loc[~self.frame["fitted"], "error"].abs().max())
+        return float(self._errors.max())
+
+    @property
+    def median(self) -> float:
+        return float(self._errors.median())
+
+    @property
+    def _errors(self) -> "pd.Series[float]":
+        return self.frame.loc[~self.frame["fitted"], "error"].abs()
 
 
 V100 = Cluster(
@@ -99,7 +107,7 @@ def insightface(table: pd.DataFrame) -> Check:
     sliced = [row for row in rows if row[0] == "model_parallel"]
     used = (sliced[0], sliced[-1], rows[-1])
     cluster = V100
-    for _ in range(8):  # each figure in turn: they hardly depend on each other
+    for _ in range(3):  # each figure in turn: they hardly depend on each other
         cluster = _fit(cluster, _with_backbone, used[0], layouts)
         cluster = _fit(cluster, _with_classifier, used[1], layouts)
         cluster = _fit(cluster, _with_rate, used[2], layouts)

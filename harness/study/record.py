@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ import pandas as pd
 from harness.config import Config
 from harness.measure.redaction import without_password
 from harness.measure.store import connect, open_experiment, open_store, sqlite_file, store_uri
-from harness.study import prediction
+from harness.study.prediction import FILE_NAME, TAG, Prediction, write_predictions
 
 
 def record(config: Config, study: str, frame: pd.DataFrame, artifacts: list[Path]) -> str:
@@ -42,20 +43,21 @@ def record(config: Config, study: str, frame: pd.DataFrame, artifacts: list[Path
     return experiment_id
 
 
-def record_predictions(config: Config, study: str, path: Path) -> str:
-    """Logs what `write_predictions` wrote, as a run of its own beside those of the study to come;
-    the id of the experiment it lies in."""
+def record_predictions(config: Config, study: str, predictions: Sequence[Prediction]) -> str:
+    """Logs them as a run of its own beside those of the study to come; the id of the experiment it
+    lies in."""
     from mlflow.entities import RunTag
 
     uri = store_uri(config)
     client = open_store(uri)
     experiment_id = open_experiment(client, uri, config.tracking.experiment)
     run_id = client.create_run(experiment_id, run_name=f"prediction {study}").info.run_id
-    tags = {"study": study, "variant": prediction.TAG}
+    tags = {"study": study, "variant": TAG}
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
     with tempfile.TemporaryDirectory() as folder:
-        named = Path(shutil.copy(path, Path(folder) / prediction.FILE_NAME))
-        client.log_artifact(run_id, str(named))
+        path = Path(folder) / FILE_NAME
+        write_predictions(predictions, path)
+        client.log_artifact(run_id, str(path))
     client.set_terminated(run_id)
     return experiment_id
 

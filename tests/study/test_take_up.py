@@ -94,9 +94,8 @@ def prediction(variant: str, step_ms: float) -> Prediction:
 def test_predictions_of_the_study_are_found_and_scored(
     here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    write_predictions([prediction("base", 110.0)], here / "plan.json")
-    tracking = ["tracking.experiment=recorded"]
-    record_predictions(load(here / "base.yaml", tracking), "which", here / "plan.json")
+    settings = load(here / "base.yaml", ["tracking.experiment=recorded"])
+    record_predictions(settings, "which", [prediction("base", 110.0)])
     assert read_study("sqlite:///mlflow.db", "which").predictions == (prediction("base", 110.0),)
 
     words = ["--no-record", "--folder", "again"]

@@ -41,7 +41,7 @@ def test_buckets_are_those_of_the_exchange(bucket_mb: float) -> None:
 
 
 def test_gradients_come_from_the_end_of_the_backbone_on() -> None:
-    """The bucket of all norms is last: it waits for the first layer's, for all of the backward pass."""
+    """The bucket of all norms is the last: it waits for the first layer's gradients."""
     arrivals = [
         bucket.arrival
         for bucket in workload_of(experiment(exchange={"bucket_mb": 0.1}), 2, 2).buckets

@@ -2,19 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
+from statistics import mean
 
 import pandas as pd
 from matplotlib.axes import Axes
-from scipy.special import stdtrit
 
 from harness.study.figures.colours import Look, looks
 from harness.study.figures.style import Picture, Said, bar, dressed, legend_below, line, picture
+from harness.study.intervals import mean_interval
 from harness.study.results import PRIMARY, Target, Variant, baseline_of, target_of
 from harness.study.store import Study
 from harness.study.table import primary_set
-
-CONFIDENCE = 0.95
 
 
 def draw(study: Study, target: float | None = None) -> Picture:
@@ -61,14 +59,6 @@ def curve(variant: Variant) -> pd.DataFrame:
     )
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half of its 95 % interval, by Student's t; the half is NaN for less than two."""
-    if len(values) < 2:
-        return (values[0] if values else math.nan), math.nan
-    quantile = stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)
-    return mean(values), float(quantile) * stdev(values) / math.sqrt(len(values))
-
-
 def target_seconds(variant: Variant, target: Target | None) -> list[float] | None:
     """Of each seed; None where one did not reach it: a mean over the lucky ones would flatter."""
     if target is None or not variant.summaries:
@@ -105,9 +95,9 @@ def say(study: Study, target: float | None = None) -> Said:
 
 
 def _told(values: Sequence[float], digits: int, unit: str) -> str:
-    middle, half = interval(values)
-    spread = "" if math.isnan(half) else f" \N{PLUS-MINUS SIGN} {half:.{digits}f}"
-    return f"{middle:.{digits}f}{spread} {unit}"
+    found = mean_interval(values)
+    spread = "" if math.isnan(found.half) else f" \N{PLUS-MINUS SIGN} {found.half:.{digits}f}"
+    return f"{found.estimate:.{digits}f}{spread} {unit}"
 
 
 def draw_target(axes: Axes, target: Target | None) -> None:
@@ -149,7 +139,8 @@ def _draw_target_times(
         if seconds is None:
             labels.append((0.0, "not reached" if variant.summaries else "failed"))
             continue
-        middle, half = interval(seconds)
+        over_seeds = mean_interval(seconds)
+        middle, half = over_seeds.estimate, over_seeds.half
         axes.barh(number, middle, height=0.6, **bar(found[variant.name]))
         if not math.isnan(half):
             axes.errorbar(middle, number, xerr=half, color="black", capsize=4, linewidth=1.2)

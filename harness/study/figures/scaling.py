@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 
 from harness.errors import UserError
 from harness.measure.summary import Record
-from harness.study.figures.accuracy import interval
 from harness.study.figures.colours import Look, in_order, looks
 from harness.study.figures.style import (
     Picture,
@@ -23,6 +22,7 @@ from harness.study.figures.style import (
     picture,
     say_nothing,
 )
+from harness.study.intervals import mean_interval
 from harness.study.prediction import Prediction, read_predictions
 from harness.study.store import Study
 
@@ -144,7 +144,8 @@ def _draw_study(
     variants = study.variants
     for number, variant in enumerate(variants):
         rates = [run.images_per_second for run in variant.summaries]
-        middle, half = interval(rates)
+        over_seeds = mean_interval(rates)
+        middle, half = over_seeds.estimate, over_seeds.half
         if rates:
             axes.barh(number, middle, height=0.6, **bar(found[variant.name]))
         if not math.isnan(half):

@@ -10,6 +10,8 @@ from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
+from harness.stability import Dynamics, largest_stable_product
+from harness.staleness import dynamics_of
 from harness.study.figures.colours import Look, looks
 from harness.study.figures.style import (
     Picture,
@@ -24,9 +26,11 @@ from harness.study.figures.style import (
 from harness.study.store import RecordedRun, Study
 
 CURVATURE = "staleness/curvature"
+AFTER_WARMUP = 2**31
+"""A window in which any exchange is as late as it gets."""
 DELAY_GREYS = ("#000000", "#4d4d4d", "#808080", "#b0b0b0")
-STEPS = 60
-"""Halvings of the interval that a limit is searched in."""
+MOMENTA = 16
+"""Points of a line."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,8 @@ class Point:
 
     name: str
     seed: int
-    delay: int
-    momentum: float
-    nesterov: bool
+    dynamics: Dynamics
+    """Once its exchange is late, and its lr at the peak."""
     lr: float
     """The largest of the run."""
     curvature: float
@@ -54,23 +57,7 @@ class Point:
     @property
     def of_limit(self) -> float:
         """lr x curvature as a share of what is stable; above 1 it is not."""
-        return self.lr * self.curvature / limit(self.delay, self.momentum, self.nesterov)
-
-
-def limit(delay: int, momentum: float, nesterov: bool) -> float:
-    """The largest lr x curvature at which a quadratic converges with so late gradients.
-
-    In steps, z the shift by one: z^d (z - 1)(z - m) + a z = 0, with (1 + m) z - m for the last z
-    under Nesterov's momentum; stable while all roots lie in the unit circle.
-    """
-    ahead = (1 + momentum, -momentum) if nesterov else (1.0, 0.0)
-    free = np.polymul([1.0] + [0.0] * delay, np.polymul([1.0, -1.0], [1.0, -momentum]))
-    low, high = 0.0, 8.0
-    for _ in range(STEPS):
-        middle = (low + high) / 2
-        roots = np.roots(np.polyadd(free, middle * np.array(ahead)))
-        low, high = (middle, high) if np.abs(roots).max() < 1 else (low, middle)
-    return low
+        return self.lr * self.curvature / largest_stable_product(self.dynamics)
 
 
 def draw(study: Study) -> Picture:
@@ -89,17 +76,18 @@ def draw(study: Study) -> Picture:
 
 
 def points(study: Study) -> tuple[Point, ...]:
-    """Of every run, whether it ended well or not."""
-    return tuple(_point(run) for run in study.runs)
+    """Of every run, whether it ended well or not; but AdamW's limit is not known."""
+    found = ((run, dynamics_of(run.config, AFTER_WARMUP)) for run in study.runs)
+    return tuple(_point(run, dynamics) for run, dynamics in found if dynamics is not None)
 
 
 def say(study: Study) -> Said:
     """What the store's numbers say."""
     lines = []
     for each in points(study):
-        told = f"lr {each.lr:g}, momentum {each.momentum:g}, delay {each.delay}"
+        told = f"lr {each.lr:g}, momentum {each.dynamics.momentum:g}, delay {each.dynamics.delay}"
         if math.isnan(each.curvature):
-            most = limit(each.delay, each.momentum, each.nesterov)
+            most = largest_stable_product(each.dynamics)
             known = f"stable up to lr x curvature {most:.3g}; the curvature was not sampled"
         else:
             known = f"at {each.of_limit:.2f} of the limit"
@@ -108,18 +96,15 @@ def say(study: Study) -> Said:
     return Said("\n".join(lines))
 
 
-def _point(run: RecordedRun) -> Point:
-    optimizer = run.config.optimizer
+def _point(run: RecordedRun, dynamics: Dynamics) -> Point:
     sampled, losses = run.metric(CURVATURE), run.metric("train/loss")
     # A loss that is no number is left out of the journal, and counted there.
     lost = losses.empty or not run.metric("train/loss_nonfinite").empty
     return Point(
         name=run.name,
         seed=run.seed,
-        delay=run.config.exchange.delay,
-        momentum=optimizer.momentum if optimizer.name == "sgd" else 0.0,
-        nesterov=optimizer.name == "sgd" and optimizer.nesterov,
-        lr=optimizer.lr,
+        dynamics=dynamics,
+        lr=run.config.optimizer.lr,
         curvature=float(sampled.max()) if len(sampled) else math.nan,
         first_loss=math.nan if losses.empty else float(losses.iloc[0]),
         loss=math.inf if lost else float(losses.iloc[-1]),
@@ -127,12 +112,15 @@ def _point(run: RecordedRun) -> Point:
 
 
 def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) -> None:
-    momenta = np.linspace(0, 0.98, 50)
-    delays = sorted({0, 1, *(point.delay for point in placed)})
+    momenta = np.linspace(0, 0.98, MOMENTA)
+    delays = sorted({0, 1, *(point.dynamics.delay for point in placed)})
     for number, delay in enumerate(delays):
         grey = DELAY_GREYS[min(number, len(DELAY_GREYS) - 1)]
         for nesterov, dash in ((False, "-"), (True, "--")):
-            limits = [limit(delay, float(momentum), nesterov) for momentum in momenta]
+            limits = [
+                largest_stable_product(Dynamics(float(momentum), nesterov, delay))
+                for momentum in momenta
+            ]
             axes.plot(momenta, limits, color=grey, linestyle=dash, linewidth=1.4)
             if not nesterov:
                 at = len(momenta) // 3
@@ -145,7 +133,7 @@ def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) ->
                 )
     known = [point for point in placed if not math.isnan(point.curvature)]
     for point in known:
-        _mark(axes, point, point.momentum, point.lr * point.curvature, found)
+        _mark(axes, point, point.dynamics.momentum, point.lr * point.curvature, found)
     _log(axes, "y")
     axes.set_xlim(-0.04, 1)
     axes.set_xlabel("momentum (1)")

@@ -122,12 +122,6 @@ def test_a_line_goes_from_the_least_to_the_most_loaded_rank(tmp_path: Path) -> N
     assert [list(each) for each in ends] == [[0.5 * each, 2 * each] for each in expected]
 
 
-def test_an_interval_is_students() -> None:
-    middle, half = accuracy.interval([9.0, 10.0, 11.0])
-    assert (middle, half) == (10.0, pytest.approx(4.302653 / math.sqrt(3), rel=1e-5))
-    assert math.isnan(accuracy.interval([3.0])[1])
-
-
 def test_the_time_to_a_target_needs_all_seeds() -> None:
     target = Target(0.85, "given")
     good, bad = summary(seconds=5.0), summary(seed=1, accuracies=(0.5, 0.6, 0.7))
@@ -188,35 +182,6 @@ def test_a_panel_varies_one_thing(tables: Path, tmp_path: Path) -> None:
     assert drawn == [110.0]
 
 
-@pytest.mark.parametrize(
-    ("delay", "momentum", "nesterov", "expected"),
-    [
-        (0, 0.0, False, 2.0),
-        (0, 0.9, False, 3.8),  # 2 (1 + m)
-        (1, 0.0, False, 1.0),
-        (1, 0.9, False, 0.10),
-        (1, 0.9, True, 0.253),
-    ],
-)
-def test_limits_of_stability(delay: int, momentum: float, nesterov: bool, expected: float) -> None:
-    assert staleness.limit(delay, momentum, nesterov) == pytest.approx(expected, rel=2e-3)
-
-
-@pytest.mark.parametrize(("nesterov", "delay"), [(False, 1), (True, 1), (False, 3), (True, 3)])
-def test_late_steps_on_a_quadratic_diverge_above_the_limit_alone(
-    nesterov: bool, delay: int
-) -> None:
-    limit = staleness.limit(delay, 0.9, nesterov)
-    for factor, grows in ((0.9, False), (1.1, True)):
-        weights, speed = [1.0] * (delay + 1), 0.0
-        for _ in range(4000):
-            gradient = weights[-1 - delay]
-            speed = 0.9 * speed + gradient
-            step = gradient + 0.9 * speed if nesterov else speed
-            weights.append(weights[-1] - factor * limit * step)
-        assert (abs(weights[-1]) > 1) == grows
-
-
 def test_a_run_lies_where_its_rate_and_curvature_put_it(tmp_path: Path) -> None:
     late = {"kind": "delayed", "delay": 1}
     lines = [
@@ -229,7 +194,7 @@ def test_a_run_lies_where_its_rate_and_curvature_put_it(tmp_path: Path) -> None:
         )
     )
     (point,) = staleness.points(runs)
-    assert (point.delay, point.lr, point.curvature, point.loss) == (1, 0.4, 0.5, 1.5)
+    assert (point.dynamics.delay, point.lr, point.curvature, point.loss) == (1, 0.4, 0.5, 1.5)
     assert point.of_limit == pytest.approx(2.0, rel=1e-3)
     lines.append((30, {"train/loss_nonfinite": 1.0}))
     (lost,) = staleness.points(study(recorded(tmp_path, "b", 0, None, lines)))

@@ -1,0 +1,104 @@
+"""The cost model far beyond what can be measured here: ranks, classes and rates, simulated."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import pandas as pd
+
+from harness.config import Config
+from harness.study.cluster import Cluster
+from harness.study.simulate import simulate
+from harness.study.workload import workload_of
+
+RANKS = (8, 32, 128, 512, 2048, 4096)
+CLASSES = (10_000, 100_000, 1_000_000, 10_000_000)
+GBIT = (1, 10, 25, 100, 400)
+"""Of a node's port, Gbit/s."""
+PAYLOAD = 0.95
+"""Of a port's rate."""
+WINDOWS = 12
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "data_parallel": {},
+    "data_parallel_fp16": {"exchange": {"compression": "fp16"}},
+    "data_parallel_k4_fp16": {"exchange": {"compression": "fp16", "backward_passes_per_step": 4}},
+    "hybrid_async": {
+        "classifier": {"layout": "node"},
+        "exchange": {"kind": "delayed", "delay": 1, "compression": "fp16"},
+    },
+    "hybrid_averaging": {
+        "classifier": {"layout": "node"},
+        "exchange": {
+            "kind": "averaging",
+            "delay": 1,
+            "backward_passes_per_step": 2,
+            "pieces": 2,
+            "compression": "fp16",
+        },
+    },
+    "world_sync": {"classifier": {"layout": "world"}, "exchange": {"compression": "fp16"}},
+    "world_async": {
+        "classifier": {"layout": "world"},
+        "exchange": {"kind": "delayed", "delay": 1, "compression": "fp16"},
+    },
+    "ceiling": {"classifier": {"layout": "node"}, "exchange": {"kind": "isolated"}},
+}
+"""What differs from the task; the ceiling is no way of training."""
+TASK: dict[str, Any] = {
+    "data": {"dataset": "synthetic", "image_size": 224},
+    "backbone": {"name": "resnet50", "feature_dim": 512},
+    "exchange": {"bucket_mb": 25},
+    "train": {"steps": 1, "batch_size": 128, "precision": "bf16"},
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One place of the sweep."""
+
+    ranks: int
+    classes: int
+    gbit_per_second: float
+
+
+def task(variant: str, classes: int) -> Config:
+    """What the sweep trains: ResNet-50 on 224 pixels, 512 features, 128 images a card, bf16."""
+    own = VARIANTS[variant]
+    values = TASK | {key: {**TASK.get(key, {}), **value} for key, value in own.items()}
+    values |= {"name": variant, "data": TASK["data"] | {"num_classes": classes}}
+    return Config.model_validate(values)
+
+
+def whole_grid() -> Iterator[Point]:
+    for ranks, classes, gbit in product(RANKS, CLASSES, GBIT):
+        # One machine has no link to wait for.
+        if ranks > RANKS[0] or gbit == GBIT[0]:
+            yield Point(ranks, classes, gbit)
+
+
+def simulated(machines: Cluster, point: Point, variant: str) -> dict[str, float | int | str | bool]:
+    """A row of the sweep, on as many of these machines as the point has ranks for."""
+    nodes = max(1, point.ranks // machines.ranks_per_node)
+    cluster = machines.with_rate(PAYLOAD * point.gbit_per_second * 1e9 / 8)
+    work = workload_of(task(variant, point.classes), nodes, machines.ranks_per_node)
+    found = simulate(cluster.on(nodes, machines.ranks_per_node), work, windows=WINDOWS)
+    memory = work.need.total
+    return {
+        "ranks": point.ranks,
+        "classes": point.classes,
+        "gbit_per_second": point.gbit_per_second,
+        "variant": variant,
+        "images_per_second": work.images / found.step_seconds,
+        "step_ms": found.step_seconds * 1e3,
+        "wait_percent": 100 * found.wait_seconds / found.step_seconds,
+        "memory_gb": memory / 1e9,
+        "fits": memory <= machines.memory_bytes,
+    }
+
+
+def sweep(machines: Cluster) -> pd.DataFrame:
+    """A row for each point and variant: minutes."""
+    rows = [simulated(machines, point, variant) for point in whole_grid() for variant in VARIANTS]
+    return pd.DataFrame(rows)
