@@ -11,7 +11,8 @@ from matplotlib.legend import Legend
 from matplotlib.text import Text
 
 UNIT = re.compile(
-    r"\((ms|s|%|1|nat|MB|thousands|Mbit/s|Gbit/s|hosts)\)|images/s|^MB |^window$|^classes$|^cards|1,000 images"
+    r"\((ms|s|%|1|nat|MB|thousands|Mbit/s|Gbit/s|hosts)\)|images/s|^MB |^window$|^classes$|^cards"
+    r"|1,000 images"
 )
 
 
