@@ -26,7 +26,7 @@ def test_it_is_the_largest_eigenvalue_of_the_dense_hessian(layout: str) -> None:
     """Of a node's images, the mean over nodes; where all ranks hold one copy, of all images."""
     found = results()[layout]
     assert len(found["expected"]) == (1 if layout == "world" else 2)
-    assert found["found"] == pytest.approx(fmean(each[-1] for each in found["expected"]), rel=1e-3)
+    assert found["found"] == pytest.approx(fmean(each[-1] for each in found["expected"]), rel=5e-3)
     second = fmean(each[0] for each in found["expected"])
     assert abs(found["found"] - second) > 1e-2 * second, "the next one would do as well"
 

@@ -206,7 +206,7 @@ def test_each_nodes_useful_share_stands_beside_its_counter(trained: Trained) -> 
     assert bars["summary/computed_percent"] == pytest.approx(mean)
     assert "% of a step computed" in trained.output
     (keys,) = trained.rows("select count(distinct key) from metrics")
-    assert keys[0] < 100, "MLflow's page of a run stays readable"
+    assert keys[0] <= 110, "MLflow's page of a run stays readable"
 
 
 def artifact(trained: Trained, name: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter
 
 from harness.study.figures.colours import Look, looks
 from harness.study.figures.style import Picture, Said, dressed, legend_below, line, picture
@@ -41,19 +40,18 @@ def draw(frame: pd.DataFrame) -> Picture:
             _draw_lines(axes, frame, over, found)
         for axes, ranks in zip(maps, MAPS, strict=True):
             _draw_map(axes, winners(frame, ranks), found)
-            axes.set_title(f"The fastest that fits, {ranks:,} cards; times the next one's speed")
+            axes.set_title(f"{ranks:,} cards: the fastest, by times the next")
         legend_below(figure, list(lines[:1]), columns=6)
     return figure
 
 
 def _draw_lines(axes: Axes, frame: pd.DataFrame, over: str, found: Mapping[str, Look]) -> None:
+    """Places on the axis are settings, not a scale."""
+    values = sorted(frame[over].unique())
     for variant, rows in along(frame, over).groupby("variant"):
-        axes.plot(rows[over], rows["share"], label=variant, **line(found[str(variant)]))
-    axes.set_xscale("log")
-    axes.set_xticks(sorted(frame[over].unique()), minor=False)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: in_short(value)))
-    axes.tick_params(axis="x", labelrotation=30 if over == "ranks" else 0)
-    axes.minorticks_off()
+        places = [values.index(value) for value in rows[over]]
+        axes.plot(places, rows["share"], label=variant, **line(found[str(variant)]))
+    axes.set_xticks(range(len(values)), [in_short(value) for value in values])
     axes.set_xlabel(LABELS[over])
     axes.set_ylabel("images/s, share of the ceiling's (1)")
     axes.set_title(_elsewhere(over))
@@ -102,9 +100,10 @@ def _draw_map(axes: Axes, best: pd.DataFrame, found: Mapping[str, Look]) -> None
     counts = sorted(best["classes"].unique())
     for row in best.to_dict("records"):
         x, y = rates.index(row["gbit_per_second"]), counts.index(row["classes"])
-        colour = found[row["variant"]].colour
-        axes.add_patch(_tile(x, y, colour, 0.6 if row["lead"] >= CLEAR else 0.2))
-        axes.text(x, y, f"{row['lead']:.2f}x", ha="center", va="center", fontsize=9)
+        look = found[row["variant"]]
+        axes.add_patch(_tile(x, y, look.colour, 0.6 if row["lead"] >= CLEAR else 0.2))
+        axes.plot([x], [y + 0.28], look.marker, color=look.colour, markersize=6)
+        axes.text(x, y - 0.12, f"{row['lead']:.2f}x", ha="center", va="center", fontsize=9)
     axes.set_xticks(range(len(rates)), [in_short(rate) for rate in rates])
     axes.set_yticks(range(len(counts)), [in_short(count) for count in counts])
     axes.set_xlim(-0.5, len(rates) - 0.5)
