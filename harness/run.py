@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from types import FrameType
 
 import torch
@@ -63,9 +64,10 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
         assert dataset is not None
         torch.set_num_threads(_threads(config, world))
         folder = world.broadcast(folder or _folder(config), "folder")
+        matmul_speed = _matmul_speed(config, device, world)
         with world.together():
             config = paced(config, dataset, world, folder)
-            trainer = Trainer(config, dataset, world, folder, _matmul_speed(config, device))
+            trainer = Trainer(config, dataset, world, folder, matmul_speed)
         with _journal(config, folder, world) as journal:
             return journal.conclude(trainer.train(journal))
 
@@ -91,11 +93,27 @@ def _threads(config: Config, world: World) -> int:
     return config.train.threads or max(1, cores // world.ranks_on_this_machine())
 
 
-def _matmul_speed(config: Config, device: torch.device) -> float:
-    """FLOP/s of a plain product in the run's precision, while the other ranks do one too."""
+def _matmul_speed(config: Config, device: torch.device, world: World) -> float:
+    """FLOP/s of a plain product in the run's precision, while the other ranks do one too.
+
+    Of a processor the mean over a machine's ranks: who gets which part of shared cores within
+    seconds is chance. Collective over the world.
+    """
     seconds = config.train.peak_seconds
+    if not seconds:
+        return 0.0
     dtype = torch.bfloat16 if config.train.precision == "bf16" else DTYPES[config.train.precision]
-    return measure_speed(device, seconds, dtype).flop_per_second if seconds else 0.0
+    machines = world.machines()  # all start together
+    own = measure_speed(device, seconds, dtype).flop_per_second
+    speeds = world.gather_objects(own, "matmul")
+    here = machines[world.topology.rank]
+    return (
+        own
+        if device.type == "cuda"
+        else fmean(
+            speed for machine, speed in zip(machines, speeds, strict=True) if machine == here
+        )
+    )
 
 
 def _folder(config: Config) -> Path:

@@ -39,7 +39,8 @@ class RankCost(Record):
     flop_per_second: float
     """Model operations of its micro-batches by wall time."""
     matmul_flop_per_second: float
-    """Of a plain matrix product, while all ranks did one; 0: not measured."""
+    """Of a plain matrix product, while all ranks did one; of a processor the mean over the ranks of
+    a machine; 0: not measured."""
 
     @property
     def step_ms(self) -> float:
