@@ -6,6 +6,7 @@ import shutil
 import socket
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -23,7 +24,10 @@ DROPPED = (
     "time_max/%",
     "traffic/%",
     "utilisation/%",
-    "throughput_m%",
+    "throughput%per_rank",
+    "optimizer/%",
+    "train/top1",
+    "staleness/applied_delay",
     "process/%",
     "val/%top5",
     "val/%loss",
@@ -112,4 +116,15 @@ def _copy_artifacts(source: Path, place: Path, run: str) -> None:
         if name == "environment.json":
             kept = {k: v for k, v in json.loads(text).items() if k not in FORGOTTEN}
             text = json.dumps(kept, indent=2)
+        if name == "metrics.jsonl":
+            text = "".join(
+                f"{json.dumps(_shorter(json.loads(line)))}\n" for line in text.splitlines()
+            )
         (target / name).write_text(text, encoding="utf-8")
+
+
+def _shorter(line: dict[str, Any]) -> dict[str, Any]:
+    """Six digits of each metric."""
+    return line | {
+        "metrics": {key: float(f"{value:.6g}") for key, value in line["metrics"].items()}
+    }

@@ -3,9 +3,8 @@
 import sys
 from pathlib import Path
 
-from harness.study.scale import sweep
-
 from harness.study.cluster import read_cluster
+from harness.study.scale import sweep
 
 MACHINES = Path("experiments/clusters/h100-400g.yaml")
 TABLE = Path("analysis/scale/sweep.csv")

@@ -30,7 +30,8 @@ CALIBRATED_MBIT = 500
 BASE = "experiments/lab/base.yaml"
 UNSHAPED_BYTES_PER_SECOND = 1e12
 """The processors are the limit then."""
-FEW = ("--rounds", "4", "--micro-batches", "8", "--untimed", "4")
+BLOCKS = ("--rounds", "4", "--micro-batches", "24", "--untimed", "8")
+"""Long ones: a block ends when its last rank has, which is no part of a window."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def calibrate(folder: Path) -> None:
 def measure(folder: Path, setting: Setting) -> None:
     experiments = [_write(folder, setting, variant) for variant in setting.variants]
     rate = "none" if setting.mbit is None else f"{setting.mbit}mbit"
-    arguments = [f"data.num_classes={setting.classes}", *FEW]
+    arguments = [f"data.num_classes={setting.classes}", *BLOCKS]
     with lab(setting.hosts, setting.ranks, rate) as hosts:
         cores = _cores_per_host()
         rates(folder, setting.name, hosts, experiments, arguments)

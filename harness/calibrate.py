@@ -26,6 +26,7 @@ from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
 from harness.parallel.topology import Topology
 from harness.parallel.world import Links, World, launched_topology, open_links, rank_device
+from harness.timing.cores import cores_of
 from harness.timing.network import NetworkTimes, encoding_time, optimizer_time
 from harness.timing.repeated import barrier, mean
 from harness.timing.transfers import transfer_times
@@ -41,13 +42,14 @@ def measure(config: Config, links: Links, folder: Path, seconds: float) -> Calib
     world = links.world("node", user="calibration.")
     topology = world.topology
     speed = measure_speed(world.device, 3 * seconds)
-    network = NetworkTimes(config, world, dataset, seconds)
+    cores = cores_of(world)
+    network = NetworkTimes(config, world, dataset, cores, seconds)
     facts = environment()
     return Calibration(
         hosts=tuple(world.hosts()),
         nodes=topology.nodes,
         ranks_per_node=topology.ranks_per_node,
-        cores_per_node=_cores_per_node(world),
+        cores_per_node=cores.per_node,
         threads=torch.get_num_threads(),
         device=_device_name(world.device),
         memory_bytes=_memory_bytes(world),
@@ -64,24 +66,6 @@ def measure(config: Config, links: Links, folder: Path, seconds: float) -> Calib
         encode={name: (encoding_time(name, world, seconds),) for name in ("fp16", "int8", "int4")},
         **transfer_times(world, seconds),
         **window_time(config, dataset, links, folder, seconds),
-    )
-
-
-def _cores_per_node(world: World) -> float | None:
-    """Each core is divided among the ranks that may run on it, wherever their node is."""
-    if world.device.type == "cuda":
-        return None
-    machines = world.gather_objects(Path("/proc/sys/kernel/random/boot_id").read_text(), "boots")
-    allowed = world.gather_objects(tuple(sorted(os.sched_getaffinity(0))), "cores")
-    takers: dict[tuple[str, int], float] = {}
-    for boot, cores in zip(machines, allowed, strict=True):
-        for core in cores:
-            takers[boot, core] = takers.get((boot, core), 0.0) + 1 / len(cores)
-    first = range(world.topology.ranks_per_node)
-    return sum(
-        1 / len(allowed[rank]) / max(takers[machines[rank], core], 1e-9)
-        for rank in first
-        for core in allowed[rank]
     )
 
 

@@ -44,15 +44,13 @@ class Calibration(Record):
     backbone: tuple[Point, ...]
     """A micro-batch through the backbone, forward and backward, by its operations."""
     backbone_alone_seconds: float
-    """The same while the other ranks rest."""
+    """The same while the ranks that share its cores rest."""
     backbone_variation: float
     """Standard deviation of a micro-batch's time by its mean, from its quartiles."""
     classifier: tuple[Point, ...]
     """Logits, loss and their backward pass, by operations."""
     optimizer: tuple[Point, ...]
     """Step, by bytes of parameters."""
-    images: tuple[Point, ...]
-    """Reading and augmenting a micro-batch, by images."""
     encode: dict[str, tuple[Point, ...]]
     """Packing and unpacking for the wire, by elements."""
     gather: tuple[Point, ...]
@@ -63,8 +61,10 @@ class Calibration(Record):
     """The same after the link has rested."""
     peers: tuple[Point, ...]
     """Each local rank with its peers: all-reduce through Horovod, by bytes of the buffer."""
+    idle: Point
+    """A pause: what a rank's threads take of the processor while they have nothing to do."""
     under_way: tuple[Point, ...]
-    """The same, launched, and waited for when it is long done: what it takes of the processor."""
+    """As `peers`, launched before such a pause, and waited for when it is long done."""
     window: Point
     """A window of nodes that do not meet, classes sliced over the node, as training runs it."""
     window_phases: dict[str, float]

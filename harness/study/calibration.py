@@ -70,7 +70,7 @@ def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:
     )
     slowdown = shared.slowdown
     timed = _Timed(found, slowdown)
-    classifier, (images,), (optimizer,) = found.classifier[-1], found.images, found.optimizer
+    classifier, (optimizer,) = found.classifier[-1], found.optimizer
     product = found.product.size / timed.alone(found.product)
     passes = OPTIMIZER_PASSES[config.optimizer.name]
     in_classifier = classifier.size / timed.alone(classifier)
@@ -80,7 +80,7 @@ def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:
         "backbone_efficiency": backbone / product,
         "classifier_efficiency": in_classifier / product,
         "forward_share": forward_share,
-        "image_seconds": timed.alone(images) / images.size,
+        "image_seconds": timed.in_window("data") / config.train.batch_size,
         "memory_bytes_per_second": passes * optimizer.size / timed.alone(optimizer),
         "encode_seconds": Encoding(
             **{kind: timed.alone(point) / point.size for kind, (point,) in found.encode.items()}
@@ -91,7 +91,8 @@ def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:
         ),
     }
     cluster = shared.model_copy(update=figures)
-    cluster = cluster.model_copy(update=_in_node(found, cluster, config) | _between(found))
+    in_node = _in_node(found, timed, cluster, config)
+    cluster = cluster.model_copy(update=in_node | _between(found))
     return cluster.model_copy(update={"micro_batch_seconds": _overhead(found, cluster, config)})
 
 
@@ -106,14 +107,16 @@ class _Timed:
         """Seconds of what does not wait for others."""
         return _worked(self._found, point) / self._slowdown
 
+    def in_window(self, *phases: str) -> float:
+        """Seconds of these phases of a window, as training has them."""
+        found = self._found
+        undisturbed = _worked(found, found.window) / found.window.seconds
+        return sum(found.window_phases[each] for each in phases) * undisturbed / self._slowdown
+
     def backbone(self, config: Config, in_classifier: float) -> tuple[float, float]:
         """Operations a second, and the forward pass's share of the time, as training has them."""
         found = self._found
-        undisturbed = _worked(found, found.window) / found.window.seconds
-        forward, backward = (
-            found.window_phases[phase] * undisturbed / self._slowdown
-            for phase in ("forward", "backward")
-        )
+        forward, backward = self.in_window("forward"), self.in_window("backward")
         work = workload_of(_as_timed(config), found.nodes, found.ranks_per_node)
         classifier = work.classifier_flops / in_classifier
         forward, backward = forward - classifier / 3, backward - classifier * 2 / 3
@@ -142,7 +145,9 @@ def _sharing_penalty(found: Calibration) -> float:
     return max(0.0, _worked(found, found.backbone[0]) / fair - 1) / math.log2(shared)
 
 
-def _in_node(found: Calibration, cluster: Cluster, config: Config) -> dict[str, object]:
+def _in_node(
+    found: Calibration, timed: _Timed, cluster: Cluster, config: Config
+) -> dict[str, object]:
     group, slowdown = found.ranks_per_node, cluster.slowdown
     if group == 1:
         return {"node": Line(bytes_per_second=cluster.memory_bytes_per_second / ENDS)}
@@ -151,8 +156,7 @@ def _in_node(found: Calibration, cluster: Cluster, config: Config) -> dict[str, 
     work = workload_of(_as_timed(config), found.nodes, group)
     shared = 2 * (group - 1) / group * work.shared * work.element_bytes
     # What is between the phases is what is done with gradients on their way.
-    spent = found.window_phases["node_wait"] + found.window_phases["other"]
-    spent *= _worked(found, found.window) / found.window.seconds / slowdown
+    spent = timed.in_window("node_wait", "other")
     moving = max(0.1 * spent, spent - 2 * (group - 1) * latency)
     return {
         "node": Line(
@@ -182,19 +186,24 @@ def _between(found: Calibration) -> dict[str, object]:
     step = of_link[0].seconds / steps
     steady, rested = found.flat[-1].seconds, found.flat_after_rest[-1].seconds
     saved = steady - rested
+    cpu_rate = _cpu_rate(of_link)
     link = Link(
         bytes_per_second=_rate(of_link),
         step_seconds=step,
         burst_seconds=saved + of_link[0].seconds if saved > SAVED * steady else 0.0,
-        cpu_seconds_per_byte=_cpu_rate(of_link),
+        cpu_seconds=max(0.0, of_link[0].cpu_seconds - cpu_rate * of_link[0].size),
+        cpu_seconds_per_byte=cpu_rate,
     )
     among_peers = 2 * (nodes - 1) / nodes
     sent = [
         point.model_copy(update={"size": point.size * among_peers}) for point in found.under_way
     ]
+    late_cpu_rate = _cpu_rate(sent)
+    for_one = sent[0].cpu_seconds - found.idle.cpu_seconds
     late = Late(
         start_seconds=max(0.0, found.peers[0].seconds - 2 * (nodes - 1) * step),
-        cpu_seconds_per_byte=_cpu_rate(sent),
+        cpu_seconds=max(0.0, for_one - late_cpu_rate * sent[0].size),
+        cpu_seconds_per_byte=late_cpu_rate,
         bytes_per_second=_thread_rate(found, link.bytes_per_second / found.ranks_per_node),
     )
     return {"link": link, "late": late}

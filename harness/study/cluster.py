@@ -34,6 +34,8 @@ class Link(Figures):
     """One step of a ring between nodes, with waking the ranks up, s."""
     burst_seconds: float = Field(default=0.0, ge=0)
     """A link that has rested carries at once what else takes it so long (token buckets), s."""
+    cpu_seconds: float = Field(default=0.0, ge=0)
+    """Of a rank's processor for each all-reduce, whatever its size, s; 0: cards do it."""
     cpu_seconds_per_byte: float = Field(default=0.0, ge=0)
     """Of the ranks' processors per byte that a rank sends and is waited for, s; 0: cards do it."""
 
@@ -43,6 +45,8 @@ class Late(Figures):
 
     start_seconds: float = Field(default=2e-3, ge=0)
     """From a launch until bytes move: half a cycle and the ranks' agreement on it, s."""
+    cpu_seconds: float = Field(default=0.0, ge=0)
+    """Taken from a rank's processor by each exchange, whatever its size, s; 0 where it is idle."""
     cpu_seconds_per_byte: float = Field(default=0.0, ge=0)
     """Taken from the ranks' processors per byte that a rank sends, s; 0 where cores are idle."""
     bytes_per_second: float | None = Field(default=None, gt=0)
@@ -137,6 +141,11 @@ class Cluster(Figures):
             return 1.0
         ranks_on_a_core = max(1.0, self.ranks_per_node / self.cores_per_node)
         return ranks_on_a_core * (1 + self.sharing_penalty * math.log2(ranks_on_a_core))
+
+    @property
+    def cores_are_busy(self) -> bool:
+        """Ranks leave no core idle: what threads do for transfers is taken from them."""
+        return self.cores_per_node is not None and self.ranks_per_node >= self.cores_per_node
 
     def on(self, nodes: int, ranks_per_node: int) -> "Cluster":
         """The same machines, more or fewer of them. Cores of a node stay as many."""

@@ -8,6 +8,8 @@ thread for c; b is what a port that has rested takes at once:
     synchronous, flat           buckets go out when their gradients have come, one after the other:
                                 end_i = max(end_(i-1), ready_i + s) + max(w_i - b_i, c_i),
                                 T = max(K m, end_n) + a + e
+                                where cores are busy, gradients come later by what the buckets
+                                before them take of the cores
     delay d                     C = K m + a + e + c'       c' where threads take the ranks' cores
                                 T = max(C, w, c, (C + s + max(w - b, c)) / (d + 1))
     averaging, delay d          T = max(C, w, c, (s + max(w - b, c)) / d)  it lands, then launches
@@ -87,7 +89,7 @@ def phases(pieces: Pieces, work: Workload) -> dict[Phase, float]:
     found = {
         Phase.DATA: passes * pieces.data,
         Phase.FORWARD: passes * pieces.forward,
-        Phase.BACKWARD: passes * pieces.backward,
+        Phase.BACKWARD: passes * pieces.backward + pieces.stretch,
         Phase.SLICE_WAIT: passes * (pieces.micro_batch - pieces.compute),
         Phase.NODE_WAIT: pieces.steps * pieces.node,
         Phase.OPTIMIZER: pieces.steps * pieces.optimizer,
@@ -125,11 +127,13 @@ def exposed(pieces: Pieces, busy: float) -> float:
 
 def _past_backward(pieces: Pieces) -> float:
     """How long the last bucket is under way when the backward pass has ended."""
-    port, end = Port(), 0.0
+    port, end, taken = Port(), 0.0, 0.0
     for launch in pieces.buckets:
         transfer = launch.transfer
-        begun = (launch.arrival - 1) * pieces.backbone_backward + transfer.start
+        arrived = (launch.arrival - 1) * pieces.backbone_backward + taken - pieces.stretch
+        begun = arrived + transfer.start
         end = max(end, port.sent(begun, transfer.wire, transfer.own, transfer.burst))
+        taken += transfer.taken
     return end
 
 

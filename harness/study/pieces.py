@@ -30,6 +30,8 @@ class Transfer:
     """Seconds that a rank's thread needs for it at least."""
     burst: float = 0.0
     """Of `wire`, what a port that has rested takes at once."""
+    taken: float = 0.0
+    """Seconds of the ranks' compute that its threads take, where no core is idle."""
 
     @property
     def seconds(self) -> float:
@@ -95,6 +97,11 @@ class Pieces:
     def micro_batch(self) -> float:
         """With what its slice group takes, ports rested."""
         return self.compute + self.slice_wait + sum(each.seconds for each in self.gathers)
+
+    @property
+    def stretch(self) -> float:
+        """Of a window: what buckets take of the cores while the backward pass still runs."""
+        return sum(each.transfer.taken for each in self.buckets[:-1])
 
     @property
     def after(self) -> float:
@@ -248,18 +255,22 @@ class _Costs:
 
     def disturbance(self) -> float:
         """While a late transfer is under way its thread works on the ranks' cores."""
-        if not self._exchange.delay:
+        if not self._exchange.delay or not self._work.exchanged:
             return 0.0
-        return self.slowdown * self._cluster.late.cpu_seconds_per_byte * self._work.exchanged
+        late = self._cluster.late
+        return self.slowdown * (late.cpu_seconds + late.cpu_seconds_per_byte * self._work.exchanged)
 
     def _flat(self, sent: Bytes, steps: int) -> Transfer:
         """A ring of all ranks; what it sends inside nodes costs their processors too."""
         link = self._cluster.link
+        own = self.slowdown * link.cpu_seconds_per_byte * (sent.cross_node + sent.in_node)
+        taken = own + self.slowdown * link.cpu_seconds
         return Transfer(
             start=steps * link.step_seconds,
             wire=sent.cross_node * self._work.ranks_per_node / link.bytes_per_second,
-            own=self.slowdown * link.cpu_seconds_per_byte * (sent.cross_node + sent.in_node),
+            own=own,
             burst=link.burst_seconds,
+            taken=taken if self._cluster.cores_are_busy else 0.0,
         )
 
     def _inside(self, sent: float, steps: int) -> float:

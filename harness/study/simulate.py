@@ -237,18 +237,19 @@ class _Node:
         pieces = self._pieces
         overlapped = min(seconds, pieces.backbone_backward)
         yield from self._work(seconds - overlapped)
-        buckets = [
-            self._environment.process(self._bucket(window, number, overlapped))
-            for number in range(len(pieces.buckets))
-        ]
-        yield from self._work(overlapped)
+        buckets, taken = [], 0.0
+        for number, launch in enumerate(pieces.buckets):
+            arrives = launch.arrival * overlapped + taken
+            buckets.append(self._environment.process(self._bucket(window, number, arrives)))
+            taken += launch.transfer.taken
+        yield from self._work(overlapped + pieces.stretch)
         yield from self._wait(self._environment.all_of(buckets))
 
-    def _bucket(self, window: int, number: int, backward: float) -> Steps:
-        launch = self._pieces.buckets[number]
-        began = self._environment.now
-        yield from self._until(self._speed.ends(began, launch.arrival * backward))
-        yield self._network.arrive(("bucket", window, number), launch.transfer)
+    def _bucket(self, window: int, number: int, arrives: float) -> Steps:
+        """`arrives`: after so much work."""
+        yield from self._until(self._speed.ends(self._environment.now, arrives))
+        transfer = self._pieces.buckets[number].transfer
+        yield self._network.arrive(("bucket", window, number), transfer)
 
     def _until(self, moment: float) -> Steps:
         yield self._environment.timeout(max(0.0, moment - self._environment.now))

@@ -19,6 +19,7 @@ from harness.model.sliced_classifier import SlicedClassifier
 from harness.optimizer import make_optimizer
 from harness.parallel.group import Group
 from harness.parallel.world import World
+from harness.timing.cores import Cores
 from harness.timing.repeated import barrier, mean, now, timed
 from harness.timing.window import batches_of
 
@@ -26,6 +27,8 @@ NORMAL_QUARTILES = 1.349
 """Between the quartiles of normal values, standard deviations: outliers do not count."""
 CLASSES = (512, 4096)
 """Of the two classifiers that are timed."""
+ALONE = 12
+"""Passes of a rank in its turn."""
 ENCODED_ELEMENTS = 1 << 19
 OPTIMIZER_ELEMENTS = 1 << 22
 """More than caches hold."""
@@ -34,8 +37,11 @@ OPTIMIZER_ELEMENTS = 1 << 22
 class NetworkTimes:
     """The backbone and two classifiers on one micro-batch of this rank."""
 
-    def __init__(self, config: Config, world: World, dataset: Dataset, seconds: float) -> None:
+    def __init__(
+        self, config: Config, world: World, dataset: Dataset, cores: Cores, seconds: float
+    ) -> None:
         self._config = config
+        self._cores = cores
         self._seconds_each = seconds
         self._world = world
         data, device = config.data, world.device
@@ -43,19 +49,18 @@ class NetworkTimes:
         self.backbone = backbone.to(device)
         # Filters lie in memory as they do in training.
         self._flat = Flat(list(self.backbone.parameters()), 1, torch.zeros(1, device=device))
-        self._batches = batches_of(config, dataset, world)
-        self._images, _ = next(self._batches)
+        batches = batches_of(config, dataset, world)
+        self._images, _ = next(batches)
+        batches.close()
         self._seconds: list[float] = []
 
     def measured(self) -> dict[str, Any]:
-        world, batch = self._world, self._config.train.batch_size
-        images = timed(world, lambda: next(self._batches), batch, self._seconds_each)
+        world = self._world
         operations = self._operations(0).backbone
         backbone = timed(world, self._backbone_pass, operations, 3 * self._seconds_each)
         low, middle, high = statistics.quantiles(self._seconds[4:], n=4)
         variation = (high - low) / NORMAL_QUARTILES / middle
         return {
-            "images": (images,),
             "backbone": (backbone,),
             "backbone_alone_seconds": self._alone_seconds(),
             "backbone_variation": mean(world, variation),
@@ -82,21 +87,17 @@ class NetworkTimes:
         return torch.autocast(self._world.device.type, torch.bfloat16, enabled=enabled)
 
     def _alone_seconds(self) -> float:
-        """One rank after the other, each while the others wait."""
+        """In turns, each with as many ranks as cores: other cores are as busy as ever."""
         own = 0.0
-        for rank in range(self._world.topology.world_size):
+        for turn in range(self._cores.turns):
             barrier(self._world)
-            if rank != self._world.topology.rank or rank >= self._world.topology.ranks_per_node:
-                continue
-            times = []
-            for _ in range(12):
-                started = now(self._world)
-                self._features().sum().backward()
-                times.append(now(self._world) - started)
-            own = statistics.median(times[2:])
+            if turn == self._cores.turn:
+                self._seconds.clear()
+                for _ in range(ALONE):
+                    self._backbone_pass()
+                own = statistics.median(self._seconds[2:])
         barrier(self._world)
-        speakers = self._world.topology.ranks_per_node / self._world.topology.world_size
-        return mean(self._world, own) / speakers
+        return mean(self._world, own)
 
     def _classifier(self, classes: int) -> Point:
         world, config = self._world, self._config

@@ -19,6 +19,8 @@ FLAT_BYTES = (32_768, 1_048_576, 4_194_304)
 PEERS_BYTES = (32_768, 2_097_152, 16_777_216)
 UNDER_WAY_BYTES = (32_768, 1_048_576)
 UNDER_WAY_SECONDS = 0.2
+UNDER_WAY_BLOCKS = 4
+"""Times as long as other timings: a transfer's work is little beside what threads do anyway."""
 REST_SECONDS = 0.3
 """A token bucket fills up."""
 OUT_OF_STEP_SECONDS = 0.02
@@ -68,6 +70,12 @@ def transfer_times(world: World, seconds: float) -> dict[str, Any]:
 
         return one
 
+    def idle() -> None:
+        time.sleep(UNDER_WAY_SECONDS)
+
+    def beside(operation: Callable[[], object], size: float) -> Point:
+        return timed(world, operation, size, UNDER_WAY_BLOCKS * seconds)
+
     inside, between = node.size > 1, peers.size > 1
     flats = points(FLAT_BYTES, flat, least=BACK_TO_BACK) if everyone.size > 1 else (nobody,)
     most = [int(flats[-1].size)] if between else []
@@ -76,7 +84,8 @@ def transfer_times(world: World, seconds: float) -> dict[str, Any]:
         "flat": flats,
         "flat_after_rest": points(most, flat, REST_SECONDS) or (nobody,),
         "peers": points(PEERS_BYTES, late, OUT_OF_STEP_SECONDS) if between else (nobody,),
-        "under_way": tuple(timed(world, under_way(size), size, seconds) for size in UNDER_WAY_BYTES)
+        "idle": beside(idle, 0) if between else nobody,
+        "under_way": tuple(beside(under_way(size), size) for size in UNDER_WAY_BYTES)
         if between
         else (nobody,),
     }

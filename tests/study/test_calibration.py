@@ -62,14 +62,15 @@ def made(**changes: object) -> Calibration:
         "backbone_variation": 0.03,
         "classifier": (point(1e6, 1e6 / 2e8), point(4e6, 4e6 / 2e8)),
         "optimizer": (point(4e6, 5 * 4e6 / 1e9),),
-        "images": (point(8, 8e-3),),
         "encode": {kind: (point(1e6, 2e-3),) for kind in ("fp16", "int8", "int4")},
         "gather": (point(0, 0.0), point(1e6, 1e-3), point(2e6, 2e-3)),
         "flat": tuple(
-            waited(size, size * ring / 1e6 + 0.06, 1e-8 * size * ring) for size in (0, 1e6, 4e6)
+            waited(size, size * ring / 1e6 + 0.06, 1e-3 + 1e-8 * size * ring)
+            for size in (0, 1e6, 4e6)
         ),
         "flat_after_rest": (waited(4e6, 4 * ring + 0.12 - 0.5, 0.0),),
         "peers": (waited(0, 0.05, 0.0),),
+        "idle": waited(0, 1.0, 0.004),
         "under_way": (waited(0, 1.0, 0.01), waited(1e6, 1.0, 0.03)),
         "window": point(8, window),
         "window_phases": {phase: seconds * SHARED for phase, seconds in spent.items()},
@@ -99,10 +100,12 @@ def test_the_link_is_told_from_its_start_its_burst_and_the_processors() -> None:
     assert found.link.bytes_per_second == pytest.approx(1e6)
     assert found.link.step_seconds == pytest.approx(0.01)
     assert found.link.cpu_seconds_per_byte == pytest.approx(1e-8)
+    assert found.link.cpu_seconds == pytest.approx(1e-3)
     # Without a rest 6.06 s, after one 5.62 s; a start of 0.06 s was made good meanwhile.
     assert found.link.burst_seconds == pytest.approx(0.5)
     assert found.late.start_seconds == pytest.approx(0.05 - 2 * 0.01)
     assert found.late.cpu_seconds_per_byte == pytest.approx(2e-8)
+    assert found.late.cpu_seconds == pytest.approx(0.01 - 0.004)
 
 
 def test_a_thread_slower_than_the_link_is_noticed() -> None:

@@ -88,6 +88,41 @@ def test_buckets_go_out_during_the_backward_pass_one_after_the_other() -> None:
     assert window(replace(PLAIN, buckets=first_is_long)) == pytest.approx(BUSY + 1.0)
 
 
+def test_buckets_take_of_cores_that_are_busy_and_gradients_come_later() -> None:
+    buckets = (
+        Launch(0.0, Transfer(wire=1.0, taken=0.75)),
+        Launch(1.0, Transfer(wire=0.5, taken=0.25)),
+    )
+    given = replace(PLAIN, buckets=buckets)
+    assert window(given) == pytest.approx(BUSY + 0.75 + 0.5)
+    assert phases(given, WORK)[Phase.BACKWARD] == pytest.approx(2 * 2.0 + 0.75)
+    # The link is the limit: what comes later still finds it taken.
+    slow = (Launch(0.0, Transfer(wire=3.0, taken=0.75)), buckets[1])
+    assert window(replace(PLAIN, buckets=slow)) == pytest.approx(BUSY - 1.5 + 3.0 + 0.5)
+
+
+def test_only_busy_cores_lose_to_transfers() -> None:
+    link = Link(bytes_per_second=1e6, cpu_seconds=1e-3, cpu_seconds_per_byte=1e-9)
+    work = workload_of(exchanging("synchronous", "replicated", bucket_mb=0.1), 2, 2)
+
+    def stretch(cores: float | None) -> float:
+        return pieces_of(cluster(link=link, cores_per_node=cores), work).stretch
+
+    assert stretch(None) == stretch(4.0) == 0.0
+    own = stretch(2.0)
+    first = work.buckets[:-1]
+    sent = sum(bucket.elements for bucket in first) * 4 * 2 * 3 / 4
+    assert own == pytest.approx(1e-3 * len(first) + 1e-9 * sent)
+    assert stretch(1.0) == pytest.approx(2 * own)
+
+
+def test_a_late_exchange_takes_of_the_cores_for_itself_and_for_its_bytes() -> None:
+    late = Late(start_seconds=0.0, cpu_seconds=1e-3, cpu_seconds_per_byte=1e-8)
+    work = workload_of(exchanging("delayed", delay=1), 2, 2)
+    taken = pieces_of(cluster(late=late), work).disturbance
+    assert taken == pytest.approx(1e-3 + 1e-8 * work.exchanged)
+
+
 def test_a_bucket_is_agreed_on_while_the_one_before_is_sent() -> None:
     buckets = (
         Launch(0.0, Transfer(start=0.25, wire=2.0)),

@@ -34,11 +34,20 @@ def run(there: Cluster, config: Config, windows: int = 24, **how: Any) -> Simula
     return simulate(there, work, windows, **how)
 
 
+@pytest.mark.parametrize("cores", [None, 1.0], ids=["cards", "busy-cores"])
 @pytest.mark.parametrize("rate", [1e6, 2e7, 1e8, 1e10])
 @pytest.mark.parametrize("config", KINDS, ids=lambda config: config.name)
-def test_without_jitter_a_window_is_what_the_cost_model_says(config: Config, rate: float) -> None:
-    link = Link(bytes_per_second=rate, step_seconds=1e-3, burst_seconds=5e-4)
-    there = cluster(link=link, nodes=3)
+def test_without_jitter_a_window_is_what_the_cost_model_says(
+    config: Config, rate: float, cores: float | None
+) -> None:
+    link = Link(
+        bytes_per_second=rate,
+        step_seconds=1e-3,
+        burst_seconds=5e-4,
+        cpu_seconds=2e-4,
+        cpu_seconds_per_byte=1e-9,
+    )
+    there = cluster(link=link, nodes=3, cores_per_node=cores)
     # A queue of late exchanges builds up over many windows where they are little too slow.
     assert run(there, config, windows=240).step_seconds == pytest.approx(
         predict(there, config).step_ms / 1e3, rel=1e-6

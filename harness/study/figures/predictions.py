@@ -37,7 +37,9 @@ def of_lab(table: pd.DataFrame) -> Check:
     """Nothing was fitted to any of its rows."""
     frame = pd.DataFrame(
         {
-            "what": table["setting"] + " " + table["variant"],
+            "what": [
+                _in_words(*names) for names in zip(table["variant"], table["setting"], strict=True)
+            ],
             "published": table["measured_ms"],
             "predicted": table["predicted_ms"],
             "error": table["error"],
@@ -45,6 +47,18 @@ def of_lab(table: pd.DataFrame) -> Check:
         }
     )
     return Check(frame, {})
+
+
+def _in_words(variant: str, setting: str) -> str:
+    """Of `benchmarks.predictions`' names for them."""
+    layout, exchange, passes, delay, sent_as, *pieces = variant.split("-")
+    grid, rate, classes = setting.split("-")
+    told = f"{layout} {exchange}, K {passes}"
+    told += f", delay {delay}" if int(delay) > 1 else ""
+    told += f", {sent_as}" if sent_as != "none" else ""
+    told += f", {pieces[0]} pieces" if pieces and int(pieces[0]) > 1 else ""
+    link = f"{rate} Mbit/s" if rate.isdigit() else rate
+    return f"{told}: {grid}, {link}, {int(classes):,}"
 
 
 def draw(found: dict[str, Check]) -> Picture:
