@@ -5,6 +5,7 @@
 #   make bench   speed, which is measured and not tested
 #   make lab     the headline on test hosts with slow links: an hour, root, iproute2, openssh-server
 #   make analysis  draws the notebooks; URI=sqlite:///mlflow.db STUDY=demo: of another store
+#   make predicted  has the planner predict the tables that make lab left in analysis/lab
 #   make scale     simulates the sweep that analysis/7_scale.ipynb draws: five minutes
 #   make recorded  trains what analysis/store holds anew (ten minutes), and draws the notebooks
 #   make ui      MLflow's pages of the runs so far
@@ -23,7 +24,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 INSTALL := pyproject.toml install/install.sh install/build.txt install/constraints.txt install/horovod.py
 
-.PHONY: setup demo test check bench lab analysis recorded scale ui clean clean-cache
+.PHONY: setup demo test check bench lab analysis recorded predicted scale ui clean clean-cache
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -55,6 +56,9 @@ analysis: $(STAMP)
 
 scale: $(STAMP)
 	$(BIN)/python -m analysis.sweep
+
+predicted: $(STAMP)
+	$(BIN)/python -m analysis.predicted
 
 recorded: $(STAMP)
 	$(BIN)/python -m analysis.record

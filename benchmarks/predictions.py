@@ -26,6 +26,8 @@ from harness.study.calibration import cluster_from
 from harness.study.cluster import Cluster
 from harness.study.cost_model import predict
 
+NAME = "lab-2x2"
+"""Of the calibrated cluster; experiments/clusters/ has what was recorded."""
 CALIBRATED_MBIT = 500
 BASE = "experiments/lab/base.yaml"
 UNSHAPED_BYTES_PER_SECOND = 1e12
@@ -148,7 +150,8 @@ def rows(folder: Path) -> list[dict[str, Any]]:
         path = folder / f"{setting.name}.json"
         if not path.exists():
             continue
-        there = _there(cluster, setting, float((folder / f"{setting.name}.cores").read_text()))
+        cores = float((folder / f"{setting.name}.cores").read_text())
+        there = lab_like(cluster, setting.hosts, setting.ranks, setting.mbit, cores)
         by_name = {each["variant"]: each for each in json.loads(path.read_text())}
         for variant in setting.variants:
             experiment = _write(folder, setting, variant)
@@ -172,19 +175,18 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def _calibrated(folder: Path) -> Cluster:
-    return cluster_from(read_calibration(folder / "calibration.json"), name="lab")
+    return cluster_from(read_calibration(folder / "calibration.json"), name=NAME)
 
 
-def _there(cluster: Cluster, setting: Setting, cores: float) -> Cluster:
-    """The calibrated machines in another lab: other hosts, ranks and rate."""
+def lab_like(
+    calibrated: Cluster, hosts: int, ranks_per_host: int, mbit: float | None, cores: float
+) -> Cluster:
+    """The calibrated machine's hosts in another lab; `cores`: a host's share of them."""
     rate = UNSHAPED_BYTES_PER_SECOND
-    if setting.mbit is not None:
-        rate = cluster.link.bytes_per_second * setting.mbit / CALIBRATED_MBIT
-    return (
-        cluster.on(setting.hosts, setting.ranks)
-        .with_rate(rate)
-        .model_copy(update={"cores_per_node": cores})
-    )
+    if mbit is not None:
+        rate = calibrated.link.bytes_per_second * mbit / CALIBRATED_MBIT
+    there = calibrated.on(hosts, ranks_per_host).with_rate(rate)
+    return there.model_copy(update={"cores_per_node": cores})
 
 
 def page(found: Sequence[dict[str, Any]]) -> str:
@@ -232,7 +234,7 @@ def main() -> int:
         print(f"predictions: {error}", file=sys.stderr)
         return 1
     found = rows(folder)
-    _calibrated(folder).write(folder / "lab.yaml")
+    _calibrated(folder).write(folder / f"{NAME}.yaml")
     (folder / "predictions-table.json").write_text(json.dumps(found, indent=1))
     text = page(found)
     (folder / "README.md").write_text(text)

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean, median
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -23,7 +24,8 @@ from harness.study.figures.style import (
     say_nothing,
 )
 from harness.study.intervals import mean_interval
-from harness.study.prediction import Prediction, read_predictions
+from harness.study.prediction import read_predictions
+from harness.study.results import Variant
 from harness.study.store import Study
 
 CONDITIONS = "conditions.json"
@@ -51,9 +53,9 @@ PANELS = {
 """What the panels go over, and what their axes say."""
 
 
-def draw(tables: str | Path, study: Study, predictions: Sequence[Prediction] = ()) -> Picture:
+def draw(tables: str | Path, study: Study) -> Picture:
     """A panel for what was varied while the rest stayed, of the throughput tables in the
-    folder `tables`, and one for the study. `predictions` are of the study's variants."""
+    folder `tables`, and one for the study."""
     frame = numbers(tables)
     # The study's own looks stay what they are in its other figures, whatever the tables hold.
     found = looks(frame["variant"]) | looks(run.name for run in study.runs)
@@ -65,8 +67,8 @@ def draw(tables: str | Path, study: Study, predictions: Sequence[Prediction] = (
             axes.set_xlabel(told)
             axes.set_ylabel("images/s, all ranks")
         last = figure.axes[-1]
-        _draw_study(last, study, predictions, found)
-        if predictions or frame["predicted"].notna().any():
+        _draw_study(last, study, found)
+        if study.predictions or frame["predicted"].notna().any():
             nobody = Look("black", "", "o", "")
             figure.axes[0].plot([], [], **hollow(nobody), label="hollow: predicted")
         legend_below(figure, figure.axes[:-1], columns=5)
@@ -111,8 +113,8 @@ def series(frame: pd.DataFrame, over: str) -> pd.DataFrame:
     return frame[keys == values.idxmax()].drop_duplicates(["variant", over])
 
 
-def say(tables: str | Path) -> Said:
-    """What the tables' numbers say."""
+def say(tables: str | Path, study: Study) -> Said:
+    """What the tables' numbers say, and how far off predictions are."""
     frame = numbers(tables)
     lines = []
     for over, told in PANELS.items():
@@ -128,22 +130,32 @@ def say(tables: str | Path) -> Said:
                 f"{times.loc[value, best]:.2f} times the images/s of `data_parallel`"
             )
     known = frame.dropna(subset=["predicted"])
-    if len(known):
-        off = (known["predicted"] / known["images_per_second"] - 1).abs()
-        lines.append(
-            f"* predictions of {len(known)} points are off by {off.median():.0%} (median), "
-            f"{off.max():.0%} at most"
-        )
-    return Said("\n".join(lines))
+    lines += _off("the tables", list(known["predicted"] / known["images_per_second"]))
+    foreseen = {each.variant: each.images_per_second for each in study.predictions}
+    measured = {each.name: _rates(each) for each in study.variants if each.name in foreseen}
+    ratios = [foreseen[name] / mean(rates) for name, rates in measured.items() if rates]
+    return Said("\n".join([*lines, *_off(f"the study {study.name}", ratios)]))
 
 
-def _draw_study(
-    axes: Axes, study: Study, predictions: Sequence[Prediction], found: Mapping[str, Look]
-) -> None:
-    told = {each.variant: each.images_per_second for each in predictions}
+def _off(what: str, ratios: Sequence[float]) -> list[str]:
+    if not ratios:
+        return []
+    errors = [abs(ratio - 1) for ratio in ratios]
+    return [
+        f"* predictions of {len(errors)} points of {what} are off by {median(errors):.0%} "
+        f"(median), {max(errors):.0%} at most"
+    ]
+
+
+def _rates(variant: Variant) -> list[float]:
+    return [run.images_per_second for run in variant.summaries]
+
+
+def _draw_study(axes: Axes, study: Study, found: Mapping[str, Look]) -> None:
+    told = {each.variant: each.images_per_second for each in study.predictions}
     variants = study.variants
     for number, variant in enumerate(variants):
-        rates = [run.images_per_second for run in variant.summaries]
+        rates = _rates(variant)
         over_seeds = mean_interval(rates)
         middle, half = over_seeds.estimate, over_seeds.half
         if rates:

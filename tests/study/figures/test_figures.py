@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,13 +59,19 @@ def prediction(name: str, images_per_second: float) -> Prediction:
     )
 
 
+def foreseen(found: Study, images_per_second: float = 900.0) -> Study:
+    """With a prediction of its first variant."""
+    first = prediction(found.runs[0].name, images_per_second)
+    return replace(found, predictions=(first,))
+
+
 def all_figures(found: Study, tables: Path) -> dict[str, Figure]:
     return {
         "phases": phases.draw(found),
         "accuracy": accuracy.draw(found),
         "utilisation": utilisation.draw(found),
         "traffic": traffic.draw(found),
-        "scaling": scaling.draw(tables, found, [prediction(found.runs[0].name, 900.0)]),
+        "scaling": scaling.draw(tables, foreseen(found)),
         "staleness": staleness.draw(found),
     }
 
@@ -175,8 +182,10 @@ def test_a_panel_varies_one_thing(tables: Path, tmp_path: Path) -> None:
     assert set(over_rate["table"]) == {"slow", "free"}
     assert set(scaling.series(frame, "classes")["table"]) == {"slow", "more"}
     assert scaling.series(frame, "ranks").empty
-    assert "off by 10% (median)" in scaling.say(tables)
-    figure = scaling.draw(tables, many(tmp_path, ["data_parallel"], seeds=1))
+    found = many(tmp_path, ["data_parallel"], seeds=1)
+    assert "1 points of the tables are off by 10% (median)" in scaling.say(tables, found)
+    assert "of the study which are off by 25%" in scaling.say(tables, foreseen(found, 960.0))
+    figure = scaling.draw(tables, found)
     hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
     drawn = [y for line in hollow for y in line.get_ydata() if not math.isnan(y)]
     assert drawn == [110.0]
