@@ -22,34 +22,14 @@ import torch.distributed as dist
 from harness.config import Config, load
 from harness.data.open import open_dataset
 from harness.ledger import Unheard
-from harness.measure.clock import (
-    CardTimeline,
-    Clock,
-    HostTimeline,
-    Phase,
-    Timeline,
-    Times,
-    clock_for,
-)
+from harness.measure.clock import CardTimeline, HostTimeline, Phase, Times, clock_for
 from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
 from harness.parallel.world import Links, launched_topology, open_links, rank_device
+from harness.timing.window import KeepingClock
 from harness.trainer import Trainer
 
 ENDLESS = 1_000_000
-
-
-class KeepingClock(Clock):
-    """Keeps what its reader took."""
-
-    def __init__(self, timeline: Timeline) -> None:
-        super().__init__(timeline)
-        self.kept: list[Times] = []
-
-    def read(self) -> list[Times]:
-        times = super().read()
-        self.kept += times
-        return times
 
 
 @dataclass

@@ -5,7 +5,6 @@ ranks do each at once, through the code that training uses.
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -23,10 +22,10 @@ from harness.measure.calibration import Calibration, Point
 from harness.measure.clock import clock_for
 from harness.measure.machine import environment
 from harness.measure.traffic import Traffic
+from harness.parallel.cores import Cores, cores_of
 from harness.parallel.group import Meters
 from harness.parallel.topology import Topology
 from harness.parallel.world import Links, World, launched_topology, open_links, rank_device
-from harness.timing.cores import cores_of
 from harness.timing.network import NetworkTimes, encoding_time, optimizer_time
 from harness.timing.repeated import barrier, mean
 from harness.timing.transfers import transfer_times
@@ -36,23 +35,23 @@ SECONDS = 0.6
 """For each timed operation, unless told otherwise."""
 
 
-def measure(config: Config, links: Links, folder: Path, seconds: float) -> Calibration:
+def measure(
+    config: Config, links: Links, world: World, cores: Cores, folder: Path, seconds: float
+) -> Calibration:
     """`seconds` for each timed operation. Collective over the world."""
     dataset = open_dataset(config.data)
-    world = links.world("node", user="calibration.")
-    topology = world.topology
+    topology, card = world.topology, world.device.type == "cuda"
     speed = measure_speed(world.device, 3 * seconds)
-    cores = cores_of(world)
     network = NetworkTimes(config, world, dataset, cores, seconds)
     facts = environment()
     return Calibration(
         hosts=tuple(world.hosts()),
         nodes=topology.nodes,
         ranks_per_node=topology.ranks_per_node,
-        cores_per_node=cores.per_node,
+        cores_per_node=None if card else cores.per_node,
         threads=torch.get_num_threads(),
         device=_device_name(world.device),
-        memory_bytes=_memory_bytes(world),
+        memory_bytes=_memory_bytes(world, cores),
         commit=facts["git_commit"],
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config.flattened(),
@@ -69,10 +68,10 @@ def measure(config: Config, links: Links, folder: Path, seconds: float) -> Calib
     )
 
 
-def _memory_bytes(world: World) -> int:
+def _memory_bytes(world: World, cores: Cores) -> int:
     if world.device.type == "cuda":
         return int(torch.cuda.get_device_properties(world.device).total_memory)
-    return int(psutil.virtual_memory().available // world.ranks_on_this_machine())
+    return int(psutil.virtual_memory().available // cores.ranks_here)
 
 
 def _device_name(device: torch.device) -> str:
@@ -91,9 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         topology: Topology = launched_topology()
         device = rank_device(config.train.device, topology.local_rank)
         with open_links(topology, device, Meters(clock_for(device), Traffic())) as links:
-            world = links.world("node")
-            torch.set_num_threads(_threads(config, world))
-            found = measure(config, links, Path(), chosen.seconds)
+            world = links.world("node", user="calibration.")
+            cores = cores_of(world)
+            torch.set_num_threads(cores.threads(config.train.threads))
+            found = measure(config, links, world, cores, Path(), chosen.seconds)
             if world.is_first:
                 chosen.output.write_text(found.model_dump_json(indent=2), encoding="utf-8")
             barrier(world)
@@ -104,11 +104,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         time.sleep(10)
         return 2
     return 0
-
-
-def _threads(config: Config, world: World) -> int:
-    cores = len(os.sched_getaffinity(0))
-    return config.train.threads or max(1, cores // world.ranks_on_this_machine())
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from harness.errors import UserError
 from harness.exchange.compression import sent_bytes
 from harness.exchange.exchange import route_of
 from harness.measure.summary import Evaluation, RunSummary
-from harness.measure.tally import UNKNOWN, Tally, Totals
+from harness.measure.tally import Tally, Totals
 from harness.measure.traffic import Bytes, Sizes, formula
-from harness.measure.utilisation import Capacity
+from harness.measure.utilisation import UNKNOWN, Capacity
 from harness.optimizer import lr_at
 from harness.parallel.ddp import power_sgd_elements
 from harness.parallel.topology import Topology

@@ -1,6 +1,5 @@
 """One run from its config to its summary: checks, world, tracking, training, and how it ended."""
 
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,8 +28,9 @@ from harness.measure.store import Status, check_store
 from harness.measure.summary import FILE_NAME, RunSummary
 from harness.measure.tracking import Tracker, monitor_node
 from harness.measure.traffic import Traffic
-from harness.measure.utilisation import in_a_line, summary_bars
+from harness.measure.utilisation import Capacity, in_a_line, summary_bars
 from harness.pace import paced
+from harness.parallel.cores import Cores, cores_of
 from harness.parallel.group import Meters
 from harness.parallel.timeline import allow_timeline
 from harness.parallel.topology import Topology, check_classes
@@ -62,12 +62,13 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
         world.raise_together(problem)
         check_before_training(config, world)
         assert dataset is not None
-        torch.set_num_threads(_threads(config, world))
+        cores = cores_of(world)
+        torch.set_num_threads(cores.threads(config.train.threads))
         folder = world.broadcast(folder or _folder(config), "folder")
-        matmul_speed = _matmul_speed(config, device, world)
+        capacity = _capacity(config, device, world, cores)
         with world.together():
             config = paced(config, dataset, world, folder)
-            trainer = Trainer(config, dataset, world, folder, matmul_speed)
+            trainer = Trainer(config, dataset, world, folder, capacity)
         with _journal(config, folder, world) as journal:
             return journal.conclude(trainer.train(journal))
 
@@ -88,9 +89,12 @@ def _prepare(config: Config, topology: Topology) -> tuple[torch.device, Dataset]
     return device, dataset
 
 
-def _threads(config: Config, world: World) -> int:
-    cores = len(os.sched_getaffinity(0))
-    return config.train.threads or max(1, cores // world.ranks_on_this_machine())
+def _capacity(config: Config, device: torch.device, world: World, cores: Cores) -> Capacity:
+    """Collective over the world."""
+    return Capacity(
+        matmul_flop_per_second=_matmul_speed(config, device, world),
+        cores=0.0 if device.type == "cuda" else min(torch.get_num_threads(), cores.own),
+    )
 
 
 def _matmul_speed(config: Config, device: torch.device, world: World) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from harness.exchange.torch_ddp import through_ddp
 from harness.ledger import Journal, Ledger, expected_bytes, traced_windows
 from harness.measure.clock import Phase
 from harness.measure.summary import RunSummary
-from harness.measure.utilisation import Capacity
+from harness.measure.utilisation import UNKNOWN, Capacity
 from harness.model.backbone import make_backbone
 from harness.model.flops import micro_batch_flops
 from harness.model.network import Network
@@ -45,9 +46,9 @@ class Trainer:
         dataset: Dataset,
         world: World,
         folder: Path,
-        matmul_flop_per_second: float = 0.0,
+        capacity: Capacity = UNKNOWN,
     ) -> None:
-        """`matmul_flop_per_second`: of a plain product on this rank; 0 where it is not known."""
+        """`capacity`: what this rank's processor can do, operations of a window aside."""
         self._config = config
         self._dataset = dataset
         self._world = world
@@ -85,7 +86,7 @@ class Trainer:
             self._first,
             self.windows,
             images,
-            self._capacity(matmul_flop_per_second),
+            replace(capacity, flop_per_window=self._flop_per_window()),
         )
         traced = traced_windows(config.trace, self._first, self.windows)
         self._tracing = Tracing(config.trace, traced, world, folder)
@@ -114,7 +115,7 @@ class Trainer:
         self.shared = Flat(shared, world.node.size, shared[0], owner, channels_last=last)
         self.sliced = Flat(sliced, 1, shared[0])
 
-    def _capacity(self, matmul_flop_per_second: float) -> Capacity:
+    def _flop_per_window(self) -> float:
         config, data, batch = self._config, self._dataset, self._config.train.batch_size
         flops = micro_batch_flops(
             self.backbone,
@@ -124,11 +125,7 @@ class Trainer:
             gathered=batch * self._world.slices.size,
             classes=len(self.classifier.weight),
         )
-        return Capacity(
-            flop_per_window=flops.total * config.exchange.backward_passes_per_step,
-            matmul_flop_per_second=matmul_flop_per_second,
-            threads=0 if self._world.device.type == "cuda" else torch.get_num_threads(),
-        )
+        return flops.total * config.exchange.backward_passes_per_step
 
     def _run_length(self) -> int:
         train = self._config.train

@@ -53,7 +53,7 @@ def run(
     traffic, record = Traffic(), Record()
     clock = Clock(timeline)
     world = world_of_one(Meters(clock, traffic))
-    capacity = Capacity(flop_per_window=1e9, matmul_flop_per_second=1e10, threads=4)
+    capacity = Capacity(flop_per_window=1e9, matmul_flop_per_second=1e10, cores=4)
     ledger = Ledger(config(traced), world, first, WINDOWS, 8, capacity)
     ends: list[int] = []
     ledger.stopwatch = SynchronisingStopwatch(timeline)

@@ -176,8 +176,10 @@ def test_what_each_rank_did_with_its_time(trained: Trained) -> None:
         assert sum(cost.percent(phase) for phase in Phase) == pytest.approx(100)
         assert 0 < cost.computed_percent < 100
         assert cost.counter_percent is not None
-        # The first rank of a node also samples it, and the run's first sends the metrics.
-        assert 0 < cost.counter_percent < (115 if cost.rank % 2 else 250)
+        # The first rank of a node also samples it, and the run's first sends the metrics; a rank
+        # has its share of the cores, and takes what others leave.
+        own = min(1, len(os.sched_getaffinity(0)) / summary.ranks)
+        assert 0 < own * cost.counter_percent < (115 if cost.rank % 2 else 250)
         assert cost.matmul_percent is not None
         assert cost.matmul_percent > 0  # under load it has no upper bound
     steps = [cost.step_ms for cost in costs]
@@ -200,7 +202,8 @@ def test_each_nodes_useful_share_stands_beside_its_counter(trained: Trained) -> 
     for node in range(trained.summary.nodes):
         for name in ("computed_percent", "counter_percent"):
             (*_, (_, value)) = trained.metric(f"utilisation/node_{node}_{name}")
-            assert 0 < value < (250 if "counter" in name else 100)
+            own = min(1, len(os.sched_getaffinity(0)) / trained.summary.ranks)
+            assert 0 < value < (250 / own if "counter" in name else 100)
     bars = dict(trained.rows("select key, value from metrics where key like 'summary/%'"))
     mean = sum(cost.computed_percent for cost in costs) / len(costs)
     assert bars["summary/computed_percent"] == pytest.approx(mean)

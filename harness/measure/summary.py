@@ -34,8 +34,9 @@ class RankCost(Record):
     """Mean time in each phase of a window; they add up to `step_ms`."""
     counter_percent: float | None
     """How busy the processor's own counter says it is, waits that spin included: CPU time of all
-    the process's threads by wall time and `train.threads`. None on a card, where MLflow's monitor
-    reads the card's counter."""
+    the process's threads by wall time and the cores that it can keep busy: `train.threads`, or its
+    share where ranks outnumber the cores. None on a card, where MLflow's monitor reads the card's
+    counter."""
     flop_per_second: float
     """Model operations of its micro-batches by wall time."""
     matmul_flop_per_second: float

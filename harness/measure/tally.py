@@ -9,10 +9,9 @@ from torch import Tensor
 from harness.measure.clock import Phase, Times
 from harness.measure.summary import RankCost, Spread
 from harness.measure.traffic import Bytes
-from harness.measure.utilisation import Capacity, utilisation_metrics
+from harness.measure.utilisation import UNKNOWN, Capacity, utilisation_metrics
 
 PHASES = tuple(Phase)
-UNKNOWN = Capacity()
 
 
 class Tally:
@@ -53,7 +52,7 @@ class Tally:
         rest = [len(self._scores), self._windows, self._byte_windows]
         sent = [self._bytes.in_node, self._bytes.cross_node]
         could = self._capacity
-        rank = [could.flop_per_window, could.matmul_flop_per_second, could.threads]
+        rank = [could.flop_per_window, could.matmul_flop_per_second, could.cores]
         times = [self._times[phase] for phase in PHASES]
         values = [*rest, *sent, self._cpu_seconds, *rank, *times]
         return torch.cat((scores, torch.tensor(values, dtype=torch.float64)))
@@ -106,7 +105,7 @@ class Totals:
         return tuple(self._cost(rank) for rank in range(len(self._times)))
 
     def _cost(self, rank: int) -> RankCost:
-        flop, matmul, threads = self._capacities[rank].tolist()
+        flop, matmul, cores = self._capacities[rank].tolist()
         times = self._times[rank].tolist()
         # Infinitely long where no window was timed: nothing was done in it.
         window_seconds = sum(times) / 1e3 or math.inf
@@ -116,7 +115,7 @@ class Totals:
             node=rank * self._nodes // len(self._times),
             images_per_second=self._images / window_seconds,
             phases_ms={phase.value: ms for phase, ms in zip(PHASES, times, strict=True)},
-            counter_percent=100 * busy / threads if threads and any(times) else None,
+            counter_percent=100 * busy / cores if cores and any(times) else None,
             flop_per_second=flop / window_seconds,
             matmul_flop_per_second=matmul,
         )

@@ -20,8 +20,12 @@ class Capacity:
     """Model operations."""
     matmul_flop_per_second: float = 0.0
     """Of a plain matrix product."""
-    threads: int = 0
-    """Of the processor; 0 on a card, whose counter is not this process's CPU time."""
+    cores: float = 0.0
+    """That it can keep busy: its threads, or its share where ranks outnumber the cores; 0 on cards,
+    whose counter is not this process's CPU time."""
+
+
+UNKNOWN = Capacity()
 
 
 def utilisation_metrics(costs: Sequence[RankCost]) -> dict[str, float]:

@@ -97,11 +97,6 @@ class World:
         """The host name of every node. Collective over the world."""
         return self.machines()[:: self.topology.ranks_per_node]
 
-    def ranks_on_this_machine(self) -> int:
-        """More than a node's where several nodes are emulated here. Collective over the world."""
-        machines = self.machines()
-        return machines.count(machines[self.topology.rank])
-
     def machines(self) -> list[str]:
         """The host name of every rank. Collective over the world."""
         return self.gather_objects(socket.gethostname(), "machines")

@@ -17,9 +17,9 @@ from harness.model.backbone import make_backbone
 from harness.model.flops import Flops, micro_batch_flops
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.optimizer import make_optimizer
+from harness.parallel.cores import Cores
 from harness.parallel.group import Group
 from harness.parallel.world import World
-from harness.timing.cores import Cores
 from harness.timing.repeated import barrier, mean, now, timed
 from harness.timing.window import batches_of
 

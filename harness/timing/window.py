@@ -45,7 +45,7 @@ def window_time(
     config: Config, dataset: Dataset, links: Links, folder: Path, seconds: float
 ) -> dict[str, Any]:
     """A window of `_alone`, as training runs it, and its phases."""
-    clock = _KeepingClock(CardTimeline() if links.device.type == "cuda" else HostTimeline())
+    clock = KeepingClock(CardTimeline() if links.device.type == "cuda" else HostTimeline())
     own = replace(links, meters=Meters(clock, Traffic()))
     world = own.world("node", user="calibration.window.")
     trainer = Trainer(_alone(config), dataset, world, folder)
@@ -68,7 +68,7 @@ def window_time(
     return {"window": point, "window_phases": spent}
 
 
-class _KeepingClock(Clock):
+class KeepingClock(Clock):
     """Keeps what its reader took."""
 
     def __init__(self, timeline: Timeline) -> None:

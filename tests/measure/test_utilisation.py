@@ -9,7 +9,7 @@ from harness.measure.tally import Tally, Totals
 from harness.measure.traffic import Bytes
 from harness.measure.utilisation import Capacity, in_a_line, summary_bars, utilisation_metrics
 
-CAPACITY = Capacity(flop_per_window=6e9, matmul_flop_per_second=4e10, threads=2)
+CAPACITY = Capacity(flop_per_window=6e9, matmul_flop_per_second=4e10, cores=2)
 
 
 def times(**milliseconds: float) -> Times:
@@ -31,7 +31,7 @@ def totals(*tallies: Tally, nodes: int = 1, images: float = 0) -> Totals:
 
 
 def test_a_ranks_cost_by_hand() -> None:
-    """A window of 400 ms: 120 of them useful, 500 ms of processor time by two threads."""
+    """A window of 400 ms: 120 of them useful, 500 ms of processor time on two cores."""
     busy = tally(0.5, data=20, forward=40, backward=70, optimizer=10, slice_wait=60, other=200)
     (cost,) = totals(busy, images=32).per_rank
     assert (cost.rank, cost.node) == (0, 0)
