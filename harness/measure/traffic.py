@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 from harness.parallel.slices import padded, slice_of
 
+GATHERED_RANKS = 8
+"""Of a slice group, up to which it gathers softmax statistics in one collective. Larger ones add
+them up in two: what a rank sends then does not grow with their square."""
+
 
 @dataclass(frozen=True)
 class Bytes:
@@ -111,9 +115,15 @@ def formula(layout: str, kind: str, route: str, sizes: Sizes) -> Bytes:
     return window
 
 
-def slice_bytes(layout: str, sizes: Sizes) -> tuple[Bytes, Bytes, Bytes]:
+def gathers_statistics(ranks: int) -> bool:
+    """Whether a slice group of so many gathers its softmax statistics, in place of adding them."""
+    return ranks <= GATHERED_RANKS
+
+
+def slice_bytes(layout: str, sizes: Sizes) -> tuple[Bytes, ...]:
     """Bytes a rank sends in its slice group in a micro-batch, one collective after the other:
-    features and labels, statistics of the softmax, the features' gradient."""
+    features and labels gathered; statistics of the softmax gathered, or their maximum and then
+    their sums all-reduced; the features' gradient reduce-scattered."""
     nodes, per_node = sizes.nodes, sizes.ranks_per_node
     group_ranks, group_nodes = {
         "replicated": (1, 1),
@@ -122,10 +132,14 @@ def slice_bytes(layout: str, sizes: Sizes) -> tuple[Bytes, Bytes, Bytes]:
     }[layout]
     feature_block = sizes.images_per_rank * sizes.features * sizes.feature_bytes
     label_block = sizes.images_per_rank * sizes.label_bytes
-    statistic_block = 3 * group_ranks * sizes.images_per_rank * sizes.statistic_bytes
+    row = group_ranks * sizes.images_per_rank * sizes.statistic_bytes
+    if gathers_statistics(group_ranks):
+        statistics = [all_gather_bytes(3 * row, group_ranks, group_nodes)]
+    else:
+        statistics = [all_reduce_bytes(rows * row, group_ranks, group_nodes) for rows in (1, 2)]
     return (
         all_gather_bytes(feature_block + label_block, group_ranks, group_nodes),
-        all_gather_bytes(statistic_block, group_ranks, group_nodes),
+        *statistics,
         all_gather_bytes(feature_block, group_ranks, group_nodes),
     )
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.config import ClassifierConfig
+from harness.measure.traffic import gathers_statistics
 from harness.model.margins import add_margin, own_targets
 from harness.parallel.group import Group
 from harness.parallel.slices import slice_of
@@ -161,7 +162,7 @@ def _gather(features_BD: Tensor, labels_B: Tensor, group: Group) -> tuple[Tensor
 
 
 class _Statistics:
-    """Softmax statistics of all slices from those of this one, in one gather.
+    """Softmax statistics of all slices from those of this one.
 
     a = max over slices of the row's max; S = sum over slices of sum exp(z - a);
     t = the target's logit, on exactly one slice; loss = a + log S - t.
@@ -173,15 +174,34 @@ class _Statistics:
         self.exponentials_nK = (logits_nK - own_max_n[:, None]).exp_()
         target_n = torch.zeros_like(own_max_n)
         target_n[self.rows] = logits_nK[self.rows, self.columns]
-        own = torch.stack((own_max_n, self.exponentials_nK.sum(dim=1), target_n))
-        max_gn, sum_gn, target_gn = group.all_gather(own[None]).unbind(1)
-        max_n = max_gn.max(dim=0).values
-        sum_n = (sum_gn * (max_gn - max_n).exp()).sum(dim=0)
-        target_n = target_gn.sum(dim=0)
+        over_slices = _gathered if gathers_statistics(group.size) else _added_up
+        max_n, sum_n, target_n = over_slices(
+            own_max_n, self.exponentials_nK.sum(dim=1), target_n, group
+        )
         self.losses_n = max_n + sum_n.log() - target_n
         self.hits_n = target_n >= max_n
         self.scale_n = (own_max_n - max_n).exp() / sum_n
         """exponentials * scale = the softmax over all slices."""
+
+
+def _gathered(
+    max_n: Tensor, sum_n: Tensor, target_n: Tensor, group: Group
+) -> tuple[Tensor, Tensor, Tensor]:
+    """a, S and t in one collective, in which a rank sends 3 n numbers to every other."""
+    own = torch.stack((max_n, sum_n, target_n))
+    max_gn, sum_gn, target_gn = group.all_gather(own[None]).unbind(1)
+    max_n = max_gn.max(dim=0).values
+    return max_n, (sum_gn * (max_gn - max_n).exp()).sum(dim=0), target_gn.sum(dim=0)
+
+
+def _added_up(
+    max_n: Tensor, sum_n: Tensor, target_n: Tensor, group: Group
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in two, in which a rank sends 6 n numbers in all, however many ranks there are."""
+    over_all_n = group.maximum(max_n.clone())
+    own = torch.stack((sum_n * (max_n - over_all_n).exp(), target_n))
+    sum_n, target_n = group.launch_sum(own).wait()
+    return over_all_n, sum_n, target_n
 
 
 class _CrossEntropy(torch.autograd.Function):

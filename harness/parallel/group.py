@@ -119,11 +119,20 @@ class Group:
         """Starts the sum of `tensor`, in place; torch needs no name. Collective over the group."""
         return self._launch_reduce(tensor, None)
 
-    def _launch_reduce(self, tensor: Tensor, finish: Callable[[Tensor], Tensor] | None) -> Pending:
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """The largest of every element over the group, in place. Collective over the group."""
+        return self._launch_reduce(tensor, None, dist.ReduceOp.MAX).wait()
+
+    def _launch_reduce(
+        self,
+        tensor: Tensor,
+        finish: Callable[[Tensor], Tensor] | None,
+        operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
+    ) -> Pending:
         if self.process_group is None:
             return self._pending(None, tensor)
         self._count(all_reduce_bytes, tensor)
-        work = dist.all_reduce(tensor, group=self.process_group, async_op=True)
+        work = dist.all_reduce(tensor, operation, group=self.process_group, async_op=True)
         return self._pending(work, tensor, finish)
 
     def _count(self, formula: Callable[[float, int, int], Bytes], tensor: Tensor) -> None:

@@ -45,7 +45,7 @@ class Workload:
     element_bytes: int
     window: Bytes
     """That a rank sends in a window, by the formula that counted bytes must equal."""
-    gathers: tuple[Bytes, Bytes, Bytes]
+    gathers: tuple[Bytes, ...]
     """Of them, in the slice group, of each collective of a micro-batch."""
     buckets: tuple[Bucket, ...]
     """Of the flat route, in the order they go out."""

@@ -13,6 +13,7 @@ from harness.measure.traffic import (
     all_gather_bytes,
     all_reduce_bytes,
     formula,
+    slice_bytes,
 )
 
 GRIDS = [(nodes, per_node) for nodes in (1, 2, 3, 4) for per_node in (1, 2, 3)]
@@ -217,3 +218,16 @@ def test_one_node_sends_nothing_across_and_one_rank_nothing() -> None:
             for route in ("flat", "hierarchical"):
                 assert formula(layout, kind, route, one_node).cross_node == 0
                 assert formula(layout, kind, route, one_rank) == Bytes()
+
+
+def test_statistics_of_large_groups_do_not_grow_with_their_square() -> None:
+    """8 ranks gather three numbers of every image from everyone; 16 reduce them, twice 2(n-1)/n."""
+    small, large = (
+        slice_bytes("world", replace(SIZES, nodes=nodes, ranks_per_node=2)) for nodes in (4, 8)
+    )
+    images = SIZES.images_per_rank
+    assert len(small) == 3
+    assert small[1].in_node + small[1].cross_node == 7 * 3 * 8 * images * 4
+    assert len(large) == 4
+    sent = [each.in_node + each.cross_node for each in large[1:3]]
+    assert sent == pytest.approx([2 * 15 / 16 * rows * 16 * images * 4 for rows in (1, 2)])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from harness.config import ClassifierConfig
+from harness.measure import traffic as formulas
 from harness.measure.clock import Phase
 from harness.measure.traffic import Traffic
 from harness.model.sliced_classifier import INIT_BLOCK, SlicedClassifier, initial_weight
@@ -114,7 +115,12 @@ class Found:
     """Bytes of the way forth and back."""
 
 
-def on_this_rank() -> dict[str, Found]:
+class Large(int):
+    """So many ranks, who add statistics up as large groups do."""
+
+
+def on_this_rank(gathered_ranks: int) -> dict[str, Found]:
+    formulas.GATHERED_RANKS = gathered_ranks
     n = dist.get_world_size()
     process_group = dist.group.WORLD if n > 1 else None
     counted = meters()
@@ -153,9 +159,13 @@ def sliced(case: Case, group: Group, traffic: Traffic) -> Found:
     )
 
 
-@cache
 def on_ranks(ranks: int) -> list[dict[str, Found]]:
-    return run_on_ranks(on_this_rank, ranks)
+    return _on_ranks(int(ranks), 1 if isinstance(ranks, Large) else ranks)
+
+
+@cache
+def _on_ranks(ranks: int, gathered_ranks: int) -> list[dict[str, Found]]:
+    return run_on_ranks(on_this_rank, ranks, gathered_ranks)
 
 
 def with_margin(cosine: Tensor, config: ClassifierConfig) -> Tensor:
@@ -217,7 +227,9 @@ def joined(ranks: int, name: str) -> list[Found]:
     ]
 
 
-RANKS = pytest.mark.parametrize("ranks", [1, 2, 3])
+RANKS = pytest.mark.parametrize(
+    "ranks", [1, 2, 3, Large(3)], ids=["1", "2", "3", "3-as-large-groups-do"]
+)
 EXACT = pytest.mark.parametrize("name", CASES)
 
 
@@ -286,6 +298,9 @@ def test_what_a_micro_batch_sends(
     features, statistics = images * FEATURES * feature_bytes, 3 * 3 * images * statistic_bytes
     expected = 2 * (2 * features + images * label_bytes + statistics)
     assert [found.sent for found in joined(3, name)] == [expected] * 3
+    # 2(n-1)/n of the maximum's row, and of the two rows of sums.
+    summed = 2 * (2 * features + images * label_bytes) + 2 * 2 / 3 * statistics
+    assert [found.sent for found in joined(Large(3), name)] == pytest.approx([summed] * 3)
 
 
 @RANKS
