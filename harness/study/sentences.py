@@ -84,6 +84,8 @@ def head(verdict: Verdict, rival: str) -> str:
     """What the rival is, in a few words."""
     throughput, accuracy = verdict.of(rival, THROUGHPUT), verdict.of(rival, ACCURACY)
     speed = verdict.of(rival, SECONDS) or throughput
+    if speed is None and accuracy is not None:
+        return "no speed was measured"
     if speed is None:
         return f"no seed in common with {verdict.baseline.name}"
     if speed.judged is Judgement.UNTESTED:

@@ -318,3 +318,13 @@ def test_waits_that_no_clock_tells_apart_are_not_judged() -> None:
     values = found.config.model_dump() | {"exchange": {"kind": "ddp_powersgd"}}
     rival = replace(found, config=Config.model_validate(values))
     assert verdict(rival).of("ddp_powersgd", WAIT) is None
+
+
+def test_runs_of_no_timed_window_have_no_speed_but_seeds_in_common() -> None:
+    def untimed(found: Variant) -> Variant:
+        cut = {"images_per_second": 0.0}
+        return replace(found, summaries=tuple(r.model_copy(update=cut) for r in found.summaries))
+
+    rival = untimed(trainings("rival", OTHER_SPEEDS, OTHER_ENDS))
+    said = sentences(verdict(rival, baseline=untimed(BASE), target=None))[1]
+    assert said.startswith("rival: no speed was measured. It ends as accurate")
