@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -88,6 +90,20 @@ def open_store(uri: str) -> "MlflowClient":
             f"start it, set tracking.uri to another, or tracking.enabled=false"
         ) from error
     return client
+
+
+@contextmanager
+def still_answering(uri: str) -> Iterator[None]:
+    """Raises UserError where the store, which has answered, refuses or goes away in the block."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise UserError(
+            f"the MLflow store {without_password(uri)} does not give what was asked "
+            f"({in_short(error)})"
+        ) from error
 
 
 def _require_writable(file: Path) -> None:

@@ -1,8 +1,10 @@
 """What one run says of itself at the end: the file that a comparison reads."""
 
+import math
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from harness.measure.clock import Phase
 
@@ -12,7 +14,12 @@ FILE_NAME = "summary.json"
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A run that diverged has a loss of NaN, which JSON's null would not bring back.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+Metric = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""Null, as older files have it for what is not finite, is read as NaN."""
 
 
 class Spread(Record):
@@ -72,7 +79,7 @@ class Evaluation(Record):
     """Training images of all ranks so far."""
     train_seconds: float
     """Wall time of training so far, evaluations, checkpoints and set-up left out."""
-    metrics: dict[str, float]
+    metrics: dict[str, Metric]
     """`val/top1` and the like; shares, not per cent."""
 
 

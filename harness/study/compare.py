@@ -13,16 +13,17 @@ from harness.cluster.launch import Outcome
 from harness.cluster.training import launch_training, train_command
 from harness.config import Config, load
 from harness.errors import UserError
-from harness.measure.store import check_store
+from harness.measure.store import check_store, store_uri
 from harness.measure.summary import RunSummary
 from harness.measure.tracking import CONFIG_FILE, ENVIRONMENT_FILE
 from harness.parallel.topology import check_classes
+from harness.study.alike import check_same_images
 from harness.study.conclude import conclude
+from harness.study.failure import Failure
 from harness.study.prediction import Prediction
+from harness.study.record import record_predictions
 from harness.study.results import Results, Terms, Variant
-
-SAME_IMAGES = ("dataset", "num_classes", "root", "synthetic_images")
-"""Keys of `data` without which accuracies mean different things."""
+from harness.study.store import foretold_of
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ def compare(
     if first.tracking.enabled:
         check_store(first)
     _announce(plan)
+    known = _predictions(plan, predictions)
     finished, failures, code = _run_all(plan)
-    results = _results(plan, finished, failures, predictions)
+    results = _results(plan, finished, failures, *known)
     if any(variant.summaries for variant in results.variants):
         conclude(results, terms, plan.folder, first)
     return code
@@ -118,17 +120,18 @@ def _check(configs: Sequence[Config], np: int, hosts: str) -> None:
     topology = topology_of(parse_hosts(hosts, np), np)
     for config in configs:
         check_classes(topology, config.classifier.layout, config.data.num_classes)
-        _check_same_images(configs[0], config)
+        check_same_images(configs[0], config)
 
 
-def _check_same_images(first: Config, other: Config) -> None:
-    for key in SAME_IMAGES:
-        here, there = getattr(first.data, key), getattr(other.data, key)
-        if here != there:
-            raise UserError(
-                f"{first.name} has data.{key}={here}, {other.name} has {there}: their accuracies "
-                f"do not compare; give both the same"
-            )
+def _predictions(plan: Plan, given: tuple[Prediction, ...]) -> tuple[tuple[Prediction, ...], bool]:
+    """Those given, kept with the study, else those that it has; and whether no run is older."""
+    first = plan.variants[0]
+    if not first.tracking.enabled:
+        return given, bool(given)
+    if given:
+        record_predictions(first, plan.study, given)
+    found, before = foretold_of(store_uri(first), plan.study, first.tracking.experiment)
+    return given or found, before and given in ((), found)
 
 
 def _announce(plan: Plan) -> None:
@@ -157,10 +160,10 @@ def _length(config: Config, ranks: int) -> str:
     return f"{images:,} images"
 
 
-def _run_all(plan: Plan) -> tuple[dict[str, list[RunSummary]], dict[str, list[str]], int]:
-    """Summaries and reasons of failure by variant, and the exit code."""
+def _run_all(plan: Plan) -> tuple[dict[str, list[RunSummary]], list[Failure], int]:
+    """Summaries by variant, what failed, and the exit code."""
     finished: dict[str, list[RunSummary]] = {config.name: [] for config in plan.variants}
-    failures: dict[str, list[str]] = {config.name: [] for config in plan.variants}
+    failures: list[Failure] = []
     code = 0
     for number, trial in enumerate(plan.trials, start=1):
         _say(f"\n[{number}/{len(plan.trials)}] {trial.config.name}, seed {trial.config.seed}")
@@ -168,7 +171,7 @@ def _run_all(plan: Plan) -> tuple[dict[str, list[RunSummary]], dict[str, list[st
         if outcome.exit_code == 0:
             finished[trial.config.name].append(RunSummary.read(trial.folder))
             continue
-        failures[trial.config.name].append(outcome.reason)
+        failures.append(Failure(config=trial.config, reason=outcome.reason))
         code = max(code, outcome.exit_code)
         if outcome.stopped or outcome.exit_code == 2:
             _say("the study ends here")
@@ -189,8 +192,9 @@ def _run(plan: Plan, trial: Trial) -> Outcome:
 def _results(
     plan: Plan,
     summaries: dict[str, list[RunSummary]],
-    failures: dict[str, list[str]],
+    failures: Sequence[Failure],
     predictions: tuple[Prediction, ...],
+    foretold: bool,
 ) -> Results:
     """As a store would give them back: a config is the one that the first run resolved."""
     resolved = {config.name: config for config in plan.variants}
@@ -201,10 +205,22 @@ def _results(
         if (trial.folder / ENVIRONMENT_FILE).exists():
             found = (trial.folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")
             environments.append(json.loads(found))
+    reasons = {
+        name: tuple(each.reason for each in failures if each.config.name == name)
+        for name in resolved
+    }
     variants = tuple(
-        Variant(resolved[name], tuple(summaries[name]), tuple(failures[name])) for name in resolved
+        Variant(resolved[name], tuple(summaries[name]), reasons[name]) for name in resolved
     )
-    return Results(plan.study, variants, tuple(reversed(environments)), predictions)
+    return Results(
+        plan.study,
+        variants,
+        tuple(reversed(environments)),
+        predictions,
+        foretold=foretold,
+        in_turn=True,
+        failures=tuple(failures),
+    )
 
 
 def _say(text: str) -> None:

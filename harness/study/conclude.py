@@ -8,10 +8,11 @@ import pandas as pd
 
 from harness.config import Config
 from harness.study.chart import draw
+from harness.study.failure import FILE_NAME, write_failures
 from harness.study.record import record, way_to_see
 from harness.study.report import write_report
 from harness.study.results import Results, Target, Terms, Variant, baseline_of, target_of
-from harness.study.scoring import NOTE, score_cells, scores
+from harness.study.scoring import score_cells, scores, scores_meaning
 from harness.study.sentences import as_paragraphs, meaning, sentences
 from harness.study.table import aligned, as_markdown, as_text, comparison, piped
 from harness.study.verdict import Verdict, judge
@@ -44,7 +45,8 @@ class Conclusion:
         """For a terminal."""
         parts = [as_text(self.frame, self.baseline, self.target)]
         if self.scored is not None:
-            parts.append(f"{aligned(score_cells(self.scored))}\n{as_paragraphs([NOTE])}")
+            meant = as_paragraphs([scores_meaning(self.results.foretold)])
+            parts.append(f"{aligned(score_cells(self.scored))}\n{meant}")
         parts.append(as_paragraphs(sentences(self.verdict)))
         parts.append(as_paragraphs(meaning(self.verdict)))
         return "\n\n".join(parts)
@@ -56,7 +58,8 @@ class Conclusion:
         parts = [f"# {self.results.title}", *filter(None, said)]
         parts.append(as_markdown(self.frame, self.baseline, self.target))
         if self.scored is not None:
-            parts.append(f"{piped(score_cells(self.scored))}\n\n* {NOTE}")
+            meant = scores_meaning(self.results.foretold)
+            parts.append(f"{piped(score_cells(self.scored))}\n\n* {meant}")
         parts.append("\n".join(f"* {each}" for each in meaning(self.verdict)))
         return "\n\n".join(parts) + "\n"
 
@@ -72,10 +75,14 @@ class Conclusion:
         draw(self.results.variants, self.target, self.results.title, chart)
         self.verdict.frame.to_csv(tests, index=False)
         write_report(self.results, self.frame, self.verdict, self.scored, report)
-        if self.scored is None:
-            return [table, numbers, chart, tests, report]
-        self.scored.to_csv(errors)
-        return [table, numbers, chart, tests, report, errors]
+        files = [table, numbers, chart, tests, report]
+        if self.scored is not None:
+            self.scored.to_csv(errors)
+            files.append(errors)
+        if self.results.failures:
+            write_failures(self.results.failures, folder / FILE_NAME)
+            files.append(folder / FILE_NAME)
+        return files
 
 
 def conclude(results: Results, terms: Terms, folder: Path, store: Config | None) -> None:
@@ -86,12 +93,13 @@ def conclude(results: Results, terms: Terms, folder: Path, store: Config | None)
     table, _, chart, _, report = files[:5]
     print(f"\n{found.text}\n\ntable {table}\nchart {chart}\nreport {report}", flush=True)
     if store is not None and store.tracking.enabled:
-        _log(store, results.study, found.frame, files)
+        _log(store, found, files)
 
 
-def _log(store: Config, study: str, frame: pd.DataFrame, files: list[Path]) -> None:
+def _log(store: Config, found: Conclusion, files: list[Path]) -> None:
+    results = found.results
     try:
-        experiment_id = record(store, study, frame, files)
+        experiment_id = record(store, results.study, found.frame, files, len(results.failures))
     except Exception as error:  # the table is shown and lies in the folder, whatever MLflow does
         told = " ".join(str(error).split())[:200]
         print(f"warning: the comparison is not in MLflow: {told}", file=sys.stderr, flush=True)

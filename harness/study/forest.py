@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from harness.study.figures.colours import looks
+from harness.study.results import Variant
 from harness.study.verdict import ACCURACY, SECONDS, THROUGHPUT, Finding, Question, Verdict
 
 BAND = "#e8e8e8"
@@ -43,7 +44,7 @@ def _draw(axes: Axes, verdict: Verdict, question: Question, none: float) -> None
     for row, rival in enumerate(verdict.rivals):
         finding = verdict.of(rival.name, question)
         if finding is None:
-            _say_why(axes, verdict, rival.name, row)
+            _say(axes, row, _why_not(verdict, question, rival))
             continue
         reach += _draw_row(axes, finding, row, found[rival.name].colour)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -63,9 +64,22 @@ def _draw_row(axes: Axes, finding: Finding, row: int, colour: str) -> Sequence[f
     return [each for each in (*whole, interval.estimate) if math.isfinite(each)]
 
 
-def _say_why(axes: Axes, verdict: Verdict, rival: str, row: int) -> None:
-    reached = verdict.reached[rival]
-    text = f"reached in {reached.runs} of {reached.of}" if reached.of else "failed"
+def _why_not(verdict: Verdict, question: Question, rival: Variant) -> str:
+    """Why a rival was not compared in this."""
+    for each in (rival, verdict.baseline):
+        if not each.summaries:
+            what = "has not ended" if each.running else "failed"
+            return what if each is rival else f"{each.name} {what}"
+    if question is SECONDS:
+        for each in (rival, verdict.baseline):
+            reached = verdict.reached[each.name]
+            if not reached.always:
+                told = f"reached in {reached.runs} of {reached.of}"
+                return told if each is rival else f"{each.name}: {told}"
+    return "nothing to compare"
+
+
+def _say(axes: Axes, row: int, text: str) -> None:
     middle = axes.get_yaxis_transform()
     axes.text(0.5, row, text, transform=middle, ha="center", va="center", color="#444444")
 

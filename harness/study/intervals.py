@@ -13,6 +13,8 @@ from statistics import fmean, stdev
 from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95
+NORMAL = 1.96
+"""Standard errors to each side of a 95 % interval where the spread is known, not estimated."""
 FEWEST_PAIRS = 3
 """Seeds below which there is no test: two give an interval 13 standard errors wide to each side."""
 
@@ -61,11 +63,15 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def differences(one: Sequence[float], other: Sequence[float], grain: float = 0.0) -> Difference:
+def differences(
+    one: Sequence[float], other: Sequence[float], grain: float = 0.0, shared: float = 0.0
+) -> Difference:
     """Mean of `one - other`, value by value.
 
-    `grain`: the step in which values come, one image of the validation set say. Rounding to it adds
-    its own spread: seeds that agree to the last digit prove no more than the digits hold.
+    Values come in steps, and rounding to a step adds its own spread: seeds that agree to the last
+    digit prove no more than the digits hold. `grain`: a step to which each seed is rounded for
+    itself, so that more seeds average it out. `shared`: one to which all seeds are rounded alike,
+    which stays however many there are.
     """
     found = [a - b for a, b in zip(one, other, strict=True)]
     if not found:
@@ -73,19 +79,27 @@ def differences(one: Sequence[float], other: Sequence[float], grain: float = 0.0
     mean = fmean(found)
     if len(found) < FEWEST_PAIRS:
         return Difference(Interval(mean, math.nan, math.nan), math.nan, len(found))
-    rounding = grain / math.sqrt(6)  # of a difference of two values, each uniform within a step
-    error = max(stdev(found), rounding) / math.sqrt(len(found))
-    half = _quantile(len(found)) * error
+    quantile = _quantile(len(found))
+    error = max(stdev(found), _rounding(grain)) / math.sqrt(len(found))
+    half = math.hypot(quantile * error, NORMAL * _rounding(shared))
     interval = Interval(mean, mean - half, mean + half)
-    if error == 0:
+    if half == 0:
         return Difference(interval, 0.0 if mean else 1.0, len(found))
-    p = 2 * float(stdtr(len(found) - 1, -abs(mean) / error))
+    # Below 0.05 exactly where the interval leaves no difference out.
+    p = 2 * float(stdtr(len(found) - 1, -abs(mean) * quantile / half))
     return Difference(interval, p, len(found))
 
 
-def ratios(one: Sequence[float], other: Sequence[float], grain: float = 0.0) -> Difference:
-    """Geometric mean of `one / other`, pair by pair. `grain`: as a share of the values."""
-    found = differences([math.log(a) for a in one], [math.log(b) for b in other], grain)
+def _rounding(step: float) -> float:
+    """Standard deviation of a difference of two values, each uniform within a step."""
+    return step / math.sqrt(6)
+
+
+def ratios(
+    one: Sequence[float], other: Sequence[float], grain: float = 0.0, shared: float = 0.0
+) -> Difference:
+    """Geometric mean of `one / other`, pair by pair. Steps are shares of the values."""
+    found = differences([math.log(a) for a in one], [math.log(b) for b in other], grain, shared)
     logs = found.interval
     interval = Interval(math.exp(logs.estimate), math.exp(logs.low), math.exp(logs.high))
     return Difference(interval, found.p, found.pairs)

@@ -11,12 +11,25 @@ import pandas as pd
 
 from harness.config import Config
 from harness.measure.redaction import without_password
-from harness.measure.store import connect, open_experiment, open_store, sqlite_file, store_uri
+from harness.measure.store import (
+    connect,
+    open_experiment,
+    open_store,
+    sqlite_file,
+    still_answering,
+    store_uri,
+)
+from harness.study import failure
 from harness.study.prediction import FILE_NAME, TAG, Prediction, write_predictions
 
 
-def record(config: Config, study: str, frame: pd.DataFrame, artifacts: list[Path]) -> str:
-    """Logs all that was written, the table first; the id of the experiment they lie in."""
+def record(
+    config: Config, study: str, frame: pd.DataFrame, artifacts: list[Path], failures: int = 0
+) -> str:
+    """Logs all that was written, the table first; the id of the experiment they lie in.
+
+    `failures`: how many an artifact holds for those who take the study up.
+    """
     from mlflow.entities import Metric, RunTag
 
     uri = store_uri(config)
@@ -26,6 +39,8 @@ def record(config: Config, study: str, frame: pd.DataFrame, artifacts: list[Path
     run_id = run.info.run_id
     shown = artifacts[0].read_text(encoding="utf-8")
     tags = {"study": study, "variant": "comparison", "mlflow.note.content": shown}
+    if failures:
+        tags[failure.TAG] = str(failures)
     # A metric of this name in the runs themselves would be a mean over one of them.
     numbers = {
         f"comparison/{column}/{variant}": float(value)
@@ -50,15 +65,15 @@ def record_predictions(config: Config, study: str, predictions: Sequence[Predict
 
     uri = store_uri(config)
     client = open_store(uri)
-    experiment_id = open_experiment(client, uri, config.tracking.experiment)
-    run_id = client.create_run(experiment_id, run_name=f"prediction {study}").info.run_id
-    tags = {"study": study, "variant": TAG}
-    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-    with tempfile.TemporaryDirectory() as folder:
+    with still_answering(uri), tempfile.TemporaryDirectory() as folder:
+        experiment_id = open_experiment(client, uri, config.tracking.experiment)
+        run_id = client.create_run(experiment_id, run_name=f"prediction {study}").info.run_id
+        tags = {"study": study, "variant": TAG}
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         path = Path(folder) / FILE_NAME
         write_predictions(predictions, path)
         client.log_artifact(run_id, str(path))
-    client.set_terminated(run_id)
+        client.set_terminated(run_id)
     return experiment_id
 
 

@@ -13,7 +13,7 @@ from harness.study.figures.colours import looks
 from harness.study.forest import forest_figure
 from harness.study.page import facts, figure, items, page, table
 from harness.study.results import Results
-from harness.study.scoring import NOTE, score_cells
+from harness.study.scoring import score_cells, scores_meaning
 from harness.study.sentences import meaning, sentences
 from harness.study.table import cell_blocks, notes
 from harness.study.verdict import Verdict
@@ -23,15 +23,19 @@ UNSAID = ("name", "seed", "tracking.", "data.cache", "data.root", "train.resume"
 READING = (
     "Time to accuracy decides. Throughput alone rewards whoever learns less from each image.",
     "In the picture of differences a dot is the mean over seeds and a bar its 95% interval; a bar "
-    "within the grey band is no difference, one that leaves the line in the middle on one side is "
-    "better or worse, any other cannot tell. A hollow dot has too few seeds for a bar.",
+    "within the grey band is no difference. Bars are of each rival alone, what is said is not: "
+    "better or worse is said where a bar leaves the line in the middle on one side and p, "
+    "corrected for the number of rivals, is below 0.05 too. A hollow dot has too few seeds for a "
+    "bar.",
     "Waiting is time in which a rank stands still for others. What an exchange hides behind "
     "computing is not waiting.",
 )
-MEASURED = (
+IN_TURN = (
     "Variants ran in turn on the same hosts, seed by seed and there and back, so that what slows "
-    "the machines for a while slows all of them. Runs of the same seed see the same images in "
-    "the same order.",
+    "the machines for a while slows all of them."
+)
+MEASURED = (
+    "Runs of the same seed see the same images in the same order.",
     "Times are wall time on every rank, in phases that add up to the step; the first windows of a "
     "run are left out. Training time leaves out evaluations, checkpoints and set-up.",
     "Accuracy is of the mean over nodes after the last exchange has landed, on whole validation "
@@ -52,17 +56,18 @@ def write_report(
     found = looks(each.name for each in results.variants)
     colours = {name: look.colour for name, look in found.items()}
     title = question(verdict)
+    measured = (IN_TURN, *MEASURED) if results.in_turn else MEASURED
     body = [
         f'<header><h1>{escape(title)}</h1><p class="about">{escape(_about(results))}</p></header>',
         *_said(verdict, colours),
         *_pictures(results, verdict),
-        *_numbers(frame, verdict, scored, colours),
+        *_numbers(results, frame, verdict, scored, colours),
         "<h2>Settings that differ</h2>",
         _settings(results),
         "<h2>Where it ran</h2>",
         facts(_environment(results.environments, results)),
         f"<h2>How to read it</h2>{items(READING, 'notes')}",
-        f"<h2>How it was measured</h2>{items(MEASURED, 'notes')}",
+        f"<h2>How it was measured</h2>{items(measured, 'notes')}",
     ]
     path.write_text(page(title, body), encoding="utf-8")
 
@@ -124,19 +129,20 @@ def _pictures(results: Results, verdict: Verdict) -> list[str]:
 
 
 def _numbers(
+    results: Results,
     frame: pd.DataFrame,
     verdict: Verdict,
     scored: pd.DataFrame | None,
     colours: dict[str, str],
 ) -> list[str]:
-    speed, accuracy = cell_blocks(frame)
+    speed, waits, accuracy = cell_blocks(frame)
     said = notes(frame, verdict.baseline, verdict.target)
     found = ["<h2>Accuracy and time to it</h2>", table(accuracy, colours)]
     found += ["<h2>Speed, and where a step's time goes</h2>", table(speed, colours)]
-    found.append(items(said, "notes"))
+    found += [table(waits, colours), items(said, "notes")]
     if scored is not None:
         found += ["<h2>Predicted beside measured</h2>", table(score_cells(scored), colours)]
-        found.append(items([NOTE], "notes"))
+        found.append(items([scores_meaning(results.foretold)], "notes"))
     if len(verdict.frame):
         found += ["<h2>Tests</h2>", table(_tests(verdict), colours)]
         found.append(items(meaning(verdict), "notes"))

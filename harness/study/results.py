@@ -7,6 +7,7 @@ from typing import Any
 from harness.config import Config
 from harness.errors import UserError
 from harness.measure.summary import RunSummary
+from harness.study.failure import Failure
 from harness.study.prediction import Prediction
 
 LEEWAY = 0.01
@@ -23,6 +24,8 @@ class Variant:
     """Of the runs that ended well, by seed."""
     failures: tuple[str, ...] = ()
     """Why others did not."""
+    running: int = 0
+    """Runs of whose end nothing is known yet."""
 
     @property
     def name(self) -> str:
@@ -48,7 +51,12 @@ class Results:
     environments: tuple[Mapping[str, Any], ...] = ()
     """What each run noted of the machines and versions it ran on."""
     predictions: tuple[Prediction, ...] = ()
-    """Made before the runs."""
+    foretold: bool = False
+    """Whether the predictions are known to be older than the first run."""
+    in_turn: bool = False
+    """Whether the variants are known to have run in turn on the same hosts, there and back."""
+    failures: tuple[Failure, ...] = ()
+    """Of runs that MLflow may not know of."""
 
     @property
     def title(self) -> str:

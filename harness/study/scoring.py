@@ -8,14 +8,19 @@ import pandas as pd
 
 from harness.study.prediction import Prediction
 from harness.study.results import Variant
-from harness.study.table import WAITS
+from harness.study.waits import WAITS
 
 QUANTITIES = ("step_ms", "images_per_second", "wait_ms", "cross_node_mb_per_step")
 HEADS = ("step ms", "images/s", "wait ms", "MB/step")
-NOTE = (
-    "predicted before the runs, measured, and by how much the prediction is above (+) or below; of "
-    "the wait in % of the measured step, of the rest in % of what was measured"
-)
+
+
+def scores_meaning(foretold: bool) -> str:
+    """What the columns are. `foretold`: the predictions are known to be older than the runs."""
+    when = "before the runs" if foretold else "(not known to be made before the runs)"
+    return (
+        f"predicted {when}, measured, and by how much the prediction is above (+) or below; of the "
+        f"wait in % of the measured step, of the rest in % of what was measured"
+    )
 
 
 def scores(

@@ -1,11 +1,9 @@
-"""The verdict in words: one line on who wins, one per rival, and what the words mean."""
+"""The verdict in words: who wins, a line per rival, and what the words mean."""
 
-import math
 import textwrap
 from collections.abc import Sequence
-from statistics import fmean
 
-from harness.study.intervals import FEWEST_PAIRS, Interval
+from harness.study.intervals import FEWEST_PAIRS
 from harness.study.results import Variant
 from harness.study.verdict import (
     ACCURACY,
@@ -15,7 +13,18 @@ from harness.study.verdict import (
     Judgement,
     Verdict,
     accuracy_grain,
-    seconds_to,
+)
+from harness.study.winner import overall
+from harness.study.wording import (
+    hidden_in,
+    p_of,
+    points_of,
+    ratio_of,
+    ratio_range,
+    sooner_or_later,
+    times,
+    too_few,
+    without_result,
 )
 
 _B, _W, _S, _O = Judgement.BETTER, Judgement.WORSE, Judgement.SAME, Judgement.OPEN
@@ -37,7 +46,10 @@ HEADS = {
     (_W, _O): "slower; accuracy: cannot tell",
     (_W, _W): "worse: slower and less accurate",
 }
-"""What a rival is called, by its speed and its accuracy."""
+"""What a rival is called, by its time to the target and its accuracy."""
+COUNTS = {_B: "more images/s", _S: "as many images/s", _W: "fewer images/s"}
+ENDS = {_B: "more accurate", _S: "as accurate", _W: "less accurate"}
+"""What it is called without times to the target: more images are not yet better."""
 WIDTH = 118
 
 
@@ -51,69 +63,19 @@ def as_paragraphs(lines: Sequence[str], width: int = WIDTH) -> str:
     return "\n".join(textwrap.fill(line, width, subsequent_indent="    ") for line in lines)
 
 
-def overall(verdict: Verdict) -> str:
-    """The winner by time to accuracy, against the next best and not only the baseline."""
-    target = verdict.target
-    if target is None:
-        return f"No winner: {verdict.baseline.name} learned nothing that others could be timed to."
-    made_it = [each for each in verdict.variants if verdict.reached[each.name].always]
-    if not made_it:
-        return f"No winner: no variant reached {target.top1:.2%} in all of its runs."
-    goal = f"by time to {target.top1:.2%}"
-    if len(made_it) == 1 and len(verdict.variants) == 1:
-        return f"{made_it[0].name} alone was run: nothing to compare it with."
-    if len(made_it) == 1:
-        (only,) = made_it
-        return f"Winner {goal}: {_with_seconds(verdict, only)}; no other reached it in all runs."
-    if not verdict.contest:
-        return f"No winner {goal}: the variants that reached it have no seed in common."
-    return _first_of_all(verdict, goal)
-
-
-def _first_of_all(verdict: Verdict, goal: str) -> str:
-    next_best = verdict.contest[0]
-    first = next(each for each in verdict.variants if each.name == next_best.variant)
-    told, pairs = _with_seconds(verdict, first), next_best.difference.pairs
-    lead = f"{_times(next_best.interval.estimate)} sooner than the next, {next_best.against}"
-    if next_best.judged is Judgement.UNTESTED:
-        return f"First {goal}: {told}, {lead}; {too_few(pairs)} whether that is chance."
-    rest = verdict.contest[1:]
-    not_told = [each for each in rest if each.judged is not Judgement.BETTER]
-    if next_best.judged is Judgement.BETTER and not not_told:
-        return f"Winner {goal}: {told}; {lead} ({_ratio_range(next_best)}).{_price(verdict, first)}"
-    level = [each for each in (next_best, *rest) if each.judged is not Judgement.BETTER]
-    found = [f"{each.against} ({_hidden(each)})" for each in level]
-    if all(each.judged is Judgement.SAME for each in level):
-        return f"No difference among the best {goal}: {told}, and {', '.join(found)}."
-    return f"No clear winner {goal}: first was {told}, but it cannot be told from {_and(found)}."
-
-
-def _price(verdict: Verdict, winner: Variant) -> str:
-    """Accuracy that winning cost."""
-    accuracy = verdict.of(winner.name, ACCURACY)
-    if accuracy is None or accuracy.judged is not Judgement.WORSE:
-        return ""
-    points = _points(verdict, accuracy.interval.estimate)
-    return f" It ends less accurate than {verdict.baseline.name}: {points} points."
-
-
-def _with_seconds(verdict: Verdict, variant: Variant) -> str:
-    found = [seconds_to(run, verdict.target) for run in variant.summaries]
-    seconds = fmean(each for each in found if each is not None)
-    failed = f", {len(variant.failures)} more runs failed" if variant.failures else ""
-    return f"{variant.name} ({_seconds(seconds)}{failed})"
-
-
 def _rival(verdict: Verdict, rival: Variant) -> str:
+    baseline = verdict.baseline
     if not rival.summaries:
-        return f"{rival.name}: no result, all {len(rival.failures)} runs failed."
-    if not verdict.baseline.summaries:
-        return f"{rival.name}: nothing to compare it with, {verdict.baseline.name} failed."
+        return f"{rival.name}: no result, {without_result(rival)}."
+    if not baseline.summaries:
+        what = "has not ended" if baseline.running else "failed"
+        return f"{rival.name}: nothing to compare it with, {baseline.name} {what}."
     clauses = [_to_target(verdict, rival), _accuracy(verdict, rival), _throughput(verdict, rival)]
-    if rival.failures:
-        clauses.append(f"{len(rival.failures)} of its runs failed")
-    if verdict.baseline.failures:
-        clauses.append(f"{len(verdict.baseline.failures)} of {verdict.baseline.name}'s runs failed")
+    for variant, whose in ((rival, "its"), (baseline, f"{baseline.name}'s")):
+        if variant.failures:
+            clauses.append(f"{len(variant.failures)} of {whose} runs failed")
+        if variant.running:
+            clauses.append(f"{variant.running} of {whose} runs still running")
     text = "; ".join(clause for clause in clauses if clause)
     return f"{rival.name}: {head(verdict, rival.name)}. It {text}."
 
@@ -122,22 +84,32 @@ def head(verdict: Verdict, rival: str) -> str:
     """What the rival is, in a few words."""
     throughput, accuracy = verdict.of(rival, THROUGHPUT), verdict.of(rival, ACCURACY)
     speed = verdict.of(rival, SECONDS) or throughput
+    if speed is None and accuracy is not None:
+        return "no speed was measured"
     if speed is None:
         return f"no seed in common with {verdict.baseline.name}"
     if speed.judged is Judgement.UNTESTED:
         return too_few(speed.difference.pairs)
-    untested = accuracy is None or accuracy.judged is Judgement.UNTESTED
-    found = HEADS[speed.judged, Judgement.OPEN if untested or accuracy is None else accuracy.judged]
+    ends = Judgement.OPEN if accuracy is None else accuracy.judged
+    ends = Judgement.OPEN if ends is Judgement.UNTESTED else ends
+    found = _by_count(speed.judged, ends) if speed is throughput else HEADS[speed.judged, ends]
     return f"misses the target; {found}" if _misses(verdict, rival) else found
+
+
+def _by_count(images: Judgement, ends: Judgement) -> str:
+    """By images/s and accuracy alone, which do not say who is sooner at an accuracy."""
+    if images is Judgement.OPEN:
+        unknown = "images/s: cannot tell"
+        return "cannot tell" if ends is Judgement.OPEN else f"{ENDS[ends]}; {unknown}"
+    if ends is Judgement.OPEN:
+        return f"{COUNTS[images]}; accuracy: cannot tell"
+    joint = "but" if {images, ends} == {Judgement.BETTER, Judgement.WORSE} else "and"
+    return f"{COUNTS[images]} {joint} {ENDS[ends]}"
 
 
 def _misses(verdict: Verdict, rival: str) -> bool:
     """A target that the baseline always reached."""
     return verdict.reached[verdict.baseline.name].always and not verdict.reached[rival].always
-
-
-def too_few(pairs: int) -> str:
-    return "one seed cannot tell" if pairs == 1 else f"{pairs} seeds cannot tell"
 
 
 def _to_target(verdict: Verdict, rival: Variant) -> str:
@@ -151,17 +123,16 @@ def _to_target(verdict: Verdict, rival: Variant) -> str:
             f"reaches {goal} in {own.runs} of {own.of} runs, {baseline} in {other.runs} of "
             f"{other.of}: no time to compare"
         )
-    ratio = finding.interval.estimate
-    times = f"{_times(max(ratio, 1 / ratio))} {'sooner' if ratio >= 1 else 'later'}"
+    apart = sooner_or_later(finding.interval.estimate)
     if finding.judged is Judgement.OPEN:
         one_side = (finding.interval.low - 1) * (finding.interval.high - 1) > 0
-        hidden = _hidden(finding) + _among(verdict, finding, one_side)
+        hidden = hidden_in(finding) + _among(verdict, finding, one_side)
         return f"reaches {goal} {hidden} than {baseline}"
     if finding.judged is Judgement.SAME:
-        return f"reaches {goal} as soon as {baseline}, {_hidden(finding)}"
+        return f"reaches {goal} as soon as {baseline}, {hidden_in(finding)}"
     if finding.judged is Judgement.UNTESTED:
-        return f"reaches {goal} {times} than {baseline}"
-    return f"reaches {goal} {times} than {baseline} ({_ratio_range(finding)})"
+        return f"reaches {goal} {apart} than {baseline}"
+    return f"reaches {goal} {apart} than {baseline} ({ratio_range(finding)})"
 
 
 def _accuracy(verdict: Verdict, rival: Variant) -> str:
@@ -169,10 +140,10 @@ def _accuracy(verdict: Verdict, rival: Variant) -> str:
     if finding is None:
         return ""
     interval = finding.interval
-    estimate = f"{_points(verdict, interval.estimate)} points"
+    estimate = f"{points_of(verdict, interval.estimate)} points"
     if finding.judged is Judgement.UNTESTED:
         return f"ends {estimate} from {verdict.baseline.name}'s accuracy"
-    low, high = (_points(verdict, each) for each in (interval.low, interval.high))
+    low, high = (points_of(verdict, each) for each in (interval.low, interval.high))
     told = f"95%: {low} .. {high}"
     if finding.judged is Judgement.SAME:
         return f"ends as accurate ({estimate}, {told})"
@@ -180,76 +151,25 @@ def _accuracy(verdict: Verdict, rival: Variant) -> str:
         ends = f"ends anything from {low} to {high} points from {verdict.baseline.name}'s accuracy"
         return ends + _among(verdict, finding, interval.low * interval.high > 0)
     word = "more" if finding.judged is Judgement.BETTER else "less"
-    return f"ends {word} accurate ({estimate}, {told}, {_p(finding.p)})"
+    return f"ends {word} accurate ({estimate}, {told}, {p_of(finding.p)})"
 
 
 def _among(verdict: Verdict, finding: Finding, one_side: bool) -> str:
     """Why an interval on one side of no difference still decides nothing."""
-    return f" ({_p(finding.p)} among {len(verdict.rivals)} rivals)" if one_side else ""
+    return f" ({p_of(finding.p)} among {len(verdict.rivals)} rivals)" if one_side else ""
 
 
 def _throughput(verdict: Verdict, rival: Variant) -> str:
     finding = verdict.of(rival.name, THROUGHPUT)
     if finding is None:
         return ""
-    text = f"has {_times(finding.interval.estimate)} the images/s"
+    text = f"has {times(finding.interval.estimate)} the images/s"
     interval = finding.interval
     if finding.judged is not Judgement.UNTESTED:
-        text += f" (95%: {_ratio(interval.low)} - {_ratio(interval.high)}"
+        text += f" (95%: {ratio_of(interval.low)} - {ratio_of(interval.high)}"
         decided = finding.judged in (Judgement.BETTER, Judgement.WORSE)
-        text += f", {_p(finding.p)})" if decided else ")"
+        text += f", {p_of(finding.p)})" if decided else ")"
     return text
-
-
-def _ratio_range(finding: Finding) -> str:
-    """Of how many times sooner, or, below 1, later."""
-    interval = finding.interval
-    if interval.estimate < 1:
-        interval = interval.through(-1)
-    return f"95%: {_ratio(interval.low)} - {_ratio(interval.high)}, {_p(finding.p)}"
-
-
-def _hidden(finding: Finding) -> str:
-    """What difference in time the interval still leaves room for."""
-    low, high = finding.interval.low, finding.interval.high
-    if finding.judged is Judgement.SAME:
-        return f"within \N{PLUS-MINUS SIGN}{100 * _furthest(finding.interval):.1f}%"
-    return f"anything from {_sooner_or_later(low)} to {_sooner_or_later(high)}"
-
-
-def _furthest(interval: Interval) -> float:
-    return max(abs(math.log(interval.low)), abs(math.log(interval.high)))
-
-
-def _sooner_or_later(ratio: float) -> str:
-    return f"{_times(ratio)} sooner" if ratio >= 1 else f"{_times(1 / ratio)} later"
-
-
-def _times(ratio: float) -> str:
-    return f"{_ratio(ratio)} times"
-
-
-def _ratio(ratio: float) -> str:
-    """Three digits are more than seeds can hold."""
-    return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"
-
-
-def _points(verdict: Verdict, points: float) -> str:
-    """As many decimals as the validation images can hold."""
-    grain = accuracy_grain([run for each in verdict.variants for run in each.summaries])
-    return f"{points:+.{1 if grain >= 0.05 else 2}f}"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:,.0f} s"
-
-
-def _p(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-
-
-def _and(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def meaning(verdict: Verdict) -> list[str]:

@@ -6,25 +6,29 @@ runs is a few files to read, not thousands of requests.
 
 import json
 import math
-import tempfile
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import pandas as pd
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 from pydantic_core import from_json
+from yaml import YAMLError
 
 from harness.config import Config, load_resolved
 from harness.errors import UserError
 from harness.measure.redaction import without_password
-from harness.measure.store import open_store, sqlite_file
+from harness.measure.store import open_store, sqlite_file, still_answering
 from harness.measure.summary import FILE_NAME, RunSummary
 from harness.measure.tracking import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE
-from harness.study import prediction
+from harness.study import failure, prediction
+from harness.study.artifacts import artifacts_of
+from harness.study.failure import Failure, read_failures
 from harness.study.prediction import Prediction, read_predictions
 from harness.study.results import Results, Variant
 
@@ -32,10 +36,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-ARTIFACTS = "mlartifacts"
-"""Folder of a SQLite store's artifacts, beside its file."""
 PAGE = 1000
 """Runs in one request."""
+UNENDED = ("RUNNING", "SCHEDULED")
+PLAIN = re.compile(r"[A-Za-z0-9_.:/+ -]+")
+"""A name that can stand in a query: MLflow's language has no way to escape every other."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,11 @@ class Study:
     """MLflow experiment they lie in."""
     runs: tuple[RecordedRun, ...]
     predictions: tuple[Prediction, ...] = ()
-    """Logged with it before it ran, the latest."""
+    """Logged with it: the latest before its first run, else the latest."""
+    foretold: bool = False
+    """Whether they were logged before its first run."""
+    failures: tuple[Failure, ...] = ()
+    """Of runs that ended before MLflow knew of them."""
 
     def __getitem__(self, variant: str) -> tuple[RecordedRun, ...]:
         return tuple(run for run in self.runs if run.name == variant)
@@ -114,20 +123,34 @@ class Study:
     def variants(self) -> tuple[Variant, ...]:
         """In the order they first ran."""
         names = dict.fromkeys(run.name for run in self.runs)
-        return tuple(_variant(self[name]) for name in names)
+        names |= dict.fromkeys(each.config.name for each in self.failures)
+        return tuple(
+            _variant(self[name], [each for each in self.failures if each.config.name == name])
+            for name in names
+        )
 
     @property
     def results(self) -> Results:
         """What a comparison is made from."""
         environments = tuple(each for run in self.runs if (each := run.environment))
-        return Results(self.name, self.variants, environments, self.predictions)
+        return Results(
+            self.name, self.variants, environments, self.predictions, foretold=self.foretold
+        )
 
 
-def _variant(runs: Sequence[RecordedRun]) -> Variant:
+def _variant(runs: Sequence[RecordedRun], lost: Sequence[Failure]) -> Variant:
     by_seed = sorted(runs, key=lambda run: run.seed)
     summaries = tuple(run.summary for run in by_seed if run.summary is not None)
-    failures = tuple(f"{run.status}" for run in by_seed if run.summary is None)
-    return Variant(runs[0].config, summaries, failures)
+    without = [run for run in by_seed if run.summary is None]
+    failures = [run.status for run in without if run.status not in UNENDED]
+    whole = [run.config for run in runs if (run.folder / CONFIG_FILE).exists()]
+    configs = [*whole, *(each.config for each in lost), *(run.config for run in runs)]
+    return Variant(
+        configs[0],
+        summaries,
+        (*failures, *(each.reason for each in lost)),
+        running=len(without) - len(failures),
+    )
 
 
 def read_study(uri: str, name: str, experiment: str | None = None) -> Study:
@@ -140,32 +163,81 @@ def read_study(uri: str, name: str, experiment: str | None = None) -> Study:
     if file is not None and not file.exists():
         raise UserError(f"there is no MLflow store {file}; give another --uri")
     client = open_store(uri)
-    experiments = {each.experiment_id: each.name for each in client.search_experiments()}
-    if experiment is not None:
-        experiments = {key: value for key, value in experiments.items() if value == experiment}
-    found = list(_search(client, list(experiments), f"tags.study = '{name}'"))
-    predicted = [run for run in found if run.data.tags.get("variant") == prediction.TAG]
-    found = [run for run in found if "seed" in run.data.tags]
-    if not found:
-        tags = [run.data.tags for run in _search(client, list(experiments), "")]
-        known = sorted({each["study"] for each in tags if each.get("study")})
-        told = f"it knows {', '.join(known[:8])}" if known else "it knows none"
-        raise UserError(f"no study {name!r} in {without_password(uri)}; {told}")
-    places = {experiments[run.info.experiment_id] for run in found}
-    if len(places) > 1:
-        raise UserError(
-            f"the study {name!r} stands in the experiments {', '.join(sorted(places))}; name one "
-            f"with --experiment"
-        )
-    latest = {(run.data.tags["variant"], run.data.tags["seed"]): run for run in found}
-    runs = tuple(_recorded(client, run, file) for run in latest.values())
-    predictions = _predictions(client, predicted[-1], file) if predicted else ()
-    return Study(name, uri, places.pop(), runs, predictions)
+    with still_answering(uri):
+        experiments = _experiments(client, experiment)
+        found = _of_study(client, list(experiments), name)
+        trainings = [run for run in found if "seed" in run.data.tags]
+        if not trainings:
+            raise _unknown(client, list(experiments), name, uri)
+        places = {experiments[run.info.experiment_id] for run in trainings}
+        if len(places) > 1:
+            raise UserError(
+                f"the study {name!r} stands in the experiments {', '.join(sorted(places))}; name "
+                f"one with --experiment"
+            )
+        latest = {(run.data.tags["variant"], run.data.tags["seed"]): run for run in trainings}
+        runs = tuple(_recorded(client, run, file) for run in latest.values())
+        predictions, foretold = _predictions(client, found, file)
+        lost = _lost(client, found, file)
+        failures = tuple(each for key, each in lost.items() if key not in latest)
+    return Study(name, uri, places.pop(), runs, predictions, foretold, failures)
 
 
-def _predictions(client: "MlflowClient", run: "Run", store: Path | None) -> tuple[Prediction, ...]:
-    file = _artifacts(client, run, store) / prediction.FILE_NAME
-    return read_predictions(file) if file.exists() else ()
+def foretold_of(uri: str, name: str, experiment: str) -> tuple[tuple[Prediction, ...], bool]:
+    """A study's predictions before its runs begin, and whether none of them has begun before."""
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        return (), False
+    client = open_store(uri)
+    with still_answering(uri):
+        found = _of_study(client, list(_experiments(client, experiment)), name)
+        return _predictions(client, found, file)
+
+
+def _experiments(client: "MlflowClient", only: str | None) -> dict[str, str]:
+    """Names by id."""
+    found = {each.experiment_id: each.name for each in client.search_experiments()}
+    return {key: name for key, name in found.items() if only in (None, name)}
+
+
+def _of_study(client: "MlflowClient", experiments: list[str], name: str) -> list["Run"]:
+    """Oldest first: trainings, predictions, comparisons."""
+    query = f"tags.study = '{name}'" if PLAIN.fullmatch(name) else ""
+    found = _search(client, experiments, query)
+    return [run for run in found if run.data.tags.get("study") == name]
+
+
+def _unknown(client: "MlflowClient", experiments: list[str], name: str, uri: str) -> UserError:
+    tags = [run.data.tags for run in _search(client, experiments, "")]
+    known = sorted({each["study"] for each in tags if each.get("study")})
+    told = f"it knows {', '.join(known[:8])}" if known else "it knows none"
+    return UserError(f"no study {name!r} in {without_password(uri)}; {told}")
+
+
+def _predictions(
+    client: "MlflowClient", found: Sequence["Run"], store: Path | None
+) -> tuple[tuple[Prediction, ...], bool]:
+    """The latest that were logged before the first training started, and True; else the latest."""
+    logged = [run for run in found if run.data.tags.get("variant") == prediction.TAG]
+    first = min((run.info.start_time for run in found if "seed" in run.data.tags), default=math.inf)
+    before = [run for run in logged if run.info.end_time and run.info.end_time <= first]
+    for run in reversed(before or logged):
+        file = artifacts_of(client, run, store) / prediction.FILE_NAME
+        if file.exists():
+            return read_predictions(file), bool(before)
+    return (), False
+
+
+def _lost(
+    client: "MlflowClient", found: Sequence["Run"], store: Path | None
+) -> dict[tuple[str, str], Failure]:
+    """What comparisons of the study told of runs that failed, the latest of each."""
+    lost: dict[tuple[str, str], Failure] = {}
+    for run in found:
+        if failure.TAG in run.data.tags:
+            file = artifacts_of(client, run, store) / failure.FILE_NAME
+            lost |= {each.key: each for each in read_failures(file)} if file.exists() else {}
+    return lost
 
 
 def _search(client: "MlflowClient", experiments: list[str], query: str) -> Iterator["Run"]:
@@ -182,28 +254,20 @@ def _search(client: "MlflowClient", experiments: list[str], query: str) -> Itera
 
 
 def _recorded(client: "MlflowClient", run: "Run", store: Path | None) -> RecordedRun:
-    folder = _artifacts(client, run, store)
+    folder = artifacts_of(client, run, store)
     summary = RunSummary.read(folder) if (folder / FILE_NAME).exists() else None
-    return RecordedRun(
-        run.info.run_id, load_resolved(folder / CONFIG_FILE), run.info.status, summary, folder
-    )
+    return RecordedRun(run.info.run_id, _config(run, folder), run.info.status, summary, folder)
 
 
-def _artifacts(client: "MlflowClient", run: "Run", store: Path | None) -> Path:
-    """The run's artifacts on this machine, fetched where they lie elsewhere."""
-    parts = urlsplit(run.info.artifact_uri)
-    if parts.scheme in ("file", ""):
-        given = Path(url2pathname(parts.path))
-        # A store that was moved, or cloned, has its artifacts beside it.
-        beside = (store or given).parent / ARTIFACTS / run.info.run_id / "artifacts"
-        if store is not None and beside.exists():
-            return beside
-        if given.exists():
-            return given
-    place = Path(tempfile.gettempdir()) / "harness-artifacts" / run.info.run_id
-    place.mkdir(parents=True, exist_ok=True)
-    names = {each.path for each in client.list_artifacts(run.info.run_id)}
-    wanted = {CONFIG_FILE, ENVIRONMENT_FILE, FILE_NAME, METRICS_FILE, prediction.FILE_NAME}
-    for name in names & wanted:
-        client.download_artifacts(run.info.run_id, name, str(place))
-    return place
+def _config(run: "Run", folder: Path) -> Config:
+    """Of a run killed before its file arrived, what its parameters or at least its tags say."""
+    if (folder / CONFIG_FILE).exists():
+        return load_resolved(folder / CONFIG_FILE)
+    own = {"name": run.data.tags["variant"], "seed": int(run.data.tags["seed"])}
+    # None is what every key that may have it has anyway.
+    known = [f"{key}={value}" for key, value in run.data.params.items() if value != "None"]
+    try:
+        told = OmegaConf.merge(OmegaConf.from_dotlist(known), own)
+        return Config.model_validate(OmegaConf.to_container(told))
+    except (ValidationError, OmegaConfBaseException, YAMLError):
+        return Config.model_validate(own | {"train": {"steps": 1}})

@@ -6,22 +6,17 @@ from statistics import mean, stdev
 
 import pandas as pd
 
+from harness.config import Config
 from harness.measure.summary import RunSummary
 from harness.study.intervals import mean_interval
 from harness.study.results import PRIMARY, Target, Variant
+from harness.study.waits import WAITS, wait_ms, wait_percent, waits_told_apart
 
-WAITS = ("slice_wait", "node_wait", "exchange_wait")
-"""Phases in which a rank stands still for others."""
 COLUMNS = 118
 """What a terminal is taken to have."""
 PHASES = ("data", "forward", "backward", *WAITS, "optimizer", "other")
 
 Measure = Callable[[RunSummary], float]
-
-
-def wait_ms(run: RunSummary) -> float:
-    """Exposed wait of a step."""
-    return sum(phase_ms(run, phase) for phase in WAITS)
 
 
 def phase_ms(run: RunSummary, phase: str) -> float:
@@ -53,11 +48,15 @@ def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[s
         "images_per_step": images_per_step,
         "step_ms": lambda run: run.step_ms.mean,
     }
-    measures |= {f"{phase}_ms": _phase(phase) for phase in PHASES}
+    config = variant.config
+    measures |= {f"{phase}_ms": _phase(config, phase) for phase in PHASES}
     measures |= {
-        "wait_ms": wait_ms,
-        "wait_percent": lambda run: 100 * wait_ms(run) / run.step_ms.mean,
+        "wait_ms": lambda run: wait_ms(config, run),
+        "wait_percent": lambda run: wait_percent(config, run),
         "cross_node_mb_per_step": lambda run: run.cross_node_mb_per_step,
+        "cross_node_mb_per_1000_images": lambda run: (
+            1000 * run.cross_node_mb_per_step / images_per_step(run)
+        ),
     }
     measures |= {name: _final(name) for name in sets}
     measures |= {
@@ -76,11 +75,17 @@ def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[s
     row["reached"] = sum(_seconds(run, target) > 0 for run in variant.summaries)
     row["runs"] = len(variant.summaries)
     row["failed"] = len(variant.failures)
+    row["running"] = variant.running
     return row
 
 
-def _phase(name: str) -> Measure:
-    return lambda run: phase_ms(run, name)
+def _phase(config: Config, name: str) -> Measure:
+    def measure(run: RunSummary) -> float:
+        found = phase_ms(run, name)
+        hidden = name in WAITS and not found and not waits_told_apart(config)
+        return math.nan if hidden else found
+
+    return measure
 
 
 def _final(name: str) -> Measure:
@@ -105,7 +110,7 @@ def top1_columns(frame: pd.DataFrame) -> list[str]:
 
 
 def as_text(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> str:
-    """Two blocks of at most 120 columns, and what their words mean."""
+    """Blocks of at most 120 columns, and what their words mean."""
     blocks = [aligned(cells) for cells in cell_blocks(frame)]
     return "\n\n".join([*blocks, "\n".join(notes(frame, baseline, target))])
 
@@ -137,13 +142,31 @@ def notes(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> list
         found.append(f"target: top-1 of {target.told}, on {set_name}")
         if (frame["reached"] < frame["runs"]).any():
             found.append("'1 of 3' to target: so many runs reached it, the others have no time")
+    found += _caveats(frame)
     if frame["runs"].max() > 1:
         found.append("mean \N{PLUS-MINUS SIGN} half of its 95% interval over seeds (Student's t)")
     return found
 
 
-def cell_blocks(frame: pd.DataFrame) -> tuple[list[list[str]], list[list[str]]]:
-    """Speed and accuracy, as rows of cells under a head."""
+def _caveats(frame: pd.DataFrame) -> list[str]:
+    """Where numbers beside each other do not mean the same."""
+    found = []
+    hidden = frame.index[frame["wait_ms"].isna() & (frame["runs"] > 0)]
+    if len(hidden):
+        found.append(
+            f"wait '-': torch's DDP waits inside its backward pass, where no clock tells it from "
+            f"computing ({', '.join(hidden)})"
+        )
+    images = frame["images"].dropna()
+    # Runs of as many epochs differ by less than a step, to end with a whole one.
+    if len(images) and images.max() - images.min() > frame["images_per_step"].max():
+        told = ", ".join(f"{name} {seen:,.0f}" for name, seen in images.items())
+        found.append(f"warning: the variants did not see the same number of images: {told}")
+    return found
+
+
+def cell_blocks(frame: pd.DataFrame) -> tuple[list[list[str]], ...]:
+    """Speed, waits with bytes, and accuracy, as rows of cells under a head."""
     # No decimals where a step takes seconds: the columns have to fit a terminal.
     ms = _plain("{:.0f}" if frame["step_ms"].max() >= 1000 else "{:.1f}")
     speed = {
@@ -154,11 +177,13 @@ def cell_blocks(frame: pd.DataFrame) -> tuple[list[list[str]], list[list[str]]]:
     short = ("data", "fwd", "bwd", "slice", "node", "exch", "optim", "other")
     for phase, name in zip(PHASES, short, strict=True):
         speed[name] = (f"{phase}_ms", ms)
-    speed |= {
-        "wait": ("wait_ms", ms),
-        "wait %": ("wait_percent", _plain("{:.1f}")),
-        "MB/step": ("cross_node_mb_per_step", _plain("{:.2f}")),
+    waits = {
+        "wait ms": ("wait_ms", _spread(1)),
+        "wait %": ("wait_percent", _spread(1)),
+        "MB/step": ("cross_node_mb_per_step", _spread(2)),
     }
+    if frame["images_per_step"].nunique() > 1:
+        waits["MB/1,000 images"] = ("cross_node_mb_per_1000_images", _spread(2))
     accuracy = {f"{_set_name(name)} %": (name, _percent) for name in top1_columns(frame)}
     accuracy |= {
         "to target s": ("seconds_to_target", _to_target),
@@ -168,7 +193,7 @@ def cell_blocks(frame: pd.DataFrame) -> tuple[list[list[str]], list[list[str]]]:
         "img/step": ("images_per_step", _plain("{:,.0f}")),
         "runs": ("runs", _runs),
     }
-    return _cells(frame, speed), _cells(frame, accuracy)
+    return tuple(_cells(frame, columns) for columns in (speed, waits, accuracy))
 
 
 def primary_set(variants: Sequence[Variant]) -> str:
@@ -215,8 +240,8 @@ def _to_target(row: "pd.Series[float]", name: str) -> str:
 
 
 def _runs(row: "pd.Series[float]", name: str) -> str:
-    failed = int(row["failed"])
-    return f"{int(row[name])}" + (f", {failed} failed" if failed else "")
+    others = [f"{int(row[kind])} {kind}" for kind in ("failed", "running") if row[kind]]
+    return ", ".join([f"{int(row[name])}", *others])
 
 
 def aligned(rows: list[list[str]]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from harness.config import Config
 from harness.errors import UserError
 from harness.measure.store import store_uri
+from harness.study.alike import check_alike
 from harness.study.conclude import conclude
 from harness.study.prediction import Prediction
 from harness.study.results import Terms
@@ -37,7 +38,8 @@ def take_up(
     study = read_study(store_uri(asked), source.study, source.experiment)
     results = study.results
     if predictions:
-        results = replace(results, predictions=predictions)
+        results = replace(results, predictions=predictions, foretold=False)
+    check_alike(study.runs)
     terms.check([variant.name for variant in results.variants])
     if not any(variant.summaries for variant in results.variants):
         raise UserError(f"no run of the study {source.study} ended well; there is nothing to show")

@@ -11,7 +11,7 @@ import pandas as pd
 from harness.measure.summary import RunSummary
 from harness.study.intervals import Difference, Interval, differences, holm, ratios
 from harness.study.results import PRIMARY, Target, Variant
-from harness.study.table import wait_ms
+from harness.study.waits import wait_percent
 
 ALPHA = 0.05
 
@@ -89,7 +89,8 @@ class Verdict:
     findings: tuple[Finding, ...]
     """Of every rival against the baseline."""
     contest: tuple[Finding, ...]
-    """Of the first at the target against all others that always reach it, the next best first."""
+    """Of the first at the target against all others that always reach it, the next best first;
+    without pairs where the two have no seed in common."""
     reached: Mapping[str, Reached]
 
     def of(self, variant: str, question: Question) -> Finding | None:
@@ -172,10 +173,16 @@ def _contest(
 ) -> tuple[Finding, ...]:
     """Needs no correction: that one is first of all is claimed only where each test says so."""
     made_it = [each for each in variants if reached[each.name].always]
-    ranked = sorted(made_it, key=lambda each: _geometric_mean(_seconds(each, target).values()))
-    first, others = ranked[:1], ranked[1:]
-    found = [_compare(SECONDS, first[0], other, target) for other in others]
-    return tuple(each for each in found if each.difference.pairs)
+    times = {each.name: _seconds(each, target) for each in made_it}
+    # A seed that only one of them ran, an easy one say, must not make it the first.
+    shared = set.intersection(*(set(each) for each in times.values())) if times else set()
+
+    def mean_time(variant: Variant) -> float:
+        own = times[variant.name]
+        return _geometric_mean(own[seed] for seed in shared or own)
+
+    ranked = sorted(made_it, key=mean_time)
+    return tuple(_compare(SECONDS, ranked[0], other, target) for other in ranked[1:])
 
 
 def _compare(
@@ -184,11 +191,11 @@ def _compare(
     own, others = (_values(question, each, target) for each in (variant, other))
     seeds = sorted(own.keys() & others.keys())
     pairs = [own[seed] for seed in seeds], [others[seed] for seed in seeds]
-    grain = _grain(question, (variant, other), target)
+    grain, shared = _steps(question, (variant, other), target)
     if question.relative:
-        difference = ratios(*(pairs if question.sign > 0 else pairs[::-1]), grain)
+        difference = ratios(*(pairs if question.sign > 0 else pairs[::-1]), grain, shared)
     else:
-        difference = differences(*pairs, grain)
+        difference = differences(*pairs, grain, shared)
     judged = _judged(question, difference, difference.p)
     return Finding(question, variant.name, other.name, difference, difference.p, judged)
 
@@ -212,7 +219,7 @@ def _values(question: Question, variant: Variant, target: Target | None) -> dict
     measures: dict[Question, Callable[[RunSummary], float]] = {
         THROUGHPUT: lambda run: run.images_per_second,
         ACCURACY: lambda run: 100 * run.final.get(PRIMARY, math.nan),
-        WAIT: lambda run: 100 * wait_ms(run) / run.step_ms.mean if run.step_ms.mean else math.nan,
+        WAIT: lambda run: wait_percent(variant.config, run),
     }
     if question is SECONDS:
         found = _seconds(variant, target)
@@ -244,15 +251,21 @@ def _geometric_mean(values: Iterable[float]) -> float:
     return math.exp(fmean(logs)) if logs else math.inf
 
 
-def _grain(question: Question, variants: Sequence[Variant], target: Target | None) -> float:
-    """The step in which values of this question come: no spread is believed to be smaller."""
-    runs = [run for variant in variants for run in variant.summaries]
+def _steps(
+    question: Question, variants: Sequence[Variant], target: Target | None
+) -> tuple[float, float]:
+    """The steps in which values of this question come: `grain` and `shared` of `differences`.
+
+    Only evaluations can see that the target is reached, and they lie at the same windows in every
+    seed. Validation images are the same too, but which of them a training gets right is not: to
+    one image more or less each seed is rounded for itself.
+    """
     if question is SECONDS:
-        # Only evaluations can see that the target is reached.
-        return max(TIMING_GRAIN, fmean(_share_between(run, target) for run in runs))
+        shares = [fmean(_share_between(run, target) for run in v.summaries) for v in variants]
+        return 0.0, max(TIMING_GRAIN, math.sqrt(fmean(share**2 for share in shares)))
     if question is ACCURACY:
-        return accuracy_grain(runs)
-    return TIMING_GRAIN if question is THROUGHPUT else 0.0
+        return accuracy_grain([run for each in variants for run in each.summaries]), 0.0
+    return (TIMING_GRAIN if question is THROUGHPUT else 0.0), 0.0
 
 
 def _share_between(run: RunSummary, target: Target | None) -> float:

@@ -1,5 +1,6 @@
 """A run's summary comes back as it was written, whole or not at all."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,28 @@ def test_it_is_a_record() -> None:
         SUMMARY.seed = 4
     with pytest.raises(ValidationError, match="colour"):
         RunSummary.model_validate(SUMMARY.model_dump() | {"colour": "red"})
+
+
+def diverged() -> RunSummary:
+    last = SUMMARY.evaluations[-1]
+    metrics = last.metrics | {"val/loss": math.nan, "exchange/distance": math.inf}
+    return SUMMARY.model_copy(
+        update={"evaluations": (last.model_copy(update={"metrics": metrics}),)}
+    )
+
+
+def test_a_run_that_diverged_comes_back(tmp_path: Path) -> None:
+    diverged().write(tmp_path)
+    final = RunSummary.read(tmp_path).final
+    assert math.isnan(final["val/loss"])
+    assert final["exchange/distance"] == math.inf
+    assert final["val/top1"] == 0.5
+
+
+def test_null_in_an_older_file_is_not_a_number(tmp_path: Path) -> None:
+    diverged().write(tmp_path)
+    file = tmp_path / FILE_NAME
+    file.write_text(file.read_text().replace("NaN", "null").replace("Infinity", "null"))
+    final = RunSummary.read(tmp_path).final
+    assert math.isnan(final["val/loss"])
+    assert math.isnan(final["exchange/distance"])

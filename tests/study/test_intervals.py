@@ -92,3 +92,43 @@ def test_the_interval_agrees_with_one_that_assumes_no_normal_distribution() -> N
     theirs = bootstrap((values,), np.mean, rng=generator).confidence_interval
     found = mean_interval(values)
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.05)
+
+
+def test_a_step_that_all_seeds_share_is_not_averaged_out() -> None:
+    """A time seen at evaluations only: a hundred seeds that agree know it no better than three."""
+    step = 0.1
+    halves = [differences([0.2] * n, [0.1] * n, shared=step).interval.half for n in (3, 100)]
+    assert halves == pytest.approx([1.96 * step / math.sqrt(6)] * 2)
+    assert 2 * halves[0] > step  # an interval is never narrower than the step
+    own = [differences([0.2] * n, [0.1] * n, grain=step).interval.half for n in (3, 100)]
+    assert own[1] < own[0] / 10
+
+
+def test_spread_over_seeds_and_a_shared_step_add_as_independent_errors() -> None:
+    theirs = ttest_rel(ONE, OTHER).confidence_interval(0.95)
+    half = math.hypot((theirs.high - theirs.low) / 2, 1.96 * 0.01 / math.sqrt(6))
+    assert differences(ONE, OTHER, shared=0.01).interval.half == pytest.approx(half)
+
+
+def test_p_is_below_the_level_exactly_where_the_interval_leaves_no_difference_out() -> None:
+    generator = np.random.default_rng(3)
+    sides = set()
+    for _ in range(500):
+        one = generator.normal(0.05, 0.03, 4)
+        found = differences(one, [0.0] * 4, shared=0.02)
+        outside = not found.interval.low <= 0 <= found.interval.high
+        assert outside == (found.p < 0.05)
+        sides.add(outside)
+    assert sides == {True, False}
+
+
+def test_times_rounded_to_the_same_evaluations_in_every_seed_are_covered_as_promised() -> None:
+    """Where rounding is all there is, as where seeds agree, no more studies miss the truth."""
+    generator = np.random.default_rng(4)
+    studies, covered = 2000, 0
+    for _ in range(studies):
+        truth = generator.uniform(10, 20, 2)
+        one, other = (np.ceil(each + generator.normal(0, 0.02, 3)) - 0.5 for each in truth)
+        interval = differences(list(one), list(other), shared=1.0).interval
+        covered += interval.low <= truth[0] - truth[1] <= interval.high
+    assert covered / studies >= 0.94

@@ -69,7 +69,9 @@ def test_the_report_is_readable_on_a_desk_and_in_a_hand(
     seen = chromium.evaluate("document.body.innerText")
     winner = rf"Winner by time to 90\.00%: {NAME} \(7\.\d s\); 3\.\d\d times sooner than the next"
     assert re.search(winner, seen)
-    assert "hasty: misses the target; faster; accuracy: cannot tell" in seen.replace("\n", " ")
+    assert "hasty: misses the target; more images/s; accuracy: cannot tell" in seen.replace(
+        "\n", " "
+    )
     assert "gone: no result, all 1 runs failed" in seen
     assert "classifier.layout" in seen
     assert "a processor" in seen

@@ -2,13 +2,16 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from harness.config import Config
 from harness.errors import UserError
-from harness.measure.store import open_store
+from harness.measure.store import connect, open_experiment, open_store
 from harness.measure.tracking import Tracker
 from harness.study.store import read_study
 from tests.study.recorded import summary
@@ -94,3 +97,79 @@ def test_what_is_not_there_is_said(store: Path) -> None:
     with pytest.raises(UserError, match="there is no MLflow store"):
         read_study(f"sqlite:///{store.parent}/none.db", "which")
     assert not (store.parent / "none.db").exists()
+
+
+def killed(store: Path, name: str, seed: int, *, config: dict[str, Any] | None = None) -> None:
+    """What a run leaves that was killed before any file arrived: tags, and perhaps parameters."""
+    client = connect(f"sqlite:///{store}")
+    place = open_experiment(client, f"sqlite:///{store}", "harness")
+    tags = {"study": "which", "variant": name, "seed": str(seed)}
+    run_id = client.create_run(place, tags=tags).info.run_id
+    if config is not None:
+        for key, value in Config.model_validate(config).flattened().items():
+            client.log_param(run_id, key, str(value))
+    client.set_terminated(run_id, "KILLED")
+
+
+def test_a_run_killed_before_its_files_arrived_has_failed(store: Path) -> None:
+    killed(store, "data_parallel", 1)
+    train(store, "data_parallel", 0)
+    late = {"name": "late", "seed": 7, "exchange": {"kind": "delayed", "delay": 1}}
+    killed(store, "late", 7, config=late | {"train": {"steps": 9}, "optimizer": {"lr": 0.3}})
+    base, other = read_study(f"sqlite:///{store}", "which").variants
+    assert base.failures == ("KILLED",)
+    assert [run.seed for run in base.summaries] == [0]
+    assert base.config.train.steps == 300  # of the run that has a config
+    assert (other.name, other.failures) == ("late", ("KILLED",))
+    assert other.config.exchange.delay == 1
+    assert other.config.optimizer.lr == 0.3
+
+
+def test_a_run_that_goes_on_is_running_not_failed(store: Path) -> None:
+    train(store, "fast", 0)
+    client = connect(f"sqlite:///{store}")
+    place = client.get_experiment_by_name("harness")
+    assert place is not None
+    tags = {"study": "which", "variant": "fast", "seed": "1"}
+    client.create_run(place.experiment_id, tags=tags)
+    (fast,) = read_study(f"sqlite:///{store}", "which").variants
+    assert (fast.failures, fast.running, len(fast.summaries)) == ((), 1, 1)
+
+
+@pytest.mark.parametrize("name", ["bob's run", 'the "best"', """both ' and \"""", "50%; drop"])
+def test_a_name_may_have_any_characters(name: str, store: Path) -> None:
+    train(store, "fast", 0)
+    with pytest.raises(UserError, match=r"no study .* it knows which"):
+        read_study(f"sqlite:///{store}", name)
+    train(store, "fast", 1, study=name)
+    assert [run.seed for run in read_study(f"sqlite:///{store}", name).runs] == [1]
+
+
+def test_a_store_that_fails_after_it_answered_is_one_line(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(store, "fast", 0)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("the database is\nlocked")
+
+    monkeypatch.setattr(MlflowClient, "search_runs", refuse)
+    with pytest.raises(UserError, match=r"does not give what was asked \(the database is locked\)"):
+        read_study(f"sqlite:///{store}", "which")
+
+
+def test_a_folder_of_somebody_elses_is_one_line(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Artifacts that lie elsewhere are fetched into a shared folder, which may be another's."""
+    train(store, "fast", 0)
+    shutil.rmtree(store.parent / "mlartifacts")
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(
+        UserError, match=r"cannot keep artifacts in .*: Permission denied; set TMPDIR"
+    ):
+        read_study(f"sqlite:///{store}", "which")

@@ -1,6 +1,7 @@
 """The numbers of a comparison against arithmetic by hand, and the text they become."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -97,14 +98,14 @@ def test_seeds_are_averaged_and_one_that_missed_the_target_is_not_left_out() -> 
     assert row["images_per_second_ci"] == pytest.approx(quantile * 100, rel=1e-5)
     assert "1100\N{PLUS-MINUS SIGN}1271" in text
     assert "91.00\N{PLUS-MINUS SIGN}12.71" in text
-    missed = next(line for line in text.split("\n\n")[1].splitlines() if "hybrid_async" in line)
+    missed = next(line for line in text.split("\n\n")[2].splitlines() if "hybrid_async" in line)
     assert " 1 of 2 " in missed
 
 
 def test_a_failed_variant_is_shown_as_failed() -> None:
     target = target_of(BASE, None)
     text = as_text(comparison((BASE, FAILED), BASE, target), BASE, target)
-    assert len([line for line in text.splitlines() if line.startswith("world_sync")]) == 2
+    assert len([line for line in text.splitlines() if line.startswith("world_sync")]) == 3
     assert "0, 1 failed" in text
 
 
@@ -143,3 +144,70 @@ def test_markdown_has_the_same_cells() -> None:
     assert lines[0].startswith("| variant | images/s | ratio |")
     assert lines[3].startswith("| hybrid_async | 1600 | 1.25x | 80.0 | 5.0 | 20.0 |")
     assert len({line.count("|") for line in lines[:4]}) == 1
+
+
+def lines_of(text: str, name: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines() if line.startswith(f"{name} ")]
+
+
+def test_waits_and_bytes_have_their_intervals() -> None:
+    waiting = PHASES_MS | {"exchange_wait": 32.0}
+    both = variant("data_parallel", summary(), summary(seed=1, phases_ms=waiting))
+    target = target_of(both, None)
+    text = as_text(comparison((both,), both, target), both, target)
+    half = 12.7062  # Student's t for 95 %, of two values that differ by 2
+    assert lines_of(text, "data_parallel")[1][1] == f"31.0\N{PLUS-MINUS SIGN}{half:.1f}"
+    assert "12.50\N{PLUS-MINUS SIGN}0.00" in text
+
+
+def test_bytes_of_steps_of_different_size_are_told_per_image_too() -> None:
+    four = variant("k4", summary("k4", passes=4))
+    target = target_of(BASE, None)
+    frame = comparison((BASE, four), BASE, target)
+    assert frame.loc["data_parallel", "cross_node_mb_per_1000_images"] == 12.5 * 1000 / 128
+    text = as_text(frame, BASE, target)
+    assert lines_of(text, "k4")[1][-1] == f"{12.5 * 1000 / 512:.2f}"
+    assert "MB/1,000 images" in text
+    assert "MB/1,000" not in as_text(comparison((BASE,), BASE, target), BASE, target)
+
+
+def test_ddp_has_no_wait_where_no_clock_tells_it_from_computing() -> None:
+    none = PHASES_MS | {"exchange_wait": 0.0}
+    power = variant("power", summary("power", phases_ms=none), kind="ddp_powersgd")
+    local = variant("local", summary("local"), kind="ddp_post_local_sgd")
+    target = target_of(BASE, None)
+    frame = comparison((BASE, power, local), BASE, target)
+    assert frame.loc[["power", "local"], ["wait_ms", "wait_percent"]].isna().all(axis=None)
+    assert math.isnan(frame.loc["power", "exchange_wait_ms"])
+    assert frame.loc["local", "exchange_wait_ms"] == 30  # what its averager was timed at
+    text = as_text(frame, BASE, target)
+    assert lines_of(text, "power")[1][1:3] == ["-", "-"]
+    assert "wait '-': torch's DDP waits inside its backward pass" in text
+    assert "(power, local)" in text
+
+
+def test_a_run_of_no_timed_window_has_no_share_of_waiting() -> None:
+    short = variant("data_parallel", summary(phases_ms=dict.fromkeys(PHASES_MS, 0.0)))
+    frame = comparison((short,), short, None)
+    assert math.isnan(frame.loc["data_parallel", "wait_percent"])
+    assert lines_of(as_text(frame, short, None), "data_parallel")[1][2] == "-"
+
+
+def test_a_difference_in_images_is_told_beyond_a_step() -> None:
+    target = target_of(BASE, None)
+
+    def text(windows: int) -> str:
+        run = summary("other")
+        other = variant(
+            "other", run.model_copy(update={"images": 128 * windows, "windows": windows})
+        )
+        return as_text(comparison((BASE, other), BASE, target), BASE, target)
+
+    assert "same number of images: data_parallel 38,400, other 51,200" in text(400)
+    assert "same number of images" not in text(301)
+
+
+def test_a_run_that_goes_on_is_not_counted_as_failed() -> None:
+    late = replace(variant("late", summary("late"), failures=("FAILED",)), running=2)
+    text = as_text(comparison((BASE, late), BASE, None), BASE, None)
+    assert text.count("1, 1 failed, 2 running") == 1

@@ -7,15 +7,18 @@ import pandas as pd
 import pytest
 
 from harness.cli import main
-from harness.config import load
+from harness.config import Config, load
 from harness.measure.store import open_store
+from harness.measure.tracking import Tracker
 from harness.study import compare as study
 from harness.study.compare import compare
 from harness.study.prediction import Prediction, write_predictions
 from harness.study.record import record_predictions
+from harness.study.report import IN_TURN
 from harness.study.results import Terms
 from harness.study.store import read_study
 
+from .recorded import summary
 from .test_compare import client, experiment, fake_command
 
 FILES = ("comparison.md", "comparison.csv", "verdict.csv", "report.html")
@@ -51,7 +54,11 @@ def test_the_same_comes_out_as_after_the_runs(
 ) -> None:
     assert main(["compare", "--from-study", "which", "--folder", "again"]) == 0
     for name in FILES:
-        assert (here / "again" / name).read_text() == (here / "first" / name).read_text(), name
+        first = (here / "first" / name).read_text()
+        if name == "report.html":  # only those who saw the runs know their order
+            assert IN_TURN in first
+            first = first.replace(f"<li>{IN_TURN}</li>", "")
+        assert (here / "again" / name).read_text() == first, name
     assert (here / "again" / "comparison.png").read_bytes()[:4] == b"\x89PNG"
     out = capfd.readouterr().out
     assert "First by time to 89.00%: fast" in out
@@ -96,11 +103,15 @@ def test_predictions_of_the_study_are_found_and_scored(
 ) -> None:
     settings = load(here / "base.yaml", ["tracking.experiment=recorded"])
     record_predictions(settings, "which", [prediction("base", 110.0)])
-    assert read_study("sqlite:///mlflow.db", "which").predictions == (prediction("base", 110.0),)
+    found = read_study("sqlite:///mlflow.db", "which")
+    assert found.predictions == (prediction("base", 110.0),)
+    assert not found.foretold
 
     words = ["--no-record", "--folder", "again"]
     assert main(["compare", "--from-study", "which", *words]) == 0
-    rows = [line.split() for line in capfd.readouterr().out.splitlines()]
+    out = capfd.readouterr().out
+    assert "predicted (not known to be made before the runs), measured" in out
+    rows = [line.split() for line in out.splitlines()]
     base = "base 110.0 100.0 +10.0 1200 1005 +19.4 33.0 30.0 +3.0 12.00 12.50 -4.0"
     assert base.split() in rows
     fast = "fast - 100.0 - - 2005 - - 30.0 - - 12.50 -"
@@ -145,3 +156,99 @@ def test_a_mistake_is_one_line(
     (line,) = capfd.readouterr().err.splitlines()
     assert told in line
     assert sorted(here.rglob("*")) == before
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with an empty store, in which trainings are stand-ins."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(study, "train_command", fake_command)
+    open_store(f"sqlite:///{tmp_path}/mlflow.db")
+    return tmp_path
+
+
+MORE = "tracking: {experiment: recorded}"
+
+
+def test_predictions_kept_before_the_runs_are_scored_by_both_ways(
+    fresh: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = experiment(fresh, "base", MORE)
+    record_predictions(load(path), "which", [prediction("base", 90.0)])
+    record_predictions(load(path), "which", [prediction("base", 110.0)])
+    assert main(["compare", str(path), "--study", "which"]) == 0
+    live = capfd.readouterr().out
+    record_predictions(load(path), "which", [prediction("base", 100.0)])  # hindsight
+    assert main(["compare", "--from-study", "which", "--no-record", "--folder", "again"]) == 0
+    for out in (live, capfd.readouterr().out):
+        assert "predicted before the runs, measured" in out
+        assert any(line.split()[:3] == ["base", "110.0", "100.0"] for line in out.splitlines())
+
+
+def test_a_given_file_of_predictions_is_kept_with_the_study(
+    fresh: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = experiment(fresh, "base", MORE)
+    write_predictions([prediction("base", 120.0)], fresh / "plan.json")
+    words = ["--study", "which", "--predictions", "plan.json"]
+    assert main(["compare", str(path), *words]) == 0
+    assert "predicted before the runs, measured" in capfd.readouterr().out
+    found = read_study(f"sqlite:///{fresh}/mlflow.db", "which")
+    assert found.predictions == (prediction("base", 120.0),)
+    assert found.foretold
+
+
+def test_a_run_that_died_before_mlflow_knew_it_is_found_again(
+    fresh: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(experiment(fresh, name, MORE)) for name in ("base", "mistaken")]
+    assert main(["compare", *paths, "--study", "which"]) == 2
+    live = capfd.readouterr().out
+    assert main(["compare", "--from-study", "which", "--folder", "again"]) == 0
+    for out in (live, capfd.readouterr().out):
+        assert "mistaken: no result, all 1 runs failed." in out
+        assert any(line.endswith("0, 1 failed") for line in out.splitlines())
+    (mistaken,) = (
+        v for v in read_study(f"sqlite:///{fresh}/mlflow.db", "which").variants if not v.summaries
+    )
+    assert mistaken.failures == ("harness: data.root is missing; give a folder",)
+    assert mistaken.config.classifier.layout == "node"
+
+
+def other_run(here: Path, name: str, **changes: object) -> None:
+    """One more run of the study, elsewhere or on other images."""
+    data = changes.pop("data", {})
+    values = {
+        "name": name,
+        "seed": 5,
+        "data": data,
+        "train": {"steps": 300},
+        "tracking": {"experiment": "recorded", "study": "which"},
+    }
+    folder = here / f"{name}-run"
+    folder.mkdir()
+    tracker = Tracker.start(Config.model_validate(values), folder, {})
+    summary(name, seed=5).model_copy(update=changes).write(folder)
+    tracker.artifact(folder / "summary.json")
+    tracker.finish("FINISHED")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"ranks": 8}, "with 4 ranks on 2 nodes, other with seed 5 with 8 ranks on 2 nodes"),
+        ({"nodes": 4}, "with 4 ranks on 2 nodes, other with seed 5 with 4 ranks on 4 nodes"),
+        ({"data": {"num_classes": 500}}, "data.num_classes=1000, other has 500"),
+        ({"data": {"validation_fonts": ["a.ttf"]}}, "data.validation_fonts="),
+        ({"data": {"image_size": 48}}, "data.image_size=32, other has 48"),
+    ],
+)
+def test_runs_that_do_not_compare_are_not_compared(
+    changes: dict[str, object], told: str, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other_run(here, "other", **changes)
+    assert main(["compare", "--from-study", "which", "--folder", "again"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert told in line
+    assert not (here / "again").exists()

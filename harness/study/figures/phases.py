@@ -1,5 +1,6 @@
 """Who waits for whom: where a step's time goes, and how unlike the ranks are in it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
@@ -12,7 +13,8 @@ from harness.study.figures.colours import PHASE_LOOKS, Look, looks
 from harness.study.figures.style import Picture, Said, dressed, line, picture
 from harness.study.results import Variant
 from harness.study.store import Study
-from harness.study.table import PHASES, WAITS, images_per_step, phase_ms, wait_ms
+from harness.study.table import PHASES, images_per_step, phase_ms
+from harness.study.waits import WAITS, wait_percent
 
 BAR = 0.7
 """Thickness, of the distance between two."""
@@ -59,13 +61,17 @@ def say(study: Study) -> Said:
         if not variant.summaries:
             lines.append(f"* `{variant.name}`: no run ended well")
             continue
+        share = _waiting(variant)
+        if math.isnan(share):
+            lines.append(f"* `{variant.name}`: how long it stands still was not measured")
+            continue
         waited = {
             wait: mean(phase_ms(run, wait) / run.step_ms.mean for run in variant.summaries)
             for wait in WAITS
         }
         most = max(waited, key=lambda wait: waited[wait])
         lines.append(
-            f"* `{variant.name}` stands still for {sum(waited.values()):.0%} of its step, most of "
+            f"* `{variant.name}` stands still for {share:.0%} of its step, most of "
             f"it in {most.replace('_', ' ')} ({waited[most]:.0%} of the step)"
         )
     return Said("\n".join(lines))
@@ -125,8 +131,13 @@ def _bar(axes: Axes, number: int, variant: Variant, per_images: bool) -> float:
 def _bar_label(variant: Variant, total: float) -> str:
     if not variant.summaries:
         return "failed"
-    waiting = mean(wait_ms(run) / run.step_ms.mean for run in variant.summaries)
-    return f"{total:,.0f} ms, {waiting:.0%} waiting"
+    share = _waiting(variant)
+    return f"{total:,.0f} ms, {'wait unknown' if math.isnan(share) else f'{share:.0%} waiting'}"
+
+
+def _waiting(variant: Variant) -> float:
+    """Share of the step, mean over seeds."""
+    return mean(wait_percent(variant.config, run) for run in variant.summaries) / 100
 
 
 def _draw_ranks(axes: Axes, variants: Sequence[Variant], found: Mapping[str, Look]) -> None:

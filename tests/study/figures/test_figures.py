@@ -209,3 +209,14 @@ def test_a_run_lies_where_its_rate_and_curvature_put_it(tmp_path: Path) -> None:
     (lost,) = staleness.points(study(recorded(tmp_path, "b", 0, None, lines)))
     assert math.isinf(lost.loss)
     assert "its loss is no number" in staleness.say(study(recorded(tmp_path, "c", 0, None, lines)))
+
+
+def test_a_wait_that_was_not_measured_is_not_said_to_be_none(tmp_path: Path) -> None:
+    untimed = summary("short", phases_ms=dict.fromkeys(PHASES_MS, 0.0))
+    ddp = recorded(tmp_path, "ddp", 0, summary("ddp"), exchange={"kind": "ddp_powersgd"})
+    found = study(recorded(tmp_path, "short", 0, untimed), ddp)
+    said = phases.say(found)
+    assert "`short`: how long it stands still was not measured" in said
+    assert "`ddp`: how long it stands still was not measured" in said
+    labels = [text.get_text() for text in phases.draw(found).axes[0].texts]
+    assert labels == ["0 ms, wait unknown", "100 ms, wait unknown"]

@@ -1,0 +1,53 @@
+"""What a run left in MLflow, as files on this machine."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from harness.errors import UserError
+from harness.measure.summary import FILE_NAME
+from harness.measure.tracking import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE
+from harness.study import failure, prediction
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+ARTIFACTS = "mlartifacts"
+"""Folder of a SQLite store's artifacts, beside its file."""
+WANTED = {CONFIG_FILE, ENVIRONMENT_FILE, FILE_NAME, METRICS_FILE, prediction.FILE_NAME}
+WANTED |= {failure.FILE_NAME}
+"""Artifacts that are fetched from elsewhere."""
+
+
+def artifacts_of(client: "MlflowClient", run: "Run", store: Path | None) -> Path:
+    """The run's artifacts on this machine, fetched where they lie elsewhere."""
+    parts = urlsplit(run.info.artifact_uri)
+    if parts.scheme in ("file", ""):
+        given = Path(url2pathname(parts.path))
+        # A store that was moved, or cloned, has its artifacts beside it.
+        beside = (store or given).parent / ARTIFACTS / run.info.run_id / "artifacts"
+        if store is not None and beside.exists():
+            return beside
+        if given.exists():
+            return given
+    place = Path(tempfile.gettempdir()) / "harness-artifacts" / run.info.run_id
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_ours(place, error) from error
+    names = {each.path for each in client.list_artifacts(run.info.run_id)}
+    for name in names & WANTED:
+        try:
+            client.download_artifacts(run.info.run_id, name, str(place))
+        except PermissionError as error:
+            raise _not_ours(place, error) from error
+    return place
+
+
+def _not_ours(place: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot keep artifacts in {place}: {error.strerror}; set TMPDIR to a folder of your own"
+    )
