@@ -191,6 +191,29 @@ def test_a_panel_varies_one_thing(tables: Path, tmp_path: Path) -> None:
     assert drawn == [110.0]
 
 
+def test_a_rate_of_each_window_goes_before_the_largest_of_the_run(tmp_path: Path) -> None:
+    """The curvature may be largest while the rate is still low."""
+    late = {"kind": "delayed", "delay": 1}
+    metrics = {"train/loss": 2.0, "staleness/curvature": 5.0, "staleness/lr_over_stable": 0.5}
+    lines = [(10, metrics), (20, metrics | {"staleness/lr_over_stable": 0.75})]
+    runs = study(recorded(tmp_path, "a", 0, summary("a"), lines, exchange=late, optimizer=MOMENTUM))
+    (point,) = staleness.points(runs)
+    assert point.of_limit == 0.75
+
+
+def test_nodes_that_step_alone_are_not_on_the_map_of_late_gradients(tmp_path: Path) -> None:
+    lines = [(10, {"train/loss": 2.0, "staleness/curvature": 0.5})]
+    counts = []
+    for number, kind in enumerate(("averaging", "delayed")):
+        late = {"kind": kind, "delay": 1}
+        place = tmp_path / kind
+        place.mkdir()
+        runs = study(recorded(place, "a", number, summary("a"), lines, exchange=late))
+        map_, sides, _ = staleness.draw(runs).axes
+        counts.append([sum(len(line.get_xdata()) == 1 for line in a.lines) for a in (map_, sides)])
+    assert counts == [[0, 1], [1, 1]]
+
+
 def test_a_run_lies_where_its_rate_and_curvature_put_it(tmp_path: Path) -> None:
     late = {"kind": "delayed", "delay": 1}
     lines = [
