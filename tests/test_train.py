@@ -146,7 +146,9 @@ def test_the_summary_says_what_was_run(trained: Trained) -> None:
     assert summary.windows == config.train.steps
     assert summary.images == config.train.steps * passes * batch * ranks
     assert summary.untimed_windows == config.train.untimed_windows
-    untimed = config.train.untimed_windows + config.trace.windows
+    # After the trace the next window uses what was sent before it.
+    resuming = 1 if config.trace.windows else 0
+    untimed = config.train.untimed_windows + config.trace.windows + resuming
     assert summary.timed_windows == config.train.steps - untimed
     assert summary.parameters_classifier == CLASSES * (16 + 1)
     backbone = make_backbone(config.backbone, 1, 16, seed=0)
