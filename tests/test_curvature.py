@@ -6,7 +6,9 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+import torch
 
+from harness import curvature
 from tests.horovodrun import horovodrun
 
 LAYOUTS = pytest.mark.parametrize("layout", ["replicated", "node", "world"])
@@ -48,3 +50,9 @@ def test_a_runs_last_word_on_how_far_nodes_are_apart_is_of_before_they_met() -> 
         "world": None,
     }
     assert results()["node"]["distance"] > 0
+
+
+def test_a_dot_product_in_blocks_is_the_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curvature, "BLOCK", 3)
+    one, other = torch.randn(2, 10)
+    assert float(curvature._dot(one, other)) == pytest.approx(float(one.double() @ other.double()))

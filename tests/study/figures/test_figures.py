@@ -191,6 +191,27 @@ def test_a_panel_varies_one_thing(tables: Path, tmp_path: Path) -> None:
     assert drawn == [110.0]
 
 
+def test_what_waits_in_its_backward_pass_is_not_shown_as_computing(tmp_path: Path) -> None:
+    """Neither by what such a run logged itself once, nor by its phases."""
+    backward = {"time/step_ms": 10.0, "time/backward_ms": 9.0}
+    phases = backward | {"time/forward_ms": 0.5, "time/optimizer_ms": 0.5}
+    old = {f"utilisation/node_{node}_computed_percent": 99.0 for node in (0, 1)}
+    counters = {f"utilisation/node_{node}_counter_percent": 80.0 for node in (0, 1)}
+    for number, metrics in enumerate((phases | counters, phases | counters | old)):
+        run = recorded(
+            tmp_path,
+            f"rival_{number}",
+            found=summary(f"rival_{number}"),
+            lines=[(10, metrics), (20, metrics)],
+            exchange={"kind": "ddp_powersgd"},
+        )
+        found = utilisation.nodes(study(run), run)
+        assert sorted(found) == [0, 1]
+        assert all(len(node.computed) == 0 and len(node.counter) == 2 for node in found.values())
+        assert "what it computed is not separable" in utilisation.say(study(run))
+        assert utilisation.draw(study(run)).axes
+
+
 def test_a_rate_of_each_window_goes_before_the_largest_of_the_run(tmp_path: Path) -> None:
     """The curvature may be largest while the rate is still low."""
     late = {"kind": "delayed", "delay": 1}
