@@ -1,5 +1,6 @@
 """A model on disk, free of the number of ranks: the backbone whole, the classifier by classes."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,24 @@ from torch import Tensor, nn
 
 from harness.errors import UserError
 from harness.exchange.flat import Flat
+from harness.measure.summary import Evaluation
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.world import World
 
 META, BACKBONE = "checkpoint.json", "backbone.safetensors"
+
+
+class Progress(BaseModel):
+    """What a training has come to, in all the runs that it took."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    train_seconds: float | None
+    """None: not known, of a checkpoint that is older than this field."""
+    evaluations: tuple[Evaluation, ...] = ()
+
+
+STARTED = Progress(train_seconds=0.0)
 
 
 class Meta(BaseModel):
@@ -27,6 +42,7 @@ class Meta(BaseModel):
     window: int = Field(ge=0)
     """Windows trained before it was written."""
     num_classes: int
+    progress: Progress = Progress(train_seconds=None)
 
 
 class Checkpoint:
@@ -51,7 +67,7 @@ class Checkpoint:
         self._optimizer = optimizer
         self._world = world
 
-    def save(self, folder: Path, window: int) -> None:
+    def save(self, folder: Path, window: int, progress: Progress) -> None:
         """Writes beside, then renames `folder` into place. Collective over the world."""
         partial = folder.with_name(folder.name + ".partial")
         owned = self._classifier.owned
@@ -59,8 +75,10 @@ class Checkpoint:
         if self._world.is_first:
             _remove(partial)  # of a run that ended in the middle of it, maybe of other slices
             partial.mkdir(parents=True)
-            meta = Meta(window=window, num_classes=self._classifier.num_classes)
-            (partial / META).write_text(meta.model_dump_json())
+            classes = self._classifier.num_classes
+            meta = Meta(window=window, num_classes=classes, progress=progress)
+            # By json itself: a loss that is no number comes back as what it was.
+            (partial / META).write_text(json.dumps(meta.model_dump()))
             tensors = self._tensors(self._backbone, states)
             save_file(tensors | _on_host(self._backbone_buffers()), partial / BACKBONE)
         self._everyone_is_here()
@@ -71,8 +89,8 @@ class Checkpoint:
         if self._world.is_first:
             _put(partial, folder)
 
-    def load(self, folder: Path) -> int:
-        """Reads this rank's part; the window to go on from. Raises UserError for a bad folder."""
+    def load(self, folder: Path) -> Meta:
+        """Reads this rank's part; where to go on from. Raises UserError for a bad folder."""
         meta = read_meta(folder, self._classifier.num_classes)
         try:
             found = load_file(folder / BACKBONE)
@@ -90,7 +108,7 @@ class Checkpoint:
                 f"the checkpoint {folder} does not fit this model ({reason}); "
                 f"resume with the config it was made with"
             ) from error
-        return meta.window
+        return meta
 
     def _writer(self) -> int:
         """The lowest rank that owns this slice."""

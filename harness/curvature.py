@@ -17,6 +17,8 @@ SCALE = 0.006
 About as far as an update goes. Rectifiers and batch norm make the loss rough: a hundredth of it
 finds five to ten times the curvature, and rates that learn well far above their limit.
 """
+BLOCK = 1 << 20
+"""Elements that are taken to float64 at once."""
 
 
 class Curvature:
@@ -60,53 +62,57 @@ class Curvature:
     def _power_iteration(
         self, values: Tensor, batches: Iterable[Batch], seed: int, scale: float
     ) -> list[float]:
-        direction, found = torch.empty_like(values), list[float]()
-        step = scale * self._dot(values, values) ** 0.5
+        direction, product = torch.empty_like(values), torch.empty_like(values)
+        found, step = list[float](), scale * self._dot(values, values) ** 0.5
         for batch in batches:
             if not found:
                 # Gradients lie mostly along the largest curvatures: a start that saves products.
-                direction = self._averaged(self._gradient(batch, seed))
+                self._add_gradient(batch, seed, direction.zero_(), 1.0)
+                self._average(direction)
                 direction /= self._dot(direction, direction) ** 0.5
-            product = self._product(values, step * direction, batch, seed) / step
+            self._multiply(values, direction, step, batch, seed, out=product)
             found.append(self._dot(product, direction))
             # Half of it stays: what batches have in common adds up, and each one's noise does not.
-            direction += product / self._dot(product, product) ** 0.5
+            direction.add_(product, alpha=1 / self._dot(product, product) ** 0.5)
             direction /= self._dot(direction, direction) ** 0.5
         return found
 
-    def _product(self, values: Tensor, change: Tensor, batch: Batch, seed: int) -> Tensor:
-        """The Hessian times a change of the values; one average for both gradients."""
-        self._put(values + change)
-        product = self._gradient(batch, seed)
-        self._put(values - change)
-        return self._averaged((product - self._gradient(batch, seed)) / 2)
+    def _multiply(
+        self, values: Tensor, direction: Tensor, step: float, batch: Batch, seed: int, out: Tensor
+    ) -> None:
+        """Writes the Hessian times a direction; one average for both gradients."""
+        out.zero_()
+        for sign in (1.0, -1.0):
+            self._put(values)
+            self._move(direction, sign * step)
+            self._add_gradient(batch, seed, out, sign)
+        out /= 2 * step
+        self._average(out)
 
-    def _averaged(self, gradient: Tensor) -> Tensor:
+    def _average(self, gradient: Tensor) -> None:
         """In place; a slice's is the mean over the copy's images already."""
         shared, _ = gradient.split(self._sizes)
         self._copy.launch_average(shared).wait()
-        return gradient
 
-    def _gradient(self, batch: Batch, seed: int) -> Tensor:
+    def _add_gradient(self, batch: Batch, seed: int, into: Tensor, factor: float) -> None:
         """This rank's own, of the mean over its images. Collective over the slice group."""
         torch.manual_seed(seed)  # what is dropped must be the same in both gradients
         spans = [(flat, *span) for flat in self._flats for span in flat.spans]
         parameters = [parameter for _, parameter, _, _ in spans]
         loss = self._network(*batch).loss
         # Not `backward`: exchanges wait for what accumulates in the parameters' own gradients.
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        pieces = []
-        for (flat, parameter, start, stop), gradient in zip(spans, found, strict=True):
-            piece = flat.values.new_zeros(stop - start)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        places = zip(self._flats, into.split(self._sizes), strict=True)
+        place_of = {id(flat): place for flat, place in places}
+        for (flat, parameter, start, stop), gradient in zip(spans, gradients, strict=True):
             if gradient is not None:
-                flat.shaped(piece, parameter).copy_(gradient)
-            pieces.append(piece)
-        return torch.cat(pieces)
+                piece = place_of[id(flat)][start:stop]
+                flat.shaped(piece, parameter).add_(gradient, alpha=factor)
 
     def _dot(self, one: Tensor, other: Tensor) -> float:
         """Over one copy: shared parameters once and every slice once; the same on its ranks."""
         pieces = zip(one.split(self._sizes), other.split(self._sizes), strict=True)
-        shared, own = [(a.double() * b.double()).sum() for a, b in pieces]
+        shared, own = (_dot(a, b) for a, b in pieces)
         return float(self._copy.launch_sum(shared / self._copy.size + own).wait())
 
     def _values(self) -> Tensor:
@@ -116,3 +122,16 @@ class Curvature:
     def _put(self, values: Tensor) -> None:
         for flat, own in zip(self._flats, values.split(self._sizes), strict=True):
             flat.values[: flat.elements] = own
+
+    @torch.no_grad()
+    def _move(self, direction: Tensor, step: float) -> None:
+        for flat, own in zip(self._flats, direction.split(self._sizes), strict=True):
+            flat.values[: flat.elements].add_(own, alpha=step)
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """In float64, block by block: whole vectors would be copied six times."""
+    total = one.new_zeros((), dtype=torch.float64)
+    for a, b in zip(one.split(BLOCK), other.split(BLOCK), strict=True):
+        total += a.double().dot(b.double())
+    return total

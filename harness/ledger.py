@@ -3,16 +3,17 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import Enum, auto
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from harness.config import Config, TraceConfig
-from harness.errors import UserError
+from harness.checkpoint import STARTED, Progress
+from harness.config import Config
 from harness.exchange.compression import sent_bytes
 from harness.exchange.exchange import route_of
+from harness.exchange.torch_ddp import KINDS
 from harness.measure.summary import Evaluation, RunSummary
 from harness.measure.tally import Tally, Totals
 from harness.measure.traffic import Bytes, Sizes, formula
@@ -21,6 +22,7 @@ from harness.optimizer import lr_at
 from harness.parallel.ddp import power_sgd_elements
 from harness.parallel.topology import Topology
 from harness.parallel.world import Gathered, World
+from harness.windows import Kind, Kinds, Moment, Spent, Stopwatch, no_window_is_timed
 
 
 class Journal(Protocol):
@@ -29,6 +31,7 @@ class Journal(Protocol):
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
     def advance(self, window: int, windows: int, note: str) -> None: ...
     def warn(self, name: str, line: str) -> None: ...
+    def attach(self, path: Path, folder: str) -> None: ...
 
 
 class Unheard:
@@ -43,69 +46,16 @@ class Unheard:
     def warn(self, name: str, line: str) -> None:
         return None
 
-
-class Stopwatch:
-    """Wall time of training, in laps; what lies between them is not training."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._started: float | None = None
-        self.seconds = 0.0
-
-    def start(self) -> None:
-        self._started = self._now()
-
-    def stop(self) -> None:
-        assert self._started is not None
-        self.seconds += self._now() - self._started
-        self._started = None
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """What is done here is not training."""
-        self.stop()
-        yield
-        self.start()
-
-    def lap(self) -> float:
-        """Seconds so far, the watch running on."""
-        self.stop()
-        self.start()
-        return self.seconds
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
-
-class Kind(Enum):
-    """What a window counts for."""
-
-    UNTIMED = auto()
-    """Its interval: caches, allocators and pools still warm up."""
-    TIMED = auto()
-    """Its interval and the run."""
-    TRACED = auto()
-    """No time at all: the profiler slows it down."""
-
-
-def traced_windows(trace: TraceConfig, first: int, windows: int) -> range:
-    """Of a run of these windows; raises UserError where it ends before it is traced."""
-    start = first + trace.first_window
-    if trace.windows and start >= windows:
-        raise UserError(
-            f"trace.first_window={trace.first_window} is after the end of a run of "
-            f"{windows - first} windows; set it lower"
-        )
-    return range(start, min(windows, start + trace.windows))
+    def attach(self, path: Path, folder: str) -> None:
+        return None
 
 
 class Ledger:
     """Adds up windows; tells the journal of each interval, and the summary of them all.
 
-    `first` is the window the run starts with, `windows` the one it ends before. Traced windows
-    are in no time, rate or count of bytes here.
+    `first` is the window the run starts with, `windows` the one it ends before. Traced windows,
+    and those that resume a late exchange after a pause, are in no time, rate or count of bytes
+    here. `progress`: of the checkpoint that the run goes on from.
     """
 
     def __init__(
@@ -116,6 +66,8 @@ class Ledger:
         windows: int,
         images_per_window: int,
         capacity: Capacity = UNKNOWN,
+        progress: Progress = STARTED,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         self._config = config
         self._world = world
@@ -124,37 +76,43 @@ class Ledger:
         self._images_per_window = images_per_window
         self._images_per_rank = images_per_window / world.topology.world_size
         self._capacity = capacity
-        self._untimed = min(config.train.untimed_windows, windows - first)
-        self._traced = traced_windows(config.trace, first, windows)
+        self._progress = progress
+        self._kinds = Kinds(config, first, windows)
         self._run, self._interval = Tally(capacity), Tally(capacity)
         self._under_way: tuple[int, Gathered] | None = None
-        self._evaluations: list[Evaluation] = []
+        self._evaluated: list[tuple[int, Moment, dict[str, float]]] = []
         self._sent = world.meters.traffic.total
         self._cpu_from = 0.0
-        self._kind = self._kind_of(first)
-        self._kind_from = 0.0
-        self._timed_seconds = 0.0
-        self.stopwatch = Stopwatch(world.device)
+        self.stopwatch = stopwatch or Stopwatch(world.device)
+        self._spent = Spent(self.stopwatch, self._kinds.of(first))
 
-    def _kind_of(self, window: int) -> "Kind":
-        if window in self._traced:
-            return Kind.TRACED
-        return Kind.UNTIMED if window < self._first + self._untimed else Kind.TIMED
+    def begins(self, journal: Journal) -> None:
+        """Training begins: starts the watch, and says what will not be measured."""
+        if line := no_window_is_timed(self._config):
+            journal.warn("timing", line)
+        self.stopwatch.start()
+
+    @contextmanager
+    def paused(self, ended: int) -> Iterator[None]:
+        """What is done here, after so many windows, is not training."""
+        with self.stopwatch.paused():
+            yield
+        self._kinds.paused(ended)
 
     def window_begins(self, window: int) -> None:
-        if self._kind_of(window) != self._kind:
-            self._kind_ends(self.stopwatch.lap())
-            self._kind = self._kind_of(window)
+        kind = self._kinds.of(window)
+        if kind is not self._spent.kind:
+            tallies = self._tallies()
+            self._spent.changes_to(kind)
+            # On a card windows may only be done now: they must not count as ones of the next kind.
+            self._read_clock(tallies)
+        self._spent.windows[kind] += 1
         self._sent = self._world.meters.traffic.total
         self._cpu_from = time.process_time()
 
-    def _kind_ends(self, seconds: float) -> None:
-        if self._kind is Kind.TIMED:
-            self._timed_seconds += seconds - self._kind_from
-        self._kind_from = seconds
-        # On a card windows may only be done now: they must not count as ones of the next kind.
+    def _read_clock(self, tallies: Sequence[Tally]) -> None:
         times = self._world.meters.clock.read()
-        for tally in self._tallies():
+        for tally in tallies:
             tally.add_times(times)
 
     def add_scores(self, loss: Tensor, top1: Tensor) -> None:
@@ -164,10 +122,9 @@ class Ledger:
     def window_ended(self, window: int, journal: Journal) -> None:
         """Books the window. Collective over the world at the end of each interval."""
         cpu_seconds = time.process_time() - self._cpu_from
-        times = self._world.meters.clock.read()
+        self._read_clock(self._tallies())
         sent = self._world.meters.traffic.total - self._sent
         for tally in self._tallies():
-            tally.add_times(times)
             tally.add_bytes(sent)
             tally.add_cpu(cpu_seconds)
         ended = window + 1
@@ -176,20 +133,37 @@ class Ledger:
 
     def _tallies(self) -> tuple[Tally, ...]:
         """Where windows of this kind count."""
-        if self._kind is Kind.TRACED:
+        if self._spent.kind in (Kind.TRACED, Kind.RESUMING):
             return ()
-        return (self._interval,) if self._kind is Kind.UNTIMED else (self._run, self._interval)
+        if self._spent.kind is Kind.UNTIMED:
+            return (self._interval,)
+        return self._run, self._interval
 
     def evaluated(self, ended: int, metrics: dict[str, float], journal: Journal) -> None:
-        self._evaluations.append(
+        """Books an evaluation after so many windows, the watch being stopped."""
+        self._evaluated.append((ended, self._spent.moment(), metrics))
+        journal.log(ended, metrics)
+
+    def progress(self) -> Progress:
+        """How far the whole training has come by now, the watch being stopped."""
+        evaluations = tuple(
             Evaluation(
                 window=ended,
                 images=ended * self._images_per_window,
-                train_seconds=self.stopwatch.seconds,
+                train_seconds=self._seconds_at(moment),
                 metrics=metrics,
             )
+            for ended, moment, metrics in self._evaluated
         )
-        journal.log(ended, metrics)
+        known = self._progress.train_seconds is not None
+        return Progress(
+            train_seconds=self._seconds_at(self._spent.moment()) if known else None,
+            evaluations=self._progress.evaluations + evaluations,
+        )
+
+    def _seconds_at(self, moment: Moment) -> float:
+        """Where nothing is known of the time before this run, it is of this run alone."""
+        return (self._progress.train_seconds or 0.0) + self._spent.charged(moment)
 
     def _send_interval(self, ended: int, journal: Journal) -> None:
         """Sends this interval's tally on its way and logs the one before: nobody waits for it."""
@@ -215,21 +189,20 @@ class Ledger:
         journal.advance(ended, self._windows, f"loss {totals.loss:.3f} · {rate:.0f} images/s")
 
     def _totals(self, rows: Tensor) -> Totals:
-        return Totals(rows, self._world.topology.nodes, self._images_per_rank)
+        topology = self._world.topology
+        hidden = self._config.exchange.kind in KINDS and topology.world_size > 1
+        return Totals(rows, topology.nodes, self._images_per_rank, waits_in_backward=hidden)
 
     def summary(self, backbone: int, classifier: int, expected: Bytes) -> RunSummary:
         """Of the run that has ended. `backbone`, `classifier`: their parameters, in all.
 
         Collective over the world.
         """
+        self._read_clock(self._tallies())  # on a card the last windows are done only now
         totals = self._totals(self._world.launch_gather(self._run.vector(), "summary").wait())
         topology, config = self._world.topology, self._config
-        timed = sum(
-            self._kind_of(window) is Kind.TIMED for window in range(self._first, self._windows)
-        )
-        seconds = self._timed_seconds
-        if self._kind is Kind.TIMED:
-            seconds += self.stopwatch.seconds - self._kind_from
+        timed, seconds = self._spent.windows[Kind.TIMED], self._spent.seconds(Kind.TIMED)
+        progress = self.progress()
         return RunSummary(
             name=config.name,
             seed=config.seed,
@@ -240,7 +213,7 @@ class Ledger:
             parameters_backbone=backbone,
             parameters_classifier=classifier,
             images_per_second=timed * self._images_per_window / seconds if timed else 0.0,
-            untimed_windows=self._untimed,
+            untimed_windows=self._kinds.untimed,
             timed_windows=timed,
             step_ms=totals.step_ms,
             phases_ms=totals.phases_ms,
@@ -248,8 +221,9 @@ class Ledger:
             cross_node_mb_per_step_formula=expected.cross_node * topology.ranks_per_node / 1e6,
             in_node_mb_per_step=totals.in_node_mb,
             in_node_mb_per_step_formula=expected.in_node / 1e6,
-            train_seconds=self.stopwatch.seconds,
-            evaluations=tuple(self._evaluations),
+            train_seconds=self._seconds_at(self._spent.moment()),
+            train_seconds_known=progress.train_seconds is not None,
+            evaluations=progress.evaluations,
             mlflow_run_id=None,
             commit=None,
             per_rank=totals.per_rank,

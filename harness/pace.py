@@ -17,8 +17,8 @@ from harness.trainer import Trainer
 
 ENDLESS = 1_000_000
 PROBE = {
-    "steps": None,
-    "epochs": 1.0,
+    "steps": ENDLESS,
+    "epochs": None,
     "resume": None,
     "log_every": ENDLESS,
     "untimed_windows": ENDLESS,

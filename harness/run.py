@@ -35,7 +35,6 @@ from harness.parallel.group import Meters
 from harness.parallel.timeline import allow_timeline
 from harness.parallel.topology import Topology, check_classes
 from harness.parallel.world import World, launched_topology, open_world, rank_device
-from harness.tracing import FOLDER as TRACES
 from harness.tracing import check_trace
 from harness.trainer import DTYPES, Trainer
 
@@ -164,6 +163,10 @@ class _Journal:
         self._progress.write(f"warning: {line}", file=sys.stderr)
         self._tracker.tag(f"warning/{name}", line)
 
+    def attach(self, path: Path, folder: str) -> None:
+        """A file of the run, which travels to the tracker while training goes on."""
+        self._tracker.large_artifact(path, folder)
+
     def conclude(self, summary: RunSummary) -> RunSummary:
         """Writes `summary.json`, logs `summary/*` once, prints the last words."""
         self._progress.close()
@@ -172,8 +175,6 @@ class _Journal:
         )
         whole.write(self._folder)
         self._tracker.artifact(self._folder / FILE_NAME)
-        for trace in sorted((self._folder / TRACES).glob("*")):
-            self._tracker.artifact(trace, TRACES)
         self._tracker.log(0, summary_metrics(whole))
         print(last_words(whole, self._folder), flush=True)
         return whole

@@ -35,6 +35,8 @@ class Dynamics:
     pieces: int = 1
     outer_lr: float = 1.0
     outer_momentum: float = 0.0
+    alone: bool = False
+    """averaging: by one node, which is apart from nobody."""
 
 
 @lru_cache
@@ -67,6 +69,8 @@ def _maps(dynamics: Dynamics) -> Sequence[Callable[[float], Rows]]:
     in_one, evenly = np.eye(dynamics.pieces)[0], np.full(dynamics.pieces, dynamics.pieces**-0.5)
     directions = [in_one, evenly][: dynamics.pieces]
     apart = [partial(_nodes_apart, dynamics, each) for each in directions]
+    if dynamics.alone:
+        apart = []
     if (dynamics.outer_lr, dynamics.outer_momentum) != (1.0, 0.0):
         return apart + [partial(_nodes_together, dynamics, each) for each in directions]
     # What is under way cancels out in the mean of the nodes: it follows plain SGD.

@@ -9,6 +9,7 @@ from harness.ledger import Journal
 from harness.optimizer import lr_at
 from harness.parallel.world import Gathered, World
 from harness.stability import Dynamics, largest_stable_product
+from harness.windows import LATE
 
 ABOVE = 3.0
 """lr over the largest stable one from which on a run is told so.
@@ -23,24 +24,30 @@ LOCAL_STEPS = ("averaging", "ddp_post_local_sgd")
 """Kinds whose nodes step on their own, and average what comes of it."""
 
 
-def dynamics_of(config: Config, window: int) -> Dynamics | None:
+def dynamics_of(config: Config, window: int, nodes: int) -> Dynamics | None:
     """What decides how large lr may be in a window; None: not known, for AdamW.
 
-    `isolated` nodes are undelayed SGD each. What a lossy wire holds back, and what PowerSGD leaves
-    out, is taken for noise: their limits are those of the exact averages.
+    On one node an average is the node's own: plain SGD, but for an outer optimizer. `isolated`
+    nodes are undelayed SGD each. What a lossy wire holds back, and what PowerSGD leaves out, is
+    taken for noise: their limits are those of the exact averages.
     """
     exchange, optimizer = config.exchange, config.optimizer
     if optimizer.name != "sgd":
         return None
-    late = exchange.kind in ("delayed", "averaging") and window >= exchange.synchronous_windows
+    alone = nodes == 1 and exchange.kind in LOCAL_STEPS
+    outer = (exchange.outer_lr, exchange.outer_momentum) != (1.0, 0.0)
+    late = exchange.kind in LATE and window >= exchange.synchronous_windows
     local = exchange.kind in LOCAL_STEPS
+    if alone and not outer:
+        late = local = False
     return Dynamics(
         momentum=optimizer.momentum,
         nesterov=optimizer.nesterov and optimizer.momentum > 0,
         delay=exchange.delay if late else 0,
         averaging=local,
         passes=exchange.backward_passes_per_step if local else 1,
-        pieces=exchange.pieces,
+        alone=local and alone,
+        pieces=exchange.pieces if local else 1,
         outer_lr=exchange.outer_lr,
         outer_momentum=exchange.outer_momentum,
     )
@@ -49,8 +56,11 @@ def dynamics_of(config: Config, window: int) -> Dynamics | None:
 class StalenessLedger:
     """Logs what exchanges and estimates of curvature found; the same calls on all ranks."""
 
-    def __init__(self, config: Config, world: World, windows: int) -> None:
+    def __init__(self, config: Config, world: World, windows: int, first: int = 0) -> None:
+        """Of a run from window `first` on, up to the one it ends before."""
         self._config = config
+        self._nodes = world.topology.nodes
+        self._first = first
         self._world = world
         self._windows = windows
         self._under_way: tuple[int, Gathered] | None = None
@@ -59,7 +69,9 @@ class StalenessLedger:
 
     def begins(self, journal: Journal) -> None:
         """What can be said of the settings alone, before anything is measured."""
-        dynamics = dynamics_of(self._config, self._windows)
+        if not self._world.is_first:
+            return  # a limit takes a moment to find, and only rank 0 speaks
+        dynamics = dynamics_of(self._config, self._windows, self._nodes)
         if dynamics is None or dynamics.delay == 0:
             return
         in_time = largest_stable_product(replace(dynamics, delay=0))
@@ -94,16 +106,19 @@ class StalenessLedger:
         settings, every = self._config.staleness, self._config.staleness.curvature_every
         if ended >= self._windows:
             return False
-        peak = max(self._config.optimizer.warmup_windows, self._config.exchange.synchronous_windows)
-        late = dynamics_of(self._config, peak)
+        settled = self._config.optimizer.warmup_windows, self._config.exchange.synchronous_windows
+        peak = max(*settled, self._first)  # a resumed run may begin after it
+        late = dynamics_of(self._config, peak, self._nodes)
         once = settings.curvature_after_warmup and late is not None and late.delay > 0
         return (once and ended == peak) or bool(every and ended and ended % every == 0)
 
     def estimated(self, ended: int, curvature: float, journal: Journal) -> None:
         """The largest curvature after `ended` windows: how it stands with the lr of the next."""
+        if not self._world.is_first:
+            return
         window = min(ended, self._windows - 1)
         metrics = {"staleness/curvature": curvature}
-        dynamics = dynamics_of(self._config, window)
+        dynamics = dynamics_of(self._config, window, self._nodes)
         if dynamics is not None and curvature > 0:
             stable = largest_stable_product(dynamics) / curvature
             lr = lr_at(self._config.optimizer, window, self._windows)

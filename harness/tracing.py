@@ -8,12 +8,16 @@ from harness.config import TraceConfig
 from harness.errors import UserError
 from harness.measure.trace import Profile, RankTrace, merged
 from harness.parallel.clock_offset import clock_offsets
+from harness.parallel.collect import collect
 from harness.parallel.timeline import start_timeline, stop_timeline
 from harness.parallel.world import World
 
 FOLDER = "traces"
 LARGEST_BYTES = 64_000_000
-"""Of a rank's compressed trace; all of them lie in the memory of every rank for a moment."""
+"""Of a rank's compressed trace."""
+MERGED_BYTES = 64_000_000
+"""Of the compressed traces that are put in one file: some fifty times as much of rank 0's memory
+for a moment."""
 
 
 def check_trace(trace: TraceConfig, world_size: int) -> None:
@@ -56,38 +60,57 @@ class Tracing:
         if self._trace.horovod_timeline and self._world.is_first:
             start_timeline(self._timeline)
 
-    def stop(self) -> None:
-        """Sends the traces to rank 0, which writes them. Collective over the world."""
-        horovod = ""
+    def stop(self) -> list[Path]:
+        """Sends the traces to rank 0, which writes them; its files. Collective over the world."""
+        files, horovod = list[Path](), ""
         if self._trace.horovod_timeline and self._world.is_first:
             stop_timeline()
             horovod = self._timeline.read_text(encoding="utf-8")
+            files.append(self._timeline)
         content = self._profile.stop() if self._profile is not None else b""
         self._profile = None
+        rank = self._world.topology.rank
         if len(content) > LARGEST_BYTES:
-            _tell_too_large(self._world.topology.rank, len(content))
+            _tell_too_large(rank, len(content))
             content = b""
-        clocks = clock_offsets(self._world.topology.rank, self._machines)
-        contents = self._world.gather_objects(content, "traces")
+        clocks = clock_offsets(rank, self._machines)
+        traces, left_out = list[RankTrace](), list[int]()
+
+        def take(of: int, content: bytes) -> None:
+            if not content:
+                return
+            files.append(self._folder / f"rank-{of}.json.gz")
+            files[-1].write_bytes(content)
+            if sum(len(trace.content) for trace in traces) + len(content) > MERGED_BYTES:
+                left_out.append(of)
+                return
+            clock = clocks[of].ahead_seconds, clocks[of].within_seconds
+            traces.append(RankTrace(of, self._machines[of], content, *clock))
+
+        collect(rank, self._world.topology.world_size, content, take)
         if self._world.is_first:
-            self._write(
-                [
-                    RankTrace(rank, machine, each, clock.ahead_seconds, clock.within_seconds)
-                    for rank, (machine, each, clock) in enumerate(
-                        zip(self._machines, contents, clocks, strict=True)
-                    )
-                    if each
-                ],
-                horovod,
-            )
+            files.append(self._merge(traces, horovod, left_out))
         # The next window is a timed one: nobody may wait in it for rank 0, which writes.
         self._world.broadcast(None, "traces are written")
+        return files
 
-    def _write(self, traces: list[RankTrace], horovod: str) -> None:
-        for trace in traces:
-            (self._folder / f"rank-{trace.rank}.json.gz").write_bytes(trace.content)
+    def _merge(self, traces: list[RankTrace], horovod: str, left_out: list[int]) -> Path:
         about: dict[str, Any] = {"windows": [self._windows.start, self._windows.stop - 1]}
-        (self._folder / "merged.json.gz").write_bytes(merged(traces, horovod, about))
+        if left_out:
+            about["left_out_ranks"] = left_out
+            _tell_left_out(left_out)
+        file = self._folder / "merged.json.gz"
+        file.write_bytes(merged(traces, horovod, about))
+        return file
+
+
+def _tell_left_out(ranks: list[int]) -> None:
+    print(
+        f"merged.json.gz leaves out the traces of ranks {', '.join(map(str, ranks))}, which lie "
+        f"beside it: {MERGED_BYTES / 1e6:.0f} MB go in one file; set fewer trace.ranks",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _tell_too_large(rank: int, size: int) -> None:

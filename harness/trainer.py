@@ -1,6 +1,6 @@
 """Builds the parts of a run and takes the steps."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from itertools import islice
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.checkpoint import Checkpoint
+from harness.checkpoint import STARTED, Checkpoint
 from harness.config import Config
 from harness.curvature import Curvature
 from harness.data.images import Dataset
@@ -20,7 +20,7 @@ from harness.evaluation import average_statistics, evaluate
 from harness.exchange.exchange import make_exchange, route_of
 from harness.exchange.flat import Flat
 from harness.exchange.torch_ddp import through_ddp
-from harness.ledger import Journal, Ledger, expected_bytes, traced_windows
+from harness.ledger import Journal, Ledger, expected_bytes
 from harness.measure.clock import Phase
 from harness.measure.summary import RunSummary
 from harness.measure.utilisation import UNKNOWN, Capacity
@@ -32,7 +32,9 @@ from harness.optimizer import lr_at, make_optimizer
 from harness.parallel.slices import slice_of
 from harness.parallel.world import World
 from harness.staleness import StalenessLedger
+from harness.tracing import FOLDER as TRACES
 from harness.tracing import Tracing
+from harness.windows import traced_windows
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
@@ -58,7 +60,8 @@ class Trainer:
         self.optimizer = make_optimizer(config.optimizer, flats)
         self._checkpoint = Checkpoint(self.backbone, self.classifier, flats, self.optimizer, world)
         resume = config.train.resume
-        self._first = self._checkpoint.load(Path(resume)) if resume else 0
+        saved = self._checkpoint.load(Path(resume)) if resume else None
+        self._first = saved.window if saved else 0
         network = Network(self.backbone, self.classifier)
         self._network = through_ddp(config.exchange, network, world)
         self._curvature = Curvature(network, *flats, world)
@@ -87,10 +90,11 @@ class Trainer:
             self.windows,
             images,
             replace(capacity, flop_per_window=self._flop_per_window()),
+            saved.progress if saved else STARTED,
         )
         traced = traced_windows(config.trace, self._first, self.windows)
         self._tracing = Tracing(config.trace, traced, world, folder)
-        self._staleness = StalenessLedger(config, world, self.windows)
+        self._staleness = StalenessLedger(config, world, self.windows, self._first)
 
     def _make_model(self) -> None:
         """Backbone and classifier, their parameters in two flat tensors.
@@ -141,27 +145,26 @@ class Trainer:
         An evaluation leaves no trace in the training, and its time is not the training's.
         """
         torch.manual_seed(self._config.seed * 100_003 + self._world.topology.rank)
-        batches, stopwatch = self.batches(self._first), self._ledger.stopwatch
+        batches = self.batches(self._first)
         self.backbone.train()
         self._staleness.begins(journal)
         if self._config.staleness.curvature_at_start or self._staleness.estimates(self._first):
             self._estimate_curvature(self._first, journal)
-        stopwatch.start()
+        self._ledger.begins(journal)
         for window in range(self._first, self.windows):
             if self._tracing.starts(window):
-                with stopwatch.paused():
+                with self._ledger.paused(window):
                     self._tracing.start()
             self.run_window(window, batches, journal)
             ended = window + 1
             if self._tracing.stops(ended):
-                with stopwatch.paused():
-                    self._tracing.stop()
-            if self._saves(ended) or ended == self.windows:
-                self.exchange.drain(self._step)
-            if self._saves(ended) or self._evaluates(ended) or self._staleness.estimates(ended):
-                with stopwatch.paused():
+                with self._ledger.paused(ended):
+                    self._stop_tracing(journal)
+            if ended == self.windows:
+                self._end(ended, journal)
+            elif self._pauses(ended):
+                with self._ledger.paused(ended):
                     self._pause(ended, journal)
-        stopwatch.stop()
         batches.close()
         return self._summary()
 
@@ -218,10 +221,13 @@ class Trainer:
         with self.exchange.averaged() as squares:
             average_statistics(self.backbone, self._world)
             metrics = self._evaluate(limit)
-        if squares is not None:
-            apart, mean = self._world.launch_gather(squares.cpu(), "distance").wait().sum(0)
-            metrics["exchange/distance"] = float((apart / mean).sqrt())
-        return metrics
+        return metrics | self._distance(squares)
+
+    def _distance(self, squares: Tensor | None) -> dict[str, float]:
+        if squares is None:
+            return {}
+        apart, mean = self._world.launch_gather(squares.cpu(), "distance").wait().sum(0)
+        return {"exchange/distance": float((apart / mean).sqrt())}
 
     def _evaluate(self, limit: int) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -242,6 +248,9 @@ class Trainer:
             if number == 0:
                 metrics |= {f"val/{key}": value for key, value in found.items()}
         return metrics
+
+    def _pauses(self, ended: int) -> bool:
+        return self._saves(ended) or self._evaluates(ended) or self._staleness.estimates(ended)
 
     def _evaluates(self, ended: int) -> bool:
         every = self._config.train.evaluate_every
@@ -266,12 +275,40 @@ class Trainer:
     def _pause(self, ended: int, journal: Journal) -> None:
         if self._staleness.estimates(ended):
             self._estimate_curvature(ended, journal)
+        if not self._saves(ended):
+            if self._evaluates(ended):
+                limit = self._config.train.evaluate_images
+                self._ledger.evaluated(ended, self.evaluate(limit), journal)
+            return
+        apart = self.exchange.apart()
+        self.exchange.drain(self._step)
+        self._judge_drained(ended, apart, journal)
+
+    def _end(self, ended: int, journal: Journal) -> None:
+        """What is under way when the last window ends is waited for in the training's time."""
+        apart = self.exchange.apart()
+        self.exchange.drain(self._step)
+        self._ledger.stopwatch.stop()
+        self._judge_drained(ended, apart, journal)
+
+    def _judge_drained(
+        self, ended: int, apart: Callable[[], Tensor] | None, journal: Journal
+    ) -> None:
+        """Evaluates and saves what is due; how far nodes are apart is told of before the drain."""
+        distance = self._distance(apart() if apart else None)
         if self._evaluates(ended):
             limit = 0 if ended == self.windows else self._config.train.evaluate_images
-            self._ledger.evaluated(ended, self.evaluate(limit), journal)
+            self._ledger.evaluated(ended, self.evaluate(limit) | distance, journal)
+        elif distance:
+            journal.log(ended, distance)
         if self._saves(ended):
             average_statistics(self.backbone, self._world)
-            self._checkpoint.save(self._folder / "checkpoints" / f"{ended:09d}", ended)
+            folder = self._folder / "checkpoints" / f"{ended:09d}"
+            self._checkpoint.save(folder, ended, self._ledger.progress())
+
+    def _stop_tracing(self, journal: Journal) -> None:
+        for file in self._tracing.stop():
+            journal.attach(file, TRACES)
 
     def _summary(self) -> RunSummary:
         in_backbone = sum(parameter.numel() for parameter in self.backbone.parameters())

@@ -80,16 +80,19 @@ def beside_dense(settings: Config, world: World, folder: Path) -> dict[str, obje
     return {"found": found, "traces": int(rows.sum())}
 
 
-def changed_by_estimating(settings: Config, world: World, folder: Path) -> int:
-    """Elements in which a training that was measured all along ends differently, to the bit."""
-    ends = []
+def changed_by_estimating(settings: Config, world: World, folder: Path) -> tuple[int, float | None]:
+    """Elements in which a training that was measured all along ends differently, to the bit.
+
+    And how far nodes were apart when it ended, where they may be.
+    """
+    ends, distance = [], None
     for staleness in (QUIET, ESTIMATES):
         update = {"staleness": settings.staleness.model_copy(update=staleness)}
         trainer = Trainer(settings.model_copy(update=update), dataset(), world, folder)
-        trainer.train(Unheard())
+        distance = trainer.train(Unheard()).final.get("exchange/distance")
         ends.append(torch.cat((trainer.shared.values, trainer.sliced.values)))
     rows = world.launch_gather((ends[0] != ends[1]).sum(), "changed").wait()
-    return int(rows.sum())
+    return int(rows.sum()), distance
 
 
 def main() -> None:
@@ -107,7 +110,7 @@ def main() -> None:
             result = beside_dense(settings, world, folder)
             # Running statistics are a state of their own.
             normed = settings.backbone.model_copy(update={"norm": "batch"})
-            result["changed"] = changed_by_estimating(
+            result["changed"], result["distance"] = changed_by_estimating(
                 settings.model_copy(update={"backbone": normed}), world, folder
             )
             if world.is_first:

@@ -1,5 +1,6 @@
 """A checkpoint goes from any number of ranks to any other, whole; a resumed run is the same run."""
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import harness.checkpoint
-from harness.checkpoint import Checkpoint
+from harness.checkpoint import Checkpoint, read_meta
 from harness.config import Config, load
 from harness.errors import UserError
 from harness.exchange.flat import Flat
@@ -91,7 +92,7 @@ def slice_loaded(
     )
     optimizer = make_optimizer(config.optimizer, flats)
     checkpoint = Checkpoint(trainer.backbone, classifier, flats, optimizer, world_of_one())
-    assert checkpoint.load(checkpoint_at(folder, STEPS)) == STEPS
+    assert checkpoint.load(checkpoint_at(folder, STEPS)).window == STEPS
     (state,) = [
         state.view_as(classifier.weight)
         for key, state in optimizer.state[flats[1].decayed].items()
@@ -173,6 +174,28 @@ def test_a_resumed_run_is_the_same_run_to_the_bit(tmp_path: Path, changes: list[
     assert set(losses) == {1, 2, 3, 4, 5, 6}
     assert later_losses == {window: losses[window] for window in (4, 5, 6)}
     assert_same(held(resumed), held(whole))
+
+
+def test_time_goes_on_where_the_run_before_ended(tmp_path: Path) -> None:
+    """A loss that is no number comes back too; a checkpoint older than the time has none."""
+    file = experiment(tmp_path)
+    lost = ["optimizer.lr=1e300", "train.steps=3"]
+    summary = made(load(file, lost), world_of_one(), tmp_path).train(Losses())
+    folder = checkpoint_at(tmp_path, 3)
+    progress = read_meta(folder, CLASSES).progress
+    assert math.isnan(summary.final["val/loss"])
+    assert progress.train_seconds == pytest.approx(summary.train_seconds)
+    assert math.isnan(progress.evaluations[-1].metrics["val/loss"])
+    resumed = load(file, [f"train.resume={folder}"])
+    further = made(resumed, world_of_one(), tmp_path).train(Losses())
+    assert further.train_seconds > summary.train_seconds
+    assert [each.window for each in further.evaluations] == [3, 6]
+    assert further.evaluations[0].train_seconds == summary.evaluations[0].train_seconds
+    (folder / "checkpoint.json").write_text('{"window": 3, "num_classes": 13}')
+    unknown = made(resumed, world_of_one(), tmp_path).train(Losses())
+    assert not unknown.train_seconds_known
+    assert unknown.seconds_to(0.0) is None
+    assert read_meta(checkpoint_at(tmp_path, 6), CLASSES).progress.train_seconds is None
 
 
 def damage_nothing(folder: Path) -> None:

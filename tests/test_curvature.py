@@ -6,7 +6,9 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+import torch
 
+from harness import curvature
 from tests.horovodrun import horovodrun
 
 LAYOUTS = pytest.mark.parametrize("layout", ["replicated", "node", "world"])
@@ -39,3 +41,18 @@ def test_values_gradients_statistics_and_random_states_stay_to_the_bit(layout: s
 @LAYOUTS
 def test_a_training_goes_on_as_if_nothing_had_been_measured(layout: str) -> None:
     assert results()[layout]["changed"] == 0
+
+
+def test_a_runs_last_word_on_how_far_nodes_are_apart_is_of_before_they_met() -> None:
+    assert {layout: found["distance"] for layout, found in results().items()} == {
+        "replicated": None,
+        "node": pytest.approx(0.05, abs=0.05),
+        "world": None,
+    }
+    assert results()["node"]["distance"] > 0
+
+
+def test_a_dot_product_in_blocks_is_the_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curvature, "BLOCK", 3)
+    one, other = torch.randn(2, 10)
+    assert float(curvature._dot(one, other)) == pytest.approx(float(one.double() @ other.double()))

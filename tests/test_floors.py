@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
-    "errors config vision stability parallel.slices seeding "
+    "errors config windows vision stability parallel.slices seeding "
     "measure.clock measure.traffic measure.summary measure.redaction measure.outbox "
     "measure.calibration measure.utilisation measure.trace",
     "parallel model.backbone model.margins data measure.machine measure.tally measure.store",

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from harness.pace import Pace
+from harness.config import load
+from harness.data.open import open_dataset
+from harness.pace import Pace, measured
+from tests.alone import world_of_one
 from tests.lab import HARNESS, harness, lab_of
 
 EXPERIMENT = """
@@ -29,6 +32,14 @@ def test_each_piece_lands_in_seven_tenths_of_its_time(
     transfer_ms: float, delay: int, pieces: int
 ) -> None:
     assert Pace(compute_ms=100, transfer_ms=transfer_ms).pieces(delay, most=16) == pieces
+
+
+def test_an_epoch_of_few_windows_is_enough_to_measure(tmp_path: Path) -> None:
+    experiment = tmp_path / "run.yaml"
+    experiment.write_text(EXPERIMENT)
+    config = load(experiment, ["data.synthetic_images=64"])  # 4 windows
+    found = measured(config, open_dataset(config.data), world_of_one(), tmp_path)
+    assert found.compute_ms > 0
 
 
 def test_a_slow_link_takes_more_pieces(tmp_path: Path) -> None:

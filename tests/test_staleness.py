@@ -1,13 +1,15 @@
 """When a run is measured, what is made of it, and when its user is warned."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from harness.config import Config
 from harness.exchange.lateness import Lateness
-from harness.stability import Dynamics
+from harness.parallel.topology import Topology
+from harness.stability import Dynamics, largest_stable_product
 from harness.staleness import StalenessLedger, dynamics_of
 from tests.alone import world_of_one
 
@@ -52,8 +54,11 @@ def config(**sections: dict[str, object]) -> Config:
     return Config.model_validate(values)
 
 
-def ledger(settings: Config) -> StalenessLedger:
-    return StalenessLedger(settings, world_of_one(), WINDOWS)
+def ledger(settings: Config, nodes: int = 2, first: int = 0) -> StalenessLedger:
+    """Of the first rank, which alone is there."""
+    world = world_of_one()
+    world.topology = Topology(0, nodes, 1)
+    return StalenessLedger(settings, world, WINDOWS, first)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +84,39 @@ def ledger(settings: Config) -> StalenessLedger:
     ],
 )
 def test_what_decides(sections: dict[str, dict[str, object]], expected: Dynamics | None) -> None:
-    assert dynamics_of(config(**sections), window=5) == expected
+    assert dynamics_of(config(**sections), window=5, nodes=2) == expected
+
+
+@pytest.mark.parametrize(
+    ("outer", "expected"),
+    [
+        ({}, Dynamics(0.9, False)),
+        (
+            {"outer_lr": 0.7, "outer_momentum": 0.5, "pieces": 2},
+            Dynamics(0.9, False, 1, True, 4, 2, 0.7, 0.5, alone=True),
+        ),
+    ],
+)
+def test_a_node_alone_averages_with_nobody(outer: dict[str, object], expected: Dynamics) -> None:
+    """Only an outer optimizer makes it late: the node's own movement comes back as another."""
+    averaging = {"kind": "averaging", "delay": 1, "backward_passes_per_step": 4, **outer}
+    settings = config(exchange=averaging)
+    assert dynamics_of(settings, window=5, nodes=1) == expected
+    assert any(ledger(settings, nodes=1).estimates(n) for n in range(WINDOWS)) == bool(outer)
+    together = replace(expected, alone=False)
+    assert largest_stable_product(expected) >= largest_stable_product(together)
+
+
+def test_post_local_sgd_of_one_node_is_plain_sgd() -> None:
+    settings = config(exchange={"kind": "ddp_post_local_sgd", "backward_passes_per_step": 4})
+    assert dynamics_of(settings, window=5, nodes=1) == Dynamics(0.9, False)
+
+
+def test_a_run_resumed_after_its_warm_up_is_measured_at_its_own_first_window() -> None:
+    settings = config(optimizer={"warmup_windows": 30})
+    for first, expected in ((0, [30]), (30, [30]), (50, [50])):
+        of_run = ledger(settings, first=first)
+        assert [n for n in range(first, WINDOWS + 1) if of_run.estimates(n)] == expected
 
 
 @pytest.mark.parametrize(
@@ -172,7 +209,7 @@ def test_lateness_is_logged_at_intervals_and_the_cosine_when_the_next_one_ends()
     record = Record()
     sampled = torch.tensor([3.0, 1.0, 36.0], dtype=torch.float64)
     exchange = Late(Lateness(7.0, 9, sampled), Lateness(10.0, 10), Lateness())
-    of_run = ledger(config())
+    of_run = ledger(config(), nodes=1)  # gathers from nobody
     for window in range(30):
         of_run.window_ended(window, exchange, record)
     assert record.logged == [

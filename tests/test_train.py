@@ -146,7 +146,9 @@ def test_the_summary_says_what_was_run(trained: Trained) -> None:
     assert summary.windows == config.train.steps
     assert summary.images == config.train.steps * passes * batch * ranks
     assert summary.untimed_windows == config.train.untimed_windows
-    untimed = config.train.untimed_windows + config.trace.windows
+    # After the trace the next window uses what was sent before it.
+    resuming = 1 if config.trace.windows else 0
+    untimed = config.train.untimed_windows + config.trace.windows + resuming
     assert summary.timed_windows == config.train.steps - untimed
     assert summary.parameters_classifier == CLASSES * (16 + 1)
     backbone = make_backbone(config.backbone, 1, 16, seed=0)
@@ -467,3 +469,30 @@ def test_epochs_are_passes_over_the_images(here: Path) -> None:
         for epochs in (0.1, 1, 2.5)
     }
     assert lengths == {0.1: 1, 1: 2, 2.5: 5}
+
+
+@pytest.mark.parametrize(
+    ("exchange", "saves", "timed"),
+    [
+        (["exchange.kind=synchronous"], 0, 26),
+        (["exchange.kind=delayed", "exchange.delay=1"], 0, 26 - 2),
+        (["exchange.kind=delayed", "exchange.delay=2"], 0, 26 - 2 * 2),
+        (["exchange.kind=delayed", "exchange.delay=1"], 6, 26 - 2 - 4),
+        (["exchange.kind=averaging", "exchange.delay=1", "classifier.layout=node"], 0, 26 - 2),
+    ],
+)
+def test_windows_that_follow_a_pause_of_a_late_exchange_are_not_timed(
+    here: Path, tmp_path: Path, exchange: list[str], saves: int, timed: int
+) -> None:
+    """Of 30 windows 4 warm up; evaluations after 10 and 20, checkpoints after 6, 12, 18 and 24."""
+    values = ["data.dataset=synthetic", "data.synthetic_images=48", "train.save=false"]
+    values += ["train.evaluate_every=10", f"train.checkpoint_every={saves}"]
+    quiet = ["staleness.curvature_after_warmup=false", *exchange]
+    config = load(here / "one" / "run.yaml", [*values, *quiet])
+    trainer = Trainer(config, open_dataset(config.data), world_of_one(), tmp_path)
+    summary = trainer.train(Record())
+    assert summary.timed_windows == timed
+    assert summary.images_per_second > 0
+    seconds = [each.train_seconds for each in summary.evaluations]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] == summary.train_seconds

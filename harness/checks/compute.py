@@ -16,6 +16,8 @@ CROWDED_TOLERANCE = 0.5
 """Where ranks outnumber the cores these are not divided evenly: less than this is a warning."""
 SIZES = {"cpu": 256, "cuda": 4096}
 """Side of the square matrices."""
+AT_ONCE = {"cpu": 1, "cuda": 16}
+"""Products that are started before any is waited for: a card must not stand idle in between."""
 BUSY = 0.9
 """A process that got less of its cores than this was kept from them."""
 
@@ -39,9 +41,10 @@ def measure_speed(
     _finish(device)
     began, busy, products = time.perf_counter(), time.process_time(), 0
     while (elapsed := time.perf_counter() - began) < seconds or not products:
-        torch.mm(left, right, out=result)
+        for _ in range(AT_ONCE[device.type]):
+            torch.mm(left, right, out=result)
+            products += 1
         _finish(device)
-        products += 1
     share = (time.process_time() - busy) / elapsed / torch.get_num_threads()
     on_card = device.type == "cuda"
     return Speed(

@@ -11,7 +11,7 @@ from torch import Tensor
 from harness.config import ExchangeConfig
 from harness.exchange.lateness import Lateness, LatenessMeter
 from harness.exchange.outer import Outer
-from harness.exchange.parts import Chunk, Part, mean_values
+from harness.exchange.parts import Chunk, Part, apart, mean_values
 from harness.exchange.wire import Sent
 
 
@@ -66,6 +66,9 @@ class Averaging:
     def averaged(self) -> AbstractContextManager[Tensor | None]:
         # What is under way cancels out in the mean.
         return mean_values([piece.part for piece in self._pieces], self._chunk)
+
+    def apart(self) -> Callable[[], Tensor]:
+        return apart([piece.part for piece in self._pieces])
 
     def drain(self, step: Callable[[], None]) -> None:
         while self._in_flight:

@@ -74,6 +74,9 @@ class Delayed:
     def averaged(self) -> AbstractContextManager[Tensor | None]:
         return nullcontext()
 
+    def apart(self) -> Callable[[], Tensor] | None:
+        return None
+
     def drain(self, step: Callable[[], None]) -> None:
         while self._in_flight:
             self._land()

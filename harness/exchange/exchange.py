@@ -40,6 +40,10 @@ class Exchange(Protocol):
         Where nodes may differ it yields the squares of their distance from it; see `mean_values`.
         """
 
+    def apart(self) -> Callable[[], Tensor] | None:
+        """How far nodes are apart now, for after a `drain`: what comes back tells the squares that
+        `averaged` yields, and is collective over the world. None where they do not differ."""
+
     def lateness(self) -> Lateness:
         """How late what landed since the last call was. Waits for nothing."""
 
@@ -87,7 +91,9 @@ def make_exchange(
     if exchange.kind in ("synchronous", "delayed"):
         part = Part(shared, sliced, has_replicas, world.peers)
         return Delayed(chunk, part, exchange, waiting, LatenessMeter(sample_every))
-    if exchange.kind == "isolated":
+    outer = (exchange.outer_lr, exchange.outer_momentum) != (1.0, 0.0)
+    if exchange.kind == "isolated" or (world.topology.nodes == 1 and not outer):
+        # A node that averages with nobody has nothing to send, and nothing late to land.
         return Isolated(chunk, Part(shared, sliced, has_replicas, world.peers))
     meter = LatenessMeter(sample_every)
     pieces = [

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from torch import Tensor
 
 from harness.exchange.lateness import Lateness
-from harness.exchange.parts import Chunk, Part, mean_values
+from harness.exchange.parts import Chunk, Part, apart, mean_values
 
 
 class Isolated:
@@ -30,6 +30,9 @@ class Isolated:
 
     def averaged(self) -> AbstractContextManager[Tensor | None]:
         return mean_values([self._part], self._chunk)
+
+    def apart(self) -> Callable[[], Tensor]:
+        return apart([self._part])
 
     def lateness(self) -> Lateness:
         return Lateness()

@@ -17,6 +17,9 @@ class OnTime:
     def averaged(self) -> AbstractContextManager[Tensor | None]:
         return nullcontext()
 
+    def apart(self) -> Callable[[], Tensor] | None:
+        return None
+
     def lateness(self) -> Lateness:
         return ON_TIME
 

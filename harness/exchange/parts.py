@@ -4,7 +4,7 @@ In a node the ranks own disjoint parts that make up the whole model. A rank alon
 and averages it with the same part on the other nodes only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -84,7 +84,10 @@ class Part:
 
     def average(self, name: str) -> Tensor:
         """The mean of the values over nodes, [elements]. Collective over the part's ranks."""
-        values = self.values()
+        return self.average_of(self.values(), name)
+
+    def average_of(self, values: Tensor, name: str) -> Tensor:
+        """The mean of [elements] over nodes, in place. Collective over the part's ranks."""
         self._peers.launch_sum(values[: self.sent], name).wait()
         values[: self.sent] /= self._peers.size
         return values
@@ -117,10 +120,29 @@ def mean_values(parts: Sequence[Part], chunk: Chunk) -> Iterator[Tensor]:
     squares = own[0].new_zeros(2, dtype=torch.float64)
     for number, (part, values) in enumerate(zip(parts, own, strict=True)):
         mean = part.average(f"mean.{number}")
-        squares += torch.stack(((values - mean).square().sum(), mean.square().sum()))
+        squares += squares_of(values, mean)
         part.put(mean)
     chunk.spread_values()
     yield squares
     for part, values in zip(parts, own, strict=True):
         part.put(values)
     chunk.spread_values()
+
+
+def squares_of(own: Tensor, mean: Tensor) -> Tensor:
+    """Sums of (own - mean)^2 and of mean^2, [2], float64."""
+    return torch.stack(((own - mean).square().sum(), mean.square().sum())).double()
+
+
+def apart(parts: Sequence[Part]) -> Callable[[], Tensor]:
+    """Keeps the parts' values as they stand; what comes back tells the squares of `mean_values`
+    of them, whatever became of the values since. That is collective over the parts' ranks."""
+    kept = [part.values() for part in parts]
+
+    def squares() -> Tensor:
+        found = kept[0].new_zeros(2, dtype=torch.float64)
+        for number, (part, own) in enumerate(zip(parts, kept, strict=True)):
+            found += squares_of(own, part.average_of(own.clone(), f"apart.{number}"))
+        return found
+
+    return squares

@@ -7,12 +7,12 @@ these kinds show it as `backward`.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from harness.config import ExchangeConfig
 from harness.exchange.flat import Flat
 from harness.exchange.on_time import OnTime
+from harness.exchange.parts import squares_of
 from harness.parallel.ddp import Averager, with_post_local_sgd, with_power_sgd
 from harness.parallel.world import World
 
@@ -56,8 +56,13 @@ class PostLocal(InBackward):
         own = self._shared.values.clone()
         self.drain(lambda: None)
         mean = self._shared.values
-        yield torch.stack(((own - mean).square().sum(), mean.square().sum())).double()
+        yield squares_of(own, mean)
         self._shared.values.copy_(own)
+
+    def apart(self) -> Callable[[], Tensor]:
+        own = self._shared.values.clone()
+        everyone = self._world.everyone
+        return lambda: squares_of(own, everyone.launch_average(own.clone()).wait())
 
     def drain(self, step: Callable[[], None]) -> None:
         self._world.everyone.launch_average(self._shared.values).wait()

@@ -35,6 +35,10 @@ def environment(horovod: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": [torch.cuda.get_device_name(card) for card in range(torch.cuda.device_count())],
         "torch_cuda": torch.version.cuda,
+        "tf32": {
+            "products": torch.backends.cuda.matmul.allow_tf32,
+            "convolutions": torch.backends.cudnn.allow_tf32,
+        },
         "horovod_build": dict(horovod or {}),
         "variables": {
             name: value

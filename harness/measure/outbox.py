@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -24,20 +24,27 @@ class Outbox(Generic[Item]):
     """Keeps what is put in until `deliver` took it, in order.
 
     `deliver` may raise: `Refused` drops the batch, anything else keeps it for another attempt.
-    `trouble` hears of the first such error and of no other.
+    `trouble` hears of the first such error and of no other. What `deliver` returns is gone through:
+    each of its steps is a sign of life.
     """
 
     def __init__(
-        self, deliver: Callable[[list[Item]], None], trouble: Callable[[Exception], None]
+        self,
+        deliver: Callable[[list[Item]], Iterable[object] | None],
+        trouble: Callable[[Exception], None],
+        batch_items: int = BATCH_ITEMS,
     ) -> None:
         self._deliver = deliver
         self._trouble = trouble
+        self._batch_items = batch_items
         self._waiting: deque[Item] = deque(maxlen=KEPT_ITEMS)
         self._in_hand: list[Item] = []
         self._closing = threading.Event()
         self._troubled = False
         self.delivered = 0
         """Items the receiver took."""
+        self._steps = 0
+        """Of all deliveries; it only grows."""
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
@@ -45,14 +52,14 @@ class Outbox(Generic[Item]):
         self._waiting.append(item)
 
     def close(self, seconds: float) -> bool:
-        """Delivers what is left, as long as something is taken every so many seconds.
+        """Delivers what is left, as long as something is done of it every so many seconds.
 
         Whether nothing is left.
         """
         self._closing.set()
-        taken = -1
-        while self._thread.is_alive() and taken < self.delivered:
-            taken = self.delivered
+        done = -1
+        while self._thread.is_alive() and done < self._steps:
+            done = self._steps
             self._thread.join(seconds)
         empty = not (self._thread.is_alive() or self._in_hand or self._waiting)
         if not empty:
@@ -69,12 +76,14 @@ class Outbox(Generic[Item]):
         while True:
             # Only this thread takes items out, so that what it saw waiting is still there, or was
             # dropped for being the oldest of too many.
-            while self._waiting and len(self._in_hand) < BATCH_ITEMS:
+            while self._waiting and len(self._in_hand) < self._batch_items:
                 self._in_hand.append(self._waiting.popleft())
             if not self._in_hand:
                 return True
             try:
-                self._deliver(self._in_hand)
+                for _ in self._deliver(self._in_hand) or ():
+                    self._steps += 1
+                self._steps += 1
                 self.delivered += len(self._in_hand)
             except Refused as error:
                 self._report(error)

@@ -49,6 +49,8 @@ class RankCost(Record):
     matmul_flop_per_second: float
     """Of a plain matrix product, while all ranks did one; of a processor the mean over the ranks of
     a machine; 0: not measured."""
+    waits_in_backward: bool = False
+    """Its backward passes hold the waiting for others, as in torch's DistributedDataParallel."""
 
     @property
     def step_ms(self) -> float:
@@ -59,8 +61,10 @@ class RankCost(Record):
         return 100 * sum(self.phases_ms[phase] for phase in phases) / (self.step_ms or 1.0)
 
     @property
-    def computed_percent(self) -> float:
-        """The useful share of the step: forward, backward and optimizer."""
+    def computed_percent(self) -> float | None:
+        """The useful share of the step: forward, backward and optimizer; None: not separable."""
+        if self.waits_in_backward:
+            return None
         return self.percent(*COMPUTED)
 
     @property
@@ -78,7 +82,8 @@ class Evaluation(Record):
     images: int
     """Training images of all ranks so far."""
     train_seconds: float
-    """Wall time of training so far, evaluations, checkpoints and set-up left out."""
+    """Wall time of training so far, evaluations, checkpoints and set-up left out; windows that use
+    what a late exchange sent before such a pause count as long as a timed one."""
     metrics: dict[str, Metric]
     """`val/top1` and the like; shares, not per cent."""
 
@@ -99,7 +104,8 @@ class RunSummary(Record):
     untimed_windows: int
     """Windows at the start left out of every time here."""
     timed_windows: int
-    """The rest, less those that were traced."""
+    """The rest, less those that were traced, and those that use what a late exchange sent before an
+    evaluation or another pause: it had the pause to arrive in."""
     step_ms: Spread
     """Wall time of a window."""
     phases_ms: dict[str, Spread]
@@ -111,7 +117,11 @@ class RunSummary(Record):
     """Sent by one rank inside its node per window, counted, MB."""
     in_node_mb_per_step_formula: float
     train_seconds: float
-    """Wall time of all windows, the untimed ones included, evaluations left out."""
+    """Wall time of all windows, the untimed ones included, evaluations left out; see
+    `Evaluation.train_seconds`. With the runs before it, where a run was resumed."""
+    train_seconds_known: bool = True
+    """False: resumed from a checkpoint that does not say how long it had been trained; all seconds
+    here are of this run alone."""
     evaluations: tuple[Evaluation, ...]
     """In order; the last is the end of the run, over all validation images."""
     validation_images: dict[str, int] = {}
@@ -126,7 +136,12 @@ class RunSummary(Record):
         return self.evaluations[-1].metrics
 
     def seconds_to(self, target_top1: float) -> float | None:
-        """Training seconds until `val/top1` first reached the target; None: it never did."""
+        """Training seconds until `val/top1` first reached the target.
+
+        None: it never did, or nobody knows how long the run it goes on from had taken.
+        """
+        if not self.train_seconds_known:
+            return None
         for evaluation in self.evaluations:
             if evaluation.metrics.get("val/top1", 0.0) >= target_top1:
                 return evaluation.train_seconds

@@ -61,16 +61,20 @@ class Tally:
 class Totals:
     """Tallies of all ranks, [world, n] as gathered from `Tally.vector`.
 
-    `images`: of one rank in a window.
+    `images`: of one rank in a window. `waits_in_backward`: see `RankCost`.
     """
 
-    def __init__(self, rows: Tensor, nodes: int, images: float = 0.0) -> None:
+    def __init__(
+        self, rows: Tensor, nodes: int, images: float = 0.0, waits_in_backward: bool = False
+    ) -> None:
         self._scores = rows[:, :2] / rows[:, 2:3].clamp(min=1)
         self._sent = rows[:, 5:7] / rows[:, 4:5].clamp(min=1) / 1e6
         self._cpu_ms = rows[:, 7] / rows[:, 4].clamp(min=1) * 1e3
         self._capacities = rows[:, 8:11]
         self._times = rows[:, 11:] / rows[:, 3:4].clamp(min=1)
         self.windows = int(rows[:, 3].min())
+        self._byte_windows = int(rows[:, 4].min())
+        self._waits_in_backward = waits_in_backward
         self._nodes = nodes
         self._images = images
 
@@ -118,16 +122,15 @@ class Totals:
             counter_percent=100 * busy / cores if cores and any(times) else None,
             flop_per_second=flop / window_seconds,
             matmul_flop_per_second=matmul,
+            waits_in_backward=self._waits_in_backward,
         )
 
     def metrics(self) -> dict[str, float]:
-        """MLflow's names. Of times, nothing where there was no window to time."""
-        found = {
-            "train/loss": self.loss,
-            "train/top1": self.top1,
-            "traffic/cross_node_mb_per_step": self.cross_node_mb,
-            "traffic/in_node_mb_per_step": self.in_node_mb,
-        }
+        """MLflow's names. Of times and bytes, nothing where no window was counted."""
+        found = {"train/loss": self.loss, "train/top1": self.top1}
+        if self._byte_windows:
+            found["traffic/cross_node_mb_per_step"] = self.cross_node_mb
+            found["traffic/in_node_mb_per_step"] = self.in_node_mb
         if not self.windows:
             return found
         for name, spread in {"step": self.step_ms, **self.phases_ms}.items():

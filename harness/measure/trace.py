@@ -15,8 +15,11 @@ from harness.measure.clock import Clock
 
 Event = dict[str, Any]
 """As in Chrome's trace format, which ui.perfetto.dev opens: `ts` and `dur` are microseconds."""
-STREAMS = 1 << 40
-"""Added to the number of a card's stream, which so differs from every thread's."""
+STREAMS = 1 << 24
+"""Added to the number of a card's stream, which so differs from every thread's (at most 2^22); a
+viewer keeps 32 bits of the sum."""
+RANK_BITS = 40
+"""From here on in the number of an arrow stands its rank: viewers read 64 bits, and no words."""
 
 
 class Profile:
@@ -103,10 +106,11 @@ def _rank_events(trace: RankTrace) -> list[Event]:
         if event["pid"] != own:
             if event["ph"] == "M":
                 continue
+            event["tid"] %= STREAMS  # some wait for all streams at once: number -1
             streams.add(event["tid"])
             event["tid"] += STREAMS
         if "id" in event:
-            event["id"] = f"{trace.rank}.{event['id']}"
+            event["id"] = int(event["id"]) + (trace.rank << RANK_BITS)
         event |= {"pid": trace.rank, "ts": base + round(event["ts"] * 1e3)}
         events.append(event)
     return events + [_thread(trace.rank, STREAMS + each, f"stream {each}") for each in streams]

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ METRICS_FILE = "metrics.jsonl"
 RUN_FILE = "mlflow.json"
 FINISH_SECONDS = 6.0
 """How long the end of a run waits for what is not delivered yet."""
+LARGE_FINISH_SECONDS = 60.0
+"""The same for each large file: one gives no sign of life while it travels."""
 SAMPLES_FINISH_SECONDS = 2.0
 """The same for a node's last samples."""
 REQUEST_METRICS = 1000
@@ -82,7 +84,8 @@ class End:
 Entry = Point | Artifact | Tag | End
 
 
-def _deliver(client: "MlflowClient", run_id: str, entries: Iterable[Entry]) -> None:
+def _deliver(client: "MlflowClient", run_id: str, entries: Iterable[Entry]) -> Iterator[None]:
+    """One step for each request that was answered."""
     from mlflow.entities import Metric
     from mlflow.exceptions import MlflowException
 
@@ -95,6 +98,7 @@ def _deliver(client: "MlflowClient", run_id: str, entries: Iterable[Entry]) -> N
         # A repeated attempt sends some values twice: the store keeps one of equal ones.
         for first in range(0, len(metrics), REQUEST_METRICS):
             client.log_batch(run_id, metrics=metrics[first : first + REQUEST_METRICS])
+            yield
         for entry in entries:
             if isinstance(entry, Artifact):
                 client.log_artifact(run_id, str(entry.path), entry.folder)
@@ -102,6 +106,7 @@ def _deliver(client: "MlflowClient", run_id: str, entries: Iterable[Entry]) -> N
                 client.set_tag(run_id, entry.name, entry.value)
             elif isinstance(entry, End):
                 client.set_terminated(run_id, entry.status)
+            yield
     except MlflowException as error:
         if error.error_code in REFUSALS:
             raise Refused(str(error)) from error
@@ -114,10 +119,19 @@ class Tracker:
     Nothing here raises or waits for the store once `start` returned.
     """
 
-    def __init__(self, folder: Path | None, run_id: str | None, outbox: Outbox[Entry] | None):
+    def __init__(
+        self,
+        folder: Path | None,
+        run_id: str | None,
+        outbox: Outbox[Entry] | None,
+        open_large: Callable[[], Outbox[Entry]] | None = None,
+    ) -> None:
         self.run_id = run_id
         """MLflow's; None where nothing goes to MLflow."""
         self._outbox = outbox
+        self._open_large = open_large
+        self._large: Outbox[Entry] | None = None
+        """A thread of its own, one file at a time: neither metrics nor the end wait for these."""
         self._metrics = None if folder is None else folder / METRICS_FILE
         self._file = None if self._metrics is None else self._metrics.open("a", buffering=1)
         self._nonfinite: Counter[str] = Counter()
@@ -139,10 +153,13 @@ class Tracker:
             return cls(folder, None, None)
         client, run_id = _create_run(config, folder, environment)
 
-        def deliver(entries: list[Entry]) -> None:
-            _deliver(client, run_id, entries)
+        def deliver(entries: list[Entry]) -> Iterator[None]:
+            return _deliver(client, run_id, entries)
 
-        tracker = cls(folder, run_id, Outbox(deliver, _warn_once(config, folder)))
+        warn = _warn_once(config, folder)
+        tracker = cls(
+            folder, run_id, Outbox(deliver, warn), lambda: Outbox(deliver, warn, batch_items=1)
+        )
         tracker.artifact(folder / CONFIG_FILE)
         tracker.artifact(folder / ENVIRONMENT_FILE)
         return tracker
@@ -165,6 +182,13 @@ class Tracker:
         if self._outbox is not None:
             self._outbox.put(Artifact(path, folder))
 
+    def large_artifact(self, path: Path, folder: str) -> None:
+        """The same for a file that takes long: it travels beside everything else."""
+        if self._large is None and self._open_large is not None:
+            self._large = self._open_large()
+        if self._large is not None:
+            self._large.put(Artifact(path, folder))
+
     def tag(self, name: str, value: str) -> None:
         """Sets a tag of the run in MLflow."""
         if self._outbox is not None:
@@ -173,7 +197,8 @@ class Tracker:
     def finish(self, status: Status) -> None:
         """Delivers the rest, for seconds at most, and closes the run as what it was.
 
-        With it goes the file of all metrics: a study is read from it in one piece.
+        With it goes the file of all metrics: a study is read from it in one piece. Large files may
+        take longer, where the store answers at all; the run is closed by then.
         """
         if self._file is not None:
             self._file.close()
@@ -181,7 +206,9 @@ class Tracker:
             assert self._metrics is not None
             self._outbox.put(Artifact(self._metrics))
             self._outbox.put(End(status))
-            self._outbox.close(FINISH_SECONDS)
+            answers = self._outbox.close(FINISH_SECONDS)
+            if self._large is not None:
+                self._large.close(LARGE_FINISH_SECONDS if answers else 0.0)
 
 
 def _create_run(
@@ -222,9 +249,12 @@ def _log_params(client: "MlflowClient", run_id: str, params: dict[str, Any]) -> 
 
 
 def _warn_once(config: Config, folder: Path) -> Any:
-    shown = without_password(store_uri(config))
+    shown, told = without_password(store_uri(config)), list[Exception]()
 
     def warn(error: Exception) -> None:
+        told.append(error)
+        if len(told) > 1:
+            return
         log.warning(
             "the MLflow store %s does not take this run's metrics (%s); training goes on, all of "
             "them lie in %s",
@@ -265,8 +295,8 @@ def _sampling(uri: str, run_id: str, node: int, seconds: float) -> Iterator[None
     client = connect(uri)
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    def deliver(entries: list[Entry]) -> None:
-        _deliver(client, run_id, entries)
+    def deliver(entries: list[Entry]) -> Iterator[None]:
+        return _deliver(client, run_id, entries)
 
     troubles: list[Exception] = []
     outbox = Outbox(deliver, troubles.append)

@@ -54,10 +54,15 @@ def summary_bars(costs: Sequence[RankCost]) -> dict[str, float]:
 
 def in_a_line(costs: Sequence[RankCost]) -> str:
     """What a user reads of it when the run has ended."""
-    bars = summary_bars(costs)
-    if not bars:
+    if not costs:
         return "not measured"
-    words = [f"{bars['summary/computed_percent']:.0f} % of a step computed"]
+    bars = summary_bars(costs)
+    computed = bars.get("summary/computed_percent")
+    words = [
+        "computing and waiting are not separable"
+        if computed is None
+        else f"{computed:.0f} % of a step computed"
+    ]
     if (counter := bars.get("summary/counter_percent")) is not None:
         words.append(f"the processor's counter says {counter:.0f} %")
     rate = fmean(cost.flop_per_second for cost in costs) / 1e9
@@ -73,7 +78,7 @@ def _mean(costs: Sequence[RankCost], phase: Phase) -> float:
 
 def _pair(prefix: str, costs: Sequence[RankCost]) -> dict[str, float]:
     """What was useful, and what the counter says was."""
-    found = {f"{prefix}computed_percent": fmean(cost.computed_percent for cost in costs)}
+    found = _known(f"{prefix}computed_percent", costs, lambda cost: cost.computed_percent)
     return found | _known(f"{prefix}counter_percent", costs, lambda cost: cost.counter_percent)
 
 

@@ -181,6 +181,7 @@ def open_links(topology: Topology, device: torch.device, meters: Meters) -> Iter
     sets = [hvd.ProcessSet(list(ranks)) for ranks in _peer_sets(topology)]
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        one_precision()
     hvd.init(process_sets=sets)
     if hvd.size() != topology.world_size:
         raise UserError(
@@ -207,6 +208,15 @@ def open_world(
     """The world of this process for one layout; see `open_links`. Collective over the world."""
     with open_links(topology, device, meters) as links:
         yield links.world(layout)
+
+
+def one_precision() -> None:
+    """A card's convolutions round float32 as its matrix products do.
+
+    torch's default rounds the first to TF32 and not the second, and no share of a plain product
+    could be told. `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1` has both in TF32.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32
 
 
 @dataclass(frozen=True)

@@ -83,3 +83,30 @@ def test_an_outer_rate_of_one_without_momentum_changes_nothing() -> None:
     plain, outer = nodes(delay=1), nodes(delay=1, outer_lr=1.0 - 1e-12)
     for one, other in zip(plain, outer, strict=True):
         assert torch.allclose(one, other, atol=1e-9)
+
+
+def distances() -> list[float]:
+    """Squares from the mean: now; of before the drain, told after it; and after it."""
+    rank = dist.get_rank()
+    peers = Group((0, 1), rank, NODES, dist.group.WORLD, meters(), Phase.EXCHANGE_WAIT)
+    parameter = nn.Parameter(torch.full((1, ELEMENTS), 1.0 + rank, dtype=torch.float64))
+    shared, sliced = Flat([parameter], 1, parameter, owner=0), Flat([], 1, parameter)
+    config = ExchangeConfig(kind="averaging", delay=1)
+    moving = MovingPiece(Part(shared, sliced, False, peers), config, "p")
+    exchange = Averaging(Chunk(shared, group_of_one()), [moving], config, 0)
+    found = []
+    for told in (exchange.averaged, None, exchange.averaged):
+        if told is None:
+            later = exchange.apart()
+            exchange.drain(lambda: None)
+            squares = later()
+        else:
+            with told() as squares:
+                assert squares is not None
+        found.append(float(squares[0]))
+    return found
+
+
+def test_how_far_nodes_are_apart_is_told_of_before_the_drain() -> None:
+    for found in run_on_ranks(distances, NODES):
+        assert found == [ELEMENTS * 0.25, ELEMENTS * 0.25, 0.0]

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -91,6 +92,22 @@ def test_the_end_waits_as_long_as_something_is_taken() -> None:
         box.put(number)
     assert box.close(0.5)  # 1 s in all
     assert len(taken) == 5 * outbox.BATCH_ITEMS
+
+
+def test_the_end_waits_for_a_batch_that_goes_on() -> None:
+    taken: list[int] = []
+
+    def deliver(batch: list[int]) -> Iterator[None]:
+        for item in batch:
+            time.sleep(0.2)
+            taken.append(item)
+            yield
+
+    box = Outbox[int](deliver, pytest.fail)
+    for number in range(10):
+        box.put(number)
+    assert box.close(0.5)  # 2 s in one batch
+    assert taken == list(range(10))
 
 
 def test_the_oldest_are_dropped_when_too_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,14 +61,15 @@ def test_what_two_profilers_numbered_alike_stays_apart() -> None:
     traces = [RankTrace(rank, "h", content, 0.0, 0.0) for rank in (0, 3)]
     events, _ = opened(merged(traces, "", {}))
     assert {e["pid"] for e in events} == {0, 3}
-    assert len({e["id"] for e in events if e["ph"] == "s"}) == 2
+    assert {e["id"] for e in events if e["ph"] == "s"} == {1, (3 << 40) + 1}, "numbers, no words"
 
 
 def test_a_cards_streams_are_threads_of_their_rank() -> None:
     kernel = {"ph": "X", "cat": "kernel", "name": "gemm", "pid": 0, "tid": 7, "ts": 2.0, "dur": 1}
     of_a_card = {"ph": "M", "name": "process_name", "pid": 0, "tid": 0, "ts": 0.0, "args": {}}
     marks = {"ph": "i", "name": "Record Window End", "pid": "", "tid": "", "ts": 9.0}
-    content = kineto(0, of_a_card, annotation("forward", 0, 5, pid=7), kernel, marks)
+    waits = kernel | {"cat": "cuda_sync", "name": "waits for all streams", "tid": -1}
+    content = kineto(0, of_a_card, annotation("forward", 0, 5, pid=7), kernel, waits, marks)
     events, _ = opened(merged([RankTrace(2, "h", content, 0.0, 0.0)], "", {}))
     (card,) = [e for e in events if e.get("cat") == "kernel"]
     (host,) = [e for e in events if e.get("cat") == "user_annotation"]
@@ -76,6 +77,7 @@ def test_a_cards_streams_are_threads_of_their_rank() -> None:
     assert card["tid"] != host["tid"]
     (name,) = [e["args"]["name"] for e in events if e.get("tid") == card["tid"] and e["ph"] == "M"]
     assert name == "stream 7"
+    assert all(0 <= e["tid"] < 1 << 32 for e in events if "tid" in e), "a viewer keeps 32 bits"
     assert not [e for e in events if e["name"] == "Record Window End"]
 
 

@@ -114,6 +114,29 @@ def test_values_that_are_no_numbers_are_counted(store: str, tmp_path: Path) -> N
     assert len(in_file(tmp_path / "run")) == 5
 
 
+def test_the_end_is_named_while_a_large_file_still_travels(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the file arrives, though it takes longer than the end waits for anything else."""
+    monkeypatch.setattr("harness.measure.tracking.FINISH_SECONDS", 1.0)
+    send, ended_before = MlflowClient.log_artifact, list[str]()
+
+    def slow(client: MlflowClient, run_id: str, path: str, folder: str | None = None) -> None:
+        if path.endswith("large.bin"):
+            time.sleep(4)
+            ended_before.append(connect(store).get_run(run_id).info.status)
+        send(client, run_id, path, folder)
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", slow)
+    tracker = start(store, tmp_path / "run")
+    (tmp_path / "large.bin").write_bytes(bytes(10))
+    tracker.large_artifact(tmp_path / "large.bin", "traces")
+    tracker.finish("FINISHED")
+    assert ended_before == ["FINISHED"]
+    found = connect(store).list_artifacts(str(tracker.run_id), "traces")
+    assert [file.path for file in found] == ["traces/large.bin"]
+
+
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
 def test_the_end_is_named_as_what_it_was(store: str, tmp_path: Path, status: Any) -> None:
     tracker = start(store, tmp_path / "run")

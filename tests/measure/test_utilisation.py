@@ -114,6 +114,16 @@ def test_a_line_for_the_user() -> None:
     )
 
 
+def test_waiting_inside_the_backward_pass_is_not_called_computing() -> None:
+    """As in torch's DistributedDataParallel."""
+    rows = torch.stack([tally(0.1, backward=90, data=10).vector()])
+    costs = Totals(rows, 1, 10, waits_in_backward=True).per_rank
+    assert costs[0].computed_percent is None
+    assert not [name for name in utilisation_metrics(costs) if "computed" in name]
+    assert "summary/computed_percent" not in summary_bars(costs)
+    assert in_a_line(costs).startswith("computing and waiting are not separable · the processor")
+
+
 def test_a_cost_comes_back_from_its_file() -> None:
     (cost,) = totals(tally(0.1, forward=30)).per_rank
     assert RankCost.model_validate_json(cost.model_dump_json()) == cost

@@ -1,6 +1,7 @@
 """What the launcher says of a rank, and who tells the user that it does not fit."""
 
 import os
+from collections.abc import Iterator
 from unittest.mock import patch
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import SaidByAnotherRank, UserError
+from harness.measure.machine import environment
 from harness.parallel.topology import Topology
-from harness.parallel.world import launched_topology, rank_device
+from harness.parallel.world import launched_topology, one_precision, rank_device
 
 SLOTS = st.lists(st.integers(1, 4), min_size=1, max_size=5)
 
@@ -97,3 +99,21 @@ def test_without_cards_it_is_the_processor(monkeypatch: pytest.MonkeyPatch) -> N
     assert rank_device("auto", 3) == torch.device("cpu")
     with pytest.raises(UserError, match=r"train.device=cuda .* or set train.device=cpu"):
         rank_device("cuda", 0)
+
+
+@pytest.fixture
+def _roundings() -> Iterator[None]:
+    """As they were, afterwards."""
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = cuda.allow_tf32, cudnn.allow_tf32
+    yield
+    cuda.allow_tf32, cudnn.allow_tf32 = before
+
+
+@pytest.mark.usefixtures("_roundings")
+@pytest.mark.parametrize("tf32", [False, True])
+def test_a_cards_convolutions_round_as_its_products_do(tf32: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32, not tf32
+    one_precision()
+    assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is tf32
+    assert environment()["tf32"] == {"products": tf32, "convolutions": tf32}

@@ -25,9 +25,11 @@ from harness.study.figures.style import (
 )
 from harness.study.store import RecordedRun, Study
 
-CURVATURE = "staleness/curvature"
+CURVATURE, OVER_STABLE = "staleness/curvature", "staleness/lr_over_stable"
 AFTER_WARMUP = 2**31
 """A window in which any exchange is as late as it gets."""
+MANY = 2
+"""Nodes: what more of them do to stability is the same."""
 DELAY_GREYS = ("#000000", "#4d4d4d", "#808080", "#b0b0b0")
 MOMENTA = 16
 """Points of a line."""
@@ -45,6 +47,9 @@ class Point:
     """The largest of the run."""
     curvature: float
     """The largest that was sampled; NaN where none was."""
+    of_limit: float
+    """lr as a share of what is stable, the largest that was logged, of one window each; else the
+    largest lr x curvature of the run as a share of it. Above 1 it is not stable; NaN: not known."""
     first_loss: float
     """Of the first training windows that were logged; NaN where none were."""
     loss: float
@@ -53,11 +58,6 @@ class Point:
     @property
     def ran_away(self) -> bool:
         return not self.loss <= self.first_loss
-
-    @property
-    def of_limit(self) -> float:
-        """lr x curvature as a share of what is stable; above 1 it is not."""
-        return self.lr * self.curvature / largest_stable_product(self.dynamics)
 
 
 def draw(study: Study) -> Picture:
@@ -77,7 +77,7 @@ def draw(study: Study) -> Picture:
 
 def points(study: Study) -> tuple[Point, ...]:
     """Of every run, whether it ended well or not; but AdamW's limit is not known."""
-    found = ((run, dynamics_of(run.config, AFTER_WARMUP)) for run in study.runs)
+    found = ((run, dynamics_of(run.config, AFTER_WARMUP, _nodes(run))) for run in study.runs)
     return tuple(_point(run, dynamics) for run, dynamics in found if dynamics is not None)
 
 
@@ -96,8 +96,16 @@ def say(study: Study) -> Said:
     return Said("\n".join(lines))
 
 
+def _nodes(run: RecordedRun) -> int:
+    """Several, where the run did not live to say."""
+    return MANY if run.summary is None else run.summary.nodes
+
+
 def _point(run: RecordedRun, dynamics: Dynamics) -> Point:
     sampled, losses = run.metric(CURVATURE), run.metric("train/loss")
+    over = run.metric(OVER_STABLE)
+    curvature = float(sampled.max()) if len(sampled) else math.nan
+    apart = run.config.optimizer.lr * curvature / largest_stable_product(dynamics)
     # A loss that is no number is left out of the journal, and counted there.
     lost = losses.empty or not run.metric("train/loss_nonfinite").empty
     return Point(
@@ -105,7 +113,8 @@ def _point(run: RecordedRun, dynamics: Dynamics) -> Point:
         seed=run.seed,
         dynamics=dynamics,
         lr=run.config.optimizer.lr,
-        curvature=float(sampled.max()) if len(sampled) else math.nan,
+        curvature=curvature,
+        of_limit=float(over.max()) if len(over) else apart,
         first_loss=math.nan if losses.empty else float(losses.iloc[0]),
         loss=math.inf if lost else float(losses.iloc[-1]),
     )
@@ -113,7 +122,8 @@ def _point(run: RecordedRun, dynamics: Dynamics) -> Point:
 
 def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) -> None:
     momenta = np.linspace(0, 0.98, MOMENTA)
-    delays = sorted({0, 1, *(point.dynamics.delay for point in placed)})
+    late = {point.dynamics.delay for point in placed if not point.dynamics.averaging}
+    delays = sorted({0, 1, *late})
     for number, delay in enumerate(delays):
         grey = DELAY_GREYS[min(number, len(DELAY_GREYS) - 1)]
         for nesterov, dash in ((False, "-"), (True, "--")):
@@ -131,7 +141,8 @@ def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) ->
                     xytext=(-8, 7),
                     color=grey,
                 )
-    known = [point for point in placed if not math.isnan(point.curvature)]
+    # Nodes that step alone have limits of their own, which the panel beside it draws.
+    known = [p for p in placed if not math.isnan(p.curvature) and not p.dynamics.averaging]
     for point in known:
         _mark(axes, point, point.dynamics.momentum, point.lr * point.curvature, found)
     _log(axes, "y")
@@ -140,7 +151,7 @@ def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) ->
     axes.set_ylabel("learning rate x curvature (1)")
     axes.set_title(
         "Stable is below its delay's line"
-        + ("" if known else "\n(no run here sampled its curvature)")
+        + ("" if known else "\n(no run that averages gradients\nsampled its curvature)")
     )
     lines = [Line2D([], [], color="black", linestyle=dash) for dash in ("-", "--")]
     axes.legend(lines, ["heavy ball", "Nesterov"], loc="lower left")

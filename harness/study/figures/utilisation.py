@@ -9,13 +9,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from harness.exchange.torch_ddp import KINDS
 from harness.study.figures.colours import Look, looks
 from harness.study.figures.style import Picture, Said, dressed, few, line, picture, say_nothing
 from harness.study.gauges import counters
 from harness.study.store import RecordedRun, Study
 
 COMPUTING = ("forward", "backward", "optimizer")
-COMPUTED = re.compile(r"utilisation/node_\d+_computed_percent")
+OF_NODE = re.compile(r"utilisation/node_(\d+)_(computed|counter)_percent")
 MOST_NODES = 4
 """Rows of panels; the others are left out of the picture, not of the means."""
 COUNTER = {"color": "#555555", "linestyle": "-", "linewidth": 1.2}
@@ -56,28 +57,34 @@ def draw(study: Study) -> Picture:
 
 def nodes(study: Study, run: RecordedRun) -> dict[int, Node]:
     """What is known of a run's nodes. A counter that the run did not log itself (that of a card) is
-    MLflow's system metric; shares that it did not log are the mean over all ranks."""
+    MLflow's system metric; shares that it did not log are the mean over all ranks. Where waiting
+    happens inside the backward pass, as in torch's DDP, nobody knows what was computed."""
     history = run.history
     if "time" not in history:
         return {}
     start = history["time"].iloc[0]
     seconds = history["time"] - start
-    logged = [name for name in map(str, history) if COMPUTED.fullmatch(name)]
-    computed = {int(name.split("_")[1]): _over(history[name], seconds) for name in logged}
-    counted = {
-        node: _over(history[name], seconds)
-        for node in computed
-        if (name := f"utilisation/node_{node}_counter_percent") in history
-    }
+    logged: dict[str, dict[int, pd.Series[float]]] = {"computed": {}, "counter": {}}
+    for name in map(str, history):
+        if match := OF_NODE.fullmatch(name):
+            logged[match[2]][int(match[1])] = _over(history[name], seconds)
+    computed, counted = logged["computed"], logged["counter"]
     if not counted:
         found = counters(study.uri, run)
         counted = {node: each.set_axis(each.index - start) for node, each in found.items()}
-    if not computed and "time/step_ms" in history:
+    nothing = pd.Series(dtype=float)
+    if not _separable(run):
+        computed = dict.fromkeys([*counted, *computed], nothing)
+    elif not computed and "time/step_ms" in history:
         computing = sum(history[f"time/{phase}_ms"] for phase in COMPUTING)
         share = _over(100 * computing / history["time/step_ms"], seconds)
         computed = dict.fromkeys(counted or [0], share)
-    nothing = pd.Series(dtype=float)
     return {node: Node(counted.get(node, nothing), each) for node, each in computed.items()}
+
+
+def _separable(run: RecordedRun) -> bool:
+    alone = run.summary is not None and run.summary.ranks == 1
+    return alone or run.config.exchange.kind not in KINDS
 
 
 def means(by_node: Mapping[int, Node]) -> tuple[float, float]:
@@ -93,7 +100,12 @@ def say(study: Study) -> Said:
     lines = []
     for run in _first_runs(study):
         counter, computed = means(nodes(study, run))
-        if pd.isna(counter) or pd.isna(computed):
+        if not _separable(run) and not pd.isna(counter):
+            lines.append(
+                f"* `{run.name}`: the counter says {counter:.0f} %; it waits inside its backward "
+                f"pass, so what it computed is not separable"
+            )
+        elif pd.isna(counter) or pd.isna(computed):
             lines.append(f"* `{run.name}`: not recorded")
         else:
             lines.append(

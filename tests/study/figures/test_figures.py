@@ -191,6 +191,50 @@ def test_a_panel_varies_one_thing(tables: Path, tmp_path: Path) -> None:
     assert drawn == [110.0]
 
 
+def test_what_waits_in_its_backward_pass_is_not_shown_as_computing(tmp_path: Path) -> None:
+    """Neither by what such a run logged itself once, nor by its phases."""
+    backward = {"time/step_ms": 10.0, "time/backward_ms": 9.0}
+    phases = backward | {"time/forward_ms": 0.5, "time/optimizer_ms": 0.5}
+    old = {f"utilisation/node_{node}_computed_percent": 99.0 for node in (0, 1)}
+    counters = {f"utilisation/node_{node}_counter_percent": 80.0 for node in (0, 1)}
+    for number, metrics in enumerate((phases | counters, phases | counters | old)):
+        run = recorded(
+            tmp_path,
+            f"rival_{number}",
+            found=summary(f"rival_{number}"),
+            lines=[(10, metrics), (20, metrics)],
+            exchange={"kind": "ddp_powersgd"},
+        )
+        found = utilisation.nodes(study(run), run)
+        assert sorted(found) == [0, 1]
+        assert all(len(node.computed) == 0 and len(node.counter) == 2 for node in found.values())
+        assert "what it computed is not separable" in utilisation.say(study(run))
+        assert utilisation.draw(study(run)).axes
+
+
+def test_a_rate_of_each_window_goes_before_the_largest_of_the_run(tmp_path: Path) -> None:
+    """The curvature may be largest while the rate is still low."""
+    late = {"kind": "delayed", "delay": 1}
+    metrics = {"train/loss": 2.0, "staleness/curvature": 5.0, "staleness/lr_over_stable": 0.5}
+    lines = [(10, metrics), (20, metrics | {"staleness/lr_over_stable": 0.75})]
+    runs = study(recorded(tmp_path, "a", 0, summary("a"), lines, exchange=late, optimizer=MOMENTUM))
+    (point,) = staleness.points(runs)
+    assert point.of_limit == 0.75
+
+
+def test_nodes_that_step_alone_are_not_on_the_map_of_late_gradients(tmp_path: Path) -> None:
+    lines = [(10, {"train/loss": 2.0, "staleness/curvature": 0.5})]
+    counts = []
+    for number, kind in enumerate(("averaging", "delayed")):
+        late = {"kind": kind, "delay": 1}
+        place = tmp_path / kind
+        place.mkdir()
+        runs = study(recorded(place, "a", number, summary("a"), lines, exchange=late))
+        map_, sides, _ = staleness.draw(runs).axes
+        counts.append([sum(len(line.get_xdata()) == 1 for line in a.lines) for a in (map_, sides)])
+    assert counts == [[0, 1], [1, 1]]
+
+
 def test_a_run_lies_where_its_rate_and_curvature_put_it(tmp_path: Path) -> None:
     late = {"kind": "delayed", "delay": 1}
     lines = [
