@@ -263,6 +263,25 @@ def test_bytes_are_the_formula_s(config) -> None:  # type: ignore[no-untyped-def
     assert wire * 1e6 == pytest.approx(work.window.cross_node * 2)
 
 
+def test_collectives_of_cards_start_by_their_hops() -> None:
+    """64 machines of eight: an all-reduce by a tree, a gather round the ring."""
+    line, link = Line(latency_seconds=1e-6, bytes_per_second=1e12), Link(bytes_per_second=1e12)
+
+    def found(layout: str, cores: float | None = None) -> Pieces:
+        config = exchanging("synchronous", layout, route="flat", bucket_mb=1e3)
+        many = config.data.model_copy(update={"num_classes": 1000})
+        work = workload_of(config.model_copy(update={"data": many}), 64, 8)
+        return pieces_of(cluster(node=line, link=link, cores_per_node=cores), work)
+
+    (bucket,) = found("replicated").buckets
+    assert bucket.transfer.start == pytest.approx(2 * (6 * 5e-5 + 7 * 1e-6))
+    ring, tree = 64 * 5e-5 + 447 * 1e-6, 2 * (6 * 5e-5 + 7 * 1e-6)
+    starts = [each.start for each in found("world").gathers]
+    assert starts == pytest.approx([ring, tree, tree, ring])
+    (bucket,) = found("replicated", 16.0).buckets
+    assert bucket.transfer.start == pytest.approx(2 * 511 * 5e-5)
+
+
 @pytest.mark.parametrize("layout", ["node", "world"])
 def test_buckets_of_the_flat_route_with_slices_are_gradients_alone(layout: str) -> None:
     """Slices' gradients have come when the backbone's begin, and go to the peers that have them."""
