@@ -11,18 +11,14 @@ from harness.cluster.launch import launch
 from harness.config import Config, ExchangeConfig
 from harness.errors import UserError
 from harness.measure.calibration import Calibration, Point, read_calibration
-from harness.study.cluster import Cluster, Encoding, Late, Line, Link
+from harness.study.cluster import Cluster, Encoding, Line, Link
 from harness.study.cost_model import phases
-from harness.study.hops import of_all_reduce, step_of
+from harness.study.links import between, rate
 from harness.study.pieces import OPTIMIZER_PASSES, pieces_of
 from harness.study.workload import workload_of
 
-SLOWER = 0.8
-"""Share of the link's rate below which, between cores, something else is the limit."""
 LEFT = 0.1
 """Share of a pass that the classifier has to leave to the backbone."""
-SAVED = 0.05
-"""What a rest saves of a transfer, below which a link is said to have no burst."""
 
 
 class CalibrationFailed(Exception):
@@ -96,7 +92,7 @@ def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:
     cluster = shared.model_copy(update=figures)
     in_node = _in_node(found, timed, cluster, config)
     cluster = cluster.model_copy(update=in_node)
-    cluster = cluster.model_copy(update=_between(found, cluster.node.latency_seconds))
+    cluster = cluster.model_copy(update=between(found, cluster.node.latency_seconds))
     return cluster.model_copy(update={"micro_batch_seconds": _overhead(found, cluster, config)})
 
 
@@ -122,7 +118,7 @@ class _Timed:
         numbers of them only the difference counts there."""
         points = self._found.classifier
         if self._found.cores_per_node is None:
-            return _rate(points)
+            return rate(points)
         return points[-1].size / self.alone(points[-1])
 
     def backbone(self, config: Config, in_classifier: float) -> tuple[float, float]:
@@ -184,7 +180,7 @@ def _in_node(
     return {
         "node": Line(
             latency_seconds=latency,
-            bytes_per_second=_rate(sent) * slowdown,
+            bytes_per_second=rate(sent) * slowdown,
         ),
         "shared": Line(latency_seconds=latency, bytes_per_second=shared / moving),
     }
@@ -197,74 +193,6 @@ def _worked_through(found: Calibration, point: Point, times: float) -> Point:
 
 ENDS = 4
 """Passes over memory that a copy between two processes is taken for: read and written twice."""
-
-
-def _between(found: Calibration, latency: float) -> dict[str, object]:
-    """Of the network; nothing of it is known from one node. `latency`: of a step inside one."""
-    nodes, group, on_cards = found.nodes, found.ranks_per_node, found.cores_per_node is None
-    if nodes == 1:
-        return {"link": Link(bytes_per_second=1e9), "link_known": False}
-    ring = 2 * (nodes * group - 1) / (nodes * group)
-    of_link = [point.model_copy(update={"size": point.size * ring}) for point in found.flat]
-    step = step_of(of_all_reduce(nodes, group, on_cards), of_link[0].seconds, latency)
-    steady, rested = found.flat[-1].seconds, found.flat_after_rest[-1].seconds
-    saved = steady - rested
-    cpu_rate = 0.0 if on_cards else _cpu_rate(of_link)
-    for_each = 0.0 if on_cards else of_link[0].cpu_seconds - cpu_rate * of_link[0].size
-    link = Link(
-        bytes_per_second=_rate(of_link),
-        step_seconds=step,
-        burst_seconds=saved + of_link[0].seconds if saved > SAVED * steady else 0.0,
-        cpu_seconds=max(0.0, for_each),
-        cpu_seconds_per_byte=cpu_rate,
-    )
-    return {"link": link, "late": _late(found, link)}
-
-
-def _late(found: Calibration, link: Link) -> Late:
-    """On cards no processor is charged: the thread that waits for a card spins, and what Horovod's
-    thread takes is taken from nobody."""
-    nodes = found.nodes
-    start = max(0.0, found.peers[0].seconds - 2 * (nodes - 1) * link.step_seconds)
-    if found.cores_per_node is None:
-        return Late(start_seconds=start, bytes_per_second=_thread_rate(found))
-    among_peers = 2 * (nodes - 1) / nodes
-    sent = [
-        point.model_copy(update={"size": point.size * among_peers}) for point in found.under_way
-    ]
-    cpu_rate = _cpu_rate(sent)
-    for_one = sent[0].cpu_seconds - found.idle.cpu_seconds
-    rate, of_link = _thread_rate(found), link.bytes_per_second / found.ranks_per_node
-    return Late(
-        start_seconds=start,
-        cpu_seconds=max(0.0, for_one - cpu_rate * sent[0].size),
-        cpu_seconds_per_byte=cpu_rate,
-        bytes_per_second=rate if rate is not None and rate < SLOWER * of_link else None,
-    )
-
-
-def _thread_rate(found: Calibration) -> float | None:
-    """Of what Horovod's thread of a rank sends, with the copies that a card's exchange takes."""
-    if len(found.peers) == 1:
-        return None
-    rate = 2 * (found.nodes - 1) / found.nodes * _rate(found.peers)
-    return rate if rate > 0 else None
-
-
-def _rate(points: Sequence[Point]) -> float:
-    """Sizes a second between the two largest: what they have in common does not count."""
-    if len(points) == 1:
-        return points[0].size / points[0].seconds
-    first, last = points[-2:]
-    return (last.size - first.size) / max(1e-12, last.seconds - first.seconds)
-
-
-def _cpu_rate(points: Sequence[Point]) -> float:
-    """Processor seconds for each of a size."""
-    if len(points) == 1:
-        return 0.0
-    first, last = points[0], points[-1]
-    return max(0.0, (last.cpu_seconds - first.cpu_seconds) / (last.size - first.size))
 
 
 def _overhead(found: Calibration, cluster: Cluster, config: Config) -> float:

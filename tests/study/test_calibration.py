@@ -169,6 +169,15 @@ def test_horovod_s_thread_bounds_a_card_s_exchange_whatever_the_link_is() -> Non
     assert cluster_from(on_cards()).late.bytes_per_second == pytest.approx(9e5)
 
 
+def test_a_card_s_copies_are_told_from_the_thread_that_sends() -> None:
+    copies = tuple(Point(size=size, seconds=1e-3 + size / 4e6, cpu_seconds=0) for size in (0, 1e6))
+    late = cluster_from(on_cards(host_copy=copies)).late
+    assert late.copy_bytes_per_second == pytest.approx(4e6)
+    # A byte took 1 / 9e5 s, half a microsecond of which were copies.
+    assert late.bytes_per_second == pytest.approx(1 / (1 / 9e5 - 2 / 4e6))
+    assert cluster_from(made()).late.copy_bytes_per_second is None
+
+
 def test_a_card_s_launches_do_not_count_as_its_speed() -> None:
     found = cluster_from(on_cards())
     assert found.classifier_efficiency * found.product_flop_per_second == pytest.approx(2e8)
