@@ -9,6 +9,7 @@ from torch import Tensor
 from harness.checks.finding import Facts
 from harness.config import BackboneConfig, Config
 from harness.exchange.exchange import route_of
+from harness.measure.traffic import gathers_statistics
 from harness.model.backbone import Backbone, make_backbone
 from harness.parallel.slices import padded, slice_of
 
@@ -16,7 +17,8 @@ CHANNELS = {"glyphs": 1, "fashion_mnist": 1, "image_folder": 3, "synthetic": 3}
 LOGITS_KEPT = 3
 """Logits, their exponentials, and one more while the loss or its gradient is computed."""
 
-
+HALF = 2
+"""Bytes of a number in half precision."""
 COUNTED_IMAGES = 2
 """Batch norm takes no fewer."""
 
@@ -50,13 +52,17 @@ def need_of(config: Config, nodes: int, ranks_per_node: int) -> Need:
     S = ceil(C / owners) (D + 1) in a slice; owners is G for layout node, MG for world, and
     replicated has S = 0 and counts C (D + 1) to P:
 
-        model        (P + S) s (2 + states), states: 1 momentum, 2 AdamW, 0 plain SGD
+        model        (P + S) s 2 for values and gradients, and for the optimizer's state (1
+                     momentum, 2 AdamW, 0 plain SGD) as often (P + S) s on the flat route, and
+                     (P / G + S) s on the hierarchical one, where a rank steps what it owns
         exchange     (P / G + S) s, times 3 (delay + 1): what is given, what is sent and what
                      comes back; averaging 2 (delay + 1) + 3: also what moved, up to where, and the
-                     outer momentum; none on the flat synchronous route; and P s for one
-                     reduce-scatter in the node. Compression takes less
+                     outer momentum; and P s for one reduce-scatter in the node. Compression takes
+                     less. On the flat synchronous route none; in half precision twice 2 bytes, and
+                     2 s for what is clamped and what was not sent, of each averaged element
         activations  what autograd keeps of B images, twice the largest of it on the way back,
-                     and 3 n S / (D + 1) s logits of the n = owners B images of the slice group
+                     and 3 n S / (D + 1) s logits of the n = owners B images of the slice group;
+                     softmax statistics, 3 n s, of each of its ranks where it gathers them
     """
     data = config.data
     channels = CHANNELS[data.dataset]
@@ -73,11 +79,15 @@ def need_of(config: Config, nodes: int, ranks_per_node: int) -> Need:
         shared, sliced = shared + sliced, 0
     images = owners * config.train.batch_size
     logits = LOGITS_KEPT * images * own_classes * element
+    statistics = 3 * images * element * (owners if gathers_statistics(owners) else 1)
+    hierarchical = route_of(config.exchange, config.classifier) == "hierarchical"
+    stepped = padded(shared, ranks_per_node) // ranks_per_node if hierarchical else shared
     return Need(
-        model=(shared + sliced) * element * (2 + _states(config)),
-        exchange=_exchange_elements(config, shared, sliced, nodes, ranks_per_node) * element,
+        model=(2 * (shared + sliced) + _states(config) * (stepped + sliced)) * element,
+        exchange=_exchange_bytes(config, shared, sliced, nodes, ranks_per_node, element),
         activations=network.kept_bytes * config.train.batch_size // COUNTED_IMAGES * element // 4
-        + logits,
+        + logits
+        + statistics,
         checkpoint=whole * element * (1 + _states(config)),
     )
 
@@ -88,18 +98,22 @@ def _states(config: Config) -> int:
     return 1 if config.optimizer.momentum else 0
 
 
-def _exchange_elements(
-    config: Config, shared: int, sliced: int, nodes: int, ranks_per_node: int
+def _exchange_bytes(
+    config: Config, shared: int, sliced: int, nodes: int, ranks_per_node: int, element: int
 ) -> int:
     exchange = config.exchange
-    flat = exchange.kind == "synchronous" and route_of(exchange, config.classifier) == "flat"
-    if nodes * ranks_per_node == 1 or flat:
+    if nodes * ranks_per_node == 1:
         return 0
+    if exchange.kind == "synchronous" and route_of(exchange, config.classifier) == "flat":
+        averaged = shared
+        if config.classifier.layout == "node" and nodes > 1:
+            averaged += sliced
+        return 0 if exchange.compression == "none" else averaged * (2 * HALF + 2 * element)
     part = padded(shared, ranks_per_node) // ranks_per_node + sliced
     slots = exchange.delay + 1
     parts = {"averaging": 2 * slots + 3, "isolated": 0}.get(exchange.kind, 3 * slots)
     in_node = shared if ranks_per_node > 1 else 0
-    return parts * part + in_node
+    return (parts * part + in_node) * element
 
 
 @dataclass(frozen=True)

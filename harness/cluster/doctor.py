@@ -93,6 +93,7 @@ def _examine(config: Config, is_given: bool, meeting: Meeting, report: Report) -
         if problems:
             report.add([Finding(check="cards", level="fail", found=problems[0])])
         torch.set_num_threads(_threads(config, examination.seats, meeting.seat))
+        report.figures("seats", examination.seats)
         findings, speeds = examination.compute(device)
         report.add(findings)
         report.figures("speeds", speeds)

@@ -61,6 +61,8 @@ class Calibration(Record):
     """The same after the link has rested."""
     peers: tuple[Point, ...]
     """Each local rank with its peers: all-reduce through Horovod, by bytes of the buffer."""
+    host_copy: tuple[Point, ...] = ()
+    """From a card to pinned host memory, by bytes; empty on cores, whose exchanges need none."""
     idle: Point
     """A pause: what a rank's threads take of the processor while they have nothing to do."""
     under_way: tuple[Point, ...]

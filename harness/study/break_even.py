@@ -6,13 +6,11 @@ from harness.config import Config
 from harness.errors import UserError
 from harness.study.cluster import Cluster
 from harness.study.cost_model import predict
-from harness.study.plan import crossing, with_exchange
+from harness.study.plan import PAYS, crossing, on_each_route, with_exchange
 
 MOST_CLASSES = 100_000_000
 SLOWEST, FASTEST = 1e4, 1e12
 """Links, bytes/s."""
-PAYS = 1.05
-"""Times the throughput from which on a way is said to pay: less drowns in what times vary."""
 SCALE = 40
 """Rates that are tried, evenly on a scale of logarithms, to find where the curve lies above."""
 
@@ -39,7 +37,7 @@ def classes_for_world(cluster: Cluster, config: Config, kind: str) -> int | None
         data = config.data.model_copy(update={"num_classes": round(classes)})
         given = config.model_copy(update={"data": data})
         world, node = (
-            predict(cluster, with_exchange(given, layout, kind, passes)).step_ms
+            _step_ms(cluster, with_exchange(given, layout, kind, passes))
             for layout in ("world", "node")
         )
         return node - world
@@ -59,7 +57,7 @@ def rates_for_late(cluster: Cluster, config: Config, layout: str) -> Rates | Non
 
     def gain(rate: float) -> float:
         there = cluster.with_rate(rate)
-        return predict(there, waiting).step_ms / predict(there, late).step_ms - PAYS
+        return _step_ms(there, waiting) / _step_ms(there, late) - PAYS
 
     tried = [SLOWEST * (FASTEST / SLOWEST) ** (n / SCALE) for n in range(SCALE + 1)]
     gains = [gain(rate) for rate in tried]
@@ -70,6 +68,11 @@ def rates_for_late(cluster: Cluster, config: Config, layout: str) -> Rates | Non
     below = crossing(gain, tried[first - 1], tried[first]) if first else SLOWEST
     above = crossing(gain, tried[last], tried[last + 1]) if last < SCALE else FASTEST
     return Rates(below or SLOWEST, above or FASTEST, max(gains) + PAYS)
+
+
+def _step_ms(cluster: Cluster, config: Config) -> float:
+    """By the quicker route."""
+    return min(predict(cluster, each).step_ms for each in on_each_route(config))
 
 
 def applies(cluster: Cluster, config: Config) -> bool:

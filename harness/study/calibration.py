@@ -11,15 +11,14 @@ from harness.cluster.launch import launch
 from harness.config import Config, ExchangeConfig
 from harness.errors import UserError
 from harness.measure.calibration import Calibration, Point, read_calibration
-from harness.study.cluster import Cluster, Encoding, Late, Line, Link
+from harness.study.cluster import Cluster, Encoding, Line, Link
 from harness.study.cost_model import phases
+from harness.study.links import between, rate
 from harness.study.pieces import OPTIMIZER_PASSES, pieces_of
 from harness.study.workload import workload_of
 
-SLOWER = 0.8
-"""Share of the link's rate below which something else is the limit."""
-SAVED = 0.05
-"""What a rest saves of a transfer, below which a link is said to have no burst."""
+LEFT = 0.1
+"""Share of a pass that the classifier has to leave to the backbone."""
 
 
 class CalibrationFailed(Exception):
@@ -70,10 +69,10 @@ def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:
     )
     slowdown = shared.slowdown
     timed = _Timed(found, slowdown)
-    classifier, (optimizer,) = found.classifier[-1], found.optimizer
+    (optimizer,) = found.optimizer
     product = found.product.size / timed.alone(found.product)
     passes = OPTIMIZER_PASSES[config.optimizer.name]
-    in_classifier = classifier.size / timed.alone(classifier)
+    in_classifier = timed.classifier()
     backbone, forward_share = timed.backbone(config, in_classifier)
     figures = {
         "product_flop_per_second": product,
@@ -92,7 +91,8 @@ def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:
     }
     cluster = shared.model_copy(update=figures)
     in_node = _in_node(found, timed, cluster, config)
-    cluster = cluster.model_copy(update=in_node | _between(found))
+    cluster = cluster.model_copy(update=in_node)
+    cluster = cluster.model_copy(update=between(found, cluster.node.latency_seconds))
     return cluster.model_copy(update={"micro_batch_seconds": _overhead(found, cluster, config)})
 
 
@@ -113,14 +113,33 @@ class _Timed:
         undisturbed = _worked(found, found.window) / found.window.seconds
         return sum(found.window_phases[each] for each in phases) * undisturbed / self._slowdown
 
+    def classifier(self) -> float:
+        """Operations a second. A card's launches take as long for few classes as for many: of two
+        numbers of them only the difference counts there."""
+        points = self._found.classifier
+        if self._found.cores_per_node is None:
+            return rate(points)
+        return points[-1].size / self.alone(points[-1])
+
     def backbone(self, config: Config, in_classifier: float) -> tuple[float, float]:
-        """Operations a second, and the forward pass's share of the time, as training has them."""
+        """Operations a second, and the forward pass's share of the time, as training has them.
+
+        Raises UserError where the classifier leaves nothing to tell them from.
+        """
         found = self._found
         forward, backward = self.in_window("forward"), self.in_window("backward")
         work = workload_of(_as_timed(config), found.nodes, found.ranks_per_node)
         classifier = work.classifier_flops / in_classifier
+        taken = forward + backward
         forward, backward = forward - classifier / 3, backward - classifier * 2 / 3
-        whole = max(1e-9, forward + backward)
+        whole = forward + backward
+        if whole < LEFT * taken:
+            raise UserError(
+                f"the classifier of data.num_classes={config.data.num_classes} takes "
+                f"{classifier * 1e3:.1f} of the {taken * 1e3:.1f} ms of a forward and backward "
+                f"pass, which leaves too little to tell the backbone's speed from; calibrate with "
+                f"fewer classes, and predict more of them from --cluster"
+            )
         return work.backbone_flops / whole, min(0.9, max(0.1, forward / whole))
 
 
@@ -161,7 +180,7 @@ def _in_node(
     return {
         "node": Line(
             latency_seconds=latency,
-            bytes_per_second=_rate(sent) * slowdown,
+            bytes_per_second=rate(sent) * slowdown,
         ),
         "shared": Line(latency_seconds=latency, bytes_per_second=shared / moving),
     }
@@ -174,64 +193,6 @@ def _worked_through(found: Calibration, point: Point, times: float) -> Point:
 
 ENDS = 4
 """Passes over memory that a copy between two processes is taken for: read and written twice."""
-
-
-def _between(found: Calibration) -> dict[str, object]:
-    """Of the network; nothing of it is known from one node."""
-    ranks, nodes = found.nodes * found.ranks_per_node, found.nodes
-    if nodes == 1:
-        return {"link": Link(bytes_per_second=1e9)}
-    ring, steps = 2 * (ranks - 1) / ranks, 2 * (ranks - 1)
-    of_link = [point.model_copy(update={"size": point.size * ring}) for point in found.flat]
-    step = of_link[0].seconds / steps
-    steady, rested = found.flat[-1].seconds, found.flat_after_rest[-1].seconds
-    saved = steady - rested
-    cpu_rate = _cpu_rate(of_link)
-    link = Link(
-        bytes_per_second=_rate(of_link),
-        step_seconds=step,
-        burst_seconds=saved + of_link[0].seconds if saved > SAVED * steady else 0.0,
-        cpu_seconds=max(0.0, of_link[0].cpu_seconds - cpu_rate * of_link[0].size),
-        cpu_seconds_per_byte=cpu_rate,
-    )
-    among_peers = 2 * (nodes - 1) / nodes
-    sent = [
-        point.model_copy(update={"size": point.size * among_peers}) for point in found.under_way
-    ]
-    late_cpu_rate = _cpu_rate(sent)
-    for_one = sent[0].cpu_seconds - found.idle.cpu_seconds
-    late = Late(
-        start_seconds=max(0.0, found.peers[0].seconds - 2 * (nodes - 1) * step),
-        cpu_seconds=max(0.0, for_one - late_cpu_rate * sent[0].size),
-        cpu_seconds_per_byte=late_cpu_rate,
-        bytes_per_second=_thread_rate(found, link.bytes_per_second / found.ranks_per_node),
-    )
-    return {"link": link, "late": late}
-
-
-def _thread_rate(found: Calibration, of_link: float) -> float | None:
-    """Of Horovod's thread of a rank, where that is less than the rank's part of the link."""
-    if len(found.peers) == 1:
-        return None
-    among_peers = 2 * (found.nodes - 1) / found.nodes
-    rate = among_peers * _rate(found.peers)
-    return rate if 0 < rate < SLOWER * of_link else None
-
-
-def _rate(points: Sequence[Point]) -> float:
-    """Sizes a second between the two largest: what they have in common does not count."""
-    if len(points) == 1:
-        return points[0].size / points[0].seconds
-    first, last = points[-2:]
-    return (last.size - first.size) / max(1e-12, last.seconds - first.seconds)
-
-
-def _cpu_rate(points: Sequence[Point]) -> float:
-    """Processor seconds for each of a size."""
-    if len(points) == 1:
-        return 0.0
-    first, last = points[0], points[-1]
-    return max(0.0, (last.cpu_seconds - first.cpu_seconds) / (last.size - first.size))
 
 
 def _overhead(found: Calibration, cluster: Cluster, config: Config) -> float:

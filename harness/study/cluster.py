@@ -41,7 +41,7 @@ class Link(Figures):
 
 
 class Late(Figures):
-    """Horovod's background thread, by which late exchanges go."""
+    """Horovod's background thread, by which late and hierarchical exchanges go."""
 
     start_seconds: float = Field(default=2e-3, ge=0)
     """From a launch until bytes move: half a cycle and the ranks' agreement on it, s."""
@@ -51,6 +51,10 @@ class Late(Figures):
     """Taken from the ranks' processors per byte that a rank sends, s; 0 where cores are idle."""
     bytes_per_second: float | None = Field(default=None, gt=0)
     """That one rank's thread can send and add up in host memory; none: whatever the link can."""
+    step_seconds: float | None = Field(default=None, ge=0)
+    """One step of a ring of peers, in host memory, s; none: the link's."""
+    copy_bytes_per_second: float | None = Field(default=None, gt=0)
+    """Between a card and host memory, by which its exchanges go, bytes/s; none: no copies."""
 
 
 class Stalls(Figures):
@@ -111,6 +115,8 @@ class Cluster(Figures):
     """Inside a node: gradients zeroed, averaged by their owners, values sent out; none: `node`."""
     link: Link
     """Between nodes."""
+    link_known: bool = True
+    """False where `link` is made up, because all figures are of one machine: none of more."""
     late: Late = Late()
     """Late exchanges."""
     jitter: float = Field(default=0.0, ge=0, le=1)
@@ -133,6 +139,10 @@ class Cluster(Figures):
     @property
     def ranks(self) -> int:
         return self.nodes * self.ranks_per_node
+
+    @property
+    def on_cards(self) -> bool:
+        return self.cores_per_node is None
 
     @property
     def slowdown(self) -> float:

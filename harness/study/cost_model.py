@@ -5,6 +5,7 @@ the packing, and an exchange that begins after s seconds, fills a port for w and
 thread for c; b is what a port that has rested takes at once:
 
     synchronous, hierarchical   T = K m + a + e + s + max(w - b, c)
+                                on cards s has the copies to host memory and back
     synchronous, flat           buckets go out when their gradients have come, one after the other:
                                 end_i = max(end_(i-1), ready_i + s) + max(w_i - b_i, c_i),
                                 T = max(K m, end_n) + a + e
@@ -18,6 +19,7 @@ thread for c; b is what a port that has rested takes at once:
 
 and never T < the sum of all w: a port cannot do more. So delay hides at most the compute: speed-up
 <= (T_compute + T_transfer) / max of the two. `world` adds its gathers, blocking, to each m.
+Steps of rings and trees, in s, are counted in harness/study/hops.py.
 
 Ranks that vary wait for the slowest at each meeting: e(n) standard deviations, the mean of the
 largest of n normal values. A node's ranks meet in every micro-batch where they share anything but

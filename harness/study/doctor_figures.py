@@ -8,78 +8,96 @@ from typing import Any
 from harness.errors import UserError
 from harness.study.cluster import Cluster, Late, Line, Link
 
-DEFAULTS: dict[str, float] = {
+ALWAYS: dict[str, float] = {
     "backbone_efficiency": 0.4,
     "classifier_efficiency": 0.6,
     "memory_bytes": 16e9,
-    "memory_bytes_per_second_cpu": 10e9,
-    "memory_bytes_per_second_card": 500e9,
     "late.start_seconds": 2e-3,
-    "node.bytes_per_second": 10e9,
 }
-"""Of convolutions and of wide products against a plain one; a rank's memory; a host core's and a
-card's memory; Horovod's default cycle of 1 ms; a bus, where no second rank of a host was asked."""
+"""Of convolutions and of wide products against a plain one; a rank's memory; Horovod's default
+cycle of 1 ms."""
+MEMORY_BYTES_PER_SECOND = {"cpu": 10e9, "card": 500e9}
+NO_WAY_INSIDE: dict[str, float] = {"node.bytes_per_second": 10e9, "node.latency_seconds": 2e-5}
+"""A bus, where two ranks of a host were not asked."""
+UNKNOWN_LINK_BYTES_PER_SECOND = 1e9
+"""Of the only host there is: it is never used."""
 
 
 def cluster_of_doctor(path: Path) -> Cluster:
-    """From the line that `harness doctor --json` prints; raises UserError for anything else."""
+    """From the line that `harness doctor --json` prints; raises UserError for anything else, and
+    where no link between its hosts could be measured."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         found = json.loads(next(line[line.index("{") :] for line in lines if '"verdict"' in line))
-        speeds, links = found["speeds"], [link for link in found["links"] if not link["error"]]
-        return _cluster(path, speeds, links)
-    except (OSError, StopIteration, ValueError, KeyError, TypeError) as error:
+        hosts = [seat["host"] for seat in found["seats"]]
+        if not hosts or len(hosts) != len(found["speeds"]):
+            raise ValueError(f"{len(hosts)} seats, {len(found['speeds'])} speeds")
+        links = [link for link in found["links"] if not link["error"] and link["there"]]
+        return _cluster(path, hosts, found["speeds"], links)
+    except (OSError, StopIteration, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(
             f"{path} holds no figures of the doctor ({type(error).__name__}); write it with "
             f"harness doctor --json --hosts ... > {path}"
         ) from error
 
 
-def _cluster(path: Path, speeds: list[Any], links: list[Any]) -> Cluster:
-    ranks = len(speeds)
-    per_node = _ranks_per_node(ranks, len(links))
-    nodes = ranks // per_node
-    between = [link for link in links if link["source"] // per_node != link["target"] // per_node]
-    within = [link for link in links if link not in between]
+def _cluster(path: Path, hosts: list[str], speeds: list[Any], links: list[Any]) -> Cluster:
+    per_node, nodes = _even(path, hosts), len(set(hosts))
+    between = [link for link in links if hosts[link["source"]] != hosts[link["target"]]]
+    within = [link for link in links if hosts[link["source"]] == hosts[link["target"]]]
+    if nodes > 1 and not between:
+        raise UserError(
+            f"{path} has no link between its {nodes} hosts that could be measured; look at what "
+            f"the doctor says of them, and ask it again"
+        )
     on_cores = speeds[0]["cpu_share"] is not None
     share = median(speed["cpu_share"] for speed in speeds) if on_cores else 1.0
-    memory = DEFAULTS["memory_bytes_per_second_" + ("cpu" if on_cores else "card")]
+    defaults = ALWAYS | ({} if within else NO_WAY_INSIDE)
+    defaults["memory_bytes_per_second"] = MEMORY_BYTES_PER_SECOND["cpu" if on_cores else "card"]
     return Cluster(
         name=path.stem,
         nodes=nodes,
         ranks_per_node=per_node,
         cores_per_node=per_node * share if on_cores else None,
         product_flop_per_second=median(speed["flop_per_second"] for speed in speeds) / share,
-        backbone_efficiency=DEFAULTS["backbone_efficiency"],
-        classifier_efficiency=DEFAULTS["classifier_efficiency"],
-        memory_bytes=DEFAULTS["memory_bytes"],
-        memory_bytes_per_second=memory,
-        node=Line(
-            latency_seconds=_median(within, "latency_seconds", 2e-5),
-            bytes_per_second=_rate(within, DEFAULTS["node.bytes_per_second"]),
-        ),
-        link=Link(
-            bytes_per_second=_rate(between, 1e9),
-            step_seconds=2 * _median(between, "latency_seconds", 5e-5),
-        ),
-        late=Late(start_seconds=DEFAULTS["late.start_seconds"]),
-        measured={"doctor": str(path), "defaults": dict(DEFAULTS)},
+        backbone_efficiency=defaults["backbone_efficiency"],
+        classifier_efficiency=defaults["classifier_efficiency"],
+        memory_bytes=defaults["memory_bytes"],
+        memory_bytes_per_second=defaults["memory_bytes_per_second"],
+        node=_line(within),
+        link=_link(between),
+        link_known=bool(between),
+        late=Late(start_seconds=defaults["late.start_seconds"]),
+        measured={"doctor": str(path), "defaults": defaults},
     )
 
 
-def _ranks_per_node(ranks: int, links: int) -> int:
-    """The doctor asks each two hosts once, and two ranks of each host that has two."""
-    for per_node in range(1, ranks + 1):
-        nodes = ranks // per_node
-        if ranks % per_node == 0 and links == nodes * (nodes - 1) // 2 + nodes * (per_node > 1):
-            return per_node
-    raise ValueError(f"{links} links between {ranks} ranks")
+def _even(path: Path, hosts: list[str]) -> int:
+    """Ranks of each host."""
+    counts = {host: hosts.count(host) for host in hosts}
+    if len(set(counts.values())) != 1:
+        told = ", ".join(f"{host}: {count}" for host, count in counts.items())
+        raise UserError(f"{path} has hosts with unlike numbers of ranks ({told}); give them alike")
+    return counts[hosts[0]]
 
 
-def _rate(links: list[Any], default: float) -> float:
-    rates = [link[way] for link in links for way in ("there", "back") if link[way]]
-    return median(rates) if rates else default
+def _link(between: list[Any]) -> Link:
+    if not between:
+        return Link(bytes_per_second=UNKNOWN_LINK_BYTES_PER_SECOND)
+    latency = median(link["latency_seconds"] for link in between)
+    return Link(bytes_per_second=_rate(between), step_seconds=2 * latency)
 
 
-def _median(links: list[Any], key: str, default: float) -> float:
-    return median(link[key] for link in links) if links else default
+def _line(within: list[Any]) -> Line:
+    if not within:
+        latency, rate = (
+            NO_WAY_INSIDE["node.latency_seconds"],
+            NO_WAY_INSIDE["node.bytes_per_second"],
+        )
+        return Line(latency_seconds=latency, bytes_per_second=rate)
+    latency = median(link["latency_seconds"] for link in within)
+    return Line(latency_seconds=latency, bytes_per_second=_rate(within))
+
+
+def _rate(links: list[Any]) -> float:
+    return median(link[way] for link in links for way in ("there", "back") if link[way])

@@ -16,6 +16,22 @@ LAYOUTS = ("replicated", "node", "world")
 EXCHANGES = ("synchronous", "delayed", "averaging")
 PASSES = (1, 2, 4, 8)
 COMPRESSIONS = ("none", "fp16", "int8")
+FLAT = ("none", "fp16")
+"""What the flat route can send."""
+DECIDED = (
+    "kind",
+    "route",
+    "backward_passes_per_step",
+    "delay",
+    "compression",
+    "pieces",
+    "most_pieces",
+    "outer_lr",
+    "outer_momentum",
+)
+"""Of an experiment's exchange, what a way says anew; the rest stays the experiment's."""
+PAYS = 1.05
+"""Times the throughput from which on a way is said to pay: less drowns in what times vary."""
 ENOUGH = 0.9
 """Share of the fastest way's images per second that is as good: what is gained beyond costs more
 accuracy than time."""
@@ -36,6 +52,15 @@ class Way:
         return not self.obstacle
 
     @property
+    def waits(self) -> bool:
+        return self.config.exchange.kind == "synchronous"
+
+    @property
+    def passes(self) -> int:
+        """K."""
+        return self.config.exchange.backward_passes_per_step
+
+    @property
     def rate(self) -> float:
         """Images a second; 0 where it cannot be."""
         found = self.prediction
@@ -43,13 +68,10 @@ class Way:
 
     @property
     def overrides(self) -> str:
-        """As `harness train` takes them."""
+        """As `harness train` takes them beside the experiment, whatever that says itself."""
         exchange = self.config.exchange
-        return (
-            f"classifier.layout={self.config.classifier.layout} exchange.kind={exchange.kind} "
-            f"exchange.backward_passes_per_step={exchange.backward_passes_per_step} "
-            f"exchange.delay={exchange.delay} exchange.compression={exchange.compression}"
-        )
+        told = [f"exchange.{key}={getattr(exchange, key)}" for key in DECIDED]
+        return " ".join([f"classifier.layout={self.config.classifier.layout}", *told])
 
     @property
     def harm(self) -> tuple[int, int, int]:
@@ -67,7 +89,7 @@ class Way:
 
 def all_ways(config: Config, cluster: Cluster) -> list[Way]:
     return [
-        way_of(with_exchange(config, layout, kind, passes, compression), cluster)
+        quickest_way(with_exchange(config, layout, kind, passes, compression), cluster)
         for layout in LAYOUTS
         for kind in EXCHANGES
         if (layout, kind) != ("world", "averaging")  # a node has not all classes
@@ -99,6 +121,23 @@ def with_exchange(
     )
 
 
+def on_each_route(config: Config) -> list[Config]:
+    """The experiment by all routes that it can take: two where it waits and packs no integers."""
+    exchange = config.exchange
+    if exchange.kind != "synchronous":
+        return [config]
+    routes = ("flat", "hierarchical") if exchange.compression in FLAT else ("hierarchical",)
+    return [
+        config.model_copy(update={"exchange": exchange.model_copy(update={"route": route})})
+        for route in routes
+    ]
+
+
+def quickest_way(config: Config, cluster: Cluster) -> Way:
+    """By the better of its routes."""
+    return max((way_of(each, cluster) for each in on_each_route(config)), key=lambda way: way.rate)
+
+
 def way_of(config: Config, cluster: Cluster) -> Way:
     try:
         check_compression(config.exchange.compression, cluster.nodes)
@@ -112,14 +151,24 @@ def way_of(config: Config, cluster: Cluster) -> Way:
 
 
 def recommended(ways: Sequence[Way]) -> Way | None:
-    """Of the ways that are fast enough, that which costs the least accuracy; None: none can be."""
+    """Of the ways that are fast enough, that which costs the least accuracy; None: none can be.
+
+    A late way is none of them unless it pays beside all that wait with as many micro-batches.
+    """
     feasible = [way for way in ways if way.feasible]
     if not feasible:
         return None
     fastest = max(way.rate for way in feasible)
-    enough = [way for way in feasible if way.rate >= ENOUGH * fastest]
+    enough = [way for way in feasible if way.rate >= ENOUGH * fastest and _pays(way, feasible)]
     least = min(way.harm for way in enough)
     return max((way for way in enough if way.harm == least), key=lambda way: way.rate)
+
+
+def _pays(way: Way, feasible: Sequence[Way]) -> bool:
+    if way.waits:
+        return True
+    waiting = [other.rate for other in feasible if other.waits and other.passes == way.passes]
+    return way.rate >= PAYS * max(waiting, default=0.0)
 
 
 def strongest_baseline(ways: Sequence[Way], passes: int | None = None) -> Way | None:
@@ -129,8 +178,8 @@ def strongest_baseline(ways: Sequence[Way], passes: int | None = None) -> Way | 
         for way in ways
         if way.feasible
         and way.config.classifier.layout == "replicated"
-        and way.config.exchange.kind == "synchronous"
-        and passes in (None, way.config.exchange.backward_passes_per_step)
+        and way.waits
+        and passes in (None, way.passes)
     ]
     return max(found, key=lambda way: way.rate, default=None)
 

@@ -32,10 +32,10 @@ def add_plan(commands: Any) -> None:
 
 def _plan(parsed: argparse.Namespace) -> int:
     from harness.config import load
+    from harness.study import plan_text
     from harness.study.calibration import CalibrationFailed
     from harness.study.cost_model import predict
     from harness.study.plan import all_ways
-    from harness.study.plan_text import break_even, cluster_line, of_experiments, of_ways, verdict
     from harness.study.prediction import write_predictions
     from harness.study.record import record_predictions
 
@@ -50,14 +50,17 @@ def _plan(parsed: argparse.Namespace) -> int:
         print(f"harness: {error}", file=sys.stderr, flush=True)
         return 1
     predictions = [predict(cluster, config) for config in configs]
-    print(cluster_line(cluster), end="\n\n")
-    _show(of_experiments(predictions))
+    simulated = []
     if parsed.simulate:
-        _show([_simulated(cluster, config, parsed.simulate) for config in configs])
+        simulated = [_simulated(cluster, config, parsed.simulate) for config in configs]
     ways = all_ways(configs[0], cluster)
-    _show(of_ways(ways))
-    _show(verdict(ways, cluster))
-    _show(break_even(cluster, configs[0]))
+    _show([plan_text.cluster_line(cluster), *plan_text.defaults_line(cluster)])
+    _show(plan_text.of_experiments(predictions))
+    if simulated:
+        _show(simulated)
+    _show(plan_text.of_ways(ways))
+    _show(plan_text.verdict(ways, cluster))
+    _show(plan_text.break_even(cluster, configs[0]))
     if parsed.output:
         write_predictions(predictions, parsed.output)
     if parsed.study:
@@ -84,9 +87,13 @@ def _cluster(parsed: argparse.Namespace, experiment: Path, overrides: list[str])
     for name, value in (("--nodes", parsed.nodes), ("--ranks-per-node", parsed.ranks_per_node)):
         if value is not None and value < 1:
             raise UserError(f"{name} {value} is no number of them; give 1 or more")
-    return cluster.on(
-        parsed.nodes or cluster.nodes, parsed.ranks_per_node or cluster.ranks_per_node
-    )
+    nodes = parsed.nodes or cluster.nodes
+    if nodes > 1 and not cluster.link_known:
+        raise UserError(
+            f"the figures of {cluster.name} are of one machine: no link between machines was "
+            f"measured, and nothing is known of {nodes}; measure on two, or leave --nodes out"
+        )
+    return cluster.on(nodes, parsed.ranks_per_node or cluster.ranks_per_node)
 
 
 def _measured(parsed: argparse.Namespace, experiment: Path, overrides: list[str]) -> "Cluster":

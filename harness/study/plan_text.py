@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from harness.config import Config
+from harness.exchange.exchange import route_of
 from harness.study.break_even import (
     FASTEST,
     MOST_CLASSES,
-    PAYS,
     SLOWEST,
     applies,
     classes_for_world,
@@ -14,7 +14,7 @@ from harness.study.break_even import (
 )
 from harness.study.cluster import Cluster
 from harness.study.cost_model import predict
-from harness.study.plan import ENOUGH, Way, recommended, strongest_baseline, with_exchange
+from harness.study.plan import ENOUGH, PAYS, Way, recommended, strongest_baseline, with_exchange
 from harness.study.prediction import Prediction
 
 WAITS = ("slice_wait", "node_wait", "exchange_wait")
@@ -36,6 +36,14 @@ def cluster_line(cluster: Cluster) -> str:
         f"{cluster.name}: {cluster.nodes} nodes x {cluster.ranks_per_node} ranks{shared}, "
         f"{speed / 1e9:,.1f} GFLOP/s a rank, links {in_rate(cluster.link.bytes_per_second)}"
     )
+
+
+def defaults_line(cluster: Cluster) -> list[str]:
+    """Which of its figures nobody measured, where the cluster says so."""
+    defaults = (cluster.measured or {}).get("defaults")
+    if not defaults:
+        return []
+    return ["not measured, defaults: " + ", ".join(f"{k}={v:g}" for k, v in defaults.items())]
 
 
 def in_rate(bytes_per_second: float) -> str:
@@ -62,11 +70,12 @@ def of_experiments(predictions: Sequence[Prediction]) -> list[str]:
 
 
 def of_ways(ways: Sequence[Way]) -> list[str]:
-    lines = [f"{'layout':10} {'exchange':11} {'K':>2} {'sent as':7} {HEAD}"]
+    lines = [f"{'layout':10} {'exchange':11} {'route':12} {'K':>2} {'sent as':7} {HEAD}"]
     for way in ways:
         exchange = way.config.exchange
         name = (
             f"{way.config.classifier.layout:10} {exchange.kind:11} "
+            f"{route_of(exchange, way.config.classifier):12} "
             f"{exchange.backward_passes_per_step:2d} {_sent_as(exchange.compression):7}"
         )
         told = figures(way.prediction) if way.prediction is not None else ""
@@ -86,7 +95,8 @@ def verdict(ways: Sequence[Way], cluster: Cluster) -> list[str]:
         f"(K = {fastest.config.exchange.backward_passes_per_step}, "
         f"{_sent_as(fastest.config.exchange.compression)}, "
         f"{fastest.config.classifier.layout} {fastest.config.exchange.kind}); of all with at least "
-        f"{ENOUGH:g} of that it costs the least accuracy",
+        f"{ENOUGH:g} of that it costs the least accuracy, late ones only where they have {PAYS:g} "
+        f"times the images/s of all that wait with the same K",
     ]
     passes = chosen.config.exchange.backward_passes_per_step
     for name, each in (
@@ -101,7 +111,9 @@ def verdict(ways: Sequence[Way], cluster: Cluster) -> list[str]:
                 f"{_sent_as(exchange.compression)}); the recommended has "
                 f"{chosen.rate / rival.rate:.2f} times that"
             )
-    alone = with_exchange(chosen.config, "node", "isolated", 1)
+    # Fewer classes than a node has ranks cannot be sliced over it.
+    few = chosen.config.data.num_classes < cluster.ranks_per_node
+    alone = with_exchange(chosen.config, "replicated" if few else "node", "isolated", 1)
     ceiling = predict(cluster, alone).images_per_second
     lines.append(f"ceiling, nodes that exchange nothing: {ceiling:,.0f} images/s")
     return [*lines, ADVICE]

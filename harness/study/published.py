@@ -126,7 +126,8 @@ def insightface(table: pd.DataFrame) -> Check:
     fitted = {
         "backbone": f"{_backbone_ms(cluster):.0f} ms for 128 images, forward and backward",
         "classifier": f"{cluster.classifier_efficiency:.2f} of fp32's products, softmax included",
-        "in the machine": f"{cluster.node.bytes_per_second / 1e9:.0f} GB/s of a card in a ring",
+        "in the machine": f"{cluster.node.bytes_per_second / 1e9:.0f} GB/s of a card in a ring, "
+        "with all else that data parallelism cost there",
     }
     return Check(frame, fitted)
 

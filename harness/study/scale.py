@@ -9,6 +9,7 @@ import pandas as pd
 
 from harness.config import Config
 from harness.study.cluster import Cluster
+from harness.study.plan import quickest_way
 from harness.study.simulate import simulate
 from harness.study.workload import workload_of
 
@@ -79,11 +80,14 @@ def whole_grid() -> Iterator[Point]:
 
 
 def simulated(machines: Cluster, point: Point, variant: str) -> dict[str, float | int | str | bool]:
-    """A row of the sweep, on as many of these machines as the point has ranks for."""
+    """A row of the sweep, on as many of these machines as the point has ranks for; by the quicker
+    route where there are two."""
     nodes = max(1, point.ranks // machines.ranks_per_node)
     cluster = machines.with_rate(PAYLOAD * point.gbit_per_second * 1e9 / 8)
-    work = workload_of(task(variant, point.classes), nodes, machines.ranks_per_node)
-    found = simulate(cluster.on(nodes, machines.ranks_per_node), work, windows=WINDOWS)
+    there = cluster.on(nodes, machines.ranks_per_node)
+    config = quickest_way(task(variant, point.classes), there).config
+    work = workload_of(config, nodes, machines.ranks_per_node)
+    found = simulate(there, work, windows=WINDOWS)
     memory = work.need.total
     return {
         "ranks": point.ranks,

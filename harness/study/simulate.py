@@ -14,9 +14,11 @@ from typing import Any, Literal
 import numpy as np
 import simpy
 
+from harness.errors import UserError
 from harness.study.cluster import Cluster, Stalls
 from harness.study.cost_model import Port
-from harness.study.pieces import Pieces, Transfer, pieces_of
+from harness.study.pieces import Pieces, pieces_of
+from harness.study.transfer import Transfer
 from harness.study.workload import Workload
 
 Noise = Literal["normal", "exponential"]
@@ -39,8 +41,18 @@ class Simulation:
 def simulate(
     cluster: Cluster, work: Workload, windows: int = 20, seed: int = 0, noise: Noise = "normal"
 ) -> Simulation:
-    """`noise`: how a rank's micro-batches vary around their mean, `cluster.jitter` of it."""
+    """`noise`: how a rank's micro-batches vary around their mean, `cluster.jitter` of it.
+
+    Raises UserError for fewer windows than two rounds of exchanges.
+    """
     pieces = pieces_of(cluster, work)
+    period = max(1, pieces.delay + (not pieces.lands_first))
+    if windows < 2 * period:
+        raise UserError(
+            f"{windows} windows are too few to simulate {work.config.name}: pipelines fill in the "
+            f"first half of them, and a round of exchange.delay={pieces.delay} takes {period}; "
+            f"give {2 * period} or more"
+        )
     draw = _Draw(pieces, work, np.random.default_rng(seed), noise)
     environment = simpy.Environment()
     network = _Network(environment, pieces, work.nodes)
@@ -52,12 +64,12 @@ def simulate(
     for node in nodes:
         environment.process(node.run(windows))
     environment.run()
-    return _steady(nodes, windows, pieces.delay + (not pieces.lands_first))
+    return _steady(nodes, windows, period)
 
 
 def _steady(nodes: list["_Node"], windows: int, period: int) -> Simulation:
     """Whole periods: where a late exchange is the limit, windows take turns in waiting for it."""
-    counted = max(1, windows // 2 // max(1, period)) * max(1, period)
+    counted = windows // 2 // period * period
     first = windows - counted
     ends = np.array([[0.0, *node.ends] for node in nodes])
     waits = np.array([node.waits for node in nodes])

@@ -12,7 +12,7 @@ from harness.config import BackboneConfig, Config
 from harness.exchange.buckets import cut
 from harness.exchange.exchange import route_of
 from harness.ledger import expected_bytes, sizes_of
-from harness.measure.traffic import Bytes, slice_bytes
+from harness.measure.traffic import Bytes, Sizes, all_reduce_bytes, slice_bytes
 from harness.model.backbone import make_backbone
 from harness.model.flops import COUNTED_IMAGES, PRODUCTS
 from harness.parallel.slices import slice_of
@@ -26,6 +26,10 @@ class Bucket:
     elements: int
     arrival: float
     """When its last gradient has come, as a share of the backbone's backward pass; 0: before it."""
+    sent: Bytes
+    """By a rank."""
+    of_slice: bool = False
+    """Averaged over the ranks of other nodes that own the same slice, not over all."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Workload:
     gathers: tuple[Bytes, ...]
     """Of them, in the slice group, of each collective of a micro-batch."""
     buckets: tuple[Bucket, ...]
-    """Of the flat route, in the order they go out."""
+    """Of the flat route, in the order they go out: slices' gradients come first."""
     need: Need
 
     @property
@@ -64,6 +68,16 @@ class Workload:
     @property
     def route(self) -> str:
         return route_of(self.config.exchange, self.config.classifier)
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """How often each of `gathers` goes round the group's ring: an all-reduce twice.
+
+        Features are gathered first and scattered last; what is between them are statistics, which
+        more than one collective adds up.
+        """
+        between = len(self.gathers) - 2
+        return (1, *([1] if between == 1 else [2] * between), 1)
 
     @property
     def steps(self) -> int:
@@ -83,6 +97,11 @@ class Workload:
         if self.route == "flat":
             return float(self.shared + self.sliced)
         return self.shared / self.ranks_per_node + self.sliced
+
+    @property
+    def gathered(self) -> Bytes:
+        """In the slice group, in a window."""
+        return sum(self.gathers, Bytes()) * self.passes
 
     @property
     def exchanged(self) -> float:
@@ -106,6 +125,7 @@ def workload_of(config: Config, nodes: int, ranks_per_node: int) -> Workload:
         shapes += _classifier_shapes(config, network.features)
     slices = tuple(size * per_class for size in owned) if layout == "node" else ()
     given = (config, topology, shapes, slices, network.features, element)
+    sizes = sizes_of(*given)
     gathered = owners * config.train.batch_size
     return Workload(
         config=config,
@@ -117,8 +137,11 @@ def workload_of(config: Config, nodes: int, ranks_per_node: int) -> Workload:
         sliced=0 if layout == "replicated" else max(owned) * per_class,
         element_bytes=element,
         window=expected_bytes(*given),
-        gathers=slice_bytes(layout, sizes_of(*given)),
-        buckets=_buckets(config, network, shapes, element),
+        gathers=slice_bytes(layout, sizes),
+        buckets=(
+            *_slice_buckets(config, sizes, max(owned)),
+            *_buckets(config, network, shapes, sizes),
+        ),
         need=need_of(config, nodes, ranks_per_node),
     )
 
@@ -166,17 +189,34 @@ def _classifier_shapes(config: Config, features: int) -> list[torch.Size]:
 
 
 def _buckets(
-    config: Config, network: _Network, shapes: Sequence[torch.Size], element: int
+    config: Config, network: _Network, shapes: Sequence[torch.Size], sizes: Sizes
 ) -> tuple[Bucket, ...]:
-    """As the flat route cuts them: in the order of `Flat`."""
+    """As the flat route cuts what all share: in the order of `Flat`."""
     arrivals = list(network.arrivals) + [0.0] * (len(shapes) - len(network.arrivals))
     numbers = list(reversed(range(len(shapes))))
     order = sorted(numbers, key=lambda number: len(shapes[number]) < 2)
-    sizes = [shapes[number].numel() for number in order]
-    return tuple(
-        Bucket(
-            elements=sum(sizes[member] for member in members),
-            arrival=max(arrivals[order[member]] for member in members),
-        )
-        for members in cut(sizes, config.exchange.bucket_mb * 1e6 / element)
-    )
+    elements = [shapes[number].numel() for number in order]
+    ranks = sizes.nodes * sizes.ranks_per_node
+    sent = all_reduce_bytes(sizes.wire_bytes(sizes.shared), ranks, sizes.nodes)
+    found = []
+    for members in cut(elements, config.exchange.bucket_mb * 1e6 / sizes.element_bytes):
+        own = sum(elements[member] for member in members)
+        arrival = max(arrivals[order[member]] for member in members)
+        found.append(Bucket(own, arrival, sent * (own / sizes.shared)))
+    return tuple(found)
+
+
+def _slice_buckets(config: Config, sizes: Sizes, classes: int) -> tuple[Bucket, ...]:
+    """Of the rank that owns so many classes; bytes are the mean over a node's ranks."""
+    if not sizes.slices or sizes.nodes == 1:
+        return ()
+    elements = [classes * sizes.features]
+    if config.classifier.margin == "none":
+        elements.append(classes)
+    wired = sum(sizes.wire_bytes(slice_) for slice_ in sizes.slices) / len(sizes.slices)
+    sent = all_reduce_bytes(wired, sizes.nodes, sizes.nodes)
+    found = []
+    for members in cut(elements, config.exchange.bucket_mb * 1e6 / sizes.element_bytes):
+        own = sum(elements[member] for member in members)
+        found.append(Bucket(own, 0.0, sent * (own / sum(elements)), of_slice=True))
+    return tuple(found)

@@ -25,12 +25,12 @@ from harness.timing.window import batches_of
 
 NORMAL_QUARTILES = 1.349
 """Between the quartiles of normal values, standard deviations: outliers do not count."""
-CLASSES = (512, 4096)
-"""Of the two classifiers that are timed."""
+CLASSES = {"cpu": (512, 4096), "cuda": (32_768, 262_144)}
+"""Of the two classifiers that are timed: on a card fewer would time its launches."""
 ALONE = 12
 """Passes of a rank in its turn."""
-ENCODED_ELEMENTS = 1 << 19
-OPTIMIZER_ELEMENTS = 1 << 22
+ENCODED_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
+OPTIMIZER_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """More than caches hold."""
 
 
@@ -64,7 +64,7 @@ class NetworkTimes:
             "backbone": (backbone,),
             "backbone_alone_seconds": self._alone_seconds(),
             "backbone_variation": mean(world, variation),
-            "classifier": tuple(self._classifier(classes) for classes in CLASSES),
+            "classifier": tuple(map(self._classifier, CLASSES[world.device.type])),
         }
 
     def _operations(self, classes: int) -> Flops:
@@ -120,10 +120,11 @@ class NetworkTimes:
 
 
 def optimizer_time(config: Config, world: World, seconds: float) -> Point:
-    parameter = torch.nn.Parameter(torch.zeros(1, OPTIMIZER_ELEMENTS, device=world.device))
+    elements = OPTIMIZER_ELEMENTS[world.device.type]
+    parameter = torch.nn.Parameter(torch.zeros(1, elements, device=world.device))
     flat = Flat([parameter], 1, parameter.detach())
     optimizer = make_optimizer(config.optimizer, [flat])
-    return timed(world, optimizer.step, 4.0 * OPTIMIZER_ELEMENTS, seconds)
+    return timed(world, optimizer.step, 4.0 * elements, seconds)
 
 
 class _Nowhere:
@@ -142,8 +143,9 @@ class _Nowhere:
 
 
 def encoding_time(name: str, world: World, seconds: float) -> Point:
-    part = torch.randn(ENCODED_ELEMENTS, device=world.device)
+    elements = ENCODED_ELEMENTS[world.device.type]
+    part = torch.randn(elements, device=world.device)
     result = torch.empty_like(part)
     carrier = _Nowhere(max(2, world.topology.nodes))
-    wire = Feedback(make_wire(name, len(part), 1, part, carrier, name), len(part), like=part)
-    return timed(world, lambda: wire.launch(part, 0).mean(into=result), ENCODED_ELEMENTS, seconds)
+    wire = Feedback(make_wire(name, elements, 1, part, carrier, name), elements, like=part)
+    return timed(world, lambda: wire.launch(part, 0).mean(into=result), elements, seconds)

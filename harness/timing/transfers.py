@@ -17,6 +17,7 @@ IN_NODE_BYTES = (16_384, 262_144, 2_097_152)
 FLAT_BYTES = (32_768, 1_048_576, 4_194_304)
 """Up to `exchange.bucket_mb`'s default: what the baseline sends in one piece."""
 PEERS_BYTES = (32_768, 2_097_152, 16_777_216)
+COPIED_BYTES = (2_097_152, 67_108_864)
 UNDER_WAY_BYTES = (32_768, 1_048_576)
 UNDER_WAY_SECONDS = 0.2
 UNDER_WAY_BLOCKS = 4
@@ -59,6 +60,12 @@ def transfer_times(world: World, seconds: float) -> dict[str, Any]:
         buffer = _floats(size, world.device)
         return lambda: peers.launch_sum(buffer, f"calibration.{size}").wait()
 
+    def host_copy(size: int) -> Callable[[], object]:
+        """As an exchange between cards goes by way of host memory."""
+        buffer = _floats(size, world.device)
+        host = torch.empty(buffer.shape, pin_memory=True)
+        return lambda: host.copy_(buffer, non_blocking=True)
+
     def under_way(size: int) -> Callable[[], object]:
         """As a late exchange: whoever launched it does something else until it is done."""
         buffer = _floats(size, world.device)
@@ -84,6 +91,7 @@ def transfer_times(world: World, seconds: float) -> dict[str, Any]:
         "flat": flats,
         "flat_after_rest": points(most, flat, REST_SECONDS) or (nobody,),
         "peers": points(PEERS_BYTES, late, OUT_OF_STEP_SECONDS) if between else (nobody,),
+        "host_copy": points(COPIED_BYTES, host_copy) if world.device.type == "cuda" else (),
         "idle": beside(idle, 0) if between else nobody,
         "under_way": tuple(beside(under_way(size), size) for size in UNDER_WAY_BYTES)
         if between

@@ -1,11 +1,14 @@
 """Memory that a run needs, computed from its config, against what is free."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from harness.checks.memory import MemoryFacts, judge_memory, memory_facts
 from harness.checks.need import Need, need_of
 from harness.config import Config
+from harness.exchange.synchronous import CompressedBucket
 from harness.model.backbone import make_backbone
 from harness.model.sliced_classifier import SlicedClassifier
 from tests.alone import group_of_one
@@ -47,7 +50,8 @@ def test_slices_in_the_node(kind: str, delay: int, parts: int) -> None:
     given = config(classifier={"layout": "node"}, exchange={"kind": kind, "delay": delay})
     backbone, classifier = sizes(given)
     need = need_of(given, 2, 2)
-    assert need.model == 3 * 4 * (backbone + classifier // 2)
+    # A rank steps half of the backbone, and its slice: it keeps momentum of no more.
+    assert need.model == 4 * (2 * (backbone + classifier // 2) + backbone // 2 + classifier // 2)
     assert need.exchange == 4 * (parts * (backbone // 2 + classifier // 2) + backbone)
 
 
@@ -82,9 +86,52 @@ def test_activations_are_those_that_autograd_keeps() -> None:
         features = backbone.train()(torch.zeros(BATCH, 3, 16, 16))
     assert features.requires_grad
     found = [storage.nbytes() for address, storage in kept.items() if address not in own]
-    logits = 3 * BATCH * CLASSES * 4
-    counted = need_of(given, 1, 1).activations - logits
+    logits, statistics = 3 * BATCH * CLASSES * 4, 3 * BATCH * 4
+    counted = need_of(given, 1, 1).activations - logits - statistics
     assert counted == pytest.approx(sum(found) + 2 * max(found), rel=0.02)
+
+
+@pytest.mark.parametrize(("layout", "slices"), [("replicated", 0), ("node", 1), ("world", 0)])
+def test_half_precision_by_the_flat_route(layout: str, slices: int) -> None:
+    """Of an element: its own half, the sum's half, what is clamped, and what was not sent."""
+    given = config(
+        classifier={"layout": layout},
+        exchange={"kind": "synchronous", "route": "flat", "compression": "fp16"},
+    )
+    backbone, classifier = sizes(given)
+    averaged = backbone + (classifier if layout == "replicated" else slices * classifier // 2)
+    assert need_of(given, 2, 2).exchange == (2 * 2 + 2 * 4) * averaged
+    exact = given.exchange.model_copy(update={"compression": "none"})
+    assert need_of(given.model_copy(update={"exchange": exact}), 2, 2).exchange == 0
+
+
+def test_the_flat_route_s_buffers_are_those_that_it_makes() -> None:
+    group = SimpleNamespace(size=4, index=0, launch_sum=None)
+    bucket = torch.zeros(1000)
+    made = CompressedBucket(bucket, group, "fp16")  # type: ignore[arg-type]
+    held: dict[int, int] = {}
+    waiting: list[object] = [made]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, torch.Tensor):
+            held[each.data_ptr()] = each.nbytes
+        elif isinstance(each, list | tuple):
+            waiting += each
+        elif hasattr(each, "__dict__") and each is not group:
+            waiting += vars(each).values()
+    assert sum(held.values()) - bucket.nbytes == (2 * 2 + 2 * 4) * 1000
+
+
+def test_statistics_are_gathered_by_few_ranks_and_added_up_by_many() -> None:
+    def statistics(ranks: int) -> int:
+        given = config(classifier={"layout": "node"}, train={"batch_size": 1, "steps": 1})
+        logits = 3 * ranks * -(-CLASSES // ranks) * 4
+        return need_of(given, 1, ranks).activations - logits
+
+    images = need_of(config(train={"batch_size": 1, "steps": 1}), 1, 1).activations
+    images -= 3 * CLASSES * 4 + 3 * 4
+    assert statistics(8) - images == 3 * 8 * 8 * 4
+    assert statistics(16) - images == 3 * 16 * 4
 
 
 def test_counting_draws_no_random_number() -> None:

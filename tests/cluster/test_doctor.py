@@ -58,6 +58,7 @@ def test_a_fault_is_told_and_ends_with_1(here: Path, capfd: pytest.CaptureFixtur
     (speed,) = found["speeds"]
     assert Speed.model_validate(speed).flop_per_second > 0
     assert found["links"] == []
+    assert [seat["rank"] for seat in found["seats"]] == [0]
 
 
 def test_what_the_model_does_not_take(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -107,6 +108,7 @@ def test_emulated_nodes(here: Path) -> None:
     assert ended.returncode == int(levels["compute"] == "fail")
     assert [(link["source"], link["target"]) for link in found["links"]] == [(0, 2), (0, 1), (2, 3)]
     assert len(found["speeds"]) == 4
+    assert [seat["host"] for seat in found["seats"]] == ["localhost"] * 2 + ["127.0.0.1"] * 2
     assert not [ended.lines(rank) for rank in (1, 2, 3) if ended.lines(rank)]
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from harness.cli import main
 from harness.config import load
+from harness.errors import UserError
 from harness.measure.calibration import Calibration, Point
 from harness.study.calibration import cluster_from
 from harness.study.cluster import read_cluster
@@ -118,6 +119,83 @@ def test_a_thread_slower_than_the_link_is_noticed() -> None:
     # One byte in the buffer is one sent between two nodes; two ranks share the link.
     assert late(0.3 * link) == pytest.approx(0.3 * link)
     assert late(0.5 * link) is None
+
+
+def on_cards(**changes: object) -> Calibration:
+    """2 x 2 cards: a step of 3 ms between machines and of 1 ms inside, 1 MB/s, and as much of the
+    processor as the time, which waiting for a card takes."""
+    calm = made()
+    alone = {name: seconds / SHARED for name, seconds in calm.window_phases.items()}
+
+    def card(size: float, seconds: float) -> Point:
+        return Point(size=size, seconds=seconds, cpu_seconds=seconds)
+
+    flops = workload_of(CONFIG, 2, 2).classifier_flops
+    values = {
+        "cores_per_node": None,
+        "device": "card",
+        "product": card(1e9, 1.0),
+        # Launches take 7 ms whatever is launched.
+        "classifier": (card(flops, flops / 2e8 + 7e-3), card(4 * flops, 4 * flops / 2e8 + 7e-3)),
+        "optimizer": (card(4e6, 5 * 4e6 / 1e9),),
+        "encode": {kind: (card(1e6, 2e-3),) for kind in ("fp16", "int8", "int4")},
+        "gather": (card(0, 1e-3), card(1e6, 2e-3), card(2e6, 3e-3)),
+        # Of two machines a tree is the shorter way: twice a step across and one inside.
+        "flat": tuple(card(size, size * 1.5 / 1e6 + 8e-3) for size in (0, 1e6, 4e6)),
+        "flat_after_rest": (card(4e6, 6 + 8e-3),),
+        "peers": tuple(card(size, size / 9e5 + 0.05) for size in (0, 1e6, 4e6)),
+        "window": card(8, calm.window.seconds / SHARED),
+        "window_phases": alone,
+    }
+    return made(**(values | changes))
+
+
+def test_waiting_for_a_card_is_no_work_of_a_processor() -> None:
+    found = cluster_from(on_cards())
+    assert found.on_cards
+    assert found.link.cpu_seconds == found.link.cpu_seconds_per_byte == 0.0
+    assert found.late.cpu_seconds == found.late.cpu_seconds_per_byte == 0.0
+
+
+def test_a_card_s_steps_are_told_as_they_are_predicted() -> None:
+    found = cluster_from(on_cards())
+    assert found.node.latency_seconds == pytest.approx(1e-3)
+    assert found.link.step_seconds == pytest.approx(3e-3)
+    assert found.late.start_seconds == pytest.approx(0.05 - 2 * 3e-3)
+
+
+def test_horovod_s_thread_bounds_a_card_s_exchange_whatever_the_link_is() -> None:
+    # 0.9 of the link, which on cores would pass for the link itself.
+    assert cluster_from(on_cards()).late.bytes_per_second == pytest.approx(9e5)
+
+
+def test_a_card_s_copies_are_told_from_the_thread_that_sends() -> None:
+    copies = tuple(Point(size=size, seconds=1e-3 + size / 4e6, cpu_seconds=0) for size in (0, 1e6))
+    late = cluster_from(on_cards(host_copy=copies)).late
+    assert late.copy_bytes_per_second == pytest.approx(4e6)
+    # A byte took 1 / 9e5 s, half a microsecond of which were copies.
+    assert late.bytes_per_second == pytest.approx(1 / (1 / 9e5 - 2 / 4e6))
+    assert cluster_from(made()).late.copy_bytes_per_second is None
+
+
+def test_a_card_s_launches_do_not_count_as_its_speed() -> None:
+    found = cluster_from(on_cards())
+    assert found.classifier_efficiency * found.product_flop_per_second == pytest.approx(2e8)
+
+
+def test_a_pass_that_is_nearly_all_classifier_says_nothing_of_the_backbone() -> None:
+    flops = workload_of(CONFIG, 2, 2).classifier_flops
+    phases = made().window_phases
+    taken = (phases["forward"] + phases["backward"]) / SHARED
+    slow = (point(flops, 0.95 * taken), point(4 * flops, 4 * 0.95 * taken))
+    with pytest.raises(UserError, match="calibrate with fewer classes"):
+        cluster_from(made(classifier=slow))
+
+
+def test_one_node_says_nothing_of_links() -> None:
+    found = cluster_from(made(nodes=1, hosts=("a",)))
+    assert not found.link_known
+    assert cluster_from(made()).link_known
 
 
 def test_other_work_on_the_cores_does_not_count_as_the_ranks_own() -> None:

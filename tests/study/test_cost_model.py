@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from harness.measure.clock import Phase
 from harness.study.cluster import Late, Line, Link
 from harness.study.cost_model import Port, exposed, largest_normal, paced, phases, predict
-from harness.study.pieces import Launch, Pieces, Transfer, pieces_of
+from harness.study.pieces import Pieces, pieces_of
+from harness.study.transfer import Launch, Transfer
 from harness.study.workload import workload_of
 from tests.study.clusters import cluster, exchanging
 
@@ -119,8 +120,43 @@ def test_only_busy_cores_lose_to_transfers() -> None:
 def test_a_late_exchange_takes_of_the_cores_for_itself_and_for_its_bytes() -> None:
     late = Late(start_seconds=0.0, cpu_seconds=1e-3, cpu_seconds_per_byte=1e-8)
     work = workload_of(exchanging("delayed", delay=1), 2, 2)
-    taken = pieces_of(cluster(late=late), work).disturbance
-    assert taken == pytest.approx(1e-3 + 1e-8 * work.exchanged)
+
+    def taken(cores: float | None) -> float:
+        return pieces_of(cluster(late=late, cores_per_node=cores), work).disturbance
+
+    assert taken(2.0) == pytest.approx(1e-3 + 1e-8 * work.exchanged)
+    assert taken(1.0) == pytest.approx(2 * taken(2.0))
+    # An idle core, or a card's host, does it beside.
+    assert taken(4.0) == taken(None) == 0.0
+
+
+def test_a_card_s_exchange_goes_through_host_memory() -> None:
+    late = Late(start_seconds=0.5, copy_bytes_per_second=1e6)
+    link = Link(bytes_per_second=1e9, step_seconds=0.0)
+    there = cluster(late=late, link=link)
+    of_late, of_waiting = (
+        pieces_of(there, workload_of(exchanging(kind, **how), 2, 2))
+        for kind, how in (("delayed", {"delay": 1}), ("synchronous", {}))
+    )
+    # A rank of two nodes sends what it owns once: 2 (M-1)/M is 1.
+    own = ((WORK.shared + WORK.shared % 2) / 2 + 50 * 257) * 4
+    assert of_late.exchange.start == pytest.approx(0.5 + own / 1e6)
+    assert of_late.disturbance == pytest.approx(own / 1e6)
+    assert of_waiting.exchange.start == pytest.approx(0.5 + 2 * own / 1e6)
+    assert of_waiting.disturbance == 0.0
+
+
+def test_a_late_exchange_has_steps_of_its_own() -> None:
+    link = Link(bytes_per_second=1e9, step_seconds=1e-5)
+    work = workload_of(exchanging("delayed", delay=1), 4, 2)
+
+    def start(**late: float) -> float:
+        there = cluster(link=link, late=Late(start_seconds=0.0, **late))
+        return pieces_of(there, work).exchange.start
+
+    assert start() == pytest.approx(2 * 3 * 1e-5)
+    assert start(step_seconds=6e-5) == pytest.approx(2 * 3 * 6e-5)
+    assert start(step_seconds=0.0) == 0.0
 
 
 def test_a_bucket_is_agreed_on_while_the_one_before_is_sent() -> None:
@@ -164,6 +200,8 @@ KINDS = [
     exchanging("synchronous", "replicated"),
     exchanging("synchronous"),
     exchanging("synchronous", "world"),
+    exchanging("synchronous", "node", route="flat"),
+    exchanging("synchronous", "world", route="flat", compression="fp16"),
     exchanging("delayed", delay=1),
     exchanging("delayed", "world", delay=2, compression="fp16"),
     exchanging("averaging", delay=1, backward_passes_per_step=2, compression="int8", pieces=2),
@@ -223,6 +261,79 @@ def test_bytes_are_the_formula_s(config) -> None:  # type: ignore[no-untyped-def
     wire = pieces.exchange.wire + sum(each.transfer.wire for each in pieces.buckets)
     wire += work.passes * sum(each.wire for each in pieces.gathers)
     assert wire * 1e6 == pytest.approx(work.window.cross_node * 2)
+
+
+def test_collectives_of_cards_start_by_their_hops() -> None:
+    """64 machines of eight: an all-reduce by a tree, a gather round the ring."""
+    line, link = Line(latency_seconds=1e-6, bytes_per_second=1e12), Link(bytes_per_second=1e12)
+
+    def found(layout: str, cores: float | None = None) -> Pieces:
+        config = exchanging("synchronous", layout, route="flat", bucket_mb=1e3)
+        many = config.data.model_copy(update={"num_classes": 1000})
+        work = workload_of(config.model_copy(update={"data": many}), 64, 8)
+        return pieces_of(cluster(node=line, link=link, cores_per_node=cores), work)
+
+    (bucket,) = found("replicated").buckets
+    assert bucket.transfer.start == pytest.approx(2 * (6 * 5e-5 + 7 * 1e-6))
+    ring, tree = 64 * 5e-5 + 447 * 1e-6, 2 * (6 * 5e-5 + 7 * 1e-6)
+    starts = [each.start for each in found("world").gathers]
+    assert starts == pytest.approx([ring, tree, tree, ring])
+    (bucket,) = found("replicated", 16.0).buckets
+    assert bucket.transfer.start == pytest.approx(2 * 511 * 5e-5)
+
+
+@pytest.mark.parametrize("layout", ["node", "world"])
+def test_buckets_of_the_flat_route_with_slices_are_gradients_alone(layout: str) -> None:
+    """Slices' gradients have come when the backbone's begin, and go to the peers that have them."""
+    config = exchanging("synchronous", layout, route="flat", backward_passes_per_step=2)
+    work = workload_of(config, 2, 2)
+    slow = Link(bytes_per_second=1e6, step_seconds=1e-2)
+    launches = pieces_of(cluster(link=slow), work).buckets
+    shared = work.shared * 4 * 1.5 / 2  # 2 (N-1)/N, half of which a rank sends across
+    of_slices = 50 * 257 * 4 if layout == "node" else 0
+    sent = sum(each.transfer.wire for each in launches) * 1e6 / 2
+    assert sent == pytest.approx(shared + of_slices)
+    if layout == "node":
+        assert launches[0].arrival == 0.0
+        assert launches[0].transfer.wire * 1e6 == pytest.approx(2 * of_slices)
+        assert launches[0].transfer.start == pytest.approx(2 * 1e-2)  # to one peer and back
+    rest = launches[1:] if layout == "node" else launches
+    backbone = workload_of(exchanging("synchronous", "world"), 2, 2).buckets
+    assert [each.arrival for each in rest] == [bucket.arrival for bucket in backbone]
+
+
+def test_cards_of_one_machine_average_beside_the_backward_pass() -> None:
+    line = Line(latency_seconds=1e-3, bytes_per_second=1e8)
+    work = workload_of(exchanging("synchronous", "replicated", bucket_mb=1.0), 1, 2)
+    found = pieces_of(cluster(nodes=1, node=line), work)
+    assert len(found.buckets) == len(work.buckets) > 2
+    end = 0.0
+    for bucket in work.buckets:
+        # Two ranks send each bucket once, in two steps.
+        took = bucket.elements * 4 / 1e8 + 2e-3
+        end = max(end, bucket.arrival * found.backbone_backward) + took
+    busy = found.micro_batch + found.after
+    assert predict(cluster(nodes=1, node=line), work.config).step_ms == pytest.approx(
+        (busy - found.backbone_backward + end) * 1e3
+    )
+    on_cores = pieces_of(cluster(nodes=1, node=line, cores_per_node=2.0), work).buckets
+    assert [each.arrival for each in on_cores] == [1.0]
+
+
+def test_half_precision_is_packed_on_one_machine_too() -> None:
+    config = exchanging("synchronous", "replicated", compression="fp16")
+    work = workload_of(config, 1, 2)
+    assert pieces_of(cluster(nodes=1), work).encode == pytest.approx(1e-9 * work.shared)
+    assert pieces_of(cluster(nodes=1), workload_of(config, 1, 1)).encode == 0.0
+
+
+def test_statistics_that_are_added_up_go_round_twice() -> None:
+    """Sixteen ranks of a node: features once, their maximum and sums twice, gradients once."""
+    work = workload_of(exchanging("synchronous"), 1, 16)
+    assert work.rounds == (1, 2, 2, 1)
+    line = Line(latency_seconds=1e-3, bytes_per_second=1e18)
+    assert pieces_of(cluster(node=line), work).slice_wait == pytest.approx(6 * 15 * 1e-3)
+    assert workload_of(exchanging("synchronous"), 1, 8).rounds == (1, 1, 1)
 
 
 def test_a_window_is_the_larger_of_compute_and_transfer_at_least_and_their_sum_at_most() -> None:

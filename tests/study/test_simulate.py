@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from harness.config import Config
+from harness.errors import UserError
 from harness.study.cluster import Cluster, Link, Stalls
 from harness.study.cost_model import largest_normal, predict
 from harness.study.simulate import Noise, Simulation, simulate
@@ -16,7 +17,9 @@ KINDS = [
     exchanging("synchronous", "replicated"),
     exchanging("synchronous", "replicated", backward_passes_per_step=4, compression="fp16"),
     exchanging("synchronous"),
+    exchanging("synchronous", route="flat"),
     exchanging("synchronous", "world", backward_passes_per_step=2),
+    exchanging("synchronous", "world", route="flat", compression="fp16"),
     exchanging("delayed", delay=1),
     exchanging("delayed", delay=3, compression="int8"),
     exchanging("delayed", "world", delay=1),
@@ -52,6 +55,22 @@ def test_without_jitter_a_window_is_what_the_cost_model_says(
     assert run(there, config, windows=240).step_seconds == pytest.approx(
         predict(there, config).step_ms / 1e3, rel=1e-6
     )
+
+
+@pytest.mark.parametrize("cores", [None, 1.0], ids=["cards", "busy-cores"])
+@pytest.mark.parametrize("config", KINDS[:5], ids=lambda config: config.name)
+def test_one_machine_by_itself(config: Config, cores: float | None) -> None:
+    there = cluster(nodes=1, cores_per_node=cores)
+    assert window_of(there, config) == pytest.approx(predict(there, config).step_ms / 1e3)
+
+
+def test_too_few_windows_are_told() -> None:
+    config = exchanging("delayed", delay=3)
+    with pytest.raises(UserError, match="give 8 or more"):
+        run(cluster(), config, windows=7)
+    assert run(cluster(), config, windows=8).step_seconds > 0
+    with pytest.raises(UserError, match="give 2 or more"):
+        run(cluster(), exchanging("averaging"), windows=1)
 
 
 def window_of(there: Cluster, config: Config, **how: Any) -> float:
