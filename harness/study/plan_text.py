@@ -115,7 +115,10 @@ def verdict(ways: Sequence[Way], cluster: Cluster) -> list[str]:
     few = chosen.config.data.num_classes < cluster.ranks_per_node
     alone = with_exchange(chosen.config, "replicated" if few else "node", "isolated", 1)
     ceiling = predict(cluster, alone).images_per_second
-    lines.append(f"ceiling, nodes that exchange nothing: {ceiling:,.0f} images/s")
+    lines.append(
+        "ceiling, nodes that exchange nothing and step after every micro-batch: "
+        f"{ceiling:,.0f} images/s"
+    )
     return [*lines, ADVICE]
 
 
