@@ -1,10 +1,13 @@
 """Accuracy and loss on validation sets: images spread over ranks, logits over slices."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from harness.data.images import ImageSource
+from harness.data.loader import evaluation_batches
+from harness.model.network import Network
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.world import World
 
@@ -35,6 +38,46 @@ def evaluate(
         "top5": float(top5 / images_seen),
         "loss": float(loss / images_seen),
     }
+
+
+def evaluate_sets(
+    network: Network,
+    sets: Mapping[str, ImageSource],
+    world: World,
+    dtype: torch.dtype,
+    batch_size: int,
+    limit: int,
+) -> dict[str, float]:
+    """`val/<set>/...` of each set, and `val/...` of the first; images are given as `dtype`.
+
+    `limit`: images of each set; 0 takes all. Collective over the world.
+    """
+    metrics: dict[str, float] = {}
+    topology = world.topology
+    for number, (name, source) in enumerate(sets.items()):
+        batches = evaluation_batches(
+            source,
+            rank=topology.rank,
+            world_size=topology.world_size,
+            batch_size=batch_size,
+            device=world.device,
+            limit=limit,
+        )
+        cast = ((images.to(dtype), labels, valid) for images, labels, valid in batches)
+        found = evaluate(network.backbone, network.classifier, cast, world)
+        metrics |= {f"val/{name}/{key}": value for key, value in found.items()}
+        if number == 0:
+            metrics |= {f"val/{key}": value for key, value in found.items()}
+    return metrics
+
+
+def distance(squares: Tensor | None, world: World) -> dict[str, float]:
+    """How far nodes are from their mean, as a share of its norm, by what `Exchange.averaged` yields
+    on every rank. Collective over the world."""
+    if squares is None:
+        return {}
+    apart, mean = world.launch_gather(squares.cpu(), "distance").wait().sum(0)
+    return {"exchange/distance": float((apart / mean).sqrt())}
 
 
 def average_statistics(backbone: nn.Module, world: World) -> None:

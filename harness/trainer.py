@@ -13,10 +13,10 @@ from harness.checkpoint import STARTED, Checkpoint
 from harness.config import Config
 from harness.curvature import Curvature
 from harness.data.images import Dataset
-from harness.data.loader import Batch, evaluation_batches, train_batches
+from harness.data.loader import Batch, train_batches
 from harness.data.shares import Shares
 from harness.errors import UserError
-from harness.evaluation import average_statistics, evaluate
+from harness.evaluation import average_statistics, distance, evaluate_sets
 from harness.exchange.exchange import make_exchange, route_of
 from harness.exchange.flat import Flat
 from harness.exchange.torch_ddp import through_ddp
@@ -221,33 +221,18 @@ class Trainer:
         with self.exchange.averaged() as squares:
             average_statistics(self.backbone, self._world)
             metrics = self._evaluate(limit)
-        return metrics | self._distance(squares)
-
-    def _distance(self, squares: Tensor | None) -> dict[str, float]:
-        if squares is None:
-            return {}
-        apart, mean = self._world.launch_gather(squares.cpu(), "distance").wait().sum(0)
-        return {"exchange/distance": float((apart / mean).sqrt())}
+        return metrics | distance(squares, self._world)
 
     def _evaluate(self, limit: int) -> dict[str, float]:
-        metrics: dict[str, float] = {}
-        topology = self._world.topology
-        for number, (name, source) in enumerate(self._dataset.validation.items()):
-            batches = evaluation_batches(
-                source,
-                rank=topology.rank,
-                world_size=topology.world_size,
+        with self._autocast():
+            return evaluate_sets(
+                Network(self.backbone, self.classifier),
+                self._dataset.validation,
+                self._world,
+                dtype=self.shared.values.dtype,
                 batch_size=4 * self._config.train.batch_size,
-                device=self._world.device,
                 limit=limit,
             )
-            cast = ((self._cast(images), labels, valid) for images, labels, valid in batches)
-            with self._autocast():
-                found = evaluate(self.backbone, self.classifier, cast, self._world)
-            metrics |= {f"val/{name}/{key}": value for key, value in found.items()}
-            if number == 0:
-                metrics |= {f"val/{key}": value for key, value in found.items()}
-        return metrics
 
     def _pauses(self, ended: int) -> bool:
         return self._saves(ended) or self._evaluates(ended) or self._staleness.estimates(ended)
@@ -295,12 +280,12 @@ class Trainer:
         self, ended: int, apart: Callable[[], Tensor] | None, journal: Journal
     ) -> None:
         """Evaluates and saves what is due; how far nodes are apart is told of before the drain."""
-        distance = self._distance(apart() if apart else None)
+        apart_before = distance(apart() if apart else None, self._world)
         if self._evaluates(ended):
             limit = 0 if ended == self.windows else self._config.train.evaluate_images
-            self._ledger.evaluated(ended, self.evaluate(limit) | distance, journal)
-        elif distance:
-            journal.log(ended, distance)
+            self._ledger.evaluated(ended, self.evaluate(limit) | apart_before, journal)
+        elif apart_before:
+            journal.log(ended, apart_before)
         if self._saves(ended):
             average_statistics(self.backbone, self._world)
             folder = self._folder / "checkpoints" / f"{ended:09d}"

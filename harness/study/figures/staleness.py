@@ -141,8 +141,10 @@ def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) ->
                     xytext=(-8, 7),
                     color=grey,
                 )
+    sampled = [point for point in placed if not math.isnan(point.curvature)]
     # Nodes that step alone have limits of their own, which the panel beside it draws.
-    known = [p for p in placed if not math.isnan(p.curvature) and not p.dynamics.averaging]
+    known = [point for point in sampled if not point.dynamics.averaging]
+    missing = "nodes step alone in those that" if sampled else "no run here"
     for point in known:
         _mark(axes, point, point.dynamics.momentum, point.lr * point.curvature, found)
     _log(axes, "y")
@@ -151,7 +153,7 @@ def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) ->
     axes.set_ylabel("learning rate x curvature (1)")
     axes.set_title(
         "Stable is below its delay's line"
-        + ("" if known else "\n(no run that averages gradients\nsampled its curvature)")
+        + ("" if known else f"\n({missing} sampled its curvature)")
     )
     lines = [Line2D([], [], color="black", linestyle=dash) for dash in ("-", "--")]
     axes.legend(lines, ["heavy ball", "Nesterov"], loc="lower left")
