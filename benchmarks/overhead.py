@@ -17,7 +17,8 @@ from benchmarks.alternating import alternate
 from benchmarks.task import config, dataset
 from harness.config import Config
 from harness.ledger import Journal, Unheard
-from harness.measure.clock import Clock, HostTimeline, Phase, Times, clock_for
+from harness.measure.clock import Clock, HostTimeline, Times, clock_for
+from harness.measure.phase import Phase
 from harness.measure.tally import Tally
 from harness.measure.tracking import Tracker
 from harness.measure.traffic import Bytes, Traffic

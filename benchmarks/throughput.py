@@ -22,7 +22,8 @@ import torch.distributed as dist
 from harness.config import Config, load
 from harness.data.open import open_dataset
 from harness.ledger import Unheard
-from harness.measure.clock import CardTimeline, HostTimeline, Phase, Times, clock_for
+from harness.measure.clock import CardTimeline, HostTimeline, Times, clock_for
+from harness.measure.phase import Phase
 from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
 from harness.parallel.world import Links, launched_topology, open_links, rank_device

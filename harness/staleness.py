@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 from harness.config import Config
+from harness.dynamics import dynamics_of
 from harness.exchange.exchange import Exchange
 from harness.exchange.lateness import cosine
 from harness.ledger import Journal
 from harness.optimizer import lr_at
 from harness.parallel.world import Gathered, World
 from harness.stability import Dynamics, largest_stable_product
-from harness.windows import LATE
 
 ABOVE = 3.0
 """lr over the largest stable one from which on a run is told so.
@@ -20,37 +20,6 @@ A loss is no parabola, and an estimate from few images is 20 % too low.
 """
 LEAST_SHARE = 0.1
 """Of the rate that is stable without a delay: a run that is left less is told before it trains."""
-LOCAL_STEPS = ("averaging", "ddp_post_local_sgd")
-"""Kinds whose nodes step on their own, and average what comes of it."""
-
-
-def dynamics_of(config: Config, window: int, nodes: int) -> Dynamics | None:
-    """What decides how large lr may be in a window; None: not known, for AdamW.
-
-    On one node an average is the node's own: plain SGD, but for an outer optimizer. `isolated`
-    nodes are undelayed SGD each. What a lossy wire holds back, and what PowerSGD leaves out, is
-    taken for noise: their limits are those of the exact averages.
-    """
-    exchange, optimizer = config.exchange, config.optimizer
-    if optimizer.name != "sgd":
-        return None
-    alone = nodes == 1 and exchange.kind in LOCAL_STEPS
-    outer = (exchange.outer_lr, exchange.outer_momentum) != (1.0, 0.0)
-    late = exchange.kind in LATE and window >= exchange.synchronous_windows
-    local = exchange.kind in LOCAL_STEPS
-    if alone and not outer:
-        late = local = False
-    return Dynamics(
-        momentum=optimizer.momentum,
-        nesterov=optimizer.nesterov and optimizer.momentum > 0,
-        delay=exchange.delay if late else 0,
-        averaging=local,
-        passes=exchange.backward_passes_per_step if local else 1,
-        alone=local and alone,
-        pieces=exchange.pieces if local else 1,
-        outer_lr=exchange.outer_lr,
-        outer_momentum=exchange.outer_momentum,
-    )
 
 
 class StalenessLedger:

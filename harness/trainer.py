@@ -21,7 +21,7 @@ from harness.exchange.exchange import make_exchange, route_of
 from harness.exchange.flat import Flat
 from harness.exchange.torch_ddp import through_ddp
 from harness.ledger import Journal, Ledger, expected_bytes
-from harness.measure.clock import Phase
+from harness.measure.phase import Phase
 from harness.measure.summary import RunSummary
 from harness.measure.utilisation import UNKNOWN, Capacity
 from harness.model.backbone import make_backbone

@@ -9,10 +9,8 @@ from enum import Enum, auto
 import torch
 
 from harness.config import Config, TraceConfig
+from harness.dynamics import LATE
 from harness.errors import UserError
-
-LATE = ("delayed", "averaging")
-"""Kinds of exchange that have something under way when a window ends."""
 
 
 class Stopwatch:

@@ -2,7 +2,8 @@
 
 import torch
 
-from harness.measure.clock import Phase, clock_for
+from harness.measure.clock import clock_for
+from harness.measure.phase import Phase
 from harness.measure.traffic import Traffic
 from harness.parallel.group import Group, Meters
 from harness.parallel.replicas import ReplicaGroup

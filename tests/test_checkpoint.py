@@ -15,7 +15,7 @@ from harness.checkpoint import Checkpoint, read_meta
 from harness.config import Config, load
 from harness.errors import UserError
 from harness.exchange.flat import Flat
-from harness.measure.clock import Phase
+from harness.measure.phase import Phase
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.optimizer import make_optimizer
 from harness.parallel.group import Group

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from harness.config import Config
+from harness.dynamics import dynamics_of
 from harness.exchange.lateness import Lateness
 from harness.parallel.topology import Topology
 from harness.stability import Dynamics, largest_stable_product
-from harness.staleness import StalenessLedger, dynamics_of
+from harness.staleness import StalenessLedger
 from tests.alone import world_of_one
 
 WINDOWS = 100

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from harness.config import Config, load
 from harness.data.open import open_dataset
-from harness.measure.clock import Phase
+from harness.measure.phase import Phase
 from harness.measure.summary import RunSummary
 from harness.model.backbone import make_backbone
 from harness.model.flops import micro_batch_flops

@@ -4,33 +4,14 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from enum import StrEnum
 from typing import Protocol
 
 import torch
 from torch.profiler import record_function
 
+from harness.measure.phase import Phase
+
 UNNAMED = nullcontext()
-
-
-class Phase(StrEnum):
-    """What a rank does, or waits for; one word each in metrics and tables."""
-
-    DATA = "data"
-    FORWARD = "forward"
-    BACKWARD = "backward"
-    SLICE_WAIT = "slice_wait"
-    """Stands still for the features or statistics of its slice group."""
-    NODE_WAIT = "node_wait"
-    """Stands still for the backbone's gradients inside its node."""
-    EXCHANGE_WAIT = "exchange_wait"
-    """Stands still for an exchange between nodes."""
-    OPTIMIZER = "optimizer"
-    OTHER = "other"
-    """Everything between the phases: bookkeeping, logging, copies."""
-
-
-WAITS = (Phase.SLICE_WAIT, Phase.NODE_WAIT, Phase.EXCHANGE_WAIT)
 
 
 class Timeline(Protocol):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from harness.measure.clock import Phase
+from harness.measure.phase import Phase
 
 COMPUTED = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)
 """What a step is for; the rest of it is waiting, loading and bookkeeping."""

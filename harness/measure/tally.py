@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.measure.clock import Phase, Times
+from harness.measure.clock import Times
+from harness.measure.phase import Phase
 from harness.measure.summary import RankCost, Spread
 from harness.measure.traffic import Bytes
 from harness.measure.utilisation import UNKNOWN, Capacity, utilisation_metrics

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from harness.measure.clock import Phase
+from harness.measure.phase import Phase
 from harness.measure.summary import RankCost
 
 SHOWN = (Phase.DATA, Phase.SLICE_WAIT, Phase.NODE_WAIT, Phase.EXCHANGE_WAIT)

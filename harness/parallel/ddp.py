@@ -11,7 +11,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as power_s
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.nn.parallel import DistributedDataParallel
 
-from harness.measure.clock import Phase
+from harness.measure.phase import Phase
 from harness.measure.traffic import Bytes, all_reduce_bytes
 from harness.parallel.world import World
 

@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.measure.clock import Clock, Phase
+from harness.measure.clock import Clock
+from harness.measure.phase import Phase
 from harness.measure.traffic import Bytes, Traffic, all_gather_bytes, all_reduce_bytes
 
 

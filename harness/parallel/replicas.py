@@ -9,7 +9,7 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor
 
-from harness.measure.clock import Phase
+from harness.measure.phase import Phase
 from harness.measure.traffic import all_reduce_bytes
 from harness.parallel.group import Meters
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from harness.errors import SaidByAnotherRank, UserError
-from harness.measure.clock import Phase
+from harness.measure.phase import Phase
 from harness.parallel.group import Group, Meters
 from harness.parallel.replicas import ReplicaGroup, finish
 from harness.parallel.topology import Layout, Topology, from_horovod

@@ -36,7 +36,7 @@ from scipy import stats
 
 from harness.config import Config
 from harness.exchange.pieces import Pace
-from harness.measure.clock import Phase
+from harness.measure.phase import Phase
 from harness.study.cluster import Cluster
 from harness.study.pieces import Pieces, pieces_of
 from harness.study.prediction import Prediction

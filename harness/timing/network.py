@@ -12,7 +12,7 @@ from harness.exchange.compression import make_wire
 from harness.exchange.flat import Flat
 from harness.exchange.wire import Feedback
 from harness.measure.calibration import Point
-from harness.measure.clock import Phase
+from harness.measure.phase import Phase
 from harness.model.backbone import make_backbone
 from harness.model.flops import Flops, micro_batch_flops
 from harness.model.sliced_classifier import SlicedClassifier

@@ -10,7 +10,8 @@ from harness.config import Config
 from harness.data.images import Dataset
 from harness.data.loader import Batch
 from harness.ledger import Unheard
-from harness.measure.clock import CardTimeline, Clock, HostTimeline, Phase, Timeline, Times
+from harness.measure.clock import CardTimeline, Clock, HostTimeline, Timeline, Times
+from harness.measure.phase import Phase
 from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
 from harness.parallel.world import Links, World

@@ -11,7 +11,7 @@ from harness.config import ExchangeConfig
 from harness.exchange.averaging import Averaging, MovingPiece
 from harness.exchange.flat import Flat
 from harness.exchange.parts import Chunk, Part
-from harness.measure.clock import Phase
+from harness.measure.phase import Phase
 from harness.parallel.group import Group
 from tests.alone import group_of_one, meters
 from tests.ranks import run_on_ranks

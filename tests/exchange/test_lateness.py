@@ -11,7 +11,7 @@ from harness.exchange.delayed import Delayed
 from harness.exchange.flat import Flat
 from harness.exchange.lateness import Lateness, LatenessMeter, cosine
 from harness.exchange.parts import Chunk, Part
-from harness.measure.clock import Phase
+from harness.measure.phase import Phase
 from harness.parallel.group import Group
 from tests.alone import group_of_one, meters, world_of_one
 from tests.ranks import run_on_ranks

@@ -16,7 +16,7 @@ from harness.exchange.averaging import Averaging, MovingPiece
 from harness.exchange.delayed import Delayed
 from harness.exchange.flat import Flat
 from harness.exchange.parts import Chunk, Part
-from harness.measure.clock import Phase
+from harness.measure.phase import Phase
 from harness.optimizer import make_optimizer
 from harness.parallel.group import Group
 from harness.stability import Dynamics, largest_stable_product

@@ -13,7 +13,7 @@ from harness.errors import UserError
 from harness.exchange.compression import check_compression, make_wire, sent_bytes
 from harness.exchange.lanes import BLOCK, largest
 from harness.exchange.wire import Feedback, Wire
-from harness.measure.clock import Phase
+from harness.measure.phase import Phase
 from harness.parallel.group import Group
 from tests.alone import meters
 from tests.ranks import run_on_ranks

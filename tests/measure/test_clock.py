@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.measure.clock import Clock, HostTimeline, Phase, Times, clock_for
+from harness.measure.clock import Clock, HostTimeline, Times, clock_for
+from harness.measure.phase import Phase
 from tests.timelines import ByHand, Ticks
 
 LEAVE = "leave"

@@ -2,7 +2,8 @@
 
 import torch
 
-from harness.measure.clock import Phase, Times
+from harness.measure.clock import Times
+from harness.measure.phase import Phase
 from harness.measure.summary import Spread
 from harness.measure.tally import Tally, Totals
 from harness.measure.traffic import Bytes

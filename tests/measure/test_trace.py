@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from harness.measure.clock import Clock, HostTimeline, Phase
+from harness.measure.clock import Clock, HostTimeline
+from harness.measure.phase import Phase
 from harness.measure.trace import Profile, RankTrace, merged
 
 NS = 1_000_000_000

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from harness.measure.clock import Phase, Times
+from harness.measure.clock import Times
+from harness.measure.phase import Phase
 from harness.measure.summary import RankCost
 from harness.measure.tally import Tally, Totals
 from harness.measure.traffic import Bytes

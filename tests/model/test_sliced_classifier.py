@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from harness.config import ClassifierConfig
 from harness.measure import traffic as formulas
-from harness.measure.clock import Phase
+from harness.measure.phase import Phase
 from harness.measure.traffic import Traffic
 from harness.model.sliced_classifier import INIT_BLOCK, SlicedClassifier, initial_weight
 from harness.parallel.group import Group

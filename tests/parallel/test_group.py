@@ -5,7 +5,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.measure.clock import Clock, Phase, Times
+from harness.measure.clock import Clock, Times
+from harness.measure.phase import Phase
 from harness.measure.traffic import Bytes, Traffic
 from harness.parallel.group import Group, Meters
 from tests.alone import meters

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.measure.clock import Phase
+from harness.measure.phase import Phase
 from harness.study.cluster import Late, Line, Link
 from harness.study.cost_model import Port, exposed, largest_normal, paced, phases, predict
 from harness.study.pieces import Pieces, pieces_of

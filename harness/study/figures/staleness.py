@@ -10,8 +10,8 @@ from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
+from harness.dynamics import dynamics_of
 from harness.stability import Dynamics, largest_stable_product
-from harness.staleness import dynamics_of
 from harness.study.figures.colours import Look, looks
 from harness.study.figures.style import (
     Picture,

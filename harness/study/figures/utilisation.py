@@ -9,11 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from harness.exchange.torch_ddp import KINDS
 from harness.study.figures.colours import Look, looks
 from harness.study.figures.style import Picture, Said, dressed, few, line, picture, say_nothing
 from harness.study.gauges import counters
 from harness.study.store import RecordedRun, Study
+from harness.study.waits import waits_told_apart
 
 COMPUTING = ("forward", "backward", "optimizer")
 OF_NODE = re.compile(r"utilisation/node_(\d+)_(computed|counter)_percent")
@@ -84,7 +84,7 @@ def nodes(study: Study, run: RecordedRun) -> dict[int, Node]:
 
 def _separable(run: RecordedRun) -> bool:
     alone = run.summary is not None and run.summary.ranks == 1
-    return alone or run.config.exchange.kind not in KINDS
+    return alone or waits_told_apart(run.config)
 
 
 def means(by_node: Mapping[int, Node]) -> tuple[float, float]:
