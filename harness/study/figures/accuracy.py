@@ -94,6 +94,15 @@ def say(study: Study, target: float | None = None) -> Said:
     return Said("\n".join(lines))
 
 
+def _missed(variant: Variant, target: Target | None) -> str:
+    if not variant.summaries:
+        return "failed"
+    if target is None:
+        return "no target"
+    reached = [run for run in variant.summaries if run.seconds_to(target.top1) is not None]
+    return f"reached in {len(reached)} of {len(variant.summaries)}"
+
+
 def _told(values: Sequence[float], digits: int, unit: str) -> str:
     found = mean_interval(values)
     spread = "" if math.isnan(found.half) else f" \N{PLUS-MINUS SIGN} {found.half:.{digits}f}"
@@ -137,7 +146,7 @@ def _draw_target_times(
     for number, variant in enumerate(variants):
         seconds = target_seconds(variant, target)
         if seconds is None:
-            labels.append((0.0, "not reached" if variant.summaries else "failed"))
+            labels.append((0.0, _missed(variant, target)))
             continue
         over_seeds = mean_interval(seconds)
         middle, half = over_seeds.estimate, over_seeds.half

@@ -143,6 +143,16 @@ def test_bars_reach_the_target_times(tmp_path: Path) -> None:
     assert bar.get_width() == pytest.approx((20 + 24) / 2)
 
 
+def test_a_target_that_one_seed_missed_says_so(tmp_path: Path) -> None:
+    ends = (0.9, 0.7)
+    runs = [
+        recorded(tmp_path, "data_parallel", seed, summary(seed=seed, accuracies=(0.5, end)))
+        for seed, end in enumerate(ends)
+    ]
+    texts = [text.get_text() for text in accuracy.draw(study(*runs), 0.8).axes[2].texts]
+    assert texts == ["reached in 1 of 2"]
+
+
 def test_curves_are_means_over_seeds_by_window() -> None:
     frame = accuracy.curve(
         variant("a", summary(), summary(seed=1, seconds=20.0, accuracies=(0.4, 0.7, 0.8)))
