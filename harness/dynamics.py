@@ -16,23 +16,23 @@ def dynamics_of(config: Config, window: int, nodes: int) -> Dynamics | None:
     nodes are undelayed SGD each. What a lossy wire holds back, and what PowerSGD leaves out, is
     taken for noise: their limits are those of the exact averages.
     """
-    exchange, optimizer = config.exchange, config.optimizer
+    given, optimizer = config.exchange, config.optimizer
     if optimizer.name != "sgd":
         return None
-    alone = nodes == 1 and exchange.kind in LOCAL_STEPS
-    outer = (exchange.outer_lr, exchange.outer_momentum) != (1.0, 0.0)
-    late = exchange.kind in LATE and window >= exchange.synchronous_windows
-    local = exchange.kind in LOCAL_STEPS
+    alone = nodes == 1 and given.kind in LOCAL_STEPS
+    outer = (given.outer_lr, given.outer_momentum) != (1.0, 0.0)
+    late = given.kind in LATE and window >= given.synchronous_windows
+    local = given.kind in LOCAL_STEPS
     if alone and not outer:
         late = local = False
     return Dynamics(
         momentum=optimizer.momentum,
         nesterov=optimizer.nesterov and optimizer.momentum > 0,
-        delay=exchange.delay if late else 0,
+        delay=given.delay if late else 0,
         averaging=local,
-        passes=exchange.backward_passes_per_step if local else 1,
+        passes=given.backward_passes_per_step if local else 1,
         alone=local and alone,
-        pieces=exchange.pieces if local else 1,
-        outer_lr=exchange.outer_lr,
-        outer_momentum=exchange.outer_momentum,
+        pieces=given.pieces if local else 1,
+        outer_lr=given.outer_lr,
+        outer_momentum=given.outer_momentum,
     )
