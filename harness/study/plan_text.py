@@ -16,8 +16,8 @@ from harness.study.cluster import Cluster
 from harness.study.cost_model import predict
 from harness.study.plan import ENOUGH, PAYS, Way, recommended, strongest_baseline, with_exchange
 from harness.study.prediction import Prediction
+from harness.study.waits import WAITS
 
-WAITS = ("slice_wait", "node_wait", "exchange_wait")
 HEAD = f"{'step ms':>10} {'images/s':>10} {'wait %':>7} {'memory MB':>10} {'MB/window':>10}"
 ADVICE = (
     "throughput is not time to accuracy. In this order: hide (a delay of one window costs little "
