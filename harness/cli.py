@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from harness.cluster.lab_commands import add_lab
 from harness.cluster.launch_commands import add_launch
-from harness.errors import SaidByAnotherRank, UserError
+from harness.errors import RunFailed, SaidByAnotherRank, UserError
 from harness.study.compare_commands import add_compare
 from harness.study.plan_commands import add_plan
 
@@ -31,27 +31,36 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 well, 1 failed, 2 the user's mistake, told in one line on stderr."""
+    first = os.environ.get("HOROVOD_RANK", "0") == "0"
     try:
         parsed = _parse(arguments)
         code: int = parsed.command(parsed)
         return code
     except UserError as error:
-        first = os.environ.get("HOROVOD_RANK", "0") == "0"
         if isinstance(error, AlikeOnAllRanks) and not first:
-            return _leave_last()
-        print(f"harness: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            return _leave_last(2)
+        _tell(error)
         return 2
     except SaidByAnotherRank:
-        return _leave_last()
+        return _leave_last(2)
+    except RunFailed as error:
+        if not first:
+            return _leave_last(1)
+        _tell(error)
+        return 1
     except KeyboardInterrupt:
         print("harness: stopped", file=sys.stderr, flush=True)
         return 1
 
 
-def _leave_last() -> int:
+def _tell(error: Exception) -> None:
+    print(f"harness: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
+def _leave_last(code: int) -> int:
     # A launcher ends all ranks as soon as one has left: the one that speaks must come to it.
     time.sleep(SILENT_SECONDS)
-    return 2
+    return code
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""The errors a user can cause: what is wrong, what was found, what to do."""
+"""The errors that end in one line: what is wrong, what was found, what to do."""
 
 
 class UserError(Exception):
@@ -10,3 +10,10 @@ class UserError(Exception):
 
 class SaidByAnotherRank(Exception):
     """A user's mistake that one rank tells for all: this one leaves without a word."""
+
+
+class RunFailed(Exception):
+    """A training that cannot go on, found by all ranks alike; its message is one line.
+
+    The command line prints it on rank 0, without a traceback, and exits with code 1.
+    """
