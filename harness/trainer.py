@@ -118,6 +118,9 @@ class Trainer:
         last = config.exchange.kind != "ddp_powersgd"
         self.shared = Flat(shared, world.node.size, shared[0], owner, channels_last=last)
         self.sliced = Flat(sliced, 1, shared[0])
+        # Processors of several kinds draw numbers that differ in their last bits.
+        world.everyone.broadcast(self.shared.values)
+        world.replicas.broadcast(self.sliced.values)
 
     def _flop_per_window(self) -> float:
         config, data, batch = self._config, self._dataset, self._config.train.batch_size

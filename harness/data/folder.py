@@ -1,7 +1,7 @@
 """Any folder of images by class: root/train/CLASS/*.jpg and root/val/CLASS/*.jpg."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from harness.config import DataConfig
 from harness.data.augment import CropAndFlip
-from harness.data.images import Dataset
+from harness.data.images import Dataset, Part
 from harness.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
@@ -73,6 +73,10 @@ class ImageFiles:
         images_BHWC = np.stack(list(self._pool.map(self._decoded, paths)))
         images = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).contiguous()
         return images, self._labels[indices]
+
+    def parts(self) -> Iterator[Part]:
+        for path in self._paths:
+            yield Part(path.parent.name, f"{path.name} ({path.stat().st_size} bytes)")
 
     def _decoded(self, path: Path) -> np.ndarray:
         try:
