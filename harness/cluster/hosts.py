@@ -74,7 +74,7 @@ def _read_host(word: str) -> Host:
     found = HOST.fullmatch(word)
     if found is None and word.count(":") > 1:
         raise UserError(
-            f"--hosts holds {word!r}; horovodrun takes host names and IPv4 addresses only; {WRITTEN}"
+            f"--hosts holds {word!r}; horovodrun takes host names and IPv4 addresses; {WRITTEN}"
         )
     if found is None or not 1 <= int(found[2]) <= MOST_SLOTS:
         raise UserError(f"--hosts holds {word!r}; {WRITTEN}, each with 1 to {MOST_SLOTS} slots")

@@ -79,4 +79,4 @@ class ArraySource:
             yield from self._parts
             return
         for name, tensor in (("images", self._images), ("labels", self._labels)):
-            yield Part(name, hashlib.sha256(tensor.contiguous().numpy()).hexdigest())
+            yield Part(name, hashlib.sha256(tensor.contiguous().numpy().data).hexdigest())

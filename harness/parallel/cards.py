@@ -1,6 +1,6 @@
 """Which rank computes on which card: each card belongs to one rank, however hosts are named."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
 import torch
@@ -93,5 +93,5 @@ def _lacking(views: Sequence[View], cards: Sequence[int | None]) -> str:
     )
 
 
-def _s(several: Sequence[str] | set[str]) -> str:
+def _s(several: Sized) -> str:
     return "" if len(several) == 1 else "s"
