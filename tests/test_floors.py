@@ -14,7 +14,8 @@ FLOORS = [
     "errors config windows vision stability dynamics parallel.slices seeding "
     "measure.phase measure.clock measure.traffic measure.summary measure.redaction measure.outbox "
     "measure.calibration measure.utilisation measure.trace",
-    "parallel model.backbone model.margins data measure.machine measure.tally measure.store",
+    "parallel leaving model.backbone model.margins data measure.machine measure.tally "
+    "measure.store",
     "model.sliced_classifier model.network model.flops exchange checkpoint evaluation optimizer "
     "ledger tracing curvature staleness measure.tracking checks",
     "trainer pace run timing calibrate",
