@@ -20,7 +20,9 @@ ENDED = re.compile(
     r"remote process exited|recv(Value)?Bytes|sendBytes|failed to recv",
     re.IGNORECASE,
 )
-UNANSWERED = re.compile(r"Timed out waiting|timed out|timeout", re.IGNORECASE)
+UNANSWERED = re.compile(
+    r"Timed out waiting \d+ms|Watchdog caught collective operation timeout|wait timeout after"
+)
 """What Horovod, Gloo and NCCL say of a rank that is gone, and of one that does not answer."""
 VICTIM = re.compile(r"^harness: rank \d+ on \S+: stopped because another rank ")
 """The one line of a rank that is not the cause."""
