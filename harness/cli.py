@@ -13,6 +13,7 @@ from harness.cluster.launch_commands import add_launch
 from harness.errors import RunFailed, SaidByAnotherRank, UserError
 from harness.study.compare_commands import add_compare
 from harness.study.plan_commands import add_plan
+from harness.terminal import lasting_output
 
 SILENT_SECONDS = 10.0
 """How long a rank that says nothing waits for the launcher to end it."""
@@ -31,6 +32,11 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 well, 1 failed, 2 the user's mistake, told in one line on stderr."""
+    with lasting_output():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     first = os.environ.get("HOROVOD_RANK", "0") == "0"
     try:
         parsed = _parse(arguments)

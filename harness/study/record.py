@@ -10,15 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from harness.config import Config
-from harness.measure.redaction import without_password
-from harness.measure.store import (
-    connect,
-    open_experiment,
-    open_store,
-    sqlite_file,
-    still_answering,
-    store_uri,
-)
+from harness.measure.address import sqlite_file, store_uri
+from harness.measure.redaction import masked
+from harness.measure.store import connect, open_experiment, open_store, still_answering
 from harness.study import failure
 from harness.study.prediction import FILE_NAME, TAG, Prediction, write_predictions
 
@@ -82,8 +76,8 @@ def way_to_see(config: Config, experiment_id: str) -> str:
     uri = store_uri(config)
     page = f"/#/experiments/{experiment_id}"
     if uri.startswith("http"):
-        return f"see it at {without_password(uri).rstrip('/')}{page}"
-    store = without_password(uri) if sqlite_file(uri) is None else uri
+        return f"see it at {masked(uri).rstrip('/')}{page}"
+    store = masked(uri) if sqlite_file(uri) is None else uri
     # Without the first word the server starts seven more processes, for jobs nobody asked for, and
     # leaves them when it ends.
     return (
