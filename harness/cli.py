@@ -13,6 +13,7 @@ from harness.cluster.launch_commands import add_launch
 from harness.errors import RunFailed, SaidByAnotherRank, UserError
 from harness.study.compare_commands import add_compare
 from harness.study.plan_commands import add_plan
+from harness.study.ui_commands import add_ui
 from harness.terminal import lasting_output
 
 SILENT_SECONDS = 10.0
@@ -100,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_launch(commands)
     add_lab(commands)
+    add_ui(commands)
     return parser
 
 

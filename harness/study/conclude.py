@@ -107,4 +107,4 @@ def _log(store: Config, found: Conclusion, files: list[Path]) -> None:
         told = in_short(error)
         print(f"warning: the comparison is not in MLflow: {told}", file=sys.stderr, flush=True)
         return
-    print(way_to_see(store, experiment_id), flush=True)
+    print(way_to_see(store, experiment_id, results.study), flush=True)

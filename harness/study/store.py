@@ -205,6 +205,20 @@ def read_study(uri: str, name: str, experiment: str | None = None) -> Study:
     return Study(name, uri, places.pop(), runs, predictions, foretold, failures)
 
 
+def place_of(uri: str, name: str) -> str:
+    """The id of the experiment that holds the study: of several, that of the latest run.
+
+    Raises UserError for a store that does not answer, and for a name it does not know.
+    """
+    client = open_store(uri, reads=True)
+    with still_answering(uri):
+        experiments = list(_experiments(client, None))
+        found = _of_study(client, experiments, name)
+        if not found:
+            raise _unknown(client, experiments, name, uri)
+    return str(found[-1].info.experiment_id)
+
+
 def foretold_of(uri: str, name: str, experiment: str) -> tuple[tuple[Prediction, ...], bool]:
     """A study's predictions before its runs begin, and whether none of them has begun before."""
     file = sqlite_file(uri)
