@@ -92,6 +92,8 @@ def open_store(uri: str, reads: bool = False) -> "MlflowClient":
         if file is None:
             return _answering(uri)
         with _alone_where_made(file):
+            if not reads and file.exists():
+                _require_unlocked(file)
             return _answering(uri)
     except Exception as error:
         raise _unopened(uri, error) from error
@@ -202,9 +204,23 @@ def _has_tables(file: Path) -> bool:
     """Whether MLflow has made its tables there, or is at it."""
     if not file.exists() or not file.stat().st_size:
         return False
-    with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", LOCKED_SECONDS, uri=True)) as base:
+    with _sqlite(file) as base:
         found = base.execute("select count(*) from sqlite_master where name = 'alembic_version'")
         return bool(found.fetchone()[0])
+
+
+def _require_unlocked(file: Path) -> None:
+    """MLflow waits 20 s at each of its steps for whoever is writing."""
+    with _sqlite(file) as base:
+        base.execute("begin immediate")
+        base.rollback()
+
+
+@contextmanager
+def _sqlite(file: Path) -> Iterator[sqlite3.Connection]:
+    address = f"{file.as_uri()}?mode=rw"
+    with closing(sqlite3.connect(address, LOCKED_SECONDS, isolation_level=None, uri=True)) as base:
+        yield base
 
 
 def _unopened(uri: str, error: Exception) -> UserError:
