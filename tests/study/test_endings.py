@@ -34,7 +34,7 @@ def leave_running(uri: str, variant: str, sign: dict[str, Any]) -> None:
     if sign["process"]:
         tags |= {"process": sign["process"], "heartbeat": str(int(now - sign["age"]))}
     place = open_experiment(client, uri, "harness")
-    started = int(1000 * (now - 10_000 if "process" not in tags else now - 10_000))
+    started = int(1000 * (now - 10_000))
     run = client.create_run(place, start_time=started, tags=tags).info.run_id
     metric = sign.get("metric", 9_000)
     client.log_metric(run, "train/loss", 1.0, timestamp=int(1000 * (now - metric)), step=1)
