@@ -12,7 +12,7 @@ from types import FrameType
 import torch
 from tqdm import tqdm
 
-from harness.checkpoint import read_meta
+from harness.checkpoint.meta import read_meta
 from harness.checks.before_training import check_before_training
 from harness.checks.compute import measure_speed
 from harness.config import Config
@@ -69,7 +69,9 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
             config = paced(config, dataset, world, folder)
             trainer = Trainer(config, dataset, world, folder, capacity)
         with _journal(config, folder, world) as journal:
-            return journal.conclude(trainer.train(journal))
+            summary = journal.conclude(trainer.train(journal))
+            trainer.check_saved()
+            return summary
 
 
 def _prepare(config: Config, topology: Topology) -> tuple[torch.device, Dataset]:
