@@ -12,17 +12,14 @@ from harness.parallel.world import World
 
 def optimizer_strips(optimizer: torch.optim.Optimizer, flats: Sequence[Flat]) -> list[Strip]:
     """What the optimizer remembers of what this rank steps."""
-    return [
-        Strip(
-            f"optimizer.{key}",
-            flat,
-            int(view.storage_offset() - flat.values.storage_offset()),
-            state,
-        )
-        for flat in flats
-        for view in (flat.decayed, flat.undecayed)
-        for key, state in sorted(optimizer.state.get(view, {}).items())
-    ]
+    found = []
+    for flat in flats:
+        for view in (flat.decayed, flat.undecayed):
+            start = int(view.storage_offset() - flat.values.storage_offset())
+            stop = start + view.numel()
+            for key, state in sorted(optimizer.state.get(view, {}).items()):
+                found.append(Strip(f"optimizer.{key}", flat, start, stop, state))
+    return found
 
 
 def gathered(strips: Sequence[Strip], flats: Sequence[Flat], world: World) -> list[Strip]:
@@ -33,7 +30,7 @@ def gathered(strips: Sequence[Strip], flats: Sequence[Flat], world: World) -> li
     own = {
         (strip.key, flats.index(strip.flat)): None if strip.tensor.dim() else float(strip.tensor)
         for strip in strips
-        if strip.tensor.numel()
+        if strip.start < strip.stop
     }
     kept: dict[tuple[str, int], float | None] = {}
     for each in world.gather_objects(own, "checkpoint states"):
@@ -42,10 +39,11 @@ def gathered(strips: Sequence[Strip], flats: Sequence[Flat], world: World) -> li
     for (key, number), single in sorted(kept.items(), key=lambda item: item[0]):
         flat = flats[number]
         if single is not None:
-            found.append(Strip(key, flat, 0, torch.tensor(single)))
+            found.append(Strip(key, flat, 0, flat.elements, torch.tensor(single)))
         elif not _in_chunks(flat) or world.topology.node == 0:
             own_strips = [each for each in strips if each.key == key and each.flat is flat]
-            found.append(Strip(key, flat, 0, _whole(own_strips, flat, world)))
+            whole = _whole(own_strips, flat, world)
+            found.append(Strip(key, flat, 0, len(whole), whole))
     return found
 
 
@@ -57,8 +55,8 @@ def _whole(strips: Sequence[Strip], flat: Flat, world: World) -> Tensor:
     """Collective over the node where each rank has a chunk: in host memory, a card may be full."""
     chunk = torch.zeros(flat.owned.size, dtype=flat.values.dtype)
     for strip in strips:
-        start = strip.start - flat.owned.start
-        chunk[start : start + strip.tensor.numel()] = strip.tensor.cpu()
+        before = flat.owned.start
+        chunk[strip.start - before : strip.stop - before] = strip.tensor.cpu()
     if not _in_chunks(flat):
         return chunk
     whole = torch.empty(len(flat.values), dtype=flat.values.dtype)
@@ -86,7 +84,7 @@ def fill(strip: Strip, read: Callable[[nn.Parameter, str], Tensor | None]) -> No
             continue
         if strip.tensor.dim() == 0:
             copy(found, strip.tensor, strip.key)
-            return
+            continue
         piece = torch.empty(stop - start, dtype=strip.tensor.dtype)
         copy(found, strip.flat.shaped(piece, parameter), strip.key)
         strip.tensor[low - strip.start : high - strip.start] = piece[low - start : high - start]

@@ -17,14 +17,10 @@ class Strip:
     """Names it in a checkpoint, before the name of each parameter."""
     flat: Flat
     start: int
-    """The first of its elements."""
+    stop: int
+    """Elements start .. stop - 1."""
     tensor: Tensor
-    """A number for each element, [n], or one for all of them, []."""
-
-    @property
-    def stop(self) -> int:
-        """The element behind its last one; of a single number, behind the first."""
-        return self.start + self.tensor.numel()
+    """A number for each of them, [stop - start], or one for all, []."""
 
 
 def agree(tensors: Sequence[Tensor], carrier: Carrier) -> None:

@@ -75,7 +75,7 @@ class Part:
         """What is kept of this part's elements, [elements], or of those that cross, [sent]."""
         sizes = self._sizes[0], len(tensor) - self._sizes[0]
         return [
-            Strip(key, flat, start, piece)
+            Strip(key, flat, start, start + len(piece), piece)
             for (flat, start), piece in zip(self._flats, tensor.split(sizes), strict=True)
         ]
 

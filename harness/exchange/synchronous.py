@@ -57,12 +57,13 @@ class Average:
 
     def strips(self) -> list[Strip]:
         """What each bucket's wire has still to send."""
-        before = self.flat.grads.storage_offset()
-        return [
-            Strip("exchange.unsent", self.flat, int(each.bucket.storage_offset() - before), unsent)
-            for each in self._compressed
-            if (unsent := each.wire.unsent) is not None
-        ]
+        found = []
+        for each in self._compressed:
+            if (unsent := each.wire.unsent) is not None:
+                start = int(each.bucket.storage_offset() - self.flat.grads.storage_offset())
+                strip = Strip("exchange.unsent", self.flat, start, start + len(unsent), unsent)
+                found.append(strip)
+        return found
 
     def agree(self) -> None:
         """Each rank owes the mean of what all owe. Collective over the group."""

@@ -93,7 +93,8 @@ class PowerSgd(InBackward):
         self._shared = shared
 
     def carried(self) -> list[Strip]:
-        return [Strip("exchange.unsent", self._shared, 0, self._errors.owed)]
+        owed = self._errors.owed
+        return [Strip("exchange.unsent", self._shared, 0, len(owed), owed)]
 
     def agree_on(self, states: Sequence[Tensor]) -> None:
         # The optimizer's are equal: all ranks stepped with the same gradients.
