@@ -15,6 +15,7 @@ from tqdm import tqdm
 from harness.checkpoint.meta import read_meta
 from harness.checks.before_training import check_before_training
 from harness.checks.compute import measure_speed
+from harness.checks.shared_folder import check_shared_folder
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.data.open import open_dataset
@@ -64,6 +65,7 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
         cores = cores_of(world)
         torch.set_num_threads(cores.threads(config.train.threads))
         folder = world.broadcast(folder or _folder(config), "folder")
+        check_shared_folder(config.train, folder, world)
         capacity = _capacity(config, device, world, cores)
         with world.together():
             config = paced(config, dataset, world, folder)

@@ -1,6 +1,6 @@
 """Saves and loads a model with all that its training goes on from."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -98,9 +98,11 @@ class Checkpoint:
             for name, target, found in stored.values():
                 copy(found, target, name)
             self._make_states()
-            for strip in optimizer_strips(self._optimizer, self._flats):
+            strips = optimizer_strips(self._optimizer, self._flats)
+            for strip in strips:
                 fill(strip, stored.needed)
-            if left := [name for name in stored.left() if not name.startswith(EXCHANGE)]:
+            known = {strip.key for strip in strips}
+            if left := [name for name in stored.others(known) if not name.startswith(EXCHANGE)]:
                 raise ValueError(f"it also holds {min(left)}")
         return meta
 
@@ -111,8 +113,9 @@ class Checkpoint:
             stored = _Stored(folder, self._backbone, self._classifier)
             for strip in carried:
                 fill(strip, stored.known)
-            left = [name for name in stored.left() if name.startswith(EXCHANGE)]
-        return sorted({".".join(name.split(".")[:2]) for name in left})
+            others = stored.others({strip.key for strip in carried})
+        left = [name.split(".")[:2] for name in others if name.startswith(EXCHANGE)]
+        return sorted({".".join(parts) for parts in left})
 
     def _writer(self) -> int:
         """The lowest rank that owns this slice."""
@@ -168,33 +171,31 @@ class _Stored:
             for file, module in files
             for name, parameter in module.named_parameters()
         }
-        self._read: set[tuple[Whole | Rows, str]] = set()
 
     def values(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Name, parameter or buffer, and what it was."""
         for file, module in self._files:
             for name, target in (*module.named_buffers(), *module.named_parameters()):
-                yield name, target, self._taken(file, name)
+                yield name, target, file.read(name)
 
     def needed(self, parameter: nn.Parameter, key: str) -> Tensor:
         """A state of a parameter. Raises SafetensorError where there is none."""
         file, name = self._place[parameter]
-        return self._taken(file, f"{key}.{name}")
+        return file.read(f"{key}.{name}")
 
     def known(self, parameter: nn.Parameter, key: str) -> Tensor | None:
         """A state of a parameter, where there is one."""
         file, name = self._place[parameter]
         return self.needed(parameter, key) if f"{key}.{name}" in file.names else None
 
-    def left(self) -> list[str]:
-        """Names that nobody read."""
-        return [
-            name for file, _ in self._files for name in file.names if (file, name) not in self._read
-        ]
-
-    def _taken(self, file: Whole | Rows, name: str) -> Tensor:
-        self._read.add((file, name))
-        return file.read(name)
+    def others(self, keys: Iterable[str]) -> list[str]:
+        """Names of what is neither a value, nor a state with one of these keys."""
+        found: list[str] = []
+        for file, module in self._files:
+            values = {name for name, _ in (*module.named_buffers(), *module.named_parameters())}
+            states = {f"{key}.{name}" for key in keys for name in values}
+            found += file.names - values - states
+        return found
 
 
 @contextmanager
