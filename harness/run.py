@@ -12,6 +12,7 @@ from types import FrameType
 import torch
 from tqdm import tqdm
 
+from harness.assembly import DTYPES
 from harness.checkpoint.meta import read_meta
 from harness.checks.before_training import check_before_training
 from harness.checks.compute import measure_speed
@@ -37,7 +38,7 @@ from harness.parallel.timeline import allow_timeline
 from harness.parallel.topology import Topology, check_classes
 from harness.parallel.world import World, launched_topology, open_world, rank_device
 from harness.tracing import check_trace
-from harness.trainer import DTYPES, Trainer
+from harness.trainer import Trainer
 
 
 class Stopped(KeyboardInterrupt):

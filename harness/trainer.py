@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from harness.assembly import assemble
 from harness.checkpoint.checkpoint import Checkpoint
 from harness.checkpoint.meta import STARTED, Meta
 from harness.checkpoint.saves import Saves
@@ -20,27 +21,20 @@ from harness.data.images import Dataset
 from harness.data.loader import Batch, train_batches
 from harness.errors import UserError
 from harness.evaluation import average_statistics, averaged_statistics, distance, evaluate_sets
-from harness.exchange.exchange import make_exchange, route_of
-from harness.exchange.flat import Flat
+from harness.exchange.exchange import make_exchange
 from harness.exchange.torch_ddp import through_ddp
-from harness.ledger import Journal, Ledger, expected_bytes
+from harness.ledger import Journal, Ledger
 from harness.measure.phase import Phase
 from harness.measure.summary import RunSummary
 from harness.measure.utilisation import UNKNOWN, Capacity
-from harness.model.backbone import make_backbone
-from harness.model.flops import micro_batch_flops
 from harness.model.network import Network
-from harness.model.sliced_classifier import SlicedClassifier
 from harness.optimizer import make_optimizer
-from harness.parallel.slices import slice_of
 from harness.parallel.world import World
 from harness.seeding import seed_default
 from harness.staleness import StalenessLedger
 from harness.tracing import FOLDER as TRACES
 from harness.tracing import Tracing
 from harness.windows import traced_windows
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
 
 class Trainer:
@@ -58,8 +52,9 @@ class Trainer:
         self._config = config
         self._dataset = dataset
         self._world = world
-        self._make_model()
-        flats = self.shared, self.sliced
+        self._model = model = assemble(config, dataset, world)
+        self.backbone, self.classifier = model.backbone, model.classifier
+        self.shared, self.sliced = flats = model.shared, model.sliced
         self.optimizer = make_optimizer(config.optimizer, flats)
         checkpoint = Checkpoint(self.backbone, self.classifier, flats, self.optimizer, world)
         resume = config.train.resume
@@ -102,7 +97,7 @@ class Trainer:
             config,
             world,
             self._course,
-            replace(capacity, flop_per_window=self._flop_per_window()),
+            replace(capacity, flop_per_window=model.flop_per_window()),
             saved.progress if saved else STARTED,
         )
         traced = traced_windows(config.trace, self._first, self.windows)
@@ -110,41 +105,6 @@ class Trainer:
         warned = saved.next_warning if saved else None
         self._staleness = StalenessLedger(config, world, self._course, warned)
         self._saves = Saves(config.train, self.windows, folder, checkpoint)
-
-    def _make_model(self) -> None:
-        """Backbone and classifier, their parameters in two flat tensors.
-
-        `shared` is what all ranks of a node hold alike, `sliced` what only this one owns.
-        """
-        config, data, world = self._config, self._dataset, self._world
-        dtype = DTYPES[config.train.precision]
-        backbone = make_backbone(config.backbone, data.channels, data.image_size, config.seed)
-        classifier = SlicedClassifier(
-            backbone.features, data.num_classes, config.classifier, world.slices, config.seed
-        )
-        self.backbone = backbone.to(device=world.device, dtype=dtype)
-        self.classifier = classifier.to(device=world.device, dtype=dtype)
-        shared, sliced = list(backbone.parameters()), list(classifier.parameters())
-        if config.classifier.layout == "replicated":
-            shared, sliced = shared + sliced, []
-        alone = route_of(config.exchange, config.classifier) == "hierarchical"
-        owner = world.node.index if alone else None
-        # PowerSGD takes gradients for matrices of filters, whose elements lie together.
-        last = config.exchange.kind != "ddp_powersgd"
-        self.shared = Flat(shared, world.node.size, shared[0], owner, channels_last=last)
-        self.sliced = Flat(sliced, 1, shared[0])
-
-    def _flop_per_window(self) -> float:
-        config, data, batch = self._config, self._dataset, self._config.train.batch_size
-        flops = micro_batch_flops(
-            self.backbone,
-            data.channels,
-            data.image_size,
-            images=batch,
-            gathered=batch * self._world.slices.size,
-            classes=len(self.classifier.weight),
-        )
-        return flops.total * config.exchange.backward_passes_per_step
 
     def train(self, journal: Journal) -> RunSummary:
         """All windows, with evaluations in between and, on the drained model, at the end.
@@ -326,23 +286,10 @@ class Trainer:
             journal.attach(file, TRACES)
 
     def _summary(self) -> RunSummary:
+        model = self._model
         in_backbone = sum(parameter.numel() for parameter in self.backbone.parameters())
-        per_class = self.classifier.weight.shape[1] + (self.classifier.bias is not None)
-        in_classifier = self._dataset.num_classes * per_class
-        topology, slices = self._world.topology, tuple[int, ...]()
-        if self._config.classifier.layout == "node":
-            owners = topology.ranks_per_node
-            owned = [slice_of(self._dataset.num_classes, owners, n) for n in range(owners)]
-            slices = tuple(each.size * per_class for each in owned)
-        expected = expected_bytes(
-            self._config,
-            topology,
-            shared=[parameter.shape for parameter, _, _ in self.shared.spans],
-            slices=slices,
-            features=self.backbone.features,
-            element=self.shared.values.element_size(),
-        )
-        summary = self._ledger.summary(in_backbone, in_classifier, expected)
+        in_classifier = self._dataset.num_classes * model.parameters_of_class
+        summary = self._ledger.summary(in_backbone, in_classifier, model.expected_bytes())
         sizes = {name: len(source) for name, source in self._dataset.validation.items()}
         return summary.model_copy(update={"validation_images": sizes})
 

@@ -11,8 +11,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+import harness.assembly
 import harness.checkpoint.checkpoint
-import harness.trainer
 from harness.checks.shared_folder import check_shared_folder
 from harness.config import BackboneConfig, Config
 from harness.data.open import open_dataset
@@ -151,7 +151,7 @@ def main(folder: Path) -> None:
     device, topology = torch.device("cpu"), launched_topology()
     with (
         open_links(topology, device, Meters(clock_for(device), Traffic())) as links,
-        mock.patch.object(harness.trainer, "make_backbone", with_dropout),
+        mock.patch.object(harness.assembly, "make_backbone", with_dropout),
     ):
         for number, (name, case) in enumerate(CASES.items()):
             wrong = differing(case, links, folder / str(number))
