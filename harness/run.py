@@ -19,6 +19,7 @@ from harness.config import Config
 from harness.data.images import Dataset
 from harness.data.open import open_dataset
 from harness.data.shares import Shares
+from harness.data.verify import verify
 from harness.errors import UserError
 from harness.exchange.compression import check_compression
 from harness.ledger import Unheard
@@ -63,12 +64,15 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
         assert dataset is not None
         cores = cores_of(world)
         torch.set_num_threads(cores.threads(config.train.threads))
+        notes = (*dataset.notes, *verify(dataset, world, config.data))
         folder = world.broadcast(folder or _folder(config), "folder")
         capacity = _capacity(config, device, world, cores)
         with world.together():
             config = paced(config, dataset, world, folder)
             trainer = Trainer(config, dataset, world, folder, capacity)
         with _journal(config, folder, world) as journal:
+            if notes:
+                journal.warn("data", "; ".join(notes))
             return journal.conclude(trainer.train(journal))
 
 

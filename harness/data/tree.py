@@ -39,7 +39,7 @@ class ImageTree:
     """
 
     def __init__(self, root: str, classes: Sequence[bytes]) -> None:
-        self._root = os.fsencode(root)
+        self.root = os.fsencode(root)
         self._names = bytearray()
         self._ends = array("q")
         self._stats = array("q")
@@ -54,7 +54,7 @@ class ImageTree:
 
     def __getitem__(self, i: int) -> str:
         """The file's path."""
-        return os.fsdecode(os.path.join(self._root, self.name(i)))
+        return os.fsdecode(os.path.join(self.root, self.name(i)))
 
     def name(self, i: int) -> bytes:
         """CLASS/.../FILE."""
@@ -90,9 +90,9 @@ class ImageTree:
 
     def _read_class(self, name: bytes) -> None:
         before, left_before = len(self), self.left_out.copy()
-        folder = os.path.join(self._root, name)
+        folder = os.path.join(self.root, name)
         # A link to a folder that holds the class would bring in the other classes.
-        entered = {_identity(path) for path in (os.path.dirname(self._root), self._root)}
+        entered = {_identity(path) for path in (os.path.dirname(self.root), self.root)}
         for inside, status in _images_below(folder, entered, self.left_out):
             self._names += os.path.join(name, inside)
             self._ends.append(len(self._names))
