@@ -57,7 +57,9 @@ def middle_square(path: str | Path, size: int) -> np.ndarray:
     Raises Undecodable.
     """
     try:
-        with Image.open(path) as image:
+        # Given a name, Pillow maps plain TIFFs into memory, and mixes up the rows of those that
+        # its reader has to turn by a quarter; given an open file, it reads them well.
+        with open(path, "rb") as file, Image.open(file) as image:
             return _square(image, size)
     except Exception as error:  # Pillow's readers raise whatever strange bytes lead them to
         raise Undecodable(_why(error)) from error
