@@ -35,7 +35,10 @@ class DataConfig(Section):
     validation_fonts: tuple[str, ...] = ()
     """Glyphs: further font files, or folders of them, added to the unseen designs."""
     cache: str = ".cache/data"
-    """Folder of the prepared images."""
+    """Folder of the prepared images, and of the record which image files are readable."""
+    verify: Literal["headers", "full", "none"] = "headers"
+    """image_folder: how image files are looked at before the training. headers: opened, and read to
+    their end where it is not in its place; those of val/ are decoded. full: all are decoded."""
     synthetic_images: int = Field(default=65536, ge=1)
     """Synthetic: images in an epoch."""
     prefetch: int = Field(default=2, ge=0)

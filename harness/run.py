@@ -21,6 +21,7 @@ from harness.config import Config
 from harness.data.images import Dataset
 from harness.data.open import open_dataset
 from harness.data.shares import Shares
+from harness.data.verify import verify
 from harness.errors import UserError
 from harness.exchange.compression import check_compression
 from harness.ledger import Unheard
@@ -65,6 +66,7 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
         assert dataset is not None
         cores = cores_of(world)
         torch.set_num_threads(cores.threads(config.train.threads))
+        notes = (*dataset.notes, *verify(dataset, world, config.data))
         folder = world.broadcast(folder or _folder(config), "folder")
         check_shared_folder(config.train, folder, world)
         capacity = _capacity(config, device, world, cores)
@@ -72,6 +74,8 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
             config = paced(config, dataset, world, folder)
             trainer = Trainer(config, dataset, world, folder, capacity)
         with _journal(config, folder, world) as journal:
+            if notes:
+                journal.warn("data", "; ".join(notes))
             summary = journal.conclude(trainer.train(journal))
             trainer.check_saved()
             return summary

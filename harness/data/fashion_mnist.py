@@ -69,6 +69,10 @@ class ResizedSource:
     def __len__(self) -> int:
         return len(self._source)
 
+    @property
+    def labels(self) -> Tensor:
+        return self._source.labels
+
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = self._source.read(indices)
         size = (self._size, self._size)
