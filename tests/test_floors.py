@@ -17,8 +17,8 @@ FLOORS = [
     "measure.signs_of_life terminal",
     "parallel model.backbone model.margins data measure.machine measure.tally measure.store",
     "model.sliced_classifier model.network model.flops exchange checkpoint evaluation optimizer "
-    "ledger tracing curvature staleness measure.delivery measure.opening measure.tracking "
-    "measure.node_gauges checks",
+    "assembly course ledger tracing curvature staleness measure.delivery measure.opening "
+    "measure.tracking measure.node_gauges checks",
     "trainer pace run timing calibrate",
     "cluster study",
     "cli __main__",
