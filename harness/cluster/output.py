@@ -3,11 +3,16 @@
 import codecs
 import re
 import signal
+import sys
 import time
 from collections import defaultdict, deque
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
+from harness.errors import UserError
 from harness.measure.redaction import masked
 
 PREFIX = re.compile(r"^\[(\d+)\]<(stdout|stderr)>:")
@@ -57,6 +62,40 @@ def _parse(piece: str) -> Line:
     text = masked(piece[found.end() :] if found else piece)
     rank, stream = (int(found[1]), found[2]) if found else (None, "stderr")
     return Line(rank, stream, text.rstrip("\r\n"), piece.endswith("\r"))
+
+
+class Log:
+    """All that all ranks said, in a file. Raises UserError where it cannot be made."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: TextIO | None = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; give another --folder"
+            ) from error
+
+    def add(self, lines: Sequence[Line]) -> None:
+        """What a full disk does not take is dropped: the ranks wait for whoever reads them."""
+        if self._file is None:
+            return
+        try:
+            for line in lines:
+                if not line.passing:
+                    of = "horovodrun" if line.rank is None else f"{line.rank} {line.stream}"
+                    self._file.write(f"[{of}] {line.text}\n")
+            self._file.flush()
+        except OSError as error:
+            self.close()
+            said = f"warning: the ranks' log cannot be written any more ({error.strerror})"
+            print(said, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        file, self._file = self._file, None
+        with suppress(OSError):  # what a full disk did not take
+            if file is not None:
+                file.close()
 
 
 class Screen:
