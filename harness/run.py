@@ -12,9 +12,12 @@ from types import FrameType
 import torch
 from tqdm import tqdm
 
-from harness.checkpoint import read_meta
+from harness.assembly import DTYPES
+from harness.checkpoint.meta import read_meta
+from harness.checks.agreement import agree_on_data, agree_on_settings
 from harness.checks.before_training import check_before_training
 from harness.checks.compute import measure_speed
+from harness.checks.shared_folder import check_shared_folder
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.data.open import open_dataset
@@ -33,11 +36,12 @@ from harness.measure.utilisation import Capacity, in_a_line, summary_bars
 from harness.pace import paced
 from harness.parallel.cores import Cores, cores_of
 from harness.parallel.group import Meters
+from harness.parallel.ranks import launched_topology, open_ranks
 from harness.parallel.timeline import allow_timeline
 from harness.parallel.topology import Topology, check_classes
-from harness.parallel.world import World, launched_topology, open_world, rank_device
+from harness.parallel.world import World, choose_device, link
 from harness.tracing import check_trace
-from harness.trainer import DTYPES, Trainer
+from harness.trainer import Trainer
 
 
 class Stopped(KeyboardInterrupt):
@@ -50,38 +54,50 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
     Raises UserError, on every rank and before anything is written, for what the user can mend.
     """
     topology = launched_topology()
-    device, dataset, problem = torch.device("cpu"), None, None
+    dataset, problem = None, None
     try:
-        device, dataset = _prepare(config, topology)
+        dataset = _prepare(config, topology)
     except UserError as error:
         problem = error
     if config.trace.horovod_timeline:
         allow_timeline()
-    meters = Meters(clock_for(device), Traffic())
-    with open_world(topology, config.classifier.layout, device, meters) as world:
-        world.raise_together(problem)
-        check_before_training(config, world)
+    with open_ranks(topology) as ranks:
+        agree_on_settings(config, ranks)
+        ranks.raise_together(problem)
         assert dataset is not None
-        cores = cores_of(world)
-        torch.set_num_threads(cores.threads(config.train.threads))
-        notes = (*dataset.notes, *verify(dataset, world, config.data))
-        folder = world.broadcast(folder or _folder(config), "folder")
-        capacity = _capacity(config, device, world, cores)
-        with world.together():
-            config = paced(config, dataset, world, folder)
-            trainer = Trainer(config, dataset, world, folder, capacity)
-        with _journal(config, folder, world) as journal:
-            if notes:
-                journal.warn("data", "; ".join(notes))
-            return journal.conclude(trainer.train(journal))
+        agree_on_data(dataset, ranks)
+        device, warning = choose_device(config.train.device, ranks)
+        if warning and ranks.is_first:
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
+        with link(ranks, device, Meters(clock_for(device), Traffic())) as links:
+            return _run(config, dataset, links.world(config.classifier.layout), folder)
 
 
-def _prepare(config: Config, topology: Topology) -> tuple[torch.device, Dataset]:
-    """This rank's device and the images; raises UserError for all that can be wrong by now."""
+def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) -> RunSummary:
+    """What follows once all ranks train the same. Collective over the world."""
+    check_before_training(config, world)
+    cores = cores_of(world)
+    torch.set_num_threads(cores.threads(config.train.threads))
+    notes = (*dataset.notes, *verify(dataset, world, config.data))
+    folder = world.broadcast(folder or _folder(config), "folder")
+    check_shared_folder(config.train, folder, world)
+    capacity = _capacity(config, world, cores)
+    with world.together():
+        config = paced(config, dataset, world, folder)
+        trainer = Trainer(config, dataset, world, folder, capacity)
+    with _journal(config, folder, world) as journal:
+        if notes:
+            journal.warn("data", "; ".join(notes))
+        summary = journal.conclude(trainer.train(journal))
+        trainer.check_saved()
+        return summary
+
+
+def _prepare(config: Config, topology: Topology) -> Dataset:
+    """The images; raises UserError for all that can be wrong by now."""
     check_classes(topology, config.classifier.layout, config.data.num_classes)
     check_trace(config.trace, topology.world_size)
     check_compression(config.exchange.compression, topology.nodes)
-    device = rank_device(config.train.device, topology.local_rank)
     if config.train.resume:
         read_meta(Path(config.train.resume), config.data.num_classes)
     if topology.rank == 0 and config.tracking.enabled:
@@ -89,14 +105,14 @@ def _prepare(config: Config, topology: Topology) -> tuple[torch.device, Dataset]
     dataset = open_dataset(config.data)
     share = (config.train.batch_size, topology.rank, topology.world_size, config.seed)
     Shares(len(dataset.train), *share)
-    return device, dataset
+    return dataset
 
 
-def _capacity(config: Config, device: torch.device, world: World, cores: Cores) -> Capacity:
+def _capacity(config: Config, world: World, cores: Cores) -> Capacity:
     """Collective over the world."""
     return Capacity(
-        matmul_flop_per_second=_matmul_speed(config, device, world),
-        cores=0.0 if device.type == "cuda" else min(torch.get_num_threads(), cores.own),
+        matmul_flop_per_second=_matmul_speed(config, world.device, world),
+        cores=0.0 if world.device.type == "cuda" else min(torch.get_num_threads(), cores.own),
     )
 
 

@@ -18,7 +18,13 @@ from typing import TextIO
 import psutil
 
 from harness.cluster.environment import passed_on
-from harness.cluster.hosts import cores, interface_to, most_ranks_on_a_machine, parse_hosts
+from harness.cluster.hosts import (
+    cores,
+    in_one_word,
+    interface_to,
+    most_ranks_on_a_machine,
+    parse_hosts,
+)
 from harness.cluster.leash import GRACE_SECONDS
 from harness.cluster.output import Evidence, Screen, Splitter
 from harness.measure.redaction import without_password
@@ -123,7 +129,7 @@ def plan_launch(command: Sequence[str], ranks: int, hosts: str | None) -> Plan:
         added["HOROVOD_CYCLE_TIME"] = os.environ.get("HOROVOD_CYCLE_TIME", str(CROWDED_CYCLE_MS))
     added["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([root, *filter(None, path)]))
     seconds = str(START_SECONDS)
-    options = ["--gloo", "-np", str(ranks), "-H", where]
+    options = ["--gloo", "-np", str(ranks), "-H", in_one_word(found)]
     options += ["--gloo-timeout-seconds", seconds, "--start-timeout", seconds]
     # Without it horovodrun starts servers on all hosts that ask each other for it: they take long,
     # and outlive a horovodrun that is stopped meanwhile.

@@ -3,6 +3,7 @@
 import gzip
 import math
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from harness.config import DataConfig
 from harness.data.augment import CropAndFlip
 from harness.data.folder import required_root
-from harness.data.images import ArraySource, Dataset
+from harness.data.images import ArraySource, Dataset, Part
 from harness.errors import UserError
 
 NUM_CLASSES = 10
@@ -74,6 +75,9 @@ class ResizedSource:
     @property
     def labels(self) -> Tensor:
         return self._source.labels
+
+    def parts(self) -> Iterator[Part]:
+        return self._source.parts()
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = self._source.read(indices)

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 from harness.config import DataConfig
 from harness.data.augment import CropAndFlip
 from harness.data.classes import PARTS, common_classes
-from harness.data.images import Dataset
+from harness.data.images import Dataset, Part
 from harness.data.pixels import Undecodable, middle_square
 from harness.data.tree import ImageTree, in_words, shown
 from harness.errors import UserError
@@ -85,7 +85,7 @@ class ImageFiles:
 
     def __init__(
         self,
-        files: ImageTree | Sequence[str | Path],
+        files: ImageTree,
         labels: Tensor,
         image_size: int,
         decoders: Decoders | None = None,
@@ -104,7 +104,13 @@ class ImageFiles:
         images = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).contiguous()
         return images, self.labels[indices]
 
-    def _decoded(self, path: str | Path) -> np.ndarray:
+    def parts(self) -> Iterator[Part]:
+        sizes = self.files.stats[:, 1].tolist()
+        for number, size in enumerate(sizes):
+            name, _, inside = self.files.name(number).partition(b"/")
+            yield Part(shown(name), f"{shown(inside)} ({size} bytes)")
+
+    def _decoded(self, path: str) -> np.ndarray:
         try:
             return middle_square(path, self.image_size)
         except Undecodable as error:

@@ -1,6 +1,7 @@
 """What a data set is: images by index, what validates them, how training alters them."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,6 +9,16 @@ import torch
 from torch import Tensor
 
 from harness.errors import UserError
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that images are made from, by which two copies of a data set are compared."""
+
+    of: str
+    """A class, or a file that has many images."""
+    item: str
+    """One file with its size, or a digest of what is in it."""
 
 
 class ImageSource(Protocol):
@@ -26,6 +37,10 @@ class ImageSource(Protocol):
         Both are new tensors on the CPU. May be called from another thread than the one that made
         the source, but from one thread at a time.
         """
+        ...
+
+    def parts(self) -> Iterator[Part]:
+        """What the images are made from, in order; nothing where the config says it all."""
         ...
 
 
@@ -66,15 +81,28 @@ class Dataset:
 class ArraySource:
     """Images that lie in one array, in memory or mapped from a file."""
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        """`images` uint8 [N, channels, height, width], `labels` int64 [N]."""
+    def __init__(
+        self, images: Tensor, labels: Tensor, parts: tuple[Part, ...] | None = None
+    ) -> None:
+        """`images` uint8 [N, channels, height, width], `labels` int64 [N].
+
+        `parts`: what they were made from, where that is known without reading all of them.
+        """
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images have {len(labels)} labels")
         self._images = images
         self.labels = labels
+        self._parts = parts
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         return self._images[indices], self.labels[indices]
+
+    def parts(self) -> Iterator[Part]:
+        if self._parts is not None:
+            yield from self._parts
+            return
+        for name, tensor in (("images", self._images), ("labels", self.labels)):
+            yield Part(name, hashlib.sha256(tensor.contiguous().numpy().data).hexdigest())

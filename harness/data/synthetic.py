@@ -1,13 +1,14 @@
 """Noise with labels, for benchmarks: nothing to learn, nothing to store, nothing to wait for."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from harness.config import DataConfig
 from harness.data.augment import CropAndFlip
-from harness.data.images import Dataset
+from harness.data.images import Dataset, Part
 from harness.seeding import seeded_generator
 
 CHANNELS = 3
@@ -58,6 +59,9 @@ class NoiseSource:
     @property
     def labels(self) -> Tensor:
         return self._labels(torch.arange(self._first, self._first + self._count))
+
+    def parts(self) -> Iterator[Part]:
+        return iter(())
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         numbers = indices + self._first

@@ -23,7 +23,7 @@ from harness.data import pixels
 from harness.data.folder import ImageFiles
 from harness.data.images import Dataset
 from harness.data.record import Record, stamp
-from harness.data.tree import ImageTree, shown
+from harness.data.tree import shown
 from harness.errors import UserError
 from harness.parallel.world import World
 
@@ -44,7 +44,7 @@ def verify(dataset: Dataset, world: World, config: DataConfig) -> tuple[str, ...
     sources = [
         source
         for source in (dataset.train, *dataset.validation.values())
-        if isinstance(source, ImageFiles) and isinstance(source.files, ImageTree)
+        if isinstance(source, ImageFiles)
     ]
     if config.verify == "none" or not sources:
         return ()
@@ -87,7 +87,6 @@ class _Part:
     """One source, and how closely its files are looked at."""
 
     def __init__(self, source: ImageFiles, decode: bool) -> None:
-        assert isinstance(source.files, ImageTree)
         self._source, self._files = source, source.files
         self._check = pixels.middle_square if decode else pixels.check_file
         # Another version of Pillow, or of the rule, may refuse what this one reads.
