@@ -70,22 +70,14 @@ class ImageTree:
         """int64 [files, 3]: inode, size in bytes, time of the last change in ns."""
         return np.frombuffer(self._stats, np.int64).reshape(-1, 3)
 
-    def contents(self) -> str:
-        """A digest of all names and sizes: the same for copies of a folder."""
-        return self._digest(self.stats[:, 1])
-
     def identity(self) -> str:
         """A digest that is the same only where two processes see the very same files.
 
         Copies have other inodes, files of one shared file system have the same on all hosts.
         """
-        return self._digest(self.stats)
-
-    def _digest(self, numbers: np.ndarray) -> str:
         digest = hashlib.sha256()
-        digest.update(self._names)
-        digest.update(self._ends)
-        digest.update(np.ascontiguousarray(numbers).data)
+        for part in (memoryview(self._names), memoryview(self._ends), self.stats.data):
+            digest.update(part)
         return digest.hexdigest()
 
     def _read_class(self, name: bytes) -> None:

@@ -224,7 +224,7 @@ import sys
 from collections import Counter
 from harness.data.tree import ImageTree, class_folders
 root = sys.argv[1]
-print(sys.getfilesystemencoding(), ImageTree(root, class_folders(root, Counter())).contents())
+print(sys.getfilesystemencoding(), ImageTree(root, class_folders(root, Counter())).identity())
 """
 
 
@@ -243,22 +243,22 @@ def test_the_order_is_the_same_in_every_locale(tmp_path):
     classes = class_folders(str(tmp_path / "train"), Counter())
     assert classes == [b"B", b"a", b"z", "\u00e9".encode()]
     found = ImageTree(str(tmp_path / "train"), classes)
-    assert ended.stdout.split() == ["ascii", found.contents()]
+    assert ended.stdout.split() == ["ascii", found.identity()]
 
 
-def test_digests_of_copies_and_of_the_same_files(tmp_path):
+def test_only_the_very_same_files_have_the_same_identity(tmp_path):
     for root in ("here", "copy"):
         for name in ("0.png", "1.png"):
             touch(tmp_path / root / "train" / "c" / name).write_bytes(b"123")
-    here, again, copy = (tree(tmp_path / name) for name in ("here", "here", "copy"))
-    assert here.contents() == again.contents() == copy.contents()
-    assert here.identity() == again.identity() != copy.identity()
-    (tmp_path / "copy" / "train" / "c" / "1.png").write_bytes(b"1234")
-    assert tree(tmp_path / "copy").contents() != here.contents()
-    (tmp_path / "here" / "train" / "c" / "1.png").rename(
-        tmp_path / "here" / "train" / "c" / "2.png"
-    )
-    assert tree(tmp_path / "here").contents() != here.contents()
+    (tmp_path / "mounted").symlink_to(tmp_path / "here")
+    here, mounted, copy = (tree(tmp_path / name) for name in ("here", "mounted", "copy"))
+    assert here.identity() == mounted.identity() != copy.identity()
+    before = here.identity()
+    first, second = sorted((tmp_path / "here" / "train" / "c").iterdir())
+    os.utime(first, ns=(1, 1))
+    touched = tree(tmp_path / "here").identity()
+    second.rename(second.with_name("2.png"))
+    assert len({before, touched, tree(tmp_path / "here").identity()}) == 3
 
 
 @contextmanager
