@@ -14,6 +14,8 @@ from harness.leaving import leave
 from harness.parallel.launcher import refuse_others
 from harness.study.compare_commands import add_compare
 from harness.study.plan_commands import add_plan
+from harness.study.ui_commands import add_ui
+from harness.terminal import lasting_output
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,7 +27,9 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 well, 1 failed, 2 the user's mistake, told in one line on stderr."""
-    return leave(partial(_main, sys.argv[1:] if arguments is None else list(arguments)))
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    with lasting_output():
+        return leave(partial(_main, given))
 
 
 def _main(arguments: Sequence[str]) -> int:
@@ -66,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_launch(commands)
     add_lab(commands)
+    add_ui(commands)
     return parser
 
 

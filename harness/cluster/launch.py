@@ -27,7 +27,7 @@ from harness.cluster.hosts import (
 )
 from harness.cluster.leash import GRACE_SECONDS
 from harness.cluster.output import Evidence, Screen, Splitter
-from harness.measure.redaction import without_password
+from harness.measure.redaction import masked
 
 START_SECONDS = 300
 """Ranks that outnumber the cores take long to import torch."""
@@ -72,7 +72,7 @@ class Plan:
         horovodrun = Path(sys.executable).with_name("horovodrun")
         words = [f"{name}={value}" for name, value in self.added.items()]
         words += [str(horovodrun), *self.options, *self.command]
-        return shlex.join(_shown(word) for word in words)
+        return shlex.join(masked(word) for word in words)
 
     def held(self) -> list[str]:
         """As it is started, each rank held by a leash."""
@@ -143,13 +143,6 @@ def _environment(mark: str, added: Mapping[str, str]) -> dict[str, str]:
     columns, lines = shutil.get_terminal_size((100, 24))
     shown = {MARK: mark, "COLUMNS": str(columns), "LINES": str(lines)}
     return passed_on(os.environ) | shown | dict(added)
-
-
-def _shown(word: str) -> str:
-    """Without the password that a URI may hold, also behind `key=`."""
-    key, equals, value = word.partition("=")
-    whole = without_password(word)
-    return whole if whole != word else f"{key}{equals}{without_password(value)}"
 
 
 def _screen(stream: TextIO | None) -> Screen:
