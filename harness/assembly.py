@@ -68,8 +68,8 @@ class Assembly:
 
 
 def assemble(config: Config, data: Dataset, world: World) -> Assembly:
-    """With weights that are functions of the config's seed. Raises UserError for a backbone that
-    cannot take the images."""
+    """With weights that are functions of the config's seed, the same on all ranks. Raises UserError
+    for a backbone that cannot take the images. Collective over the world."""
     dtype = DTYPES[config.train.precision]
     backbone = make_backbone(config.backbone, data.channels, data.image_size, config.seed)
     classifier = SlicedClassifier(
@@ -84,12 +84,11 @@ def assemble(config: Config, data: Dataset, world: World) -> Assembly:
     owner = world.node.index if alone else None
     # PowerSGD takes gradients for matrices of filters, whose elements lie together.
     last = config.exchange.kind != "ddp_powersgd"
-    return Assembly(
-        config,
-        world,
-        data,
-        backbone,
-        classifier,
-        shared=Flat(shared, world.node.size, shared[0], owner, channels_last=last),
-        sliced=Flat(sliced, 1, shared[0]),
+    flats = (
+        Flat(shared, world.node.size, shared[0], owner, channels_last=last),
+        Flat(sliced, 1, shared[0]),
     )
+    # Processors of several kinds draw numbers that differ in their last bits.
+    world.everyone.broadcast(flats[0].values)
+    world.replicas.broadcast(flats[1].values)
+    return Assembly(config, world, data, backbone, classifier, *flats)

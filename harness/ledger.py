@@ -20,8 +20,9 @@ from harness.measure.tally import Tally, Totals
 from harness.measure.traffic import Bytes, Sizes, formula
 from harness.measure.utilisation import UNKNOWN, Capacity
 from harness.parallel.ddp import power_sgd_elements
+from harness.parallel.ranks import Gathered
 from harness.parallel.topology import Topology
-from harness.parallel.world import Gathered, World
+from harness.parallel.world import World
 from harness.windows import Kind, Kinds, Moment, Spent, Stopwatch, no_window_is_timed
 
 

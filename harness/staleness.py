@@ -8,7 +8,8 @@ from harness.dynamics import dynamics_of
 from harness.exchange.exchange import Exchange
 from harness.exchange.lateness import cosine
 from harness.ledger import Journal
-from harness.parallel.world import Gathered, World
+from harness.parallel.ranks import Gathered
+from harness.parallel.world import World
 from harness.stability import Dynamics, largest_stable_product
 
 ABOVE = 3.0

@@ -109,13 +109,14 @@ def folders(links: Links, folder: Path) -> dict[str, str]:
         ("apart, nothing saved", silent, own / "run"),
     ):
         found[name] = ""
+        place.mkdir(parents=True, exist_ok=True)
         try:
             check_shared_folder(train, place, world)
         except UserError as error:
             found[name] = str(error)
         except SaidByAnotherRank:
             found[name] = "said by another"
-    found["left"] = str(sorted(path.name for path in [*own.iterdir(), *folder.glob(".*")]))
+    found["left"] = str(sorted(path.name for path in folder.rglob(".*")))
     return found
 
 

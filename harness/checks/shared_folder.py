@@ -17,13 +17,13 @@ def check_shared_folder(config: TrainConfig, folder: Path, world: World) -> None
     """Raises UserError, on one rank, where ranks of several hosts are to write into one folder and
     have several.
 
-    The first rank makes a file where `folder` is going to be, and all others look for it. Nothing
+    The first rank makes a file in `folder`, which is there, and all others look for it. Nothing
     stays behind. Collective over the world.
     """
     writes = config.save or config.checkpoint_every
     if not writes or world.slices.size <= world.topology.ranks_per_node:
         return
-    token = _nearest(folder) / f".{world.broadcast(uuid.uuid4().hex, 'folder token')}"
+    token = folder / f".{world.broadcast(uuid.uuid4().hex, 'folder token')}"
     with world.together():
         if world.is_first:
             _make(token)
@@ -49,11 +49,6 @@ def _make(token: Path) -> None:
             f"cannot write in {token.parent} ({error.strerror}); set tracking.folder, or --folder, "
             f"to another"
         ) from error
-
-
-def _nearest(folder: Path) -> Path:
-    folder = folder.absolute()
-    return next(parent for parent in (folder, *folder.parents) if parent.is_dir())
 
 
 def _appears(path: Path) -> bool:
