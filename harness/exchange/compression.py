@@ -1,10 +1,10 @@
 """`exchange.compression` by name: its wire, its bytes, and what it cannot do."""
 
-import torch
 from torch import Tensor
 
 from harness.errors import UserError
 from harness.exchange.floats import Floats
+from harness.exchange.halves import Halves
 from harness.exchange.lanes import Lanes, largest, message_bytes
 from harness.exchange.wire import Carrier, Wire
 
@@ -20,9 +20,9 @@ def make_wire(
     """
     given = elements, slots, like, carrier, name
     if compression == "none" or carrier.size == 1:
-        return Floats(*given, like.dtype)
+        return Floats(*given)
     if compression == "fp16":
-        return Floats(*given, torch.float16)
+        return Halves(*given)
     return Lanes(*given, BITS[compression])
 
 
