@@ -71,6 +71,7 @@ class Lanes:
 
     def launch(self, part: Tensor, slot: int) -> Sent:
         self._room.view(-1)[: self.elements] = part
+        self._room.view(-1)[self.elements :] = 0.0  # NaN may have been read from its block
         wanted = self._wanted()
         self._room.nan_to_num_(0.0, 0.0, 0.0)
         if self._codes is None:
