@@ -167,6 +167,9 @@ class TrainConfig(Section):
     """First windows left out of throughput and times (caches, allocators and pools warm up)."""
     log_every: int = Field(default=10, ge=1)
     """Windows between two lines in the metrics."""
+    on_nonfinite: Literal["stop"] = "stop"
+    """What becomes of a run whose loss, gradient norm or parameters are not finite in a window.
+    stop: it ends as failed, on all ranks, and the last good checkpoint is kept."""
     checkpoint_every: int = Field(default=0, ge=0)
     """Windows between checkpoints; 0 writes none but the last."""
     save: bool = False

@@ -19,13 +19,13 @@ from harness.config import Config
 from harness.data.images import Dataset
 from harness.data.open import open_dataset
 from harness.data.shares import Shares
-from harness.errors import UserError
+from harness.errors import Diverged, UserError
 from harness.exchange.compression import check_compression
 from harness.ledger import Unheard
 from harness.measure.clock import clock_for
 from harness.measure.machine import environment
 from harness.measure.store import Status, check_store
-from harness.measure.summary import FILE_NAME, RunSummary
+from harness.measure.summary import DIVERGED_TAG, FILE_NAME, RunSummary
 from harness.measure.tracking import Tracker, monitor_node
 from harness.measure.traffic import Traffic
 from harness.measure.utilisation import Capacity, in_a_line, summary_bars
@@ -140,6 +140,9 @@ class _Silent(Unheard):
     def conclude(self, summary: RunSummary) -> RunSummary:
         return summary
 
+    def close(self) -> None:
+        return None
+
 
 class _Journal:
     """Rank 0's: metrics to the tracker, progress to the terminal, the summary to the folder."""
@@ -169,15 +172,21 @@ class _Journal:
 
     def conclude(self, summary: RunSummary) -> RunSummary:
         """Writes `summary.json`, logs `summary/*` once, prints the last words."""
-        self._progress.close()
+        self.close()
         whole = summary.model_copy(
             update={"mlflow_run_id": self._tracker.run_id, "commit": self._commit}
         )
         whole.write(self._folder)
         self._tracker.artifact(self._folder / FILE_NAME)
         self._tracker.log(0, summary_metrics(whole))
+        if whole.diverged:
+            self._tracker.tag(DIVERGED_TAG, whole.diverged)
         print(last_words(whole, self._folder), flush=True)
         return whole
+
+    def close(self) -> None:
+        """Ends the line of progress: what is said next begins its own."""
+        self._progress.close()
 
 
 def summary_metrics(summary: RunSummary) -> dict[str, float]:
@@ -204,6 +213,7 @@ def last_words(summary: RunSummary, folder: Path) -> str:
     accuracy = " · ".join(
         f"{name} {value:.2%}" for name, value in summary.final.items() if name.endswith("/top1")
     )
+    accuracy += f"; diverged: {summary.diverged}" if summary.diverged else ""
     return "\n".join(
         (
             f"{summary.name}, seed {summary.seed}: {summary.ranks} ranks on {summary.nodes} nodes, "
@@ -234,14 +244,19 @@ def _journal(config: Config, folder: Path, world: World) -> Iterator["_Journal |
     speaks = world.topology.local_rank == 0
     gauges = monitor_node(config, run_id, world.topology.node) if speaks else nullcontext()
     status: Status = "FAILED"
+    journal = _Journal(folder, tracker, commit) if world.is_first else _Silent()
     try:
         with _stop_signals(), gauges:
-            yield _Journal(folder, tracker, commit) if world.is_first else _Silent()
+            yield journal
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except Diverged as error:
+        tracker.tag(DIVERGED_TAG, error.found)
+        raise
     finally:
+        journal.close()
         tracker.finish(status)
 
 

@@ -20,6 +20,7 @@ from harness.evaluation import average_statistics, distance, evaluate_sets
 from harness.exchange.exchange import make_exchange, route_of
 from harness.exchange.flat import Flat
 from harness.exchange.torch_ddp import through_ddp
+from harness.finite import Watch, all_finite
 from harness.ledger import Journal, Ledger, expected_bytes
 from harness.measure.phase import Phase
 from harness.measure.summary import RunSummary
@@ -62,6 +63,13 @@ class Trainer:
         resume = config.train.resume
         saved = self._checkpoint.load(Path(resume)) if resume else None
         self._first = saved.window if saved else 0
+        kept = [*(flat.values for flat in flats), *self.backbone.buffers()]
+        if saved and not all_finite(kept):
+            raise UserError(
+                f"train.resume={resume} holds values that are not finite: its training had "
+                f"diverged before window {self._first}; resume an earlier one with a lower "
+                f"optimizer.lr"
+            )
         network = Network(self.backbone, self.classifier)
         self._network = through_ddp(config.exchange, network, world)
         self._curvature = Curvature(network, *flats, world)
@@ -95,6 +103,7 @@ class Trainer:
         traced = traced_windows(config.trace, self._first, self.windows)
         self._tracing = Tracing(config.trace, traced, world, folder)
         self._staleness = StalenessLedger(config, world, self.windows, self._first)
+        self._watch = Watch(config, world, flats, self.backbone.buffers(), self.windows)
 
     def _make_model(self) -> None:
         """Backbone and classifier, their parameters in two flat tensors.
@@ -186,6 +195,7 @@ class Trainer:
         self._ledger.window_begins(window)
         with self._world.meters.clock.window():
             self._window(window, batches)
+            self._watch.window_ended(window, journal)
         self._ledger.window_ended(window, journal)
         self._staleness.window_ended(window, self.exchange, journal)
 
@@ -207,9 +217,11 @@ class Trainer:
                 self._step()
                 self.exchange.after_step()
             self._ledger.add_scores(scores.loss, scores.top1)
+            self._watch.add_loss(scores.loss)
 
     def _step(self) -> None:
         with self._world.meters.clock.phase(Phase.OPTIMIZER):
+            self._watch.add_gradients()
             self.optimizer.step()
 
     def evaluate(self, limit: int = 0) -> dict[str, float]:
@@ -258,6 +270,7 @@ class Trainer:
         self._staleness.estimated(ended, found, journal)
 
     def _pause(self, ended: int, journal: Journal) -> None:
+        self._watch.settle(ended, journal)
         if self._staleness.estimates(ended):
             self._estimate_curvature(ended, journal)
         if not self._saves(ended):
@@ -280,6 +293,7 @@ class Trainer:
         self, ended: int, apart: Callable[[], Tensor] | None, journal: Journal
     ) -> None:
         """Evaluates and saves what is due; how far nodes are apart is told of before the drain."""
+        self._watch.settle(ended, journal)
         apart_before = distance(apart() if apart else None, self._world)
         if self._evaluates(ended):
             limit = 0 if ended == self.windows else self._config.train.evaluate_images
@@ -290,6 +304,7 @@ class Trainer:
             average_statistics(self.backbone, self._world)
             folder = self._folder / "checkpoints" / f"{ended:09d}"
             self._checkpoint.save(folder, ended, self._ledger.progress())
+            self._watch.saved(folder)
 
     def _stop_tracing(self, journal: Journal) -> None:
         for file in self._tracing.stop():

@@ -16,7 +16,7 @@ FLOORS = [
     "measure.calibration measure.utilisation measure.trace",
     "parallel model.backbone model.margins data measure.machine measure.tally measure.store",
     "model.sliced_classifier model.network model.flops exchange checkpoint evaluation optimizer "
-    "ledger tracing curvature staleness measure.tracking checks",
+    "ledger finite tracing curvature staleness measure.tracking checks",
     "trainer pace run timing calibrate",
     "cluster study",
     "cli __main__",

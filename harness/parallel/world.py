@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from harness.errors import SaidByAnotherRank, UserError
 from harness.measure.phase import Phase
-from harness.parallel.group import Group, Meters
+from harness.parallel.group import Group, Meters, Pending
 from harness.parallel.replicas import ReplicaGroup, finish
 from harness.parallel.topology import Layout, Topology, from_horovod
 
@@ -139,6 +139,15 @@ class World:
     def average(self, tensor: Tensor) -> Tensor:
         """Mean over all ranks, as a new tensor. Collective over the world."""
         return self.everyone.launch_average(tensor.detach().clone()).wait()
+
+    def launch_sum(self, vector: Tensor) -> Pending:
+        """Starts the sum of a few numbers on the host over all ranks, in place.
+
+        Bookkeeping: its bytes are no part of the traffic. Collective over the world.
+        """
+        group, waiting = self.everyone.process_group, self.meters.clock.phase(Phase.EXCHANGE_WAIT)
+        work = None if group is None else dist.all_reduce(vector, group=group, async_op=True)
+        return Pending(work, vector, waiting)
 
     def launch_gather(self, vector: Tensor, name: str) -> "Gathered":
         """Starts [n] of each rank -> [world, n] on all. Collective over the world."""
