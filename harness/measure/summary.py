@@ -139,15 +139,16 @@ class RunSummary(Record):
 
     @property
     def diverged(self) -> str | None:
-        """What is not finite at the end; such a run has no accuracy to compare, whatever it says."""
-        losses = [value for name, value in self.final.items() if name.endswith("/loss")]
-        if all(map(math.isfinite, losses)):
-            return None
-        return f"the validation loss after window {self.evaluations[-1].window} is not finite"
+        """What is not finite at its end; such a run has no accuracy to be compared."""
+        for last in self.evaluations[-1:]:
+            losses = [value for name, value in last.metrics.items() if name.endswith("/loss")]
+            if not all(map(math.isfinite, losses)):
+                return f"the validation loss after window {last.window} is not finite"
+        return None
 
     def seconds_to(self, target_top1: float) -> float | None:
-        """Training seconds until `val/top1` first reached the target, by an evaluation whose loss is
-        finite: older records give others the accuracy of a fixed class.
+        """Training seconds until `val/top1` first reached the target, with a finite loss: without,
+        older records have the accuracy of a fixed class.
 
         None: it never did, or nobody knows how long the run it goes on from had taken.
         """

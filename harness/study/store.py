@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,11 @@ from harness.config import Config, load_resolved
 from harness.errors import UserError
 from harness.measure.redaction import without_password
 from harness.measure.store import open_store, sqlite_file, still_answering
-from harness.measure.summary import FILE_NAME, RunSummary
+from harness.measure.summary import DIVERGED_TAG, FILE_NAME, RunSummary
 from harness.measure.tracking import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE
 from harness.study import failure, prediction
 from harness.study.artifacts import artifacts_of
-from harness.study.failure import Failure, read_failures
+from harness.study.failure import Failure, divergence, read_failures
 from harness.study.prediction import Prediction, read_predictions
 from harness.study.results import Results, Variant
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 PAGE = 1000
 """Runs in one request."""
+TRAIN_LOSS = "train/loss"
 UNENDED = ("RUNNING", "SCHEDULED")
 PLAIN = re.compile(r"[A-Za-z0-9_.:/+ -]+")
 """A name that can stand in a query: MLflow's language has no way to escape every other."""
@@ -52,9 +53,11 @@ class RecordedRun:
     status: str
     """FINISHED, FAILED, KILLED or RUNNING."""
     summary: RunSummary | None
-    """None where the run did not end well."""
+    """None where the run did not end well, or diverged."""
     folder: Path
     """Its artifacts."""
+    diverged: str | None = None
+    """What was not finite, and in which window."""
 
     @property
     def name(self) -> str:
@@ -142,7 +145,11 @@ def _variant(runs: Sequence[RecordedRun], lost: Sequence[Failure]) -> Variant:
     by_seed = sorted(runs, key=lambda run: run.seed)
     summaries = tuple(run.summary for run in by_seed if run.summary is not None)
     without = [run for run in by_seed if run.summary is None]
-    failures = [run.status for run in without if run.status not in UNENDED]
+    failures = [
+        divergence(run.diverged) if run.diverged else run.status
+        for run in without
+        if run.diverged or run.status not in UNENDED
+    ]
     whole = [run.config for run in runs if (run.folder / CONFIG_FILE).exists()]
     configs = [*whole, *(each.config for each in lost), *(run.config for run in runs)]
     return Variant(
@@ -256,7 +263,20 @@ def _search(client: "MlflowClient", experiments: list[str], query: str) -> Itera
 def _recorded(client: "MlflowClient", run: "Run", store: Path | None) -> RecordedRun:
     folder = artifacts_of(client, run, store)
     summary = RunSummary.read(folder) if (folder / FILE_NAME).exists() else None
-    return RecordedRun(run.info.run_id, _config(run, folder), run.info.status, summary, folder)
+    found = RecordedRun(run.info.run_id, _config(run, folder), run.info.status, summary, folder)
+    diverged = run.data.tags.get(DIVERGED_TAG) or (summary.diverged if summary else None)
+    if diverged is None and f"{TRAIN_LOSS}_nonfinite" in run.data.metrics:
+        diverged = _last_loss(found)
+    return replace(found, summary=None, diverged=diverged) if diverged else found
+
+
+def _last_loss(run: RecordedRun) -> str | None:
+    """What is said of a run, older than the tag, whose last loss was left out as not finite."""
+    bad, well = run.metric(f"{TRAIN_LOSS}_nonfinite").index, run.metric(TRAIN_LOSS).index
+    if not len(bad) or (len(well) and well[-1] > bad[-1]):
+        return None
+    first = next(step for step in bad if not len(well) or step > well[-1])
+    return f"the loss of window {first} is not finite"
 
 
 def _config(run: "Run", folder: Path) -> Config:
