@@ -9,7 +9,7 @@ a pause, and at the end, everything is read first.
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from harness.config import Config
+from harness.course import Course
 from harness.errors import Diverged
 from harness.exchange.flat import Flat
 from harness.ledger import Journal
-from harness.optimizer import lr_at
 from harness.parallel.group import Pending
 from harness.parallel.world import World
 
@@ -53,17 +53,16 @@ class Watch:
 
     def __init__(
         self,
-        config: Config,
+        course: Course,
         world: World,
         flats: tuple[Flat, Flat],
-        buffers: Iterable[Tensor],
-        windows: int,
+        values: Sequence[Tensor],
     ) -> None:
-        """`flats`: what a node's ranks share, and this one's slice; `buffers`: batch statistics;
-        `windows`: where the run ends."""
-        self._config = config
+        """`flats`: what a node's ranks share, and this one's slice; `values`: all that training
+        changes."""
+        config = course.config
+        self._course = course
         self._world = world
-        self._windows = windows
         self._lag = lag_of(config)
         shared, sliced = flats
         ranks = world.topology.world_size
@@ -71,8 +70,7 @@ class Watch:
         # Each element is counted by all ranks that step it, and all but one of them too many.
         copies = ranks * shared.owned.size / len(shared.values), ranks / world.slices.size
         self._grads = (shared.grads[own], copies[0]), (sliced.grads, copies[1])
-        floating = [buffer for buffer in buffers if buffer.is_floating_point()]
-        self._values = [shared.values, sliced.values, *floating]
+        self._values = values
         self._losses: list[Tensor] = []
         self._squares: list[Tensor] = []
         self._looks: deque[Look] = deque()
@@ -90,9 +88,9 @@ class Watch:
         squares = [_norm(grads).square() / copies for grads, copies in self._grads]
         self._squares.append(torch.stack(squares).sum())
 
-    def saved(self, folder: Path) -> None:
-        """A checkpoint of finite values was written."""
-        self._good = folder
+    def saved(self, folder: Path | None) -> None:
+        """The last checkpoint that was written, all of it finite; None: none was."""
+        self._good = folder or self._good
 
     def window_ended(self, window: int, journal: Journal) -> None:
         """Raises Diverged where one of the windows that are read now was not finite."""
@@ -144,10 +142,11 @@ class Watch:
                 journal.log(look.window, {"train/gradient_norm": norm})
 
     def _logs(self, window: int) -> bool:
-        return window % self._config.train.log_every == 0 or window == self._windows
+        every = self._course.config.train.log_every
+        return window % every == 0 or window == self._course.windows
 
     def _diverged(self, window: int, what: str) -> Diverged:
-        lr = lr_at(self._config.optimizer, window - 1, self._windows)
+        lr = self._course.lr(window - 1)
         kept = "no checkpoint was written before it; train.checkpoint_every=N writes some"
         if self._good is not None:
             kept = f"the last good checkpoint is {self._good}"
@@ -168,7 +167,7 @@ def lag_of(config: Config) -> int:
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """On this rank. Waits for the device."""
-    return all(bool(_norm(each).isfinite()) for each in tensors if each.is_floating_point())
+    return all(bool(_norm(each).isfinite()) for each in tensors)
 
 
 def _norm(tensor: Tensor) -> Tensor:
