@@ -17,7 +17,7 @@ FLOORS = [
     "measure.signs_of_life terminal",
     "parallel model.backbone model.margins data measure.machine measure.tally measure.store",
     "model.sliced_classifier model.network model.flops exchange checkpoint evaluation optimizer "
-    "assembly course ledger tracing curvature staleness measure.delivery measure.opening "
+    "assembly course ledger finite tracing curvature staleness measure.delivery measure.opening "
     "measure.tracking measure.node_gauges checks",
     "trainer pace run timing calibrate",
     "cluster study",

@@ -176,6 +176,8 @@ class Evidence:
         first = next(iter(codes), None)
         if first is not None and codes[first] > 128 and codes[first] != 128 + signal.SIGTERM:
             return f"rank {first} was ended by {_signal_name(codes[first])}\n{self._tail(first)}"
+        if not self._failing and first in self._user_errors:
+            return self._user_errors[first]
         for rank in self._by_suspicion():
             return f"rank {rank} failed:\n{self._traceback(rank)}"
         if first is not None:

@@ -31,7 +31,8 @@ class Scores(NamedTuple):
     loss: Tensor
     """Mean cross entropy, scalar, differentiable."""
     top1: Tensor
-    """Share of images whose own class has the largest logit, scalar."""
+    """Share of images whose own class has the largest logit, and of equals the lowest number,
+    scalar. An image whose loss is not finite is no hit."""
 
 
 class SlicedClassifier(nn.Module):
@@ -68,7 +69,9 @@ class SlicedClassifier(nn.Module):
     def predict(self, features_BD: Tensor, labels_B: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
         """Classes of the k largest logits [B, k], best first, and cross entropies [B].
 
-        No rank ever holds all logits of an image. Collective over the slice group.
+        Where a logit of an image is not finite, nobody can say which is best: all its classes are
+        -1, and its cross entropy is NaN. No rank ever holds all logits of an image.
+        Collective over the slice group.
         """
         logits_nK, labels_n = self._logits(features_BD, labels_B)
         if self._config.margin != "none":
@@ -77,14 +80,20 @@ class SlicedClassifier(nn.Module):
         statistics = _Statistics(logits_nK, labels_n - self.owned.start, self._group)
         k = min(k, self.num_classes)
         values, columns = logits_nK.topk(min(k, self.owned.size), dim=1)
+        # A sum is finite only where all its terms are; NaN tells the other slices.
+        values = values.where(logits_nK.sum(dim=1, keepdim=True).isfinite(), torch.nan)
         values = functional.pad(values, (0, k - values.shape[1]), value=-torch.inf)
         classes = functional.pad(columns + self.owned.start, (0, k - columns.shape[1]), value=-1)
         # float64 holds every class number exactly, float32 only those below 2^24.
         best = self._group.all_gather(torch.stack((values.double(), classes.double()))[None])
         values_all, classes_all = best.permute(1, 2, 0, 3).flatten(2)
         order = values_all.topk(k, dim=1).indices
+        classes_nk = classes_all.gather(1, order).long()
+        bad_n = values_all.isnan().any(dim=1)
+        classes_nk.masked_fill_(bad_n[:, None], -1)
+        losses_n = statistics.losses_n.masked_fill(bad_n, torch.nan)
         own = slice(self._group.index * len(labels_B), (self._group.index + 1) * len(labels_B))
-        return classes_all.gather(1, order)[own].long(), statistics.losses_n[own]
+        return classes_nk[own], losses_n[own]
 
     def _logits(self, features_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         weight: Tensor = self.weight
@@ -166,11 +175,17 @@ class _Statistics:
 
     a = max over slices of the row's max; S = sum over slices of sum exp(z - a);
     t = the target's logit, on exactly one slice; loss = a + log S - t.
+
+    The loss holds for any a. So a slice in which a class below the target has the largest logit
+    takes the next larger number for its own: then t >= a says that no such class ties with the
+    target, whatever the slices, and costs no further collective.
     """
 
     def __init__(self, logits_nK: Tensor, targets_n: Tensor, group: Group) -> None:
         self.rows, self.columns = own_targets(targets_n, logits_nK.shape[1])
-        own_max_n = logits_nK.max(dim=1).values
+        own_max_n, own_best_n = logits_nK.max(dim=1)  # of equals the lowest class
+        above_n = torch.nextafter(own_max_n, torch.full_like(own_max_n, torch.inf))
+        own_max_n = above_n.where(own_best_n < targets_n, own_max_n)
         self.exponentials_nK = (logits_nK - own_max_n[:, None]).exp_()
         target_n = torch.zeros_like(own_max_n)
         target_n[self.rows] = logits_nK[self.rows, self.columns]
@@ -178,8 +193,8 @@ class _Statistics:
         max_n, sum_n, target_n = over_slices(
             own_max_n, self.exponentials_nK.sum(dim=1), target_n, group
         )
-        self.losses_n = max_n + sum_n.log() - target_n
-        self.hits_n = target_n >= max_n
+        self.losses_n = (max_n - target_n) + sum_n.log()
+        self.hits_n = (target_n >= max_n) & self.losses_n.isfinite()
         self.scale_n = (own_max_n - max_n).exp() / sum_n
         """exponentials * scale = the softmax over all slices."""
 
