@@ -20,6 +20,7 @@ import psutil
 from harness.cluster.environment import passed_on
 from harness.cluster.hosts import (
     cores,
+    host_of_each_rank,
     in_one_word,
     interface_to,
     most_ranks_on_a_machine,
@@ -64,6 +65,8 @@ class Plan:
     options: tuple[str, ...]
     command: tuple[str, ...]
     """Program and arguments of each rank."""
+    hosts: tuple[str, ...]
+    """Of every rank."""
     added: Mapping[str, str]
     """Variables that the ranks get beside this process's own."""
 
@@ -99,7 +102,7 @@ def launch(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    evidence = Evidence()
+    evidence = Evidence(plan.hosts)
     reader = threading.Thread(
         target=_read, args=(process, record, _screen(screen), evidence), daemon=True
     )
@@ -136,7 +139,7 @@ def plan_launch(command: Sequence[str], ranks: int, hosts: str | None) -> Plan:
     interface = interface_to(found)
     if interface is not None:
         options += ["--network-interfaces", interface]
-    return Plan(tuple(options), tuple(command), added)
+    return Plan(tuple(options), tuple(command), host_of_each_rank(found, ranks), added)
 
 
 def _environment(mark: str, added: Mapping[str, str]) -> dict[str, str]:
