@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from harness.config import Config
 from harness.errors import UserError
 from harness.measure.redaction import without_password
+from harness.paths import expanded_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,7 +32,7 @@ def store_uri(config: Config) -> str:
             f"tracking.uri={without_password(str(config.tracking.uri))} holds a password, which "
             f"would lie in the run's record; keep it in ~/.mlflow/credentials instead"
         )
-    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    uri = config.tracking.uri or _environments_uri() or "sqlite:///mlflow.db"
     scheme = urlsplit(uri).scheme
     if scheme.partition("+")[0] not in SCHEMES:
         raise UserError(
@@ -41,6 +42,14 @@ def store_uri(config: Config) -> str:
     if file := sqlite_file(uri):
         return f"{scheme}:///{file}"
     return uri
+
+
+def _environments_uri() -> str | None:
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    try:
+        return expanded_uri(uri) if uri else None
+    except ValueError as error:
+        raise UserError(f"MLFLOW_TRACKING_URI={uri} does not fit: {error}") from error
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -11,12 +11,14 @@ from harness.cluster.environment import withheld_credentials
 from harness.cluster.hosts import parse_hosts, topology_of
 from harness.cluster.launch import Outcome
 from harness.cluster.training import launch_training, train_command
-from harness.config import Config, load
+from harness.config import Config, load, load_resolved
 from harness.errors import UserError
+from harness.layers import override_of
 from harness.measure.store import check_store, store_uri
 from harness.measure.summary import RunSummary
 from harness.measure.tracking import CONFIG_FILE, ENVIRONMENT_FILE
 from harness.parallel.topology import check_classes
+from harness.paths import folder_name
 from harness.study.alike import check_same_images
 from harness.study.conclude import conclude
 from harness.study.failure import Failure
@@ -97,14 +99,14 @@ def make_plan(
     _check(configs, np, where)
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     study = study or configs[0].tracking.study or f"study-{now}"
-    place = (folder or Path(configs[0].tracking.folder) / study / now).absolute()
+    place = (folder or Path(configs[0].tracking.folder) / folder_name(study) / now).absolute()
     trials = []
     pairs = list(zip(experiments, configs, strict=True))
     for number in range(seeds):
         seed = configs[0].seed + number
         # There and back: a machine that slows down steadily slows all variants alike.
         for path, config in pairs if number % 2 == 0 else reversed(pairs):
-            own = (*overrides, f"seed={seed}", f"tracking.study={study}")
+            own = (*overrides, f"seed={seed}", override_of("tracking.study", study))
             trial = place / f"{config.name}-s{seed}"
             if trial.exists():
                 raise UserError(f"{trial} exists already; give another --folder")
@@ -201,7 +203,7 @@ def _results(
     environments = []
     for trial in reversed(plan.trials):
         if (trial.folder / CONFIG_FILE).exists():
-            resolved[trial.config.name] = load(trial.folder / CONFIG_FILE)
+            resolved[trial.config.name] = load_resolved(trial.folder / CONFIG_FILE)
         if (trial.folder / ENVIRONMENT_FILE).exists():
             found = (trial.folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")
             environments.append(json.loads(found))

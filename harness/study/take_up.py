@@ -7,6 +7,7 @@ from pathlib import Path
 from harness.config import Config
 from harness.errors import UserError
 from harness.measure.store import store_uri
+from harness.paths import folder_name
 from harness.study.alike import check_alike
 from harness.study.conclude import conclude
 from harness.study.prediction import Prediction
@@ -44,7 +45,7 @@ def take_up(
     if not any(variant.summaries for variant in results.variants):
         raise UserError(f"no run of the study {source.study} ended well; there is nothing to show")
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    place = (folder or Path("runs") / source.study / f"{now}-again").absolute()
+    place = (folder or Path("runs") / folder_name(source.study) / f"{now}-again").absolute()
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
