@@ -1,5 +1,6 @@
 """Every knob of a run: a YAML file and key=value overrides become frozen, validated models."""
 
+import ast
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from harness.layers import escaped, filled, giving_way, merged, parse_override
 from harness.mistakes import validated
 from harness.paths import expanded, expanded_uri
 from harness.section import Label, PathText, Section, Text, keys_of, kind_at
-from harness.yaml_files import Given, is_null, parse_yaml, read_yaml
+from harness.yaml_files import Given, is_null, read_yaml
 
 ALTERNATIVES = (("train", "steps", "epochs"), ("exchange", "pieces", "most_pieces"))
 """A section and two of its keys: one that is given above another's file replaces the other."""
@@ -302,7 +303,7 @@ class Config(Section):
                 inner = Given()
                 whole.put(section, inner, source)
             if isinstance(value, str) and get_origin(kind_at(cls, key)) is tuple:
-                value = parse_yaml(value, f"{source}: {key}", lines=False)
+                value = _items(value, f"{source}: {key}")
             inner.put(name, value, source)
         return validated(cls, whole, source)
 
@@ -384,6 +385,14 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _items(text: str, place: str) -> Any:
+    """Of a list as Python writes it, which is how MLflow keeps one."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise UserError(f"{place}={text[:60]} does not fit: give a list") from error
 
 
 def _escaped(value: Any) -> Any:

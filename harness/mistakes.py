@@ -141,7 +141,7 @@ def _bounds(constraints: list[Any]) -> str:
         words = [f"{WORDS[name]} {bound:,}" for name, bound in found.items() if name in WORDS]
     words += ["of letters, digits and the signs _ . -"] if "pattern" in found else []
     if "max_length" in found:
-        words.append(f"of 1 to {found['max_length']} characters")
+        words.append(f"of 1 to {found['max_length']:,} characters")
     elif "min_length" in found:
         words.append("that is not empty")
     return f" {' and '.join(words)}" if words else ""

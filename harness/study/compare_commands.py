@@ -63,6 +63,7 @@ def _compare(parsed: argparse.Namespace) -> int:
 
         source = Source(parsed.from_study, parsed.uri, parsed.experiment)
         return take_up(source, terms, predictions, parsed.folder, not parsed.no_record)
+    from harness.config import study_name
     from harness.study.compare import compare
 
     given = Arguments.split(parsed.arguments)
@@ -72,7 +73,7 @@ def _compare(parsed: argparse.Namespace) -> int:
         np=1 if parsed.np is None else parsed.np,
         hosts=parsed.hosts,
         seeds=1 if parsed.seeds is None else parsed.seeds,
-        study=parsed.study,
+        study=study_name(parsed.study) if parsed.study else None,
         terms=terms,
         folder=parsed.folder,
         predictions=predictions,
