@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def count(most: int, least: int = 1) -> Callable[[str], int]:
     """For argparse: a whole number within these bounds."""
 
     def read(text: str) -> int:
-        number = int(text) if text.lstrip("+-").isdecimal() and len(text) < 20 else None
+        number = int(text) if re.fullmatch("[+-]?[0-9]{1,18}", text) else None
         if number is None or not least <= number <= most:
             raise argparse.ArgumentTypeError(
                 f"{text} does not fit; give a whole number from {least:,} to {most:,}"

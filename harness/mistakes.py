@@ -34,6 +34,8 @@ def validated(model: type[_Model], given: Mapping[str, Any], source: str) -> _Mo
         return model.model_validate(given)
     except ValidationError as error:
         problems = error.errors(include_url=False)
+        # A key that is not known is often one that is missing, in another spelling.
+        problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
         lines = [_explain(model, given, source, each) for each in problems[:MOST_PROBLEMS]]
         if len(problems) > MOST_PROBLEMS:
             lines.append(f"and {len(problems) - MOST_PROBLEMS} more")

@@ -37,6 +37,6 @@ def folder_name(text: str) -> str:
     replaced, and texts that differ have names that differ."""
     name = re.sub(r"[^\w .+=,@-]", "_", text)[:LONGEST_NAME].encode()[:LONGEST_NAME]
     plain = name.decode(errors="ignore").strip(" .")
-    if plain == text:
+    if text and plain == text:
         return text
     return f"{plain or 'study'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
