@@ -144,7 +144,7 @@ class Trainer:
 
         An evaluation leaves no trace in the training, and its time is not the training's.
         """
-        torch.manual_seed(self._config.seed * 100_003 + self._world.topology.rank)
+        torch.manual_seed((self._config.seed * 100_003 + self._world.topology.rank) % 2**63)
         batches = self.batches(self._first)
         self.backbone.train()
         self._staleness.begins(journal)

@@ -19,7 +19,6 @@ from .test_compare import experiment, fake_command
 
 NAMES = (
     "null",
-    "20241125",
     'a/../../b: "null" it\'s ${seed} $HOME `id` #1 [x; 統計 é',
 )
 
