@@ -29,10 +29,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Rank = Annotated[int, Field(ge=0, le=10**6)]
 
 
+@dataclass(frozen=True)
+class PerHost:
+    """Marks a key whose value may be another on every host; all others must be alike."""
+
+
 class DataConfig(Section):
     dataset: Literal["glyphs", "image_folder", "fashion_mnist", "synthetic"] = "glyphs"
     """What is learned: printed characters, an ImageFolder tree, Fashion-MNIST files, or noise."""
-    root: PathText | None = None
+    root: Annotated[PathText | None, PerHost()] = None
     """Folder of `image_folder` (holds train/ and val/) or of the `fashion_mnist` idx files."""
     num_classes: int = Field(default=1000, ge=2, le=10**9)
     """Classes. Glyphs: the first so many characters in GB2312 order, up to 20,902."""
@@ -40,12 +45,15 @@ class DataConfig(Section):
     """Height and width of an image, pixels."""
     augment: float = Field(default=1.0, ge=0, le=100)
     """Strength of the training augmentation: 0 none, 1 as designed, above 1 harder."""
-    train_fonts: tuple[PathText, ...] = ()
+    train_fonts: Annotated[tuple[PathText, ...], PerHost()] = ()
     """Glyphs: further font files, or folders of them, to train on."""
-    validation_fonts: tuple[PathText, ...] = ()
+    validation_fonts: Annotated[tuple[PathText, ...], PerHost()] = ()
     """Glyphs: further font files, or folders of them, added to the unseen designs."""
-    cache: PathText = ".cache/data"
-    """Folder of the prepared images."""
+    cache: Annotated[PathText, PerHost()] = ".cache/data"
+    """Folder of the prepared images, and of the record which image files are readable."""
+    verify: Literal["headers", "full", "none"] = "headers"
+    """image_folder: how image files are looked at before the training. headers: opened, and read to
+    their end where it is not in its place; those of val/ are decoded. full: all are decoded."""
     synthetic_images: int = Field(default=65536, ge=1, le=10**9)
     """Synthetic: images in an epoch."""
     prefetch: int = Field(default=2, ge=0, le=1000)
@@ -165,7 +173,7 @@ class TrainConfig(Section):
     """bf16 runs the backbone and the logits' products under autocast; fp64 is for exactness."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the card of the local rank where there is one."""
-    threads: int = Field(default=0, ge=0, le=1024)
+    threads: Annotated[int, PerHost()] = Field(default=0, ge=0, le=1024)
     """CPU threads of a rank; 0 divides the machine's cores among its ranks."""
     evaluate_every: int = Field(default=0, ge=0, le=MOST)
     """Windows between evaluations; 0 evaluates at the end only."""
@@ -179,7 +187,7 @@ class TrainConfig(Section):
     """Windows between checkpoints; 0 writes none but the last."""
     save: bool = False
     """Write the drained model into the run's folder at the end."""
-    resume: PathText | None = None
+    resume: Annotated[PathText | None, PerHost()] = None
     """Checkpoint folder to go on from, made with any number of ranks."""
     peak_seconds: float = Field(default=0.3, ge=0, le=3600)
     """Seconds of plain matrix products on all ranks before the training, which the FLOP/s of the
@@ -210,7 +218,7 @@ class StalenessConfig(Section):
 class TrackingConfig(Section):
     experiment: Label = "harness"
     """MLflow experiment."""
-    uri: Address | None = None
+    uri: Annotated[Address | None, PerHost()] = None
     """MLflow store; none: MLFLOW_TRACKING_URI, else the SQLite file mlflow.db here."""
     enabled: bool = True
     """Off: metrics go to the run's folder only."""
@@ -218,7 +226,7 @@ class TrackingConfig(Section):
     """Tag that joins the runs compared with each other."""
     system_metrics_seconds: float = Field(default=10.0, ge=0, le=10**6)
     """Seconds between two samples of each node's system metrics; 0 takes none."""
-    folder: PathText = "runs"
+    folder: Annotated[PathText, PerHost()] = "runs"
     """Where each run gets a folder: config, metrics, summary, checkpoints."""
 
 
@@ -307,6 +315,11 @@ class Config(Section):
             inner.put(name, value, source)
         return validated(cls, whole, source)
 
+    def alike(self) -> dict[str, Any]:
+        """What must be the same on all ranks of a run, by dotted key."""
+        own = set(_per_host(Config))
+        return {key: value for key, value in self.flattened().items() if key not in own}
+
     def to_yaml(self) -> str:
         """The resolved config as a file that `load` reads back."""
         values = _escaped(self.model_dump(mode="json"))
@@ -374,9 +387,23 @@ def study_name(text: str) -> str:
     return str(validated(TrackingConfig, given, "--study").study)
 
 
+def config_of_store(uri: str | None, experiment: str | None = None) -> Config:
+    """A config of nothing but the place of its records. Raises UserError."""
+    tracking = {"uri": uri} | ({"experiment": experiment} if experiment else {})
+    return validated(Config, {"tracking": tracking, "train": {"steps": 1}}, "command line")
+
+
 def known_keys() -> list[str]:
     """Every dotted key of a config, and its sections."""
     return list(keys_of(Config))
+
+
+def _per_host(model: type[Section], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if any(isinstance(mark, PerHost) for mark in field.metadata):
+            yield prefix + name
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _per_host(field.annotation, f"{prefix}{name}.")
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

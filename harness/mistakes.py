@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import UserError
-from harness.measure.redaction import without_password
+from harness.measure.redaction import masked
 from harness.section import Slot, is_section, keys_of, kinds_of, slot_at
 from harness.yaml_files import Given, read_yaml
 
@@ -87,7 +87,7 @@ def _missing(model: type[BaseModel], key: str) -> str:
 def shown_value(value: Any) -> str:
     """`=value` as it was written, without a password; of many values only what they are."""
     if isinstance(value, str):
-        text = without_password(value)
+        text = masked(value)
         text = text if text.isprintable() and text == text.strip() else json.dumps(text)
     elif isinstance(value, Mapping):
         return " with keys and values"
