@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
-    "errors config windows vision stability dynamics parallel.slices seeding "
+    "errors arguments config layers mistakes paths section yaml_files windows vision stability "
+    "dynamics parallel.slices seeding "
     "measure.phase measure.clock measure.traffic measure.summary measure.redaction measure.outbox "
     "measure.calibration measure.utilisation measure.trace measure.folders measure.address "
     "measure.signs_of_life terminal",
