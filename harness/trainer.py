@@ -230,7 +230,7 @@ class Trainer:
                 self._dataset.validation,
                 self._world,
                 dtype=self.shared.values.dtype,
-                batch_size=4 * self._config.train.batch_size,
+                batch_size=self._config.train.batch_size,
                 limit=limit,
             )
 
