@@ -92,7 +92,8 @@ class SlicedClassifier(nn.Module):
         runs = zip(features_nD.split(2 * rows), labels_n.split(2 * rows), strict=True)
         parts = [part for run in runs for part in judged(*run)]
         best, own = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))
-        statistics = _Statistics(*own, self._group)
+        max_n, sum_n, target_n = own
+        statistics = _Statistics(max_n, sum_n, target_n, self._group)
         values_all, classes_all = self._group.all_gather(best[None]).permute(1, 2, 0, 3).flatten(2)
         order = values_all.topk(k, dim=1).indices
         mine = slice(self._group.index * len(labels_B), (self._group.index + 1) * len(labels_B))
