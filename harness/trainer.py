@@ -12,7 +12,7 @@ from torch import Tensor
 from harness.checkpoint import STARTED, Checkpoint
 from harness.config import Config
 from harness.curvature import Curvature
-from harness.data.images import Dataset
+from harness.data.images import Dataset, OneAtATime
 from harness.data.loader import Batch, train_batches
 from harness.data.shares import Shares
 from harness.errors import UserError
@@ -52,7 +52,8 @@ class Trainer:
     ) -> None:
         """`capacity`: what this rank's processor can do, operations of a window aside."""
         self._config = config
-        self._dataset = dataset
+        # An estimate of the curvature reads while the thread that reads ahead does.
+        self._dataset = replace(dataset, train=OneAtATime(dataset.train))
         self._world = world
         self._folder = folder
         self._make_model()
@@ -64,7 +65,9 @@ class Trainer:
         self._first = saved.window if saved else 0
         network = Network(self.backbone, self.classifier)
         self._network = through_ddp(config.exchange, network, world)
-        self._curvature = Curvature(network, *flats, world)
+        # Without autocast activations are twice as large.
+        runs = 2 if config.train.precision == "bf16" else 1
+        self._curvature = Curvature(network, *flats, world, runs)
         self.exchange = make_exchange(
             config.exchange,
             config.classifier,

@@ -1,5 +1,6 @@
 """What a data set is: images by index, what validates them, how training alters them."""
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -52,3 +53,18 @@ class ArraySource:
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         return self._images[indices], self._labels[indices]
+
+
+class OneAtATime:
+    """A source that threads may read at once: they take turns."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self._source = source
+        self._turn = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        with self._turn:
+            return self._source.read(indices)

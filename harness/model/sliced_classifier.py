@@ -8,6 +8,7 @@ the gradient of the mean over its own B; so the way back through the gather mult
 group's size. The weight's gradient is then the mean over the group's images already.
 """
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +54,12 @@ class SlicedClassifier(nn.Module):
             initial_weight(seed, self.owned.start, self.owned.stop, features)
         )
         self.bias = nn.Parameter(torch.zeros(self.owned.size)) if config.margin == "none" else None
+
+    def among(self, group: Group) -> "SlicedClassifier":
+        """The same slice and parameters, with ranks that meet in another group of that size."""
+        twin = copy.copy(self)
+        twin._group = group
+        return twin
 
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Scores:
         """Scores of this rank's images beside the group's. Collective over the slice group."""
