@@ -24,6 +24,11 @@ BLOCK = 1 << 20
 """Elements that are taken to float64 at once."""
 
 
+def runs_of(precision: str) -> int:
+    """Runs in which a batch goes through the network: without autocast activations are larger."""
+    return 2 if precision == "bf16" else 1
+
+
 class Curvature:
     """Of the loss over all parameters: shared ones and all slices.
 

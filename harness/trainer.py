@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.checkpoint import STARTED, Checkpoint
 from harness.config import Config
-from harness.curvature import Curvature
+from harness.curvature import Curvature, runs_of
 from harness.data.images import Dataset, OneAtATime
 from harness.data.loader import Batch, train_batches
 from harness.data.shares import Shares
@@ -65,8 +65,7 @@ class Trainer:
         self._first = saved.window if saved else 0
         network = Network(self.backbone, self.classifier)
         self._network = through_ddp(config.exchange, network, world)
-        # Without autocast activations are twice as large.
-        runs = 2 if config.train.precision == "bf16" else 1
+        runs = runs_of(config.train.precision)
         self._curvature = Curvature(network, *flats, world, runs)
         self.exchange = make_exchange(
             config.exchange,

@@ -15,8 +15,8 @@ FLOORS = [
     "measure.phase measure.clock measure.traffic measure.summary measure.redaction measure.outbox "
     "measure.calibration measure.utilisation measure.trace",
     "parallel model.backbone model.margins data measure.machine measure.tally measure.store",
-    "model.sliced_classifier model.network model.flops exchange checkpoint evaluation optimizer "
-    "ledger tracing curvature staleness measure.tracking checks",
+    "model.sliced_classifier model.network model.trainable model.flops exchange checkpoint "
+    "evaluation optimizer ledger tracing curvature staleness measure.tracking checks",
     "trainer pace run timing calibrate",
     "cluster study",
     "cli __main__",

@@ -16,6 +16,9 @@ from harness.exchange.wire import Carrier, Wire
 from harness.parallel.group import Group
 from harness.parallel.slices import slice_of
 
+BLOCK = 1 << 20
+"""Elements of a part that are compared at once."""
+
 
 class Chunk:
     """A rank's chunk of what its node shares: gradients meet here, stepped values go out."""
@@ -122,6 +125,7 @@ def mean_values(parts: Sequence[Part], chunk: Chunk) -> Iterator[Tensor]:
         mean = part.average(f"mean.{number}")
         squares += squares_of(values, mean)
         part.put(mean)
+        del mean  # before the next is made, and what is judged
     chunk.spread_values()
     yield squares
     for part, values in zip(parts, own, strict=True):
@@ -131,7 +135,11 @@ def mean_values(parts: Sequence[Part], chunk: Chunk) -> Iterator[Tensor]:
 
 def squares_of(own: Tensor, mean: Tensor) -> Tensor:
     """Sums of (own - mean)^2 and of mean^2, [2], float64."""
-    return torch.stack(((own - mean).square().sum(), mean.square().sum())).double()
+    total = own.new_zeros(2, dtype=torch.float64)
+    # Block by block: there may be no room for a third copy of a rank's part.
+    for a, b in zip(own.split(BLOCK), mean.split(BLOCK), strict=True):
+        total += torch.stack(((a - b).square().sum(), b.square().sum())).double()
+    return total
 
 
 def apart(parts: Sequence[Part]) -> Callable[[], Tensor]:
@@ -141,7 +149,8 @@ def apart(parts: Sequence[Part]) -> Callable[[], Tensor]:
 
     def squares() -> Tensor:
         found = kept[0].new_zeros(2, dtype=torch.float64)
-        for number, (part, own) in enumerate(zip(parts, kept, strict=True)):
+        for number, part in enumerate(parts):
+            own = kept.pop(0)  # and is given back: this may be called once
             found += squares_of(own, part.average_of(own.clone(), f"apart.{number}"))
         return found
 

@@ -19,8 +19,12 @@ class Rehearsal(Group):
         self.index = index
 
     def launch_all_gather(self, block: Tensor, into: Tensor | None = None) -> Pending:
-        gathered = block.repeat(self.size, *(1 for _ in block.shape[1:]))
-        return self._pending(None, gathered if into is None else into.copy_(gathered))
+        if into is None:
+            into = block.new_empty((self.size * block.shape[0], *block.shape[1:]))
+        for place in into.split(len(block)):
+            if place.data_ptr() != block.data_ptr():
+                place.copy_(block)
+        return self._pending(None, into)
 
     def launch_reduce_scatter(self, blocks: Tensor) -> Pending:
         return self._pending(None, self._sum_blocks(blocks.clone()))
