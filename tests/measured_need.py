@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from harness.checkpoint import STARTED
 from harness.config import Config
-from harness.data.open import open_dataset
+from harness.data.images import ArraySource, Dataset
 from harness.ledger import Unheard
 from harness.parallel.world import World
 from harness.trainer import Trainer
@@ -25,7 +27,7 @@ class Measured:
 
 def measured(config: Config, world: World, folder: Path) -> Measured:
     """Of a run on this rank: after a first window every tensor that stays is there."""
-    dataset, journal = open_dataset(config.data), Unheard()
+    dataset, journal = noise(config), Unheard()
     with live_bytes() as starting:
         trainer = Trainer(config, dataset, world, folder)
         batches = trainer.batches()
@@ -36,7 +38,7 @@ def measured(config: Config, world: World, folder: Path) -> Measured:
         for window in range(FIRST, FIRST + 2):
             trainer.run_window(window, batches, journal)
     with live_bytes() as evaluation:
-        trainer.evaluate()
+        trainer.evaluate(limit=8 * config.train.batch_size * world.topology.world_size)
     with live_bytes() as estimate:
         trainer._estimate_curvature(FIRST + 2, journal)
     with live_bytes() as saving:
@@ -52,3 +54,12 @@ def measured(config: Config, world: World, folder: Path) -> Measured:
 
 FIRST = 4
 """Windows after which a late exchange has all under way that it will have."""
+IMAGES = 2048
+
+
+def noise(config: Config) -> Dataset:
+    """Enough images for several batches of an evaluation; nothing is altered."""
+    size, classes = config.data.image_size, config.data.num_classes
+    images = torch.randint(0, 256, (IMAGES, 3, size, size), dtype=torch.uint8)
+    source = ArraySource(images, torch.randint(0, classes, (IMAGES,)))
+    return Dataset(classes, 3, size, source, {"same": source}, lambda images, generator: images)
