@@ -95,6 +95,24 @@ class Part:
         values[: self.sent] /= self._peers.size
         return values
 
+    def mean_of(self, values: Tensor, name: str) -> list[Tensor]:
+        """The mean of [elements] over nodes, piece by piece, in the gradients' place.
+
+        That is free between windows. Collective over the part's ranks.
+        """
+        self.put_gradients(values)
+        crossing = self._grads if self.sent == self.elements else self._grads[:1]
+        for number, grad in enumerate(crossing):
+            if grad.numel():
+                self._peers.launch_sum(grad, f"{name}.{number}").wait()
+                grad /= self._peers.size
+        return list(self._grads)
+
+    def squares(self, own: Tensor, mean: Sequence[Tensor]) -> Tensor:
+        """`squares_of` what `mean_of` gave."""
+        pieces = zip(own.split(self._sizes), mean, strict=True)
+        return torch.stack([squares_of(*piece) for piece in pieces]).sum(0)
+
     def movement(self, since: Tensor, out: Tensor) -> None:
         """Writes the values less those `since`, [elements]."""
         before, moved = since.split(self._sizes), out.split(self._sizes)
@@ -108,7 +126,11 @@ class Part:
 
     def put(self, values: Tensor) -> None:
         """Replaces the values by [elements]."""
-        for own, new in zip(self._values, values.split(self._sizes), strict=True):
+        self.take(values.split(self._sizes))
+
+    def take(self, pieces: Sequence[Tensor]) -> None:
+        """Replaces the values, piece by piece."""
+        for own, new in zip(self._values, pieces, strict=True):
             own.copy_(new)
 
 
@@ -122,10 +144,9 @@ def mean_values(parts: Sequence[Part], chunk: Chunk) -> Iterator[Tensor]:
     own = [part.values() for part in parts]
     squares = own[0].new_zeros(2, dtype=torch.float64)
     for number, (part, values) in enumerate(zip(parts, own, strict=True)):
-        mean = part.average(f"mean.{number}")
-        squares += squares_of(values, mean)
-        part.put(mean)
-        del mean  # before the next is made, and what is judged
+        mean = part.mean_of(values, f"mean.{number}")
+        squares += part.squares(values, mean)
+        part.take(mean)
     chunk.spread_values()
     yield squares
     for part, values in zip(parts, own, strict=True):
@@ -151,7 +172,7 @@ def apart(parts: Sequence[Part]) -> Callable[[], Tensor]:
         found = kept[0].new_zeros(2, dtype=torch.float64)
         for number, part in enumerate(parts):
             own = kept.pop(0)  # and is given back: this may be called once
-            found += squares_of(own, part.average_of(own.clone(), f"apart.{number}"))
+            found += part.squares(own, part.mean_of(own, f"apart.{number}"))
         return found
 
     return squares
