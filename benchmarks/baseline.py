@@ -18,7 +18,8 @@ from harness.model.backbone import make_backbone
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.optimizer import make_optimizer
 from harness.parallel.group import Meters
-from harness.parallel.world import World, launched_topology, open_world
+from harness.parallel.ranks import launched_topology
+from harness.parallel.world import World, open_world
 
 CLASSES, FEATURES = 1000, 256
 

@@ -15,8 +15,9 @@ from harness.measure.clock import clock_for
 from harness.measure.machine import peak_memory_bytes
 from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
+from harness.parallel.ranks import launched_topology
 from harness.parallel.topology import Layout
-from harness.parallel.world import launched_topology, open_world
+from harness.parallel.world import open_world
 from harness.trainer import Trainer
 
 

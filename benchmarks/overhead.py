@@ -23,7 +23,8 @@ from harness.measure.tally import Tally
 from harness.measure.tracking import Tracker
 from harness.measure.traffic import Bytes, Traffic
 from harness.parallel.group import Meters
-from harness.parallel.world import Links, World, launched_topology, open_links
+from harness.parallel.ranks import launched_topology
+from harness.parallel.world import Links, World, open_links
 from harness.trainer import Trainer
 
 ENDLESS = 1_000_000

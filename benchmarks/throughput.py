@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from harness.measure.clock import CardTimeline, HostTimeline, Times, clock_for
 from harness.measure.phase import Phase
 from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
-from harness.parallel.world import Links, launched_topology, open_links, rank_device
+from harness.parallel.ranks import launched_topology, open_ranks
+from harness.parallel.world import Links, choose_device, link
 from harness.timing.window import KeepingClock
 from harness.trainer import Trainer
 
@@ -120,8 +122,11 @@ def main() -> None:
     configs = [load(each, overrides) for each in chosen.arguments if "=" not in each]
     torch.set_num_threads(1)
     topology = launched_topology()
-    device = rank_device(configs[0].train.device, topology.local_rank)
-    with open_links(topology, device, Meters(clock_for(device), Traffic())) as links:
+    with ExitStack() as opened:
+        ranks = opened.enter_context(open_ranks(topology))
+        device, _ = choose_device(configs[0].train.device, ranks)
+        meters = Meters(clock_for(device), Traffic())
+        links = opened.enter_context(link(ranks, device, meters))
         variants = [variant(config, links, Path("runs")) for config in configs]
         for number in range(chosen.rounds + 1):
             for each in variants:

@@ -6,26 +6,27 @@ ranks do each at once, through the code that training uses.
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import psutil
 import torch
 
+from harness.checks.agreement import agree_on_settings
 from harness.checks.compute import measure_speed
 from harness.config import Config, load
 from harness.data.open import open_dataset
-from harness.errors import SaidByAnotherRank, UserError
+from harness.leaving import leave
 from harness.measure.calibration import Calibration, Point
 from harness.measure.clock import clock_for
 from harness.measure.machine import environment
 from harness.measure.traffic import Traffic
 from harness.parallel.cores import Cores, cores_of
 from harness.parallel.group import Meters
-from harness.parallel.topology import Topology
-from harness.parallel.world import Links, World, launched_topology, open_links, rank_device
+from harness.parallel.ranks import launched_topology, open_ranks
+from harness.parallel.world import Links, World, choose_device, link
 from harness.timing.network import NetworkTimes, encoding_time, optimizer_time
 from harness.timing.repeated import barrier, mean
 from harness.timing.transfers import transfer_times
@@ -84,12 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="each timing")
-    chosen = parser.parse_args(arguments)
-    try:
-        config = load(chosen.experiment, chosen.overrides)
-        topology: Topology = launched_topology()
-        device = rank_device(config.train.device, topology.local_rank)
-        with open_links(topology, device, Meters(clock_for(device), Traffic())) as links:
+    return leave(partial(_calibrate, parser.parse_args(arguments)))
+
+
+def _calibrate(chosen: argparse.Namespace) -> int:
+    config = load(chosen.experiment, chosen.overrides)
+    with open_ranks(launched_topology()) as ranks:
+        agree_on_settings(config, ranks)
+        device, _ = choose_device(config.train.device, ranks)
+        with link(ranks, device, Meters(clock_for(device), Traffic())) as links:
             world = links.world("node", user="calibration.")
             cores = cores_of(world)
             torch.set_num_threads(cores.threads(config.train.threads))
@@ -97,12 +101,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if world.is_first:
                 chosen.output.write_text(found.model_dump_json(indent=2), encoding="utf-8")
             barrier(world)
-    except UserError as error:
-        print(f"harness: {error}", file=sys.stderr, flush=True)
-        return 2
-    except SaidByAnotherRank:
-        time.sleep(10)
-        return 2
     return 0
 
 

@@ -1,25 +1,21 @@
 """The command line: parses, calls, prints; the only place that catches what a user did wrong."""
 
 import argparse
-import os
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from harness.cluster.lab_commands import add_lab
 from harness.cluster.launch_commands import add_launch
-from harness.errors import RunFailed, SaidByAnotherRank, UserError
+from harness.errors import AlikeOnAllRanks, UserError
+from harness.leaving import leave
+from harness.parallel.launcher import refuse_others
 from harness.study.compare_commands import add_compare
 from harness.study.plan_commands import add_plan
-
-SILENT_SECONDS = 10.0
-"""How long a rank that says nothing waits for the launcher to end it."""
-
-
-class AlikeOnAllRanks(UserError):
-    """A mistake that every rank finds by itself, before any of them talks to another."""
+from harness.study.ui_commands import add_ui
+from harness.terminal import lasting_output
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,39 +27,19 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 well, 1 failed, 2 the user's mistake, told in one line on stderr."""
-    first = os.environ.get("HOROVOD_RANK", "0") == "0"
-    try:
-        parsed = _parse(arguments)
-        code: int = parsed.command(parsed)
-        return code
-    except UserError as error:
-        if isinstance(error, AlikeOnAllRanks) and not first:
-            return _leave_last(2)
-        _tell(error)
-        return 2
-    except SaidByAnotherRank:
-        return _leave_last(2)
-    except RunFailed as error:
-        if not first:
-            return _leave_last(1)
-        _tell(error)
-        return 1
-    except KeyboardInterrupt:
-        print("harness: stopped", file=sys.stderr, flush=True)
-        return 1
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    with lasting_output():
+        return leave(partial(_main, given))
 
 
-def _tell(error: Exception) -> None:
-    print(f"harness: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-
-
-def _leave_last(code: int) -> int:
-    # A launcher ends all ranks as soon as one has left: the one that speaks must come to it.
-    time.sleep(SILENT_SECONDS)
+def _main(arguments: Sequence[str]) -> int:
+    refuse_others(starts_ranks=arguments[:1] not in (["train"], ["doctor"]))
+    parsed = _parse(arguments)
+    code: int = parsed.command(parsed)
     return code
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Like argparse, but key=value may also stand behind options."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
@@ -94,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_launch(commands)
     add_lab(commands)
+    add_ui(commands)
     return parser
 
 

@@ -2,8 +2,9 @@
 
 import difflib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
@@ -19,10 +20,15 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+@dataclass(frozen=True)
+class PerHost:
+    """Marks a key whose value may be another on every host; all others must be alike."""
+
+
 class DataConfig(Section):
     dataset: Literal["glyphs", "image_folder", "fashion_mnist", "synthetic"] = "glyphs"
     """What is learned: printed characters, an ImageFolder tree, Fashion-MNIST files, or noise."""
-    root: str | None = None
+    root: Annotated[str | None, PerHost()] = None
     """Folder of `image_folder` (holds train/ and val/) or of the `fashion_mnist` idx files."""
     num_classes: int = Field(default=1000, ge=2)
     """Classes. Glyphs: the first so many characters in GB2312 order, up to 20,902."""
@@ -30,12 +36,15 @@ class DataConfig(Section):
     """Height and width of an image, pixels."""
     augment: float = Field(default=1.0, ge=0)
     """Strength of the training augmentation: 0 none, 1 as designed, above 1 harder."""
-    train_fonts: tuple[str, ...] = ()
+    train_fonts: Annotated[tuple[str, ...], PerHost()] = ()
     """Glyphs: further font files, or folders of them, to train on."""
-    validation_fonts: tuple[str, ...] = ()
+    validation_fonts: Annotated[tuple[str, ...], PerHost()] = ()
     """Glyphs: further font files, or folders of them, added to the unseen designs."""
-    cache: str = ".cache/data"
-    """Folder of the prepared images."""
+    cache: Annotated[str, PerHost()] = ".cache/data"
+    """Folder of the prepared images, and of the record which image files are readable."""
+    verify: Literal["headers", "full", "none"] = "headers"
+    """image_folder: how image files are looked at before the training. headers: opened, and read to
+    their end where it is not in its place; those of val/ are decoded. full: all are decoded."""
     synthetic_images: int = Field(default=65536, ge=1)
     """Synthetic: images in an epoch."""
     prefetch: int = Field(default=2, ge=0)
@@ -155,7 +164,7 @@ class TrainConfig(Section):
     """bf16 runs the backbone and the logits' products under autocast; fp64 is for exactness."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the card of the local rank where there is one."""
-    threads: int = Field(default=0, ge=0)
+    threads: Annotated[int, PerHost()] = Field(default=0, ge=0)
     """CPU threads of a rank; 0 divides the machine's cores among its ranks."""
     evaluate_every: int = Field(default=0, ge=0)
     """Windows between evaluations; 0 evaluates at the end only."""
@@ -169,7 +178,7 @@ class TrainConfig(Section):
     """Windows between checkpoints; 0 writes none but the last."""
     save: bool = False
     """Write the drained model into the run's folder at the end."""
-    resume: str | None = None
+    resume: Annotated[str | None, PerHost()] = None
     """Checkpoint folder to go on from, made with any number of ranks."""
     peak_seconds: float = Field(default=0.3, ge=0)
     """Seconds of plain matrix products on all ranks before the training, which the FLOP/s of the
@@ -201,7 +210,7 @@ class StalenessConfig(Section):
 class TrackingConfig(Section):
     experiment: str = "harness"
     """MLflow experiment."""
-    uri: str | None = None
+    uri: Annotated[str | None, PerHost()] = None
     """MLflow store; none: MLFLOW_TRACKING_URI, else the SQLite file mlflow.db here."""
     enabled: bool = True
     """Off: metrics go to the run's folder only."""
@@ -209,7 +218,7 @@ class TrackingConfig(Section):
     """Tag that joins the runs compared with each other."""
     system_metrics_seconds: float = Field(default=10.0, ge=0)
     """Seconds between two samples of each node's system metrics; 0 takes none."""
-    folder: str = "runs"
+    folder: Annotated[str, PerHost()] = "runs"
     """Where each run gets a folder: config, metrics, summary, checkpoints."""
 
 
@@ -282,6 +291,11 @@ class Config(Section):
     def flattened(self) -> dict[str, Any]:
         """All values by dotted key."""
         return dict(_leaves(self.model_dump(mode="json")))
+
+    def alike(self) -> dict[str, Any]:
+        """What must be the same on all ranks of a run, by dotted key."""
+        own = set(_per_host(Config))
+        return {key: value for key, value in self.flattened().items() if key not in own}
 
     def to_yaml(self) -> str:
         """The resolved config as a file that `load` reads back."""
@@ -368,6 +382,14 @@ def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from _fields(field.annotation, f"{prefix}{name}.")
+
+
+def _per_host(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if any(isinstance(mark, PerHost) for mark in field.metadata):
+            yield prefix + name
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from _per_host(field.annotation, f"{prefix}{name}.")
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,8 +8,23 @@ class UserError(Exception):
     """
 
 
+class AlikeOnAllRanks(UserError):
+    """A mistake that every rank finds by itself, before any of them talks to another.
+
+    The first rank says it; another rank only where nobody has ended it after a while, because the
+    first did not find the same.
+    """
+
+
 class SaidByAnotherRank(Exception):
-    """A user's mistake that one rank tells for all: this one leaves without a word."""
+    """A user's mistake that one rank says for all: this one leaves without a word.
+
+    `otherwise` is what it says where nobody has ended it after a while: it was the only one.
+    """
+
+    def __init__(self, otherwise: str = "") -> None:
+        super().__init__(otherwise)
+        self.otherwise = otherwise
 
 
 class RunFailed(Exception):

@@ -1,6 +1,7 @@
 """Accuracy and loss on validation sets: images spread over ranks, logits over slices."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 
 import torch
@@ -84,6 +85,17 @@ def distance(squares: Tensor | None, world: World) -> dict[str, float]:
         return {}
     apart, mean = world.launch_gather(squares.cpu(), "distance").wait().sum(0)
     return {"exchange/distance": float((apart / mean).sqrt())}
+
+
+@contextmanager
+def averaged_statistics(backbone: nn.Module, world: World) -> Iterator[None]:
+    """In it all ranks hold the mean of their batch-norm statistics; after it their own again, to
+    the bit. Collective over the world."""
+    own = [buffer.clone() for buffer in backbone.buffers()]
+    average_statistics(backbone, world)
+    yield
+    for buffer, before in zip(backbone.buffers(), own, strict=True):
+        buffer.copy_(before)
 
 
 def average_statistics(backbone: nn.Module, world: World) -> None:

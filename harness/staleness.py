@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 from harness.config import Config
+from harness.course import Course
 from harness.dynamics import dynamics_of
 from harness.exchange.exchange import Exchange
 from harness.exchange.lateness import cosine
 from harness.ledger import Journal
-from harness.optimizer import lr_at
-from harness.parallel.world import Gathered, World
+from harness.parallel.ranks import Gathered
+from harness.parallel.world import World
 from harness.stability import Dynamics, largest_stable_product
 
 ABOVE = 3.0
@@ -25,15 +26,18 @@ LEAST_SHARE = 0.1
 class StalenessLedger:
     """Logs what exchanges and estimates of curvature found; the same calls on all ranks."""
 
-    def __init__(self, config: Config, world: World, windows: int, first: int = 0) -> None:
-        """Of a run from window `first` on, up to the one it ends before."""
+    def __init__(
+        self, config: Config, world: World, course: Course, next_warning: float | None = None
+    ) -> None:
+        """`next_warning`: of the checkpoint that the run goes on from."""
         self._config = config
         self._nodes = world.topology.nodes
-        self._first = first
+        self._course = course
+        self._first = course.first
         self._world = world
-        self._windows = windows
+        self._windows = course.windows
         self._under_way: tuple[int, Gathered] | None = None
-        self._next_warning = ABOVE
+        self.next_warning = ABOVE if next_warning is None else next_warning
         """lr over the largest stable one at which to warn: the first time, then twice the last."""
 
     def begins(self, journal: Journal) -> None:
@@ -96,12 +100,12 @@ class StalenessLedger:
         dynamics = dynamics_of(self._config, window, self._nodes)
         if dynamics is not None and curvature > 0:
             stable = largest_stable_product(dynamics) / curvature
-            lr = lr_at(self._config.optimizer, window, self._windows)
+            lr = self._course.lr(window)
             metrics["staleness/stable_lr"] = stable
             metrics["staleness/lr_over_stable"] = lr / stable
             metrics["staleness/above_limit"] = float(lr > stable)
-            if lr > self._next_warning * stable:
-                self._next_warning = 2 * lr / stable
+            if lr > self.next_warning * stable:
+                self.next_warning = 2 * lr / stable
                 journal.warn("staleness", warning(dynamics, window, lr, stable, curvature))
         journal.log(ended, metrics)
 

@@ -12,7 +12,8 @@ from harness.exchange.flat import Flat
 from harness.measure.clock import clock_for
 from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
-from harness.parallel.world import World, launched_topology, open_world
+from harness.parallel.ranks import launched_topology
+from harness.parallel.world import World, open_world
 from harness.trainer import Trainer
 from tests.alone import world_of_one
 

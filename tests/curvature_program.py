@@ -23,7 +23,8 @@ from harness.measure.clock import clock_for
 from harness.measure.traffic import Traffic
 from harness.model.network import Network
 from harness.parallel.group import Meters
-from harness.parallel.world import World, launched_topology, open_links
+from harness.parallel.ranks import launched_topology
+from harness.parallel.world import World, open_links
 from harness.trainer import Trainer
 from tests.laws.oracles import Dense, joined
 from tests.laws.task import config, dataset, world_batches

@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import harness.checkpoint
-from harness.checkpoint import Checkpoint, read_meta
+import harness.checkpoint.checkpoint
+from harness.checkpoint.checkpoint import Checkpoint
+from harness.checkpoint.meta import read_meta
 from harness.config import Config, load
 from harness.errors import UserError
 from harness.exchange.flat import Flat

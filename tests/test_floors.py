@@ -13,10 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     "errors config windows vision stability dynamics parallel.slices seeding "
     "measure.phase measure.clock measure.traffic measure.summary measure.redaction measure.outbox "
-    "measure.calibration measure.utilisation measure.trace",
+    "measure.calibration measure.utilisation measure.trace measure.folders measure.address "
+    "measure.signs_of_life terminal",
     "parallel model.backbone model.margins data measure.machine measure.tally measure.store",
     "model.sliced_classifier model.network model.trainable model.flops exchange checkpoint "
-    "evaluation optimizer ledger tracing curvature staleness measure.tracking checks",
+    "evaluation optimizer assembly course ledger tracing curvature staleness measure.delivery "
+    "measure.opening measure.tracking measure.node_gauges checks",
     "trainer pace run timing calibrate",
     "cluster study",
     "cli __main__",
@@ -27,7 +29,13 @@ ALLOWED = {
     "horovod": ("parallel.",),
     "torch.distributed": ("parallel.",),
     "torch._C._distributed_c10d": ("parallel.",),
-    "mlflow": ("measure.store", "measure.tracking", "study."),
+    "mlflow": (
+        "measure.store",
+        "measure.opening",
+        "measure.delivery",
+        "measure.node_gauges",
+        "study.",
+    ),
     "pandas": ("study.",),
     "matplotlib": ("study.",),
     "simpy": ("study.",),

@@ -23,6 +23,7 @@ from harness.cluster.wire import Broken
 from harness.config import Config, TrainConfig, load
 from harness.errors import UserError
 from harness.measure.store import check_store
+from harness.parallel.cards import View, place, view_of
 from harness.parallel.seat import Seat, launched_seat
 
 VERDICT = "doctor: "
@@ -85,13 +86,11 @@ def diagnose(experiments: Sequence[Path], overrides: Sequence[str], as_json: boo
 def _examine(config: Config, is_given: bool, meeting: Meeting, report: Report) -> None:
     with closing(Answerer(meeting.token, meeting.seat.machine)) as answerer:
         examination = Examination(config, meeting, answerer)
-        device, problem = _device(config, meeting.seat)
-        problems = [each for each in meeting.gather(problem, "device") if each]
+        device, on_cards = _device(config, meeting)
         first = meeting.seat.rank == 0
         need = _need(config, examination.seats, report) if is_given and first else None
         report.add(examination.static(device, need))
-        if problems:
-            report.add([Finding(check="cards", level="fail", found=problems[0])])
+        report.add(on_cards)
         torch.set_num_threads(_threads(config, examination.seats, meeting.seat))
         report.figures("seats", examination.seats)
         findings, speeds = examination.compute(device)
@@ -113,19 +112,18 @@ def _config(experiments: Sequence[Path], overrides: Sequence[str]) -> Config | N
     return load(experiments[0], overrides) if experiments else None
 
 
-def _device(config: Config, seat: Seat) -> tuple[torch.device, str | None]:
-    """This rank's card or processor, and what is wrong with it."""
+def _device(config: Config, meeting: Meeting) -> tuple[torch.device, list[Finding]]:
+    """This rank's card or processor, and what is wrong with the cards. Collective."""
+    own = view_of(config.train.device, meeting.seat.host)
+    gathered = meeting.gather([own.host, own.cards], "cards")
+    views = [View(str(host), tuple(cards)) for host, cards in gathered]
     try:
-        from harness.parallel.world import rank_device
-
-        return rank_device(config.train.device, seat.local_rank), None
-    except (
-        UserError,
-        ImportError,
-        OSError,
-    ) as error:  # what ails Horovod is another check's to tell
-        problem = f"{error} ({seat.host})" if isinstance(error, UserError) else None
-        return torch.device("cpu"), problem
+        placement = place(config.train.device, views)
+    except UserError as error:
+        return torch.device("cpu"), [Finding(check="cards", level="fail", found=str(error))]
+    warning = placement.warning
+    findings = [Finding(check="cards", level="warn", found=warning)] if warning else []
+    return placement.device(meeting.seat.rank), findings
 
 
 def _need(config: Config, seats: Sequence[Seat], report: Report) -> Need | None:

@@ -1,6 +1,7 @@
 """The list of hosts that horovodrun takes, read before it is started."""
 
 import os
+import re
 import socket
 from dataclasses import dataclass
 
@@ -8,6 +9,11 @@ import psutil
 
 from harness.errors import UserError
 from harness.parallel.topology import Topology, from_horovod
+
+HOST = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*):([0-9]{1,9})")
+MOST_SLOTS = 4096
+"""More ranks than a machine has cards or cores; a slip of the finger has more digits."""
+WRITTEN = "write NAME:SLOTS,NAME:SLOTS, e.g. h1:4,h2:4"
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,9 @@ class Host:
 
 def parse_hosts(text: str, ranks: int) -> tuple[Host, ...]:
     """`h1:4,h2:4` for so many ranks. Raises UserError for anything horovodrun could not use."""
-    hosts = tuple(_parse_host(part.strip()) for part in text.split(","))
+    if ranks < 1:
+        raise UserError(f"--np {ranks} starts no rank; give at least 1")
+    hosts = read_hosts(text)
     found = sum(host.slots for host in hosts)
     if found < ranks:
         raise UserError(
@@ -28,7 +36,7 @@ def parse_hosts(text: str, ranks: int) -> tuple[Host, ...]:
     for host in hosts:
         try:
             socket.getaddrinfo(host.name, None)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a label is empty or too long
             raise UserError(
                 f"the host name {host.name!r} of --hosts leads nowhere ({error}); correct it or "
                 f"add it to /etc/hosts"
@@ -36,11 +44,41 @@ def parse_hosts(text: str, ranks: int) -> tuple[Host, ...]:
     return hosts
 
 
-def _parse_host(text: str) -> Host:
-    name, _, slots = text.rpartition(":")
-    if not name or not slots.isdecimal() or int(slots) == 0:
-        raise UserError(f"--hosts holds {text!r}; write NAME:SLOTS,NAME:SLOTS, e.g. h1:4,h2:4")
-    return Host(name, int(slots))
+def read_hosts(text: str) -> tuple[Host, ...]:
+    """The hosts, divided by commas, blanks, semicolons or new lines; `h1 slots=4` is h1:4.
+
+    Raises UserError for what is no host with its slots and for a host that is named twice: ranks
+    are numbered host by host. Looks up no name.
+    """
+    joined = re.sub(r"\s*:\s*|\s+slots\s*=\s*", ":", text, flags=re.ASCII)
+    words = [word for word in re.split(r"[,;\s]+", joined, flags=re.ASCII) if word]
+    hosts = tuple(_read_host(word) for word in words)
+    if not hosts:
+        raise UserError(f"--hosts {text!r} names no host; {WRITTEN}")
+    slots: dict[str, int] = {}
+    for host in hosts:
+        slots[host.name] = slots.get(host.name, 0) + host.slots
+    if len(slots) < len(hosts):
+        twice = next(name for name in slots if sum(host.name == name for host in hosts) > 1)
+        once = in_one_word(tuple(Host(name, count) for name, count in slots.items()))
+        raise UserError(f"--hosts names {twice} more than once; write --hosts {once}")
+    return hosts
+
+
+def in_one_word(hosts: tuple[Host, ...]) -> str:
+    """As horovodrun reads them."""
+    return ",".join(f"{host.name}:{host.slots}" for host in hosts)
+
+
+def _read_host(word: str) -> Host:
+    found = HOST.fullmatch(word)
+    if found is None and word.count(":") > 1:
+        raise UserError(
+            f"--hosts holds {word!r}; horovodrun takes host names and IPv4 addresses; {WRITTEN}"
+        )
+    if found is None or not 1 <= int(found[2]) <= MOST_SLOTS:
+        raise UserError(f"--hosts holds {word!r}; {WRITTEN}, each with 1 to {MOST_SLOTS} slots")
+    return Host(found[1], int(found[2]))
 
 
 def topology_of(hosts: tuple[Host, ...], ranks: int) -> Topology:

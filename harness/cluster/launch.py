@@ -18,10 +18,16 @@ from typing import TextIO
 import psutil
 
 from harness.cluster.environment import passed_on
-from harness.cluster.hosts import cores, interface_to, most_ranks_on_a_machine, parse_hosts
+from harness.cluster.hosts import (
+    cores,
+    in_one_word,
+    interface_to,
+    most_ranks_on_a_machine,
+    parse_hosts,
+)
 from harness.cluster.leash import GRACE_SECONDS
 from harness.cluster.output import Evidence, Screen, Splitter
-from harness.measure.redaction import without_password
+from harness.measure.redaction import masked
 
 START_SECONDS = 300
 """Ranks that outnumber the cores take long to import torch."""
@@ -66,7 +72,7 @@ class Plan:
         horovodrun = Path(sys.executable).with_name("horovodrun")
         words = [f"{name}={value}" for name, value in self.added.items()]
         words += [str(horovodrun), *self.options, *self.command]
-        return shlex.join(_shown(word) for word in words)
+        return shlex.join(masked(word) for word in words)
 
     def held(self) -> list[str]:
         """As it is started, each rank held by a leash."""
@@ -123,7 +129,7 @@ def plan_launch(command: Sequence[str], ranks: int, hosts: str | None) -> Plan:
         added["HOROVOD_CYCLE_TIME"] = os.environ.get("HOROVOD_CYCLE_TIME", str(CROWDED_CYCLE_MS))
     added["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([root, *filter(None, path)]))
     seconds = str(START_SECONDS)
-    options = ["--gloo", "-np", str(ranks), "-H", where]
+    options = ["--gloo", "-np", str(ranks), "-H", in_one_word(found)]
     options += ["--gloo-timeout-seconds", seconds, "--start-timeout", seconds]
     # Without it horovodrun starts servers on all hosts that ask each other for it: they take long,
     # and outlive a horovodrun that is stopped meanwhile.
@@ -137,13 +143,6 @@ def _environment(mark: str, added: Mapping[str, str]) -> dict[str, str]:
     columns, lines = shutil.get_terminal_size((100, 24))
     shown = {MARK: mark, "COLUMNS": str(columns), "LINES": str(lines)}
     return passed_on(os.environ) | shown | dict(added)
-
-
-def _shown(word: str) -> str:
-    """Without the password that a URI may hold, also behind `key=`."""
-    key, equals, value = word.partition("=")
-    whole = without_password(word)
-    return whole if whole != word else f"{key}{equals}{without_password(value)}"
 
 
 def _screen(stream: TextIO | None) -> Screen:

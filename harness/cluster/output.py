@@ -8,6 +8,8 @@ from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import TextIO
 
+from harness.measure.redaction import masked
+
 PREFIX = re.compile(r"^\[(\d+)\]<(stdout|stderr)>:")
 FIRST_TO_FAIL = re.compile(r"^Process name: (\d+)\nExit code: (\d+)$", re.MULTILINE)
 ENDED = re.compile(r"Process (\d+) exit with status code (\d+)\.")
@@ -51,7 +53,8 @@ class Splitter:
 
 def _parse(piece: str) -> Line:
     found = PREFIX.match(piece)
-    text = piece[found.end() :] if found else piece
+    # What a rank's libraries print of an address goes to the terminal, a log and the record.
+    text = masked(piece[found.end() :] if found else piece)
     rank, stream = (int(found[1]), found[2]) if found else (None, "stderr")
     return Line(rank, stream, text.rstrip("\r\n"), piece.endswith("\r"))
 

@@ -2,6 +2,7 @@
 
 import gzip
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from harness.config import DataConfig
 from harness.data.augment import CropAndFlip
 from harness.data.folder import required_root
-from harness.data.images import ArraySource, Dataset
+from harness.data.images import ArraySource, Dataset, Part
 from harness.errors import UserError
 
 NUM_CLASSES = 10
@@ -68,6 +69,13 @@ class ResizedSource:
 
     def __len__(self) -> int:
         return len(self._source)
+
+    @property
+    def labels(self) -> Tensor:
+        return self._source.labels
+
+    def parts(self) -> Iterator[Part]:
+        return self._source.parts()
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = self._source.read(indices)

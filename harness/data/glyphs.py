@@ -15,7 +15,7 @@ from harness.config import DataConfig
 from harness.data.augment import GlyphAugmentation
 from harness.data.characters import characters
 from harness.data.fonts import FontFile, find_fonts, require_characters
-from harness.data.images import ArraySource, Dataset
+from harness.data.images import ArraySource, Dataset, Part
 from harness.data.pixel_cache import cached_pixels
 from harness.errors import UserError
 
@@ -44,16 +44,21 @@ def open_glyphs(config: DataConfig) -> Dataset:
         num_classes=config.num_classes,
         channels=1,
         image_size=config.image_size,
-        train=_source(train),
-        validation={name: _source(pixels) for name, pixels in validation.items()},
+        train=_source(fonts.train, train),
+        validation={
+            name: _source(unseen, validation[name]) for name, unseen in fonts.validation.items()
+        },
         augment=GlyphAugmentation(config.augment),
     )
 
 
-def _source(pixels_FCHW: Tensor) -> ArraySource:
-    fonts, classes, height, width = pixels_FCHW.shape
+def _source(fonts: Sequence[FontFile], pixels_FCHW: Tensor) -> ArraySource:
+    count, classes, height, width = pixels_FCHW.shape
+    renderer = Part("FreeType", str(features.version("freetype2")))
     return ArraySource(
-        pixels_FCHW.view(fonts * classes, 1, height, width), torch.arange(classes).repeat(fonts)
+        pixels_FCHW.view(count * classes, 1, height, width),
+        torch.arange(classes).repeat(count),
+        (renderer, *(Part(font.path.name, font.sha256) for font in fonts)),
     )
 
 

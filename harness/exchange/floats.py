@@ -43,6 +43,9 @@ class Floats:
         launched = self._carrier.launch_sum(total, f"{self._name}.{slot}")
         return _SentFloats(total, own, launched, self._carrier.size)
 
+    def forget(self) -> None:
+        return None
+
 
 @dataclass(frozen=True)
 class _SentFloats:

@@ -77,6 +77,9 @@ class Lanes:
         launched = self._carrier.launch_sum(message.view(torch.int32), f"{self._name}.{slot}")
         return _SentLanes(self, scales, own, message, launched)
 
+    def forget(self) -> None:
+        self._codes = None
+
     def _wanted(self) -> Tensor:
         """Codes of the scales that just hold each block of the room, [blocks]."""
         most = torch.abs(self._room, out=self._spare).amax(dim=1)

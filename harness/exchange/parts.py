@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from harness.exchange.carried import Strip
 from harness.exchange.compression import make_wire
 from harness.exchange.flat import Flat
 from harness.exchange.wire import Carrier, Wire
@@ -59,10 +60,11 @@ class Part:
         own = slice_of(len(sliced.values), pieces, number)
         of_shared = slice(shared.owned.start + chunk.start, shared.owned.start + chunk.stop)
         of_sliced = slice(own.start, own.stop)
+        self._flats = (shared, of_shared.start), (sliced, of_sliced.start)
         self._values = shared.values[of_shared], sliced.values[of_sliced]
         self._grads = shared.grads[of_shared], sliced.grads[of_sliced]
         self._sizes = chunk.size, own.size
-        self._peers = peers
+        self.peers = peers
         self.copies = peers.size
         """Ranks that hold what crosses alike."""
         self.elements = chunk.size + own.size
@@ -70,7 +72,15 @@ class Part:
 
     def wire(self, compression: str, slots: int, name: str) -> Wire:
         """To the same part on the other nodes."""
-        return make_wire(compression, self.sent, slots, self._values[0], self._peers, name)
+        return make_wire(compression, self.sent, slots, self._values[0], self.peers, name)
+
+    def strips(self, key: str, tensor: Tensor) -> list[Strip]:
+        """What is kept of this part's elements, [elements], or of those that cross, [sent]."""
+        sizes = self._sizes[0], len(tensor) - self._sizes[0]
+        return [
+            Strip(key, flat, start, start + len(piece), piece)
+            for (flat, start), piece in zip(self._flats, tensor.split(sizes), strict=True)
+        ]
 
     def take_gradients(self, out: Tensor) -> None:
         """Writes the gradients, [elements]."""
@@ -91,8 +101,8 @@ class Part:
 
     def average_of(self, values: Tensor, name: str) -> Tensor:
         """The mean of [elements] over nodes, in place. Collective over the part's ranks."""
-        self._peers.launch_sum(values[: self.sent], name).wait()
-        values[: self.sent] /= self._peers.size
+        self.peers.launch_sum(values[: self.sent], name).wait()
+        values[: self.sent] /= self.peers.size
         return values
 
     def mean_of(self, values: Tensor, name: str) -> list[Tensor]:
@@ -104,8 +114,8 @@ class Part:
         crossing = self._grads if self.sent == self.elements else self._grads[:1]
         for number, grad in enumerate(crossing):
             if grad.numel():
-                self._peers.launch_sum(grad, f"{name}.{number}").wait()
-                grad /= self._peers.size
+                self.peers.launch_sum(grad, f"{name}.{number}").wait()
+                grad /= self.peers.size
         return list(self._grads)
 
     def squares(self, own: Tensor, mean: Sequence[Tensor]) -> Tensor:

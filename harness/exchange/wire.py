@@ -50,19 +50,28 @@ class Wire(Protocol):
         Collective over the group.
         """
 
+    def forget(self) -> None:
+        """Puts the scales that ranks agreed on back to where they start. With nothing under way, by
+        all ranks of the group alike."""
+
 
 class Feedback:
     """A wire that gradients can go over: what it did not send of one is added to the next."""
 
     def __init__(self, wire: Wire, elements: int, like: Tensor) -> None:
         self._wire = wire
-        self._unsent = None if wire.exact else like.new_zeros(elements)
+        self.unsent = None if wire.exact else like.new_zeros(elements)
+        """What this rank still owes, [elements]; None: the wire sends everything."""
 
     def launch(self, part: Tensor, slot: int) -> Sent:
         """Starts averaging `part` [n] and what earlier ones left. Collective over the group."""
-        if self._unsent is None:
+        if self.unsent is None:
             return self._wire.launch(part, slot)
-        self._unsent += part
-        sent = self._wire.launch(self._unsent, slot)
-        sent.add_own(self._unsent, -1.0)
+        self.unsent += part
+        sent = self._wire.launch(self.unsent, slot)
+        sent.add_own(self.unsent, -1.0)
         return sent
+
+    def forget(self) -> None:
+        """The scales of the wire, and not what is owed; see `Wire.forget`."""
+        self._wire.forget()

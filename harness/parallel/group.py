@@ -120,6 +120,14 @@ class Group:
         """Starts the sum of `tensor`, in place; torch needs no name. Collective over the group."""
         return self._launch_reduce(tensor, None)
 
+    def broadcast(self, tensor: Tensor) -> None:
+        """The first member's `tensor` on all, in place, to the bit; at the start of a run.
+
+        It is neither timed nor counted. Collective over the group.
+        """
+        if self.process_group is not None:
+            dist.broadcast(tensor, group=self.process_group, group_src=0)
+
     def maximum(self, tensor: Tensor) -> Tensor:
         """The largest of every element over the group, in place. Collective over the group."""
         return self._launch_reduce(tensor, None, dist.ReduceOp.MAX).wait()

@@ -60,6 +60,7 @@ class ReplicaGroup:
         return _Launched(self._sum_async(buffer, name), self._meters)
 
     def _sum_async(self, buffer: Tensor, name: str) -> int:
+        name = self._user + name
         return hvd.allreduce_async_(buffer, name=name, op=hvd.Sum, process_set=self._process_set)
 
 

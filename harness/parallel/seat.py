@@ -1,10 +1,11 @@
 """Where one rank sits, as its launcher told it; known before anything is started."""
 
-import os
 import socket
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from harness.parallel.launcher import launched
 
 
 class Seat(BaseModel):
@@ -35,18 +36,16 @@ class Seat(BaseModel):
 
 def launched_seat() -> Seat:
     """This process's, by what horovodrun set; one rank alone without it."""
-    own, variables = socket.gethostname(), os.environ
-    address = variables.get("HOROVOD_GLOO_RENDEZVOUS_ADDR")
-    port = int(variables.get("HOROVOD_GLOO_RENDEZVOUS_PORT", 0))
+    place = launched()
     return Seat(
-        rank=int(variables.get("HOROVOD_RANK", 0)),
-        size=int(variables.get("HOROVOD_SIZE", 1)),
-        local_rank=int(variables.get("HOROVOD_LOCAL_RANK", 0)),
-        host=variables.get("HOROVOD_HOSTNAME", own),
-        machine=own,
+        rank=place.rank,
+        size=place.size,
+        local_rank=place.local_rank,
+        host=place.host,
+        machine=socket.gethostname(),
         boot=_boot(),
-        interface=variables.get("HOROVOD_GLOO_IFACE") or None,
-        rendezvous=(address, port) if address and port else None,
+        interface=place.interface,
+        rendezvous=place.rendezvous,
     )
 
 

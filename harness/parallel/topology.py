@@ -74,7 +74,8 @@ def from_horovod(rank: int, size: int, local_size: int, cross_size: int) -> Topo
     if local_size * cross_size != size:
         raise UserError(
             f"all hosts need the same number of ranks, found {local_size} here on "
-            f"{cross_size} hosts for {size} ranks in all; give -H equal slots"
+            f"{cross_size} hosts for {size} ranks in all; name every host once in -H, with equal "
+            f"slots"
         )
     return Topology(rank, cross_size, local_size)
 

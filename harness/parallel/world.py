@@ -2,12 +2,12 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import cast
 
 import horovod.torch as hvd
 import torch
@@ -15,58 +15,19 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
-from harness.errors import SaidByAnotherRank, UserError
 from harness.measure.phase import Phase
+from harness.parallel.cards import place, view_of
 from harness.parallel.group import Group, Meters
-from harness.parallel.replicas import ReplicaGroup, finish
-from harness.parallel.topology import Layout, Topology, from_horovod
+from harness.parallel.launcher import launched
+from harness.parallel.ranks import Ranks, open_ranks
+from harness.parallel.replicas import ReplicaGroup
+from harness.parallel.topology import Layout, Topology
 
 TIMEOUT = timedelta(minutes=10)
 
 
-def launched_topology() -> Topology:
-    """The topology that the launcher set for this process, before anything is started.
-
-    Without a launcher: one rank. Raises UserError where hosts differ in size; one rank of the first
-    host that differs says so, the others leave without a word.
-    """
-
-    def number(name: str, default: int) -> int:
-        return int(os.environ.get(f"HOROVOD_{name}", default))
-
-    rank, size, hosts = number("RANK", 0), number("SIZE", 1), number("CROSS_SIZE", 1)
-    local_rank, local_size = number("LOCAL_RANK", 0), number("LOCAL_SIZE", 1)
-    try:
-        topology = from_horovod(rank, size, local_size, hosts)
-        if topology.local_rank != local_rank:
-            raise UserError(
-                f"ranks must be numbered host by host, rank {topology.rank} is number "
-                f"{local_rank} of its host; name every host once in -H"
-            )
-    except UserError:
-        # A rank knows its own host only; that all before it had an even share shows in its number.
-        even_before = rank * hosts == number("CROSS_RANK", 0) * size
-        if local_rank == 0 and (even_before or local_size * hosts == size):
-            raise
-        raise SaidByAnotherRank from None
-    return topology
-
-
-def rank_device(choice: str, local_rank: int) -> torch.device:
-    """`auto`, `cpu` or `cuda` -> this rank's device; one card per local rank."""
-    if choice == "cpu" or (choice == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    cards = torch.cuda.device_count()
-    if local_rank >= cards:
-        raise UserError(
-            f"train.device={choice} needs a card per rank, local rank {local_rank} found "
-            f"{cards}; start fewer ranks per host or set train.device=cpu"
-        )
-    return torch.device("cuda", local_rank)
-
-
-class World:
-    """All ranks of a run, the groups among them, and the small exchanges outside the windows."""
+class World(Ranks):
+    """All ranks of a run on their devices, and the groups among them."""
 
     def __init__(
         self,
@@ -79,7 +40,7 @@ class World:
         replicas: Group,
         peers: ReplicaGroup,
     ) -> None:
-        self.topology = topology
+        super().__init__(topology)
         self.device = device
         self.meters = meters
         self.node = node
@@ -93,112 +54,49 @@ class World:
         self.peers = peers
         """The ranks of the same local rank, through Horovod: what is averaged late."""
 
-    def hosts(self) -> list[str]:
-        """The host name of every node. Collective over the world."""
-        return self.machines()[:: self.topology.ranks_per_node]
-
-    def machines(self) -> list[str]:
-        """The host name of every rank. Collective over the world."""
-        return self.gather_objects(socket.gethostname(), "machines")
-
-    @property
-    def is_first(self) -> bool:
-        return self.topology.rank == 0
-
-    def horovod_build(self) -> dict[str, bool]:
-        """What Horovod was built with."""
-        return {
-            "gloo": bool(hvd.gloo_built()),
-            "mpi": bool(hvd.mpi_built()),
-            "nccl": bool(hvd.nccl_built()),
-        }
-
-    def raise_together(self, problem: UserError | None) -> None:
-        """Every rank leaves if any has a problem; the first that has one says it.
-
-        Collective over the world.
-        """
-        flag = torch.tensor([0.0 if problem is None else 1.0])
-        having = self.launch_gather(flag, "problems").wait().flatten().nonzero().flatten()
-        if not len(having):
-            return
-        if problem is not None and self.topology.rank == int(having[0]):
-            raise problem
-        raise SaidByAnotherRank
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """A UserError of any rank in this block ends all of them. Collective over the world."""
-        problem = None
-        try:
-            yield
-        except UserError as error:
-            problem = error
-        self.raise_together(problem)
-
     def average(self, tensor: Tensor) -> Tensor:
         """Mean over all ranks, as a new tensor. Collective over the world."""
         return self.everyone.launch_average(tensor.detach().clone()).wait()
 
-    def launch_gather(self, vector: Tensor, name: str) -> "Gathered":
-        """Starts [n] of each rank -> [world, n] on all. Collective over the world."""
-        row = vector.detach().reshape(1, -1).contiguous()
-        if self.topology.world_size == 1:
-            return Gathered(None, row)
-        return Gathered(hvd.allgather_async(row, name=name), row)
 
-    def gather_objects(self, value: Any, name: str) -> list[Any]:
-        """The picklable `value` of every rank on all of them. Collective over the world."""
-        if self.topology.world_size == 1:
-            return [value]
-        return list(hvd.allgather_object(value, name=name))
+def choose_device(choice: str, ranks: Ranks) -> tuple[torch.device, str]:
+    """This rank's device, and a warning for the first rank to print. Collective over the world.
 
-    def broadcast(self, value: Any, name: str) -> Any:
-        """Rank 0's picklable `value` on all ranks. Collective over the world."""
-        if self.topology.world_size == 1:
-            return value
-        return hvd.broadcast_object(value, root_rank=0, name=name)
-
-
-class Gathered:
-    """Rows of all ranks, under way."""
-
-    def __init__(self, handle: int | None, row: Tensor) -> None:
-        self._handle = handle
-        self._row = row
-
-    def wait(self) -> Tensor:
-        return self._row if self._handle is None else finish(self._handle)
+    Raises UserError where cards are demanded and not every rank can have one of its own.
+    """
+    views = ranks.gather_objects(view_of(choice, launched().host), "cards")
+    with ranks.together():
+        placement = place(choice, views)
+        return placement.device(ranks.topology.rank), placement.warning
 
 
 @contextmanager
 def open_links(topology: Topology, device: torch.device, meters: Meters) -> Iterator["Links"]:
-    """Horovod and torch.distributed, opened, and closed on the way out, also after an error.
+    """Horovod and torch.distributed for a device known before; see `open_ranks` and `link`."""
+    with open_ranks(topology) as ranks, link(ranks, device, meters) as links:
+        yield links
 
-    A rank that leaves with an error shuts Horovod down, so that the others raise instead of
-    waiting. Collective over the world.
+
+@contextmanager
+def link(ranks: Ranks, device: torch.device, meters: Meters) -> Iterator["Links"]:
+    """torch.distributed on the ranks' devices, beside Horovod; `open_ranks` closes it.
+
+    Collective over the world.
     """
-    sets = [hvd.ProcessSet(list(ranks)) for ranks in _peer_sets(topology)]
+    topology = ranks.topology
+    staging = None
     if device.type == "cuda":
         torch.cuda.set_device(device)
         one_precision()
-    hvd.init(process_sets=sets)
-    if hvd.size() != topology.world_size:
-        raise UserError(
-            f"Horovod runs {hvd.size()} ranks, its launcher told this one of "
-            f"{topology.world_size}; start with horovodrun --gloo"
-        )
-    staging = ThreadPoolExecutor(1, "staging") if device.type == "cuda" else None
+        staging = ThreadPoolExecutor(1, "staging")
     try:
         if topology.world_size > 1:
             _open_torch(topology, device)
-        yield Links(topology, device, meters, sets, _torch_groups(topology), staging)
+        groups = _torch_groups(topology)
+        yield Links(topology, device, meters, ranks.process_sets, groups, staging)
     finally:
         if staging is not None:
             staging.shutdown(wait=False, cancel_futures=True)
-        hvd.shutdown()
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 @contextmanager
@@ -226,7 +124,7 @@ class Links:
     topology: Topology
     device: torch.device
     meters: Meters
-    process_sets: list[hvd.ProcessSet]
+    process_sets: Sequence[hvd.ProcessSet]
     process_groups: dict[tuple[int, ...], dist.ProcessGroup | None]
     staging: ThreadPoolExecutor | None
 
@@ -258,12 +156,6 @@ class Links:
         nodes = self.topology.nodes_of(ranks)
         process_group = self.process_groups[ranks] if len(ranks) > 1 else None
         return Group(ranks, self.topology.rank, nodes, process_group, self.meters, phase)
-
-
-def _peer_sets(topology: Topology) -> tuple[tuple[int, ...], ...]:
-    # A process set equal to the world, or of one rank, is not one for Horovod to keep.
-    proper = 1 < topology.nodes < topology.world_size
-    return topology.peer_groups if proper else ()
 
 
 def _open_torch(topology: Topology, device: torch.device) -> None:

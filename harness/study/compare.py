@@ -3,8 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.cluster.environment import withheld_credentials
@@ -13,12 +12,14 @@ from harness.cluster.launch import Outcome
 from harness.cluster.training import launch_training, train_command
 from harness.config import Config, load
 from harness.errors import UserError
-from harness.measure.store import check_store, store_uri
+from harness.measure.address import store_uri
+from harness.measure.folders import CONFIG_FILE, claim, now
+from harness.measure.store import check_store
 from harness.measure.summary import RunSummary
-from harness.measure.tracking import CONFIG_FILE, ENVIRONMENT_FILE
+from harness.measure.tracking import ENVIRONMENT_FILE
 from harness.parallel.topology import check_classes
 from harness.study.alike import check_same_images
-from harness.study.conclude import conclude
+from harness.study.conclude import TABLE_FILE, conclude
 from harness.study.failure import Failure
 from harness.study.prediction import Prediction
 from harness.study.record import record_predictions
@@ -47,6 +48,11 @@ class Plan:
     variants: tuple[Config, ...]
     trials: tuple[Trial, ...]
 
+    def at(self, folder: Path) -> "Plan":
+        """The same in another folder."""
+        trials = (replace(trial, folder=folder / trial.folder.name) for trial in self.trials)
+        return replace(self, folder=folder, trials=tuple(trials))
+
 
 def compare(
     experiments: Sequence[Path],
@@ -68,6 +74,7 @@ def compare(
     first = plan.variants[0]
     if first.tracking.enabled:
         check_store(first)
+    plan = plan.at(claim(folder, plan.folder).folder)
     _announce(plan)
     known = _predictions(plan, predictions)
     finished, failures, code = _run_all(plan)
@@ -95,9 +102,11 @@ def make_plan(
     configs = tuple(load(path, overrides) for path in experiments)
     where = hosts or f"localhost:{np}"
     _check(configs, np, where)
-    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    study = study or configs[0].tracking.study or f"study-{now}"
-    place = (folder or Path(configs[0].tracking.folder) / study / now).absolute()
+    time = now()
+    study = study or configs[0].tracking.study or f"study-{time}"
+    place = (folder or Path(configs[0].tracking.folder) / study / time).absolute()
+    if (place / TABLE_FILE).exists():
+        raise UserError(f"{place} holds a comparison already; give another --folder")
     trials = []
     pairs = list(zip(experiments, configs, strict=True))
     for number in range(seeds):

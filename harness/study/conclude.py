@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.config import Config
+from harness.measure.store import in_short
 from harness.study.chart import draw
 from harness.study.failure import FILE_NAME, write_failures
 from harness.study.record import record, way_to_see
@@ -16,6 +17,8 @@ from harness.study.scoring import score_cells, scores, scores_meaning
 from harness.study.sentences import as_paragraphs, meaning, sentences
 from harness.study.table import aligned, as_markdown, as_text, comparison, piped
 from harness.study.verdict import Verdict, judge
+
+TABLE_FILE = "comparison.md"
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class Conclusion:
 
     def write(self, folder: Path) -> list[Path]:
         """All files, the Markdown first."""
-        kinds = ("md", "csv", "png")
-        table, numbers, chart = (folder / f"comparison.{kind}" for kind in kinds)
+        table = folder / TABLE_FILE
+        numbers, chart = (table.with_suffix(kind) for kind in (".csv", ".png"))
         tests, report, errors = (
             folder / name for name in ("verdict.csv", "report.html", "predictions.csv")
         )
@@ -101,7 +104,7 @@ def _log(store: Config, found: Conclusion, files: list[Path]) -> None:
     try:
         experiment_id = record(store, results.study, found.frame, files, len(results.failures))
     except Exception as error:  # the table is shown and lies in the folder, whatever MLflow does
-        told = " ".join(str(error).split())[:200]
+        told = in_short(error)
         print(f"warning: the comparison is not in MLflow: {told}", file=sys.stderr, flush=True)
         return
-    print(way_to_see(store, experiment_id), flush=True)
+    print(way_to_see(store, experiment_id, results.study), flush=True)

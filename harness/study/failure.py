@@ -7,6 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness.config import Config
 from harness.errors import UserError
+from harness.measure.redaction import masked
 from harness.measure.summary import Record
 
 FILE_NAME = "failures.json"
@@ -31,7 +32,7 @@ _MANY = TypeAdapter(tuple[Failure, ...])
 
 
 def write_failures(failures: Sequence[Failure], path: Path) -> None:
-    path.write_bytes(_MANY.dump_json(tuple(failures), indent=2))
+    path.write_text(masked(_MANY.dump_json(tuple(failures), indent=2).decode()), encoding="utf-8")
 
 
 def read_failures(path: Path) -> tuple[Failure, ...]:

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 import torch
 from harness.parallel.timeline import allow_timeline, start_timeline, stop_timeline
-from harness.parallel.world import launched_topology, open_world
+from harness.parallel.ranks import launched_topology
+from harness.parallel.world import open_world
 from tests.alone import CPU, meters
 
 allow_timeline()

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from harness.errors import SaidByAnotherRank, UserError
 from harness.measure.machine import environment
+from harness.parallel.ranks import launched_topology
 from harness.parallel.topology import Topology
-from harness.parallel.world import launched_topology, one_precision, rank_device
+from harness.parallel.world import one_precision, rank_device
 
 SLOTS = st.lists(st.integers(1, 4), min_size=1, max_size=5)
 

@@ -62,7 +62,7 @@ def test_the_same_comes_out_as_after_the_runs(
     assert (here / "again" / "comparison.png").read_bytes()[:4] == b"\x89PNG"
     out = capfd.readouterr().out
     assert "First by time to 89.00%: fast" in out
-    assert "mlflow ui" in out.splitlines()[-1]
+    assert out.splitlines()[-1].endswith("harness ui --study which")
     own = client(here).search_runs(
         [client(here).get_experiment_by_name("recorded").experiment_id],  # type: ignore[union-attr]
         "tags.variant = 'comparison'",
@@ -79,7 +79,7 @@ def test_it_can_be_asked_again_with_another_baseline_and_target(
     said = " ".join(out.split())
     assert "base: 2 seeds cannot tell. It reaches 80.00% 2.00 times later than fast" in said
     assert "baseline: fast" in out
-    assert "mlflow" not in out
+    assert "harness ui" not in out
     frame = pd.read_csv(here / "again" / "comparison.csv", index_col="variant")
     assert frame.loc["fast", "speedup"] == 1.0
 

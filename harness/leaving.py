@@ -1,0 +1,91 @@
+"""How a rank leaves: what it says, its exit code, and after which others."""
+
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from harness.errors import AlikeOnAllRanks, RunFailed, SaidByAnotherRank, UserError
+from harness.parallel.launcher import is_first, is_one_of_many, launched
+
+SILENT_SECONDS = 10.0
+"""How long a rank that leaves the last word to another waits for the launcher to end it."""
+LISTEN_SECONDS = 2.0
+"""How long the rank with the cause waits for what the others say because of it: it comes last."""
+
+ENDED = re.compile(
+    r"has been shut ?down|Connection (closed|reset|refused)|Broken pipe|Socket closed|"
+    r"remote process exited|recv(Value)?Bytes|sendBytes|failed to recv",
+    re.IGNORECASE,
+)
+UNANSWERED = re.compile(r"Timed out waiting|timed out|timeout", re.IGNORECASE)
+"""What Horovod, Gloo and NCCL say of a rank that is gone, and of one that does not answer."""
+CARRIERS = ("HorovodInternalError", "DistBackendError", "DistNetworkError", "DistStoreError")
+
+
+def leave(command: Callable[[], int]) -> int:
+    """Runs a command; its exit code: 0 well, 1 failed, 2 the user's mistake, told in one line.
+
+    The launcher ends all ranks as soon as one has left, so the rank that speaks leaves first. On
+    one rank alone an unexpected error is raised as it is.
+    """
+    try:
+        return command()
+    except AlikeOnAllRanks as error:
+        return _tell(error, 2) if is_first() else _leave_last(2, str(error))
+    except UserError as error:
+        _listen()
+        return _tell(error, 2)
+    except SaidByAnotherRank as error:
+        return _leave_last(2, error.otherwise)
+    except RunFailed as error:
+        return _tell(error, 1) if is_first() else _leave_last(1)
+    except KeyboardInterrupt:
+        return _tell("stopped", 1) if is_first() else 1
+    except Exception as error:
+        if not is_one_of_many():
+            raise
+        return _fail(error)
+
+
+def consequence(error: BaseException) -> str | None:
+    """What another rank did, where the error only says that; None where this rank is the cause."""
+    if not (type(error).__name__ in CARRIERS or type(error) is RuntimeError):
+        return None
+    said = str(error)
+    if UNANSWERED.search(said):
+        return "another rank did not answer"
+    return "another rank ended" if ENDED.search(said) else None
+
+
+def _fail(error: Exception) -> int:
+    place = launched()
+    because = consequence(error)
+    if because is None:
+        _listen()
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        return 1
+    detail = " ".join(str(error).split())[:160]
+    _tell(
+        f"rank {place.rank} on {place.host}: stopped because {because} "
+        f"({type(error).__name__}: {detail})",
+        1,
+    )
+    return _leave_last(1)
+
+
+def _listen() -> None:
+    if is_one_of_many():
+        time.sleep(LISTEN_SECONDS)
+
+
+def _leave_last(code: int, otherwise: str = "") -> int:
+    time.sleep(SILENT_SECONDS)
+    return _tell(otherwise, code) if otherwise else code
+
+
+def _tell(line: object, code: int) -> int:
+    print(f"harness: {' '.join(str(line).split())}", file=sys.stderr, flush=True)
+    return code

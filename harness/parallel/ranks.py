@@ -1,0 +1,150 @@
+"""All ranks of a launch through Horovod, before they have devices: what they say to each other."""
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from harness.errors import SaidByAnotherRank, UserError
+from harness.parallel.launcher import launched
+from harness.parallel.replicas import finish
+from harness.parallel.topology import Topology, from_horovod
+
+
+def launched_topology() -> Topology:
+    """The topology that the launcher set for this process, before anything is started.
+
+    Without a launcher: one rank. Raises UserError where hosts differ in size; one rank of the first
+    host that differs says so, the others leave without a word.
+    """
+    place = launched()
+    try:
+        topology = from_horovod(place.rank, place.size, place.local_size, place.cross_size)
+        if topology.local_rank != place.local_rank:
+            raise UserError(
+                f"ranks must be numbered host by host, rank {topology.rank} is number "
+                f"{place.local_rank} of its host; name every host once in -H"
+            )
+    except UserError as error:
+        # A rank knows its own host only; that all before it had an even share shows in its number.
+        even_before = place.rank * place.cross_size == place.cross_rank * place.size
+        even_numbers = place.local_size * place.cross_size == place.size
+        if place.rank == 0 or (place.local_rank == 0 and (even_before or even_numbers)):
+            raise
+        raise SaidByAnotherRank(str(error)) from None
+    return topology
+
+
+class Ranks:
+    """The small exchanges outside the windows, through Horovod and host memory."""
+
+    def __init__(self, topology: Topology, process_sets: Sequence[hvd.ProcessSet] = ()) -> None:
+        self.topology = topology
+        self.process_sets = process_sets
+        """Horovod's, of the ranks with the same local rank."""
+
+    def hosts(self) -> list[str]:
+        """The host name of every node. Collective over the world."""
+        return self.machines()[:: self.topology.ranks_per_node]
+
+    def machines(self) -> list[str]:
+        """The host name of every rank. Collective over the world."""
+        return self.gather_objects(socket.gethostname(), "machines")
+
+    @property
+    def is_first(self) -> bool:
+        return self.topology.rank == 0
+
+    def horovod_build(self) -> dict[str, bool]:
+        """What Horovod was built with."""
+        return {
+            "gloo": bool(hvd.gloo_built()),
+            "mpi": bool(hvd.mpi_built()),
+            "nccl": bool(hvd.nccl_built()),
+        }
+
+    def raise_together(self, problem: UserError | None) -> None:
+        """Every rank leaves if any has a problem; the first that has one says it.
+
+        Collective over the world.
+        """
+        flag = torch.tensor([0.0 if problem is None else 1.0])
+        having = self.launch_gather(flag, "problems").wait().flatten().nonzero().flatten()
+        if not len(having):
+            return
+        if problem is not None and self.topology.rank == int(having[0]):
+            raise problem
+        raise SaidByAnotherRank
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A UserError of any rank in this block ends all of them. Collective over the world."""
+        problem = None
+        try:
+            yield
+        except UserError as error:
+            problem = error
+        self.raise_together(problem)
+
+    def launch_gather(self, vector: Tensor, name: str) -> "Gathered":
+        """Starts [n] of each rank -> [world, n] on all. Collective over the world."""
+        row = vector.detach().reshape(1, -1).contiguous()
+        if self.topology.world_size == 1:
+            return Gathered(None, row)
+        return Gathered(hvd.allgather_async(row, name=name), row)
+
+    def gather_objects(self, value: Any, name: str) -> list[Any]:
+        """The picklable `value` of every rank on all of them. Collective over the world."""
+        if self.topology.world_size == 1:
+            return [value]
+        return list(hvd.allgather_object(value, name=name))
+
+    def broadcast(self, value: Any, name: str) -> Any:
+        """Rank 0's picklable `value` on all ranks. Collective over the world."""
+        if self.topology.world_size == 1:
+            return value
+        return hvd.broadcast_object(value, root_rank=0, name=name)
+
+
+class Gathered:
+    """Rows of all ranks, under way."""
+
+    def __init__(self, handle: int | None, row: Tensor) -> None:
+        self._handle = handle
+        self._row = row
+
+    def wait(self) -> Tensor:
+        return self._row if self._handle is None else finish(self._handle)
+
+
+@contextmanager
+def open_ranks(topology: Topology) -> Iterator[Ranks]:
+    """Horovod, opened, and closed on the way out with all that was opened on it.
+
+    A rank that leaves with an error shuts Horovod down, so that the others raise instead of
+    waiting. Collective over the world.
+    """
+    sets = [hvd.ProcessSet(list(ranks)) for ranks in _peer_sets(topology)]
+    hvd.init(process_sets=sets)
+    try:
+        if hvd.size() != topology.world_size:
+            raise UserError(
+                f"Horovod runs {hvd.size()} ranks, its launcher told this one of "
+                f"{topology.world_size}; start with horovodrun --gloo"
+            )
+        yield Ranks(topology, sets)
+    finally:
+        hvd.shutdown()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _peer_sets(topology: Topology) -> tuple[tuple[int, ...], ...]:
+    # A process set equal to the world, or of one rank, is not one for Horovod to keep.
+    proper = 1 < topology.nodes < topology.world_size
+    return topology.peer_groups if proper else ()
