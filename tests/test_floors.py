@@ -18,9 +18,9 @@ FLOORS = [
     "measure.signs_of_life terminal",
     "parallel leaving model.backbone model.margins data measure.machine measure.tally "
     "measure.store",
-    "model.sliced_classifier model.network model.flops exchange checkpoint evaluation optimizer "
-    "assembly course ledger finite tracing curvature staleness measure.delivery measure.opening "
-    "measure.tracking measure.node_gauges checks",
+    "model.sliced_classifier model.network model.trainable model.flops exchange checkpoint "
+    "evaluation optimizer assembly course ledger finite tracing curvature staleness "
+    "measure.delivery measure.opening measure.tracking measure.node_gauges checks",
     "trainer pace run timing calibrate",
     "cluster study",
     "cli __main__",
