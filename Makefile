@@ -8,7 +8,7 @@
 #   make predicted  has the planner predict the tables that make lab left in analysis/lab
 #   make scale     simulates the sweep that analysis/7_scale.ipynb draws: five minutes
 #   make recorded  trains what analysis/store holds anew (ten minutes), and draws the notebooks
-#   make ui      MLflow's pages of the runs so far
+#   make ui      MLflow's pages of the runs so far; STUDY=demo: of one study
 #   make clean   undo the set-up; make clean-cache also forgets the built Horovod and rendered images
 # PYTHON is what .venv is made from; EXTRAS=tests,analysis,gpu adds NVIDIA's gauges; JOBS compilers,
 # 2 GB each, build Horovod the first time.
@@ -65,8 +65,7 @@ recorded: $(STAMP)
 	$(BIN)/python -m analysis.run
 
 ui: $(STAMP)
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --workers 1 \
-	    --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db} --port $(PORT)
+	$(BIN)/harness ui --port $(PORT) $(if $(STUDY),--study $(STUDY))
 
 # Runs and their records (runs/, mlflow.db) are results: no target removes them.
 clean:

@@ -14,7 +14,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from harness.measure.store import sqlite_file
+from harness.measure.address import sqlite_file
 
 HERE = Path(__file__).resolve().parent
 QUESTIONS = (

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from harness.config import Config
-from harness.measure.store import sqlite_file
+from harness.measure.address import sqlite_file
+from harness.measure.folders import METRICS_FILE
 from harness.measure.summary import Evaluation, RunSummary, Spread
-from harness.measure.tracking import METRICS_FILE, Tracker
+from harness.measure.tracking import Tracker
 from harness.study.table import PHASES
 
 RUNS, WINDOWS, STUDY = 50, 1000, "large"

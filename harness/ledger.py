@@ -9,8 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from harness.checkpoint import STARTED, Progress
+from harness.checkpoint.meta import STARTED, Progress
 from harness.config import Config
+from harness.course import Course
+from harness.evaluation import NONFINITE
 from harness.exchange.compression import sent_bytes
 from harness.exchange.exchange import route_of
 from harness.exchange.torch_ddp import KINDS
@@ -18,7 +20,6 @@ from harness.measure.summary import Evaluation, RunSummary
 from harness.measure.tally import Tally, Totals
 from harness.measure.traffic import Bytes, Sizes, formula
 from harness.measure.utilisation import UNKNOWN, Capacity
-from harness.optimizer import lr_at
 from harness.parallel.ddp import power_sgd_elements
 from harness.parallel.ranks import Gathered
 from harness.parallel.topology import Topology
@@ -54,38 +55,35 @@ class Unheard:
 class Ledger:
     """Adds up windows; tells the journal of each interval, and the summary of them all.
 
-    `first` is the window the run starts with, `windows` the one it ends before. Traced windows,
-    and those that resume a late exchange after a pause, are in no time, rate or count of bytes
-    here. `progress`: of the checkpoint that the run goes on from.
+    Traced windows, and those that resume a late exchange after a pause, are in no time, rate or
+    count of bytes here. `progress`: of the checkpoint that the run goes on from.
     """
 
     def __init__(
         self,
         config: Config,
         world: World,
-        first: int,
-        windows: int,
-        images_per_window: int,
+        course: Course,
         capacity: Capacity = UNKNOWN,
         progress: Progress = STARTED,
         stopwatch: Stopwatch | None = None,
     ) -> None:
         self._config = config
         self._world = world
-        self._first = first
-        self._windows = windows
-        self._images_per_window = images_per_window
-        self._images_per_rank = images_per_window / world.topology.world_size
+        self._course = course
+        self._windows = course.windows
+        self._images_per_window = course.images_per_window
+        self._images_per_rank = course.images_per_window / world.topology.world_size
         self._capacity = capacity
         self._progress = progress
-        self._kinds = Kinds(config, first, windows)
+        self._kinds = Kinds(config, course.first, course.windows)
         self._run, self._interval = Tally(capacity), Tally(capacity)
         self._under_way: tuple[int, Gathered] | None = None
         self._evaluated: list[tuple[int, Moment, dict[str, float]]] = []
         self._sent = world.meters.traffic.total
         self._cpu_from = 0.0
         self.stopwatch = stopwatch or Stopwatch(world.device)
-        self._spent = Spent(self.stopwatch, self._kinds.of(first))
+        self._spent = Spent(self.stopwatch, self._kinds.of(course.first))
 
     def begins(self, journal: Journal) -> None:
         """Training begins: starts the watch, and says what will not be measured."""
@@ -142,6 +140,9 @@ class Ledger:
 
     def evaluated(self, ended: int, metrics: dict[str, float], journal: Journal) -> None:
         """Books an evaluation after so many windows, the watch being stopped."""
+        for name, count in metrics.items():
+            if name.endswith(f"/{NONFINITE}") and name.count("/") > 1:
+                journal.warn("evaluation", nonfinite_images(name.split("/")[1], int(count), ended))
         self._evaluated.append((ended, self._spent.moment(), metrics))
         journal.log(ended, metrics)
 
@@ -150,7 +151,7 @@ class Ledger:
         evaluations = tuple(
             Evaluation(
                 window=ended,
-                images=ended * self._images_per_window,
+                images=self._course.images(ended),
                 train_seconds=self._seconds_at(moment),
                 metrics=metrics,
             )
@@ -183,7 +184,7 @@ class Ledger:
         totals = self._totals(gathered.wait())
         rate = self._images_per_window / totals.step_ms.mean * 1e3 if totals.windows else 0.0
         metrics = totals.metrics()
-        metrics["optimizer/lr"] = lr_at(self._config.optimizer, ended - 1, self._windows)
+        metrics["optimizer/lr"] = self._course.lr(ended - 1)
         if totals.windows:
             metrics["throughput/images_per_second"] = rate
         journal.log(ended, metrics)
@@ -210,7 +211,7 @@ class Ledger:
             ranks=topology.world_size,
             nodes=topology.nodes,
             windows=self._windows,
-            images=self._windows * self._images_per_window,
+            images=self._course.images(self._windows),
             parameters_backbone=backbone,
             parameters_classifier=classifier,
             images_per_second=timed * self._images_per_window / seconds if timed else 0.0,
@@ -229,6 +230,14 @@ class Ledger:
             commit=None,
             per_rank=totals.per_rank,
         )
+
+
+def nonfinite_images(name: str, count: int, ended: int) -> str:
+    """One line: what an evaluation of a validation set found."""
+    return (
+        f"after {ended} windows the model gives {count} images of {name} a logit that is not "
+        f"finite; they count as misses, and the loss there is not finite"
+    )
 
 
 def expected_bytes(

@@ -28,10 +28,14 @@ def make_optimizer(config: OptimizerConfig, flats: Sequence[Flat]) -> torch.opti
 
 def lr_at(config: OptimizerConfig, window: int, windows: int) -> float:
     """Learning rate of a window out of `windows`: linear warm-up, then the schedule."""
+    span = max(1, windows - config.warmup_windows)
+    return scheduled_lr(config, window, (window - config.warmup_windows) / span)
+
+
+def scheduled_lr(config: OptimizerConfig, window: int, done: float) -> float:
+    """The same, `done` being the share of what comes after the warm-up."""
     if window < config.warmup_windows:
         return config.lr * (window + 1) / config.warmup_windows
-    span = max(1, windows - config.warmup_windows)
-    done = (window - config.warmup_windows) / span
     if config.schedule == "cosine":
         return config.lr * 0.5 * (1 + math.cos(math.pi * done))
     if config.schedule == "step":

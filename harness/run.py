@@ -4,7 +4,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from types import FrameType
@@ -12,22 +11,27 @@ from types import FrameType
 import torch
 from tqdm import tqdm
 
-from harness.checkpoint import read_meta
+from harness.assembly import DTYPES
+from harness.checkpoint.meta import read_meta
 from harness.checks.agreement import agree_on_data, agree_on_settings
 from harness.checks.before_training import check_before_training
 from harness.checks.compute import measure_speed
+from harness.checks.shared_folder import check_shared_folder
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.data.open import open_dataset
 from harness.data.shares import Shares
-from harness.errors import UserError
+from harness.data.verify import verify
+from harness.errors import Diverged, RunFailed, UserError
 from harness.exchange.compression import check_compression
 from harness.ledger import Unheard
 from harness.measure.clock import clock_for
+from harness.measure.folders import check_free, claim, now
 from harness.measure.machine import environment
+from harness.measure.node_gauges import monitor_node
 from harness.measure.store import Status, check_store
-from harness.measure.summary import FILE_NAME, RunSummary
-from harness.measure.tracking import Tracker, monitor_node
+from harness.measure.summary import DIVERGED_TAG, FILE_NAME, RunSummary
+from harness.measure.tracking import Tracker
 from harness.measure.traffic import Traffic
 from harness.measure.utilisation import Capacity, in_a_line, summary_bars
 from harness.pace import paced
@@ -38,7 +42,7 @@ from harness.parallel.timeline import allow_timeline
 from harness.parallel.topology import Topology, check_classes
 from harness.parallel.world import World, choose_device, link
 from harness.tracing import check_trace
-from harness.trainer import DTYPES, Trainer
+from harness.trainer import Trainer
 
 
 class Stopped(KeyboardInterrupt):
@@ -53,7 +57,7 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
     topology = launched_topology()
     dataset, problem = None, None
     try:
-        dataset = _prepare(config, topology)
+        dataset = _prepare(config, topology, folder)
     except UserError as error:
         problem = error
     if config.trace.horovod_timeline:
@@ -75,22 +79,30 @@ def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) ->
     check_before_training(config, world)
     cores = cores_of(world)
     torch.set_num_threads(cores.threads(config.train.threads))
-    folder = world.broadcast(folder or _folder(config), "folder")
-    capacity = _capacity(config, world, cores)
-    with world.together():
-        config = paced(config, dataset, world, folder)
-        trainer = Trainer(config, dataset, world, folder, capacity)
-    with _journal(config, folder, world) as journal:
-        return journal.conclude(trainer.train(journal))
+    notes = (*dataset.notes, *verify(dataset, world, config.data))
+    with _own_folder(config, folder, world) as own:
+        check_shared_folder(config.train, own, world)
+        capacity = _capacity(config, world, cores)
+        with world.together():
+            config = paced(config, dataset, world, own)
+            trainer = Trainer(config, dataset, world, own, capacity)
+        with _journal(config, own, world) as journal:
+            if notes:
+                journal.warn("data", "; ".join(notes))
+            summary = journal.conclude(trainer.train(journal))
+            trainer.check_saved()
+            return summary
 
 
-def _prepare(config: Config, topology: Topology) -> Dataset:
+def _prepare(config: Config, topology: Topology, folder: Path | None) -> Dataset:
     """The images; raises UserError for all that can be wrong by now."""
     check_classes(topology, config.classifier.layout, config.data.num_classes)
     check_trace(config.trace, topology.world_size)
     check_compression(config.exchange.compression, topology.nodes)
     if config.train.resume:
         read_meta(Path(config.train.resume), config.data.num_classes)
+    if topology.rank == 0 and folder is not None:
+        check_free(folder)
     if topology.rank == 0 and config.tracking.enabled:
         check_store(config)
     dataset = open_dataset(config.data)
@@ -130,19 +142,24 @@ def _matmul_speed(config: Config, device: torch.device, world: World) -> float:
     )
 
 
-def _folder(config: Config) -> Path:
-    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return Path(config.tracking.folder).absolute() / f"{config.name}-s{config.seed}-{now}"
+@contextmanager
+def _own_folder(config: Config, given: Path | None, world: World) -> Iterator[Path]:
+    """The run's folder, which rank 0 makes; after an error nothing is left of an empty one.
 
-
-def _make(folder: Path) -> None:
+    Collective over the world.
+    """
+    name = f"{config.name}-s{config.seed}-{now()}"
+    own = None
+    with world.together():
+        if world.is_first:
+            own = claim(given, Path(config.tracking.folder) / name)
+    folder: Path = world.broadcast(own.folder if own else None, "folder")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make the run's folder {folder}: {error.strerror}; "
-            f"set tracking.folder, or --folder, to another"
-        ) from error
+        yield folder
+    except BaseException:
+        if own:
+            own.give_back()
+        raise
 
 
 class _Silent(Unheard):
@@ -150,6 +167,9 @@ class _Silent(Unheard):
 
     def conclude(self, summary: RunSummary) -> RunSummary:
         return summary
+
+    def close(self) -> None:
+        return None
 
 
 class _Journal:
@@ -179,16 +199,35 @@ class _Journal:
         self._tracker.large_artifact(path, folder)
 
     def conclude(self, summary: RunSummary) -> RunSummary:
-        """Writes `summary.json`, logs `summary/*` once, prints the last words."""
-        self._progress.close()
+        """Writes `summary.json`, logs `summary/*` once, prints the last words.
+
+        Raises RunFailed, after the rest, where the summary could not be written.
+        """
         whole = summary.model_copy(
             update={"mlflow_run_id": self._tracker.run_id, "commit": self._commit}
         )
-        whole.write(self._folder)
-        self._tracker.artifact(self._folder / FILE_NAME)
+        problem = None
+        try:
+            whole.write(self._folder)
+            self._tracker.artifact(self._folder / FILE_NAME)
+        except OSError as error:
+            problem = error
         self._tracker.log(0, summary_metrics(whole))
+        if whole.diverged:
+            self._tracker.tag(DIVERGED_TAG, whole.diverged)
+        self.close()
         print(last_words(whole, self._folder), flush=True)
+        if problem is not None:
+            raise RunFailed(
+                f"the run was trained to its end, but its summary cannot be written to "
+                f"{self._folder} ({problem.strerror}); make room there: what is printed above, "
+                f"and what MLflow has of it, is all that there is"
+            ) from problem
         return whole
+
+    def close(self) -> None:
+        """Ends the line of progress: what is said next begins its own."""
+        self._progress.close()
 
 
 def summary_metrics(summary: RunSummary) -> dict[str, float]:
@@ -215,6 +254,7 @@ def last_words(summary: RunSummary, folder: Path) -> str:
     accuracy = " · ".join(
         f"{name} {value:.2%}" for name, value in summary.final.items() if name.endswith("/top1")
     )
+    accuracy += f"; diverged: {summary.diverged}" if summary.diverged else ""
     return "\n".join(
         (
             f"{summary.name}, seed {summary.seed}: {summary.ranks} ranks on {summary.nodes} nodes, "
@@ -239,32 +279,41 @@ def _journal(config: Config, folder: Path, world: World) -> Iterator["_Journal |
         if world.is_first:
             facts = environment(world.horovod_build()) | {"hosts": hosts}
             commit = facts["git_commit"]
-            _make(folder)
             tracker = Tracker.start(config, folder, facts)
     run_id = world.broadcast(tracker.run_id, "run id")
     speaks = world.topology.local_rank == 0
     gauges = monitor_node(config, run_id, world.topology.node) if speaks else nullcontext()
     status: Status = "FAILED"
+    journal = _Journal(folder, tracker, commit) if world.is_first else _Silent()
     try:
         with _stop_signals(), gauges:
-            yield _Journal(folder, tracker, commit) if world.is_first else _Silent()
+            yield journal
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except Diverged as error:
+        tracker.tag(DIVERGED_TAG, error.found)
+        raise
     finally:
+        journal.close()
         tracker.finish(status)
 
 
 @contextmanager
 def _stop_signals() -> Iterator[None]:
-    """SIGTERM raises here, so that tracking learns of it; horovodrun sends it to end a run."""
+    """SIGTERM raises here, so that tracking learns of it; horovodrun sends it to end a run. SIGHUP
+    too, which a terminal that goes away sends, unless it is ignored, as under nohup."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(signal.Signals(number).name)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    ends = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        ends.append(signal.SIGHUP)
+    before = [(number, signal.signal(number, stop)) for number in ends]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from harness.config import Config
+from harness.course import Course
 from harness.dynamics import dynamics_of
 from harness.exchange.exchange import Exchange
 from harness.exchange.lateness import cosine
 from harness.ledger import Journal
-from harness.optimizer import lr_at
 from harness.parallel.ranks import Gathered
 from harness.parallel.world import World
 from harness.stability import Dynamics, largest_stable_product
@@ -26,15 +26,18 @@ LEAST_SHARE = 0.1
 class StalenessLedger:
     """Logs what exchanges and estimates of curvature found; the same calls on all ranks."""
 
-    def __init__(self, config: Config, world: World, windows: int, first: int = 0) -> None:
-        """Of a run from window `first` on, up to the one it ends before."""
+    def __init__(
+        self, config: Config, world: World, course: Course, next_warning: float | None = None
+    ) -> None:
+        """`next_warning`: of the checkpoint that the run goes on from."""
         self._config = config
         self._nodes = world.topology.nodes
-        self._first = first
+        self._course = course
+        self._first = course.first
         self._world = world
-        self._windows = windows
+        self._windows = course.windows
         self._under_way: tuple[int, Gathered] | None = None
-        self._next_warning = ABOVE
+        self.next_warning = ABOVE if next_warning is None else next_warning
         """lr over the largest stable one at which to warn: the first time, then twice the last."""
 
     def begins(self, journal: Journal) -> None:
@@ -82,21 +85,27 @@ class StalenessLedger:
         once = settings.curvature_after_warmup and late is not None and late.delay > 0
         return (once and ended == peak) or bool(every and ended and ended % every == 0)
 
-    def estimated(self, ended: int, curvature: float, journal: Journal) -> None:
-        """The largest curvature after `ended` windows: how it stands with the lr of the next."""
+    def estimated(self, ended: int, curvature: float | None, journal: Journal) -> None:
+        """The largest curvature after `ended` windows: how it stands with the lr of the next.
+
+        None: memory did not suffice.
+        """
         if not self._world.is_first:
+            return
+        if curvature is None:
+            journal.warn("curvature", not_estimated(ended))
             return
         window = min(ended, self._windows - 1)
         metrics = {"staleness/curvature": curvature}
         dynamics = dynamics_of(self._config, window, self._nodes)
         if dynamics is not None and curvature > 0:
             stable = largest_stable_product(dynamics) / curvature
-            lr = lr_at(self._config.optimizer, window, self._windows)
+            lr = self._course.lr(window)
             metrics["staleness/stable_lr"] = stable
             metrics["staleness/lr_over_stable"] = lr / stable
             metrics["staleness/above_limit"] = float(lr > stable)
-            if lr > self._next_warning * stable:
-                self._next_warning = 2 * lr / stable
+            if lr > self.next_warning * stable:
+                self.next_warning = 2 * lr / stable
                 journal.warn("staleness", warning(dynamics, window, lr, stable, curvature))
         journal.log(ended, metrics)
 
@@ -115,6 +124,14 @@ def warning(dynamics: Dynamics, window: int, lr: float, stable: float, curvature
         f"lr {lr:.3g} at window {window} with {_settings(dynamics)} is {lr / stable:.1f} times the "
         f"largest stable rate, {stable:.2g}, by a quadratic model (curvature {curvature:.2g}); "
         f"lower optimizer.lr or {_advice(dynamics)}"
+    )
+
+
+def not_estimated(ended: int) -> str:
+    """One line: what is missing, why, and what to do."""
+    return (
+        f"the curvature is not estimated after {ended} windows, because a rank has not enough free "
+        f"memory for it; the training goes on, and a smaller train.batch_size leaves room for it"
     )
 
 

@@ -9,34 +9,33 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.checkpoint import STARTED, Checkpoint
+from harness.assembly import assemble
+from harness.checkpoint.checkpoint import Checkpoint
+from harness.checkpoint.meta import STARTED, Meta
+from harness.checkpoint.saves import Saves
+from harness.checkpoint.states import optimizer_strips
 from harness.config import Config
-from harness.curvature import Curvature
-from harness.data.images import Dataset
+from harness.course import course_of, what_changed
+from harness.curvature import Curvature, runs_of
+from harness.data.images import Dataset, OneAtATime
 from harness.data.loader import Batch, train_batches
-from harness.data.shares import Shares
 from harness.errors import UserError
-from harness.evaluation import average_statistics, distance, evaluate_sets
-from harness.exchange.exchange import make_exchange, route_of
-from harness.exchange.flat import Flat
+from harness.evaluation import average_statistics, averaged_statistics, distance, evaluate_sets
+from harness.exchange.exchange import make_exchange
 from harness.exchange.torch_ddp import through_ddp
-from harness.ledger import Journal, Ledger, expected_bytes
+from harness.finite import Watch, all_finite
+from harness.ledger import Journal, Ledger
 from harness.measure.phase import Phase
 from harness.measure.summary import RunSummary
 from harness.measure.utilisation import UNKNOWN, Capacity
-from harness.model.backbone import make_backbone
-from harness.model.flops import micro_batch_flops
 from harness.model.network import Network
-from harness.model.sliced_classifier import SlicedClassifier
-from harness.optimizer import lr_at, make_optimizer
-from harness.parallel.slices import slice_of
+from harness.optimizer import make_optimizer
 from harness.parallel.world import World
+from harness.seeding import seed_default
 from harness.staleness import StalenessLedger
 from harness.tracing import FOLDER as TRACES
 from harness.tracing import Tracing
 from harness.windows import traced_windows
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
 
 class Trainer:
@@ -52,102 +51,75 @@ class Trainer:
     ) -> None:
         """`capacity`: what this rank's processor can do, operations of a window aside."""
         self._config = config
-        self._dataset = dataset
+        # An estimate of the curvature reads while the thread that reads ahead does.
+        self._dataset = replace(dataset, train=OneAtATime(dataset.train))
         self._world = world
-        self._folder = folder
-        self._make_model()
-        flats = self.shared, self.sliced
+        self._model = model = assemble(config, dataset, world)
+        self.backbone, self.classifier = model.backbone, model.classifier
+        self.shared, self.sliced = flats = model.shared, model.sliced
         self.optimizer = make_optimizer(config.optimizer, flats)
-        self._checkpoint = Checkpoint(self.backbone, self.classifier, flats, self.optimizer, world)
+        checkpoint = Checkpoint(self.backbone, self.classifier, flats, self.optimizer, world)
         resume = config.train.resume
-        saved = self._checkpoint.load(Path(resume)) if resume else None
-        self._first = saved.window if saved else 0
+        self._saved = saved = checkpoint.load(Path(resume)) if resume else None
+        self._first = first = saved.window if saved else 0
+        if saved and not all_finite(model.numbers):
+            raise UserError(
+                f"train.resume={resume} holds values that are not finite: its training had "
+                f"diverged by window {first}; resume an earlier one with a lower optimizer.lr"
+            )
         network = Network(self.backbone, self.classifier)
-        self._network = through_ddp(config.exchange, network, world)
-        self._curvature = Curvature(network, *flats, world)
+        size = 2, dataset.channels, dataset.image_size, dataset.image_size
+        through = through_ddp(
+            config.exchange, network, world, self.shared, self.shared.values.new_zeros(size), first
+        )
+        self._network = through.network
+        self._curvature = Curvature(network, *flats, world, runs_of(config.train.precision))
         self.exchange = make_exchange(
             config.exchange,
             config.classifier,
             *flats,
             world,
-            self._first,
+            first,
             config.staleness.sample_every,
+            through.errors,
         )
+        carried = self.exchange.carried()
+        self._left = checkpoint.load_carried(Path(resume), carried) if resume else []
         topology = world.topology
-        ranks = topology.rank, topology.world_size
-        self._shares = Shares(len(dataset.train), config.train.batch_size, *ranks, config.seed)
-        self.windows = self._run_length()
+        self._course = course_of(
+            config,
+            len(dataset.train),
+            topology.rank,
+            topology.world_size,
+            first,
+            saved.passed if saved else None,
+        )
+        self.windows = self._course.windows
         if self._first >= self.windows:
             raise UserError(
                 f"train.resume={resume} is at window {self._first} and the run ends at "
                 f"{self.windows}; raise train.steps or train.epochs"
             )
-        images = self._shares.world_batch_size * config.exchange.backward_passes_per_step
         self._ledger = Ledger(
             config,
             world,
-            self._first,
-            self.windows,
-            images,
-            replace(capacity, flop_per_window=self._flop_per_window()),
+            self._course,
+            replace(capacity, flop_per_window=model.flop_per_window()),
             saved.progress if saved else STARTED,
         )
         traced = traced_windows(config.trace, self._first, self.windows)
         self._tracing = Tracing(config.trace, traced, world, folder)
-        self._staleness = StalenessLedger(config, world, self.windows, self._first)
-
-    def _make_model(self) -> None:
-        """Backbone and classifier, their parameters in two flat tensors.
-
-        `shared` is what all ranks of a node hold alike, `sliced` what only this one owns.
-        """
-        config, data, world = self._config, self._dataset, self._world
-        dtype = DTYPES[config.train.precision]
-        backbone = make_backbone(config.backbone, data.channels, data.image_size, config.seed)
-        classifier = SlicedClassifier(
-            backbone.features, data.num_classes, config.classifier, world.slices, config.seed
-        )
-        self.backbone = backbone.to(device=world.device, dtype=dtype)
-        self.classifier = classifier.to(device=world.device, dtype=dtype)
-        shared, sliced = list(backbone.parameters()), list(classifier.parameters())
-        if config.classifier.layout == "replicated":
-            shared, sliced = shared + sliced, []
-        alone = route_of(config.exchange, config.classifier) == "hierarchical"
-        owner = world.node.index if alone else None
-        # PowerSGD takes gradients for matrices of filters, whose elements lie together.
-        last = config.exchange.kind != "ddp_powersgd"
-        self.shared = Flat(shared, world.node.size, shared[0], owner, channels_last=last)
-        self.sliced = Flat(sliced, 1, shared[0])
-        # Processors of several kinds draw numbers that differ in their last bits.
-        world.everyone.broadcast(self.shared.values)
-        world.replicas.broadcast(self.sliced.values)
-
-    def _flop_per_window(self) -> float:
-        config, data, batch = self._config, self._dataset, self._config.train.batch_size
-        flops = micro_batch_flops(
-            self.backbone,
-            data.channels,
-            data.image_size,
-            images=batch,
-            gathered=batch * self._world.slices.size,
-            classes=len(self.classifier.weight),
-        )
-        return flops.total * config.exchange.backward_passes_per_step
-
-    def _run_length(self) -> int:
-        train = self._config.train
-        if train.steps is not None:
-            return train.steps
-        assert train.epochs is not None
-        passes = self._config.exchange.backward_passes_per_step
-        return max(1, round(train.epochs * self._shares.micro_batches_per_epoch / passes))
+        warned = saved.next_warning if saved else None
+        self._staleness = StalenessLedger(config, world, self._course, warned)
+        self._saves = Saves(config.train, self.windows, folder, checkpoint)
+        self._watch = Watch(self._course, world, flats, model.numbers)
 
     def train(self, journal: Journal) -> RunSummary:
         """All windows, with evaluations in between and, on the drained model, at the end.
 
         An evaluation leaves no trace in the training, and its time is not the training's.
         """
-        torch.manual_seed(self._config.seed * 100_003 + self._world.topology.rank)
+        self._say_what_changed(journal)
         batches = self.batches(self._first)
         self.backbone.train()
         self._staleness.begins(journal)
@@ -175,12 +147,12 @@ class Trainer:
         """This rank's micro-batches from a window's first on."""
         return train_batches(
             self._dataset,
-            self._shares,
+            self._course.shares,
             seed=self._config.seed,
             rank=self._world.topology.rank,
             device=self._world.device,
             augment=self._config.data.augment > 0,
-            start=window * self._config.exchange.backward_passes_per_step,
+            start=self._course.micro_batch(window),
             prefetch=self._config.data.prefetch,
         )
 
@@ -189,12 +161,15 @@ class Trainer:
         self._ledger.window_begins(window)
         with self._world.meters.clock.window():
             self._window(window, batches)
+            self._watch.window_ended(window, journal)
         self._ledger.window_ended(window, journal)
         self._staleness.window_ended(window, self.exchange, journal)
 
     def _window(self, window: int, batches: Iterator[Batch]) -> None:
         clock, passes = self._world.meters.clock, self._config.exchange.backward_passes_per_step
-        self._set_lr(lr_at(self._config.optimizer, window, self.windows))
+        rank, device = self._world.topology.rank, self._world.device
+        seed_default(self._config.seed, "window", window, rank, device=device)
+        self._set_lr(self._course.lr(window))
         for number in range(passes):
             last = number == passes - 1
             if number % self.exchange.passes_per_step == 0:
@@ -210,9 +185,11 @@ class Trainer:
                 self._step()
                 self.exchange.after_step()
             self._ledger.add_scores(scores.loss, scores.top1)
+            self._watch.add_loss(scores.loss)
 
     def _step(self) -> None:
         with self._world.meters.clock.phase(Phase.OPTIMIZER):
+            self._watch.add_gradients()
             self.optimizer.step()
 
     def evaluate(self, limit: int = 0) -> dict[str, float]:
@@ -221,8 +198,7 @@ class Trainer:
         `limit`: images of each set; 0 takes all. Where nodes may differ, `exchange/distance` is how
         far they are from their mean, as a share of its norm.
         """
-        with self.exchange.averaged() as squares:
-            average_statistics(self.backbone, self._world)
+        with self.exchange.averaged() as squares, averaged_statistics(self.backbone, self._world):
             metrics = self._evaluate(limit)
         return metrics | distance(squares, self._world)
 
@@ -233,21 +209,16 @@ class Trainer:
                 self._dataset.validation,
                 self._world,
                 dtype=self.shared.values.dtype,
-                batch_size=4 * self._config.train.batch_size,
+                batch_size=self._config.train.batch_size,
                 limit=limit,
             )
 
     def _pauses(self, ended: int) -> bool:
-        return self._saves(ended) or self._evaluates(ended) or self._staleness.estimates(ended)
+        return self._saves.due(ended) or self._evaluates(ended) or self._staleness.estimates(ended)
 
     def _evaluates(self, ended: int) -> bool:
         every = self._config.train.evaluate_every
         return ended == self.windows or bool(every and ended % every == 0)
-
-    def _saves(self, ended: int) -> bool:
-        train = self._config.train
-        due = train.checkpoint_every and ended % train.checkpoint_every == 0
-        return bool(due) or (train.save and ended == self.windows)
 
     def _estimate_curvature(self, ended: int, journal: Journal) -> None:
         """At the mean over nodes, by the next micro-batches, which the training takes as ever.
@@ -261,9 +232,10 @@ class Trainer:
         self._staleness.estimated(ended, found, journal)
 
     def _pause(self, ended: int, journal: Journal) -> None:
+        self._watch.settle(ended, journal)
         if self._staleness.estimates(ended):
             self._estimate_curvature(ended, journal)
-        if not self._saves(ended):
+        if not self._saves.due(ended):
             if self._evaluates(ended):
                 limit = self._config.train.evaluate_images
                 self._ledger.evaluated(ended, self.evaluate(limit), journal)
@@ -282,40 +254,56 @@ class Trainer:
     def _judge_drained(
         self, ended: int, apart: Callable[[], Tensor] | None, journal: Journal
     ) -> None:
-        """Evaluates and saves what is due; how far nodes are apart is told of before the drain."""
+        """Saves and evaluates what is due, in this order: whatever an evaluation meets with, the
+        model is there. How far nodes are apart is told of before the drain."""
+        self._watch.settle(ended, journal)
         apart_before = distance(apart() if apart else None, self._world)
+        if self._saves.due(ended):
+            strips = optimizer_strips(self.optimizer, (self.shared, self.sliced))
+            self.exchange.agree_on([strip.tensor for strip in strips if strip.tensor.dim()])
+            average_statistics(self.backbone, self._world)
+            self._saves.save(self._meta(ended), self.exchange.carried(), journal)
+            self._watch.saved(self._saves.last)
         if self._evaluates(ended):
             limit = 0 if ended == self.windows else self._config.train.evaluate_images
             self._ledger.evaluated(ended, self.evaluate(limit) | apart_before, journal)
+            if self._saves.due(ended):
+                self._saves.rewrite(self._meta(ended), journal)
         elif apart_before:
             journal.log(ended, apart_before)
-        if self._saves(ended):
-            average_statistics(self.backbone, self._world)
-            folder = self._folder / "checkpoints" / f"{ended:09d}"
-            self._checkpoint.save(folder, ended, self._ledger.progress())
+
+    def _meta(self, ended: int) -> Meta:
+        return Meta(
+            window=ended,
+            num_classes=self._dataset.num_classes,
+            progress=self._ledger.progress(),
+            passed=self._course.passed(ended),
+            next_warning=self._staleness.next_warning,
+        )
+
+    def check_saved(self) -> None:
+        """Raises RunFailed where the run has ended and its model could not be saved."""
+        self._saves.check_last()
+
+    def _say_what_changed(self, journal: Journal) -> None:
+        if self._saved is None:
+            return
+        if line := what_changed(self._course, self._saved.passed):
+            journal.warn("resume", line)
+        if self._left:
+            left = ", ".join(self._left)
+            line = f"{left} of the checkpoint is left out: this run's exchange carries none"
+            journal.warn("resume_exchange", line)
 
     def _stop_tracing(self, journal: Journal) -> None:
         for file in self._tracing.stop():
             journal.attach(file, TRACES)
 
     def _summary(self) -> RunSummary:
+        model = self._model
         in_backbone = sum(parameter.numel() for parameter in self.backbone.parameters())
-        per_class = self.classifier.weight.shape[1] + (self.classifier.bias is not None)
-        in_classifier = self._dataset.num_classes * per_class
-        topology, slices = self._world.topology, tuple[int, ...]()
-        if self._config.classifier.layout == "node":
-            owners = topology.ranks_per_node
-            owned = [slice_of(self._dataset.num_classes, owners, n) for n in range(owners)]
-            slices = tuple(each.size * per_class for each in owned)
-        expected = expected_bytes(
-            self._config,
-            topology,
-            shared=[parameter.shape for parameter, _, _ in self.shared.spans],
-            slices=slices,
-            features=self.backbone.features,
-            element=self.shared.values.element_size(),
-        )
-        summary = self._ledger.summary(in_backbone, in_classifier, expected)
+        in_classifier = self._dataset.num_classes * model.parameters_of_class
+        summary = self._ledger.summary(in_backbone, in_classifier, model.expected_bytes())
         sizes = {name: len(source) for name, source in self._dataset.validation.items()}
         return summary.model_copy(update={"validation_images": sizes})
 

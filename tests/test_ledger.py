@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from harness.checkpoint import STARTED, Progress
+from harness.checkpoint.meta import STARTED, Progress
 from harness.config import Config
+from harness.course import Course
+from harness.data.shares import Shares
 from harness.errors import UserError
 from harness.ledger import Ledger, expected_bytes
 from harness.measure.clock import Clock
@@ -69,7 +71,8 @@ def run(
     world = world_of_one(Meters(clock, traffic))
     capacity = Capacity(flop_per_window=1e9, matmul_flop_per_second=1e10, cores=4)
     stopwatch, settings = SynchronisingStopwatch(timeline), config(traced, **exchange)
-    ledger = Ledger(settings, world, first, WINDOWS, 8, capacity, progress, stopwatch)
+    course = Course(settings, Shares(1000, 8, 0, 1, 0), first, WINDOWS, 8 * first, 0)
+    ledger = Ledger(settings, world, course, capacity, progress, stopwatch)
     ends: list[int] = []
     ledger.begins(record)
     for window in range(first, WINDOWS):

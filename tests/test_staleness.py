@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from harness.config import Config
+from harness.course import course_of
 from harness.dynamics import dynamics_of
 from harness.exchange.lateness import Lateness
 from harness.parallel.topology import Topology
@@ -59,7 +60,7 @@ def ledger(settings: Config, nodes: int = 2, first: int = 0) -> StalenessLedger:
     """Of the first rank, which alone is there."""
     world = world_of_one()
     world.topology = Topology(0, nodes, 1)
-    return StalenessLedger(settings, world, WINDOWS, first)
+    return StalenessLedger(settings, world, course_of(settings, 1000, 0, 1, first))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.checkpoint import META
+from harness.checkpoint.meta import META
 from harness.config import Config
 from harness.data.images import Dataset, ImageSource, Part
 from harness.errors import UserError

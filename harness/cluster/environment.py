@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from harness.measure.redaction import SECRET_NAME, without_password
+from harness.measure.redaction import SECRET_NAME, masked
 
 PASSED = re.compile(
     r"COLUMNS|HOME|LANG|LANGUAGE|LD_LIBRARY_PATH|LINES|LOGNAME|PATH|SHELL|SSH_AUTH_SOCK|TERM|"
@@ -19,7 +19,7 @@ PASSED_PREFIXES = re.compile(
 def passed_on(variables: Mapping[str, str]) -> dict[str, str]:
     """The variables that ranks need, without passwords: any user can read a command line."""
     return {
-        name: without_password(value)
+        name: masked(value)
         for name, value in variables.items()
         if PASSED.fullmatch(name) or (PASSED_PREFIXES.match(name) and not SECRET_NAME.search(name))
     }
@@ -29,4 +29,4 @@ def withheld_credentials() -> list[str]:
     """Names of MLflow's credentials that are set here and that ranks will miss."""
     names = [name for name in os.environ if name.startswith("MLFLOW_") and SECRET_NAME.search(name)]
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return sorted(names + (["MLFLOW_TRACKING_URI"] if without_password(uri) != uri else []))
+    return sorted(names + (["MLFLOW_TRACKING_URI"] if masked(uri) != uri else []))

@@ -27,8 +27,8 @@ from harness.cluster.hosts import (
     parse_hosts,
 )
 from harness.cluster.leash import GRACE_SECONDS
-from harness.cluster.output import Evidence, Screen, Splitter
-from harness.measure.redaction import without_password
+from harness.cluster.output import Evidence, Log, Screen, Splitter
+from harness.measure.redaction import masked
 
 START_SECONDS = 300
 """Ranks that outnumber the cores take long to import torch."""
@@ -75,7 +75,7 @@ class Plan:
         horovodrun = Path(sys.executable).with_name("horovodrun")
         words = [f"{name}={value}" for name, value in self.added.items()]
         words += [str(horovodrun), *self.options, *self.command]
-        return shlex.join(_shown(word) for word in words)
+        return shlex.join(masked(word) for word in words)
 
     def held(self) -> list[str]:
         """As it is started, each rank held by a leash."""
@@ -89,11 +89,11 @@ def launch(
     """Runs `command` (program and arguments) on so many ranks and waits for all of them.
 
     Ctrl-C or SIGTERM ends all ranks and comes back as an outcome. Raises UserError for hosts that
-    cannot be used. For the main thread: others get no signals.
+    cannot be used, and for a log that cannot be made. For the main thread: others get no signals.
     """
     plan = plan_launch(command, ranks, hosts)
     mark = uuid.uuid4().hex
-    log.parent.mkdir(parents=True, exist_ok=True)
+    record = Log(log)
     process = subprocess.Popen(
         plan.held(),
         env=_environment(mark, plan.added),
@@ -104,7 +104,7 @@ def launch(
     )
     evidence = Evidence(plan.hosts)
     reader = threading.Thread(
-        target=_read, args=(process, log, _screen(screen), evidence), daemon=True
+        target=_read, args=(process, record, _screen(screen), evidence), daemon=True
     )
     stopped = False
     try:
@@ -148,34 +148,22 @@ def _environment(mark: str, added: Mapping[str, str]) -> dict[str, str]:
     return passed_on(os.environ) | shown | dict(added)
 
 
-def _shown(word: str) -> str:
-    """Without the password that a URI may hold, also behind `key=`."""
-    key, equals, value = word.partition("=")
-    whole = without_password(word)
-    return whole if whole != word else f"{key}{equals}{without_password(value)}"
-
-
 def _screen(stream: TextIO | None) -> Screen:
     return Screen(stream or sys.stderr, shutil.get_terminal_size((100, 24)).columns)
 
 
-def _read(
-    process: "subprocess.Popen[bytes]", log: Path, screen: Screen, evidence: Evidence
-) -> None:
+def _read(process: "subprocess.Popen[bytes]", log: Log, screen: Screen, evidence: Evidence) -> None:
     assert process.stdout is not None
     splitter = Splitter()
-    with log.open("w", encoding="utf-8") as file:
-        while True:
-            portion = os.read(process.stdout.fileno(), 1 << 16)
-            for line in splitter.feed(portion, final=not portion):
-                screen.show(line)
-                evidence.add(line)
-                if not line.passing:
-                    of = "horovodrun" if line.rank is None else f"{line.rank} {line.stream}"
-                    file.write(f"[{of}] {line.text}\n")
-            file.flush()
-            if not portion:
-                return
+    portion = b" "
+    while portion:
+        portion = os.read(process.stdout.fileno(), 1 << 16)
+        lines = splitter.feed(portion, final=not portion)
+        for line in lines:
+            screen.show(line)
+            evidence.add(line)
+        log.add(lines)
+    log.close()
 
 
 @contextmanager

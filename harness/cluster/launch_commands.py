@@ -3,10 +3,10 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from harness.arguments import MOST_RANKS, SUFFIXES, Arguments, count, is_override, path
 from harness.errors import UserError
 
 
@@ -17,9 +17,11 @@ def add_launch(commands: Any) -> None:
         help="one training, or any program, on many machines by horovodrun",
         epilog="-- CMD starts a program instead of an experiment",
     )
-    parser.add_argument("--np", "-np", type=int, help="ranks; else as many as there are slots")
+    parser.add_argument(
+        "--np", "-np", type=count(MOST_RANKS), help="ranks; else as many as there are slots"
+    )
     parser.add_argument("--hosts", "-H", help="host:slots,host:slots; else this machine alone")
-    parser.add_argument("--folder", type=Path, help="where the files go, the ranks' words too")
+    parser.add_argument("--folder", type=path, help="where the files go, the ranks' words too")
     parser.add_argument("--dry-run", action="store_true", help="print the line and end")
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
     parser.set_defaults(command=_launch)
@@ -27,15 +29,17 @@ def add_launch(commands: Any) -> None:
 
 def _launch(parsed: argparse.Namespace) -> int:
     from harness.cluster.launch import launch, plan_launch
+    from harness.measure.folders import new_file, now
 
     ranks = parsed.np or _slots(parsed.hosts)
-    first = Path(parsed.arguments[0])
-    if first.suffix in (".yaml", ".yml"):
-        return _train(parsed, first, parsed.arguments[1:], ranks)
+    first = parsed.arguments[0]
+    if first.endswith(SUFFIXES) or is_override(first):
+        given = Arguments.split(parsed.arguments)
+        return _train(parsed, given.only_experiment("launch"), given.overrides, ranks)
     _announce(plan_launch(parsed.arguments, ranks, parsed.hosts).line())
     if parsed.dry_run:
         return 0
-    log = (parsed.folder or Path("runs")) / f"launch-{_now()}.log"
+    log = new_file((parsed.folder or Path("runs")) / f"launch-{now()}.log")
     outcome = launch(parsed.arguments, ranks, parsed.hosts, log, sys.stdout)
     return _end(outcome.exit_code, outcome.reason, log)
 
@@ -47,30 +51,30 @@ def _train(
     from harness.cluster.launch import plan_launch
     from harness.cluster.training import launch_training, train_command
     from harness.config import load
+    from harness.measure.folders import claimed, new_file, now
     from harness.parallel.topology import check_classes
 
     config = load(experiment, overrides)
     topology = topology_of(parse_hosts(parsed.hosts or f"localhost:{ranks}", ranks), ranks)
     check_classes(topology, config.classifier.layout, config.data.num_classes)
-    own = Path(config.tracking.folder) / f"{config.name}-s{config.seed}-{_now()}"
-    folder = (parsed.folder or own).absolute()
-    command = train_command(experiment, overrides, folder)
-    _announce(plan_launch(command, ranks, parsed.hosts).line())
+    automatic = Path(config.tracking.folder) / f"{config.name}-s{config.seed}-{now()}"
     if parsed.dry_run:
+        shown = (parsed.folder or automatic).absolute()
+        command = train_command(experiment, overrides, shown)
+        _announce(plan_launch(command, ranks, parsed.hosts).line())
         return 0
-    log = folder.with_suffix(".log")
-    outcome = launch_training(command, config, folder, ranks, parsed.hosts, log)
-    return _end(outcome.exit_code, outcome.reason, log)
+    with claimed(parsed.folder, automatic) as folder:
+        command = train_command(experiment, overrides, folder)
+        _announce(plan_launch(command, ranks, parsed.hosts).line())
+        log = new_file(folder.with_name(f"{folder.name}.log"))
+        outcome = launch_training(command, config, folder, ranks, parsed.hosts, log)
+        return _end(outcome.exit_code, outcome.reason, log)
 
 
 def _slots(hosts: str | None) -> int:
     from harness.cluster.hosts import parse_hosts
 
     return sum(host.slots for host in parse_hosts(hosts, 1)) if hosts else 1
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
 
 
 def _announce(line: str) -> None:

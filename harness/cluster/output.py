@@ -3,14 +3,19 @@
 import codecs
 import re
 import signal
+import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 from harness.cluster.leash import RESUMED, STOPPED
+from harness.errors import UserError
 from harness.leaving import VICTIM
+from harness.measure.redaction import masked
 
 PREFIX = re.compile(r"^\[(\d+)\]<(stdout|stderr)>:")
 FIRST_TO_FAIL = re.compile(r"^Process name: (\d+)\nExit code: (\d+)$", re.MULTILINE)
@@ -56,9 +61,44 @@ class Splitter:
 
 def _parse(piece: str) -> Line:
     found = PREFIX.match(piece)
-    text = piece[found.end() :] if found else piece
+    # What a rank's libraries print of an address goes to the terminal, a log and the record.
+    text = masked(piece[found.end() :] if found else piece)
     rank, stream = (int(found[1]), found[2]) if found else (None, "stderr")
     return Line(rank, stream, text.rstrip("\r\n"), piece.endswith("\r"))
+
+
+class Log:
+    """All that all ranks said, in a file. Raises UserError where it cannot be made."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: TextIO | None = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; give another --folder"
+            ) from error
+
+    def add(self, lines: Sequence[Line]) -> None:
+        """What a full disk does not take is dropped: the ranks wait for whoever reads them."""
+        if self._file is None:
+            return
+        try:
+            for line in lines:
+                if not line.passing:
+                    of = "horovodrun" if line.rank is None else f"{line.rank} {line.stream}"
+                    self._file.write(f"[{of}] {line.text}\n")
+            self._file.flush()
+        except OSError as error:
+            self.close()
+            said = f"warning: the ranks' log cannot be written any more ({error.strerror})"
+            print(said, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        file, self._file = self._file, None
+        with suppress(OSError):  # what a full disk did not take
+            if file is not None:
+                file.close()
 
 
 class Screen:
@@ -156,6 +196,8 @@ class Evidence:
         first = next(iter(codes), None)
         if first is not None and codes[first] > 128 and codes[first] != 128 + signal.SIGTERM:
             return f"rank {first} was ended by {_signal_name(codes[first])}\n{self._tail(first)}"
+        if not self._failing and first in self._user_errors:
+            return self._user_errors[first]
         if suspects:
             return f"rank {suspects[0]} failed:\n{self._traceback(suspects[0])}"
         if first is not None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from harness.cluster.launch import Outcome, launch
 from harness.config import Config
-from harness.measure.store import Status, set_status, store_uri
-from harness.measure.tracking import run_id_of
+from harness.measure.address import store_uri
+from harness.measure.opening import run_id_of
+from harness.measure.store import Status, set_status
 
 
 def train_command(experiment: Path, overrides: Sequence[str], folder: Path) -> list[str]:

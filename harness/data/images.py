@@ -1,12 +1,15 @@
 """What a data set is: images by index, what validates them, how training alters them."""
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from harness.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,11 @@ class ImageSource(Protocol):
     """Labelled images by index."""
 
     def __len__(self) -> int: ...
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [images], on the CPU."""
+        ...
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images uint8 [B, channels, height, width] and labels int64 [B] at int64 `indices` [B].
@@ -50,6 +58,25 @@ class Dataset:
     augment: Callable[[Tensor, torch.Generator], Tensor]
     """Training's alteration of float images in [0, 1], [B, channels, height, width] on any device,
     drawn from a generator of that device. May reuse the memory it is given."""
+    class_names: tuple[str, ...] = ()
+    """Of the labels 0, 1, ..., where classes have names."""
+    notes: tuple[str, ...] = ()
+    """What was found while it was opened and the user should know, one line each."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a set without images or with labels that are no class."""
+        for name, source in {"train": self.train, **self.validation}.items():
+            labels = source.labels
+            if not len(labels):
+                raise UserError(f"the data set's {name} part holds no image; add some")
+            low, high = int(labels.min()), int(labels.max())
+            # A label of another class lies on no slice: its loss would fall without a word.
+            if low < 0 or high >= self.num_classes:
+                raise UserError(
+                    f"the data set's {name} part has labels from {low} to {high}, labels of "
+                    f"data.num_classes={self.num_classes} go from 0 to {self.num_classes - 1}; "
+                    f"correct the labels or data.num_classes"
+                )
 
 
 class ArraySource:
@@ -65,18 +92,40 @@ class ArraySource:
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images have {len(labels)} labels")
         self._images = images
-        self._labels = labels
+        self.labels = labels
         self._parts = parts
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return self._images[indices], self._labels[indices]
+        return self._images[indices], self.labels[indices]
 
     def parts(self) -> Iterator[Part]:
         if self._parts is not None:
             yield from self._parts
             return
-        for name, tensor in (("images", self._images), ("labels", self._labels)):
+        for name, tensor in (("images", self._images), ("labels", self.labels)):
             yield Part(name, hashlib.sha256(tensor.contiguous().numpy().data).hexdigest())
+
+
+class OneAtATime:
+    """A source that threads may read at once: they take turns."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self._source = source
+        self._turn = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def labels(self) -> Tensor:
+        return self._source.labels
+
+    def parts(self) -> Iterator[Part]:
+        return self._source.parts()
+
+    def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        with self._turn:
+            return self._source.read(indices)

@@ -11,6 +11,15 @@ from harness.seeding import seeded_generator
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where in the orders of all epochs a training stands."""
+
+    epoch: int = 0
+    images: int = 0
+    """Of the epoch's order, those before it."""
+
+
+@dataclass(frozen=True)
 class Shares:
     """The part of the training images of one rank.
 
@@ -18,6 +27,11 @@ class Shares:
     order, which depends on (seed, epoch) alone; rank r takes the r-th run of `batch_size`. So one
     process with the whole batch sees the same images. What is left over at an epoch's end is
     dropped; it is other images in each epoch.
+
+    A run that goes on from a checkpoint starts at the place in the order where that one stood,
+    whatever its micro-batches were: what it had seen of the epoch does not come again, and the rest
+    comes, but for what does not fill a micro-batch at the end. Micro-batches are numbered so that
+    an epoch's last one has the same number wherever the run started.
     """
 
     length: int
@@ -27,6 +41,7 @@ class Shares:
     rank: int
     world_size: int
     seed: int
+    begun: Place = Place()
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -53,10 +68,25 @@ class Shares:
         return self.length % self.world_batch_size
 
     def indices(self, t: int) -> Tensor:
-        """This rank's images in micro-batch `t`, counted from the start of the run: int64 [B]."""
-        epoch, place = divmod(t, self.micro_batches_per_epoch)
-        start = place * self.world_batch_size + self.rank * self.batch_size
-        return epoch_order(self.length, self.seed, epoch)[start : start + self.batch_size]
+        """This rank's images in micro-batch `t`, not before the `first`: int64 [B]."""
+        place = self.place(t)
+        start = place.images + self.rank * self.batch_size
+        return epoch_order(self.length, self.seed, place.epoch)[start : start + self.batch_size]
+
+    @property
+    def first(self) -> int:
+        """The number of the micro-batch that the run begins with."""
+        left = max(0, self.length - self.begun.images) // self.world_batch_size
+        return (self.begun.epoch + 1) * self.micro_batches_per_epoch - left
+
+    def place(self, t: int) -> Place:
+        """Where micro-batch `t` begins: what a run that goes on there has `begun` at."""
+        epoch, number = divmod(t, self.micro_batches_per_epoch)
+        images = number * self.world_batch_size
+        if epoch == self.begun.epoch:
+            first_of_epoch = epoch * self.micro_batches_per_epoch
+            images += self.begun.images - (self.first - first_of_epoch) * self.world_batch_size
+        return Place(epoch, images)
 
 
 @lru_cache(maxsize=2)

@@ -56,6 +56,10 @@ class NoiseSource:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def labels(self) -> Tensor:
+        return self._labels(torch.arange(self._first, self._first + self._count))
+
     def parts(self) -> Iterator[Part]:
         return iter(())
 
@@ -66,7 +70,10 @@ class NoiseSource:
         starts = places * 40503 % WINDOWS
         pattern = (rounds % 256).to(torch.uint8)
         images = self._windows[starts] ^ pattern[:, None]
-        return images.view(-1, *self._shape), numbers * self._stride % self._num_classes
+        return images.view(-1, *self._shape), self._labels(numbers)
+
+    def _labels(self, numbers: Tensor) -> Tensor:
+        return numbers * self._stride % self._num_classes
 
 
 def _coprime_near(target: float, number: int) -> int:

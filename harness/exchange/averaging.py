@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.config import ExchangeConfig
+from harness.exchange.carried import Strip, agree
 from harness.exchange.lateness import Lateness, LatenessMeter
 from harness.exchange.outer import Outer
 from harness.exchange.parts import Chunk, Part, apart, mean_values
@@ -41,16 +42,18 @@ class Averaging:
         chunk: Chunk,
         pieces: Sequence["MovingPiece"],
         config: ExchangeConfig,
-        synchronous_windows: int,
+        first_window: int = 0,
         meter: LatenessMeter | None = None,
     ) -> None:
         self._chunk = chunk
         self._pieces = pieces
         self._passes = config.backward_passes_per_step
         self._delay = config.delay
-        self._synchronous_windows = synchronous_windows
+        self._synchronous_windows = config.synchronous_windows
         self._in_flight: deque[InFlight] = deque()
-        self._steps = 0
+        self._steps = first_window * self._passes
+        self._drained = first_window
+        """The window from which on what moved has to be sent."""
         self._meter = meter or LatenessMeter(0)
 
     def after_backward(self, last: bool) -> bool:
@@ -76,6 +79,16 @@ class Averaging:
         for piece in self._pieces:
             piece.agree()
         self._chunk.spread_values()
+        self._drained = self._steps // self._passes
+
+    def carried(self) -> list[Strip]:
+        return [strip for piece in self._pieces for strip in piece.carried()]
+
+    def agree_on(self, states: Sequence[Tensor]) -> None:
+        # Each node's momentum is of its own gradients; its weights are the mean's from now on.
+        agree(states, self._pieces[0].part.peers)
+        for piece in self._pieces:
+            piece.forget()
 
     def _window_ended(self, window: int) -> None:
         """Lands what is due, and sends what has moved.
@@ -85,7 +98,7 @@ class Averaging:
         delay = 0 if window < self._synchronous_windows else self._delay
         self._land_up_to(window - max(1, delay), window)
         piece = self._pieces[window % len(self._pieces)]
-        self._in_flight.append(InFlight(window, piece, piece.launch()))
+        self._in_flight.append(InFlight(window, piece, piece.launch(window // len(self._pieces))))
         self._land_up_to(window - delay, window)
 
     def lateness(self) -> Lateness:
@@ -100,7 +113,7 @@ class Averaging:
         age = now - oldest.window
         oldest.piece.land(oldest.sent, keep=age > 0 and self._meter.samples(now))
         # It moved evenly since the piece was sent before: in its first round not so long.
-        moved_for = min(oldest.window + 1, len(self._pieces))
+        moved_for = min(oldest.window + 1 - self._drained, len(self._pieces))
         self._meter.landed(age + (moved_for - 1) / 2)
 
 
@@ -113,7 +126,6 @@ class MovingPiece:
         self.part = part
         self._name = name
         self._slots = config.delay // config.pieces + 1
-        self._launches = 0
         self._wire = part.wire(config.compression, self._slots, name)
         self._sent_up_to = part.values()
         self._change = torch.empty_like(self._sent_up_to)
@@ -124,14 +136,16 @@ class MovingPiece:
         if (config.outer_lr, config.outer_momentum) != (1.0, 0.0):
             self._outer = Outer(config.outer_lr, config.outer_momentum, self._change)
 
-    def launch(self) -> Sent:
-        """Sends what has moved since the last time. Collective over the part's ranks."""
+    def launch(self, turn: int) -> Sent:
+        """Sends what has moved since the last time, in this piece's so many'th turn.
+
+        Collective over the part's ranks.
+        """
         self.part.movement(self._sent_up_to, out=self._change)
         if self._landed is not None:
             self._meter.compare(self._landed, self._change)
             self._landed = None
-        sent = self._wire.launch(self._change, self._launches % self._slots)
-        self._launches += 1
+        sent = self._wire.launch(self._change, turn % self._slots)
         sent.add_own(self._sent_up_to, 1.0)
         return sent
 
@@ -160,3 +174,14 @@ class MovingPiece:
         """Goes on from the average of the nodes' values. Collective over the part's ranks."""
         self._sent_up_to = self.part.average(f"{self._name}.values")
         self.part.put(self._sent_up_to)
+        self._landed = None  # a drain ends the comparison: the next movement starts from here
+
+    def carried(self) -> list[Strip]:
+        """The outer optimizer's velocity, which all nodes hold alike."""
+        if self._outer is None:
+            return []
+        return self.part.strips("exchange.velocity", self._outer.velocity)
+
+    def forget(self) -> None:
+        """The wire's scales; see `Wire.forget`."""
+        self._wire.forget()

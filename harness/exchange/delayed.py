@@ -1,13 +1,14 @@
 """Averages each window's gradients over all ranks and steps with them `delay` windows later."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from harness.config import ExchangeConfig
+from harness.exchange.carried import Strip, agree
 from harness.exchange.lateness import Lateness, LatenessMeter
 from harness.exchange.parts import Chunk, Part
 from harness.exchange.wire import Feedback, Sent
@@ -32,19 +33,19 @@ class Delayed:
         chunk: Chunk,
         part: Part,
         config: ExchangeConfig,
-        synchronous_windows: int,
+        first_window: int = 0,
         meter: LatenessMeter | None = None,
     ) -> None:
         self.passes_per_step = config.backward_passes_per_step
         self._chunk = chunk
         self._part = part
         self._delay = config.delay
-        self._synchronous_windows = synchronous_windows
+        self._synchronous_windows = config.synchronous_windows
         self._buffers = [part.values() for _ in range(config.delay + 1)]
         wire = part.wire(config.compression, config.delay + 1, "gradients")
         self._wire = Feedback(wire, part.sent, like=self._buffers[0])
         self._in_flight: deque[InFlight] = deque()
-        self._window = 0
+        self._window = first_window
         self._meter = meter or LatenessMeter(0)
         self._sampled: deque[tuple[int, Tensor]] = deque()
         """Windows that stepped with a late gradient, and that gradient."""
@@ -82,6 +83,16 @@ class Delayed:
             self._land()
             step()
             self._chunk.spread_values()
+
+    def carried(self) -> list[Strip]:
+        unsent = self._wire.unsent
+        return [] if unsent is None else self._part.strips("exchange.unsent", unsent)
+
+    def agree_on(self, states: Sequence[Tensor]) -> None:
+        # The optimizer's are equal: all ranks stepped with the same gradients.
+        if self._wire.unsent is not None:
+            agree([self._wire.unsent], self._part.peers)
+        self._wire.forget()
 
     def lateness(self) -> Lateness:
         return self._meter.take()

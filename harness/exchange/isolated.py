@@ -1,10 +1,11 @@
 """Nodes that meet only when they are drained: what an exchange could cost at the least."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from torch import Tensor
 
+from harness.exchange.carried import Strip, agree
 from harness.exchange.lateness import Lateness
 from harness.exchange.parts import Chunk, Part, apart, mean_values
 
@@ -40,3 +41,9 @@ class Isolated:
     def drain(self, step: Callable[[], None]) -> None:
         self._part.put(self._part.average("values"))
         self._chunk.spread_values()
+
+    def carried(self) -> list[Strip]:
+        return []
+
+    def agree_on(self, states: Sequence[Tensor]) -> None:
+        agree(states, self._part.peers)

@@ -1,10 +1,11 @@
 """What exchanges have in common that leave nothing under way when a window ends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
+from harness.exchange.carried import Strip
 from harness.exchange.lateness import ON_TIME, Lateness
 
 
@@ -24,4 +25,10 @@ class OnTime:
         return ON_TIME
 
     def drain(self, step: Callable[[], None]) -> None:
+        return None
+
+    def carried(self) -> list[Strip]:
+        return []
+
+    def agree_on(self, states: Sequence[Tensor]) -> None:
         return None

@@ -15,9 +15,9 @@ class Outer:
     def __init__(self, lr: float, momentum: float, like: Tensor) -> None:
         self._lr = lr
         self._momentum = momentum
-        self._velocity = torch.zeros_like(like)
+        self.velocity = torch.zeros_like(like)
 
     def step(self, movement: Tensor) -> None:
         """Replaces the mean movement of a window by the step to make, in place."""
-        self._velocity.mul_(self._momentum).add_(movement)
-        movement.add_(self._velocity, alpha=self._momentum).mul_(self._lr)
+        self.velocity.mul_(self._momentum).add_(movement)
+        movement.add_(self.velocity, alpha=self._momentum).mul_(self._lr)

@@ -10,11 +10,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from harness.exchange.carried import Strip
 from harness.exchange.compression import make_wire
 from harness.exchange.flat import Flat
 from harness.exchange.wire import Carrier, Wire
 from harness.parallel.group import Group
 from harness.parallel.slices import slice_of
+
+BLOCK = 1 << 20
+"""Elements of a part that are compared at once."""
 
 
 class Chunk:
@@ -56,10 +60,11 @@ class Part:
         own = slice_of(len(sliced.values), pieces, number)
         of_shared = slice(shared.owned.start + chunk.start, shared.owned.start + chunk.stop)
         of_sliced = slice(own.start, own.stop)
+        self._flats = (shared, of_shared.start), (sliced, of_sliced.start)
         self._values = shared.values[of_shared], sliced.values[of_sliced]
         self._grads = shared.grads[of_shared], sliced.grads[of_sliced]
         self._sizes = chunk.size, own.size
-        self._peers = peers
+        self.peers = peers
         self.copies = peers.size
         """Ranks that hold what crosses alike."""
         self.elements = chunk.size + own.size
@@ -67,7 +72,15 @@ class Part:
 
     def wire(self, compression: str, slots: int, name: str) -> Wire:
         """To the same part on the other nodes."""
-        return make_wire(compression, self.sent, slots, self._values[0], self._peers, name)
+        return make_wire(compression, self.sent, slots, self._values[0], self.peers, name)
+
+    def strips(self, key: str, tensor: Tensor) -> list[Strip]:
+        """What is kept of this part's elements, [elements], or of those that cross, [sent]."""
+        sizes = self._sizes[0], len(tensor) - self._sizes[0]
+        return [
+            Strip(key, flat, start, start + len(piece), piece)
+            for (flat, start), piece in zip(self._flats, tensor.split(sizes), strict=True)
+        ]
 
     def take_gradients(self, out: Tensor) -> None:
         """Writes the gradients, [elements]."""
@@ -88,9 +101,27 @@ class Part:
 
     def average_of(self, values: Tensor, name: str) -> Tensor:
         """The mean of [elements] over nodes, in place. Collective over the part's ranks."""
-        self._peers.launch_sum(values[: self.sent], name).wait()
-        values[: self.sent] /= self._peers.size
+        self.peers.launch_sum(values[: self.sent], name).wait()
+        values[: self.sent] /= self.peers.size
         return values
+
+    def mean_of(self, values: Tensor, name: str) -> list[Tensor]:
+        """The mean of [elements] over nodes, piece by piece, in the gradients' place.
+
+        That is free between windows. Collective over the part's ranks.
+        """
+        self.put_gradients(values)
+        crossing = self._grads if self.sent == self.elements else self._grads[:1]
+        for number, grad in enumerate(crossing):
+            if grad.numel():
+                self.peers.launch_sum(grad, f"{name}.{number}").wait()
+                grad /= self.peers.size
+        return list(self._grads)
+
+    def squares(self, own: Tensor, mean: Sequence[Tensor]) -> Tensor:
+        """`squares_of` what `mean_of` gave."""
+        pieces = zip(own.split(self._sizes), mean, strict=True)
+        return torch.stack([squares_of(*piece) for piece in pieces]).sum(0)
 
     def movement(self, since: Tensor, out: Tensor) -> None:
         """Writes the values less those `since`, [elements]."""
@@ -105,7 +136,11 @@ class Part:
 
     def put(self, values: Tensor) -> None:
         """Replaces the values by [elements]."""
-        for own, new in zip(self._values, values.split(self._sizes), strict=True):
+        self.take(values.split(self._sizes))
+
+    def take(self, pieces: Sequence[Tensor]) -> None:
+        """Replaces the values, piece by piece."""
+        for own, new in zip(self._values, pieces, strict=True):
             own.copy_(new)
 
 
@@ -119,9 +154,9 @@ def mean_values(parts: Sequence[Part], chunk: Chunk) -> Iterator[Tensor]:
     own = [part.values() for part in parts]
     squares = own[0].new_zeros(2, dtype=torch.float64)
     for number, (part, values) in enumerate(zip(parts, own, strict=True)):
-        mean = part.average(f"mean.{number}")
-        squares += squares_of(values, mean)
-        part.put(mean)
+        mean = part.mean_of(values, f"mean.{number}")
+        squares += part.squares(values, mean)
+        part.take(mean)
     chunk.spread_values()
     yield squares
     for part, values in zip(parts, own, strict=True):
@@ -131,7 +166,11 @@ def mean_values(parts: Sequence[Part], chunk: Chunk) -> Iterator[Tensor]:
 
 def squares_of(own: Tensor, mean: Tensor) -> Tensor:
     """Sums of (own - mean)^2 and of mean^2, [2], float64."""
-    return torch.stack(((own - mean).square().sum(), mean.square().sum())).double()
+    total = own.new_zeros(2, dtype=torch.float64)
+    # Block by block: there may be no room for a third copy of a rank's part.
+    for a, b in zip(own.split(BLOCK), mean.split(BLOCK), strict=True):
+        total += torch.stack(((a - b).square().sum(), b.square().sum())).double()
+    return total
 
 
 def apart(parts: Sequence[Part]) -> Callable[[], Tensor]:
@@ -141,8 +180,9 @@ def apart(parts: Sequence[Part]) -> Callable[[], Tensor]:
 
     def squares() -> Tensor:
         found = kept[0].new_zeros(2, dtype=torch.float64)
-        for number, (part, own) in enumerate(zip(parts, kept, strict=True)):
-            found += squares_of(own, part.average_of(own.clone(), f"apart.{number}"))
+        for number, part in enumerate(parts):
+            own = kept.pop(0)  # and is given back: this may be called once
+            found += part.squares(own, part.mean_of(own, f"apart.{number}"))
         return found
 
     return squares

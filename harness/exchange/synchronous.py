@@ -1,11 +1,13 @@
 """Averages each window's gradients over all ranks and waits: overlapped with the backward pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from harness.exchange.buckets import Buckets, Launch
+from harness.exchange.carried import Strip, agree
 from harness.exchange.compression import make_wire
+from harness.exchange.flat import Flat
 from harness.exchange.on_time import OnTime
 from harness.exchange.wire import Feedback, Sent
 from harness.parallel.group import Group
@@ -18,9 +20,10 @@ class Synchronous(OnTime):
     negotiation only cost (benchmarks/baseline.py), and a baseline must be the strongest there is.
     """
 
-    def __init__(self, buckets: Sequence[Buckets], passes: int) -> None:
+    def __init__(self, averages: Sequence["Average"], bucket_bytes: float, passes: int) -> None:
         self.passes_per_step = passes
-        self._buckets = buckets
+        self._averages = averages
+        self._buckets = [Buckets(each.flat, bucket_bytes, passes, each) for each in averages]
 
     def after_backward(self, last: bool) -> bool:
         if last:
@@ -28,31 +31,60 @@ class Synchronous(OnTime):
                 buckets.finish()
         return last
 
+    def carried(self) -> list[Strip]:
+        return [strip for average in self._averages for strip in average.strips()]
 
-def average_over(group: Group, compression: str) -> Callable[[Tensor], Launch]:
-    """For each bucket, what starts averaging it in place over the group."""
+    def agree_on(self, states: Sequence[Tensor]) -> None:
+        # The optimizer's are equal: all ranks stepped with the same gradients.
+        for average in self._averages:
+            average.agree()
 
-    def carry(bucket: Tensor) -> Launch:
-        if compression == "none":
-            return lambda: group.launch_average(bucket)
-        return CompressedBucket(bucket, group, compression).launch
 
-    return carry
+class Average:
+    """For each bucket of a flat gradient, what starts averaging it in place over a group."""
+
+    def __init__(self, flat: Flat, group: Group, compression: str) -> None:
+        self.flat = flat
+        self._group = group
+        self._compression = compression
+        self._compressed: list[CompressedBucket] = []
+
+    def __call__(self, bucket: Tensor) -> Launch:
+        if self._compression == "none":
+            return lambda: self._group.launch_average(bucket)
+        self._compressed.append(CompressedBucket(bucket, self._group, self._compression))
+        return self._compressed[-1].launch
+
+    def strips(self) -> list[Strip]:
+        """What each bucket's wire has still to send."""
+        found = []
+        for each in self._compressed:
+            if (unsent := each.wire.unsent) is not None:
+                start = int(each.bucket.storage_offset() - self.flat.grads.storage_offset())
+                strip = Strip("exchange.unsent", self.flat, start, start + len(unsent), unsent)
+                found.append(strip)
+        return found
+
+    def agree(self) -> None:
+        """Each rank owes the mean of what all owe. Collective over the group."""
+        agree([strip.tensor for strip in self.strips()], self._group)
+        for each in self._compressed:
+            each.wire.forget()
 
 
 class CompressedBucket:
     """A bucket and the wire it goes over."""
 
     def __init__(self, bucket: Tensor, group: Group, compression: str) -> None:
-        self._bucket = bucket
+        self.bucket = bucket
         wire = make_wire(compression, len(bucket), 1, like=bucket, carrier=group, name="bucket")
-        self._wire = Feedback(wire, len(bucket), like=bucket)
+        self.wire = Feedback(wire, len(bucket), like=bucket)
         self._sent: Sent | None = None
 
     def launch(self) -> "CompressedBucket":
-        self._sent = self._wire.launch(self._bucket, 0)
+        self._sent = self.wire.launch(self.bucket, 0)
         return self
 
     def wait(self) -> None:
         assert self._sent is not None
-        self._sent.mean(into=self._bucket)
+        self._sent.mean(into=self.bucket)

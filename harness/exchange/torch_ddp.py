@@ -4,29 +4,76 @@ Everything happens inside the backward pass of torch's DistributedDataParallel, 
 these kinds show it as `backward`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from harness.config import ExchangeConfig
+from harness.exchange.carried import Strip, agree
 from harness.exchange.flat import Flat
 from harness.exchange.on_time import OnTime
 from harness.exchange.parts import squares_of
-from harness.parallel.ddp import Averager, with_post_local_sgd, with_power_sgd
+from harness.parallel.ddp import Averager, PowerSgdErrors, with_post_local_sgd, with_power_sgd
 from harness.parallel.world import World
 
 KINDS = ("ddp_powersgd", "ddp_post_local_sgd")
 
 
-def through_ddp(config: ExchangeConfig, network: nn.Module, world: World) -> nn.Module:
-    """What forward passes go through: the network, or DDP around it. Collective over the world."""
+@dataclass(frozen=True)
+class Through:
+    """What forward passes go through: the network, or DDP around it."""
+
+    network: nn.Module
+    errors: PowerSgdErrors | None = None
+
+
+def through_ddp(
+    config: ExchangeConfig,
+    network: nn.Module,
+    world: World,
+    shared: Flat,
+    images: Tensor,
+    first_window: int,
+) -> Through:
+    """The network as it is, or in DDP where the kind is torch's own.
+
+    `images` [2, channels, height, width] are any: a run that goes on at `first_window` is taken
+    through a pass of them. Collective over the world.
+    """
     if config.kind not in KINDS or world.topology.world_size == 1:
-        return network
-    start = config.synchronous_windows * config.backward_passes_per_step
-    if config.kind == "ddp_powersgd":
-        return with_power_sgd(network, world, config.matrix_rank, start, config.bucket_mb)
-    return with_post_local_sgd(network, world, start, config.bucket_mb)
+        return Through(network)
+    passes, values = config.backward_passes_per_step, shared.values[: shared.elements]
+    start, taken = config.synchronous_windows * passes, first_window * passes
+    if config.kind == "ddp_post_local_sgd":
+        parallel, state = with_post_local_sgd(network, world, start, config.bucket_mb)
+        _settle_buckets(parallel, images, taken)
+        state.iter = taken
+        return Through(parallel)
+    parallel, errors = with_power_sgd(
+        network, world, config.matrix_rank, start, config.bucket_mb, values
+    )
+    _settle_buckets(parallel, images, taken)
+    errors.begin_at(taken)
+    return Through(parallel, errors)
+
+
+def _settle_buckets(parallel: nn.Module, images: Tensor, taken: int) -> None:
+    """Takes DDP through its first pass, where the run that goes on had left it behind.
+
+    Behind that pass DDP cuts its buckets anew, in the order in which gradients came, and where an
+    element lies in a bucket decides in which order a ring adds it up.
+    """
+    if not taken:
+        return
+    before = [buffer.clone() for buffer in parallel.buffers()]
+    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    parallel(images, labels).loss.backward()
+    with torch.no_grad():
+        for buffer, value in zip(parallel.buffers(), before, strict=True):
+            buffer.copy_(value)
 
 
 class InBackward(OnTime):
@@ -38,15 +85,33 @@ class InBackward(OnTime):
         return True
 
 
+class PowerSgd(InBackward):
+    """It has averaged what factors hold of them; each rank keeps the rest for the next time."""
+
+    def __init__(self, errors: PowerSgdErrors, shared: Flat) -> None:
+        self._errors = errors
+        self._shared = shared
+
+    def carried(self) -> list[Strip]:
+        owed = self._errors.owed
+        return [Strip("exchange.unsent", self._shared, 0, len(owed), owed)]
+
+    def agree_on(self, states: Sequence[Tensor]) -> None:
+        # The optimizer's are equal: all ranks stepped with the same gradients.
+        self._errors.agree()
+
+
 class PostLocal(InBackward):
     """And every K steps parameters are averaged over all ranks, while all wait."""
 
-    def __init__(self, config: ExchangeConfig, shared: Flat, world: World) -> None:
+    def __init__(
+        self, config: ExchangeConfig, shared: Flat, world: World, first_window: int = 0
+    ) -> None:
         period = config.backward_passes_per_step
-        start = config.synchronous_windows * period
+        start, taken = config.synchronous_windows * period, first_window * period
         self._shared = shared
         self._world = world
-        self._averager = Averager(shared.values[: shared.elements], world, period, start)
+        self._averager = Averager(shared.values[: shared.elements], world, period, start, taken)
 
     def after_step(self) -> None:
         self._averager.step()
@@ -66,3 +131,6 @@ class PostLocal(InBackward):
 
     def drain(self, step: Callable[[], None]) -> None:
         self._world.everyone.launch_average(self._shared.values).wait()
+
+    def agree_on(self, states: Sequence[Tensor]) -> None:
+        agree(states, self._world.everyone)

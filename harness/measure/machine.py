@@ -6,14 +6,16 @@ import platform
 import resource
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
 
 from harness.measure.redaction import without_secrets
+
+Fact = TypeVar("Fact")
 
 PACKAGES = ("torch", "torchvision", "horovod", "mlflow", "numpy", "pandas")
 RECORDED_VARIABLES = ("HOROVOD_", "OMP_", "NCCL_", "GLOO_", "CUDA_VISIBLE_DEVICES")
@@ -27,13 +29,13 @@ def environment(horovod: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **_versions()},
         "git_commit": commit,
         "git_dirty": dirty,
-        "host": socket.gethostname(),
-        "system": platform.platform(),
-        "cpu": _cpu_model(),
+        "host": known(socket.gethostname),
+        "system": known(platform.platform),
+        "cpu": known(_cpu_model),
         "cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": psutil.virtual_memory().total,
-        "gpus": [torch.cuda.get_device_name(card) for card in range(torch.cuda.device_count())],
+        "memory_bytes": known(lambda: psutil.virtual_memory().total),
+        "gpus": known(_cards) or [],
         "torch_cuda": torch.version.cuda,
         "tf32": {
             "products": torch.backends.cuda.matmul.allow_tf32,
@@ -57,16 +59,33 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def gauges(device: torch.device) -> dict[str, float]:
     """This process now, for a line of the log. MB are 1e6 bytes."""
-    process = psutil.Process()
-    times = process.cpu_times()
-    found = {
-        "process/rss_mb": process.memory_info().rss / 1e6,
-        "process/cpu_seconds": times.user + times.system,
-    }
+    found = known(_of_this_process) or {}
     if device.type == "cuda":
         found["process/gpu_memory_mb"] = torch.cuda.memory_allocated(device) / 1e6
         found["process/gpu_memory_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
     return found
+
+
+def known(fact: Callable[[], Fact]) -> Fact | None:
+    """A fact that only describes a run; None where it is not to be had, for whatever reason: in a
+    container there may be no /proc, no name, no leave."""
+    try:
+        return fact()
+    except Exception:
+        return None
+
+
+def _of_this_process() -> dict[str, float]:
+    process = psutil.Process()
+    times = process.cpu_times()
+    return {
+        "process/rss_mb": process.memory_info().rss / 1e6,
+        "process/cpu_seconds": times.user + times.system,
+    }
+
+
+def _cards() -> list[str]:
+    return [torch.cuda.get_device_name(card) for card in range(torch.cuda.device_count())]
 
 
 def _versions() -> dict[str, str]:
@@ -92,7 +111,7 @@ def _git() -> tuple[str | None, bool | None]:
 def _output(*command: str) -> str | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, ValueError, subprocess.SubprocessError):  # ValueError: not in UTF-8
         return None
     return done.stdout.strip()
 

@@ -1,6 +1,7 @@
 """Delivers in a thread to a receiver that may stop answering; whoever puts in never waits."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
@@ -11,36 +12,50 @@ DELIVER_SECONDS = 2.0
 """Between two deliveries."""
 RETRY_SECONDS = 10.0
 """Until the next attempt once the receiver did not answer."""
+LONGEST_RETRY_SECONDS = 600.0
+"""The same for what fails by itself: each attempt waits twice as long as the one before."""
+LAST_RETRY_SECONDS = 1.0
+"""The same at the end."""
 BATCH_ITEMS = 50
 KEPT_ITEMS = 100_000
 """While the receiver is silent; beyond it the oldest are dropped."""
 
 
 class Refused(Exception):
-    """The receiver answered that it will never take this batch."""
+    """The receiver answered that it will never take this."""
 
 
 class Outbox(Generic[Item]):
-    """Keeps what is put in until `deliver` took it, in order.
+    """Keeps what is put in until `deliver` took it, in order and in batches.
 
-    `deliver` may raise: `Refused` drops the batch, anything else keeps it for another attempt.
-    `trouble` hears of the first such error and of no other. What `deliver` returns is gone through:
-    each of its steps is a sign of life.
+    `deliver` may raise: `Refused` drops the item, found by halving its batch; anything else keeps
+    the batch for another attempt. `trouble` hears of each error and of the item it came with. What
+    `deliver` returns is gone through: each of its steps is a sign of life.
+
+    `apart`: items do not wait for each other. One that fails is set aside for a later attempt, and
+    the others go on, one at a time.
+
+    `each_round` gives, or does not give, an item to deliver beside those put in.
     """
 
     def __init__(
         self,
         deliver: Callable[[list[Item]], Iterable[object] | None],
-        trouble: Callable[[Exception], None],
-        batch_items: int = BATCH_ITEMS,
+        trouble: Callable[[Exception, Item | None], None],
+        *,
+        apart: bool = False,
+        each_round: Callable[[], Item | None] = lambda: None,
     ) -> None:
         self._deliver = deliver
         self._trouble = trouble
-        self._batch_items = batch_items
+        self._apart = apart
+        self._each_round = each_round
         self._waiting: deque[Item] = deque(maxlen=KEPT_ITEMS)
         self._in_hand: list[Item] = []
+        self._aside: list[Item] = []
+        self._pause_seconds = RETRY_SECONDS
+        self._again_at = 0.0
         self._closing = threading.Event()
-        self._troubled = False
         self.delivered = 0
         """Items the receiver took."""
         self._steps = 0
@@ -51,48 +66,82 @@ class Outbox(Generic[Item]):
     def put(self, item: Item) -> None:
         self._waiting.append(item)
 
+    def hurry(self) -> None:
+        """Begins the last delivery, which `close` waits for."""
+        self._closing.set()
+
     def close(self, seconds: float) -> bool:
         """Delivers what is left, as long as something is done of it every so many seconds.
 
         Whether nothing is left.
         """
-        self._closing.set()
+        self.hurry()
         done = -1
         while self._thread.is_alive() and done < self._steps:
             done = self._steps
             self._thread.join(seconds)
-        empty = not (self._thread.is_alive() or self._in_hand or self._waiting)
-        if not empty:
-            self._report(TimeoutError(f"no answer within {seconds:g} s"))
-        return empty
+        left = [*self._in_hand, *self._aside, *self._waiting]
+        if self._thread.is_alive():
+            late = TimeoutError(f"no answer within {seconds:g} s")
+            self._trouble(late, left[0] if left else None)
+        return not (self._thread.is_alive() or left)
 
     def _run(self) -> None:
         answers = True
         while not self._closing.wait(DELIVER_SECONDS if answers else RETRY_SECONDS):
+            item = self._each_round()
+            if item is not None:
+                self.put(item)
             answers = self._deliver_all()
         self._deliver_all()
+        if self._aside:  # it may have failed for the first time just now
+            time.sleep(LAST_RETRY_SECONDS)
+            self._deliver_all()
 
     def _deliver_all(self) -> bool:
+        again = self._take_up_again()
         while True:
             # Only this thread takes items out, so that what it saw waiting is still there, or was
             # dropped for being the oldest of too many.
-            while self._waiting and len(self._in_hand) < self._batch_items:
+            most = 1 if self._apart else BATCH_ITEMS
+            while self._waiting and len(self._in_hand) < most:
                 self._in_hand.append(self._waiting.popleft())
+            if not self._in_hand and again:
+                self._in_hand.append(again.pop())
             if not self._in_hand:
                 return True
             try:
-                for _ in self._deliver(self._in_hand) or ():
-                    self._steps += 1
-                self._steps += 1
-                self.delivered += len(self._in_hand)
-            except Refused as error:
-                self._report(error)
+                self._deliver_but_refused(self._in_hand)
             except Exception as error:
-                self._report(error)
-                return False
+                self._trouble(error, self._in_hand[0])
+                if not self._apart:
+                    return False
+                self._set_aside()
             self._in_hand = []
 
-    def _report(self, error: Exception) -> None:
-        if not self._troubled:
-            self._troubled = True
-            self._trouble(error)
+    def _deliver_but_refused(self, items: list[Item]) -> None:
+        try:
+            for _ in self._deliver(items) or ():
+                self._steps += 1
+            self._steps += 1
+            self.delivered += len(items)
+        except Refused as error:
+            if len(items) == 1:
+                self._trouble(error, items[0])
+                return
+            half = len(items) // 2
+            self._deliver_but_refused(items[:half])
+            self._deliver_but_refused(items[half:])
+
+    def _set_aside(self) -> None:
+        if not self._aside:
+            self._again_at = time.monotonic() + self._pause_seconds
+            self._pause_seconds = min(2 * self._pause_seconds, LONGEST_RETRY_SECONDS)
+        self._aside += self._in_hand
+
+    def _take_up_again(self) -> list[Item]:
+        """What was set aside and is due, the latest first."""
+        if not self._aside or (time.monotonic() < self._again_at and not self._closing.is_set()):
+            return []
+        due, self._aside = self._aside[::-1], []
+        return due

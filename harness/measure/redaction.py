@@ -1,27 +1,45 @@
-"""Keeps passwords out of what is written down, shown, or put on a command line."""
+"""Keeps secrets in addresses out of whatever is written down, shown, or put on a command line."""
 
 import re
 from collections.abc import Mapping
-from urllib.parse import urlsplit, urlunsplit
 
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
+SECRET_QUERY = re.compile(rf"{SECRET_NAME.pattern}|PWD|^USER|^UID$|^SIG", re.IGNORECASE)
+WITHHELD = "***"
+
+_USER = re.compile(
+    # After the slashes: a user, a password, or both, up to the last @ before the path.
+    r"""(?<=//)[^\s/?#'"<>]*@"""
+    # A password that holds a / or a #, as it may not: everything to the @ that follows, unless the
+    # number of a port comes first, as in http://host:80/a@b.
+    r"""|(?<=//)[^\s/?#'"<>:@]+:(?!\d+[/?#])[^\s'"<>@]*@"""
+)
+_QUERY = re.compile(r"""(?<=[?&;])([^\s=&;?#'"<>]+)=([^\s&;#'"<>]+)""")
 
 
-def without_password(uri: str) -> str:
-    """The URI as it may be shown and stored: no user and no password. Other text stays."""
-    try:
-        parts = urlsplit(uri)
-    except ValueError:
-        return uri
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+def masked(text: str) -> str:
+    """The text with every address in it as it may be shown and stored.
+
+    Users and passwords before an @ are left out; values of a query that are named like secrets
+    become `***`. All other text stays.
+    """
+    if "//" not in text:
+        return text
+    return _QUERY.sub(_mask_value, _USER.sub("", text))
+
+
+def holds_secret(address: str) -> bool:
+    """Whether `masked` would leave something out."""
+    return masked(address) != address
 
 
 def without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables less those named like secrets, values less their passwords."""
+    """Environment variables less those named like secrets, addresses in the values masked."""
     return {
-        name: without_password(value)
-        for name, value in variables.items()
-        if not SECRET_NAME.search(name)
+        name: masked(value) for name, value in variables.items() if not SECRET_NAME.search(name)
     }
+
+
+def _mask_value(pair: re.Match[str]) -> str:
+    name, value = pair.groups()
+    return f"{name}={WITHHELD if SECRET_QUERY.search(name) else value}"

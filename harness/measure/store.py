@@ -1,16 +1,19 @@
-"""Where the MLflow store is, and how it is reached without waiting for one that is not there."""
+"""How an MLflow store is reached without waiting for one that is not there, and opened once."""
 
+import fcntl
 import logging
 import os
+import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
+from typing import IO, TYPE_CHECKING, Literal
 
 from harness.config import Config
 from harness.errors import UserError
-from harness.measure.redaction import without_password
+from harness.measure.address import key_of, sqlite_file, sqlite_uri, store_uri
+from harness.measure.redaction import masked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -19,34 +22,26 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 REQUEST_SECONDS = 4
 """How long one request may take: an unreachable server is known for one soon enough."""
-SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+LOCKED_SECONDS = 10.0
+"""How long a SQLite file may be held by another process before its store counts as away."""
+MAKING_SECONDS = 60.0
+"""How long another process may take to make the store's tables; it takes seconds."""
+ENGINE_ATTEMPTS = 2
+"""Of MLflow's ten, which take minutes for a file that no wait can mend."""
+AWAY = {
+    "Connection refused": "connection refused",
+    "NameResolutionError": "unknown host name",
+    "imed out": "timed out",
+    "No route to host": "no route to host",
+    "Connection aborted": "connection broken",
+    "Connection reset": "connection broken",
+}
+"""What a store's errors hold where it cannot be reached, and what that is in short."""
+SCHEMA = ("database schema", "Can't locate revision")
+LOST_RACE = ("already exists", "duplicate column name", "UNIQUE constraint", "database is locked")
+"""Of two processes that make the tables of one store, one reads one of these."""
 
 log = logging.getLogger(__name__)
-
-
-def store_uri(config: Config) -> str:
-    """The MLflow store of a run; a SQLite file is given by its absolute path."""
-    if urlsplit(config.tracking.uri or "").password:
-        raise UserError(
-            f"tracking.uri={without_password(str(config.tracking.uri))} holds a password, which "
-            f"would lie in the run's record; keep it in ~/.mlflow/credentials instead"
-        )
-    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    scheme = urlsplit(uri).scheme
-    if scheme.partition("+")[0] not in SCHEMES:
-        raise UserError(
-            f"tracking.uri={uri} names no store that MLflow keeps runs in; give "
-            f"sqlite:///FILE.db or http://HOST:PORT"
-        )
-    if file := sqlite_file(uri):
-        return f"{scheme}:///{file}"
-    return uri
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """The absolute path of the file behind `uri`, where that is SQLite."""
-    scheme, _, path = uri.partition(":///")
-    return Path(path).absolute() if scheme.startswith("sqlite") else None
 
 
 def connect(uri: str) -> "MlflowClient":
@@ -57,10 +52,17 @@ def connect(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_SECONDS))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("PGCONNECT_TIMEOUT", str(REQUEST_SECONDS))
+    # It would print the store's address at the end of each run, with whatever stands before the @.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     from mlflow import MlflowClient
 
+    if "://" in uri and not uri.startswith(("http", "databricks")):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = ENGINE_ATTEMPTS
     for chatty in ("mlflow", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
     return MlflowClient(uri)
 
 
@@ -77,51 +79,43 @@ def check_store(config: Config) -> None:
         open_store(uri)
 
 
-def open_store(uri: str) -> "MlflowClient":
-    """A client of a store that answers. Raises UserError for one that does not."""
-    if file := sqlite_file(uri):
+def open_store(uri: str, reads: bool = False) -> "MlflowClient":
+    """A client of a store that answers. Raises UserError for one that does not, or that cannot be
+    written, unless the client only `reads`.
+
+    Of the processes that open a SQLite file which is not a store yet, one makes its tables.
+    """
+    file = sqlite_file(uri)
+    if file and not reads:
         _require_writable(file)
     try:
-        client = connect(uri)
-        client.search_experiments(max_results=1)
+        if file is None:
+            return _answering(uri)
+        with _alone_where_made(file):
+            if not reads and file.exists():
+                _require_unlocked(file)
+            return _answering(uri)
     except Exception as error:
-        raise UserError(
-            f"the MLflow store {without_password(uri)} does not answer ({in_short(error)}); "
-            f"start it, set tracking.uri to another, or tracking.enabled=false"
-        ) from error
-    return client
+        raise _unopened(uri, error) from error
 
 
 @contextmanager
-def still_answering(uri: str) -> Iterator[None]:
+def still_answering(uri: str, does: str = "does not give what was asked") -> Iterator[None]:
     """Raises UserError where the store, which has answered, refuses or goes away in the block."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except (MlflowException, OSError) as error:
-        raise UserError(
-            f"the MLflow store {without_password(uri)} does not give what was asked "
-            f"({in_short(error)})"
-        ) from error
-
-
-def _require_writable(file: Path) -> None:
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise UserError(
-            f"cannot write the MLflow store {file}; create its folder, or set tracking.uri"
-        )
+        raise UserError(f"the MLflow store {masked(uri)} {does} ({in_short(error)})") from error
 
 
 def in_short(error: Exception) -> str:
-    """What MLflow's page of text comes down to."""
-    text = " ".join(str(error).split())
-    for sign, short in (
-        ("Connection refused", "connection refused"),
-        ("NameResolutionError", "unknown host name"),
-        ("imed out", "timed out"),
-        ("No route to host", "no route to host"),
-    ):
+    """What MLflow's page of text comes down to, without secrets."""
+    if isinstance(error, OSError) and error.strerror:
+        return masked(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
+    text = " ".join(masked(str(error)).split()).partition(" [SQL:")[0]
+    for sign, short in AWAY.items():
         if sign in text:
             return short
     return text if len(text) <= 160 else f"{text[:160]}..."
@@ -137,6 +131,7 @@ def open_experiment(client: "MlflowClient", uri: str, name: str) -> str:
         try:
             return client.create_experiment(name, artifact_location=place)
         except Exception:
+            # Another process may have made it meanwhile.
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
@@ -154,3 +149,97 @@ def set_status(uri: str, run_id: str, status: Status) -> None:
         connect(uri).set_terminated(run_id, status)
     except Exception as error:
         log.warning("cannot mark run %s as %s: %s", run_id, status, in_short(error))
+
+
+def _answering(uri: str) -> "MlflowClient":
+    """Tries again where a process that does not know of the lock makes the tables meanwhile."""
+    end = time.monotonic() + LOCKED_SECONDS
+    while True:
+        try:
+            client = connect(uri)
+            client.search_experiments(max_results=1)
+            return client
+        except Exception as error:
+            lost = any(sign in str(error) for sign in LOST_RACE)
+            if not lost or time.monotonic() > end:
+                raise
+        time.sleep(0.5)
+
+
+@contextmanager
+def _alone_where_made(file: Path) -> Iterator[None]:
+    """Holds a lock beside a SQLite file as long as it may lack tables. Raises sqlite3.Error, or
+    OSError, for a file that cannot be a store: MLflow would try it for a minute."""
+    lock = file.with_name(f".{file.name}.lock")
+    with _locked(lock) if lock.exists() or not _has_tables(file) else nullcontext():
+        yield
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """The kernel releases this lock with the process that holds it, however that ends."""
+    try:
+        file = path.open("a")
+    except OSError:  # another user's: the one who does not get the lock tries again
+        yield
+        return
+    with file:
+        _wait_for(file)
+        yield
+
+
+def _wait_for(file: IO[str]) -> None:
+    end = time.monotonic() + MAKING_SECONDS
+    while time.monotonic() < end:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.1)
+        except OSError:  # a file system without locks
+            return
+
+
+def _has_tables(file: Path) -> bool:
+    """Whether MLflow has made its tables there, or is at it."""
+    if not file.exists() or not file.stat().st_size:
+        return False
+    with _sqlite(file) as base:
+        found = base.execute("select count(*) from sqlite_master where name = 'alembic_version'")
+        return bool(found.fetchone()[0])
+
+
+def _require_unlocked(file: Path) -> None:
+    """MLflow waits 20 s at each of its steps for whoever is writing."""
+    with _sqlite(file) as base:
+        base.execute("begin immediate")
+        base.rollback()
+
+
+@contextmanager
+def _sqlite(file: Path) -> Iterator[sqlite3.Connection]:
+    address = f"{file.as_uri()}?mode=rw"
+    with closing(sqlite3.connect(address, LOCKED_SECONDS, isolation_level=None, uri=True)) as base:
+        yield base
+
+
+def _unopened(uri: str, error: Exception) -> UserError:
+    shown, short = masked(uri), in_short(error)
+    if any(sign in short for sign in SCHEMA):
+        return UserError(
+            f"the MLflow store {shown} was made by another version of MLflow ({short}); use that "
+            f"version, or set {key_of(uri)} to another store"
+        )
+    return UserError(
+        f"the MLflow store {shown} does not answer ({short}); "
+        f"start it, set {key_of(uri)} to another, or tracking.enabled=false"
+    )
+
+
+def _require_writable(file: Path) -> None:
+    places = [file, file.parent] if file.exists() else [file.parent]
+    if not all(os.access(place, os.W_OK) for place in places):
+        raise UserError(
+            f"cannot write the MLflow store {file}; create its folder or give leave to write "
+            f"there, or set {key_of(sqlite_uri(file))} to another"
+        )

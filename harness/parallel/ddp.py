@@ -1,8 +1,9 @@
 """torch's DistributedDataParallel, and what torch has to make it send less."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -24,13 +25,69 @@ ONE_BUCKET = 1e6
 """MB that no gradient reaches."""
 
 
+class Counting(Protocol):
+    """The state of one of torch's hooks, which counts the steps that were taken."""
+
+    iter: int
+
+
+class PowerSgdErrors:
+    """What PowerSGD has not sent yet: by buckets while training goes on, by elements in between.
+
+    `agree` ends the warm start too: P and Q lie by DDP's buckets, and a checkpoint must be free of
+    those. The next step starts from random factors as the first one did, and what they miss of the
+    gradient is in the error that it leaves.
+    """
+
+    def __init__(self, state: power_sgd.PowerSGDState, values: Tensor, world: World) -> None:
+        self.owed = torch.zeros(values.shape, dtype=values.dtype)
+        """What this rank owes of each element of the flat values, as `agree` found it; on the host,
+        because nothing but a checkpoint reads all of it."""
+        self._state = state
+        self._first = values.storage_offset()
+        self._spans: dict[int, list[tuple[int, int]]] = {}
+        self._world = world
+
+    def give(self, bucket: dist.GradBucket) -> None:
+        """Hands a bucket that PowerSGD sends for the first time since then what it owes."""
+        if bucket.index() in self._state.error_dict:
+            return
+        starts = [int(each.storage_offset() - self._first) for each in bucket.parameters()]
+        sizes = [each.numel() for each in bucket.parameters()]
+        spans = [(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+        owed = torch.cat([self.owed[start:stop] for start, stop in spans])
+        self._state.error_dict[bucket.index()] = owed.to(bucket.buffer().device)
+        self._spans[bucket.index()] = spans
+
+    def agree(self) -> None:
+        """Each rank owes the mean of what all owe. Collective over the world."""
+        for index, error in sorted(self._state.error_dict.items()):
+            self._world.everyone.launch_average(error).wait()
+            spans = self._spans[index]
+            pieces = error.split([stop - start for start, stop in spans])
+            for (start, stop), piece in zip(spans, pieces, strict=True):
+                self.owed[start:stop] = piece
+        for memory in (
+            self._state.error_dict,
+            self._state.p_memory_dict,
+            self._state.q_memory_dict,
+        ):
+            memory.clear()
+        self.begin_at(self._state.iter)
+
+    def begin_at(self, step: int) -> None:
+        """Goes on after so many steps."""
+        self._state.iter = step
+        self._state.rng = np.random.RandomState(step % 2**32)
+
+
 def with_power_sgd(
-    network: nn.Module, world: World, rank: int, start: int, bucket_mb: float
-) -> nn.Module:
+    network: nn.Module, world: World, rank: int, start: int, bucket_mb: float, values: Tensor
+) -> tuple[nn.Module, PowerSgdErrors]:
     """DDP that sends rank-`rank` factors of its gradients after `start` steps.
 
     Vogels et al., "PowerSGD", NeurIPS 2019: with error feedback and a warm start, torch's defaults.
-    Matrices of one shape go in one batch.
+    Matrices of one shape go in one batch. The parameters are views of `values`.
     """
     state = power_sgd.PowerSGDState(
         process_group=None,
@@ -39,9 +96,12 @@ def with_power_sgd(
         min_compression_rate=LEAST_RATE,
         batch_tensors_with_same_shape=True,
     )
+    errors = PowerSgdErrors(state, values, world)
 
     def hook(state: power_sgd.PowerSGDState, bucket: dist.GradBucket) -> FutureTensor:
         plain, before = state.iter < state.start_powerSGD_iter, state.total_numel_after_compression
+        if not plain:
+            errors.give(bucket)
         future = power_sgd.powerSGD_hook(state, bucket)
         sent = state.total_numel_after_compression - before
         elements = bucket.buffer().numel() if plain else sent
@@ -52,12 +112,13 @@ def with_power_sgd(
     _turn_first_output(network)
     # Its collectives of one bucket follow each other in a chain of callbacks. With several buckets
     # Gloo's threads run the chains in another order on every rank, and it fails; NCCL queues them.
-    return _wrapped(network, state, hook, bucket_mb if world.device.type == "cuda" else ONE_BUCKET)
+    cut = bucket_mb if world.device.type == "cuda" else ONE_BUCKET
+    return _wrapped(network, state, hook, cut), errors
 
 
 def with_post_local_sgd(
     network: nn.Module, world: World, start: int, bucket_mb: float
-) -> nn.Module:
+) -> tuple[nn.Module, Counting]:
     """DDP that averages gradients over all ranks for `start` steps, then over the node alone.
 
     Lin et al., "Don't Use Large Mini-Batches, Use Local SGD", ICLR 2020. `averager` is the rest.
@@ -75,7 +136,7 @@ def with_post_local_sgd(
         world.meters.traffic.add(together)
         return post_local_sgd.post_localSGD_hook(state, bucket)
 
-    return _wrapped(network, state, hook, bucket_mb)
+    return _wrapped(network, state, hook, bucket_mb), state
 
 
 class Averager:
@@ -84,11 +145,13 @@ class Averager:
     It puts new tensors into the parameters it gets; the values given here are written back.
     """
 
-    def __init__(self, values: Tensor, world: World, period: int, start: int) -> None:
+    def __init__(self, values: Tensor, world: World, period: int, start: int, step: int) -> None:
+        """After `step` steps."""
         self._values = values
         self._given = nn.Parameter(values)
         self._given.grad = values.new_zeros(1).expand_as(values)  # without one it is passed over
         self._averager = PeriodicModelAverager(period=period, warmup_steps=start)
+        self._averager.step = step
         self._world = world
 
     def step(self) -> None:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 
 from harness.errors import SaidByAnotherRank, UserError
-from harness.measure.redaction import without_password
+from harness.measure.redaction import masked
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _refuse(name: str, size: str, speaks: bool, advice: str) -> None:
 
 def _command(launcher: _Foreign, size: int) -> str:
     """The line that starts the same on as many ranks."""
-    words = [without_password(word) for word in sys.orig_argv]
+    words = [masked(word) for word in sys.orig_argv]
     return f"horovodrun --gloo -np {size} -H {_hosts(launcher, size)} {shlex.join(words)}"
 
 

@@ -7,8 +7,10 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from harness.errors import UserError
+from harness.measure.folders import CONFIG_FILE, METRICS_FILE
+from harness.measure.opening import FOLDER_TAG, run_id_of
 from harness.measure.summary import FILE_NAME
-from harness.measure.tracking import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE
+from harness.measure.tracking import ENVIRONMENT_FILE
 from harness.study import failure, prediction
 
 if TYPE_CHECKING:
@@ -20,6 +22,16 @@ ARTIFACTS = "mlartifacts"
 WANTED = {CONFIG_FILE, ENVIRONMENT_FILE, FILE_NAME, METRICS_FILE, prediction.FILE_NAME}
 WANTED |= {failure.FILE_NAME}
 """Artifacts that are fetched from elsewhere."""
+
+
+def folder_of(client: "MlflowClient", run: "Run", store: Path | None) -> Path:
+    """The artifacts of a training; the folder that it was trained in, where that is on this machine
+    and holds a summary which the store did not take."""
+    artifacts = artifacts_of(client, run, store)
+    own = run.data.tags.get(FOLDER_TAG)
+    if own is None or (artifacts / FILE_NAME).exists() or not (Path(own) / FILE_NAME).exists():
+        return artifacts
+    return Path(own) if run_id_of(Path(own)) == run.info.run_id else artifacts
 
 
 def artifacts_of(client: "MlflowClient", run: "Run", store: Path | None) -> Path:

@@ -3,23 +3,26 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.cluster.environment import withheld_credentials
 from harness.cluster.hosts import parse_hosts, topology_of
 from harness.cluster.launch import Outcome
 from harness.cluster.training import launch_training, train_command
-from harness.config import Config, load
+from harness.config import Config, load, load_resolved
 from harness.errors import UserError
-from harness.measure.store import check_store, store_uri
+from harness.layers import override_of
+from harness.measure.address import store_uri
+from harness.measure.folders import CONFIG_FILE, claim, now
+from harness.measure.store import check_store
 from harness.measure.summary import RunSummary
-from harness.measure.tracking import CONFIG_FILE, ENVIRONMENT_FILE
+from harness.measure.tracking import ENVIRONMENT_FILE
 from harness.parallel.topology import check_classes
+from harness.paths import folder_name
 from harness.study.alike import check_same_images
-from harness.study.conclude import conclude
-from harness.study.failure import Failure
+from harness.study.conclude import TABLE_FILE, conclude
+from harness.study.failure import Failure, divergence
 from harness.study.prediction import Prediction
 from harness.study.record import record_predictions
 from harness.study.results import Results, Terms, Variant
@@ -47,6 +50,11 @@ class Plan:
     variants: tuple[Config, ...]
     trials: tuple[Trial, ...]
 
+    def at(self, folder: Path) -> "Plan":
+        """The same in another folder."""
+        trials = (replace(trial, folder=folder / trial.folder.name) for trial in self.trials)
+        return replace(self, folder=folder, trials=tuple(trials))
+
 
 def compare(
     experiments: Sequence[Path],
@@ -68,6 +76,7 @@ def compare(
     first = plan.variants[0]
     if first.tracking.enabled:
         check_store(first)
+    plan = plan.at(claim(folder, plan.folder).folder)
     _announce(plan)
     known = _predictions(plan, predictions)
     finished, failures, code = _run_all(plan)
@@ -95,16 +104,18 @@ def make_plan(
     configs = tuple(load(path, overrides) for path in experiments)
     where = hosts or f"localhost:{np}"
     _check(configs, np, where)
-    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    study = study or configs[0].tracking.study or f"study-{now}"
-    place = (folder or Path(configs[0].tracking.folder) / study / now).absolute()
+    time = now()
+    study = study or configs[0].tracking.study or f"study-{time}"
+    place = (folder or Path(configs[0].tracking.folder) / folder_name(study) / time).absolute()
+    if (place / TABLE_FILE).exists():
+        raise UserError(f"{place} holds a comparison already; give another --folder")
     trials = []
     pairs = list(zip(experiments, configs, strict=True))
     for number in range(seeds):
         seed = configs[0].seed + number
         # There and back: a machine that slows down steadily slows all variants alike.
         for path, config in pairs if number % 2 == 0 else reversed(pairs):
-            own = (*overrides, f"seed={seed}", f"tracking.study={study}")
+            own = (*overrides, f"seed={seed}", override_of("tracking.study", study))
             trial = place / f"{config.name}-s{seed}"
             if trial.exists():
                 raise UserError(f"{trial} exists already; give another --folder")
@@ -168,10 +179,12 @@ def _run_all(plan: Plan) -> tuple[dict[str, list[RunSummary]], list[Failure], in
     for number, trial in enumerate(plan.trials, start=1):
         _say(f"\n[{number}/{len(plan.trials)}] {trial.config.name}, seed {trial.config.seed}")
         outcome = _run(plan, trial)
-        if outcome.exit_code == 0:
-            finished[trial.config.name].append(RunSummary.read(trial.folder))
+        summary = RunSummary.read(trial.folder) if outcome.exit_code == 0 else None
+        if summary is not None and summary.diverged is None:
+            finished[trial.config.name].append(summary)
             continue
-        failures.append(Failure(config=trial.config, reason=outcome.reason))
+        reason = divergence(summary.diverged) if summary and summary.diverged else outcome.reason
+        failures.append(Failure(config=trial.config, reason=reason))
         code = max(code, outcome.exit_code)
         if outcome.stopped or outcome.exit_code == 2:
             _say("the study ends here")
@@ -201,7 +214,7 @@ def _results(
     environments = []
     for trial in reversed(plan.trials):
         if (trial.folder / CONFIG_FILE).exists():
-            resolved[trial.config.name] = load(trial.folder / CONFIG_FILE)
+            resolved[trial.config.name] = load_resolved(trial.folder / CONFIG_FILE)
         if (trial.folder / ENVIRONMENT_FILE).exists():
             found = (trial.folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")
             environments.append(json.loads(found))

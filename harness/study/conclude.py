@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from harness.config import Config
+from harness.errors import RunFailed
+from harness.measure.store import in_short
 from harness.study.chart import draw
 from harness.study.failure import FILE_NAME, write_failures
 from harness.study.record import record, way_to_see
@@ -16,6 +18,8 @@ from harness.study.scoring import score_cells, scores, scores_meaning
 from harness.study.sentences import as_paragraphs, meaning, sentences
 from harness.study.table import aligned, as_markdown, as_text, comparison, piped
 from harness.study.verdict import Verdict, judge
+
+TABLE_FILE = "comparison.md"
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ class Conclusion:
 
     def write(self, folder: Path) -> list[Path]:
         """All files, the Markdown first."""
-        kinds = ("md", "csv", "png")
-        table, numbers, chart = (folder / f"comparison.{kind}" for kind in kinds)
+        table = folder / TABLE_FILE
+        numbers, chart = (table.with_suffix(kind) for kind in (".csv", ".png"))
         tests, report, errors = (
             folder / name for name in ("verdict.csv", "report.html", "predictions.csv")
         )
@@ -87,11 +91,21 @@ class Conclusion:
 
 def conclude(results: Results, terms: Terms, folder: Path, store: Config | None) -> None:
     """Shows the comparison, leaves its files in `folder`, and logs them where `store`, a config
-    with `tracking`, says; None logs nothing."""
+    with `tracking`, says; None logs nothing.
+
+    Raises RunFailed where the files cannot be written.
+    """
     found = Conclusion.of(results, terms)
-    files = found.write(folder)
+    print(f"\n{found.text}", flush=True)
+    try:
+        files = found.write(folder)
+    except OSError as error:
+        raise RunFailed(
+            f"the comparison's files cannot be written to {folder} ({error.strerror}); make room, "
+            f"and take it up again: harness compare --from-study {results.study}"
+        ) from error
     table, _, chart, _, report = files[:5]
-    print(f"\n{found.text}\n\ntable {table}\nchart {chart}\nreport {report}", flush=True)
+    print(f"\ntable {table}\nchart {chart}\nreport {report}", flush=True)
     if store is not None and store.tracking.enabled:
         _log(store, found, files)
 
@@ -101,7 +115,7 @@ def _log(store: Config, found: Conclusion, files: list[Path]) -> None:
     try:
         experiment_id = record(store, results.study, found.frame, files, len(results.failures))
     except Exception as error:  # the table is shown and lies in the folder, whatever MLflow does
-        told = " ".join(str(error).split())[:200]
+        told = in_short(error)
         print(f"warning: the comparison is not in MLflow: {told}", file=sys.stderr, flush=True)
         return
-    print(way_to_see(store, experiment_id), flush=True)
+    print(way_to_see(store, experiment_id, results.study), flush=True)

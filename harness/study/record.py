@@ -1,8 +1,6 @@
 """A comparison in MLflow: a run of its own beside those it compares, and the way to look at it."""
 
-import os
-import shutil
-import sys
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,17 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from harness.config import Config
-from harness.measure.redaction import without_password
-from harness.measure.store import (
-    connect,
-    open_experiment,
-    open_store,
-    sqlite_file,
-    still_answering,
-    store_uri,
-)
+from harness.measure.address import store_uri
+from harness.measure.redaction import masked
+from harness.measure.store import connect, open_experiment, open_store, still_answering
 from harness.study import failure
 from harness.study.prediction import FILE_NAME, TAG, Prediction, write_predictions
+from harness.study.ui import command_of, page_of
 
 
 def record(
@@ -77,25 +70,9 @@ def record_predictions(config: Config, study: str, predictions: Sequence[Predict
     return experiment_id
 
 
-def way_to_see(config: Config, experiment_id: str) -> str:
-    """The line that opens the comparison in MLflow's pages."""
+def way_to_see(config: Config, experiment_id: str, study: str) -> str:
+    """The line that leads to the comparison in MLflow's pages."""
     uri = store_uri(config)
-    page = f"/#/experiments/{experiment_id}"
     if uri.startswith("http"):
-        return f"see it at {without_password(uri).rstrip('/')}{page}"
-    store = without_password(uri) if sqlite_file(uri) is None else uri
-    # Without the first word the server starts seven more processes, for jobs nobody asked for, and
-    # leaves them when it ends.
-    return (
-        f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {_mlflow()} ui --workers 1 "
-        f"--backend-store-uri {store}  # then open http://127.0.0.1:5000{page}"
-    )
-
-
-def _mlflow() -> str:
-    """The command as it can be typed here: bare where the shell finds it."""
-    beside = Path(sys.executable).parent / "mlflow"
-    found = shutil.which("mlflow")
-    if found and Path(found) == beside:
-        return "mlflow"
-    return os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
+        return f"see it at {masked(uri).rstrip('/')}/{page_of(experiment_id, study)}"
+    return f"see it by: {shlex.join(command_of(uri, study))}"

@@ -8,27 +8,26 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
 from pydantic_core import from_json
-from yaml import YAMLError
 
 from harness.config import Config, load_resolved
 from harness.errors import UserError
-from harness.measure.redaction import without_password
-from harness.measure.store import open_store, sqlite_file, still_answering
-from harness.measure.summary import FILE_NAME, RunSummary
-from harness.measure.tracking import CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE
+from harness.measure.address import sqlite_file
+from harness.measure.folders import CONFIG_FILE, METRICS_FILE
+from harness.measure.redaction import masked
+from harness.measure.store import open_store, still_answering
+from harness.measure.summary import DIVERGED_TAG, FILE_NAME, RunSummary
+from harness.measure.tracking import ENVIRONMENT_FILE
 from harness.study import failure, prediction
-from harness.study.artifacts import artifacts_of
-from harness.study.failure import Failure, read_failures
+from harness.study.artifacts import artifacts_of, folder_of
+from harness.study.endings import UNENDED, ending_of
+from harness.study.failure import Failure, divergence, read_failures
 from harness.study.prediction import Prediction, read_predictions
 from harness.study.results import Results, Variant
 
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 PAGE = 1000
 """Runs in one request."""
-UNENDED = ("RUNNING", "SCHEDULED")
+TRAIN_LOSS = "train/loss"
 PLAIN = re.compile(r"[A-Za-z0-9_.:/+ -]+")
 """A name that can stand in a query: MLflow's language has no way to escape every other."""
 
@@ -50,11 +49,13 @@ class RecordedRun:
     run_id: str
     config: Config
     status: str
-    """FINISHED, FAILED, KILLED or RUNNING."""
+    """FINISHED, FAILED, KILLED or RUNNING, as the store has it."""
     summary: RunSummary | None
-    """None where the run did not end well."""
+    """None where the run did not end well, or diverged."""
     folder: Path
-    """Its artifacts."""
+    """Its artifacts, or the folder it was trained in where the store did not take them."""
+    failure: str | None = None
+    """How a run without a summary ended; None where it goes on."""
 
     @property
     def name(self) -> str:
@@ -64,6 +65,10 @@ class RecordedRun:
     @property
     def seed(self) -> int:
         return self.config.seed
+
+    @property
+    def running(self) -> bool:
+        return self.summary is None and self.failure is None
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -130,6 +135,21 @@ class Study:
         )
 
     @property
+    def unended(self) -> tuple[str, ...]:
+        """A line for each kind of run that the store calls running: those that are, and those that
+        ended without a word."""
+        silent = [r for r in self.runs if r.failure and r.status in UNENDED]
+        running = [run for run in self.runs if run.running]
+        lines = []
+        if silent:
+            names = ", ".join(f"{run.name} seed {run.seed} ({run.failure})" for run in silent)
+            lines.append(f"{len(silent)} of {len(self.runs)} runs count as failed: {names}")
+        if running:
+            names = ", ".join(f"{run.name} seed {run.seed}" for run in running)
+            lines.append(f"{len(running)} of {len(self.runs)} runs go on: {names}")
+        return tuple(lines)
+
+    @property
     def results(self) -> Results:
         """What a comparison is made from."""
         environments = tuple(each for run in self.runs if (each := run.environment))
@@ -141,15 +161,14 @@ class Study:
 def _variant(runs: Sequence[RecordedRun], lost: Sequence[Failure]) -> Variant:
     by_seed = sorted(runs, key=lambda run: run.seed)
     summaries = tuple(run.summary for run in by_seed if run.summary is not None)
-    without = [run for run in by_seed if run.summary is None]
-    failures = [run.status for run in without if run.status not in UNENDED]
+    failures = [run.failure for run in by_seed if run.failure is not None]
     whole = [run.config for run in runs if (run.folder / CONFIG_FILE).exists()]
     configs = [*whole, *(each.config for each in lost), *(run.config for run in runs)]
     return Variant(
         configs[0],
         summaries,
         (*failures, *(each.reason for each in lost)),
-        running=len(without) - len(failures),
+        running=sum(run.running for run in by_seed),
     )
 
 
@@ -162,7 +181,7 @@ def read_study(uri: str, name: str, experiment: str | None = None) -> Study:
     file = sqlite_file(uri)
     if file is not None and not file.exists():
         raise UserError(f"there is no MLflow store {file}; give another --uri")
-    client = open_store(uri)
+    client = open_store(uri, reads=True)
     with still_answering(uri):
         experiments = _experiments(client, experiment)
         found = _of_study(client, list(experiments), name)
@@ -181,6 +200,20 @@ def read_study(uri: str, name: str, experiment: str | None = None) -> Study:
         lost = _lost(client, found, file)
         failures = tuple(each for key, each in lost.items() if key not in latest)
     return Study(name, uri, places.pop(), runs, predictions, foretold, failures)
+
+
+def place_of(uri: str, name: str) -> str:
+    """The id of the experiment that holds the study: of several, that of the latest run.
+
+    Raises UserError for a store that does not answer, and for a name it does not know.
+    """
+    client = open_store(uri, reads=True)
+    with still_answering(uri):
+        experiments = list(_experiments(client, None))
+        found = _of_study(client, experiments, name)
+        if not found:
+            raise _unknown(client, experiments, name, uri)
+    return str(found[-1].info.experiment_id)
 
 
 def foretold_of(uri: str, name: str, experiment: str) -> tuple[tuple[Prediction, ...], bool]:
@@ -211,7 +244,7 @@ def _unknown(client: "MlflowClient", experiments: list[str], name: str, uri: str
     tags = [run.data.tags for run in _search(client, experiments, "")]
     known = sorted({each["study"] for each in tags if each.get("study")})
     told = f"it knows {', '.join(known[:8])}" if known else "it knows none"
-    return UserError(f"no study {name!r} in {without_password(uri)}; {told}")
+    return UserError(f"no study {name!r} in {masked(uri)}; {told}")
 
 
 def _predictions(
@@ -254,9 +287,27 @@ def _search(client: "MlflowClient", experiments: list[str], query: str) -> Itera
 
 
 def _recorded(client: "MlflowClient", run: "Run", store: Path | None) -> RecordedRun:
-    folder = artifacts_of(client, run, store)
+    folder = folder_of(client, run, store)
     summary = RunSummary.read(folder) if (folder / FILE_NAME).exists() else None
-    return RecordedRun(run.info.run_id, _config(run, folder), run.info.status, summary, folder)
+    found = RecordedRun(run.info.run_id, _config(run, folder), run.info.status, summary, folder)
+    if diverged := _diverged(found, run):
+        return replace(found, summary=None, failure=divergence(diverged))
+    return found if summary is not None else replace(found, failure=ending_of(client, run))
+
+
+def _diverged(found: RecordedRun, run: "Run") -> str | None:
+    """What was not finite, and when: by its tag, or as records that are older than it show it."""
+    if DIVERGED_TAG in run.data.tags:
+        return str(run.data.tags[DIVERGED_TAG])
+    if found.summary is not None and found.summary.diverged:
+        return found.summary.diverged
+    if f"{TRAIN_LOSS}_nonfinite" not in run.data.metrics:
+        return None
+    # What is not finite is logged under this name, and not under its own.
+    bad, well = found.metric(f"{TRAIN_LOSS}_nonfinite").index, found.metric(TRAIN_LOSS).index
+    last = well[-1] if len(well) else 0
+    after = [step for step in bad if step > last]
+    return f"the loss of window {after[0]} is not finite" if after else None
 
 
 def _config(run: "Run", folder: Path) -> Config:
@@ -265,9 +316,8 @@ def _config(run: "Run", folder: Path) -> Config:
         return load_resolved(folder / CONFIG_FILE)
     own = {"name": run.data.tags["variant"], "seed": int(run.data.tags["seed"])}
     # None is what every key that may have it has anyway.
-    known = [f"{key}={value}" for key, value in run.data.params.items() if value != "None"]
+    known = {key: value for key, value in run.data.params.items() if value != "None"}
     try:
-        told = OmegaConf.merge(OmegaConf.from_dotlist(known), own)
-        return Config.model_validate(OmegaConf.to_container(told))
-    except (ValidationError, OmegaConfBaseException, YAMLError):
+        return Config.from_flattened(known | own, f"run {run.info.run_id}")
+    except UserError:
         return Config.model_validate(own | {"train": {"steps": 1}})

@@ -1,12 +1,14 @@
 """Takes up a study that lies in MLflow: the same comparison as after its runs, without running."""
 
+import sys
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
-from harness.config import Config
+from harness.config import config_of_store
 from harness.errors import UserError
-from harness.measure.store import store_uri
+from harness.measure.address import store_uri
+from harness.measure.folders import claimed, now
+from harness.paths import folder_name
 from harness.study.alike import check_alike
 from harness.study.conclude import conclude
 from harness.study.prediction import Prediction
@@ -34,7 +36,7 @@ def take_up(
 ) -> int:
     """The exit code. `predictions` stand instead of the study's own; `recorded`: MLflow gets the
     comparison too. Raises UserError for a study that cannot be read."""
-    asked = _tracked(source.uri, source.experiment)
+    asked = config_of_store(source.uri, source.experiment)
     study = read_study(store_uri(asked), source.study, source.experiment)
     results = study.results
     if predictions:
@@ -42,18 +44,18 @@ def take_up(
     check_alike(study.runs)
     terms.check([variant.name for variant in results.variants])
     if not any(variant.summaries for variant in results.variants):
-        raise UserError(f"no run of the study {source.study} ended well; there is nothing to show")
-    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    place = (folder or Path("runs") / source.study / f"{now}-again").absolute()
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {place}: {error.strerror}; give another --folder") from error
-    conclude(results, terms, place, _tracked(source.uri, study.experiment) if recorded else None)
+        told = "; ".join(study.unended) or "all of them failed"
+        raise UserError(
+            f"no run of the study {source.study} ended well, so that there is nothing to show: "
+            f"{told}"
+        )
+    for line in study.unended:
+        print(line, file=sys.stderr, flush=True)
+    with claimed(folder, Path("runs") / folder_name(source.study) / f"{now()}-again") as place:
+        conclude(
+            results,
+            terms,
+            place,
+            config_of_store(source.uri, study.experiment) if recorded else None,
+        )
     return 0
-
-
-def _tracked(uri: str | None, experiment: str | None) -> Config:
-    """A config of nothing but the place of its records."""
-    tracking = {"uri": uri, "experiment": experiment or "harness"}
-    return Config.model_validate({"tracking": tracking, "train": {"steps": 1}})

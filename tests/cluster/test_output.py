@@ -1,9 +1,13 @@
 """What is made of horovodrun's lines: the terminal's picture, and who is to blame."""
 
 import io
+from pathlib import Path
+
+import pytest
 
 from harness.cluster.leash import RESUMED, STOPPED
-from harness.cluster.output import Evidence, Line, Screen, Splitter
+from harness.cluster.output import Evidence, Line, Log, Screen, Splitter
+from harness.errors import UserError
 
 ENDED = "Horovod detected ... The first process to do so was:\nProcess name: {}\nExit code: {}\n"
 
@@ -40,6 +44,28 @@ def test_lines_come_whole_however_the_bytes_are_cut() -> None:
             lines += splitter.feed(portions[start : start + size])
         lines += splitter.feed(b"", final=True)
         assert lines == expected
+
+
+def test_no_secret_of_an_address_comes_through() -> None:
+    said = b"[0]<stdout>:View run at http://ann:pa55word@host:1/#/x\nno http://t0ken@host\n"
+    lines = [line.text for line in Splitter().feed(said)]
+    assert lines == ["View run at http://host:1/#/x", "no http://host"]
+
+
+def test_a_log_that_the_disk_does_not_take_is_given_up_and_said_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever reads the ranks goes on: they would wait for it."""
+    (tmp_path / "full.log").symlink_to("/dev/full")
+    log = Log(tmp_path / "full.log")
+    for _ in range(3):
+        log.add([Line(0, "stdout", "said", False)])
+    log.close()
+    (told,) = capfd.readouterr().err.splitlines()
+    assert "log cannot be written any more (No space left on device)" in told
+    (tmp_path / "none").touch()
+    with pytest.raises(UserError, match=r"cannot write .*none/x"):
+        Log(tmp_path / "none" / "x")
 
 
 def test_progress_stays_on_one_line_of_a_terminal_and_words_push_it_down() -> None:

@@ -1,5 +1,9 @@
 """Image folders: decoded as Pillow shows them; a tree that does not fit is one clear line."""
 
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -83,7 +87,65 @@ def test_another_number_of_classes(tmp_path):
 def test_validation_with_other_classes(tmp_path):
     write_tree(tmp_path)
     (tmp_path / "val" / "bee").rename(tmp_path / "val" / "dog")
-    with pytest.raises(UserError, match="2 classes in only one of train/ and val/, such as bee"):
+    message = r"2 classes in only one of train/ and val/ \(only in train/: bee; only in val/: dog\)"
+    with pytest.raises(UserError, match=message):
+        open_image_folder(config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "message"),
+    [
+        ("caf\u00e9", "cafe\u0301", r"'caf\\xe9' and 'cafe\\u0301' .* \(Unicode NFC and NFD\)"),
+        ("\uac00", "\u1100\u1161", "composed differently"),
+        ("Bee", "bee", "'Bee' and 'bee' differ in upper and lower case"),
+        ("STRASSE", "stra\u00dfe", "differ in upper and lower case"),
+        ("bee", "bee ", "'bee' and 'bee ' differ in blanks"),
+        ("bee", "bee\u200b", r"only in train/: bee; only in val/: bee\\u200b"),
+    ],
+)
+def test_names_that_a_person_takes_for_one(tmp_path, train, val, message):
+    write_tree(tmp_path)
+    (tmp_path / "train" / "bee").rename(tmp_path / "train" / train)
+    (tmp_path / "val" / "bee").rename(tmp_path / "val" / val)
+    with pytest.raises(UserError, match=message):
+        open_image_folder(config(tmp_path))
+
+
+def test_two_classes_that_look_the_same(tmp_path):
+    for name in ("caf\u00e9", "cafe\u0301"):
+        write_tree(tmp_path, [name])
+    with pytest.raises(UserError, match=r"train holds two classes that look the same: .*merge"):
+        open_image_folder(config(tmp_path, num_classes=2))
+
+
+def test_capitals_and_small_letters_are_classes_of_their_own(tmp_path):
+    dataset = open_image_folder(config(write_tree(tmp_path, ["A", "a", "b"])))
+    assert dataset.class_names == ("A", "a", "b")
+
+
+def test_images_without_class_folders(tmp_path):
+    write_tree(tmp_path)
+    for part in ("train", "val"):
+        (tmp_path / part / "ant").rename(tmp_path / f"flat-{part}")
+    for part in ("train", "val"):
+        shutil.rmtree(tmp_path / part)
+        (tmp_path / f"flat-{part}").rename(tmp_path / part)
+    with pytest.raises(UserError, match=r"no class folder, but 4 other entries; put .*train/CLASS"):
+        open_image_folder(config(tmp_path))
+
+
+def test_one_class_folder_too_many_in_between(tmp_path):
+    write_tree(tmp_path / "inside")
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
+        (tmp_path / "inside" / part).rename(tmp_path / part / "images")
+    with pytest.raises(UserError, match="one class folder, images; a classifier needs at least"):
+        open_image_folder(config(tmp_path))
+
+
+def test_parts_of_another_name(tmp_path):
+    (write_tree(tmp_path) / "val").rename(tmp_path / "validation")
+    with pytest.raises(UserError, match=r"no folder .*/val; .* it holds train, validation"):
         open_image_folder(config(tmp_path))
 
 
@@ -91,7 +153,8 @@ def test_a_class_without_images(tmp_path):
     write_tree(tmp_path)
     for path in (tmp_path / "train" / "bee").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=r"train/bee holds no image"):
+        (path.parent / f"{path.stem}.heic").touch()
+    with pytest.raises(UserError, match=r"bee holds no image \(but files of type \.heic \(4\)\)"):
         open_image_folder(config(tmp_path))
 
 
@@ -101,3 +164,28 @@ def test_a_file_that_does_not_decode_is_named(tmp_path):
     train = open_image_folder(config(tmp_path)).train
     with pytest.raises(UserError, match=f"cannot decode {broken}"):
         train.read(torch.arange(len(train)))
+
+
+def test_both_parts_decode_in_the_same_threads_as_many_as_torch_computes_with(tmp_path):
+    dataset = open_image_folder(config(write_tree(tmp_path)))
+    decoders = dataset.train.decoders
+    assert decoders is dataset.validation["validation"].decoders
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        together = threading.Barrier(3, timeout=60)
+        decoders.map(lambda _: together.wait(), range(3))
+    finally:
+        torch.set_num_threads(before)
+    assert len([each for each in threading.enumerate() if each in decoders._pool._threads]) == 3
+
+
+def test_validation_is_read_while_training_reads(tmp_path):
+    """Two threads at once, as where a loader reads ahead while an evaluation is under way."""
+    dataset = open_image_folder(config(write_tree(tmp_path)))
+    sources = (dataset.train, dataset.validation["validation"])
+    alone = [source.read(torch.arange(len(source)))[0] for source in sources]
+    with ThreadPoolExecutor(2) as readers:
+        for _ in range(10):
+            both = readers.map(lambda source: source.read(torch.arange(len(source)))[0], sources)
+            assert all(torch.equal(*pair) for pair in zip(alone, both, strict=True))

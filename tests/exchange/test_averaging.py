@@ -32,7 +32,7 @@ def pulled_apart(config: ExchangeConfig, drained: bool) -> Tensor:
         MovingPiece(Part(shared, sliced, False, peers, number, config.pieces), config, f"p{number}")
         for number in range(config.pieces)
     ]
-    exchange = Averaging(Chunk(shared, group_of_one()), moving, config, 0)
+    exchange = Averaging(Chunk(shared, group_of_one()), moving, config)
     found = []
     for _ in range(WINDOWS * config.backward_passes_per_step):
         shared.values += 1.0 + (-1.0) ** rank
@@ -93,7 +93,7 @@ def distances() -> list[float]:
     shared, sliced = Flat([parameter], 1, parameter, owner=0), Flat([], 1, parameter)
     config = ExchangeConfig(kind="averaging", delay=1)
     moving = MovingPiece(Part(shared, sliced, False, peers), config, "p")
-    exchange = Averaging(Chunk(shared, group_of_one()), [moving], config, 0)
+    exchange = Averaging(Chunk(shared, group_of_one()), [moving], config)
     found = []
     for told in (exchange.averaged, None, exchange.averaged):
         if told is None:

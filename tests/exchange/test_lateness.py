@@ -21,10 +21,11 @@ def late(gradients: Tensor, delay: int, waiting: int = 0, every: int = 1) -> lis
     """After each window of [windows, elements]."""
     parameter = nn.Parameter(torch.zeros(1, gradients.shape[1], dtype=torch.float64))
     shared, sliced = Flat([parameter], 1, parameter), Flat([], 1, parameter)
-    world, config = world_of_one(), ExchangeConfig(kind="delayed", delay=delay)
+    world = world_of_one()
+    config = ExchangeConfig(kind="delayed", delay=delay, synchronous_windows=waiting)
     part = Part(shared, sliced, False, world.peers)
     meter = LatenessMeter(every)
-    exchange = Delayed(Chunk(shared, world.node), part, config, waiting, meter)
+    exchange = Delayed(Chunk(shared, world.node), part, config, meter=meter)
     found = []
     for gradient in gradients:
         shared.grads.copy_(gradient)
@@ -98,7 +99,7 @@ def moved(delay: int, pieces: int) -> list[Lateness]:
         MovingPiece(Part(shared, sliced, False, peers, n, pieces), config, f"p{n}", meter)
         for n in range(pieces)
     ]
-    exchange = Averaging(Chunk(shared, group_of_one()), moving, config, 0, meter)
+    exchange = Averaging(Chunk(shared, group_of_one()), moving, config, meter=meter)
     found = []
     for _ in range(6):
         shared.values += 1.0 + (-1.0) ** rank

@@ -31,9 +31,10 @@ PLAIN = OptimizerConfig(lr=1.0, momentum=0.0, nesterov=False, weight_decay=0.0)
 
 
 def late(shared: Flat, sliced: Flat, delay: int, synchronous: int = 0) -> Delayed:
-    world, config = world_of_one(), ExchangeConfig(kind="delayed", delay=delay)
+    world = world_of_one()
+    config = ExchangeConfig(kind="delayed", delay=delay, synchronous_windows=synchronous)
     part = Part(shared, sliced, False, world.peers)
-    return Delayed(Chunk(shared, world.node), part, config, synchronous)
+    return Delayed(Chunk(shared, world.node), part, config)
 
 
 def trajectories(
@@ -141,7 +142,7 @@ def averaged_trajectories(dynamics: Dynamics) -> Tensor:
         MovingPiece(Part(shared, sliced, False, peers, number, pieces), config, f"p{number}")
         for number in range(pieces)
     ]
-    exchange = Averaging(Chunk(shared, group_of_one()), moving, config, 0)
+    exchange = Averaging(Chunk(shared, group_of_one()), moving, config)
     settings = OptimizerConfig(
         lr=1.0, momentum=dynamics.momentum, nesterov=dynamics.nesterov, weight_decay=0.0
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.measure.machine import environment, gauges, peak_memory_bytes
-from harness.measure.redaction import without_password, without_secrets
+from harness.measure.redaction import masked, without_secrets
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -53,12 +53,29 @@ def test_variables_of_the_libraries_are_kept_and_secrets_are_not(
         ("postgresql+psycopg2://user:p@ss@host/db", "postgresql+psycopg2://host/db"),
         ("sqlite:////tmp/mlflow.db", "sqlite:////tmp/mlflow.db"),
         ("http://host:5000", "http://host:5000"),
+        ("http://t0ken@host:5000", "http://host:5000"),
+        ("//t0ken@host/x", "//host/x"),
+        ("http://user:pa/ss#w@host:5000/x", "http://host:5000/x"),
+        ("http://host/x?y=1&token=t0ken&z=2#/page", "http://host/x?y=1&token=***&z=2#/page"),
+        (
+            "postgresql://host/db?user=me&password=t0ken",
+            "postgresql://host/db?user=***&password=***",
+        ),
+        ("tracking.uri=http://user:t0ken@host", "tracking.uri=http://host"),
+        (
+            "no answer from 'http://a:b@c:1/d', http://e:f@g",
+            "no answer from 'http://c:1/d', http://g",
+        ),
+        ("http://host:80/mail@home", "http://host:80/mail@home"),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+        ("git@host:project", "git@host:project"),
         ("/usr/bin:/bin", "/usr/bin:/bin"),
         ("", ""),
     ],
 )
-def test_a_uri_is_shown_without_its_password(uri: str, shown: str) -> None:
-    assert without_password(uri) == shown
+def test_an_address_is_shown_without_its_secrets(uri: str, shown: str) -> None:
+    assert masked(uri) == shown
+    assert masked(shown) == shown
 
 
 def test_names_that_look_like_secrets_are_left_out() -> None:

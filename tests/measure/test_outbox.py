@@ -1,5 +1,6 @@
 """The thread that delivers: order, an answer that fails, one report, an end that is bounded."""
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from harness.measure.outbox import Outbox, Refused
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "DELIVER_SECONDS", 0.01)
     monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(outbox, "LAST_RETRY_SECONDS", 0.01)
 
 
 def test_everything_arrives_in_order_and_in_batches() -> None:
@@ -26,17 +28,17 @@ def test_everything_arrives_in_order_and_in_batches() -> None:
     assert max(map(len, batches)) == outbox.BATCH_ITEMS
 
 
-def test_what_failed_is_delivered_later_and_reported_once() -> None:
+def test_what_failed_is_delivered_later_and_reported() -> None:
     taken: list[int] = []
     failures = iter([OSError("away")] * 3)
-    reports: list[Exception] = []
+    reports: list[str] = []
 
     def deliver(batch: list[int]) -> None:
         for error in failures:
             raise error
         taken.extend(batch)
 
-    box = Outbox[int](deliver, reports.append)
+    box = Outbox[int](deliver, lambda error, item: reports.append(f"{error} {item}"))
     for number in range(120):
         box.put(number)
         time.sleep(0.001)
@@ -45,33 +47,87 @@ def test_what_failed_is_delivered_later_and_reported_once() -> None:
         time.sleep(0.01)
     assert box.close(1.0)
     assert taken == list(range(120))
-    assert [str(error) for error in reports] == ["away"]
+    assert reports == ["away 0"] * 3
 
 
 def test_a_refused_batch_does_not_hold_up_the_rest() -> None:
     taken: list[int] = []
-    reports: list[Exception] = []
+    reports: list[str] = []
 
     def deliver(batch: list[int]) -> None:
         if 7 in batch:
             raise Refused("no sevens")
         taken.extend(batch)
 
-    box = Outbox[int](deliver, reports.append)
+    box = Outbox[int](deliver, lambda error, item: reports.append(f"{error} {item}"))
     for number in range(2 * outbox.BATCH_ITEMS + 5):
         box.put(number)
     assert box.close(5.0)
-    missing = set(range(2 * outbox.BATCH_ITEMS + 5)) - set(taken)
-    assert 7 in missing
-    assert len(missing) <= outbox.BATCH_ITEMS
-    assert taken == sorted(taken)
-    assert [str(error) for error in reports] == ["no sevens"]
+    assert taken == [number for number in range(2 * outbox.BATCH_ITEMS + 5) if number != 7]
+    assert reports == ["no sevens 7"]
+
+
+def test_items_apart_do_not_wait_for_one_that_fails() -> None:
+    """It is tried again, after ever longer, and once more at the end."""
+    taken: list[int] = []
+    tried: list[float] = []
+    mended = threading.Event()
+
+    def deliver(items: list[int]) -> None:
+        (item,) = items
+        if item == 3:
+            tried.append(time.monotonic())
+            if not mended.is_set():
+                raise OSError("no leave")
+        taken.append(item)
+
+    box = Outbox[int](deliver, lambda error, item: None, apart=True)
+    for number in range(20):
+        box.put(number)
+    end = time.monotonic() + 5
+    while (len(taken) < 19 or len(tried) < 4) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert taken == [number for number in range(20) if number != 3]
+    pauses = [later - sooner for sooner, later in itertools.pairwise(tried)]
+    assert pauses[2] > 1.5 * pauses[0]
+    mended.set()
+    assert box.close(5.0)
+    assert taken[-1] == 3
+
+
+def test_items_apart_that_are_refused_are_not_tried_again() -> None:
+    tried: list[int] = []
+
+    def deliver(items: list[int]) -> None:
+        tried.extend(items)
+        if items == [1]:
+            raise Refused("never")
+
+    box = Outbox[int](deliver, lambda error, item: None, apart=True)
+    for number in range(3):
+        box.put(number)
+    time.sleep(0.3)
+    assert box.close(5.0)
+    assert tried == [0, 1, 2]
+
+
+def test_each_round_may_add_an_item() -> None:
+    taken: list[int] = []
+    given = itertools.count()
+    box = Outbox[int](taken.extend, pytest.fail, each_round=lambda: next(given))
+    end = time.monotonic() + 5
+    while len(taken) < 5 and time.monotonic() < end:
+        time.sleep(0.01)
+    box.close(5.0)
+    assert taken[:5] == [0, 1, 2, 3, 4]
 
 
 def test_the_end_does_not_wait_for_a_receiver_that_hangs() -> None:
     hangs = threading.Event()
     reports: list[Exception] = []
-    box = Outbox[int](lambda batch: hangs.wait(60) and None, reports.append)
+    box = Outbox[int](
+        lambda batch: hangs.wait(60) and None, lambda error, item: reports.append(error)
+    )
     box.put(1)
     started = time.monotonic()
     assert not box.close(0.3)
@@ -121,7 +177,7 @@ def test_the_oldest_are_dropped_when_too_many_wait(monkeypatch: pytest.MonkeyPat
             raise OSError("away")
         taken.extend(batch)
 
-    box = Outbox[int](deliver, lambda error: None)
+    box = Outbox[int](deliver, lambda error, item: None)
     for number in range(1000):
         box.put(number)
     away.clear()

@@ -20,8 +20,11 @@ from mlflow import MlflowClient
 
 from harness.config import Config
 from harness.errors import UserError
-from harness.measure.store import check_store, connect, open_store, set_status, store_uri
-from harness.measure.tracking import Tracker, monitor_node, run_id_of
+from harness.measure.address import store_uri
+from harness.measure.node_gauges import monitor_node
+from harness.measure.opening import run_id_of
+from harness.measure.store import check_store, connect, open_store, set_status
+from harness.measure.tracking import Tracker
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -118,7 +121,7 @@ def test_the_end_is_named_while_a_large_file_still_travels(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the file arrives, though it takes longer than the end waits for anything else."""
-    monkeypatch.setattr("harness.measure.tracking.FINISH_SECONDS", 1.0)
+    monkeypatch.setattr("harness.measure.delivery.FINISH_SECONDS", 1.0)
     send, ended_before = MlflowClient.log_artifact, list[str]()
 
     def slow(client: MlflowClient, run_id: str, path: str, folder: str | None = None) -> None:
@@ -249,7 +252,16 @@ def test_a_server_that_never_answers_is_told_in_seconds() -> None:
         ("./mlruns", "names no store"),
         ("file:///tmp/mlruns", "names no store"),
         ("sqlite:////no/such/folder/mlflow.db", "cannot write"),
-        ("http://user:s3cret@host:5000", "holds a password"),
+        (
+            "http://user:s3cret@host:5000",
+            "MLFLOW_TRACKING_URI, or keep them in ~/.mlflow/credentials",
+        ),
+        ("http://s3cret@host:5000", "was given with a user, password or token"),
+        ("http://host:5000?token=s3cret", "was given with a user, password or token"),
+        ("sqlite://mlflow.db", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite:////tmp", "names the folder /tmp"),
+        ("http://[half", "does not answer"),
     ],
 )
 def test_a_store_that_cannot_be_is_told(uri: str, told: str) -> None:
@@ -292,7 +304,7 @@ def mlflow_server(folder: Path) -> Iterator[tuple[str, Callable[[signal.Signals]
         )
     try:
         uri = f"http://127.0.0.1:{port}"
-        wait_for(lambda: answers(port), 90)
+        wait_for(lambda: answers(port), 240)
         yield uri, lambda number: os.killpg(server.pid, number)
     finally:
         os.killpg(server.pid, signal.SIGKILL)
@@ -347,7 +359,7 @@ def test_training_goes_on_when_the_server_hangs_comes_back_and_dies(
     told = [record.getMessage() for record in caplog.records if "second" in record.getMessage()]
     assert len(told) == 1
     assert "training goes on" in told[0]
-    assert str(tmp_path / "second" / "metrics.jsonl") in told[0]
+    assert str(tmp_path / "second") in told[0]
     others = [
         record.getMessage() for record in caplog.records if "first" not in record.getMessage()
     ]

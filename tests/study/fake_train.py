@@ -20,13 +20,14 @@ def main(experiment: str, overrides: list[str], folder: Path) -> None:
         fail(config, rank, folder)
     if rank == 0:
         folder.mkdir()
-        (folder / "config.yaml").write_text(config.to_yaml())
         fast = (2.0 if config.name == "fast" else 1.0) + 0.01 * (config.seed - 5)
         speed, seconds = 1000.0 * fast, 10.0 / fast
         run = summary(config.name, seed=config.seed, images_per_second=speed, seconds=seconds)
         run.write(folder)
         if config.tracking.experiment == "recorded":
             keep(config, folder)
+        else:
+            (folder / "config.yaml").write_text(config.to_yaml())
         print(f"trained {config.name} with seed {config.seed}")
 
 

@@ -1,6 +1,7 @@
 """Studies read back from real stores, also from one that was moved since."""
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def train(store: Path, name: str, seed: int, *, study: str = "which", ends: bool
     """What a run of that name leaves in the store."""
     tracking = {"uri": f"sqlite:///{store}", "study": study}
     values = {"name": name, "seed": seed, "train": {"steps": 300}, "tracking": tracking}
-    folder = store.parent / f"{name}-s{seed}-{study}"
-    folder.mkdir(exist_ok=True)
+    folder = store.parent / f"{name}-s{seed}-{study}-{time.time_ns()}"
+    folder.mkdir()
     tracker = Tracker.start(Config.model_validate(values), folder, {})
     tracker.log(10, {"train/loss": 2.0})
     tracker.log(20, {"train/loss": 1.0, "time/step_ms": 7.0})

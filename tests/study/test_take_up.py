@@ -62,12 +62,25 @@ def test_the_same_comes_out_as_after_the_runs(
     assert (here / "again" / "comparison.png").read_bytes()[:4] == b"\x89PNG"
     out = capfd.readouterr().out
     assert "First by time to 89.00%: fast" in out
-    assert "mlflow ui" in out.splitlines()[-1]
+    assert out.splitlines()[-1].endswith("harness ui --study which")
     own = client(here).search_runs(
         [client(here).get_experiment_by_name("recorded").experiment_id],  # type: ignore[union-attr]
         "tags.variant = 'comparison'",
     )
     assert len(own) == 2  # the first, and this one
+
+
+def test_a_disk_that_takes_no_files_keeps_nobody_from_the_answer(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "again").mkdir()
+    (here / "again" / "comparison.csv").symlink_to("/dev/full")
+    assert main(["compare", "--from-study", "which", "--folder", "again"]) == 1
+    out, err = capfd.readouterr()
+    assert "First by time to 89.00%: fast" in out
+    (line,) = err.splitlines()
+    assert "the comparison's files cannot be written" in line
+    assert "No space left on device" in line
 
 
 def test_it_can_be_asked_again_with_another_baseline_and_target(
@@ -79,7 +92,7 @@ def test_it_can_be_asked_again_with_another_baseline_and_target(
     said = " ".join(out.split())
     assert "base: 2 seeds cannot tell. It reaches 80.00% 2.00 times later than fast" in said
     assert "baseline: fast" in out
-    assert "mlflow" not in out
+    assert "harness ui" not in out
     frame = pd.read_csv(here / "again" / "comparison.csv", index_col="variant")
     assert frame.loc["fast", "speedup"] == 1.0
 

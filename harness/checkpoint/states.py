@@ -1,0 +1,101 @@
+"""States beside the values, as strips: gathered to be written, filled when they are read."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from harness.exchange.carried import Strip
+from harness.exchange.flat import Flat
+from harness.parallel.world import World
+
+
+def optimizer_strips(optimizer: torch.optim.Optimizer, flats: Sequence[Flat]) -> list[Strip]:
+    """What the optimizer remembers of what this rank steps."""
+    found = []
+    for flat in flats:
+        for view in (flat.decayed, flat.undecayed):
+            start = int(view.storage_offset() - flat.values.storage_offset())
+            stop = start + view.numel()
+            for key, state in sorted(optimizer.state.get(view, {}).items()):
+                found.append(Strip(f"optimizer.{key}", flat, start, stop, state))
+    return found
+
+
+def gathered(strips: Sequence[Strip], flats: Sequence[Flat], world: World) -> list[Strip]:
+    """Each state whole, in host memory, on the ranks that write it. Collective over the world.
+
+    Chunks that the ranks of a node own meet on the first node alone: the others hold the same.
+    """
+    own = {
+        (strip.key, flats.index(strip.flat)): None if strip.tensor.dim() else float(strip.tensor)
+        for strip in strips
+        if strip.start < strip.stop
+    }
+    kept: dict[tuple[str, int], float | None] = {}
+    for each in world.gather_objects(own, "checkpoint states"):
+        kept |= each  # a rank whose chunk is all padding has none
+    found = []
+    for (key, number), single in sorted(kept.items(), key=lambda item: item[0]):
+        flat = flats[number]
+        if single is not None:
+            found.append(Strip(key, flat, 0, flat.elements, torch.tensor(single)))
+        elif not _in_chunks(flat) or world.topology.node == 0:
+            own_strips = [each for each in strips if each.key == key and each.flat is flat]
+            whole = _whole(own_strips, flat, world)
+            found.append(Strip(key, flat, 0, len(whole), whole))
+    return found
+
+
+def _in_chunks(flat: Flat) -> bool:
+    return flat.owned.size != len(flat.values)
+
+
+def _whole(strips: Sequence[Strip], flat: Flat, world: World) -> Tensor:
+    """Collective over the node where each rank has a chunk: in host memory, a card may be full."""
+    chunk = torch.zeros(flat.owned.size, dtype=flat.values.dtype)
+    for strip in strips:
+        before = flat.owned.start
+        chunk[strip.start - before : strip.stop - before] = strip.tensor.cpu()
+    if not _in_chunks(flat):
+        return chunk
+    whole = torch.empty(len(flat.values), dtype=flat.values.dtype)
+    return world.node.launch_all_gather(chunk, whole).wait()
+
+
+def of_parameter(parameter: nn.Parameter, strips: Sequence[Strip]) -> Iterator[tuple[str, Tensor]]:
+    """By key, what whole strips hold of one parameter, shaped like it; or the single number."""
+    for strip in strips:
+        for spanned, start, stop in strip.flat.spans:
+            if spanned is parameter:
+                one = strip.tensor.dim() == 0
+                piece = strip.tensor if one else strip.tensor[start:stop]
+                yield strip.key, piece if one else strip.flat.shaped(piece, parameter)
+
+
+def fill(strip: Strip, read: Callable[[nn.Parameter, str], Tensor | None]) -> None:
+    """Fills a strip by what `read` finds of each of its parameters; None leaves it as it is."""
+    for parameter, start, stop in strip.flat.spans:
+        low, high = max(start, strip.start), min(stop, strip.stop)
+        if low >= high:
+            continue
+        found = read(parameter, strip.key)
+        if found is None:
+            continue
+        if strip.tensor.dim() == 0:
+            copy(found, strip.tensor, strip.key)
+            continue
+        piece = torch.empty(stop - start, dtype=strip.tensor.dtype)
+        copy(found, strip.flat.shaped(piece, parameter), strip.key)
+        strip.tensor[low - strip.start : high - strip.start] = piece[low - start : high - start]
+
+
+@torch.no_grad()
+def copy(found: Tensor, target: Tensor, name: str) -> None:
+    """Raises ValueError where they differ in kind or shape."""
+    # A plain copy would spread a single row over all, and round numbers to whole ones.
+    if found.shape != target.shape:
+        raise ValueError(f"{name} is {tuple(found.shape)} there and {tuple(target.shape)} here")
+    if found.is_complex() or found.is_floating_point() != target.is_floating_point():
+        raise ValueError(f"{name} is {found.dtype} there and {target.dtype} here")
+    target.copy_(found)

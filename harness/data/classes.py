@@ -1,0 +1,110 @@
+"""The class folders of train/ and val/: the same, and as many as the config says."""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness.data.tree import class_folders, shown, visible
+from harness.errors import UserError
+
+PARTS = ("train", "val")
+
+
+def common_classes(
+    root: Path, num_classes: int, left_out: Mapping[str, Counter[str]]
+) -> list[bytes]:
+    """The folders' names in the order of their bytes. Counts other entries in `left_out[part]`.
+
+    Raises UserError where they cannot be `num_classes` classes of both parts.
+    """
+    train, val = (_class_folders(root, part, left_out[part]) for part in PARTS)
+    for part, names in zip(PARTS, (train, val), strict=True):
+        _check_lookalikes(root / part, names)
+    if train != val:
+        raise UserError(_differing(root, set(train), set(val)))
+    if len(train) < 2:
+        raise UserError(
+            f"{root / 'train'} holds one class folder, {shown(train[0])}; a classifier needs at "
+            f"least two, each directly in train/ and val/"
+        )
+    if len(train) != num_classes:
+        raise UserError(
+            f"{root / 'train'} has {len(train)} class folders, data.num_classes is "
+            f"{num_classes}; set data.num_classes={len(train)}"
+        )
+    return train
+
+
+def _class_folders(root: Path, part: str, left_out: Counter[str]) -> list[bytes]:
+    folder = root / part
+    if not os.path.isdir(folder):
+        found = [shown(entry.name) for entry in visible(os.fsencode(root))]
+        held = ", ".join(found[:4]) + (" ..." if len(found) > 4 else "")
+        raise UserError(
+            f"there is no folder {folder}; data.root must hold train/ and val/, it holds "
+            f"{held or 'nothing'}"
+        )
+    names = class_folders(str(folder), left_out)
+    if not names:
+        others = f", but {left_out.total():,} other entries" if left_out else ""
+        raise UserError(
+            f"{folder} holds no class folder{others}; put the images of each class into a "
+            f"folder {folder}/CLASS"
+        )
+    return names
+
+
+def _check_lookalikes(folder: Path, names: list[bytes]) -> None:
+    first_of: dict[str, bytes] = {}
+    for name in names:
+        twin = first_of.setdefault(_composed(name), name)
+        if twin != name:
+            raise UserError(
+                f"{folder} holds two classes that look the same: {_difference(twin, name)}; "
+                f"merge or rename them"
+            )
+
+
+def _differing(root: Path, train: set[bytes], val: set[bytes]) -> str:
+    only = [sorted(train - val), sorted(val - train)]
+    for alike in (_composed, _small, _trimmed):
+        twins = {alike(name): name for name in only[1]}
+        for name in only[0]:
+            if alike(name) in twins:
+                return (
+                    f"{root} has a class that is written in two ways, first in train/, then in "
+                    f"val/: {_difference(name, twins[alike(name)])}; rename one of the folders"
+                )
+    missing = "; ".join(
+        f"only in {part}/: {', '.join(map(shown, names[:3]))}{' ...' if len(names) > 3 else ''}"
+        for part, names in zip(PARTS, only, strict=True)
+        if names
+    )
+    return (
+        f"{root} has {len(train ^ val)} classes in only one of train/ and val/ ({missing}); give "
+        f"both the same class folders"
+    )
+
+
+def _composed(name: bytes) -> str:
+    return unicodedata.normalize("NFC", shown(name))
+
+
+def _small(name: bytes) -> str:
+    return _composed(name).casefold()
+
+
+def _trimmed(name: bytes) -> str:
+    return "".join(_small(name).split())
+
+
+def _difference(first: bytes, second: bytes) -> str:
+    """Two names that a person takes for one, and why they are not."""
+    names = f"{shown(first)!a} and {shown(second)!a}"
+    if _composed(first) == _composed(second):
+        return f"{names} are the same letters, composed differently (Unicode NFC and NFD)"
+    if _small(first) == _small(second):
+        return f"{names} differ in upper and lower case"
+    return f"{names} differ in blanks"

@@ -1,0 +1,58 @@
+"""Which files were found readable: 8 bytes each, in a file that all ranks of a host append to."""
+
+import fcntl
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+
+def stamp(*parts: bytes) -> int:
+    """A number of 64 bits for what is on record."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return int.from_bytes(digest.digest(), "little")
+
+
+class Record:
+    """Stamps that outlive the run. Any damage to the file only makes it know less.
+
+    A folder that cannot be written is no error: `problem` says what it was.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problem = ""
+        self._known = self._read()
+
+    def knows(self, stamps: np.ndarray) -> np.ndarray:
+        """Whether each of the uint64 `stamps` was on record when the file was read; bool."""
+        return np.isin(stamps, self._known)
+
+    def add(self, stamps: np.ndarray) -> None:
+        """Appends uint64 `stamps`, whole although others append at the same time."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.write(stamps.astype("<u8").tobytes())
+        except OSError as error:
+            self._failed(error)
+
+    def _read(self) -> np.ndarray:
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            content = b""
+        except OSError as error:
+            self._failed(error)
+            content = b""
+        return np.frombuffer(content, "<u8", count=len(content) // 8)
+
+    def _failed(self, error: OSError) -> None:
+        self.problem = (
+            f"which files are readable cannot be kept in {self.path.parent} "
+            f"({error.strerror}): the next run opens them all again; set data.cache to a folder "
+            f"that can be written"
+        )

@@ -1,0 +1,177 @@
+"""Every image file is opened before the training; those that cannot be read are named together.
+
+Ranks that see the very same files share the work: those of a host, and those of all hosts on a
+shared file system. Hosts with copies of their own check them all. What was readable is on record
+in `data.cache`, so that only new and changed files are opened again.
+"""
+
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from tqdm import tqdm
+
+from harness.config import DataConfig
+from harness.data import pixels
+from harness.data.folder import ImageFiles
+from harness.data.images import Dataset
+from harness.data.record import Record, stamp
+from harness.data.tree import shown
+from harness.errors import UserError
+from harness.parallel.world import World
+
+ROUND_SECONDS = 1.0
+"""Between two reports of all ranks: for the bar, and because Horovod warns of a silent rank."""
+CHUNK = 128
+"""Files between two looks at the clock."""
+NAMED = 3
+"""Unreadable files in the message; all are listed in a file."""
+
+
+def verify(dataset: Dataset, world: World, config: DataConfig) -> tuple[str, ...]:
+    """Raises UserError, on all ranks together, if an image file of the data set cannot be read.
+
+    `config.verify` says how closely they are looked at. Returns what the user should know, one line
+    each. Data sets of other kinds checked theirs when they were opened. Collective over the world.
+    """
+    sources = [
+        source
+        for source in (dataset.train, *dataset.validation.values())
+        if isinstance(source, ImageFiles)
+    ]
+    if config.verify == "none" or not sources:
+        return ()
+    # Validation images are read last, when all the work is done: these are decoded before it.
+    parts = [
+        _Part(source, number > 0 or config.verify == "full")
+        for number, source in enumerate(sources)
+    ]
+    record = Record(Path(config.cache) / f"readable-{parts[0].key}.stamps")
+    seen = world.gather_objects([part.identity for part in parts], "files")
+    alike = [rank for rank, files in enumerate(seen) if files == seen[world.topology.rank]]
+    shares = [part.share(record, alike.index(world.topology.rank), len(alike)) for part in parts]
+    own = _check_in_rounds(shares, record, world)
+    found = [each for those in world.gather_objects(own, "unreadable") for each in those]
+    if not found:
+        whole = np.array([part.stamp() for part in parts], np.uint64)
+        record.add(whole[~record.knows(whole)])
+    problem = UserError(_message(found, record, sum(map(len, sources)))) if found else None
+    world.raise_together(problem if world.is_first else None)
+    return (record.problem,) if record.problem else ()
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    path: str
+    why: str
+    host: str
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Files of one source that this rank checks: int64 indices, and their uint64 stamps."""
+
+    part: "_Part"
+    indices: np.ndarray
+    stamps: np.ndarray
+
+
+class _Part:
+    """One source, and how closely its files are looked at."""
+
+    def __init__(self, source: ImageFiles, decode: bool) -> None:
+        self._source, self._files = source, source.files
+        self._check = pixels.middle_square if decode else pixels.check_file
+        # Another version of Pillow, or of the rule, may refuse what this one reads.
+        self._salt = f"{self._check.__name__} {pixels.VERSION} {PIL.__version__}".encode()
+        self._root = os.path.abspath(source.files.root)
+        self.key = hashlib.sha256(self._root).hexdigest()[:16]
+        self.identity = source.files.identity()
+
+    def stamp(self) -> int:
+        """Of all files as they are now."""
+        return stamp(self._salt, self._root, self.identity.encode())
+
+    def share(self, record: Record, place: int, ranks: int) -> _Share:
+        """Every `ranks`-th file from number `place` on, less those on record."""
+        own = range(place, len(self._files), ranks)
+        if record.knows(np.array([self.stamp()], np.uint64)).all():
+            own = own[:0]
+        status = self._files.stats
+        stamps = np.fromiter(
+            (stamp(self._salt, self._root, self._files.name(i), status[i].tobytes()) for i in own),
+            np.uint64,
+            len(own),
+        )
+        new = ~record.knows(stamps)
+        return _Share(self, np.array(own, np.int64)[new], stamps[new])
+
+    def unreadable(self, indices: np.ndarray) -> list[_Unreadable | None]:
+        """What is wrong with each file."""
+        return self._source.decoders.map(self._problem, indices.tolist())
+
+    def _problem(self, i: int) -> _Unreadable | None:
+        path = self._files[i]
+        try:
+            self._check(path, self._source.image_size)
+        except pixels.Undecodable as error:
+            return _Unreadable(shown(os.fsencode(path)), str(error), socket.gethostname())
+        return None
+
+
+def _check_in_rounds(shares: list[_Share], record: Record, world: World) -> list[_Unreadable]:
+    """What is unreadable of this rank's shares. Collective over the world."""
+    remaining = sum(len(share.indices) for share in shares)
+    work, found = _check(shares, record), list[_Unreadable]()
+    quiet = not world.is_first
+    with tqdm(desc="opening images", unit="file", delay=1.0, leave=False, disable=quiet) as bar:
+        while True:
+            counts = torch.tensor([float(remaining)], dtype=torch.float64)
+            everyones = int(world.launch_gather(counts, "verify").wait().sum())
+            bar.total = bar.total or everyones
+            bar.update(bar.total - everyones - bar.n)
+            if not everyones:
+                return found
+            until = time.monotonic() + ROUND_SECONDS
+            for checked, unreadable in work:
+                remaining -= checked
+                found += unreadable
+                if time.monotonic() > until:
+                    break
+
+
+def _check(shares: list[_Share], record: Record) -> Iterator[tuple[int, list[_Unreadable]]]:
+    """Chunk by chunk: how many files were checked, and which of them are unreadable."""
+    for share in shares:
+        for start in range(0, len(share.indices), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            problems = share.part.unreadable(share.indices[chunk])
+            record.add(share.stamps[chunk][[problem is None for problem in problems]])
+            yield len(problems), [problem for problem in problems if problem is not None]
+
+
+def _message(found: list[_Unreadable], record: Record, files: int) -> str:
+    hosts = {each.host for each in found}
+    named = "; ".join(
+        f"{each.host + ':' if len(hosts) > 1 else ''}{each.path} ({each.why})"
+        for each in found[:NAMED]
+    )
+    if len(found) > NAMED:
+        listed = record.path.with_suffix(".unreadable.txt")
+        try:
+            listed.parent.mkdir(parents=True, exist_ok=True)
+            lines = (f"{each.host}\t{each.path}\t{each.why}\n" for each in found)
+            listed.write_text("".join(lines), "utf-8")
+            named += f"; all of them are listed in {listed}"
+        except OSError as error:
+            named += f"; the list of all cannot be written to {listed} ({error.strerror})"
+    return (
+        f"{len(found):,} of {files:,} image files cannot be read: {named}; replace or remove them"
+    )

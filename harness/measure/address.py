@@ -1,0 +1,69 @@
+"""Where the MLflow store of a run is: its address, and the file behind one that is SQLite."""
+
+import os
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from harness.config import Config
+from harness.errors import UserError
+from harness.measure.redaction import holds_secret, masked
+from harness.paths import expanded
+
+VARIABLE = "MLFLOW_TRACKING_URI"
+DEFAULT = "sqlite:///mlflow.db"
+SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
+QUOTED_DRIVER = "sqlite+pysqlite"
+"""MLflow makes the folder of a `sqlite` address without decoding it: beside `a?b`, also `a%3Fb`."""
+
+
+def store_uri(config: Config) -> str:
+    """The MLflow store of a run; a SQLite file is given by its absolute path."""
+    own = config.tracking.uri
+    if own and holds_secret(own):
+        raise UserError(
+            f"tracking.uri={masked(own)} was given with a user, password or token, which would be "
+            f"kept in the run's record; give the whole address as {VARIABLE}, or keep them in "
+            f"~/.mlflow/credentials"
+        )
+    uri = own or os.environ.get(VARIABLE) or DEFAULT
+    key = "tracking.uri" if own else VARIABLE
+    scheme = uri.partition("://")[0]
+    if uri != "databricks" and scheme.partition("+")[0] not in SCHEMES:
+        raise UserError(
+            f"{key}={masked(uri)} names no store that MLflow keeps runs in; give "
+            f"sqlite:///FILE.db or http://HOST:PORT"
+        )
+    if not scheme.startswith("sqlite"):
+        return uri
+    file = sqlite_file(uri)
+    if file is None or file.is_dir():
+        found = "no file" if file is None else f"the folder {file}"
+        raise UserError(f"{key}={uri} names {found}; give sqlite:///FILE.db")
+    return sqlite_uri(file, uri.partition("?")[2])
+
+
+def key_of(uri: str) -> str:
+    """What sets the store of this address."""
+    given = os.environ.get(VARIABLE)
+    if given and (uri == given or sqlite_file(uri) == sqlite_file(given) is not None):
+        return VARIABLE
+    return "tracking.uri"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The absolute path of the file behind `uri`, where that is SQLite; %20 there is a blank."""
+    scheme, _, path = uri.partition(":///")
+    path = unquote(path.partition("?")[0])
+    if not scheme.startswith("sqlite") or path in ("", ":memory:"):
+        return None
+    try:
+        return Path(expanded(path)).absolute()
+    except ValueError as error:
+        raise UserError(f"the store {uri} does not fit: {error}") from error
+
+
+def sqlite_uri(file: Path, query: str = "") -> str:
+    """The address of a SQLite file that has any characters in its path."""
+    path = quote(str(file), safe="/ ") if {"%", "?", "#"} & set(str(file)) else str(file)
+    scheme = "sqlite" if path == str(file) else QUOTED_DRIVER
+    return f"{scheme}:///{path}{'?' if query else ''}{query}"

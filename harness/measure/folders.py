@@ -1,0 +1,119 @@
+"""A run's folder, made by exactly one run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+
+from harness.errors import UserError
+from harness.measure.summary import FILE_NAME
+
+CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A folder that is this process's, and those that were made for it, the outermost first."""
+
+    folder: Path
+    made: tuple[Path, ...] = ()
+
+    def give_back(self) -> None:
+        """Removes what was made, as long as nothing is in it."""
+        with suppress(OSError):  # not empty: it holds what somebody may want to see
+            for folder in reversed(self.made):
+                folder.rmdir()
+
+
+def claim(given: Path | None, automatic: Path) -> Claim:
+    """The folder that was given, made where it is missing, else a new one of the automatic name, or
+    of that and a number where another process has made it.
+
+    Raises UserError for one that holds a run, and for one that cannot be made.
+    """
+    folder = (given or automatic).absolute()
+    try:
+        made = _make_parents(folder)
+        if given is None:
+            return _new(folder, made)
+        if folder.is_dir():
+            check_free(folder)
+            return Claim(folder, made)
+        folder.mkdir()
+        return Claim(folder, (*made, folder))
+    except OSError as error:
+        raise UserError(
+            f"cannot make the run's folder {given or folder}: {error.strerror}; "
+            f"set tracking.folder, or --folder, to another"
+        ) from error
+
+
+@contextmanager
+def claimed(given: Path | None, automatic: Path) -> Iterator[Path]:
+    """The same for a block: after an error in it nothing is left of a folder that is empty."""
+    own = claim(given, automatic)
+    try:
+        yield own.folder
+    except BaseException:
+        own.give_back()
+        raise
+
+
+def check_free(folder: Path) -> None:
+    """Raises UserError for a folder that holds a run, also for one that is to be resumed: a resumed
+    run is another run, with metrics of its own."""
+    if any((folder / name).exists() for name in (CONFIG_FILE, METRICS_FILE, FILE_NAME)):
+        raise holds_run(folder)
+
+
+def holds_run(folder: Path) -> UserError:
+    return UserError(
+        f"--folder {folder} holds a run already; give another (a resumed run needs one of its own, "
+        f"too), or remove that one"
+    )
+
+
+def now() -> str:
+    """For the name of a folder."""
+    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+
+
+def new_file(path: Path) -> Path:
+    """An empty file of that name, or of that and a number where there is one already.
+
+    Raises UserError where it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for each in _numbered(path):
+            with suppress(FileExistsError):
+                each.touch(exist_ok=False)
+                break
+    except OSError as error:
+        raise UserError(f"cannot make {path}: {error.strerror}; give another --folder") from error
+    return each
+
+
+def _new(folder: Path, made: tuple[Path, ...]) -> Claim:
+    for each in _numbered(folder):
+        with suppress(FileExistsError):
+            each.mkdir()
+            break
+    return Claim(each, (*made, each))
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """The path, and the same with -2, -3 ... before its suffix where that is `.log`."""
+    suffix = path.suffix if path.suffix == ".log" else ""
+    yield path
+    for number in count(2):
+        yield path.with_name(f"{path.name.removesuffix(suffix)}-{number}{suffix}")
+
+
+def _make_parents(folder: Path) -> tuple[Path, ...]:
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return tuple(reversed(missing))

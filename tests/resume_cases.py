@@ -1,0 +1,89 @@
+"""What a resumed run must equal the undisturbed one for, and the two runs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from harness.config import Config
+
+WINDOWS, SAVED = 7, 4
+"""Saved at a window that is no multiple of the pieces or of the slots, and not at the end, where
+states that nodes have not agreed on can still be compared."""
+CLASSES = 13
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    layout: str
+    exchange: dict[str, Any]
+    optimizer: str = "sgd"
+
+    def config(self, **train: object) -> Config:
+        values = {
+            "seed": 2**60 + 7,
+            "data": {
+                "dataset": "synthetic",
+                "num_classes": CLASSES,
+                "image_size": 8,
+                "synthetic_images": 100,
+            },
+            "backbone": {"feature_dim": 6},
+            "classifier": {"layout": self.layout},
+            "exchange": {"bucket_mb": 0.2} | self.exchange,
+            "optimizer": {"name": self.optimizer, "lr": 0.02, "warmup_windows": 5},
+            "train": {"batch_size": 3, "steps": WINDOWS, "precision": "fp64", "log_every": 1}
+            | {"checkpoint_every": SAVED}
+            | train,
+        }
+        return Config.model_validate(values)
+
+
+def _cases() -> list[Case]:
+    found = []
+    for optimizer, name, layout, exchange in (
+        ("sgd", "flat", "replicated", {}),
+        ("adamw", "flat, fp16", "replicated", {"compression": "fp16"}),
+        ("sgd", "flat, fp16", "node", {"route": "flat", "compression": "fp16"}),
+        ("adamw", "flat, fp16", "world", {"route": "flat", "compression": "fp16"}),
+        ("sgd", "hierarchical", "node", {"backward_passes_per_step": 2}),
+        ("adamw", "hierarchical, int8", "replicated", {"compression": "int8"}),
+        ("sgd", "hierarchical, int4", "world", {"compression": "int4"}),
+    ):
+        found.append(Case(f"synchronous, {name}", layout, exchange, optimizer))
+    for optimizer, layout, exchange in (
+        ("sgd", "node", {"delay": 1}),
+        ("adamw", "node", {"delay": 2, "compression": "int8"}),
+        ("sgd", "replicated", {"delay": 1, "compression": "int4", "backward_passes_per_step": 2}),
+        ("adamw", "world", {"delay": 1, "compression": "fp16"}),
+        ("sgd", "node", {"delay": 2, "compression": "fp16", "synchronous_windows": 5}),
+        ("sgd", "world", {"delay": 0, "compression": "int8"}),
+    ):
+        found.append(Case("delayed", layout, {"kind": "delayed"} | exchange, optimizer))
+    outer = {"outer_lr": 0.7, "outer_momentum": 0.9}
+    for optimizer, layout, exchange in (
+        ("sgd", "node", {"delay": 0}),
+        ("adamw", "node", {"delay": 1, "backward_passes_per_step": 2, "compression": "fp16"}),
+        ("sgd", "replicated", {"delay": 2, "compression": "int8"}),
+        ("sgd", "node", {"delay": 1, "pieces": 3, "compression": "int8"}),
+        ("adamw", "replicated", {"delay": 2, "pieces": 3}),
+        ("sgd", "node", {"delay": 0, "pieces": 3, "compression": "int4"}),
+        ("sgd", "node", {"delay": 1, "pieces": 3, "synchronous_windows": 5} | outer),
+        ("adamw", "replicated", {"delay": 2, "compression": "int4"} | outer),
+    ):
+        found.append(Case("averaging", layout, {"kind": "averaging"} | exchange, optimizer))
+    torchs = {"kind": "ddp_powersgd", "matrix_rank": 1}, {"kind": "ddp_post_local_sgd"}
+    for optimizer, layout, exchange in (
+        ("sgd", "node", {"kind": "isolated", "backward_passes_per_step": 2}),
+        ("adamw", "replicated", {"kind": "isolated"}),
+        ("sgd", "replicated", torchs[0]),
+        ("adamw", "replicated", torchs[0] | {"synchronous_windows": 5}),
+        ("adamw", "replicated", torchs[1] | {"backward_passes_per_step": 3}),
+        ("sgd", "replicated", torchs[1] | {"synchronous_windows": 5}),
+    ):
+        found.append(Case("", layout, exchange, optimizer))
+    return found
+
+
+CASES = {
+    f"{case.name} {case.layout} {case.optimizer} {case.exchange}".strip(): case for case in _cases()
+}
