@@ -101,7 +101,9 @@ class ExchangeConfig(Section):
     bucket_mb: float = Field(default=4.0, gt=0, le=10**6)
     """Flat route: size of one all-reduce, MB."""
     compression: Literal["none", "fp16", "int8", "int4"] = "none"
-    """What crosses between nodes. What a narrower type cannot hold is sent with the next window."""
+    """What crosses between nodes. What a narrower type cannot hold is sent with the next window.
+    int8, int4: sums over M nodes must fit the bits, so a value is one of -L..L times its block's
+    scale, L = 255 // 2M or 15 // 2M: 63 with 2 nodes and int8, 7 with 16, 1 from 64 on."""
     matrix_rank: int = Field(default=4, ge=1, le=10**6)
     """ddp_powersgd: rank of the matrices that stand for a gradient."""
     pieces: int = Field(default=1, ge=1, le=10_000)
@@ -186,6 +188,9 @@ class TrainConfig(Section):
     """First windows left out of throughput and times (caches, allocators and pools warm up)."""
     log_every: int = Field(default=10, ge=1, le=MOST)
     """Windows between two lines in the metrics."""
+    on_nonfinite: Literal["stop"] = "stop"
+    """What becomes of a run whose loss, gradient norm or parameters are not finite in a window.
+    stop: it ends as failed, on all ranks, and the last good checkpoint is kept."""
     checkpoint_every: int = Field(default=0, ge=0, le=MOST)
     """Windows between checkpoints; 0 writes none but the last."""
     save: bool = False

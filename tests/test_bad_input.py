@@ -109,6 +109,11 @@ def refused(here: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> s
         (["data.dataset=image_folder"], "set data.root to it"),
         (["data.dataset=fashion_mnist", "data.root=none"], "data.root=none is not a folder"),
         (["train.batch_size=65"], "lower train.batch_size or use fewer ranks"),
+        (["train.batch_size=1"], "train.batch_size=1 leaves batch norm one value a channel"),
+        (
+            ["train.batch_size=1", "doctor.before_training=false"],
+            "train.batch_size=1 leaves batch norm one value a channel",
+        ),
         (["backbone.name=resnet81"], "unknown backbone.name=resnet81"),
         (["tracking.uri=mlruns"], "names no store that MLflow keeps runs in"),
         (["tracking.uri=sqlite:///none/mlflow.db"], "cannot write the MLflow store"),
