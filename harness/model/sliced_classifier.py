@@ -102,7 +102,8 @@ class SlicedClassifier(nn.Module):
         runs = zip(features_nD.split(2 * rows), labels_n.split(2 * rows), strict=True)
         parts = [part for run in runs for part in judged(*run)]
         best, own = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))
-        statistics = _Statistics(*own, self._group)
+        max_n, sum_n, target_n = own
+        statistics = _Statistics(max_n, sum_n, target_n, self._group)
         values_all, classes_all = self._group.all_gather(best[None]).permute(1, 2, 0, 3).flatten(2)
         order = values_all.topk(k, dim=1).indices
         classes_nk = classes_all.gather(1, order).long()
@@ -243,8 +244,8 @@ def _largest_and_target(
 ) -> tuple[Tensor, Tensor]:
     """Each row's largest logit of this slice and its target's, 0 if another slice has it: [n].
 
-    `targets_n` count from the slice's first class; `own` is where this slice has them. The largest is the next larger number where a
-    class below the target has it; see `_Statistics`.
+    `targets_n` count from the slice's first class; `own` is where this slice has them. The largest
+    is the next larger number where a class below the target has it; see `_Statistics`.
     """
     max_n, best_n = logits_nK.max(dim=1)  # of equals the lowest class
     above_n = torch.nextafter(max_n, torch.full_like(max_n, torch.inf))

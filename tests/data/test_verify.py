@@ -217,7 +217,8 @@ from harness.data import pixels
 from harness.data.folder import open_image_folder
 from harness.data.verify import verify
 from harness.errors import SaidByAnotherRank, UserError
-from harness.parallel.world import launched_topology, open_world
+from harness.parallel.ranks import launched_topology
+from harness.parallel.world import open_world
 from tests.alone import CPU, meters
 
 seen = []
