@@ -328,7 +328,7 @@ class _Count:
 
     @property
     def saving(self) -> int:
-        """The optimizer's state of the whole node, and a copy of all that is written: on the host."""
+        """The optimizer's state of the whole node and a copy of what is written, on the host."""
         return self.states * self.parameters + self.written
 
     @property
