@@ -196,7 +196,8 @@ class TrainConfig(Section):
     save: bool = False
     """Write the drained model into the run's folder at the end."""
     resume: Annotated[PathText | None, PerHost()] = None
-    """Checkpoint folder to go on from, made with any number of ranks."""
+    """Checkpoint folder to go on from, made with any number of ranks. With other ranks, batch size
+    or K the order of images goes on where it was; `steps` count windows, `epochs` images."""
     peak_seconds: float = Field(default=0.3, ge=0, le=3600)
     """Seconds of plain matrix products on all ranks before the training, which the FLOP/s of the
     training are compared with; 0 does none."""

@@ -92,7 +92,7 @@ def need_of(config: Config, nodes: int, ranks_per_node: int) -> Need:
         estimate=count.estimate if estimates else 0,
         estimate_on_host=count.parameters if estimates else 0,
         saving=count.saving if saves else 0,
-        saving_on_host=count.written if saves else 0,
+        saving_on_host=count.saving if saves else 0,
         read_ahead=count.read_ahead,
         checkpoint=count.checkpoint,
     )
@@ -328,7 +328,7 @@ class _Count:
 
     @property
     def saving(self) -> int:
-        """The optimizer's state of the whole node, and a copy of all that is written."""
+        """The optimizer's state of the whole node and a copy of what is written, on the host."""
         return self.states * self.parameters + self.written
 
     @property
