@@ -15,7 +15,8 @@ FLOORS = [
     "measure.phase measure.clock measure.traffic measure.summary measure.redaction measure.outbox "
     "measure.calibration measure.utilisation measure.trace measure.folders measure.address "
     "measure.signs_of_life terminal",
-    "parallel model.backbone model.margins data measure.machine measure.tally measure.store",
+    "parallel leaving model.backbone model.margins data measure.machine measure.tally "
+    "measure.store",
     "model.sliced_classifier model.network model.flops exchange checkpoint evaluation optimizer "
     "assembly course ledger finite tracing curvature staleness measure.delivery measure.opening "
     "measure.tracking measure.node_gauges checks",
