@@ -1,14 +1,17 @@
 """The largest curvature of the loss: power iterations on differences of gradients."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from statistics import fmean
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from harness.data.loader import Batch
 from harness.exchange.flat import Flat
 from harness.model.network import Network
+from harness.parallel.rehearsal import Rehearsal
 from harness.parallel.world import World
 
 SCALE = 0.006
@@ -21,6 +24,11 @@ BLOCK = 1 << 20
 """Elements that are taken to float64 at once."""
 
 
+def runs_of(precision: str) -> int:
+    """Runs in which a batch goes through the network: without autocast activations are larger."""
+    return 2 if precision == "bf16" else 1
+
+
 class Curvature:
     """Of the loss over all parameters: shared ones and all slices.
 
@@ -29,104 +37,194 @@ class Curvature:
     model, a node's, or all where all hold the slices of one: so next to nothing crosses between
     nodes. Each product takes a fresh batch, lest the direction fit the noise of one: 16 of 64
     images came within a quarter of what 2,048 fixed ones gave.
+
+    It works in the run's own values and gradients, and keeps a copy of the values in the host's
+    memory: on a card it takes no more than a micro-batch of the training does.
     """
 
-    def __init__(self, network: Network, shared: Flat, sliced: Flat, world: World) -> None:
+    def __init__(
+        self, network: Network, shared: Flat, sliced: Flat, world: World, runs: int = 1
+    ) -> None:
+        """`runs`: a batch goes through the network in so many, where each has two images or more.
+
+        Batch statistics are each run's own.
+        """
         self._network = network
         self._flats = shared, sliced
-        self._sizes = [shared.elements, sliced.elements]
         self._world = world
+        self._runs = runs
         wide = world.slices.size == world.topology.world_size
         self._copy = world.everyone if wide else world.node
 
-    def largest(self, batches: Iterable[Batch], seed: int, scale: float = SCALE) -> float:
+    def largest(self, batches: Iterable[Batch], seed: int, scale: float = SCALE) -> float | None:
         """The largest one, by one product a batch: the mean over the last quarter, and over nodes.
 
-        NaN where the loss is not finite any more. Takes values as they stand and batch statistics
-        of each batch; leaves values, gradients, running statistics and random states as they were,
-        to the bit. Collective over the world.
+        NaN where the loss is not finite any more; None where some rank's memory did not suffice.
+        Takes values as they stand and batch statistics of each batch; leaves values, running
+        statistics and random states as they were, to the bit, and gradients at zero. Collective
+        over the world.
         """
-        values = self._values()
-        buffers = [buffer.clone() for buffer in self._network.buffers()]
         device = self._world.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            found = self._power_iteration(values, batches, seed, scale)
-        self._put(values)
-        with torch.no_grad():
-            for buffer, before in zip(self._network.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+            found = self._power_iteration(batches, seed, scale)
+        if found is None:
+            return None
         last = found[len(found) * 3 // 4 :]
         rows = self._world.launch_gather(torch.tensor([fmean(last)]).double(), "curvature").wait()
         return float(rows.mean())
 
     def _power_iteration(
-        self, values: Tensor, batches: Iterable[Batch], seed: int, scale: float
-    ) -> list[float]:
-        direction, product = torch.empty_like(values), torch.empty_like(values)
-        found, step = list[float](), scale * self._dot(values, values) ** 0.5
+        self, batches: Iterable[Batch], seed: int, scale: float
+    ) -> list[float] | None:
+        """Of one product a batch. The gradients hold it, and the values the direction."""
+        found, step, before = list[float](), 0.0, None
         for batch in batches:
-            if not found:
+            if before is None:
+                before = self._rehearsed(batch, seed)
+                if before is None:
+                    return None
+                step = scale * self._dot("values", "values") ** 0.5
                 # Gradients lie mostly along the largest curvatures: a start that saves products.
-                self._add_gradient(batch, seed, direction.zero_(), 1.0)
-                self._average(direction)
-                direction /= self._dot(direction, direction) ** 0.5
-            self._multiply(values, direction, step, batch, seed, out=product)
-            found.append(self._dot(product, direction))
+                self._gradient(batch, seed)
+                self._average()
+                self._point_along_gradient(0.0)
+            self._multiply(before, step, batch, seed)
+            found.append(self._dot("grads", "values"))
             # Half of it stays: what batches have in common adds up, and each one's noise does not.
-            direction.add_(product, alpha=1 / self._dot(product, product) ** 0.5)
-            direction /= self._dot(direction, direction) ** 0.5
+            self._point_along_gradient(1.0)
+        if before is not None:
+            self._put_back(before)
         return found
 
-    def _multiply(
-        self, values: Tensor, direction: Tensor, step: float, batch: Batch, seed: int, out: Tensor
+    def _rehearsed(self, batch: Batch, seed: int) -> "_Before | None":
+        """What is to be put back, where all ranks have the memory for a gradient, else None.
+
+        Each finds out without the others, who would wait for one that fails in a collective.
+        """
+        slices, before, fits = self._world.slices, None, True
+        alone = Rehearsal(slices.size, slices.index, self._world.meters)
+        network = Network(self._network.backbone, self._network.classifier.among(alone))
+        try:
+            before = _Before.of(self._network, self._flats)
+            self._gradient(batch, seed, network=network)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            fits = False
+        all_fit = self._world.launch_gather(torch.tensor([float(fits)]), "curvature fits").wait()
+        if bool(all_fit.min() > 0):
+            return before
+        if before is not None:
+            self._put_back(before)
+        return None
+
+    def _multiply(self, before: "_Before", step: float, batch: Batch, seed: int) -> None:
+        """Makes the gradients the Hessian times the direction; one average for both gradients.
+
+        With w the values before and d the direction, the values are d, w + s d, w - s d, d.
+        """
+        self._combine(step, before, 1.0)
+        self._gradient(batch, seed)
+        self._combine(-1.0, before, 2.0)
+        self._gradient(batch, seed, sign=-1.0, anew=False)
+        self._combine(-1.0, before, 1.0)
+        for flat in self._flats:
+            flat.values.div_(step)
+            flat.grads.div_(2 * step)
+        self._average()
+
+    @torch.no_grad()
+    def _combine(self, factor: float, before: "_Before", factor_before: float) -> None:
+        """Makes the values `factor` times themselves and `factor_before` times what they were."""
+        for flat, own in zip(self._flats, before.values, strict=True):
+            for piece, kept in zip(flat.values.split(BLOCK), own.split(BLOCK), strict=True):
+                piece.mul_(factor).add_(kept.to(piece.device), alpha=factor_before)
+
+    def _point_along_gradient(self, share: float) -> None:
+        """Makes the direction `share` times itself and the gradients' own, of length 1."""
+        length = self._dot("grads", "grads") ** 0.5
+        for flat in self._flats:
+            flat.values.mul_(share).add_(flat.grads, alpha=1 / length)
+        length = self._dot("values", "values") ** 0.5
+        for flat in self._flats:
+            flat.values.div_(length)
+
+    def _average(self) -> None:
+        """The gradients, in place; a slice's is the mean over the copy's images already."""
+        self._copy.launch_average(self._flats[0].grads).wait()
+
+    def _gradient(
+        self,
+        batch: Batch,
+        seed: int,
+        sign: float = 1.0,
+        anew: bool = True,
+        network: Network | None = None,
     ) -> None:
-        """Writes the Hessian times a direction; one average for both gradients."""
-        out.zero_()
-        for sign in (1.0, -1.0):
-            self._put(values)
-            self._move(direction, sign * step)
-            self._add_gradient(batch, seed, out, sign)
-        out /= 2 * step
-        self._average(out)
+        """Adds this rank's own, of the mean over its images, to the gradients; `anew`: to zeros.
 
-    def _average(self, gradient: Tensor) -> None:
-        """In place; a slice's is the mean over the copy's images already."""
-        shared, _ = gradient.split(self._sizes)
-        self._copy.launch_average(shared).wait()
-
-    def _add_gradient(self, batch: Batch, seed: int, into: Tensor, factor: float) -> None:
-        """This rank's own, of the mean over its images. Collective over the slice group."""
+        Collective over the slice group.
+        """
+        if anew:
+            for flat in self._flats:
+                flat.grads.zero_()
         torch.manual_seed(seed)  # what is dropped must be the same in both gradients
-        spans = [(flat, *span) for flat in self._flats for span in flat.spans]
-        parameters = [parameter for _, parameter, _, _ in spans]
-        loss = self._network(*batch).loss
-        # Not `backward`: exchanges wait for what accumulates in the parameters' own gradients.
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        places = zip(self._flats, into.split(self._sizes), strict=True)
-        place_of = {id(flat): place for flat, place in places}
-        for (flat, parameter, start, stop), gradient in zip(spans, gradients, strict=True):
-            if gradient is not None:
-                piece = place_of[id(flat)][start:stop]
-                flat.shaped(piece, parameter).add_(gradient, alpha=factor)
+        images, labels = batch
+        rows = -(-len(labels) // self._runs)
+        rows = rows if len(labels) % rows != 1 and rows > 1 else len(labels)
+        leaves = self._leaves()
+        for run in zip(images.split(rows), labels.split(rows), strict=True):
+            scores = functional_call(network or self._network, leaves, run)
+            (scores.loss * (sign * len(run[1]) / len(labels))).backward()
 
-    def _dot(self, one: Tensor, other: Tensor) -> float:
-        """Over one copy: shared parameters once and every slice once; the same on its ranks."""
-        pieces = zip(one.split(self._sizes), other.split(self._sizes), strict=True)
-        shared, own = (_dot(a, b) for a, b in pieces)
+    def _leaves(self) -> dict[str, Tensor]:
+        """Stand-ins of the parameters, by name, with the same values and gradients.
+
+        Exchanges wait for what accumulates in the parameters themselves.
+        """
+        names = {id(parameter): name for name, parameter in self._network.named_parameters()}
+        leaves = {}
+        for flat in self._flats:
+            for parameter, start, stop in flat.spans:
+                leaf = flat.shaped(flat.values[start:stop], parameter).detach().requires_grad_()
+                leaf.grad = flat.shaped(flat.grads[start:stop], parameter)
+                leaves[names[id(parameter)]] = leaf
+        return leaves
+
+    def _dot(self, one: str, other: str) -> float:
+        """Of `values` or `grads`, over one copy: shared parameters once and every slice once; the
+        same on its ranks."""
+        shared, own = (_dot(getattr(flat, one), getattr(flat, other)) for flat in self._flats)
         return float(self._copy.launch_sum(shared / self._copy.size + own).wait())
 
-    def _values(self) -> Tensor:
-        return torch.cat([flat.values[: flat.elements] for flat in self._flats])
-
     @torch.no_grad()
-    def _put(self, values: Tensor) -> None:
-        for flat, own in zip(self._flats, values.split(self._sizes), strict=True):
-            flat.values[: flat.elements] = own
+    def _put_back(self, before: "_Before") -> None:
+        for flat, own in zip(self._flats, before.values, strict=True):
+            flat.values.copy_(own)
+            flat.grads.zero_()
+        for buffer, kept in zip(self._network.buffers(), before.buffers, strict=True):
+            buffer.copy_(kept)
 
-    @torch.no_grad()
-    def _move(self, direction: Tensor, step: float) -> None:
-        for flat, own in zip(self._flats, direction.split(self._sizes), strict=True):
-            flat.values[: flat.elements].add_(own, alpha=step)
+
+@dataclass(frozen=True)
+class _Before:
+    """What an estimate changes."""
+
+    values: tuple[Tensor, ...]
+    """In the host's memory, whatever the device."""
+    buffers: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, network: Network, flats: tuple[Flat, ...]) -> "_Before":
+        return cls(
+            tuple(torch.empty_like(f.values, device="cpu").copy_(f.values) for f in flats),
+            tuple(buffer.clone() for buffer in network.buffers()),
+        )
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # The host's allocator has no error of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from harness.errors import Diverged, RunFailed, UserError
 from harness.exchange.compression import check_compression
 from harness.ledger import Unheard
 from harness.measure.clock import clock_for
-from harness.measure.folders import claim, now
+from harness.measure.folders import check_free, claim, now
 from harness.measure.machine import environment
 from harness.measure.node_gauges import monitor_node
 from harness.measure.store import Status, check_store
@@ -57,7 +57,7 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
     topology = launched_topology()
     dataset, problem = None, None
     try:
-        dataset = _prepare(config, topology)
+        dataset = _prepare(config, topology, folder)
     except UserError as error:
         problem = error
     if config.trace.horovod_timeline:
@@ -94,13 +94,15 @@ def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) ->
             return summary
 
 
-def _prepare(config: Config, topology: Topology) -> Dataset:
+def _prepare(config: Config, topology: Topology, folder: Path | None) -> Dataset:
     """The images; raises UserError for all that can be wrong by now."""
     check_classes(topology, config.classifier.layout, config.data.num_classes)
     check_trace(config.trace, topology.world_size)
     check_compression(config.exchange.compression, topology.nodes)
     if config.train.resume:
         read_meta(Path(config.train.resume), config.data.num_classes)
+    if topology.rank == 0 and folder is not None:
+        check_free(folder)
     if topology.rank == 0 and config.tracking.enabled:
         check_store(config)
     dataset = open_dataset(config.data)

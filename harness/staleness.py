@@ -85,9 +85,15 @@ class StalenessLedger:
         once = settings.curvature_after_warmup and late is not None and late.delay > 0
         return (once and ended == peak) or bool(every and ended and ended % every == 0)
 
-    def estimated(self, ended: int, curvature: float, journal: Journal) -> None:
-        """The largest curvature after `ended` windows: how it stands with the lr of the next."""
+    def estimated(self, ended: int, curvature: float | None, journal: Journal) -> None:
+        """The largest curvature after `ended` windows: how it stands with the lr of the next.
+
+        None: memory did not suffice.
+        """
         if not self._world.is_first:
+            return
+        if curvature is None:
+            journal.warn("curvature", not_estimated(ended))
             return
         window = min(ended, self._windows - 1)
         metrics = {"staleness/curvature": curvature}
@@ -118,6 +124,14 @@ def warning(dynamics: Dynamics, window: int, lr: float, stable: float, curvature
         f"lr {lr:.3g} at window {window} with {_settings(dynamics)} is {lr / stable:.1f} times the "
         f"largest stable rate, {stable:.2g}, by a quadratic model (curvature {curvature:.2g}); "
         f"lower optimizer.lr or {_advice(dynamics)}"
+    )
+
+
+def not_estimated(ended: int) -> str:
+    """One line: what is missing, why, and what to do."""
+    return (
+        f"the curvature is not estimated after {ended} windows, because a rank has not enough free "
+        f"memory for it; the training goes on, and a smaller train.batch_size leaves room for it"
     )
 
 

@@ -16,8 +16,8 @@ from harness.checkpoint.saves import Saves
 from harness.checkpoint.states import optimizer_strips
 from harness.config import Config
 from harness.course import course_of, what_changed
-from harness.curvature import Curvature
-from harness.data.images import Dataset
+from harness.curvature import Curvature, runs_of
+from harness.data.images import Dataset, OneAtATime
 from harness.data.loader import Batch, train_batches
 from harness.errors import UserError
 from harness.evaluation import average_statistics, averaged_statistics, distance, evaluate_sets
@@ -51,7 +51,8 @@ class Trainer:
     ) -> None:
         """`capacity`: what this rank's processor can do, operations of a window aside."""
         self._config = config
-        self._dataset = dataset
+        # An estimate of the curvature reads while the thread that reads ahead does.
+        self._dataset = replace(dataset, train=OneAtATime(dataset.train))
         self._world = world
         self._model = model = assemble(config, dataset, world)
         self.backbone, self.classifier = model.backbone, model.classifier
@@ -72,7 +73,7 @@ class Trainer:
             config.exchange, network, world, self.shared, self.shared.values.new_zeros(size), first
         )
         self._network = through.network
-        self._curvature = Curvature(network, *flats, world)
+        self._curvature = Curvature(network, *flats, world, runs_of(config.train.precision))
         self.exchange = make_exchange(
             config.exchange,
             config.classifier,
@@ -208,7 +209,7 @@ class Trainer:
                 self._dataset.validation,
                 self._world,
                 dtype=self.shared.values.dtype,
-                batch_size=4 * self._config.train.batch_size,
+                batch_size=self._config.train.batch_size,
                 limit=limit,
             )
 

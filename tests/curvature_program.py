@@ -3,13 +3,19 @@
 import itertools
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
+from harness import curvature
 from harness.config import Config
 from harness.curvature import Curvature
 from harness.ledger import Unheard
@@ -63,37 +69,74 @@ def expected(settings: Config, world: World) -> list[list[float]]:
 
 
 def state(trainer: Trainer) -> list[Tensor]:
-    flats = trainer.shared.values, trainer.shared.grads, trainer.sliced.values, trainer.sliced.grads
-    return [each.clone() for each in (*flats, *trainer.backbone.buffers(), torch.get_rng_state())]
+    values = trainer.shared.values, trainer.sliced.values
+    return [each.clone() for each in (*values, *trainer.backbone.buffers(), torch.get_rng_state())]
 
 
 def beside_dense(settings: Config, world: World, folder: Path) -> dict[str, object]:
     trainer = Trainer(settings, dataset(), world, folder)
     trainer.shared.grads.fill_(0.25)
     before = state(trainer)
-    curvature = Curvature(
+    estimate = Curvature(
         Network(trainer.backbone, trainer.classifier), trainer.shared, trainer.sliced, world
     )
     own = world_batches(world.topology.world_size, 0)[world.topology.rank]
-    found = curvature.largest(itertools.repeat(own, PRODUCTS), seed=0, scale=SCALE)
+    found = estimate.largest(itertools.repeat(own, PRODUCTS), seed=0, scale=SCALE)
     traces = sum(int((a != b).sum()) for a, b in zip(before, state(trainer), strict=True))
+    traces += sum(int(flat.grads.count_nonzero()) for flat in (trainer.shared, trainer.sliced))
     rows = world.launch_gather(torch.tensor([traces]), "traces").wait()
     return {"found": found, "traces": int(rows.sum())}
 
 
-def changed_by_estimating(settings: Config, world: World, folder: Path) -> tuple[int, float | None]:
-    """Elements in which a training that was measured all along ends differently, to the bit.
+class Heard(Unheard):
+    """Keeps what is logged and said."""
 
-    And how far nodes were apart when it ended, where they may be.
-    """
-    ends, distance = [], None
-    for staleness in (QUIET, ESTIMATES):
-        update = {"staleness": settings.staleness.model_copy(update=staleness)}
-        trainer = Trainer(settings.model_copy(update=update), dataset(), world, folder)
-        distance = trainer.train(Unheard()).final.get("exchange/distance")
-        ends.append(torch.cat((trainer.shared.values, trainer.sliced.values)))
-    rows = world.launch_gather((ends[0] != ends[1]).sum(), "changed").wait()
-    return int(rows.sum()), distance
+    def __init__(self) -> None:
+        self.metrics = set[str]()
+        self.lines = list[str]()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.metrics |= metrics.keys()
+
+    def warn(self, name: str, line: str) -> None:
+        self.lines.append(line)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to."""
+
+    values: Tensor
+    distance: float | None
+    """How far nodes were apart when it ended, where they may be."""
+    heard: Heard
+
+
+def trained(settings: Config, staleness: dict[str, object], world: World, folder: Path) -> Trained:
+    update = {"staleness": settings.staleness.model_copy(update=staleness)}
+    trainer = Trainer(settings.model_copy(update=update), dataset(), world, folder)
+    heard = Heard()
+    distance = trainer.train(heard).final.get("exchange/distance")
+    return Trained(torch.cat((trainer.shared.values, trainer.sliced.values)), distance, heard)
+
+
+def changed(before: Trained, after: Trained, world: World) -> int:
+    """Elements of all ranks that differ, to the bit."""
+    return int(world.launch_gather((before.values != after.values).sum(), "changed").wait().sum())
+
+
+@contextmanager
+def short_of_memory(world: World) -> Iterator[None]:
+    """The last rank's memory does not suffice for a gradient of an estimate."""
+    real = curvature.functional_call
+
+    def failing(*arguments: Any) -> Any:
+        if world.topology.rank == world.topology.world_size - 1:
+            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+        return real(*arguments)
+
+    with mock.patch.object(curvature, "functional_call", failing):
+        yield
 
 
 def main() -> None:
@@ -111,9 +154,17 @@ def main() -> None:
             result = beside_dense(settings, world, folder)
             # Running statistics are a state of their own.
             normed = settings.backbone.model_copy(update={"norm": "batch"})
-            result["changed"], result["distance"] = changed_by_estimating(
-                settings.model_copy(update={"backbone": normed}), world, folder
-            )
+            settings_normed = settings.model_copy(update={"backbone": normed})
+            quiet = trained(settings_normed, QUIET, world, folder)
+            measured = trained(settings_normed, ESTIMATES, world, folder)
+            with short_of_memory(world):
+                short = trained(settings_normed, ESTIMATES, world, folder)
+            result["changed"] = changed(quiet, measured, world)
+            result["changed_where_short"] = changed(quiet, short, world)
+            result["distance"] = measured.distance
+            result["estimated"] = "staleness/curvature" in measured.heard.metrics
+            result["estimated_where_short"] = "staleness/curvature" in short.heard.metrics
+            result["said_where_short"] = short.heard.lines
             if world.is_first:
                 result["expected"] = expected(settings, world)
                 print(json.dumps({"layout": layout, **result}), flush=True)

@@ -97,12 +97,23 @@ def refused(here: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> s
     ("overrides", "said"),
     [
         (["train.stepz=5"], "unknown key train.stepz; the nearest known key is train.steps"),
-        (["train.steps=many"], "train.steps='many' does not fit"),
+        (["train.steps=many"], "train.steps=many does not fit: give a whole number"),
+        (["tracking.folder=~nobody-here/runs"], "this machine knows no home folder ~nobody-here"),
+        (
+            ["train.epochs=.inf"],
+            "train.epochs=.inf does not fit: give a number above 0 and at most",
+        ),
+        (["seed=-1"], "seed=-1 does not fit: give a whole number from 0 to 9,223,372,036"),
         (["--epochs", "3"], "unrecognized arguments: --epochs 3; see harness --help"),
         (["data.dataset=glyphs", "data.train_fonts=[none]"], "data.train_fonts names none"),
         (["data.dataset=image_folder"], "set data.root to it"),
         (["data.dataset=fashion_mnist", "data.root=none"], "data.root=none is not a folder"),
         (["train.batch_size=65"], "lower train.batch_size or use fewer ranks"),
+        (["train.batch_size=1"], "train.batch_size=1 leaves batch norm one value a channel"),
+        (
+            ["train.batch_size=1", "doctor.before_training=false"],
+            "train.batch_size=1 leaves batch norm one value a channel",
+        ),
         (["backbone.name=resnet81"], "unknown backbone.name=resnet81"),
         (["tracking.uri=mlruns"], "names no store that MLflow keeps runs in"),
         (["tracking.uri=sqlite:///none/mlflow.db"], "cannot write the MLflow store"),
@@ -131,7 +142,7 @@ def test_no_command(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ("np", "hosts", "overrides", "said"),
     [
         # Found by each rank alone, before they meet.
-        (2, "localhost:2", ["train.stepz=5"], "run.yaml: unknown key train.stepz"),
+        (2, "localhost:2", ["train.stepz=5"], "command line: unknown key train.stepz"),
         # Found by ranks of both hosts, which cannot even meet.
         (
             3,

@@ -34,13 +34,26 @@ def test_it_is_the_largest_eigenvalue_of_the_dense_hessian(layout: str) -> None:
 
 
 @LAYOUTS
-def test_values_gradients_statistics_and_random_states_stay_to_the_bit(layout: str) -> None:
+def test_values_statistics_and_random_states_stay_to_the_bit(layout: str) -> None:
     assert results()[layout]["traces"] == 0
 
 
 @LAYOUTS
 def test_a_training_goes_on_as_if_nothing_had_been_measured(layout: str) -> None:
     assert results()[layout]["changed"] == 0
+
+
+@LAYOUTS
+def test_a_rank_short_of_memory_leaves_all_without_an_estimate_and_the_training_as_it_is(
+    layout: str,
+) -> None:
+    found = results()[layout]
+    assert found["estimated"]
+    assert not found["estimated_where_short"]
+    assert found["changed_where_short"] == 0
+    assert any(
+        "the curvature is not estimated after 0 windows" in w for w in found["said_where_short"]
+    )
 
 
 def test_a_runs_last_word_on_how_far_nodes_are_apart_is_of_before_they_met() -> None:

@@ -52,18 +52,20 @@ def judge_memory(
         hosts.append(free)
         on_host = [rank for rank in ranks if facts[rank].card_free is None]
         if need is not None:
-            faults += _short(f"host {seats[ranks[0]].host}", free, need, len(on_host))
+            where = f"host {seats[ranks[0]].host}"
+            faults += _short(where, free, need.total, need, len(on_host))
     for seat, fact in zip(seats, facts, strict=True):
         if need is not None and fact.card_free is not None:
-            faults += _short(f"the card of rank {seat.rank} on {seat.host}", fact.card_free, need)
+            where = f"the card of rank {seat.rank} on {seat.host}"
+            faults += _short(where, fact.card_free, need.on_card, need)
     well = f"{in_bytes(min(hosts))} free on every host"
     well += f", {in_bytes(min(cards))} on every card" if cards else ""
     well += f"; a rank of this run takes {_parts(need)}" if need else ""
     return told(faults, Finding(check=CHECK, level="ok", found=well))
 
 
-def _short(where: str, free: int, need: Need, ranks: int = 1) -> list[Finding]:
-    if ranks * need.total <= TIGHT * free:
+def _short(where: str, free: int, total: int, need: Need, ranks: int = 1) -> list[Finding]:
+    if ranks * total <= TIGHT * free:
         return []
     each = f"{ranks} ranks of {_parts(need)}" if ranks > 1 else f"a rank of {_parts(need)}"
     return [
@@ -79,9 +81,10 @@ def _short(where: str, free: int, need: Need, ranks: int = 1) -> list[Finding]:
 
 
 def _parts(need: Need) -> str:
-    parts = {"model": need.model, "exchange": need.exchange, "activations": need.activations}
-    split = listed(f"{name} {in_bytes(count)}" for name, count in parts.items())
-    return f"{in_bytes(need.total)} ({split})"
+    """All of it, what stays, and each moment that adds to it: one at a time."""
+    stays = f"model {in_bytes(need.model)}, exchange {in_bytes(need.exchange)}"
+    moments = listed(f"{name} {in_bytes(size)}" for name, size in need.moments.items() if size)
+    return f"{in_bytes(need.total)} ({stays}, and by turns {moments})"
 
 
 def _left_in_container(most: int) -> int:

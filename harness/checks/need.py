@@ -1,38 +1,48 @@
 """How much memory a rank of a run takes, computed from its config alone."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 
-import torch
-from torch import Tensor
-
+from harness.checks.activations import Activations, activations_of
 from harness.checks.finding import Facts
-from harness.config import BackboneConfig, Config
+from harness.config import Config
+from harness.curvature import runs_of
+from harness.dynamics import dynamics_of
+from harness.evaluation import MET_AT_ONCE
+from harness.exchange.compression import BITS, sent_bytes
 from harness.exchange.exchange import route_of
+from harness.exchange.lanes import BLOCK
 from harness.measure.traffic import gathers_statistics
-from harness.model.backbone import Backbone, make_backbone
+from harness.model.sliced_classifier import SMALL_PRODUCT
 from harness.parallel.slices import padded, slice_of
 
 CHANNELS = {"glyphs": 1, "fashion_mnist": 1, "image_folder": 3, "synthetic": 3}
-LOGITS_KEPT = 3
-"""Logits, their exponentials, and one more while the loss or its gradient is computed."""
-
 HALF = 2
 """Bytes of a number in half precision."""
-COUNTED_IMAGES = 2
-"""Batch norm takes no fewer."""
+PREDICTED = 5
+"""Classes of an image that an evaluation keeps."""
 
 
 class Need(Facts):
-    """Bytes that one rank takes beside its libraries."""
+    """Bytes that one rank takes beside its libraries: always, and at the peak of each moment."""
 
     model: int
     """Values, gradients and the optimizer's state."""
     exchange: int
     """Buffers of what is under way between nodes."""
-    activations: int
-    """What the backward pass needs of the forward pass, estimated from above for bf16."""
-    checkpoint: int
+    training: int
+    """Beside those, of a micro-batch: activations, logits, temporary gradients."""
+    evaluation: int = 0
+    estimate: int = 0
+    """Of the curvature; 0 where the run makes none."""
+    estimate_on_host: int = 0
+    """Of `estimate`, what a run on cards keeps in the host's memory."""
+    saving: int = 0
+    """Of a checkpoint; 0 where the run writes none."""
+    saving_on_host: int = 0
+    read_ahead: int = 0
+    """Images that wait on a card."""
+    checkpoint: int = 0
     """On disk: the whole model and the optimizer's state, once."""
 
     @property
@@ -41,120 +51,294 @@ class Need(Facts):
         return self.model + self.exchange
 
     @property
+    def moments(self) -> dict[str, int]:
+        """What each moment takes beside what is certain, where the run has no cards."""
+        return {
+            "training": self.training,
+            "an evaluation": self.evaluation,
+            "the curvature's estimate": self.estimate,
+            "a checkpoint": self.saving,
+        }
+
+    @property
     def total(self) -> int:
-        return self.certain + self.activations
+        """At the highest moment, all of it in one memory."""
+        return self.certain + max(self.moments.values())
+
+    @property
+    def on_card(self) -> int:
+        """Of a card's memory at the highest moment."""
+        estimate, saving = (
+            self.estimate - self.estimate_on_host,
+            self.saving - self.saving_on_host,
+        )
+        peak = max(self.training, self.evaluation, estimate, saving)
+        return self.certain + self.read_ahead + peak
 
 
 def need_of(config: Config, nodes: int, ranks_per_node: int) -> Need:
     """The most loaded rank's need, on M `nodes` of G ranks.
 
-    s bytes an element (4; fp64: 8), P backbone parameters, C classes of D features and a bias,
-    S = ceil(C / owners) (D + 1) in a slice; owners is G for layout node, MG for world, and
-    replicated has S = 0 and counts C (D + 1) to P:
-
-        model        (P + S) s 2 for values and gradients, and for the optimizer's state (1
-                     momentum, 2 AdamW, 0 plain SGD) as often (P + S) s on the flat route, and
-                     (P / G + S) s on the hierarchical one, where a rank steps what it owns
-        exchange     (P / G + S) s, times 3 (delay + 1): what is given, what is sent and what
-                     comes back; averaging 2 (delay + 1) + 3: also what moved, up to where, and the
-                     outer momentum; and P s for one reduce-scatter in the node. Compression takes
-                     less. On the flat synchronous route none; in half precision twice 2 bytes, and
-                     2 s for what is clamped and what was not sent, of each averaged element
-        activations  what autograd keeps of B images, twice the largest of it on the way back,
-                     and 3 n S / (D + 1) s logits of the n = owners B images of the slice group;
-                     softmax statistics, 3 n s, of each of its ranks where it gathers them
+    Raises UserError where the backbone cannot be trained with `train.batch_size` images.
     """
-    data = config.data
-    channels = CHANNELS[data.dataset]
-    network = _network(config.backbone, channels, data.image_size)
-    element = 8 if config.train.precision == "fp64" else 4
-    layout = config.classifier.layout
-    owners = {"replicated": 1, "node": ranks_per_node, "world": nodes * ranks_per_node}[layout]
-    own_classes = max(slice_of(data.num_classes, owners, k).size for k in range(owners))
-    bias = config.classifier.margin == "none"
-    shared = network.parameters
-    sliced = own_classes * (network.features + bias)
-    whole = shared + data.num_classes * (network.features + bias)
-    if layout == "replicated":
-        shared, sliced = shared + sliced, 0
-    images = owners * config.train.batch_size
-    logits = LOGITS_KEPT * images * own_classes * element
-    statistics = 3 * images * element * (owners if gathers_statistics(owners) else 1)
-    hierarchical = route_of(config.exchange, config.classifier) == "hierarchical"
-    stepped = padded(shared, ranks_per_node) // ranks_per_node if hierarchical else shared
+    count = _Count(config, nodes, ranks_per_node)
+    estimates = _estimates(config, nodes)
+    saves = config.train.save or config.train.checkpoint_every > 0
     return Need(
-        model=(2 * (shared + sliced) + _states(config) * (stepped + sliced)) * element,
-        exchange=_exchange_bytes(config, shared, sliced, nodes, ranks_per_node, element),
-        activations=network.kept_bytes * config.train.batch_size // COUNTED_IMAGES * element // 4
-        + logits
-        + statistics,
-        checkpoint=whole * element * (1 + _states(config)),
+        model=count.model,
+        exchange=count.exchange,
+        training=count.training,
+        evaluation=count.evaluation,
+        estimate=count.estimate if estimates else 0,
+        estimate_on_host=count.parameters if estimates else 0,
+        saving=count.saving if saves else 0,
+        saving_on_host=count.written if saves else 0,
+        read_ahead=count.read_ahead,
+        checkpoint=count.checkpoint,
     )
 
 
-def _states(config: Config) -> int:
-    if config.optimizer.name == "adamw":
-        return 2
-    return 1 if config.optimizer.momentum else 0
-
-
-def _exchange_bytes(
-    config: Config, shared: int, sliced: int, nodes: int, ranks_per_node: int, element: int
-) -> int:
-    exchange = config.exchange
-    if nodes * ranks_per_node == 1:
-        return 0
-    if exchange.kind == "synchronous" and route_of(exchange, config.classifier) == "flat":
-        averaged = shared
-        if config.classifier.layout == "node" and nodes > 1:
-            averaged += sliced
-        return 0 if exchange.compression == "none" else averaged * (2 * HALF + 2 * element)
-    part = padded(shared, ranks_per_node) // ranks_per_node + sliced
-    slots = exchange.delay + 1
-    parts = {"averaging": 2 * slots + 3, "isolated": 0}.get(exchange.kind, 3 * slots)
-    in_node = shared if ranks_per_node > 1 else 0
-    return (parts * part + in_node) * element
+def _estimates(config: Config, nodes: int) -> bool:
+    settings = config.staleness
+    settled = max(config.optimizer.warmup_windows, config.exchange.synchronous_windows)
+    late = dynamics_of(config, settled, nodes)
+    once = settings.curvature_after_warmup and late is not None and late.delay > 0
+    return once or settings.curvature_at_start or settings.curvature_every > 0
 
 
 @dataclass(frozen=True)
-class _Network:
-    """What a backbone asks for, whatever is done with it."""
+class _Count:
+    """Sizes of what lives at one moment or another.
 
-    parameters: int
-    features: int
-    kept_bytes: int
-    """In float32, of COUNTED_IMAGES: what autograd keeps, and the way back beside it."""
-
-
-@cache
-def _network(config: BackboneConfig, channels: int, size: int) -> _Network:
-    backbone = make_backbone(config, channels, size, seed=0)
-    return _Network(
-        parameters=sum(parameter.numel() for parameter in backbone.parameters()),
-        features=backbone.features,
-        kept_bytes=_kept_bytes(backbone, channels, size),
-    )
-
-
-def _kept_bytes(backbone: Backbone, channels: int, size: int) -> int:
-    """Bytes of what autograd keeps of a few images, and the way back beside it.
-
-    All of it grows with their number. torch's meta device would need no memory for this, but
-    seconds to be imported.
+    s bytes an element (4; fp64: 8), P elements that a node's ranks share, S = K (D + 1) of a slice
+    of K classes with D features and a bias; replicated has S = 0, and its classes in P.
     """
-    own = {tensor.untyped_storage().data_ptr() for tensor in backbone.state_dict().values()}
-    kept: dict[int, torch.UntypedStorage] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage  # held, or its address could be given to another
-        return tensor
+    config: Config
+    nodes: int
+    ranks_per_node: int
 
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-    ):
-        backbone.train()(torch.zeros(COUNTED_IMAGES, channels, size, size))
-    found = [storage.nbytes() for storage in kept.values()]
-    return sum(found) + 2 * max(found, default=0)
+    @cached_property
+    def element(self) -> int:
+        return 8 if self.config.train.precision == "fp64" else 4
+
+    @property
+    def half(self) -> bool:
+        return self.config.train.precision == "bf16"
+
+    @property
+    def margin(self) -> bool:
+        return self.config.classifier.margin != "none"
+
+    def _activations(self, half: bool) -> Activations:
+        config = self.config
+        return activations_of(
+            config.backbone,
+            CHANNELS[config.data.dataset],
+            config.data.image_size,
+            min(2, config.train.batch_size),
+            half,
+        )
+
+    @cached_property
+    def _backbone(self) -> Activations:
+        return self._activations(self.half)
+
+    @cached_property
+    def owners(self) -> int:
+        """Ranks of a slice group."""
+        ranks = self.nodes * self.ranks_per_node
+        layouts = {"replicated": 1, "node": self.ranks_per_node, "world": ranks}
+        return layouts[self.config.classifier.layout]
+
+    @cached_property
+    def classes(self) -> int:
+        """K of the largest slice."""
+        classes = self.config.data.num_classes
+        return max(slice_of(classes, self.owners, k).size for k in range(self.owners))
+
+    @cached_property
+    def slice_elements(self) -> int:
+        return self.classes * (self._backbone.features + (not self.margin))
+
+    @property
+    def replicated(self) -> bool:
+        return self.config.classifier.layout == "replicated"
+
+    @cached_property
+    def shared(self) -> int:
+        """P."""
+        return self._backbone.parameters + (self.slice_elements if self.replicated else 0)
+
+    @cached_property
+    def sliced(self) -> int:
+        """S."""
+        return 0 if self.replicated else self.slice_elements
+
+    @cached_property
+    def chunk(self) -> int:
+        """What a rank steps of P."""
+        if route_of(self.config.exchange, self.config.classifier) != "hierarchical":
+            return self.shared
+        return padded(self.shared, self.ranks_per_node) // self.ranks_per_node
+
+    @property
+    def part(self) -> int:
+        """What a rank speaks for."""
+        return self.chunk + self.sliced
+
+    @property
+    def states(self) -> int:
+        """Of the optimizer, for each element."""
+        optimizer = self.config.optimizer
+        if optimizer.name == "adamw":
+            return 2
+        return 1 if optimizer.momentum else 0
+
+    @property
+    def parameters(self) -> int:
+        return (self.shared + self.sliced) * self.element
+
+    @property
+    def model(self) -> int:
+        return 2 * self.parameters + self.states * self.part * self.element
+
+    @property
+    def exchange(self) -> int:
+        """Buffers that stay.
+
+        delayed: a window's gradients and its wire, delay + 1 times. averaging: the wire, what
+        moved, up to where it was sent, and the outer velocity. A late exchange that is sampled
+        keeps one part more until the fresh one is known.
+        """
+        exchange, s = self.config.exchange, self.element
+        kind, slots = exchange.kind, exchange.delay + 1
+        ranks = self.nodes * self.ranks_per_node
+        sampled = exchange.delay > 0 and self.config.staleness.sample_every > 0
+        if kind == "isolated":
+            return 0
+        if kind.startswith("ddp_"):
+            # The reducer's buckets; PowerSGD's error feedback as well.
+            return 0 if ranks == 1 else (2 if kind == "ddp_powersgd" else 1) * self.shared * s
+        if kind == "synchronous" and route_of(exchange, self.config.classifier) == "flat":
+            crosses = self.sliced if self.config.classifier.layout == "node" else 0
+            averaged = self.shared + crosses
+            return 0 if exchange.compression == "none" else self._wire(averaged, 1, ranks)
+        sent = self.part if self.config.classifier.layout == "node" else self.chunk
+        if kind in ("synchronous", "delayed"):
+            return (slots + sampled) * self.part * s + self._wire(sent, slots, self.nodes)
+        outer = (exchange.outer_lr, exchange.outer_momentum) != (1.0, 0.0)
+        if self.nodes == 1 and not outer:
+            return 0
+        in_turn = exchange.delay // exchange.pieces + 1
+        kept = (2 + outer) * self.part + sampled * self.part // exchange.pieces
+        return kept * s + self._wire(sent, in_turn, self.nodes, feedback=False)
+
+    def _wire(self, elements: int, slots: int, ranks: int, feedback: bool = True) -> int:
+        """A wire's buffers, and what a lossy one has not sent."""
+        compression, s = self.config.exchange.compression, self.element
+        if compression == "none" or ranks == 1:
+            return 2 * slots * elements * s
+        unsent = elements * s if feedback else 0
+        if compression not in BITS:
+            return (2 * slots * HALF + s) * elements + unsent
+        blocks = -(-elements // BLOCK) * BLOCK
+        message = round(sent_bytes(compression, elements, s, ranks))
+        return slots * (message + blocks) + 2 * blocks * s + unsent
+
+    @property
+    def training(self) -> int:
+        batch = self.config.train.batch_size
+        return max(self._micro_batch(self._backbone, batch, self.half), self._meeting)
+
+    @property
+    def _meeting(self) -> int:
+        """The node's reduce-scatter of the gradients, or what DDP's average of parameters makes."""
+        exchange = self.config.exchange
+        if exchange.kind == "ddp_post_local_sgd" and self.nodes * self.ranks_per_node > 1:
+            return 2 * self.shared * self.element
+        alone = self.chunk == self.shared or self.ranks_per_node == 1
+        return 0 if alone else (self.shared + self.chunk) * self.element
+
+    def _micro_batch(self, backbone: Activations, batch: int, half: bool) -> int:
+        """Forward and backward pass of B images: the backbone's and the classifier's moments."""
+        scale = self.element // 4
+        images = self.owners * batch
+        found = backbone.of(batch)
+        features = 3 * images * backbone.features * self.element
+        classifier = self._classifier(images, half) + self._statistics(images) + features
+        return max(found.way_back * scale, found.kept * scale + classifier)
+
+    def _classifier(self, images: int, half: bool) -> int:
+        """The highest of its moments, u = n K s for the logits and w = K D s for the weight.
+
+        Forward: the logits, in half precision too, their exponentials, and copies with the margin
+        and the scale. Backward: the slope and the weight's new gradient. With a margin the weight
+        is normalised: five of its size on the way back.
+        """
+        u = images * self.classes * self.element
+        w = self.classes * self._backbone.features * self.element
+        if self.margin:
+            return max(7 * u // 2 + w // 2 if half else 3 * u + w, 2 * u + 2 * w, 5 * w)
+        if half:
+            return max(5 * u // 2 + w // 2, 3 * u // 2 + 2 * w)
+        return max(2 * u, u + w)
+
+    def _statistics(self, images: int) -> int:
+        gathered = self.owners if gathers_statistics(self.owners) else 1
+        return 3 * images * self.element * (1 + gathered)
+
+    @property
+    def _own_values(self) -> int:
+        """What nodes that differ keep of their own while they hold the mean of all."""
+        kept = self.config.exchange.kind in ("averaging", "isolated", "ddp_post_local_sgd")
+        return self.part * self.element if kept else 0
+
+    @property
+    def evaluation(self) -> int:
+        """Logits for two micro-batches at once, or a few; the best classes of four, of all ranks.
+
+        Nodes that differ are compared before, with two copies of a part.
+        """
+        batch, s = self.config.train.batch_size, self.element
+        images = self.owners * batch
+        met = MET_AT_ONCE * images
+        rows = min(met, 2 * max(images, SMALL_PRODUCT // self.classes))
+        weight = self.classes * self._backbone.features * s
+        copies = weight * self.margin + weight // 2 * self.half
+        best = 2 * 8 * PREDICTED * met * (2 + 2 * self.owners)
+        features = 3 * met * self._backbone.features * s
+        predicted = rows * self.classes * s + copies + best + features
+        seen = self._backbone.of(batch).seen * (s // 4)
+        own = self._own_values
+        return max(2 * own, own + max(predicted, seen))
+
+    @property
+    def estimate(self) -> int:
+        """A copy of the values, and a gradient in the parameters' precision, in several runs."""
+        runs = runs_of(self.config.train.precision)
+        batch = -(-self.config.train.batch_size // runs)
+        gradient = self._micro_batch(self._activations(half=False), batch, half=False)
+        return self._own_values + self.parameters + gradient
+
+    @property
+    def written(self) -> int:
+        """Copies of what a rank writes at the most: the backbone, and its classes."""
+        return (1 + self.states) * self.parameters
+
+    @property
+    def saving(self) -> int:
+        """The optimizer's state of the whole node, and a copy of all that is written."""
+        return self.states * self.parameters + self.written
+
+    @property
+    def read_ahead(self) -> int:
+        data = self.config.data
+        pixels = CHANNELS[data.dataset] * data.image_size**2 * self.config.train.batch_size
+        return (data.prefetch + 1) * pixels * 4 if data.prefetch else 0
+
+    @property
+    def checkpoint(self) -> int:
+        per_class = self._backbone.features + (not self.margin)
+        whole = self._backbone.parameters + self.config.data.num_classes * per_class
+        return whole * self.element * (1 + self.states)

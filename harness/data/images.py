@@ -1,6 +1,7 @@
 """What a data set is: images by index, what validates them, how training alters them."""
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -106,3 +107,25 @@ class ArraySource:
             return
         for name, tensor in (("images", self._images), ("labels", self.labels)):
             yield Part(name, hashlib.sha256(tensor.contiguous().numpy().data).hexdigest())
+
+
+class OneAtATime:
+    """A source that threads may read at once: they take turns."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self._source = source
+        self._turn = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def labels(self) -> Tensor:
+        return self._source.labels
+
+    def parts(self) -> Iterator[Part]:
+        return self._source.parts()
+
+    def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        with self._turn:
+            return self._source.read(indices)

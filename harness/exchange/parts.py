@@ -17,6 +17,9 @@ from harness.exchange.wire import Carrier, Wire
 from harness.parallel.group import Group
 from harness.parallel.slices import slice_of
 
+BLOCK = 1 << 20
+"""Elements of a part that are compared at once."""
+
 
 class Chunk:
     """A rank's chunk of what its node shares: gradients meet here, stepped values go out."""
@@ -102,6 +105,24 @@ class Part:
         values[: self.sent] /= self.peers.size
         return values
 
+    def mean_of(self, values: Tensor, name: str) -> list[Tensor]:
+        """The mean of [elements] over nodes, piece by piece, in the gradients' place.
+
+        That is free between windows. Collective over the part's ranks.
+        """
+        self.put_gradients(values)
+        crossing = self._grads if self.sent == self.elements else self._grads[:1]
+        for number, grad in enumerate(crossing):
+            if grad.numel():
+                self.peers.launch_sum(grad, f"{name}.{number}").wait()
+                grad /= self.peers.size
+        return list(self._grads)
+
+    def squares(self, own: Tensor, mean: Sequence[Tensor]) -> Tensor:
+        """`squares_of` what `mean_of` gave."""
+        pieces = zip(own.split(self._sizes), mean, strict=True)
+        return torch.stack([squares_of(*piece) for piece in pieces]).sum(0)
+
     def movement(self, since: Tensor, out: Tensor) -> None:
         """Writes the values less those `since`, [elements]."""
         before, moved = since.split(self._sizes), out.split(self._sizes)
@@ -115,7 +136,11 @@ class Part:
 
     def put(self, values: Tensor) -> None:
         """Replaces the values by [elements]."""
-        for own, new in zip(self._values, values.split(self._sizes), strict=True):
+        self.take(values.split(self._sizes))
+
+    def take(self, pieces: Sequence[Tensor]) -> None:
+        """Replaces the values, piece by piece."""
+        for own, new in zip(self._values, pieces, strict=True):
             own.copy_(new)
 
 
@@ -129,9 +154,9 @@ def mean_values(parts: Sequence[Part], chunk: Chunk) -> Iterator[Tensor]:
     own = [part.values() for part in parts]
     squares = own[0].new_zeros(2, dtype=torch.float64)
     for number, (part, values) in enumerate(zip(parts, own, strict=True)):
-        mean = part.average(f"mean.{number}")
-        squares += squares_of(values, mean)
-        part.put(mean)
+        mean = part.mean_of(values, f"mean.{number}")
+        squares += part.squares(values, mean)
+        part.take(mean)
     chunk.spread_values()
     yield squares
     for part, values in zip(parts, own, strict=True):
@@ -141,7 +166,11 @@ def mean_values(parts: Sequence[Part], chunk: Chunk) -> Iterator[Tensor]:
 
 def squares_of(own: Tensor, mean: Tensor) -> Tensor:
     """Sums of (own - mean)^2 and of mean^2, [2], float64."""
-    return torch.stack(((own - mean).square().sum(), mean.square().sum())).double()
+    total = own.new_zeros(2, dtype=torch.float64)
+    # Block by block: there may be no room for a third copy of a rank's part.
+    for a, b in zip(own.split(BLOCK), mean.split(BLOCK), strict=True):
+        total += torch.stack(((a - b).square().sum(), b.square().sum())).double()
+    return total
 
 
 def apart(parts: Sequence[Part]) -> Callable[[], Tensor]:
@@ -151,8 +180,9 @@ def apart(parts: Sequence[Part]) -> Callable[[], Tensor]:
 
     def squares() -> Tensor:
         found = kept[0].new_zeros(2, dtype=torch.float64)
-        for number, (part, own) in enumerate(zip(parts, kept, strict=True)):
-            found += squares_of(own, part.average_of(own.clone(), f"apart.{number}"))
+        for number, part in enumerate(parts):
+            own = kept.pop(0)  # and is given back: this may be called once
+            found += part.squares(own, part.mean_of(own, f"apart.{number}"))
         return found
 
     return squares

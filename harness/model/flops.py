@@ -3,13 +3,13 @@
 import copy
 from dataclasses import dataclass
 
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.model.backbone import Backbone
+from harness.model.trainable import training_pass
 
 COUNTED_IMAGES = 2
-"""Batch norm takes no fewer."""
+"""Batch norm may take no fewer."""
 PRODUCTS = 3
 """Of the classifier: logits, the features' gradient, the weight's gradient."""
 
@@ -32,21 +32,18 @@ def micro_batch_flops(
     """Products of matrices and convolutions only, as torch's counter has it; no other pass.
 
     `images` (B) go through the backbone, `gathered` (n) features meet `classes` (K) of a slice.
+    Raises UserError where the backbone cannot be trained with B images.
     """
-    per_image = _backbone_flops(backbone, channels, image_size) / COUNTED_IMAGES
+    counted = min(COUNTED_IMAGES, images)
+    per_image = _backbone_flops(backbone, channels, image_size, counted) / counted
     return Flops(
         backbone=round(per_image * images),
         classifier=PRODUCTS * 2 * gathered * classes * backbone.features,
     )
 
 
-def _backbone_flops(backbone: Backbone, channels: int, image_size: int) -> int:
-    twin = copy.deepcopy(backbone).train()
-    parameter = next(twin.parameters())
-    images = torch.zeros(
-        COUNTED_IMAGES, channels, image_size, image_size, device=parameter.device
-    ).to(parameter.dtype)
-    devices = [parameter.device] if parameter.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), FlopCounterMode(display=False) as counter:
-        twin(images).sum().backward()
+def _backbone_flops(backbone: Backbone, channels: int, image_size: int, images: int) -> int:
+    twin = copy.deepcopy(backbone)
+    with FlopCounterMode(display=False) as counter:
+        training_pass(twin, channels, image_size, images).sum().backward()
     return int(counter.get_total_flops())

@@ -8,6 +8,7 @@ the gradient of the mean over its own B; so the way back through the gather mult
 group's size. The weight's gradient is then the mean over the group's images already.
 """
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,10 @@ from harness.seeding import seeded_generator
 
 INIT_BLOCK = 1024
 """Classes whose initial weights one generator draws; a file of any slicing agrees on them."""
+
+
+SMALL_PRODUCT = 1 << 18
+"""Logits, 1 MB in float32, that a prediction computes at once however few a micro-batch has."""
 
 
 class Scores(NamedTuple):
@@ -51,6 +56,12 @@ class SlicedClassifier(nn.Module):
         )
         self.bias = nn.Parameter(torch.zeros(self.owned.size)) if config.margin == "none" else None
 
+    def among(self, group: Group) -> "SlicedClassifier":
+        """The same slice and parameters, with ranks that meet in another group of that size."""
+        twin = copy.copy(self)
+        twin._group = group
+        return twin
+
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Scores:
         """Scores of this rank's images beside the group's. Collective over the slice group."""
         logits_nK, labels_n = self._logits(features_BD, labels_B)
@@ -66,43 +77,75 @@ class SlicedClassifier(nn.Module):
         return Scores(*_CrossEntropy.apply(logits_nK, targets_n, self._group))
 
     @torch.no_grad()
-    def predict(self, features_BD: Tensor, labels_B: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, features_BD: Tensor, labels_B: Tensor, k: int = 5, trained: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Classes of the k largest logits [B, k], best first, and cross entropies [B].
 
         Where a logit of an image is not finite, nobody can say which is best: all its classes are
-        -1, and its cross entropy is NaN. No rank ever holds all logits of an image.
-        Collective over the slice group.
+        -1, and its cross entropy is NaN. No rank ever holds all logits of an image. Of its slice's
+        it holds no more than `forward` does of `trained` images a rank (None: B). Collective over
+        the slice group.
         """
-        logits_nK, labels_n = self._logits(features_BD, labels_B)
-        if self._config.margin != "none":
-            logits_nK = logits_nK * self._config.margin_scale
-        logits_nK = logits_nK.to(_exact(logits_nK.dtype))
-        statistics = _Statistics(logits_nK, labels_n - self.owned.start, self._group)
+        features_BD, weight_KD = self._operands(features_BD)
+        features_nD, labels_n = _gather(features_BD, labels_B, self._group)
+        weight_KD, bias_K = _in_dtype(features_nD.dtype, weight_KD, self.bias)
         k = min(k, self.num_classes)
-        values, columns = logits_nK.topk(min(k, self.owned.size), dim=1)
-        # A sum is finite only where all its terms are; NaN tells the other slices.
-        values = values.where(logits_nK.sum(dim=1, keepdim=True).isfinite(), torch.nan)
-        values = functional.pad(values, (0, k - values.shape[1]), value=-torch.inf)
-        classes = functional.pad(columns + self.owned.start, (0, k - columns.shape[1]), value=-1)
-        # float64 holds every class number exactly, float32 only those below 2^24.
-        best = self._group.all_gather(torch.stack((values.double(), classes.double()))[None])
-        values_all, classes_all = best.permute(1, 2, 0, 3).flatten(2)
+        rows = self._group.size * (trained or len(labels_B))
+        rows = max(rows, SMALL_PRODUCT // self.owned.size)
+
+        def judged(features_rD: Tensor, labels_r: Tensor) -> list[tuple[Tensor, Tensor]]:
+            # A product of few rows is slow, and `forward` keeps two such tensors, or more.
+            logits = functional.linear(features_rD, weight_KD, bias_K).split(rows)
+            return [self._judge(*run, k) for run in zip(logits, labels_r.split(rows), strict=True)]
+
+        runs = zip(features_nD.split(2 * rows), labels_n.split(2 * rows), strict=True)
+        parts = [part for run in runs for part in judged(*run)]
+        best, own = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))
+        max_n, sum_n, target_n = own
+        statistics = _Statistics(max_n, sum_n, target_n, self._group)
+        values_all, classes_all = self._group.all_gather(best[None]).permute(1, 2, 0, 3).flatten(2)
         order = values_all.topk(k, dim=1).indices
         classes_nk = classes_all.gather(1, order).long()
         bad_n = values_all.isnan().any(dim=1)
         classes_nk.masked_fill_(bad_n[:, None], -1)
         losses_n = statistics.losses_n.masked_fill(bad_n, torch.nan)
-        own = slice(self._group.index * len(labels_B), (self._group.index + 1) * len(labels_B))
-        return classes_nk[own], losses_n[own]
+        mine = slice(self._group.index * len(labels_B), (self._group.index + 1) * len(labels_B))
+        return classes_nk[mine], losses_n[mine]
+
+    def _judge(self, logits_rK: Tensor, labels_r: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest of each row and their classes, [2, r, k], and what `_Statistics` takes of
+        the rows, [3, r]. Writes over the logits."""
+        if self._config.margin != "none":
+            logits_rK *= self._config.margin_scale
+        logits_rK = logits_rK.to(_exact(logits_rK.dtype))
+        values, columns = logits_rK.topk(min(k, self.owned.size), dim=1)
+        # A sum is finite only where all its terms are; NaN tells the other slices.
+        values = values.where(logits_rK.sum(dim=1, keepdim=True).isfinite(), torch.nan)
+        missing = (0, k - values.shape[1])
+        values = functional.pad(values, missing, value=-torch.inf)
+        classes = functional.pad(columns + self.owned.start, missing, value=-1)
+        targets_r = labels_r - self.owned.start
+        own = own_targets(targets_r, logits_rK.shape[1])
+        max_r, target_r = _largest_and_target(logits_rK, targets_r, own)
+        sum_r = logits_rK.sub_(max_r[:, None]).exp_().sum(dim=1)
+        # float64 holds every class number exactly, float32 only those below 2^24.
+        best = torch.stack((values.double(), classes.double()))
+        return best, torch.stack((max_r, sum_r, target_r))
 
     def _logits(self, features_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        features_BD, weight_KD = self._operands(features_BD)
+        return _GatheredLogits.apply(features_BD, labels_B, weight_KD, self.bias, self._group)
+
+    def _operands(self, features_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and weight as the logits' product takes them, the features in its precision."""
         weight: Tensor = self.weight
         if self._config.margin != "none":
             weight = functional.normalize(weight)
             features_BD = functional.normalize(features_BD.to(_exact(features_BD.dtype)))
         if torch.is_autocast_enabled(features_BD.device.type):
             features_BD = features_BD.to(torch.get_autocast_dtype(features_BD.device.type))
-        return _GatheredLogits.apply(features_BD, labels_B, weight, self.bias, self._group)
+        return features_BD, weight
 
 
 def initial_weight(seed: int, start: int, stop: int, features: int) -> Tensor:
@@ -115,6 +158,12 @@ def initial_weight(seed: int, start: int, stop: int, features: int) -> Tensor:
         low, high = max(first, start), min(first + INIT_BLOCK, stop)
         rows[low - start : high - start] = drawn[low - first : high - first]
     return rows
+
+
+def _in_dtype(
+    dtype: torch.dtype, weight_KD: Tensor, bias_K: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    return weight_KD.to(dtype), None if bias_K is None else bias_K.to(dtype)
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
@@ -138,8 +187,7 @@ class _GatheredLogits(torch.autograd.Function):
         group: Group,
     ) -> tuple[Tensor, Tensor]:
         features_nD, labels_n = _gather(features_BD, labels_B, group)
-        weight = weight_KD.to(features_nD.dtype)
-        bias = None if bias_K is None else bias_K.to(features_nD.dtype)
+        weight, bias = _in_dtype(features_nD.dtype, weight_KD, bias_K)
         ctx.save_for_backward(features_nD, weight)
         ctx.group = group
         ctx.parameter_dtype = weight_KD.dtype
@@ -181,22 +229,30 @@ class _Statistics:
     target, whatever the slices, and costs no further collective.
     """
 
-    def __init__(self, logits_nK: Tensor, targets_n: Tensor, group: Group) -> None:
-        self.rows, self.columns = own_targets(targets_n, logits_nK.shape[1])
-        own_max_n, own_best_n = logits_nK.max(dim=1)  # of equals the lowest class
-        above_n = torch.nextafter(own_max_n, torch.full_like(own_max_n, torch.inf))
-        own_max_n = above_n.where(own_best_n < targets_n, own_max_n)
-        self.exponentials_nK = (logits_nK - own_max_n[:, None]).exp_()
-        target_n = torch.zeros_like(own_max_n)
-        target_n[self.rows] = logits_nK[self.rows, self.columns]
+    def __init__(self, own_max_n: Tensor, sum_n: Tensor, target_n: Tensor, group: Group) -> None:
+        """Of this slice: what `_largest_and_target` finds, and each row's sum of exp(z - max)."""
         over_slices = _gathered if gathers_statistics(group.size) else _added_up
-        max_n, sum_n, target_n = over_slices(
-            own_max_n, self.exponentials_nK.sum(dim=1), target_n, group
-        )
+        max_n, sum_n, target_n = over_slices(own_max_n, sum_n, target_n, group)
         self.losses_n = (max_n - target_n) + sum_n.log()
         self.hits_n = (target_n >= max_n) & self.losses_n.isfinite()
         self.scale_n = (own_max_n - max_n).exp() / sum_n
-        """exponentials * scale = the softmax over all slices."""
+        """exp(z - own max) * scale = the softmax over all slices."""
+
+
+def _largest_and_target(
+    logits_nK: Tensor, targets_n: Tensor, own: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Each row's largest logit of this slice and its target's, 0 if another slice has it: [n].
+
+    `targets_n` count from the slice's first class; `own` is where this slice has them. The largest
+    is the next larger number where a class below the target has it; see `_Statistics`.
+    """
+    max_n, best_n = logits_nK.max(dim=1)  # of equals the lowest class
+    above_n = torch.nextafter(max_n, torch.full_like(max_n, torch.inf))
+    max_n = above_n.where(best_n < targets_n, max_n)
+    target_n = torch.zeros_like(max_n)
+    target_n[own[0]] = logits_nK[own]
+    return max_n, target_n
 
 
 def _gathered(
@@ -227,10 +283,11 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: Any, logits_nK: Tensor, targets_n: Tensor, group: Group
     ) -> tuple[Tensor, Tensor]:
         exact = logits_nK.to(_exact(logits_nK.dtype))
-        statistics = _Statistics(exact, targets_n, group)
-        ctx.save_for_backward(
-            statistics.exponentials_nK, statistics.scale_n, statistics.rows, statistics.columns
-        )
+        rows, columns = own_targets(targets_n, exact.shape[1])
+        max_n, target_n = _largest_and_target(exact, targets_n, (rows, columns))
+        exponentials_nK = (exact - max_n[:, None]).exp_()
+        statistics = _Statistics(max_n, exponentials_nK.sum(dim=1), target_n, group)
+        ctx.save_for_backward(exponentials_nK, statistics.scale_n, rows, columns)
         ctx.logits_dtype = logits_nK.dtype
         top1 = statistics.hits_n.to(exact.dtype).mean()
         ctx.mark_non_differentiable(top1)

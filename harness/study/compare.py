@@ -10,14 +10,16 @@ from harness.cluster.environment import withheld_credentials
 from harness.cluster.hosts import parse_hosts, topology_of
 from harness.cluster.launch import Outcome
 from harness.cluster.training import launch_training, train_command
-from harness.config import Config, load
+from harness.config import Config, load, load_resolved
 from harness.errors import UserError
+from harness.layers import override_of
 from harness.measure.address import store_uri
 from harness.measure.folders import CONFIG_FILE, claim, now
 from harness.measure.store import check_store
 from harness.measure.summary import RunSummary
 from harness.measure.tracking import ENVIRONMENT_FILE
 from harness.parallel.topology import check_classes
+from harness.paths import folder_name
 from harness.study.alike import check_same_images
 from harness.study.conclude import TABLE_FILE, conclude
 from harness.study.failure import Failure, divergence
@@ -104,7 +106,7 @@ def make_plan(
     _check(configs, np, where)
     time = now()
     study = study or configs[0].tracking.study or f"study-{time}"
-    place = (folder or Path(configs[0].tracking.folder) / study / time).absolute()
+    place = (folder or Path(configs[0].tracking.folder) / folder_name(study) / time).absolute()
     if (place / TABLE_FILE).exists():
         raise UserError(f"{place} holds a comparison already; give another --folder")
     trials = []
@@ -113,7 +115,7 @@ def make_plan(
         seed = configs[0].seed + number
         # There and back: a machine that slows down steadily slows all variants alike.
         for path, config in pairs if number % 2 == 0 else reversed(pairs):
-            own = (*overrides, f"seed={seed}", f"tracking.study={study}")
+            own = (*overrides, f"seed={seed}", override_of("tracking.study", study))
             trial = place / f"{config.name}-s{seed}"
             if trial.exists():
                 raise UserError(f"{trial} exists already; give another --folder")
@@ -212,7 +214,7 @@ def _results(
     environments = []
     for trial in reversed(plan.trials):
         if (trial.folder / CONFIG_FILE).exists():
-            resolved[trial.config.name] = load(trial.folder / CONFIG_FILE)
+            resolved[trial.config.name] = load_resolved(trial.folder / CONFIG_FILE)
         if (trial.folder / ENVIRONMENT_FILE).exists():
             found = (trial.folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")
             environments.append(json.loads(found))

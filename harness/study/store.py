@@ -14,11 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
 from pydantic_core import from_json
-from yaml import YAMLError
 
 from harness.config import Config, load_resolved
 from harness.errors import UserError
@@ -320,9 +316,8 @@ def _config(run: "Run", folder: Path) -> Config:
         return load_resolved(folder / CONFIG_FILE)
     own = {"name": run.data.tags["variant"], "seed": int(run.data.tags["seed"])}
     # None is what every key that may have it has anyway.
-    known = [f"{key}={value}" for key, value in run.data.params.items() if value != "None"]
+    known = {key: value for key, value in run.data.params.items() if value != "None"}
     try:
-        told = OmegaConf.merge(OmegaConf.from_dotlist(known), own)
-        return Config.model_validate(OmegaConf.to_container(told))
-    except (ValidationError, OmegaConfBaseException, YAMLError):
+        return Config.from_flattened(known | own, f"run {run.info.run_id}")
+    except UserError:
         return Config.model_validate(own | {"train": {"steps": 1}})

@@ -1,0 +1,81 @@
+"""What a backbone keeps of its images in a training step, counted on two or three of them."""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from harness.config import BackboneConfig
+from harness.model.backbone import Backbone, make_backbone
+from harness.model.trainable import training_pass
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes in float32, or with half precision, of some images."""
+
+    kept: int
+    """What autograd keeps when the forward pass ends."""
+    way_back: int
+    """The most that lives in the backward pass, with gradients of an output and of an input."""
+    seen: int
+    """The most that lives in a forward pass that keeps nothing."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Of a backbone; each tensor that is kept has a size that is linear in the images."""
+
+    parameters: int
+    features: int
+    images: int
+    sizes: tuple[int, ...]
+    """Bytes of each kept tensor, in their order, for `images`."""
+    per_image: tuple[int, ...]
+    """Bytes more for one image more."""
+
+    def of(self, images: int) -> Kept:
+        more = images - self.images
+        sizes = [size + more * each for size, each in zip(self.sizes, self.per_image, strict=True)]
+        before = list(accumulate(sizes))
+        # A layer's gradients come when all layers behind it have given back what they kept.
+        moments = [alive + 2 * size for alive, size in zip(before, sizes, strict=True)]
+        return Kept(before[-1], max(moments), 3 * max(sizes))
+
+
+@cache
+def activations_of(
+    config: BackboneConfig, channels: int, size: int, images: int, half: bool
+) -> Activations:
+    """Counted on `images` and on one more; raises UserError where it cannot train with so few."""
+    backbone = make_backbone(config, channels, size, seed=0)
+    few, more = (_kept_sizes(backbone, channels, size, n, half) for n in (images, images + 1))
+    return Activations(
+        parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+        features=backbone.features,
+        images=images,
+        sizes=tuple(few),
+        per_image=tuple(b - a for a, b in zip(few, more, strict=True)),
+    )
+
+
+def _kept_sizes(backbone: Backbone, channels: int, size: int, images: int, half: bool) -> list[int]:
+    """Bytes of each tensor that autograd keeps. torch's meta device would need no memory for this,
+    but seconds to be imported."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in backbone.state_dict().values()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage  # held, or its address could be given to another
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=half),
+    ):
+        training_pass(backbone, channels, size, images)
+    return [storage.nbytes() for storage in kept.values()]

@@ -1,0 +1,65 @@
+"""What a rank's tensors really take, moment by moment, to be compared with what is counted."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from harness.checkpoint import STARTED
+from harness.config import Config
+from harness.data.images import ArraySource, Dataset
+from harness.ledger import Unheard
+from harness.parallel.world import World
+from harness.trainer import Trainer
+from tests.live_bytes import live_bytes
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Peaks in bytes, everything that lives included; `resting` is what lives between windows."""
+
+    resting: int
+    training: int
+    evaluation: int
+    estimate: int
+    saving: int
+
+
+def measured(config: Config, world: World, folder: Path) -> Measured:
+    """Of a run on this rank: after a first window every tensor that stays is there."""
+    dataset, journal = noise(config), Unheard()
+    with live_bytes() as starting:
+        trainer = Trainer(config, dataset, world, folder)
+        batches = trainer.batches()
+        for window in range(FIRST):
+            trainer.run_window(window, batches, journal)
+    resting = starting.kept
+    with live_bytes() as training:
+        for window in range(FIRST, FIRST + 2):
+            trainer.run_window(window, batches, journal)
+    with live_bytes() as evaluation:
+        trainer.evaluate(limit=8 * config.train.batch_size * world.topology.world_size)
+    with live_bytes() as estimate:
+        trainer._estimate_curvature(FIRST + 2, journal)
+    with live_bytes() as saving:
+        trainer._checkpoint.save(folder / "checkpoint", FIRST + 2, STARTED)
+    return Measured(
+        resting,
+        resting + training.peak,
+        resting + evaluation.peak,
+        resting + estimate.peak,
+        resting + saving.peak,
+    )
+
+
+FIRST = 4
+"""Windows after which a late exchange has all under way that it will have."""
+IMAGES = 2048
+
+
+def noise(config: Config) -> Dataset:
+    """Enough images for several batches of an evaluation; nothing is altered."""
+    size, classes = config.data.image_size, config.data.num_classes
+    images = torch.randint(0, 256, (IMAGES, 3, size, size), dtype=torch.uint8)
+    source = ArraySource(images, torch.randint(0, classes, (IMAGES,)))
+    return Dataset(classes, 3, size, source, {"same": source}, lambda images, generator: images)
