@@ -40,8 +40,10 @@ class Need(Facts):
     saving: int = 0
     """Of a checkpoint; 0 where the run writes none."""
     saving_on_host: int = 0
+    images: int = 0
+    """A micro-batch of them."""
     read_ahead: int = 0
-    """Images that wait on a card."""
+    """Micro-batches that wait on a card."""
     checkpoint: int = 0
     """On disk: the whole model and the optimizer's state, once."""
 
@@ -63,7 +65,7 @@ class Need(Facts):
     @property
     def total(self) -> int:
         """At the highest moment, all of it in one memory."""
-        return self.certain + max(self.moments.values())
+        return self.certain + self.images + max(self.moments.values())
 
     @property
     def on_card(self) -> int:
@@ -73,7 +75,7 @@ class Need(Facts):
             self.saving - self.saving_on_host,
         )
         peak = max(self.training, self.evaluation, estimate, saving)
-        return self.certain + self.read_ahead + peak
+        return self.certain + self.images + self.read_ahead + peak
 
 
 def need_of(config: Config, nodes: int, ranks_per_node: int) -> Need:
@@ -93,7 +95,8 @@ def need_of(config: Config, nodes: int, ranks_per_node: int) -> Need:
         estimate_on_host=count.parameters if estimates else 0,
         saving=count.saving if saves else 0,
         saving_on_host=count.written if saves else 0,
-        read_ahead=count.read_ahead,
+        images=count.images,
+        read_ahead=count.images * config.data.prefetch,
         checkpoint=count.checkpoint,
     )
 
@@ -231,7 +234,9 @@ class _Count:
         if self.nodes == 1 and not outer:
             return 0
         in_turn = exchange.delay // exchange.pieces + 1
-        kept = (2 + outer) * self.part + sampled * self.part // exchange.pieces
+        # Compared in the same window where a piece lands in the window in which it is sent again.
+        apart = sampled and exchange.delay % exchange.pieces > 0
+        kept = (2 + outer) * self.part + apart * self.part // exchange.pieces
         return kept * s + self._wire(sent, in_turn, self.nodes, feedback=False)
 
     def _wire(self, elements: int, slots: int, ranks: int, feedback: bool = True) -> int:
@@ -296,10 +301,7 @@ class _Count:
 
     @property
     def evaluation(self) -> int:
-        """Logits for two micro-batches at once, or a few; the best classes of four, of all ranks.
-
-        Nodes that differ are compared before, with two copies of a part.
-        """
+        """Logits for two micro-batches at once, or a few; the best classes of four."""
         batch, s = self.config.train.batch_size, self.element
         images = self.owners * batch
         met = MET_AT_ONCE * images
@@ -310,8 +312,7 @@ class _Count:
         features = 3 * met * self._backbone.features * s
         predicted = rows * self.classes * s + copies + best + features
         seen = self._backbone.of(batch).seen * (s // 4)
-        own = self._own_values
-        return max(2 * own, own + max(predicted, seen))
+        return self._own_values + max(predicted, seen)
 
     @property
     def estimate(self) -> int:
@@ -332,10 +333,9 @@ class _Count:
         return self.states * self.parameters + self.written
 
     @property
-    def read_ahead(self) -> int:
+    def images(self) -> int:
         data = self.config.data
-        pixels = CHANNELS[data.dataset] * data.image_size**2 * self.config.train.batch_size
-        return (data.prefetch + 1) * pixels * 4 if data.prefetch else 0
+        return CHANNELS[data.dataset] * data.image_size**2 * self.config.train.batch_size * 4
 
     @property
     def checkpoint(self) -> int:

@@ -17,7 +17,7 @@ from harness.exchange.wire import Carrier, Wire
 from harness.parallel.group import Group
 from harness.parallel.slices import slice_of
 
-BLOCK = 1 << 20
+BLOCK = 1 << 16
 """Elements of a part that are compared at once."""
 
 
