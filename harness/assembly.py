@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from harness.config import Config
 from harness.data.images import Dataset
@@ -32,6 +33,12 @@ class Assembly:
     """What all ranks of a node hold alike."""
     sliced: Flat
     """What only this rank owns."""
+
+    @property
+    def numbers(self) -> list[Tensor]:
+        """All that training changes: the parameters, and batch statistics."""
+        statistics = [each for each in self.backbone.buffers() if each.is_floating_point()]
+        return [self.shared.values, self.sliced.values, *statistics]
 
     @property
     def parameters_of_class(self) -> int:

@@ -4,14 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from harness.arguments import MOST_RANKS, Arguments, count, path
 from harness.cluster.lab_commands import add_lab
 from harness.cluster.launch_commands import add_launch
 from harness.errors import AlikeOnAllRanks, UserError
 from harness.leaving import leave
-from harness.parallel.launcher import refuse_others
+from harness.parallel.launcher import is_first, refuse_others
 from harness.study.compare_commands import add_compare
 from harness.study.plan_commands import add_plan
 from harness.study.ui_commands import add_ui
@@ -19,7 +19,11 @@ from harness.terminal import lasting_output
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as everything else here does."""
+    """Says what is wrong in one line, as everything else here does, and guesses no option: --seed
+    is not --seeds."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         raise AlikeOnAllRanks(f"{message}; see {self.prog} --help")
@@ -43,10 +47,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Like argparse, but key=value may also stand behind options."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
-    strange = [word for word in rest if word.startswith("-") or "=" not in word]
+    takes_more = getattr(parsed, "arguments", None) is not None
+    strange = [word for word in rest if word.startswith("-") or "=" not in word or not takes_more]
     if strange:
         parser.error(f"unrecognized arguments: {' '.join(strange)}")
-    parsed.arguments += rest
+    if rest:
+        parsed.arguments += rest
     return parsed
 
 
@@ -56,14 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="one training; under horovodrun, on all its ranks")
-    train.add_argument("experiment", type=Path, metavar="EXPERIMENT.yaml")
-    train.add_argument("arguments", nargs="*", metavar="key=value")
-    train.add_argument("--folder", type=Path, help="where this run's files go")
+    train.add_argument("arguments", nargs="*", metavar="EXPERIMENT.yaml|key=value")
+    train.add_argument("--folder", type=path, help="where this run's files go")
     train.set_defaults(command=_train)
     add_compare(commands)
     doctor = commands.add_parser("doctor", help="checks machines, cards and links before a run")
     doctor.add_argument("arguments", nargs="*", metavar="EXPERIMENT.yaml|key=value")
-    doctor.add_argument("--np", "-np", type=int, default=0, help="ranks to start by horovodrun")
+    doctor.add_argument("--np", "-np", type=count(MOST_RANKS), help="ranks to start by horovodrun")
     doctor.add_argument("--hosts", "-H", help="where: host:slots,host:slots")
     doctor.add_argument("--json", action="store_true", help="one line for a machine to read")
     doctor.set_defaults(command=_doctor)
@@ -75,15 +80,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(parsed: argparse.Namespace) -> int:
-    from harness.config import load
+    from harness.config import load_with_notes
 
     try:
-        config = load(parsed.experiment, parsed.arguments)
+        given = Arguments.split(parsed.arguments)
+        loaded = load_with_notes(given.only_experiment("train"), given.overrides)
     except UserError as error:
         raise AlikeOnAllRanks(str(error)) from error
     from harness.run import run
 
-    run(config, parsed.folder)
+    if is_first():
+        for note in loaded.notes:
+            print(f"note: {note}", file=sys.stderr, flush=True)
+    run(loaded.config, parsed.folder)
     return 0
 
 
@@ -91,10 +100,9 @@ def _doctor(parsed: argparse.Namespace) -> int:
     from harness.cluster.doctor import diagnose, start
 
     if parsed.np or parsed.hosts:
-        return start(parsed.arguments, parsed.np, parsed.hosts, parsed.json)
-    overrides = [argument for argument in parsed.arguments if "=" in argument]
-    experiments = [Path(argument) for argument in parsed.arguments if "=" not in argument]
+        return start(parsed.arguments, parsed.np or 0, parsed.hosts, parsed.json)
     try:
-        return diagnose(experiments, overrides, parsed.json)
+        given = Arguments.split(parsed.arguments)
+        return diagnose(given.experiments, given.overrides, parsed.json)
     except UserError as error:
         raise AlikeOnAllRanks(str(error)) from error

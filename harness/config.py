@@ -1,23 +1,32 @@
 """Every knob of a run: a YAML file and key=value overrides become frozen, validated models."""
 
-import difflib
-from collections.abc import Iterator, Sequence
+import ast
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from harness.errors import UserError
+from harness.layers import escaped, filled, giving_way, merged, parse_override
+from harness.mistakes import validated
+from harness.paths import expanded, expanded_uri
+from harness.section import Label, PathText, Section, Text, keys_of, kind_at
+from harness.yaml_files import Given, is_null, read_yaml
 
+ALTERNATIVES = (("train", "steps", "epochs"), ("exchange", "pieces", "most_pieces"))
+"""A section and two of its keys: one that is given above another's file replaces the other."""
+MOST = 10**12
+"""Of windows and images: thirty years of windows of a millisecond."""
+MOST_SEED = 2**63 - 1
+"""What tables and generators keep in 64 bits."""
 
-class Section(BaseModel):
-    """A part of the config: immutable, and closed to keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+Address = Annotated[Text, Field(max_length=4096), AfterValidator(expanded_uri)]
+"""Of a store; of an SQLite file a leading ~ is expanded as in a path."""
+Share = Annotated[float, Field(ge=0, le=1)]
+Rank = Annotated[int, Field(ge=0, le=10**6)]
 
 
 @dataclass(frozen=True)
@@ -28,33 +37,33 @@ class PerHost:
 class DataConfig(Section):
     dataset: Literal["glyphs", "image_folder", "fashion_mnist", "synthetic"] = "glyphs"
     """What is learned: printed characters, an ImageFolder tree, Fashion-MNIST files, or noise."""
-    root: Annotated[str | None, PerHost()] = None
+    root: Annotated[PathText | None, PerHost()] = None
     """Folder of `image_folder` (holds train/ and val/) or of the `fashion_mnist` idx files."""
-    num_classes: int = Field(default=1000, ge=2)
+    num_classes: int = Field(default=1000, ge=2, le=10**9)
     """Classes. Glyphs: the first so many characters in GB2312 order, up to 20,902."""
-    image_size: int = Field(default=32, ge=8)
+    image_size: int = Field(default=32, ge=8, le=16_384)
     """Height and width of an image, pixels."""
-    augment: float = Field(default=1.0, ge=0)
+    augment: float = Field(default=1.0, ge=0, le=100)
     """Strength of the training augmentation: 0 none, 1 as designed, above 1 harder."""
-    train_fonts: Annotated[tuple[str, ...], PerHost()] = ()
+    train_fonts: Annotated[tuple[PathText, ...], PerHost()] = ()
     """Glyphs: further font files, or folders of them, to train on."""
-    validation_fonts: Annotated[tuple[str, ...], PerHost()] = ()
+    validation_fonts: Annotated[tuple[PathText, ...], PerHost()] = ()
     """Glyphs: further font files, or folders of them, added to the unseen designs."""
-    cache: Annotated[str, PerHost()] = ".cache/data"
+    cache: Annotated[PathText, PerHost()] = ".cache/data"
     """Folder of the prepared images, and of the record which image files are readable."""
     verify: Literal["headers", "full", "none"] = "headers"
     """image_folder: how image files are looked at before the training. headers: opened, and read to
     their end where it is not in its place; those of val/ are decoded. full: all are decoded."""
-    synthetic_images: int = Field(default=65536, ge=1)
+    synthetic_images: int = Field(default=65536, ge=1, le=10**9)
     """Synthetic: images in an epoch."""
-    prefetch: int = Field(default=2, ge=0)
+    prefetch: int = Field(default=2, ge=0, le=1000)
     """Micro-batches read ahead by a thread where images go to a GPU; 0 reads in the step."""
 
 
 class BackboneConfig(Section):
-    name: str = "small_cnn"
+    name: Text = "small_cnn"
     """`small_cnn`, or any torchvision classification model by its name."""
-    feature_dim: int = Field(default=256, ge=0)
+    feature_dim: int = Field(default=256, ge=0, le=10**6)
     """Features per image after a linear embedding; 0 keeps the backbone's own."""
     norm: Literal["batch", "group", "none"] = "batch"
     """small_cnn: what follows a convolution. Batch statistics are each rank's own."""
@@ -65,9 +74,9 @@ class ClassifierConfig(Section):
     """Where the classes live: on every rank, sliced over a node, or sliced over all ranks."""
     margin: Literal["none", "cosface", "arcface"] = "none"
     """Plain logits with a bias, or scaled cosines with an additive margin."""
-    margin_scale: float = Field(default=32.0, gt=0)
+    margin_scale: float = Field(default=32.0, gt=0, le=10**6)
     """Factor on the cosines."""
-    margin_size: float = Field(default=0.3, ge=0)
+    margin_size: float = Field(default=0.3, ge=0, le=10)
     """cosface: subtracted from the target's cosine. arcface: added to its angle, radians."""
 
 
@@ -77,26 +86,28 @@ class ExchangeConfig(Section):
     ] = "synchronous"
     """How nodes come to agree. isolated: they do not, but for evaluations: the ceiling of speed.
     ddp_...: torch's own DistributedDataParallel with its PowerSGD hook, or its post-local SGD."""
-    backward_passes_per_step: int = Field(default=1, ge=1)
+    backward_passes_per_step: int = Field(default=1, ge=1, le=10**6)
     """K: micro-batches in a window, which is what one exchange carries."""
-    delay: int = Field(default=0, ge=0)
+    delay: int = Field(default=0, ge=0, le=1000)
     """Windows until an exchange's result is used. 0 waits for it at once."""
-    synchronous_windows: int = Field(default=0, ge=0)
+    synchronous_windows: int = Field(default=0, ge=0, le=MOST)
     """The first so many windows wait at once, whatever `delay` says."""
     route: Literal["auto", "flat", "hierarchical"] = "auto"
     """flat: one world all-reduce overlapped with the backward pass. hierarchical: reduce in the
     node, then each rank speaks for its part. auto: flat for replicated + synchronous."""
-    bucket_mb: float = Field(default=4.0, gt=0)
+    bucket_mb: float = Field(default=4.0, gt=0, le=10**6)
     """Flat route: size of one all-reduce, MB."""
     compression: Literal["none", "fp16", "int8", "int4"] = "none"
-    """What crosses between nodes. What a narrower type cannot hold is sent with the next window."""
-    matrix_rank: int = Field(default=4, ge=1)
+    """What crosses between nodes. What a narrower type cannot hold is sent with the next window.
+    int8, int4: sums over M nodes must fit the bits, so a value is one of -L..L times its block's
+    scale, L = 255 // 2M or 15 // 2M: 63 with 2 nodes and int8, 7 with 16, 1 from 64 on."""
+    matrix_rank: int = Field(default=4, ge=1, le=10**6)
     """ddp_powersgd: rank of the matrices that stand for a gradient."""
-    pieces: int = Field(default=1, ge=1)
+    pieces: int = Field(default=1, ge=1, le=10_000)
     """averaging: every window sends one of so many pieces of the parameters, in turn."""
-    most_pieces: int = Field(default=0, ge=0)
+    most_pieces: int = Field(default=0, ge=0, le=10_000)
     """averaging: picks `pieces`, at most so many, from times measured at the start; 0: as given."""
-    outer_lr: float = Field(default=1.0, gt=0)
+    outer_lr: float = Field(default=1.0, gt=0, le=10**6)
     """averaging: factor on the nodes' mean movement (DiLoCo's outer optimizer: 0.7)."""
     outer_momentum: float = Field(default=0.0, ge=0, lt=1)
     """averaging: Nesterov's momentum on the nodes' mean movement (DiLoCo: 0.9)."""
@@ -135,99 +146,101 @@ class ExchangeConfig(Section):
 class OptimizerConfig(Section):
     name: Literal["sgd", "adamw"] = "sgd"
     """Update rule."""
-    lr: float = Field(default=0.1, gt=0)
+    lr: float = Field(default=0.1, gt=0, le=10**6)
     """Learning rate at its peak."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """SGD: momentum. AdamW: beta1."""
     nesterov: bool = True
     """SGD: look ahead. A late gradient is far more stable with it than without."""
-    weight_decay: float = Field(default=5e-4, ge=0)
+    weight_decay: float = Field(default=5e-4, ge=0, le=10**6)
     """Decay of matrices and filters; biases and norms have none."""
     schedule: Literal["constant", "step", "cosine"] = "cosine"
     """Learning rate over the run, after the warm-up."""
-    warmup_windows: int = Field(default=0, ge=0)
+    warmup_windows: int = Field(default=0, ge=0, le=MOST)
     """Windows over which the learning rate rises linearly from 0."""
-    step_at: tuple[float, ...] = (0.5, 0.75)
+    step_at: tuple[Share, ...] = (0.5, 0.75)
     """step: where the rate falls, as shares of the run."""
     step_factor: float = Field(default=0.1, gt=0, le=1)
     """step: what it is multiplied by there."""
 
 
 class TrainConfig(Section):
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1, le=10**9)
     """Images per rank per backward pass."""
-    steps: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1, le=MOST)
     """Length of the run, windows. Either this or `epochs`."""
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, le=10**6)
     """Length of the run, passes over the training images."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """bf16 runs the backbone and the logits' products under autocast; fp64 is for exactness."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the card of the local rank where there is one."""
-    threads: Annotated[int, PerHost()] = Field(default=0, ge=0)
+    threads: Annotated[int, PerHost()] = Field(default=0, ge=0, le=1024)
     """CPU threads of a rank; 0 divides the machine's cores among its ranks."""
-    evaluate_every: int = Field(default=0, ge=0)
+    evaluate_every: int = Field(default=0, ge=0, le=MOST)
     """Windows between evaluations; 0 evaluates at the end only."""
-    evaluate_images: int = Field(default=0, ge=0)
+    evaluate_images: int = Field(default=0, ge=0, le=MOST)
     """Images of each validation set used before the end; 0 uses all. The end always uses all."""
-    untimed_windows: int = Field(default=10, ge=0)
+    untimed_windows: int = Field(default=10, ge=0, le=MOST)
     """First windows left out of throughput and times (caches, allocators and pools warm up)."""
-    log_every: int = Field(default=10, ge=1)
+    log_every: int = Field(default=10, ge=1, le=MOST)
     """Windows between two lines in the metrics."""
-    checkpoint_every: int = Field(default=0, ge=0)
+    on_nonfinite: Literal["stop"] = "stop"
+    """What becomes of a run whose loss, gradient norm or parameters are not finite in a window.
+    stop: it ends as failed, on all ranks, and the last good checkpoint is kept."""
+    checkpoint_every: int = Field(default=0, ge=0, le=MOST)
     """Windows between checkpoints; 0 writes none but the last."""
     save: bool = False
     """Write the drained model into the run's folder at the end."""
-    resume: Annotated[str | None, PerHost()] = None
+    resume: Annotated[PathText | None, PerHost()] = None
     """Checkpoint folder to go on from, made with any number of ranks."""
-    peak_seconds: float = Field(default=0.3, ge=0)
+    peak_seconds: float = Field(default=0.3, ge=0, le=3600)
     """Seconds of plain matrix products on all ranks before the training, which the FLOP/s of the
     training are compared with; 0 does none."""
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainConfig":
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError(
-                f"give either train.steps or train.epochs, found steps={self.steps} and "
-                f"epochs={self.epochs}; remove one or set it to null"
-            )
+            both = f"steps={self.steps} and epochs={self.epochs}; remove one or set it to null"
+            found = "neither" if self.steps is None else both
+            raise ValueError(f"give either train.steps or train.epochs, found {found}")
         return self
 
 
 class StalenessConfig(Section):
-    sample_every: int = Field(default=50, ge=0)
+    sample_every: int = Field(default=50, ge=0, le=MOST)
     """Windows between two comparisons of the late gradient with the fresh one; 0 makes none."""
     curvature_at_start: bool = False
     """Estimate the largest curvature before training: of little worth, it falls fast at first."""
     curvature_after_warmup: bool = True
     """Once, where nodes exchange late: when lr is at its peak and the first late window comes."""
-    curvature_every: int = Field(default=0, ge=0)
+    curvature_every: int = Field(default=0, ge=0, le=MOST)
     """Windows between two such estimates; 0 makes none."""
-    curvature_products: int = Field(default=16, ge=1)
+    curvature_products: int = Field(default=16, ge=1, le=10**6)
     """Hessian-vector products of an estimate; each costs as much as two micro-batches."""
 
 
 class TrackingConfig(Section):
-    experiment: str = "harness"
+    experiment: Label = "harness"
     """MLflow experiment."""
-    uri: Annotated[str | None, PerHost()] = None
+    uri: Annotated[Address | None, PerHost()] = None
     """MLflow store; none: MLFLOW_TRACKING_URI, else the SQLite file mlflow.db here."""
     enabled: bool = True
     """Off: metrics go to the run's folder only."""
-    study: str | None = None
+    study: Label | None = None
     """Tag that joins the runs compared with each other."""
-    system_metrics_seconds: float = Field(default=10.0, ge=0)
+    system_metrics_seconds: float = Field(default=10.0, ge=0, le=10**6)
     """Seconds between two samples of each node's system metrics; 0 takes none."""
-    folder: Annotated[str, PerHost()] = "runs"
+    folder: Annotated[PathText, PerHost()] = "runs"
     """Where each run gets a folder: config, metrics, summary, checkpoints."""
 
 
 class TraceConfig(Section):
-    windows: int = Field(default=0, ge=0)
+    windows: int = Field(default=0, ge=0, le=10**6)
     """Windows that torch's profiler traces, left out of all times; 0 traces none."""
-    first_window: int = Field(default=20, ge=0)
+    first_window: int = Field(default=20, ge=0, le=MOST)
     """The first traced one, counted from the run's first."""
-    ranks: tuple[int, ...] = ()
+    ranks: tuple[Rank, ...] = ()
     """The ranks that are traced; empty: all. Each takes some MB of memory, on every rank."""
     horovod_timeline: bool = False
     """Record what Horovod's first rank does in these windows. Horovod's writer takes a core of that
@@ -251,16 +264,16 @@ class DoctorConfig(Section):
 class Config(Section):
     """One run, whole."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_.-]+$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_.-]+$", max_length=128)
     """Variant: names the run and its folder."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
     """Seed of the weights, the order of images and the augmentation."""
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     exchange: ExchangeConfig = ExchangeConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    train: TrainConfig
+    train: TrainConfig = Field(default_factory=dict, validate_default=True)
     staleness: StalenessConfig = StalenessConfig()
     tracking: TrackingConfig = TrackingConfig()
     doctor: DoctorConfig = DoctorConfig()
@@ -292,6 +305,21 @@ class Config(Section):
         """All values by dotted key."""
         return dict(_leaves(self.model_dump(mode="json")))
 
+    @classmethod
+    def from_flattened(cls, values: Mapping[str, Any], source: str) -> "Config":
+        """The config of such values, or of their texts. Raises UserError; `source` names them."""
+        whole = Given()
+        for key, value in values.items():
+            section, _, name = key.rpartition(".")
+            inner = whole.get(section) if section else whole
+            if inner is None:
+                inner = Given()
+                whole.put(section, inner, source)
+            if isinstance(value, str) and get_origin(kind_at(cls, key)) is tuple:
+                value = _items(value, f"{source}: {key}")
+            inner.put(name, value, source)
+        return validated(cls, whole, source)
+
     def alike(self) -> dict[str, Any]:
         """What must be the same on all ranks of a run, by dotted key."""
         own = set(_per_host(Config))
@@ -299,7 +327,17 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The resolved config as a file that `load` reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        values = _escaped(self.model_dump(mode="json"))
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A config, and what a user may not expect of it."""
+
+    config: Config
+    notes: tuple[str, ...]
+    """Which override replaced which other key of the file, a line each."""
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -309,82 +347,63 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises UserError for a missing or malformed file, an unknown key or a wrong value.
     """
-    values = _read(Path(path), ())
+    return load_with_notes(path, overrides).config
+
+
+def load_with_notes(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """The same, with the notes."""
+    given, typed = _read(Path(path), ()), Given()
     for override in overrides:
-        if "=" not in override.lstrip("="):
-            raise UserError(f"override {override!r} is not key=value; write e.g. train.steps=100")
-    try:
-        merged = OmegaConf.merge(values, OmegaConf.from_dotlist(list(overrides)))
-        plain = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: {_one_line(error)}; correct the overrides") from error
-    return _validated(path, plain)
+        typed = merged(typed, parse_override(override, Config))
+    given, notes = giving_way(given, typed, ALTERNATIVES)
+    return Loaded(validated(Config, filled(merged(given, typed)), str(path)), notes)
 
 
 def load_resolved(path: Path) -> Config:
-    """Config of a file that `to_yaml` wrote, ten times as fast as `load`: a study has many.
+    """Config of a file that `to_yaml` wrote.
 
     Raises UserError for one of another version, in which a key or a value is unknown here.
     """
-    text = path.read_text(encoding="utf-8")
-    return _validated(path, yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    return validated(Config, filled(read_yaml(path, "config")), str(path))
 
 
-def _validated(path: str | Path, values: Any) -> Config:
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from error
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> Any:
-    path = path.resolve()
-    if path in seen:
+def _read(path: Path, seen: tuple[Path, ...]) -> Given:
+    given = read_yaml(path, "experiment")
+    base, place = given.pop("base", None), given.places.get("base")
+    if base is None or is_null(base):
+        return given
+    if not isinstance(base, str):
+        raise UserError(f"{place}: base names one file; give its path")
+    here = path.resolve()
+    if here in seen:
         raise UserError(f"{path} is its own base; remove the key base there")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the experiment {path}: {_one_line(error)}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {_one_line(error)}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds {type(values).__name__}, not keys and values; see base.yaml")
-    base = values.pop("base", None)
-    own = OmegaConf.create(values)
-    if base is None:
-        return own
-    return OmegaConf.merge(_read(path.parent / str(base), (*seen, path)), own)
+        below = path.parent / expanded(base)
+    except ValueError as error:
+        raise UserError(f"{place}: base={base} does not fit: {error}") from error
+    lower, _ = giving_way(_read(below, (*seen, here)), given, ALTERNATIVES)
+    return merged(lower, given)
 
 
-def _explain(error: ValidationError) -> str:
-    found = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(key.lower(), known_keys(), n=1, cutoff=0.0)
-            found.append(f"unknown key {key}; the nearest known key is {close[0]}")
-        elif problem["type"] == "value_error":
-            found.append(str(problem["ctx"]["error"]))
-        elif problem["type"] == "missing":
-            found.append(f"{key} is missing; give it in the file or as {key}=value")
-        else:
-            found.append(f"{key}={problem['input']!r} does not fit: {problem['msg']}")
-    return " | ".join(found)
+def study_name(text: str) -> str:
+    """What `tracking.study` takes. Raises UserError for anything else."""
+    given = Given()
+    given.put("study", text, "--study")
+    return str(validated(TrackingConfig, given, "--study").study)
+
+
+def config_of_store(uri: str | None, experiment: str | None = None) -> Config:
+    """A config of nothing but the place of its records. Raises UserError."""
+    tracking = {"uri": uri} | ({"experiment": experiment} if experiment else {})
+    return validated(Config, {"tracking": tracking, "train": {"steps": 1}}, "command line")
 
 
 def known_keys() -> list[str]:
     """Every dotted key of a config, and its sections."""
-    return list(_fields(Config))
+    return list(keys_of(Config))
 
 
-def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from _fields(field.annotation, f"{prefix}{name}.")
-
-
-def _per_host(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _per_host(model: type[Section], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         if any(isinstance(mark, PerHost) for mark in field.metadata):
             yield prefix + name
@@ -400,5 +419,17 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + key, value
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _items(text: str, place: str) -> Any:
+    """Of a list as Python writes it, which is how MLflow keeps one."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise UserError(f"{place}={text[:60]} does not fit: give a list") from error
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _escaped(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_escaped(each) for each in value]
+    return escaped(value) if isinstance(value, str) else value

@@ -32,3 +32,16 @@ class RunFailed(Exception):
 
     The command line prints it on rank 0, without a traceback, and exits with code 1.
     """
+
+
+DIVERGED = "training diverged"
+"""Begins the line of a training that did."""
+
+
+class Diverged(RunFailed):
+    """A training whose loss, gradients or parameters are not finite any more."""
+
+    def __init__(self, found: str, advice: str) -> None:
+        super().__init__(f"{DIVERGED}: {found}; {advice}")
+        self.found = found
+        """What is not finite, and in which window."""

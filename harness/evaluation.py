@@ -18,6 +18,8 @@ Batch = tuple[Tensor, Tensor, Tensor]
 MET_AT_ONCE = 4
 """Batches whose features the slice group gathers in one collective: fewer waits on a slow link."""
 
+NONFINITE = "nonfinite_images"
+
 
 @torch.no_grad()
 def evaluate(
@@ -25,26 +27,36 @@ def evaluate(
 ) -> dict[str, float]:
     """`top1`, `top5` and `loss` over the valid images of all ranks.
 
-    Every rank brings the same number of batches, all of one size but the last. A batch of the
-    training's size takes no more memory than a micro-batch does. Collective over the world.
+    An image with a logit that is not finite is a miss, whichever class it is of; where there are
+    any, `nonfinite_images` says how many, and the loss is not finite either. Every rank brings the
+    same number of batches, all of one size but the last. A batch of the training's size takes no
+    more memory than a micro-batch does. Collective over the world.
     """
     backbone.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+    sums = torch.zeros(5, dtype=torch.float64, device=world.device)
     seen = ((backbone(images), labels, valid) for images, labels, valid in batches)
     while few := list(islice(seen, MET_AT_ONCE)):
         features, labels, valid = (torch.cat(parts) for parts in zip(*few, strict=True))
         classes, losses = classifier.predict(features, labels, trained=len(few[0][1]))
         hits = (classes == labels[:, None]) & valid[:, None]
         sums += torch.stack(
-            (hits[:, 0].sum(), hits.sum(), (losses.double() * valid).sum(), valid.sum())
+            (
+                hits[:, 0].sum(),
+                hits.sum(),
+                losses.double().where(valid, 0.0).sum(),
+                valid.sum(),
+                ((classes[:, 0] < 0) & valid).sum(),
+            )
         )
     backbone.train()
-    top1, top5, loss, images_seen = world.launch_gather(sums.cpu(), "evaluation").wait().sum(0)
-    return {
+    rows = world.launch_gather(sums.cpu(), "evaluation").wait()
+    top1, top5, loss, images_seen, nonfinite = rows.sum(0)
+    found = {
         "top1": float(top1 / images_seen),
         "top5": float(top5 / images_seen),
         "loss": float(loss / images_seen),
     }
+    return found | ({NONFINITE: float(nonfinite)} if nonfinite else {})
 
 
 def evaluate_sets(

@@ -1,5 +1,6 @@
 """How a rank leaves: what it says, its exit code, and after which others."""
 
+import gc
 import re
 import sys
 import time
@@ -19,8 +20,12 @@ ENDED = re.compile(
     r"remote process exited|recv(Value)?Bytes|sendBytes|failed to recv",
     re.IGNORECASE,
 )
-UNANSWERED = re.compile(r"Timed out waiting|timed out|timeout", re.IGNORECASE)
+UNANSWERED = re.compile(
+    r"Timed out waiting \d+ms|Watchdog caught collective operation timeout|wait timeout after"
+)
 """What Horovod, Gloo and NCCL say of a rank that is gone, and of one that does not answer."""
+VICTIM = re.compile(r"^harness: rank \d+ on \S+: stopped because another rank ")
+"""The one line of a rank that is not the cause."""
 CARRIERS = ("HorovodInternalError", "DistBackendError", "DistNetworkError", "DistStoreError")
 
 
@@ -35,7 +40,7 @@ def leave(command: Callable[[], int]) -> int:
     except AlikeOnAllRanks as error:
         return _tell(error, 2) if is_first() else _leave_last(2, str(error))
     except UserError as error:
-        _listen()
+        _listen(error)
         return _tell(error, 2)
     except SaidByAnotherRank as error:
         return _leave_last(2, error.otherwise)
@@ -63,10 +68,11 @@ def _fail(error: Exception) -> int:
     place = launched()
     because = consequence(error)
     if because is None:
-        _listen()
-        traceback.print_exception(error)
-        sys.stderr.flush()
+        said = "".join(traceback.format_exception(error))
+        _listen(error)
+        print(said, end="", file=sys.stderr, flush=True)
         return 1
+    _let_go(error)
     detail = " ".join(str(error).split())[:160]
     _tell(
         f"rank {place.rank} on {place.host}: stopped because {because} "
@@ -76,9 +82,21 @@ def _fail(error: Exception) -> int:
     return _leave_last(1)
 
 
-def _listen() -> None:
+def _listen(error: Exception) -> None:
+    """For what the other ranks say because of the error."""
     if is_one_of_many():
+        _let_go(error)
         time.sleep(LISTEN_SECONDS)
+
+
+def _let_go(error: Exception) -> None:
+    """Closes the connections to other ranks, which learn by that that this one has ended.
+
+    torch keeps them open as long as anything refers to a group of ranks, as the frames of the
+    traceback do.
+    """
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()
 
 
 def _leave_last(code: int, otherwise: str = "") -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from harness.checkpoint.meta import STARTED, Progress
 from harness.config import Config
 from harness.course import Course
+from harness.evaluation import NONFINITE
 from harness.exchange.compression import sent_bytes
 from harness.exchange.exchange import route_of
 from harness.exchange.torch_ddp import KINDS
@@ -139,6 +140,9 @@ class Ledger:
 
     def evaluated(self, ended: int, metrics: dict[str, float], journal: Journal) -> None:
         """Books an evaluation after so many windows, the watch being stopped."""
+        for name, count in metrics.items():
+            if name.endswith(f"/{NONFINITE}") and name.count("/") > 1:
+                journal.warn("evaluation", nonfinite_images(name.split("/")[1], int(count), ended))
         self._evaluated.append((ended, self._spent.moment(), metrics))
         journal.log(ended, metrics)
 
@@ -226,6 +230,14 @@ class Ledger:
             commit=None,
             per_rank=totals.per_rank,
         )
+
+
+def nonfinite_images(name: str, count: int, ended: int) -> str:
+    """One line: what an evaluation of a validation set found."""
+    return (
+        f"after {ended} windows the model gives {count} images of {name} a logit that is not "
+        f"finite; they count as misses, and the loss there is not finite"
+    )
 
 
 def expected_bytes(

@@ -22,15 +22,15 @@ from harness.data.images import Dataset
 from harness.data.open import open_dataset
 from harness.data.shares import Shares
 from harness.data.verify import verify
-from harness.errors import RunFailed, UserError
+from harness.errors import Diverged, RunFailed, UserError
 from harness.exchange.compression import check_compression
 from harness.ledger import Unheard
 from harness.measure.clock import clock_for
-from harness.measure.folders import claim, now
+from harness.measure.folders import check_free, claim, now
 from harness.measure.machine import environment
 from harness.measure.node_gauges import monitor_node
 from harness.measure.store import Status, check_store
-from harness.measure.summary import FILE_NAME, RunSummary
+from harness.measure.summary import DIVERGED_TAG, FILE_NAME, RunSummary
 from harness.measure.tracking import Tracker
 from harness.measure.traffic import Traffic
 from harness.measure.utilisation import Capacity, in_a_line, summary_bars
@@ -57,7 +57,7 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
     topology = launched_topology()
     dataset, problem = None, None
     try:
-        dataset = _prepare(config, topology)
+        dataset = _prepare(config, topology, folder)
     except UserError as error:
         problem = error
     if config.trace.horovod_timeline:
@@ -94,13 +94,15 @@ def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) ->
             return summary
 
 
-def _prepare(config: Config, topology: Topology) -> Dataset:
+def _prepare(config: Config, topology: Topology, folder: Path | None) -> Dataset:
     """The images; raises UserError for all that can be wrong by now."""
     check_classes(topology, config.classifier.layout, config.data.num_classes)
     check_trace(config.trace, topology.world_size)
     check_compression(config.exchange.compression, topology.nodes)
     if config.train.resume:
         read_meta(Path(config.train.resume), config.data.num_classes)
+    if topology.rank == 0 and folder is not None:
+        check_free(folder)
     if topology.rank == 0 and config.tracking.enabled:
         check_store(config)
     dataset = open_dataset(config.data)
@@ -166,6 +168,9 @@ class _Silent(Unheard):
     def conclude(self, summary: RunSummary) -> RunSummary:
         return summary
 
+    def close(self) -> None:
+        return None
+
 
 class _Journal:
     """Rank 0's: metrics to the tracker, progress to the terminal, the summary to the folder."""
@@ -208,7 +213,9 @@ class _Journal:
         except OSError as error:
             problem = error
         self._tracker.log(0, summary_metrics(whole))
-        self._progress.close()
+        if whole.diverged:
+            self._tracker.tag(DIVERGED_TAG, whole.diverged)
+        self.close()
         print(last_words(whole, self._folder), flush=True)
         if problem is not None:
             raise RunFailed(
@@ -217,6 +224,10 @@ class _Journal:
                 f"and what MLflow has of it, is all that there is"
             ) from problem
         return whole
+
+    def close(self) -> None:
+        """Ends the line of progress: what is said next begins its own."""
+        self._progress.close()
 
 
 def summary_metrics(summary: RunSummary) -> dict[str, float]:
@@ -243,6 +254,7 @@ def last_words(summary: RunSummary, folder: Path) -> str:
     accuracy = " · ".join(
         f"{name} {value:.2%}" for name, value in summary.final.items() if name.endswith("/top1")
     )
+    accuracy += f"; diverged: {summary.diverged}" if summary.diverged else ""
     return "\n".join(
         (
             f"{summary.name}, seed {summary.seed}: {summary.ranks} ranks on {summary.nodes} nodes, "
@@ -272,14 +284,19 @@ def _journal(config: Config, folder: Path, world: World) -> Iterator["_Journal |
     speaks = world.topology.local_rank == 0
     gauges = monitor_node(config, run_id, world.topology.node) if speaks else nullcontext()
     status: Status = "FAILED"
+    journal = _Journal(folder, tracker, commit) if world.is_first else _Silent()
     try:
         with _stop_signals(), gauges:
-            yield _Journal(folder, tracker, commit) if world.is_first else _Silent()
+            yield journal
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except Diverged as error:
+        tracker.tag(DIVERGED_TAG, error.found)
+        raise
     finally:
+        journal.close()
         tracker.finish(status)
 
 

@@ -52,7 +52,7 @@ class Tracing:
         """All ranks start once each is ready to. Collective over the world."""
         rank = self._world.topology.rank
         if self._world.is_first:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            _make(self._folder)
         if not self._trace.ranks or rank in self._trace.ranks:
             self._profile = Profile(self._world.device, self._world.meters.clock)
             self._profile.start()
@@ -65,8 +65,9 @@ class Tracing:
         files, horovod = list[Path](), ""
         if self._trace.horovod_timeline and self._world.is_first:
             stop_timeline()
-            horovod = self._timeline.read_text(encoding="utf-8")
-            files.append(self._timeline)
+            if self._timeline.exists():  # it is not, where it could not be written
+                horovod = self._timeline.read_text(encoding="utf-8")
+                files.append(self._timeline)
         content = self._profile.stop() if self._profile is not None else b""
         self._profile = None
         rank = self._world.topology.rank
@@ -79,8 +80,7 @@ class Tracing:
         def take(of: int, content: bytes) -> None:
             if not content:
                 return
-            files.append(self._folder / f"rank-{of}.json.gz")
-            files[-1].write_bytes(content)
+            files.extend(_written(self._folder / f"rank-{of}.json.gz", content))
             if sum(len(trace.content) for trace in traces) + len(content) > MERGED_BYTES:
                 left_out.append(of)
                 return
@@ -89,19 +89,42 @@ class Tracing:
 
         collect(rank, self._world.topology.world_size, content, take)
         if self._world.is_first:
-            files.append(self._merge(traces, horovod, left_out))
+            files.extend(self._merge(traces, horovod, left_out))
         # The next window is a timed one: nobody may wait in it for rank 0, which writes.
         self._world.broadcast(None, "traces are written")
         return files
 
-    def _merge(self, traces: list[RankTrace], horovod: str, left_out: list[int]) -> Path:
+    def _merge(self, traces: list[RankTrace], horovod: str, left_out: list[int]) -> list[Path]:
         about: dict[str, Any] = {"windows": [self._windows.start, self._windows.stop - 1]}
         if left_out:
             about["left_out_ranks"] = left_out
             _tell_left_out(left_out)
-        file = self._folder / "merged.json.gz"
-        file.write_bytes(merged(traces, horovod, about))
-        return file
+        return _written(self._folder / "merged.json.gz", merged(traces, horovod, about))
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _tell_unwritten(folder, error)
+
+
+def _written(file: Path, content: bytes) -> list[Path]:
+    """The file; none where the disk does not take it, which is no reason to end a run."""
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        _tell_unwritten(file, error)
+        return []
+    return [file]
+
+
+def _tell_unwritten(path: Path, error: OSError) -> None:
+    print(
+        f"warning: the trace {path} cannot be written ({error.strerror}); training goes on",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _tell_left_out(ranks: list[int]) -> None:

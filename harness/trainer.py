@@ -23,6 +23,7 @@ from harness.errors import UserError
 from harness.evaluation import average_statistics, averaged_statistics, distance, evaluate_sets
 from harness.exchange.exchange import make_exchange
 from harness.exchange.torch_ddp import through_ddp
+from harness.finite import Watch, all_finite
 from harness.ledger import Journal, Ledger
 from harness.measure.phase import Phase
 from harness.measure.summary import RunSummary
@@ -61,6 +62,11 @@ class Trainer:
         resume = config.train.resume
         self._saved = saved = checkpoint.load(Path(resume)) if resume else None
         self._first = first = saved.window if saved else 0
+        if saved and not all_finite(model.numbers):
+            raise UserError(
+                f"train.resume={resume} holds values that are not finite: its training had "
+                f"diverged by window {first}; resume an earlier one with a lower optimizer.lr"
+            )
         network = Network(self.backbone, self.classifier)
         size = 2, dataset.channels, dataset.image_size, dataset.image_size
         through = through_ddp(
@@ -106,6 +112,7 @@ class Trainer:
         warned = saved.next_warning if saved else None
         self._staleness = StalenessLedger(config, world, self._course, warned)
         self._saves = Saves(config.train, self.windows, folder, checkpoint)
+        self._watch = Watch(self._course, world, flats, model.numbers)
 
     def train(self, journal: Journal) -> RunSummary:
         """All windows, with evaluations in between and, on the drained model, at the end.
@@ -154,6 +161,7 @@ class Trainer:
         self._ledger.window_begins(window)
         with self._world.meters.clock.window():
             self._window(window, batches)
+            self._watch.window_ended(window, journal)
         self._ledger.window_ended(window, journal)
         self._staleness.window_ended(window, self.exchange, journal)
 
@@ -177,9 +185,11 @@ class Trainer:
                 self._step()
                 self.exchange.after_step()
             self._ledger.add_scores(scores.loss, scores.top1)
+            self._watch.add_loss(scores.loss)
 
     def _step(self) -> None:
         with self._world.meters.clock.phase(Phase.OPTIMIZER):
+            self._watch.add_gradients()
             self.optimizer.step()
 
     def evaluate(self, limit: int = 0) -> dict[str, float]:
@@ -222,6 +232,7 @@ class Trainer:
         self._staleness.estimated(ended, found, journal)
 
     def _pause(self, ended: int, journal: Journal) -> None:
+        self._watch.settle(ended, journal)
         if self._staleness.estimates(ended):
             self._estimate_curvature(ended, journal)
         if not self._saves.due(ended):
@@ -245,12 +256,14 @@ class Trainer:
     ) -> None:
         """Saves and evaluates what is due, in this order: whatever an evaluation meets with, the
         model is there. How far nodes are apart is told of before the drain."""
+        self._watch.settle(ended, journal)
         apart_before = distance(apart() if apart else None, self._world)
         if self._saves.due(ended):
             strips = optimizer_strips(self.optimizer, (self.shared, self.sliced))
             self.exchange.agree_on([strip.tensor for strip in strips if strip.tensor.dim()])
             average_statistics(self.backbone, self._world)
             self._saves.save(self._meta(ended), self.exchange.carried(), journal)
+            self._watch.saved(self._saves.last)
         if self._evaluates(ended):
             limit = 0 if ended == self.windows else self._config.train.evaluate_images
             self._ledger.evaluated(ended, self.evaluate(limit) | apart_before, journal)

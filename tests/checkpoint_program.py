@@ -35,6 +35,17 @@ class Losses:
         return None
 
 
+class Journal(Losses):
+    """Keeps warnings too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warnings: list[tuple[str, str]] = []
+
+    def warn(self, name: str, line: str) -> None:
+        self.warnings.append((name, line))
+
+
 def made(config: Config, world: World, folder: Path) -> Trainer:
     return Trainer(config, open_dataset(config.data), world, folder)
 

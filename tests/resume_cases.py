@@ -5,7 +5,7 @@ from typing import Any
 
 from harness.config import Config
 
-WINDOWS, SAVED = 9, 5
+WINDOWS, SAVED = 7, 4
 """Saved at a window that is no multiple of the pieces or of the slots, and not at the end, where
 states that nodes have not agreed on can still be compared."""
 CLASSES = 13
@@ -30,7 +30,7 @@ class Case:
             "backbone": {"feature_dim": 6},
             "classifier": {"layout": self.layout},
             "exchange": {"bucket_mb": 0.2} | self.exchange,
-            "optimizer": {"name": self.optimizer, "lr": 0.02, "warmup_windows": 6},
+            "optimizer": {"name": self.optimizer, "lr": 0.02, "warmup_windows": 5},
             "train": {"batch_size": 3, "steps": WINDOWS, "precision": "fp64", "log_every": 1}
             | {"checkpoint_every": SAVED}
             | train,
@@ -55,7 +55,7 @@ def _cases() -> list[Case]:
         ("adamw", "node", {"delay": 2, "compression": "int8"}),
         ("sgd", "replicated", {"delay": 1, "compression": "int4", "backward_passes_per_step": 2}),
         ("adamw", "world", {"delay": 1, "compression": "fp16"}),
-        ("sgd", "node", {"delay": 2, "compression": "fp16", "synchronous_windows": 6}),
+        ("sgd", "node", {"delay": 2, "compression": "fp16", "synchronous_windows": 5}),
         ("sgd", "world", {"delay": 0, "compression": "int8"}),
     ):
         found.append(Case("delayed", layout, {"kind": "delayed"} | exchange, optimizer))
@@ -67,7 +67,7 @@ def _cases() -> list[Case]:
         ("sgd", "node", {"delay": 1, "pieces": 3, "compression": "int8"}),
         ("adamw", "replicated", {"delay": 2, "pieces": 3}),
         ("sgd", "node", {"delay": 0, "pieces": 3, "compression": "int4"}),
-        ("sgd", "node", {"delay": 1, "pieces": 3, "synchronous_windows": 6} | outer),
+        ("sgd", "node", {"delay": 1, "pieces": 3, "synchronous_windows": 5} | outer),
         ("adamw", "replicated", {"delay": 2, "compression": "int4"} | outer),
     ):
         found.append(Case("averaging", layout, {"kind": "averaging"} | exchange, optimizer))
@@ -76,9 +76,9 @@ def _cases() -> list[Case]:
         ("sgd", "node", {"kind": "isolated", "backward_passes_per_step": 2}),
         ("adamw", "replicated", {"kind": "isolated"}),
         ("sgd", "replicated", torchs[0]),
-        ("adamw", "replicated", torchs[0] | {"synchronous_windows": 6}),
+        ("adamw", "replicated", torchs[0] | {"synchronous_windows": 5}),
         ("adamw", "replicated", torchs[1] | {"backward_passes_per_step": 3}),
-        ("sgd", "replicated", torchs[1] | {"synchronous_windows": 6}),
+        ("sgd", "replicated", torchs[1] | {"synchronous_windows": 5}),
     ):
         found.append(Case("", layout, exchange, optimizer))
     return found

@@ -97,7 +97,13 @@ def refused(here: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> s
     ("overrides", "said"),
     [
         (["train.stepz=5"], "unknown key train.stepz; the nearest known key is train.steps"),
-        (["train.steps=many"], "train.steps='many' does not fit"),
+        (["train.steps=many"], "train.steps=many does not fit: give a whole number"),
+        (["tracking.folder=~nobody-here/runs"], "this machine knows no home folder ~nobody-here"),
+        (
+            ["train.epochs=.inf"],
+            "train.epochs=.inf does not fit: give a number above 0 and at most",
+        ),
+        (["seed=-1"], "seed=-1 does not fit: give a whole number from 0 to 9,223,372,036"),
         (["--epochs", "3"], "unrecognized arguments: --epochs 3; see harness --help"),
         (["data.dataset=glyphs", "data.train_fonts=[none]"], "data.train_fonts names none"),
         (["data.dataset=image_folder"], "set data.root to it"),
@@ -136,7 +142,7 @@ def test_no_command(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ("np", "hosts", "overrides", "said"),
     [
         # Found by each rank alone, before they meet.
-        (2, "localhost:2", ["train.stepz=5"], "run.yaml: unknown key train.stepz"),
+        (2, "localhost:2", ["train.stepz=5"], "command line: unknown key train.stepz"),
         # Found by ranks of both hosts, which cannot even meet.
         (
             3,

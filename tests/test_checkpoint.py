@@ -1,6 +1,8 @@
 """A checkpoint goes from any number of ranks to any other, whole; a resumed run is the same run."""
 
+import errno
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor
 
-import harness.checkpoint.checkpoint
 from harness.checkpoint.checkpoint import Checkpoint
+from harness.checkpoint.files import write_tensors
 from harness.checkpoint.meta import read_meta
 from harness.config import Config, load
-from harness.errors import UserError
+from harness.errors import RunFailed, UserError
 from harness.exchange.flat import Flat
 from harness.measure.phase import Phase
 from harness.model.sliced_classifier import SlicedClassifier
@@ -22,7 +25,7 @@ from harness.optimizer import make_optimizer
 from harness.parallel.group import Group
 from harness.trainer import Trainer
 from tests.alone import meters, world_of_one
-from tests.checkpoint_program import Losses, held, made
+from tests.checkpoint_program import Journal, Losses, held, made
 from tests.horovodrun import horovodrun
 
 CLASSES, STEPS = 13, 6
@@ -277,41 +280,213 @@ def test_a_missing_slice_is_not_made_up_from_the_row_that_is_there(tmp_path: Pat
     trained(load(file, changes), tmp_path)
     folder = checkpoint_at(tmp_path, 3)
     (path,) = folder.glob("classifier-*")
-    tensors = harness.checkpoint.load_file(path)
+    tensors = load_file(path)
     halved = {
         name: tensor[:1].clone() if tensor.dim() else tensor for name, tensor in tensors.items()
     }
     path.unlink()
-    harness.checkpoint.save_file(halved, folder / "classifier-000000000-000000001.safetensors")
-    with pytest.raises(UserError, match=r"\(1, 6\) there and \(2, 6\) here"):
+    write_tensors(folder / "classifier-000000000-000000001.safetensors", halved)
+    with pytest.raises(UserError, match="class 1 is in no file"):
         made(load(file, ["data.num_classes=2", f"train.resume={folder}"]), world_of_one(), tmp_path)
+
+
+def cannot_write(path: Path, tensors: dict[str, Tensor]) -> None:
+    write_tensors(path, tensors)
+    if path.name.startswith("classifier"):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
+WRITE = "harness.checkpoint.checkpoint.write_tensors"
+
+
+def test_one_that_cannot_be_written_is_told_and_ends_nothing_but_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(experiment(tmp_path), ["train.checkpoint_every=2"])
+    journal = Journal()
+    trainer = made(config, world_of_one(), tmp_path)
+    monkeypatch.setattr(WRITE, cannot_write)
+    summary = trainer.train(journal)
+    assert [name for name, _ in journal.warnings] == ["checkpoint"] * 3
+    for (_, line), window in zip(journal.warnings, (2, 4, 6), strict=True):
+        assert f"checkpoints/{window:09d} cannot be written ([Errno 28] No space left" in line
+        assert "\n" not in line
+    assert summary.final["val/top1"] >= 0, "it was evaluated all the same"
+    with pytest.raises(RunFailed, match=r"000000006 cannot be written .* model is not saved"):
+        trainer.check_saved()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_the_one_before_stays_where_its_successor_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another window, and of the same one."""
+    file = experiment(tmp_path)
+    trained(load(file), tmp_path)
+    before = contents(tmp_path / "checkpoints")
+    with monkeypatch.context() as patch:
+        patch.setattr(WRITE, cannot_write)
+        trained(load(file, ["seed=1"]), tmp_path)
+    assert contents(tmp_path / "checkpoints") == before
+    replace = Path.replace
+
+    def fails_into_place(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial") and path.is_dir():
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", fails_into_place)
+    trained(load(file, ["seed=1"]), tmp_path)
+    assert contents(tmp_path / "checkpoints") == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_one_that_is_interrupted_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And leaves nothing to the next, which may have other slices."""
-    config = load(experiment(tmp_path), ["train.steps=3"])
-    folder = checkpoint_at(tmp_path, 3)
-    stray = (
-        folder.with_name(f"{folder.name}.partial") / "classifier-000000000-000000006.safetensors"
-    )
+    """A signal may end a run in the middle of it. What is left is no checkpoint, and nothing to the
+    next one, which may have other slices."""
+    config, folder = load(experiment(tmp_path), ["train.steps=3"]), checkpoint_at(tmp_path, 3)
+    partial = folder.with_name(f"{folder.name}.partial")
+
+    def stops_at_the_classifier(path: Path, tensors: dict[str, Tensor]) -> None:
+        write_tensors(path, tensors)
+        if path.name.startswith("classifier"):
+            raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        save = harness.checkpoint.save_file
-
-        def fails_at_the_classifier(tensors: dict[str, Tensor], path: Path) -> None:
-            save(tensors, path)
-            if path.name.startswith("classifier"):
-                raise OSError("no space left on device")
-
-        patch.setattr(harness.checkpoint, "save_file", fails_at_the_classifier)
-        with pytest.raises(OSError, match="no space"):
+        patch.setattr(WRITE, stops_at_the_classifier)
+        with pytest.raises(KeyboardInterrupt):
             trained(config, tmp_path)
-        assert not folder.exists()
-    stray.write_bytes(b"of two ranks")
+    assert not folder.exists()
+    with pytest.raises(UserError, match="is no checkpoint"):
+        read_meta(partial, CLASSES)
+    (partial / "classifier-000000000-000000006.safetensors").write_bytes(b"of two ranks")
     trained(config, tmp_path)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    assert not (folder / stray.name).exists()
+    assert len(list(folder.glob("classifier-*"))) == 1
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_who_may_read_it_is_the_umask_s_affair(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        trained(load(experiment(tmp_path), ["train.steps=3"]), tmp_path)
+    finally:
+        os.umask(before)
+    folder = checkpoint_at(tmp_path, 3)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~umask}
+    assert {path.stat().st_mode & 0o777 for path in (folder, folder.parent)} == {0o777 & ~umask}
+
+
+@pytest.mark.parametrize("window", [3, 6])
+def test_an_evaluation_that_fails_leaves_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    """In the middle and at the end; and the model goes on to where the undisturbed run ends."""
+    file, changes = experiment(tmp_path), ["train.evaluate_every=3"]
+    whole, _ = trained(load(file, changes), tmp_path / "whole")
+    trainer = made(load(file, changes), world_of_one(), tmp_path / "run")
+    evaluate, calls = trainer.evaluate, list[int]()
+
+    def fails(limit: int = 0) -> dict[str, float]:
+        calls.append(limit)
+        if 3 * len(calls) == window:
+            raise RuntimeError("out of memory")
+        return evaluate(limit)
+
+    monkeypatch.setattr(trainer, "evaluate", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.train(Losses())
+    folder = checkpoint_at(tmp_path / "run", window)
+    evaluated = [each.window for each in read_meta(folder, CLASSES).progress.evaluations]
+    assert evaluated == list(range(3, window, 3))
+    if window == STEPS:
+        again = load(file, [f"train.resume={folder}", "train.steps=7"])
+        assert_same(held(made(again, world_of_one(), tmp_path)), held(whole))
+        return
+    resumed, _ = trained(load(file, [*changes, f"train.resume={folder}"]), tmp_path / "resumed")
+    assert_same(held(resumed), held(whole))
+
+
+def test_an_evaluation_is_added_to_the_checkpoint_of_its_window(tmp_path: Path) -> None:
+    trained(load(experiment(tmp_path), ["train.evaluate_every=2"]), tmp_path)
+    evaluated = [
+        [
+            each.window
+            for each in read_meta(checkpoint_at(tmp_path, at), CLASSES).progress.evaluations
+        ]
+        for at in (3, 6)
+    ]
+    assert evaluated == [[2], [2, 4, 6]]
+
+
+def test_what_is_no_checkpoint_s_own_is_told_of(tmp_path: Path) -> None:
+    """What an exchange carried on and this one has no use for, and nothing else."""
+    file = experiment(tmp_path)
+    trained(load(file, ["train.steps=3"]), tmp_path)
+    folder = checkpoint_at(tmp_path, 3)
+    (backbone,) = folder.glob("backbone*")
+    tensors = load_file(backbone)
+    name = next(iter(tensors))
+    write_tensors(backbone, tensors | {f"exchange.unsent.{name}": tensors[name].clone()})
+    journal = Journal()
+    made(load(file, [f"train.resume={folder}"]), world_of_one(), tmp_path).train(journal)
+    assert journal.warnings == [
+        (
+            "resume_exchange",
+            "exchange.unsent of the checkpoint is left out: this run's exchange carries none",
+        )
+    ]
+
+
+def test_a_run_with_other_numbers_goes_on_from_its_images(tmp_path: Path) -> None:
+    """6 images a window up to window 3, then 4 (K = 2 of 3, then 1 of 4)."""
+    file = experiment(tmp_path)
+    first = ["train.steps=3", "exchange.backward_passes_per_step=2"]
+    trained(load(file, first), tmp_path)
+    folder = checkpoint_at(tmp_path, 3)
+    changes = ["train.batch_size=4", "train.evaluate_every=2", f"train.resume={folder}"]
+    journal = Journal()
+    summary = made(load(file, changes), world_of_one(), tmp_path).train(journal)
+    assert [(each.window, each.images) for each in summary.evaluations] == [
+        (3, 18),
+        (4, 22),
+        (6, 30),
+    ]
+    assert summary.images == 30
+    assert journal.warnings == [
+        (
+            "resume",
+            "resumed at window 3, after 18 images, with train.batch_size 4 instead of 3, "
+            "exchange.backward_passes_per_step 1 instead of 2: a window takes 4 images and took 6, "
+            "the run ends at window 6 with 30 images",
+        )
+    ]
+    again = made(
+        load(file, [*changes[:-1], f"train.resume={checkpoint_at(tmp_path, 6)}", "train.steps=7"]),
+        world_of_one(),
+        tmp_path,
+    ).train(journal)
+    assert again.images == 34
+    assert len(journal.warnings) == 1, "nothing changed any more"
+
+
+def test_one_from_before_images_were_counted(tmp_path: Path) -> None:
+    file = experiment(tmp_path)
+    _, losses = trained(load(file), tmp_path)
+    folder = checkpoint_at(tmp_path, 3)
+    (folder / "checkpoint.json").write_text('{"window": 3, "num_classes": 13}')
+    journal = Journal()
+    resumed = made(load(file, [f"train.resume={folder}"]), world_of_one(), tmp_path)
+    assert resumed.train(journal).images == 18
+    assert journal.by_window == {window: losses[window] for window in (4, 5, 6)}
+    ((name, line),) = journal.warnings
+    assert name == "resume"
+    assert "its 3 windows are taken for windows of 3 images, as this run's are" in line
 
 
 def test_one_of_the_same_window_is_replaced(tmp_path: Path) -> None:

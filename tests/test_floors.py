@@ -11,14 +11,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
-    "errors config windows vision stability dynamics parallel.slices seeding "
+    "errors arguments config layers mistakes paths section yaml_files windows vision stability "
+    "dynamics parallel.slices seeding "
     "measure.phase measure.clock measure.traffic measure.summary measure.redaction measure.outbox "
     "measure.calibration measure.utilisation measure.trace measure.folders measure.address "
     "measure.signs_of_life terminal",
-    "parallel model.backbone model.margins data measure.machine measure.tally measure.store",
+    "parallel leaving model.backbone model.margins data measure.machine measure.tally "
+    "measure.store",
     "model.sliced_classifier model.network model.trainable model.flops exchange checkpoint "
-    "evaluation optimizer assembly course ledger tracing curvature staleness measure.delivery "
-    "measure.opening measure.tracking measure.node_gauges checks",
+    "evaluation optimizer assembly course ledger finite tracing curvature staleness "
+    "measure.delivery measure.opening measure.tracking measure.node_gauges checks",
     "trainer pace run timing calibrate",
     "cluster study",
     "cli __main__",

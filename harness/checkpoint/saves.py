@@ -24,6 +24,11 @@ class Saves:
         self._saved: int | None = None
         self._unsaved = ""
 
+    @property
+    def last(self) -> Path | None:
+        """The last that this run has written."""
+        return None if self._saved is None else self._folder_of(self._saved)
+
     def due(self, ended: int) -> bool:
         """Whether the model is saved after so many windows."""
         every = self._config.checkpoint_every
@@ -32,7 +37,7 @@ class Saves:
 
     def save(self, meta: Meta, carried: Sequence[Strip], journal: Journal) -> None:
         """Saves; a save that fails is warned of, and ends nothing. Collective over the world."""
-        folder = self._folder_of(meta)
+        folder = self._folder_of(meta.window)
         problem = self._checkpoint.save(folder, meta, carried)
         if not problem:
             self._saved = meta.window
@@ -46,13 +51,15 @@ class Saves:
         """Adds to what the last save said of itself."""
         if self._saved != meta.window:
             return
-        if problem := self._checkpoint.rewrite_meta(self._folder_of(meta), meta):
-            journal.warn("checkpoint", f"{self._folder_of(meta)} lacks its evaluation ({problem})")
+        if problem := self._checkpoint.rewrite_meta(self._folder_of(meta.window), meta):
+            journal.warn(
+                "checkpoint", f"{self._folder_of(meta.window)} lacks its evaluation ({problem})"
+            )
 
     def check_last(self) -> None:
         """Raises RunFailed, on all ranks, where the model at the end is not saved."""
         if self._unsaved:
             raise RunFailed(f"{self._unsaved}; the run has ended, and its model is not saved")
 
-    def _folder_of(self, meta: Meta) -> Path:
-        return self._folder / "checkpoints" / f"{meta.window:09d}"
+    def _folder_of(self, window: int) -> Path:
+        return self._folder / "checkpoints" / f"{window:09d}"

@@ -3,6 +3,7 @@
 import sys
 
 from harness.checks.finding import Finding, worst
+from harness.checks.levels import judge_levels
 from harness.checks.need import Need, need_of
 from harness.checks.static import judge_static, static_facts
 from harness.config import Config
@@ -25,7 +26,8 @@ def check_before_training(config: Config, world: World) -> None:
     gathered = world.gather_objects(facts, "doctor facts")
     with world.together():
         if world.is_first:
-            _tell(judge_static(seats, gathered, need))
+            findings = judge_static(seats, gathered, need)
+            _tell([*findings, *judge_levels(config, world.topology.nodes)])
 
 
 def _tell(findings: list[Finding]) -> None:

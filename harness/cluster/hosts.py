@@ -31,7 +31,8 @@ def parse_hosts(text: str, ranks: int) -> tuple[Host, ...]:
     found = sum(host.slots for host in hosts)
     if found < ranks:
         raise UserError(
-            f"--np {ranks} needs {ranks} slots, --hosts {text} has {found}; add hosts or slots"
+            f"--np {ranks} needs {ranks} slots, --hosts {in_one_word(hosts)} has {found}; add "
+            f"hosts or slots"
         )
     for host in hosts:
         try:
@@ -90,6 +91,11 @@ def topology_of(hosts: tuple[Host, ...], ranks: int) -> Topology:
     used = [size for size in sizes if size]
     odd = next((size for size in used if size * len(used) != ranks), used[0])
     return from_horovod(0, ranks, odd, len(used))
+
+
+def host_of_each_rank(hosts: tuple[Host, ...], ranks: int) -> tuple[str, ...]:
+    """As horovodrun fills the hosts."""
+    return tuple(host.name for host in hosts for _ in range(host.slots))[:ranks]
 
 
 def most_ranks_on_a_machine(hosts: tuple[Host, ...]) -> int:

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from harness.arguments import MOST_RANKS, count
 from harness.cluster import lab
 from harness.cluster.cpu_limit import groups_here
 from harness.cluster.lab_run import parse_stutter, run_in_lab
@@ -16,11 +17,10 @@ Commands = Any
 def add_lab(commands: Commands) -> None:
     """`harness lab up | run | status | rate | share | down`."""
     parser = commands.add_parser("lab", help="test hosts on this machine, with slow links; root")
-    parser.set_defaults(arguments=[])
     of_lab = parser.add_subparsers(required=True, metavar="COMMAND")
     up = of_lab.add_parser("up", help="make the hosts h1, h2, ... anew")
-    up.add_argument("--hosts", type=int, default=2, help="how many")
-    up.add_argument("--slots", type=int, default=4, help="ranks that a host takes")
+    up.add_argument("--hosts", type=count(lab.MOST_HOSTS), default=2, help="how many")
+    up.add_argument("--slots", type=count(MOST_RANKS), default=4, help="ranks that a host takes")
     up.add_argument("--rate", default="none", help="of each host's link: 200mbit, none")
     up.add_argument(
         "--share", action="append", default=[], metavar="HOST=FRACTION", help="of one core"

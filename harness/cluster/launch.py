@@ -20,13 +20,14 @@ import psutil
 from harness.cluster.environment import passed_on
 from harness.cluster.hosts import (
     cores,
+    host_of_each_rank,
     in_one_word,
     interface_to,
     most_ranks_on_a_machine,
     parse_hosts,
 )
 from harness.cluster.leash import GRACE_SECONDS
-from harness.cluster.output import Evidence, Screen, Splitter
+from harness.cluster.output import Evidence, Log, Screen, Splitter
 from harness.measure.redaction import masked
 
 START_SECONDS = 300
@@ -64,6 +65,8 @@ class Plan:
     options: tuple[str, ...]
     command: tuple[str, ...]
     """Program and arguments of each rank."""
+    hosts: tuple[str, ...]
+    """Of every rank."""
     added: Mapping[str, str]
     """Variables that the ranks get beside this process's own."""
 
@@ -86,11 +89,11 @@ def launch(
     """Runs `command` (program and arguments) on so many ranks and waits for all of them.
 
     Ctrl-C or SIGTERM ends all ranks and comes back as an outcome. Raises UserError for hosts that
-    cannot be used. For the main thread: others get no signals.
+    cannot be used, and for a log that cannot be made. For the main thread: others get no signals.
     """
     plan = plan_launch(command, ranks, hosts)
     mark = uuid.uuid4().hex
-    log.parent.mkdir(parents=True, exist_ok=True)
+    record = Log(log)
     process = subprocess.Popen(
         plan.held(),
         env=_environment(mark, plan.added),
@@ -99,9 +102,9 @@ def launch(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    evidence = Evidence()
+    evidence = Evidence(plan.hosts)
     reader = threading.Thread(
-        target=_read, args=(process, log, _screen(screen), evidence), daemon=True
+        target=_read, args=(process, record, _screen(screen), evidence), daemon=True
     )
     stopped = False
     try:
@@ -136,7 +139,7 @@ def plan_launch(command: Sequence[str], ranks: int, hosts: str | None) -> Plan:
     interface = interface_to(found)
     if interface is not None:
         options += ["--network-interfaces", interface]
-    return Plan(tuple(options), tuple(command), added)
+    return Plan(tuple(options), tuple(command), host_of_each_rank(found, ranks), added)
 
 
 def _environment(mark: str, added: Mapping[str, str]) -> dict[str, str]:
@@ -149,23 +152,18 @@ def _screen(stream: TextIO | None) -> Screen:
     return Screen(stream or sys.stderr, shutil.get_terminal_size((100, 24)).columns)
 
 
-def _read(
-    process: "subprocess.Popen[bytes]", log: Path, screen: Screen, evidence: Evidence
-) -> None:
+def _read(process: "subprocess.Popen[bytes]", log: Log, screen: Screen, evidence: Evidence) -> None:
     assert process.stdout is not None
     splitter = Splitter()
-    with log.open("w", encoding="utf-8") as file:
-        while True:
-            portion = os.read(process.stdout.fileno(), 1 << 16)
-            for line in splitter.feed(portion, final=not portion):
-                screen.show(line)
-                evidence.add(line)
-                if not line.passing:
-                    of = "horovodrun" if line.rank is None else f"{line.rank} {line.stream}"
-                    file.write(f"[{of}] {line.text}\n")
-            file.flush()
-            if not portion:
-                return
+    portion = b" "
+    while portion:
+        portion = os.read(process.stdout.fileno(), 1 << 16)
+        lines = splitter.feed(portion, final=not portion)
+        for line in lines:
+            screen.show(line)
+            evidence.add(line)
+        log.add(lines)
+    log.close()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.arguments import MOST_RANKS, SUFFIXES, Arguments, count, is_override, path
 from harness.errors import UserError
 
 
@@ -16,9 +17,11 @@ def add_launch(commands: Any) -> None:
         help="one training, or any program, on many machines by horovodrun",
         epilog="-- CMD starts a program instead of an experiment",
     )
-    parser.add_argument("--np", "-np", type=int, help="ranks; else as many as there are slots")
+    parser.add_argument(
+        "--np", "-np", type=count(MOST_RANKS), help="ranks; else as many as there are slots"
+    )
     parser.add_argument("--hosts", "-H", help="host:slots,host:slots; else this machine alone")
-    parser.add_argument("--folder", type=Path, help="where the files go, the ranks' words too")
+    parser.add_argument("--folder", type=path, help="where the files go, the ranks' words too")
     parser.add_argument("--dry-run", action="store_true", help="print the line and end")
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
     parser.set_defaults(command=_launch)
@@ -29,9 +32,10 @@ def _launch(parsed: argparse.Namespace) -> int:
     from harness.measure.folders import new_file, now
 
     ranks = parsed.np or _slots(parsed.hosts)
-    first = Path(parsed.arguments[0])
-    if first.suffix in (".yaml", ".yml"):
-        return _train(parsed, first, parsed.arguments[1:], ranks)
+    first = parsed.arguments[0]
+    if first.endswith(SUFFIXES) or is_override(first):
+        given = Arguments.split(parsed.arguments)
+        return _train(parsed, given.only_experiment("launch"), given.overrides, ranks)
     _announce(plan_launch(parsed.arguments, ranks, parsed.hosts).line())
     if parsed.dry_run:
         return 0

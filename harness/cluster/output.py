@@ -3,11 +3,18 @@
 import codecs
 import re
 import signal
+import sys
 import time
 from collections import defaultdict, deque
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
+from harness.cluster.leash import RESUMED, STOPPED
+from harness.errors import UserError
+from harness.leaving import VICTIM
 from harness.measure.redaction import masked
 
 PREFIX = re.compile(r"^\[(\d+)\]<(stdout|stderr)>:")
@@ -20,7 +27,8 @@ CONSEQUENCES = re.compile(
     r"DistBackendError|DistNetworkError|Stopped|KeyboardInterrupt"
 )
 """Errors that a rank raises because another one is gone."""
-KEPT_LINES = 400
+WAITED = re.compile(r"did not answer(?:.*?Timed out waiting (\d+)ms)?")
+KEPT_LINES, SHOWN_VICTIMS = 400, 4
 QUIET_SECONDS = 15.0
 """Between two lines of progress where the terminal is none."""
 
@@ -59,6 +67,40 @@ def _parse(piece: str) -> Line:
     return Line(rank, stream, text.rstrip("\r\n"), piece.endswith("\r"))
 
 
+class Log:
+    """All that all ranks said, in a file. Raises UserError where it cannot be made."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: TextIO | None = path.open("w", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror}; give another --folder"
+            ) from error
+
+    def add(self, lines: Sequence[Line]) -> None:
+        """What a full disk does not take is dropped: the ranks wait for whoever reads them."""
+        if self._file is None:
+            return
+        try:
+            for line in lines:
+                if not line.passing:
+                    of = "horovodrun" if line.rank is None else f"{line.rank} {line.stream}"
+                    self._file.write(f"[{of}] {line.text}\n")
+            self._file.flush()
+        except OSError as error:
+            self.close()
+            said = f"warning: the ranks' log cannot be written any more ({error.strerror})"
+            print(said, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        file, self._file = self._file, None
+        with suppress(OSError):  # what a full disk did not take
+            if file is not None:
+                file.close()
+
+
 class Screen:
     """Shows rank 0 as if it had been started here; progress stays on one line of a terminal."""
 
@@ -70,7 +112,9 @@ class Screen:
         self._failing = False
 
     def show(self, line: Line) -> None:
-        if line.rank != 0:
+        if line.text.startswith((STOPPED, RESUMED)):
+            self._write(f"rank {line.rank}: {line.text}\n")
+        if line.rank != 0 or line.text.startswith((STOPPED, RESUMED)):
             return
         # What the launcher says at the end about a failure is not said twice.
         self._failing |= line.stream == "stderr" and line.text.startswith((TRACEBACK, USER_ERROR))
@@ -97,11 +141,15 @@ class Screen:
 class Evidence:
     """What the ranks said before the end, for the one who asks why it came."""
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: Sequence[str] = ()) -> None:
+        """`hosts`: of every rank."""
+        self._hosts = hosts
         self._said: dict[int, deque[Line]] = defaultdict(lambda: deque(maxlen=KEPT_LINES))
         self._horovodrun: deque[str] = deque(maxlen=KEPT_LINES)
         self._failing: list[int] = []
         self._user_errors: dict[int, str] = {}
+        self._victims: dict[int, str] = {}
+        self._stopped: set[int] = set()
 
     def add(self, line: Line) -> None:
         if line.passing:
@@ -112,7 +160,13 @@ class Evidence:
         self._said[line.rank].append(line)
         if line.stream == "stderr" and line.text.startswith(TRACEBACK):
             self._failing.append(line.rank)
-        if line.stream == "stderr" and line.text.startswith(USER_ERROR):
+        if line.text.startswith(STOPPED):
+            self._stopped.add(line.rank)
+        elif line.text.startswith(RESUMED):
+            self._stopped.discard(line.rank)
+        elif VICTIM.search(line.text):
+            self._victims[line.rank] = line.text
+        elif line.stream == "stderr" and line.text.startswith(USER_ERROR):
             self._user_errors[line.rank] = line.text
 
     def exit_codes(self) -> dict[int, int]:
@@ -133,20 +187,51 @@ class Evidence:
 
     def cause(self) -> str:
         """The traceback of the rank that failed first, or the last words there are."""
+        suspects = self._by_suspicion()
+        if not suspects or self._is_consequence(suspects[0]):
+            unanswered = self._unanswered()
+            if unanswered:
+                return unanswered
         codes = self.exit_codes()
         first = next(iter(codes), None)
         if first is not None and codes[first] > 128 and codes[first] != 128 + signal.SIGTERM:
             return f"rank {first} was ended by {_signal_name(codes[first])}\n{self._tail(first)}"
-        for rank in self._by_suspicion():
-            return f"rank {rank} failed:\n{self._traceback(rank)}"
+        if not self._failing and first in self._user_errors:
+            return self._user_errors[first]
+        if suspects:
+            return f"rank {suspects[0]} failed:\n{self._traceback(suspects[0])}"
         if first is not None:
             return f"rank {first} ended with exit code {codes[first]}\n{self._tail(first)}"
         return "\n".join(list(self._horovodrun)[-20:])
 
     def _by_suspicion(self) -> list[int]:
         """Ranks with a traceback; first those whose error is not another rank's consequence."""
-        ranks = list(dict.fromkeys(self._failing))
-        return sorted(ranks, key=lambda rank: bool(CONSEQUENCES.search(self._error(rank))))
+        return sorted(dict.fromkeys(self._failing), key=self._is_consequence)
+
+    def _is_consequence(self, rank: int) -> bool:
+        return bool(CONSEQUENCES.search(self._error(rank)))
+
+    def _unanswered(self) -> str:
+        """Names the ranks that others waited for in vain, where that can be known.
+
+        A stopped process is seen by its leash. Else it is those that did not say that they were
+        stopped by another, where one of these ran out of patience.
+        """
+        waited = WAITED.search("\n".join(self._victims.values()))
+        if not waited and not self._stopped:
+            return ""
+        silent = set(range(len(self._hosts))) - self._victims.keys() - set(self._failing)
+        found = sorted(self._stopped or silent)
+        if not found:
+            return ""
+        names = ", ".join(f"rank {rank}{self._on(rank)}" for rank in found)
+        seconds = f" for {int(waited[1]) / 1000:.0f} s" if waited and waited[1] else ""
+        why = " (its process is stopped)" if self._stopped else ""
+        victims = [self._victims[rank] for rank in sorted(self._victims)[:SHOWN_VICTIMS]]
+        return "\n".join([f"{names} did not answer{seconds}{why}", *victims])
+
+    def _on(self, rank: int) -> str:
+        return f" on {self._hosts[rank]}" if rank < len(self._hosts) else ""
 
     def _error(self, rank: int) -> str:
         """The last line of the rank's first traceback: the exception that nothing caused here."""

@@ -1,6 +1,7 @@
 """Fashion-MNIST, or any set of four idx files named as its are, compressed or not."""
 
 import gzip
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,15 +48,16 @@ def read_idx(path: Path, magic: int) -> Tensor:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}; fetch it again") from error
     dimensions = magic & 0xFF
-    header = np.frombuffer(content[: 4 * (1 + dimensions)], ">u4")
-    if len(header) != 1 + dimensions or header[0] != magic:
+    length = 4 * (1 + dimensions)
+    header = np.frombuffer(content[:length].ljust(length, b"\0"), ">u4")
+    if len(content) < length or header[0] != magic:
         raise UserError(
             f"{path} is no idx file of {dimensions} dimensions: it starts with "
             f"{content[:4].hex()}, not {magic:08x}; fetch it again"
         )
-    shape = tuple(int(length) for length in header[1:])
-    values = np.frombuffer(content, np.uint8, offset=header.nbytes)
-    if len(values) != np.prod(shape):
+    shape = tuple(int(side) for side in header[1:])
+    values = np.frombuffer(content[length:], np.uint8)
+    if len(values) != math.prod(shape):
         raise UserError(f"{path} has {len(values)} values, its header says {shape}; fetch it again")
     return torch.from_numpy(values.reshape(shape).copy())
 
@@ -88,7 +90,7 @@ def _open_part(root: Path, part: str, image_size: int) -> ArraySource | ResizedS
     images_path = _find(root, f"{part}-images-idx3-ubyte")
     labels_path = _find(root, f"{part}-labels-idx1-ubyte")
     images, labels = read_idx(images_path, IMAGES_MAGIC), read_idx(labels_path, LABELS_MAGIC)
-    if len(images) != len(labels) or not len(images):
+    if len(images) != len(labels) or not images.numel():
         raise UserError(
             f"{images_path} has {len(images)} images and {labels_path} {len(labels)} labels; "
             f"fetch both again"

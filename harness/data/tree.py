@@ -70,28 +70,20 @@ class ImageTree:
         """int64 [files, 3]: inode, size in bytes, time of the last change in ns."""
         return np.frombuffer(self._stats, np.int64).reshape(-1, 3)
 
-    def contents(self) -> str:
-        """A digest of all names and sizes: the same for copies of a folder."""
-        return self._digest(self.stats[:, 1])
-
     def identity(self) -> str:
         """A digest that is the same only where two processes see the very same files.
 
         Copies have other inodes, files of one shared file system have the same on all hosts.
         """
-        return self._digest(self.stats)
-
-    def _digest(self, numbers: np.ndarray) -> str:
         digest = hashlib.sha256()
-        digest.update(self._names)
-        digest.update(self._ends)
-        digest.update(np.ascontiguousarray(numbers).data)
+        for part in (memoryview(self._names), memoryview(self._ends), self.stats.data):
+            digest.update(part)
         return digest.hexdigest()
 
     def _read_class(self, name: bytes) -> None:
         before, left_before = len(self), self.left_out.copy()
         folder = os.path.join(self.root, name)
-        # A link to a folder that holds the class would bring in the other classes.
+        # Links to these would bring in other classes, also from a class that is a link itself.
         entered = {_identity(path) for path in (os.path.dirname(self.root), self.root)}
         for inside, status in _images_below(folder, entered, self.left_out):
             self._names += os.path.join(name, inside)
@@ -149,6 +141,9 @@ def _images_below(
             if identity in entered:
                 left_out["links to folders that were read already"] += 1
                 continue
+            if _leads_up(path):
+                left_out["links to folders that hold the class"] += 1
+                continue
             entered.add(identity)
             inside = visible(path)
             waiting += [(os.path.join(name, each.name), each) for each in reversed(inside)]
@@ -174,6 +169,14 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself, or through a folder that is closed to this user
         return False
+
+
+def _leads_up(path: bytes) -> bool:
+    """Whether a folder is a link to one above it: to the disk's root, it would read the disk."""
+    if not os.path.islink(path):
+        return False
+    target = os.path.realpath(path)
+    return os.path.commonpath([target, os.path.realpath(os.path.dirname(path))]) == target
 
 
 def _no_image(entry: os.DirEntry[bytes]) -> str | None:

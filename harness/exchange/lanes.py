@@ -7,8 +7,12 @@ and an all-reduce of 32-bit integers, which Horovod has, sums four or eight lane
 All nodes must use the same scales before they know each other's values. So each message carries,
 in bytes that the other nodes leave 0, the scales that this node's blocks would need; messages to
 come use the largest. Values that outgrew their scale are clamped: the rest is not sent.
+
+A block with a value that is not finite says so in place of a scale, and all nodes read NaN from it;
+its other values are sent and booked as ever, so that the messages to come know nothing of it.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +25,9 @@ BLOCK = 1024
 STEPS = 4
 """Scales to a factor of two."""
 ONE = 192
-"""Code of the scale 1: codes 0 .. 255 are scales of 2^-48 .. 2^15.75."""
+"""Code of the scale 1: codes 0 .. 254 are scales of 2^-48 .. 2^15.5."""
+NOT_FINITE = 255
+"""The code that is no scale."""
 
 
 def largest(bits: int, nodes: int) -> int:
@@ -58,16 +64,18 @@ class Lanes:
         size = message_bytes(elements, bits, self.nodes)
         self._messages = [like.new_zeros(size, dtype=torch.uint8) for _ in range(slots)]
         self._own = [like.new_zeros(self._blocks * BLOCK, dtype=torch.int8) for _ in range(slots)]
-        scales = [2.0 ** ((code - ONE) / STEPS) for code in range(256)]
+        scales = [2.0 ** ((code - ONE) / STEPS) for code in range(NOT_FINITE)]
         self._scales = like.new_tensor(scales)
         self._codes: Tensor | None = None
         self._room, self._spare = like.new_zeros(2, self._blocks, BLOCK)
 
     def launch(self, part: Tensor, slot: int) -> Sent:
         self._room.view(-1)[: self.elements] = part
+        self._room.view(-1)[self.elements :] = 0.0  # NaN may have been read from its block
         wanted = self._wanted()
+        self._room.nan_to_num_(0.0, 0.0, 0.0)
         if self._codes is None:
-            self._codes = self._agree(wanted)
+            self._codes = self._agree(self._wanted())
         scales = self._scales[self._codes.long()][:, None]
         self._room.mul_(1 / scales).round_().clamp_(-self.largest, self.largest)
         own, message = self._own[slot], self._messages[slot]
@@ -84,21 +92,23 @@ class Lanes:
         """Codes of the scales that just hold each block of the room, [blocks]."""
         most = torch.abs(self._room, out=self._spare).amax(dim=1)
         codes = (most / self.largest).log2_().mul_(STEPS).ceil_().add_(ONE)
-        return codes.nan_to_num_(nan=255.0).clamp_(0, 255).to(torch.uint8)
+        codes = codes.clamp_(0, NOT_FINITE - 1).where(most.isfinite(), NOT_FINITE)
+        return codes.to(torch.uint8)
 
     def _agree(self, wanted: Tensor) -> Tensor:
-        """The first message's scales, waited for. Collective over the group."""
+        """The first message's scales, of finite values, waited for. Collective over the group."""
         declared = wanted.new_zeros(_words(self.nodes * self._blocks))
         self._declare(wanted, declared)
         self._carrier.launch_sum(declared.view(torch.int32), f"{self._name}.scales").wait()
-        return self._most_wanted(declared)
+        return self._declared(declared).amax(dim=0)
 
     def _declare(self, wanted: Tensor, places: Tensor) -> None:
         start = self._carrier.index * self._blocks
         places.zero_()[start : start + self._blocks] = wanted
 
-    def _most_wanted(self, places: Tensor) -> Tensor:
-        return places[: self.nodes * self._blocks].view(self.nodes, -1).amax(dim=0)
+    def _declared(self, places: Tensor) -> Tensor:
+        """The codes of all nodes, [nodes, blocks]."""
+        return places[: self.nodes * self._blocks].view(self.nodes, self._blocks)
 
     def _pack(self, own: Tensor, lanes: Tensor) -> None:
         if self._bits == 8:
@@ -108,12 +118,8 @@ class Lanes:
         torch.add(low, high, alpha=16, out=lanes).add_(17 * self.largest)
 
     def unpacked(self, message: Tensor) -> Tensor:
-        """Sums of all nodes' integers, [blocks, BLOCK]; takes the scales that come with them.
-
-        Room that the next call takes again.
-        """
-        lanes, places = message[: self._lane_bytes], message[self._lane_bytes :]
-        self._codes = self._most_wanted(places)
+        """Sums of all nodes' integers, [blocks, BLOCK]. Room that the next call takes again."""
+        lanes = message[: self._lane_bytes]
         room = self._room.view(-1)
         if self._bits == 8:
             room.copy_(lanes)
@@ -122,6 +128,16 @@ class Lanes:
             low.copy_(lanes & 15)
             high.copy_(lanes >> 4)
         return self._room.sub_(self.nodes * self.largest)
+
+    def read_scales(self, message: Tensor, sent_with: Tensor) -> Tensor:
+        """Takes the scales that come with a message for those to come; returns what its integers
+        are multiplied by, [blocks, 1]: NaN where a value of some node was not finite."""
+        declared = self._declared(message[self._lane_bytes :])
+        finite = declared < NOT_FINITE
+        most = declared.where(finite, 0).amax(dim=0)
+        assert self._codes is not None
+        self._codes = most.where(finite.any(dim=0), self._codes)
+        return sent_with.where(finite.all(dim=0)[:, None], math.nan)
 
     def floats(self, integers: Tensor) -> Tensor:
         """[n] -> [blocks, BLOCK] of their own."""
@@ -152,5 +168,6 @@ class _SentLanes:
         self._write(total, into)
 
     def _write(self, total: Tensor, into: Tensor) -> None:
-        values = total.mul_(self.scales / self.lanes.nodes)
+        scales = self.lanes.read_scales(self.message, self.scales)
+        values = total.mul_(scales / self.lanes.nodes)
         into.copy_(values.view(-1)[: self.lanes.elements])

@@ -2,6 +2,9 @@
 
 A lossy wire says what it sent, as the others read it: what is missing stays with the sender, who
 adds it to the next part (error feedback), so nothing is ever lost, only late.
+
+What is not finite is no value that could be made good later: every wire shows it to all ranks in
+the mean that it belongs to, and forgets it.
 """
 
 from typing import Protocol
@@ -32,7 +35,11 @@ class Sent(Protocol):
         """Adds `factor` times what this rank sent, as the others read it. Does not wait."""
 
     def mean(self, into: Tensor) -> None:
-        """Waits, and writes the mean of what all sent."""
+        """Waits, and writes the mean of what all sent.
+
+        It is not finite, on every rank, where a value of any rank was not; a wire whose values
+        share a scale shows it in all of these.
+        """
 
     def correction(self, into: Tensor) -> None:
         """Waits, and writes the mean of what all sent less what this rank sent."""
@@ -61,7 +68,7 @@ class Feedback:
     def __init__(self, wire: Wire, elements: int, like: Tensor) -> None:
         self._wire = wire
         self.unsent = None if wire.exact else like.new_zeros(elements)
-        """What this rank still owes, [elements]; None: the wire sends everything."""
+        """What this rank still owes, [elements], always finite; None: the wire sends everything."""
 
     def launch(self, part: Tensor, slot: int) -> Sent:
         """Starts averaging `part` [n] and what earlier ones left. Collective over the group."""
@@ -70,6 +77,8 @@ class Feedback:
         self.unsent += part
         sent = self._wire.launch(self.unsent, slot)
         sent.add_own(self.unsent, -1.0)
+        # NaN less anything stays NaN: kept here, one bad message would spoil all that follow.
+        self.unsent.nan_to_num_(0.0, 0.0, 0.0)
         return sent
 
     def forget(self) -> None:

@@ -7,6 +7,7 @@ from urllib.parse import quote, unquote
 from harness.config import Config
 from harness.errors import UserError
 from harness.measure.redaction import holds_secret, masked
+from harness.paths import expanded
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 DEFAULT = "sqlite:///mlflow.db"
@@ -55,7 +56,10 @@ def sqlite_file(uri: str) -> Path | None:
     path = unquote(path.partition("?")[0])
     if not scheme.startswith("sqlite") or path in ("", ":memory:"):
         return None
-    return Path(path).expanduser().absolute()
+    try:
+        return Path(expanded(path)).absolute()
+    except ValueError as error:
+        raise UserError(f"the store {uri} does not fit: {error}") from error
 
 
 def sqlite_uri(file: Path, query: str = "") -> str:

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from harness.errors import UserError
 from harness.measure.summary import Record
+from harness.yaml_files import MOST_JSON_BYTES, read_text
 
 
 class Point(Record):
@@ -75,6 +76,6 @@ class Calibration(Record):
 
 def read_calibration(path: Path) -> Calibration:
     try:
-        return Calibration.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        return Calibration.model_validate_json(read_text(path, "calibration", MOST_JSON_BYTES))
+    except ValidationError as error:
         raise UserError(f"{path} holds no calibration: {' '.join(str(error).split())}") from error

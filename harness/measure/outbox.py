@@ -14,6 +14,8 @@ RETRY_SECONDS = 10.0
 """Until the next attempt once the receiver did not answer."""
 LONGEST_RETRY_SECONDS = 600.0
 """The same for what fails by itself: each attempt waits twice as long as the one before."""
+LAST_RETRY_SECONDS = 1.0
+"""The same at the end."""
 BATCH_ITEMS = 50
 KEPT_ITEMS = 100_000
 """While the receiver is silent; beyond it the oldest are dropped."""
@@ -92,6 +94,9 @@ class Outbox(Generic[Item]):
                 self.put(item)
             answers = self._deliver_all()
         self._deliver_all()
+        if self._aside:  # it may have failed for the first time just now
+            time.sleep(LAST_RETRY_SECONDS)
+            self._deliver_all()
 
     def _deliver_all(self) -> bool:
         again = self._take_up_again()

@@ -11,6 +11,8 @@ from harness.measure.phase import Phase
 COMPUTED = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)
 """What a step is for; the rest of it is waiting, loading and bookkeeping."""
 FILE_NAME = "summary.json"
+DIVERGED_TAG = "diverged"
+"""Tag of a run in MLflow: what was not finite, and in which window."""
 
 
 class Record(BaseModel):
@@ -135,15 +137,26 @@ class RunSummary(Record):
     def final(self) -> dict[str, float]:
         return self.evaluations[-1].metrics
 
+    @property
+    def diverged(self) -> str | None:
+        """What is not finite at its end; such a run has no accuracy to be compared."""
+        for last in self.evaluations[-1:]:
+            losses = [value for name, value in last.metrics.items() if name.endswith("/loss")]
+            if not all(map(math.isfinite, losses)):
+                return f"the validation loss after window {last.window} is not finite"
+        return None
+
     def seconds_to(self, target_top1: float) -> float | None:
-        """Training seconds until `val/top1` first reached the target.
+        """Training seconds until `val/top1` first reached the target, with a finite loss: without,
+        older records have the accuracy of a fixed class.
 
         None: it never did, or nobody knows how long the run it goes on from had taken.
         """
         if not self.train_seconds_known:
             return None
         for evaluation in self.evaluations:
-            if evaluation.metrics.get("val/top1", 0.0) >= target_top1:
+            finite = math.isfinite(evaluation.metrics.get("val/loss", 0.0))
+            if finite and evaluation.metrics.get("val/top1", 0.0) >= target_top1:
                 return evaluation.train_seconds
         return None
 

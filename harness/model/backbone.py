@@ -1,5 +1,6 @@
 """Backbones: images to features. Our small one, and any of torchvision's without its head."""
 
+import difflib
 import inspect
 from typing import Any
 
@@ -39,9 +40,33 @@ def make_backbone(config: BackboneConfig, channels: int, image_size: int, seed: 
             reason = " ".join(str(error).split())[:120]
             raise UserError(
                 f"backbone.name={config.name} cannot take {channels} x {image_size} x {image_size} "
-                f"images ({reason}); raise data.image_size or use another backbone"
+                f"images ({reason}); {_advice(config, channels, image_size)}"
             ) from error
         return Backbone(body, features, config)
+
+
+def _advice(config: BackboneConfig, channels: int, image_size: int) -> str:
+    """Sizes near this one that work, tried on tensors without memory."""
+    # Networks are made for multiples of a patch, of their strides, or of both with a window's side.
+    units = [(unit, image_size // unit) for unit in (14, 16, 32, 224)]
+    tried = sorted({unit * (times + more) for unit, times in units for more in (-1, 0, 1, 2)})
+    below = [size for size in reversed(tried) if 0 < size < image_size]
+    above = [size for size in tried if size > image_size]
+    found = [
+        next((size for size in sizes if _works(config, channels, size)), None)
+        for sizes in (below, above)
+    ]
+    told = " or ".join(f"data.image_size={size}" for size in found if size)
+    return f"set {told}, or use another backbone" if told else "use another backbone"
+
+
+def _works(config: BackboneConfig, channels: int, image_size: int) -> bool:
+    try:
+        with torch.device("meta"):
+            _features_of(_body(config, channels, image_size), channels, image_size)
+    except (RuntimeError, AssertionError, ValueError):
+        return False
+    return True
 
 
 def _body(config: BackboneConfig, channels: int, image_size: int) -> nn.Module:
@@ -86,9 +111,10 @@ def _torchvision_body(config: BackboneConfig, channels: int, image_size: int) ->
     models = torchvision.models
     known = models.list_models(module=models)
     if config.name not in known:
+        near = difflib.get_close_matches(config.name, known, n=1, cutoff=0.0)[0]
         raise UserError(
-            f"unknown backbone.name={config.name}; use small_cnn or one of torchvision's, "
-            f"e.g. resnet18, mobilenet_v3_small"
+            f"unknown backbone.name={config.name}; use small_cnn or one of torchvision's, e.g. "
+            f"resnet18; the nearest is {near}"
         )
     builder = models.get_model_builder(config.name)
     body = builder(weights=None, **_options(builder, config.name, image_size))
@@ -101,6 +127,8 @@ def _options(builder: Any, name: str, image_size: int) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if name.startswith("vit_"):
         options["image_size"] = image_size
+    if name.startswith("maxvit_"):
+        options["input_size"] = (image_size, image_size)
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
     assert "weights" in inspect.signature(builder).parameters

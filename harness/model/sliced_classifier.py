@@ -36,7 +36,8 @@ class Scores(NamedTuple):
     loss: Tensor
     """Mean cross entropy, scalar, differentiable."""
     top1: Tensor
-    """Share of images whose own class has the largest logit, scalar."""
+    """Share of images whose own class has the largest logit, and of equals the lowest number,
+    scalar. An image whose loss is not finite is no hit."""
 
 
 class SlicedClassifier(nn.Module):
@@ -81,8 +82,10 @@ class SlicedClassifier(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Classes of the k largest logits [B, k], best first, and cross entropies [B].
 
-        No rank ever holds all logits of an image. Of its slice's it holds no more than `forward`
-        does of `trained` images a rank (None: B). Collective over the slice group.
+        Where a logit of an image is not finite, nobody can say which is best: all its classes are
+        -1, and its cross entropy is NaN. No rank ever holds all logits of an image. Of its slice's
+        it holds no more than `forward` does of `trained` images a rank (None: B). Collective over
+        the slice group.
         """
         features_BD, weight_KD = self._operands(features_BD)
         features_nD, labels_n = _gather(features_BD, labels_B, self._group)
@@ -103,8 +106,12 @@ class SlicedClassifier(nn.Module):
         statistics = _Statistics(max_n, sum_n, target_n, self._group)
         values_all, classes_all = self._group.all_gather(best[None]).permute(1, 2, 0, 3).flatten(2)
         order = values_all.topk(k, dim=1).indices
+        classes_nk = classes_all.gather(1, order).long()
+        bad_n = values_all.isnan().any(dim=1)
+        classes_nk.masked_fill_(bad_n[:, None], -1)
+        losses_n = statistics.losses_n.masked_fill(bad_n, torch.nan)
         mine = slice(self._group.index * len(labels_B), (self._group.index + 1) * len(labels_B))
-        return classes_all.gather(1, order)[mine].long(), statistics.losses_n[mine]
+        return classes_nk[mine], losses_n[mine]
 
     def _judge(self, logits_rK: Tensor, labels_r: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k largest of each row and their classes, [2, r, k], and what `_Statistics` takes of
@@ -113,12 +120,14 @@ class SlicedClassifier(nn.Module):
             logits_rK *= self._config.margin_scale
         logits_rK = logits_rK.to(_exact(logits_rK.dtype))
         values, columns = logits_rK.topk(min(k, self.owned.size), dim=1)
+        # A sum is finite only where all its terms are; NaN tells the other slices.
+        values = values.where(logits_rK.sum(dim=1, keepdim=True).isfinite(), torch.nan)
         missing = (0, k - values.shape[1])
         values = functional.pad(values, missing, value=-torch.inf)
         classes = functional.pad(columns + self.owned.start, missing, value=-1)
-        max_r, target_r = _largest_and_target(
-            logits_rK, *own_targets(labels_r - self.owned.start, logits_rK.shape[1])
-        )
+        targets_r = labels_r - self.owned.start
+        own = own_targets(targets_r, logits_rK.shape[1])
+        max_r, target_r = _largest_and_target(logits_rK, targets_r, own)
         sum_r = logits_rK.sub_(max_r[:, None]).exp_().sum(dim=1)
         # float64 holds every class number exactly, float32 only those below 2^24.
         best = torch.stack((values.double(), classes.double()))
@@ -214,23 +223,35 @@ class _Statistics:
 
     a = max over slices of the row's max; S = sum over slices of sum exp(z - a);
     t = the target's logit, on exactly one slice; loss = a + log S - t.
+
+    The loss holds for any a. So a slice in which a class below the target has the largest logit
+    takes the next larger number for its own: then t >= a says that no such class ties with the
+    target, whatever the slices, and costs no further collective.
     """
 
     def __init__(self, own_max_n: Tensor, sum_n: Tensor, target_n: Tensor, group: Group) -> None:
-        """Of this slice: each row's max, its sum of exp(z - max), and the target's logit, or 0."""
+        """Of this slice: what `_largest_and_target` finds, and each row's sum of exp(z - max)."""
         over_slices = _gathered if gathers_statistics(group.size) else _added_up
         max_n, sum_n, target_n = over_slices(own_max_n, sum_n, target_n, group)
-        self.losses_n = max_n + sum_n.log() - target_n
-        self.hits_n = target_n >= max_n
+        self.losses_n = (max_n - target_n) + sum_n.log()
+        self.hits_n = (target_n >= max_n) & self.losses_n.isfinite()
         self.scale_n = (own_max_n - max_n).exp() / sum_n
         """exp(z - own max) * scale = the softmax over all slices."""
 
 
-def _largest_and_target(logits_nK: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's largest logit and its target's, 0 where that is another slice's, both [n]."""
-    max_n = logits_nK.max(dim=1).values
+def _largest_and_target(
+    logits_nK: Tensor, targets_n: Tensor, own: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Each row's largest logit of this slice and its target's, 0 if another slice has it: [n].
+
+    `targets_n` count from the slice's first class; `own` is where this slice has them. The largest
+    is the next larger number where a class below the target has it; see `_Statistics`.
+    """
+    max_n, best_n = logits_nK.max(dim=1)  # of equals the lowest class
+    above_n = torch.nextafter(max_n, torch.full_like(max_n, torch.inf))
+    max_n = above_n.where(best_n < targets_n, max_n)
     target_n = torch.zeros_like(max_n)
-    target_n[rows] = logits_nK[rows, columns]
+    target_n[own[0]] = logits_nK[own]
     return max_n, target_n
 
 
@@ -263,7 +284,7 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         exact = logits_nK.to(_exact(logits_nK.dtype))
         rows, columns = own_targets(targets_n, exact.shape[1])
-        max_n, target_n = _largest_and_target(exact, rows, columns)
+        max_n, target_n = _largest_and_target(exact, targets_n, (rows, columns))
         exponentials_nK = (exact - max_n[:, None]).exp_()
         statistics = _Statistics(max_n, exponentials_nK.sum(dim=1), target_n, group)
         ctx.save_for_backward(exponentials_nK, statistics.scale_n, rows, columns)

@@ -17,7 +17,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from harness.measure.phase import Phase
 from harness.parallel.cards import place, view_of
-from harness.parallel.group import Group, Meters
+from harness.parallel.group import Group, Meters, Pending
 from harness.parallel.launcher import launched
 from harness.parallel.ranks import Ranks, open_ranks
 from harness.parallel.replicas import ReplicaGroup
@@ -57,6 +57,15 @@ class World(Ranks):
     def average(self, tensor: Tensor) -> Tensor:
         """Mean over all ranks, as a new tensor. Collective over the world."""
         return self.everyone.launch_average(tensor.detach().clone()).wait()
+
+    def launch_sum(self, vector: Tensor) -> Pending:
+        """Starts the sum of a few numbers on the host over all ranks, in place.
+
+        Bookkeeping: its bytes are no part of the traffic. Collective over the world.
+        """
+        group, waiting = self.everyone.process_group, self.meters.clock.phase(Phase.EXCHANGE_WAIT)
+        work = None if group is None else dist.all_reduce(vector, group=group, async_op=True)
+        return Pending(work, vector, waiting)
 
 
 def choose_device(choice: str, ranks: Ranks) -> tuple[torch.device, str]:

@@ -51,7 +51,7 @@ def calibrate(
 
 def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:
     """Times of a rank by itself: what was measured, less what sharing cores makes of it."""
-    config = Config.model_validate(_nested(found.config))
+    config = Config.from_flattened(found.config, "calibration")
     penalty = _sharing_penalty(found)
     shared = Cluster(
         name=name,
@@ -208,16 +208,3 @@ def _as_timed(config: Config) -> Config:
     exchange = ExchangeConfig(kind="isolated")
     classifier = config.classifier.model_copy(update={"layout": "node"})
     return config.model_copy(update={"exchange": exchange, "classifier": classifier})
-
-
-def _nested(flat: dict[str, object]) -> dict[str, object]:
-    nested: dict[str, object] = {}
-    for key, value in flat.items():
-        section, _, name = key.rpartition(".")
-        if not section:
-            nested[name] = value
-            continue
-        inner = nested.setdefault(section, {})
-        assert isinstance(inner, dict)
-        inner[name] = value
-    return nested

@@ -57,7 +57,9 @@ def _draw_accuracy(
     axes: Axes, variants: Sequence[Variant], target: Target | None, found: Mapping[str, Look]
 ) -> None:
     for variant in variants:
-        label: str | None = variant.name if variant.summaries else f"{variant.name} (failed)"
+        label: str | None = (
+            variant.name if variant.summaries else f"{variant.name} ({variant.fate})"
+        )
         for run in variant.summaries or [None]:
             points = [] if run is None else [e for e in run.evaluations if PRIMARY in e.metrics]
             axes.plot(

@@ -5,18 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from harness.errors import UserError
-
-
-class Figures(BaseModel):
-    """Immutable, and closed to keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+from harness.mistakes import read_model
+from harness.section import Section, Text
 
 
-class Line(Figures):
+class Line(Section):
     """What a collective inside a node takes: a start, and its bytes at a rate."""
 
     latency_seconds: float = Field(default=2e-5, ge=0)
@@ -25,7 +20,7 @@ class Line(Figures):
     """That a rank sends while all of its node do, bytes/s."""
 
 
-class Link(Figures):
+class Link(Section):
     """The network, at one node's port."""
 
     bytes_per_second: float = Field(gt=0)
@@ -40,7 +35,7 @@ class Link(Figures):
     """Of the ranks' processors per byte that a rank sends and is waited for, s; 0: cards do it."""
 
 
-class Late(Figures):
+class Late(Section):
     """Horovod's background thread, by which late and hierarchical exchanges go."""
 
     start_seconds: float = Field(default=2e-3, ge=0)
@@ -57,7 +52,7 @@ class Late(Figures):
     """Between a card and host memory, by which its exchanges go, bytes/s; none: no copies."""
 
 
-class Stalls(Figures):
+class Stalls(Section):
     """A node that now and then is slow."""
 
     every_seconds: float = Field(gt=0)
@@ -70,7 +65,7 @@ class Stalls(Figures):
     """How many nodes are so."""
 
 
-class Encoding(Figures):
+class Encoding(Section):
     """Packing, unpacking and remembering what was not sent, s an element."""
 
     fp16: float = Field(gt=0)
@@ -78,10 +73,10 @@ class Encoding(Figures):
     int4: float = Field(gt=0)
 
 
-class Cluster(Figures):
+class Cluster(Section):
     """Times are those of a rank that has a core, or a card, to itself."""
 
-    name: str = "cluster"
+    name: Text = "cluster"
     """What tables call it."""
     nodes: int = Field(ge=1)
     """Machines."""
@@ -173,30 +168,4 @@ class Cluster(Figures):
 
 def read_cluster(path: Path) -> Cluster:
     """Raises UserError for a file that is missing, no YAML, or holds something else."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the cluster {path}: {_one_line(error)}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {_one_line(error)}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no cluster; see experiments/clusters/")
-    try:
-        return Cluster.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"{path}: {' | '.join(map(_told, error.errors()))}") from error
-
-
-def _told(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {key}; the keys are in harness/study/cluster.py"
-    if problem["type"] == "missing":
-        return f"{key} is missing"
-    if problem["type"] == "value_error":
-        return str(problem["ctx"]["error"])
-    return f"{key}={problem['input']!r} does not fit: {problem['msg']}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return read_model(path, Cluster, "cluster")

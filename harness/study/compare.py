@@ -10,17 +10,19 @@ from harness.cluster.environment import withheld_credentials
 from harness.cluster.hosts import parse_hosts, topology_of
 from harness.cluster.launch import Outcome
 from harness.cluster.training import launch_training, train_command
-from harness.config import Config, load
+from harness.config import Config, load, load_resolved
 from harness.errors import UserError
+from harness.layers import override_of
 from harness.measure.address import store_uri
 from harness.measure.folders import CONFIG_FILE, claim, now
 from harness.measure.store import check_store
 from harness.measure.summary import RunSummary
 from harness.measure.tracking import ENVIRONMENT_FILE
 from harness.parallel.topology import check_classes
+from harness.paths import folder_name
 from harness.study.alike import check_same_images
 from harness.study.conclude import TABLE_FILE, conclude
-from harness.study.failure import Failure
+from harness.study.failure import Failure, divergence
 from harness.study.prediction import Prediction
 from harness.study.record import record_predictions
 from harness.study.results import Results, Terms, Variant
@@ -104,7 +106,7 @@ def make_plan(
     _check(configs, np, where)
     time = now()
     study = study or configs[0].tracking.study or f"study-{time}"
-    place = (folder or Path(configs[0].tracking.folder) / study / time).absolute()
+    place = (folder or Path(configs[0].tracking.folder) / folder_name(study) / time).absolute()
     if (place / TABLE_FILE).exists():
         raise UserError(f"{place} holds a comparison already; give another --folder")
     trials = []
@@ -113,7 +115,7 @@ def make_plan(
         seed = configs[0].seed + number
         # There and back: a machine that slows down steadily slows all variants alike.
         for path, config in pairs if number % 2 == 0 else reversed(pairs):
-            own = (*overrides, f"seed={seed}", f"tracking.study={study}")
+            own = (*overrides, f"seed={seed}", override_of("tracking.study", study))
             trial = place / f"{config.name}-s{seed}"
             if trial.exists():
                 raise UserError(f"{trial} exists already; give another --folder")
@@ -177,10 +179,12 @@ def _run_all(plan: Plan) -> tuple[dict[str, list[RunSummary]], list[Failure], in
     for number, trial in enumerate(plan.trials, start=1):
         _say(f"\n[{number}/{len(plan.trials)}] {trial.config.name}, seed {trial.config.seed}")
         outcome = _run(plan, trial)
-        if outcome.exit_code == 0:
-            finished[trial.config.name].append(RunSummary.read(trial.folder))
+        summary = RunSummary.read(trial.folder) if outcome.exit_code == 0 else None
+        if summary is not None and summary.diverged is None:
+            finished[trial.config.name].append(summary)
             continue
-        failures.append(Failure(config=trial.config, reason=outcome.reason))
+        reason = divergence(summary.diverged) if summary and summary.diverged else outcome.reason
+        failures.append(Failure(config=trial.config, reason=reason))
         code = max(code, outcome.exit_code)
         if outcome.stopped or outcome.exit_code == 2:
             _say("the study ends here")
@@ -210,7 +214,7 @@ def _results(
     environments = []
     for trial in reversed(plan.trials):
         if (trial.folder / CONFIG_FILE).exists():
-            resolved[trial.config.name] = load(trial.folder / CONFIG_FILE)
+            resolved[trial.config.name] = load_resolved(trial.folder / CONFIG_FILE)
         if (trial.folder / ENVIRONMENT_FILE).exists():
             found = (trial.folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")
             environments.append(json.loads(found))

@@ -1,9 +1,9 @@
 """The command line of `harness compare`: runs experiments, or takes up a study that was run."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from harness.arguments import MOST_RANKS, MOST_SEEDS, Arguments, count, path, text
 from harness.errors import UserError
 
 RUNNING = ("np", "hosts", "seeds", "study")
@@ -18,24 +18,35 @@ def add_compare(commands: Any) -> None:
         "compare", help="several experiments in turn, or a recorded study: table, verdict, report"
     )
     compare.add_argument("arguments", nargs="*", metavar="EXPERIMENT.yaml|key=value")
-    compare.add_argument("--np", type=int, help="ranks; one where not given")
+    compare.add_argument("--np", type=count(MOST_RANKS), help="ranks; one where not given")
     compare.add_argument("--hosts", help="as horovodrun -H takes them: host:slots,host:slots")
-    compare.add_argument("--seeds", type=int, help="repeat with so many seeds; a verdict needs 3")
-    compare.add_argument("--study", help="tag that joins the runs in MLflow")
-    compare.add_argument("--from-study", metavar="NAME", help="runs nothing: reads it from MLflow")
-    compare.add_argument("--uri", help="MLflow store to read from; none: as tracking.uri says")
-    compare.add_argument("--experiment", metavar="NAME", help="MLflow experiment to read from")
+    compare.add_argument(
+        "--seeds", type=count(MOST_SEEDS), help="repeat with so many seeds; a verdict needs 3"
+    )
+    compare.add_argument("--study", type=text, help="tag that joins the runs in MLflow")
+    compare.add_argument(
+        "--from-study", type=text, metavar="NAME", help="runs nothing: reads it from MLflow"
+    )
+    compare.add_argument(
+        "--uri", type=text, help="MLflow store to read from; none: as tracking.uri says"
+    )
+    compare.add_argument(
+        "--experiment", type=text, metavar="NAME", help="MLflow experiment to read from"
+    )
     compare.add_argument("--no-record", action="store_true", help="log no comparison to MLflow")
     compare.add_argument(
         "--target", type=float, help="val/top1 to time, a share; else the baseline's end - 0.01"
     )
     compare.add_argument(
-        "--baseline", metavar="NAME", help="variant; else the first that is data parallel and waits"
+        "--baseline",
+        type=text,
+        metavar="NAME",
+        help="variant; else the first that is data parallel and waits",
     )
     compare.add_argument(
-        "--predictions", type=Path, metavar="FILE", help="of harness plan, to set beside"
+        "--predictions", type=path, metavar="FILE", help="of harness plan, to set beside"
     )
-    compare.add_argument("--folder", type=Path, help="where runs, table, chart and report go")
+    compare.add_argument("--folder", type=path, help="where runs, table, chart and report go")
     compare.set_defaults(command=_compare)
 
 
@@ -52,15 +63,17 @@ def _compare(parsed: argparse.Namespace) -> int:
 
         source = Source(parsed.from_study, parsed.uri, parsed.experiment)
         return take_up(source, terms, predictions, parsed.folder, not parsed.no_record)
+    from harness.config import study_name
     from harness.study.compare import compare
 
+    given = Arguments.split(parsed.arguments)
     return compare(
-        [Path(argument) for argument in parsed.arguments if "=" not in argument],
-        [argument for argument in parsed.arguments if "=" in argument],
+        given.experiments,
+        given.overrides,
         np=1 if parsed.np is None else parsed.np,
         hosts=parsed.hosts,
         seeds=1 if parsed.seeds is None else parsed.seeds,
-        study=parsed.study,
+        study=study_name(parsed.study) if parsed.study else None,
         terms=terms,
         folder=parsed.folder,
         predictions=predictions,
@@ -74,7 +87,11 @@ def _check(parsed: argparse.Namespace) -> None:
             f"--from-study {parsed.from_study} runs nothing, found {parsed.arguments[0]}; give "
             f"either experiments or --from-study"
         )
-    foreign = [name for name in (RUNNING if reads else READING) if getattr(parsed, name)]
+    foreign = [
+        name
+        for name in (RUNNING if reads else READING)
+        if getattr(parsed, name) not in (None, False)
+    ]
     if foreign:
         option = foreign[0].replace("_", "-")
         other = "leave it out" if reads else "add --from-study NAME"

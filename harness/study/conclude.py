@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.config import Config
+from harness.errors import RunFailed
 from harness.measure.store import in_short
 from harness.study.chart import draw
 from harness.study.failure import FILE_NAME, write_failures
@@ -90,11 +91,21 @@ class Conclusion:
 
 def conclude(results: Results, terms: Terms, folder: Path, store: Config | None) -> None:
     """Shows the comparison, leaves its files in `folder`, and logs them where `store`, a config
-    with `tracking`, says; None logs nothing."""
+    with `tracking`, says; None logs nothing.
+
+    Raises RunFailed where the files cannot be written.
+    """
     found = Conclusion.of(results, terms)
-    files = found.write(folder)
+    print(f"\n{found.text}", flush=True)
+    try:
+        files = found.write(folder)
+    except OSError as error:
+        raise RunFailed(
+            f"the comparison's files cannot be written to {folder} ({error.strerror}); make room, "
+            f"and take it up again: harness compare --from-study {results.study}"
+        ) from error
     table, _, chart, _, report = files[:5]
-    print(f"\n{found.text}\n\ntable {table}\nchart {chart}\nreport {report}", flush=True)
+    print(f"\ntable {table}\nchart {chart}\nreport {report}", flush=True)
     if store is not None and store.tracking.enabled:
         _log(store, found, files)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from harness.errors import UserError
 from harness.study.cluster import Cluster, Late, Line, Link
+from harness.yaml_files import MOST_JSON_BYTES, read_text
 
 ALWAYS: dict[str, float] = {
     "backbone_efficiency": 0.4,
@@ -19,6 +20,16 @@ cycle of 1 ms."""
 MEMORY_BYTES_PER_SECOND = {"cpu": 10e9, "card": 500e9}
 NO_WAY_INSIDE: dict[str, float] = {"node.bytes_per_second": 10e9, "node.latency_seconds": 2e-5}
 """A bus, where two ranks of a host were not asked."""
+ODD = (
+    StopIteration,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What other JSON than the doctor's raises where its figures are looked up."""
 UNKNOWN_LINK_BYTES_PER_SECOND = 1e9
 """Of the only host there is: it is never used."""
 
@@ -26,15 +37,15 @@ UNKNOWN_LINK_BYTES_PER_SECOND = 1e9
 def cluster_of_doctor(path: Path) -> Cluster:
     """From the line that `harness doctor --json` prints; raises UserError for anything else, and
     where no link between its hosts could be measured."""
+    lines = read_text(path, "doctor's figures", MOST_JSON_BYTES).splitlines()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
         found = json.loads(next(line[line.index("{") :] for line in lines if '"verdict"' in line))
         hosts = [seat["host"] for seat in found["seats"]]
         if not hosts or len(hosts) != len(found["speeds"]):
             raise ValueError(f"{len(hosts)} seats, {len(found['speeds'])} speeds")
         links = [link for link in found["links"] if not link["error"] and link["there"]]
         return _cluster(path, hosts, found["speeds"], links)
-    except (OSError, StopIteration, ValueError, KeyError, TypeError, IndexError) as error:
+    except ODD as error:
         raise UserError(
             f"{path} holds no figures of the doctor ({type(error).__name__}); write it with "
             f"harness doctor --json --hosts ... > {path}"

@@ -1,4 +1,5 @@
-"""Runs that failed: what a comparison leaves for those that MLflow never knew of."""
+"""Runs that failed: what is said of them, and what a comparison leaves for those that MLflow never
+knew of."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,13 +7,24 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from harness.config import Config
-from harness.errors import UserError
+from harness.errors import DIVERGED, UserError
 from harness.measure.redaction import masked
 from harness.measure.summary import Record
 
 FILE_NAME = "failures.json"
 TAG = "failures"
 """Of a comparison's run in MLflow that holds such a file: how many."""
+
+
+def divergence(found: str) -> str:
+    """The reason of a run of which no more is known than what was not finite, and when."""
+    return f"{DIVERGED}: {found}"
+
+
+def diverged_at(reason: str) -> str | None:
+    """What was not finite, and when: out of the reason of a run that diverged; None of others."""
+    _, said, rest = reason.partition(f"{DIVERGED}: ")
+    return rest.partition(";")[0].partition(" (")[0] if said else None
 
 
 class Failure(Record):

@@ -68,8 +68,7 @@ def _why_not(verdict: Verdict, question: Question, rival: Variant) -> str:
     """Why a rival was not compared in this."""
     for each in (rival, verdict.baseline):
         if not each.summaries:
-            what = "has not ended" if each.running else "failed"
-            return what if each is rival else f"{each.name} {what}"
+            return each.fate if each is rival else f"{each.name} {each.fate}"
     if question is SECONDS:
         for each in (rival, verdict.baseline):
             reached = verdict.reached[each.name]

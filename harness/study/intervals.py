@@ -53,11 +53,11 @@ class Difference:
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Of the mean, NaN among the values making all of it NaN."""
+    """Of the mean; a value that is not finite leaves no interval."""
     if not values:
         return Interval(math.nan, math.nan, math.nan)
     mean = fmean(values)
-    if len(values) < 2 or math.isnan(mean):
+    if len(values) < 2 or not math.isfinite(mean):
         return Interval(mean, math.nan, math.nan)
     half = _quantile(len(values)) * stdev(values) / math.sqrt(len(values))
     return Interval(mean, mean - half, mean + half)

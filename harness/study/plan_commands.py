@@ -1,10 +1,14 @@
 """The command line of plan: predicts experiments, and all other ways, on a cluster."""
 
 import argparse
+import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.arguments import MOST_RANKS, Arguments, count, path, positive, text
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -12,26 +16,38 @@ if TYPE_CHECKING:
     from harness.study.cluster import Cluster
 
 
+MOST_SECONDS = 600.0
+MOST_WINDOWS = 100_000
+
+
 def add_plan(commands: Any) -> None:
     """`harness plan`."""
     parser = commands.add_parser("plan", help="predicts speed, waits, memory and bytes of a run")
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
-    parser.add_argument("--cluster", type=Path, help="figures of a cluster: experiments/clusters/")
-    parser.add_argument("--doctor", type=Path, help="what harness doctor --json printed")
+    parser.add_argument("--cluster", type=path, help="figures of a cluster: experiments/clusters/")
+    parser.add_argument("--doctor", type=path, help="what harness doctor --json printed")
     parser.add_argument("--hosts", "-H", help="measure these now: host:slots,host:slots")
-    parser.add_argument("--np", "-np", type=int, default=0, help="ranks to measure with")
-    parser.add_argument("--calibrate", type=Path, metavar="OUT.yaml", help="keep what was measured")
-    parser.add_argument("--seconds", type=float, default=0.6, help="for each of the timings")
-    parser.add_argument("--nodes", type=int, help="predict for so many machines")
-    parser.add_argument("--ranks-per-node", type=int, help="of so many ranks")
-    parser.add_argument("--simulate", type=int, default=0, metavar="WINDOWS", help="with jitter")
-    parser.add_argument("--output", type=Path, help="predictions of the experiments, JSON")
-    parser.add_argument("--study", help="keep them in MLflow for compare --study of this name")
+    parser.add_argument(
+        "--np", "-np", type=count(MOST_RANKS), default=0, help="ranks to measure with"
+    )
+    parser.add_argument("--calibrate", type=path, metavar="OUT.yaml", help="keep what was measured")
+    parser.add_argument(
+        "--seconds", type=positive(MOST_SECONDS), default=0.6, help="for each of the timings"
+    )
+    parser.add_argument("--nodes", type=count(MOST_RANKS), help="predict for so many machines")
+    parser.add_argument("--ranks-per-node", type=count(MOST_RANKS), help="of so many ranks")
+    parser.add_argument(
+        "--simulate", type=count(MOST_WINDOWS), default=0, metavar="WINDOWS", help="with jitter"
+    )
+    parser.add_argument("--output", type=path, help="predictions of the experiments, JSON")
+    parser.add_argument(
+        "--study", type=text, help="keep them in MLflow for compare --study of this name"
+    )
     parser.set_defaults(command=_plan)
 
 
 def _plan(parsed: argparse.Namespace) -> int:
-    from harness.config import load
+    from harness.config import load, study_name
     from harness.study import plan_text
     from harness.study.calibration import CalibrationFailed
     from harness.study.cost_model import predict
@@ -39,11 +55,14 @@ def _plan(parsed: argparse.Namespace) -> int:
     from harness.study.prediction import write_predictions
     from harness.study.record import record_predictions
 
-    overrides = [argument for argument in parsed.arguments if "=" in argument]
-    experiments = [Path(argument) for argument in parsed.arguments if "=" not in argument]
+    given = Arguments.split(parsed.arguments)
+    experiments, overrides = given.experiments, given.overrides
     if not experiments:
         raise UserError("harness plan predicts experiments; name a YAML file")
     configs = [load(each, overrides) for each in experiments]
+    study = study_name(parsed.study) if parsed.study else None
+    for file in (parsed.output, parsed.calibrate):
+        _require_writable(file)
     try:
         cluster = _cluster(parsed, experiments[0], overrides)
     except CalibrationFailed as error:
@@ -63,13 +82,19 @@ def _plan(parsed: argparse.Namespace) -> int:
     _show(plan_text.break_even(cluster, configs[0]))
     if parsed.output:
         write_predictions(predictions, parsed.output)
-    if parsed.study:
-        record_predictions(configs[0], parsed.study, predictions)
-        print(f"predictions are kept for harness compare --study {parsed.study}", flush=True)
+    if study:
+        record_predictions(configs[0], study, predictions)
+        print(f"predictions are kept for harness compare --study {shlex.quote(study)}", flush=True)
     return 0
 
 
-def _cluster(parsed: argparse.Namespace, experiment: Path, overrides: list[str]) -> "Cluster":
+def _require_writable(file: Path | None) -> None:
+    """Before minutes of measuring. Raises UserError."""
+    if file is not None and (file.is_dir() or not os.access(file.absolute().parent, os.W_OK)):
+        raise UserError(f"cannot write {file}; give a file in a folder that is there")
+
+
+def _cluster(parsed: argparse.Namespace, experiment: Path, overrides: Sequence[str]) -> "Cluster":
     from harness.study.cluster import read_cluster
     from harness.study.doctor_figures import cluster_of_doctor
 
@@ -84,9 +109,6 @@ def _cluster(parsed: argparse.Namespace, experiment: Path, overrides: list[str])
         cluster = cluster_of_doctor(parsed.doctor)
     else:
         cluster = _measured(parsed, experiment, overrides)
-    for name, value in (("--nodes", parsed.nodes), ("--ranks-per-node", parsed.ranks_per_node)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} {value} is no number of them; give 1 or more")
     nodes = parsed.nodes or cluster.nodes
     if nodes > 1 and not cluster.link_known:
         raise UserError(
@@ -96,7 +118,7 @@ def _cluster(parsed: argparse.Namespace, experiment: Path, overrides: list[str])
     return cluster.on(nodes, parsed.ranks_per_node or cluster.ranks_per_node)
 
 
-def _measured(parsed: argparse.Namespace, experiment: Path, overrides: list[str]) -> "Cluster":
+def _measured(parsed: argparse.Namespace, experiment: Path, overrides: Sequence[str]) -> "Cluster":
     from harness.study.calibration import calibrate, cluster_from
 
     found = calibrate(experiment, overrides, parsed.np, parsed.hosts, parsed.seconds)

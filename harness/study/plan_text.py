@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from harness.config import Config
+from harness.exchange.compression import few_levels
 from harness.exchange.exchange import route_of
 from harness.study.break_even import (
     FASTEST,
@@ -98,6 +99,8 @@ def verdict(ways: Sequence[Way], cluster: Cluster) -> list[str]:
         f"{ENOUGH:g} of that it costs the least accuracy, late ones only where they have {PAYS:g} "
         f"times the images/s of all that wait with the same K",
     ]
+    if coarse := few_levels(chosen.config.exchange.compression, cluster.nodes):
+        lines.append(f"  accuracy unknown: {coarse}")
     passes = chosen.config.exchange.backward_passes_per_step
     for name, each in (
         (f"data parallel that waits, at its strongest with K = {passes}", passes),

@@ -7,6 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import UserError
 from harness.measure.summary import Record
+from harness.yaml_files import MOST_JSON_BYTES, read_text
 
 FILE_NAME = "predictions.json"
 TAG = "prediction"
@@ -42,10 +43,9 @@ def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
 
 def read_predictions(path: Path) -> tuple[Prediction, ...]:
     """Raises UserError for a file that is missing or holds something else."""
+    text = read_text(path, "predictions", MOST_JSON_BYTES)
     try:
-        return _MANY.validate_json(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read the predictions {path}: {error.strerror}") from error
+        return _MANY.validate_json(text)
     except ValidationError as error:
         raise UserError(
             f"{path} holds no predictions; make them with harness plan --output"

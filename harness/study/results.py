@@ -1,5 +1,6 @@
 """What the runs of a study came to, by variant, and what they are measured against."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from harness.config import Config
 from harness.errors import UserError
 from harness.measure.summary import RunSummary
-from harness.study.failure import Failure
+from harness.study.failure import Failure, diverged_at
 from harness.study.prediction import Prediction
 
 LEEWAY = 0.01
@@ -21,7 +22,7 @@ class Variant:
 
     config: Config
     summaries: tuple[RunSummary, ...]
-    """Of the runs that ended well, by seed."""
+    """Of the runs that ended well, by seed; none that diverged."""
     failures: tuple[str, ...] = ()
     """Why others did not."""
     running: int = 0
@@ -30,6 +31,23 @@ class Variant:
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def diverged(self) -> tuple[str, ...]:
+        """Of the failures those whose numbers were not finite any more: what, and when."""
+        return tuple(found for each in self.failures if (found := diverged_at(each)))
+
+    @property
+    def failed(self) -> int:
+        """How many failed in another way."""
+        return len(self.failures) - len(self.diverged)
+
+    @property
+    def fate(self) -> str:
+        """What became of a variant that has no result."""
+        if self.running:
+            return "has not ended"
+        return "failed" if self.failed or not self.diverged else "diverged"
 
 
 @dataclass(frozen=True)
@@ -104,7 +122,8 @@ def target_of(baseline: Variant, given: float | None) -> Target | None:
     """The one given, else a little below the baseline's own end; None where it learned nothing."""
     if given is not None:
         return Target(given, f"{given:.2%} as given")
-    ends = [run.final[PRIMARY] for run in baseline.summaries if PRIMARY in run.final]
+    found = [run.final.get(PRIMARY, math.nan) for run in baseline.summaries]
+    ends = [end for end in found if math.isfinite(end)]
     top1 = sum(ends) / len(ends) - LEEWAY if ends else 0.0
     if top1 <= 0:
         return None

@@ -17,6 +17,7 @@ from harness.study.verdict import (
 from harness.study.winner import overall
 from harness.study.wording import (
     hidden_in,
+    lost_runs,
     p_of,
     points_of,
     ratio_of,
@@ -68,14 +69,10 @@ def _rival(verdict: Verdict, rival: Variant) -> str:
     if not rival.summaries:
         return f"{rival.name}: no result, {without_result(rival)}."
     if not baseline.summaries:
-        what = "has not ended" if baseline.running else "failed"
-        return f"{rival.name}: nothing to compare it with, {baseline.name} {what}."
+        return f"{rival.name}: nothing to compare it with, {baseline.name} {baseline.fate}."
     clauses = [_to_target(verdict, rival), _accuracy(verdict, rival), _throughput(verdict, rival)]
     for variant, whose in ((rival, "its"), (baseline, f"{baseline.name}'s")):
-        if variant.failures:
-            clauses.append(f"{len(variant.failures)} of {whose} runs failed")
-        if variant.running:
-            clauses.append(f"{variant.running} of {whose} runs still running")
+        clauses += lost_runs(variant, whose)
     text = "; ".join(clause for clause in clauses if clause)
     return f"{rival.name}: {head(verdict, rival.name)}. It {text}."
 

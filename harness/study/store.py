@@ -8,17 +8,13 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
 from pydantic_core import from_json
-from yaml import YAMLError
 
 from harness.config import Config, load_resolved
 from harness.errors import UserError
@@ -26,12 +22,12 @@ from harness.measure.address import sqlite_file
 from harness.measure.folders import CONFIG_FILE, METRICS_FILE
 from harness.measure.redaction import masked
 from harness.measure.store import open_store, still_answering
-from harness.measure.summary import FILE_NAME, RunSummary
+from harness.measure.summary import DIVERGED_TAG, FILE_NAME, RunSummary
 from harness.measure.tracking import ENVIRONMENT_FILE
 from harness.study import failure, prediction
 from harness.study.artifacts import artifacts_of, folder_of
 from harness.study.endings import UNENDED, ending_of
-from harness.study.failure import Failure, read_failures
+from harness.study.failure import Failure, divergence, read_failures
 from harness.study.prediction import Prediction, read_predictions
 from harness.study.results import Results, Variant
 
@@ -41,6 +37,7 @@ if TYPE_CHECKING:
 
 PAGE = 1000
 """Runs in one request."""
+TRAIN_LOSS = "train/loss"
 PLAIN = re.compile(r"[A-Za-z0-9_.:/+ -]+")
 """A name that can stand in a query: MLflow's language has no way to escape every other."""
 
@@ -54,7 +51,7 @@ class RecordedRun:
     status: str
     """FINISHED, FAILED, KILLED or RUNNING, as the store has it."""
     summary: RunSummary | None
-    """None where the run did not end well."""
+    """None where the run did not end well, or diverged."""
     folder: Path
     """Its artifacts, or the folder it was trained in where the store did not take them."""
     failure: str | None = None
@@ -292,9 +289,25 @@ def _search(client: "MlflowClient", experiments: list[str], query: str) -> Itera
 def _recorded(client: "MlflowClient", run: "Run", store: Path | None) -> RecordedRun:
     folder = folder_of(client, run, store)
     summary = RunSummary.read(folder) if (folder / FILE_NAME).exists() else None
-    ending = None if summary is not None else ending_of(client, run)
-    config = _config(run, folder)
-    return RecordedRun(run.info.run_id, config, run.info.status, summary, folder, ending)
+    found = RecordedRun(run.info.run_id, _config(run, folder), run.info.status, summary, folder)
+    if diverged := _diverged(found, run):
+        return replace(found, summary=None, failure=divergence(diverged))
+    return found if summary is not None else replace(found, failure=ending_of(client, run))
+
+
+def _diverged(found: RecordedRun, run: "Run") -> str | None:
+    """What was not finite, and when: by its tag, or as records that are older than it show it."""
+    if DIVERGED_TAG in run.data.tags:
+        return str(run.data.tags[DIVERGED_TAG])
+    if found.summary is not None and found.summary.diverged:
+        return found.summary.diverged
+    if f"{TRAIN_LOSS}_nonfinite" not in run.data.metrics:
+        return None
+    # What is not finite is logged under this name, and not under its own.
+    bad, well = found.metric(f"{TRAIN_LOSS}_nonfinite").index, found.metric(TRAIN_LOSS).index
+    last = well[-1] if len(well) else 0
+    after = [step for step in bad if step > last]
+    return f"the loss of window {after[0]} is not finite" if after else None
 
 
 def _config(run: "Run", folder: Path) -> Config:
@@ -303,9 +316,8 @@ def _config(run: "Run", folder: Path) -> Config:
         return load_resolved(folder / CONFIG_FILE)
     own = {"name": run.data.tags["variant"], "seed": int(run.data.tags["seed"])}
     # None is what every key that may have it has anyway.
-    known = [f"{key}={value}" for key, value in run.data.params.items() if value != "None"]
+    known = {key: value for key, value in run.data.params.items() if value != "None"}
     try:
-        told = OmegaConf.merge(OmegaConf.from_dotlist(known), own)
-        return Config.model_validate(OmegaConf.to_container(told))
-    except (ValidationError, OmegaConfBaseException, YAMLError):
+        return Config.from_flattened(known | own, f"run {run.info.run_id}")
+    except UserError:
         return Config.model_validate(own | {"train": {"steps": 1}})

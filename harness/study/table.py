@@ -70,11 +70,12 @@ def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[s
         # A mean over the lucky seeds alone would flatter: one that missed makes it NaN.
         row[name] = mean(found) if found else math.nan
         if len(found) > 1:
-            row[f"{name}_sd"] = math.nan if math.isnan(row[name]) else stdev(found)
+            row[f"{name}_sd"] = stdev(found) if math.isfinite(row[name]) else math.nan
             row[f"{name}_ci"] = mean_interval(found).half
     row["reached"] = sum(_seconds(run, target) > 0 for run in variant.summaries)
     row["runs"] = len(variant.summaries)
-    row["failed"] = len(variant.failures)
+    row["failed"] = variant.failed
+    row["diverged"] = len(variant.diverged)
     row["running"] = variant.running
     return row
 
@@ -240,7 +241,7 @@ def _to_target(row: "pd.Series[float]", name: str) -> str:
 
 
 def _runs(row: "pd.Series[float]", name: str) -> str:
-    others = [f"{int(row[kind])} {kind}" for kind in ("failed", "running") if row[kind]]
+    others = [f"{int(row[kind])} {kind}" for kind in ("failed", "diverged", "running") if row[kind]]
     return ", ".join([f"{int(row[name])}", *others])
 
 

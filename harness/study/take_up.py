@@ -4,10 +4,11 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.config import Config
+from harness.config import config_of_store
 from harness.errors import UserError
 from harness.measure.address import store_uri
 from harness.measure.folders import claimed, now
+from harness.paths import folder_name
 from harness.study.alike import check_alike
 from harness.study.conclude import conclude
 from harness.study.prediction import Prediction
@@ -35,7 +36,7 @@ def take_up(
 ) -> int:
     """The exit code. `predictions` stand instead of the study's own; `recorded`: MLflow gets the
     comparison too. Raises UserError for a study that cannot be read."""
-    asked = _tracked(source.uri, source.experiment)
+    asked = config_of_store(source.uri, source.experiment)
     study = read_study(store_uri(asked), source.study, source.experiment)
     results = study.results
     if predictions:
@@ -50,14 +51,11 @@ def take_up(
         )
     for line in study.unended:
         print(line, file=sys.stderr, flush=True)
-    with claimed(folder, Path("runs") / source.study / f"{now()}-again") as place:
+    with claimed(folder, Path("runs") / folder_name(source.study) / f"{now()}-again") as place:
         conclude(
-            results, terms, place, _tracked(source.uri, study.experiment) if recorded else None
+            results,
+            terms,
+            place,
+            config_of_store(source.uri, study.experiment) if recorded else None,
         )
     return 0
-
-
-def _tracked(uri: str | None, experiment: str | None) -> Config:
-    """A config of nothing but the place of its records."""
-    tracking = {"uri": uri, "experiment": experiment or "harness"}
-    return Config.model_validate({"tracking": tracking, "train": {"steps": 1}})

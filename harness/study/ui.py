@@ -16,7 +16,7 @@ from types import FrameType
 from typing import IO
 from urllib.parse import quote
 
-from harness.config import Config
+from harness.config import config_of_store
 from harness.errors import UserError
 from harness.measure.address import sqlite_file, store_uri
 from harness.measure.redaction import masked
@@ -32,8 +32,7 @@ END_SECONDS = 5.0
 def show(uri: str | None, study: str | None, host: str, port: int) -> int:
     """Prints the address of the store's pages, or of a study's, and serves them until Ctrl-C; the
     exit code. Raises UserError for a store, a study or a port that there is not."""
-    tracking = {"uri": uri} if uri else {}
-    store = store_uri(Config.model_validate({"tracking": tracking, "train": {"steps": 1}}))
+    store = store_uri(config_of_store(uri))
     file = sqlite_file(store)
     if file is not None and not file.exists():
         raise UserError(f"there is no MLflow store {file}; give another --uri")
@@ -164,7 +163,7 @@ def _tell_end(log: IO[bytes]) -> None:
 def command_of(store: str, study: str) -> list[str]:
     """What shows the study's pages, as it can be typed here."""
     beside = Path(sys.executable).parent / "harness"
-    usual = store == store_uri(Config.model_validate({"train": {"steps": 1}}))
+    usual = store == store_uri(config_of_store(None))
     return [*_program(beside), "ui", "--study", study, *([] if usual else ["--uri", masked(store)])]
 
 

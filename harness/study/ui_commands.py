@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from harness.arguments import count, text
+
 PORT = 5000
 
 
@@ -10,10 +12,14 @@ def add_ui(commands: Any) -> None:
     """`harness ui`."""
     ui = commands.add_parser("ui", help="MLflow's pages of the runs so far, until Ctrl-C")
     ui.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
-    ui.add_argument("--study", metavar="NAME", help="show the runs of this one")
-    ui.add_argument("--uri", help="MLflow store; none: MLFLOW_TRACKING_URI, else mlflow.db here")
+    ui.add_argument("--study", type=text, metavar="NAME", help="show the runs of this one")
+    ui.add_argument(
+        "--uri", type=text, help="MLflow store; none: MLFLOW_TRACKING_URI, else mlflow.db here"
+    )
     ui.add_argument("--host", default="127.0.0.1", help="who may look: 0.0.0.0 for all machines")
-    ui.add_argument("--port", type=int, default=PORT, help="the next one that is free, from this")
+    ui.add_argument(
+        "--port", type=count(65_535), default=PORT, help="the next one that is free, from this"
+    )
     ui.set_defaults(command=_ui)
 
 
@@ -23,6 +29,4 @@ def _ui(parsed: argparse.Namespace) -> int:
 
     if parsed.arguments:
         raise UserError(f"harness ui takes options only, found {parsed.arguments[0]}")
-    if not 0 < parsed.port < 1 << 16:
-        raise UserError(f"--port {parsed.port} is no port; give 1 to 65535")
     return show(parsed.uri, parsed.study, parsed.host, parsed.port)

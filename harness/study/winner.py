@@ -22,6 +22,11 @@ from harness.study.wording import (
 def overall(verdict: Verdict) -> str:
     """The winner by time to accuracy, against the next best and not only the baseline."""
     target = verdict.target
+    if target is None and not verdict.baseline.summaries:
+        return (
+            f"No winner: {verdict.baseline.name} {verdict.baseline.fate}, so there is no accuracy "
+            f"that others could be timed to; give one with --target."
+        )
     if target is None:
         return f"No winner: {verdict.baseline.name} learned nothing that others could be timed to."
     made_it = [each for each in verdict.variants if verdict.reached[each.name].always]

@@ -14,19 +14,34 @@ def too_few(pairs: int) -> str:
 
 def unfinished(variant: Variant) -> str:
     """What became of its runs that have no result."""
-    found = []
-    for count, what in ((len(variant.failures), "failed"), (variant.running, "still running")):
-        if count:
-            found.append(f"{count} more run{'s' * (count > 1)} {what}")
-    return ", ".join(found)
+    return ", ".join(
+        f"{count} more run{'s' * (count > 1)} {what}" for count, what in _ends(variant)
+    )
+
+
+def lost_runs(variant: Variant, whose: str) -> list[str]:
+    """The same, of a variant that has results too, a clause for each kind of end."""
+    return [f"{count} of {whose} runs {what}" for count, what in _ends(variant)]
+
+
+def _ends(variant: Variant) -> list[tuple[int, str]]:
+    """How many of its runs came to which end, but the good one."""
+    where = ", ".join(dict.fromkeys(variant.diverged))
+    found = [
+        (len(variant.diverged), f"diverged ({where})"),
+        (variant.failed, "failed"),
+        (variant.running, "still running"),
+    ]
+    return [(count, what) for count, what in found if count]
 
 
 def without_result(variant: Variant) -> str:
     """Of a variant none of whose runs ended well."""
-    failed, running = len(variant.failures), variant.running
-    if not running:
-        return f"all {failed} runs failed"
-    return f"{running} still running" + (f", {failed} failed" if failed else "")
+    ends = _ends(variant)
+    if len(ends) == 1 and not variant.running:
+        ((count, what),) = ends
+        return f"all {count} runs {what}"
+    return ", ".join(f"{count} {what}" for count, what in reversed(ends))
 
 
 def ratio_range(finding: Finding) -> str:

@@ -1,9 +1,22 @@
 """Lists of hosts, and what of the environment goes to the ranks."""
 
+import socket
+from unittest.mock import patch
+
 import pytest
+from horovod.runner.common.util.hosts import parse_hosts_and_slots as horovodruns_hosts
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness.cluster.environment import passed_on, withheld_credentials
-from harness.cluster.hosts import Host, most_ranks_on_a_machine, parse_hosts, topology_of
+from harness.cluster.hosts import (
+    Host,
+    in_one_word,
+    most_ranks_on_a_machine,
+    parse_hosts,
+    read_hosts,
+    topology_of,
+)
 from harness.errors import UserError
 
 
@@ -62,3 +75,85 @@ def test_credentials_that_ranks_will_miss_are_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@host")
     assert withheld_credentials() == ["MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "h1:4,h2:4",
+        "h1:4, h2:4",
+        "h1:4 h2:4",
+        "h1:4;h2:4",
+        "h1:4\nh2:4\n",
+        " h1:4,,h2:4, ",
+        "h1 slots=4\nh2 slots=4",
+        "h1 slots = 4,h2:4",
+        "h1: 4, h2 :4",
+    ],
+)
+def test_hosts_may_be_divided_as_people_and_schedulers_do(text: str) -> None:
+    assert read_hosts(text) == (Host("h1", 4), Host("h2", 4))
+    assert in_one_word(read_hosts(text)) == "h1:4,h2:4"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("h1:1,h1:1", "names h1 more than once; write --hosts h1:2"),
+        ("a:1,b:1,a:1,b:1", "names a more than once; write --hosts a:2,b:2"),
+        ("h1", "'h1'; write NAME:SLOTS"),
+        ("h1:0", "each with 1 to 4096 slots"),
+        ("h1:-1", "'h1:-1'; write"),
+        ("h1:4.0", "'h1:4.0'; write"),
+        ("h1:４", "'h1:４'; write"),
+        ("h1:99999", "'h1:99999'; write"),
+        ("h1:" + "9" * 5000, "each with 1 to 4096 slots"),
+        ("::1:2", "takes host names and IPv4 addresses"),
+        ("[fe80::1]:2", "takes host names and IPv4 addresses"),
+        ("h1:4:4", "takes host names and IPv4 addresses"),
+        ("-oProxyCommand=x:1", "'-oProxyCommand=x:1'; write"),
+        ("h1 slots=4 max_slots=8", "'max_slots=8'; write"),
+        ("", "names no host"),
+        (" , ", "names no host"),
+        ("a..b:1", "leads nowhere"),
+        ("a" * 64 + ":1", "leads nowhere"),
+    ],
+)
+def test_other_hosts_are_told_in_one_line(text: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_hosts(text, 1)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("ranks", [0, -3])
+def test_no_ranks_are_told(ranks: int) -> None:
+    with pytest.raises(UserError, match=f"--np {ranks} starts no rank"):
+        parse_hosts("localhost:4", ranks)
+
+
+PIECES = st.sampled_from(
+    ["h1", "localhost", ":", "4", ",", ";", " ", "\n", "slots=", "-", ".", "4:"]
+)
+RUBBISH = st.one_of(st.text(max_size=40), st.lists(PIECES, max_size=12).map("".join))
+
+
+@settings(max_examples=500)
+@given(RUBBISH)
+def test_any_text_is_hosts_or_a_users_mistake(text: str) -> None:
+    """Without asking a name server: a name that leads nowhere can take it many seconds."""
+    nameless = patch("socket.getaddrinfo", side_effect=socket.gaierror("asked"))
+    with nameless, pytest.raises(UserError) as mistake:
+        parse_hosts(text, 1)
+    line = str(mistake.value)
+    assert "\n" not in line
+    if "asked" not in line:
+        assert "write " in line
+        return
+    hosts = read_hosts(text)
+    # What is understood is what horovodrun understands.
+    assert horovodruns_hosts(in_one_word(hosts)) == (
+        [host.name for host in hosts],
+        {host.name: host.slots for host in hosts},
+    )
+    assert read_hosts(in_one_word(hosts)) == hosts

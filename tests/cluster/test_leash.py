@@ -53,3 +53,23 @@ def test_a_byte_is_a_signal_for_the_whole_group(ignored: bool, tmp_path: Path) -
     held.stdin.flush()
     assert held.wait(20) == 9
     held.stdin.close()
+
+
+def test_a_stopped_command_is_told_and_that_it_goes_on(tmp_path: Path) -> None:
+    """It cannot say so itself, and the others wait for it for minutes."""
+    pid = tmp_path / "pid"
+    script = f"echo $$ > {pid}.part; mv {pid}.part {pid}; exec sleep 600"
+    held = subprocess.Popen(
+        [*LEASH, "sh", "-c", script], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(pid.exists)
+    number = int(pid.read_text())
+    assert held.stderr is not None
+    assert held.stdin is not None
+    os.kill(number, signal.SIGSTOP)
+    assert held.stderr.readline().strip() == leash.STOPPED
+    os.kill(number, signal.SIGCONT)
+    assert held.stderr.readline().strip() == leash.RESUMED
+    held.stdin.close()
+    assert held.wait(20) == 128 + signal.SIGTERM
+    held.stderr.close()

@@ -1,8 +1,13 @@
 """What is made of horovodrun's lines: the terminal's picture, and who is to blame."""
 
 import io
+from pathlib import Path
 
-from harness.cluster.output import Evidence, Line, Screen, Splitter
+import pytest
+
+from harness.cluster.leash import RESUMED, STOPPED
+from harness.cluster.output import Evidence, Line, Log, Screen, Splitter
+from harness.errors import UserError
 
 ENDED = "Horovod detected ... The first process to do so was:\nProcess name: {}\nExit code: {}\n"
 
@@ -39,6 +44,28 @@ def test_lines_come_whole_however_the_bytes_are_cut() -> None:
             lines += splitter.feed(portions[start : start + size])
         lines += splitter.feed(b"", final=True)
         assert lines == expected
+
+
+def test_no_secret_of_an_address_comes_through() -> None:
+    said = b"[0]<stdout>:View run at http://ann:pa55word@host:1/#/x\nno http://t0ken@host\n"
+    lines = [line.text for line in Splitter().feed(said)]
+    assert lines == ["View run at http://host:1/#/x", "no http://host"]
+
+
+def test_a_log_that_the_disk_does_not_take_is_given_up_and_said_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever reads the ranks goes on: they would wait for it."""
+    (tmp_path / "full.log").symlink_to("/dev/full")
+    log = Log(tmp_path / "full.log")
+    for _ in range(3):
+        log.add([Line(0, "stdout", "said", False)])
+    log.close()
+    (told,) = capfd.readouterr().err.splitlines()
+    assert "log cannot be written any more (No space left on device)" in told
+    (tmp_path / "none").touch()
+    with pytest.raises(UserError, match=r"cannot write .*none/x"):
+        Log(tmp_path / "none" / "x")
 
 
 def test_progress_stays_on_one_line_of_a_terminal_and_words_push_it_down() -> None:
@@ -113,3 +140,84 @@ def test_without_any_word_the_exit_code_is_told() -> None:
 def test_horovodruns_own_failure_is_told() -> None:
     found = evidence("RuntimeError: could not connect to some hosts via ssh\n")
     assert found.cause() == "RuntimeError: could not connect to some hosts via ssh"
+
+
+def victim(number: int, why: str, detail: str) -> str:
+    return rank(number, f"harness: rank {number} on h{number}: stopped because {why} ({detail})")
+
+
+TIMED_OUT = "RuntimeError: [x.cc:84] Timed out waiting 300000ms for recv operation to complete"
+HOSTS = ("h0", "h1", "h2", "h3")
+
+
+def found_on(hosts: tuple[str, ...], *pieces: str) -> Evidence:
+    found = Evidence(hosts)
+    for line in Splitter().feed("".join(pieces).encode(), final=True):
+        found.add(line)
+    return found
+
+
+def test_victims_one_line_is_neither_the_cause_nor_a_users_mistake() -> None:
+    found = found_on(
+        HOSTS,
+        victim(0, "another rank ended", "HorovodInternalError: shut down"),
+        rank(3, TRACE.format("ZeroDivisionError: division by zero")),
+        ENDED.format(3, 1),
+    )
+    assert found.cause() == f"rank 3 failed:\n{TRACE.format('ZeroDivisionError: division by zero')}"
+    mistaken = found_on(
+        HOSTS,
+        victim(0, "another rank ended", "HorovodInternalError: shut down"),
+        rank(1, "harness: an image is broken; replace it"),
+        ENDED.format(1, 2),
+    )
+    assert mistaken.user_error() == "harness: an image is broken; replace it"
+
+
+def test_a_stopped_process_is_named() -> None:
+    found = found_on(
+        HOSTS,
+        rank(2, STOPPED),
+        victim(0, "another rank did not answer", TIMED_OUT),
+        victim(1, "another rank ended", "RuntimeError: Connection closed by peer"),
+        ENDED.format(0, 1),
+    )
+    first, *rest = found.cause().splitlines()
+    assert first == "rank 2 on h2 did not answer for 300 s (its process is stopped)"
+    assert [line[:15] for line in rest] == ["harness: rank 0", "harness: rank 1"]
+
+
+def test_one_that_went_on_is_not() -> None:
+    found = found_on(
+        HOSTS, rank(2, STOPPED), rank(2, RESUMED), rank(1, TRACE.format("E: x")), ENDED.format(1, 1)
+    )
+    assert found.cause().startswith("rank 1 failed:")
+
+
+def test_the_ranks_that_said_nothing_are_named_where_others_waited_in_vain() -> None:
+    """As of a host that is gone without a word: nobody there can look."""
+    found = found_on(
+        HOSTS,
+        victim(0, "another rank did not answer", TIMED_OUT),
+        victim(1, "another rank ended", "RuntimeError: Connection closed by peer"),
+        ENDED.format(0, 1),
+    )
+    assert found.cause().startswith("rank 2 on h2, rank 3 on h3 did not answer for 300 s\n")
+
+
+def test_a_cause_counts_more_than_a_rank_that_did_not_answer() -> None:
+    found = found_on(
+        HOSTS,
+        victim(0, "another rank did not answer", TIMED_OUT),
+        rank(1, TRACE.format("MemoryError: x")),
+        ENDED.format(0, 1),
+    )
+    assert found.cause().startswith("rank 1 failed:")
+
+
+def test_a_stopped_rank_is_shown_at_once() -> None:
+    file = io.StringIO()
+    screen = Screen(file, 80)
+    screen.show(Line(2, "stderr", STOPPED, False))
+    screen.show(Line(0, "stderr", RESUMED, False))
+    assert file.getvalue() == f"rank 2: {STOPPED}\nrank 0: {RESUMED}\n"

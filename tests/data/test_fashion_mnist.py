@@ -2,10 +2,14 @@
 
 import gzip
 import struct
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness.config import DataConfig
 from harness.data.fashion_mnist import open_fashion_mnist
@@ -96,3 +100,53 @@ def test_a_cut_gzip_file_is_named(tmp_path):
 def test_another_number_of_classes(tmp_path):
     with pytest.raises(UserError, match=r"set data\.num_classes=10"):
         open_fashion_mnist(config(write_files(tmp_path, True), num_classes=11))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    damage=st.lists(
+        st.tuples(
+            st.sampled_from([IMAGES, LABELS]),
+            st.sampled_from(["cut", "header", "pack", "rubbish"]),
+            st.binary(max_size=24),
+            st.floats(0, 1),
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_damaged_files_are_one_line_or_read_well(damage):
+    """Cut anywhere, any header, packed or not: images of the right shape, or UserError."""
+    with tempfile.TemporaryDirectory() as name:
+        root = write_files(Path(name), packed=False)
+        for file, how, content, share in damage:
+            path = root / file
+            before = path.read_bytes()
+            path.write_bytes(
+                {
+                    "cut": before[: int(share * len(before))],
+                    "header": before[:4] + content + before[4 + len(content) :],
+                    "pack": gzip.compress(before)[: int(share * 200)],
+                    "rubbish": content,
+                }[how]
+            )
+        try:
+            dataset = open_fashion_mnist(config(root, image_size=9))
+        except UserError:
+            return
+        images, labels = dataset.train.read(torch.arange(len(dataset.train)))
+        assert images.shape == (len(labels), 1, 9, 9)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\0\0\x08\x03\0", "is no idx file of 3 dimensions"),
+        (struct.pack(">4I", 0x803, 2**32 - 1, 2**32 - 1, 2**32 - 1), "has 0 values"),
+        (struct.pack(">4I", 0x803, 20, 0, 5), "has 20 images"),
+    ],
+)
+def test_headers_that_numbers_cannot_follow(tmp_path, content, message):
+    (write_files(tmp_path, packed=False) / IMAGES).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        open_fashion_mnist(config(tmp_path))

@@ -1,6 +1,8 @@
 """Image folders: decoded as Pillow shows them; a tree that does not fit is one clear line."""
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -162,3 +164,28 @@ def test_a_file_that_does_not_decode_is_named(tmp_path):
     train = open_image_folder(config(tmp_path)).train
     with pytest.raises(UserError, match=f"cannot decode {broken}"):
         train.read(torch.arange(len(train)))
+
+
+def test_both_parts_decode_in_the_same_threads_as_many_as_torch_computes_with(tmp_path):
+    dataset = open_image_folder(config(write_tree(tmp_path)))
+    decoders = dataset.train.decoders
+    assert decoders is dataset.validation["validation"].decoders
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        together = threading.Barrier(3, timeout=60)
+        decoders.map(lambda _: together.wait(), range(3))
+    finally:
+        torch.set_num_threads(before)
+    assert len([each for each in threading.enumerate() if each in decoders._pool._threads]) == 3
+
+
+def test_validation_is_read_while_training_reads(tmp_path):
+    """Two threads at once, as where a loader reads ahead while an evaluation is under way."""
+    dataset = open_image_folder(config(write_tree(tmp_path)))
+    sources = (dataset.train, dataset.validation["validation"])
+    alone = [source.read(torch.arange(len(source)))[0] for source in sources]
+    with ThreadPoolExecutor(2) as readers:
+        for _ in range(10):
+            both = readers.map(lambda source: source.read(torch.arange(len(source)))[0], sources)
+            assert all(torch.equal(*pair) for pair in zip(alone, both, strict=True))

@@ -15,6 +15,7 @@ from harness.measure.outbox import Outbox, Refused
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "DELIVER_SECONDS", 0.01)
     monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(outbox, "LAST_RETRY_SECONDS", 0.01)
 
 
 def test_everything_arrives_in_order_and_in_batches() -> None:

@@ -304,7 +304,7 @@ def mlflow_server(folder: Path) -> Iterator[tuple[str, Callable[[signal.Signals]
         )
     try:
         uri = f"http://127.0.0.1:{port}"
-        wait_for(lambda: answers(port), 90)
+        wait_for(lambda: answers(port), 240)
         yield uri, lambda number: os.killpg(server.pid, number)
     finally:
         os.killpg(server.pid, signal.SIGKILL)

@@ -120,7 +120,10 @@ def test_making_one_leaves_it_in_training_and_its_statistics_untouched() -> None
         ("quantized_resnet18", 32, "unknown backbone.name=quantized_resnet18; use small_cnn"),
         ("alexnet", 32, "backbone.name=alexnet cannot take 1 x 32 x 32 images (Given input size"),
         ("vit_b_16", 24, "cannot take 1 x 24 x 24 images (Input shape indivisible by patch size!)"),
-        ("maxvit_t", 32, "; raise data.image_size or use another backbone"),
+        ("resnet81", 32, "the nearest is resnet"),
+        ("maxvit_t", 256, "; set data.image_size=224 or data.image_size=448, or use another"),
+        ("alexnet", 32, "; set data.image_size=64, or use another backbone"),
+        ("vit_b_16", 24, "; set data.image_size=16 or data.image_size=32, or use another"),
     ],
 )
 def test_what_does_not_fit_is_the_users_to_mend(name: str, size: int, reason: str) -> None:
@@ -128,6 +131,39 @@ def test_what_does_not_fit_is_the_users_to_mend(name: str, size: int, reason: st
         make_backbone(BackboneConfig(name=name), 1, size, seed=0)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_is_given_to_the_network_is_the_images() -> None:
+    """Networks whose attention has windows are made for one size; 224 is only torchvision's."""
+    with torch.device("meta"):
+        backbone = make_backbone(BackboneConfig(name="maxvit_t", feature_dim=0), 3, 448, seed=0)
+    assert backbone.features == 512
+
+
+# One of each architecture: sizes below the least, and no multiple of a patch or a window.
+FAMILIES = (
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "googlenet", "inception_v3"),
+    *("maxvit_t", "mnasnet0_5", "mobilenet_v3_small", "resnet18", "shufflenet_v2_x0_5"),
+    *("squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vit_b_32"),
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_any_size_is_taken_or_refused_in_a_line(name: str) -> None:
+    for size in (8, 61):
+        said = refused(name, size)
+        assert not said or f"cannot take 3 x {size} x {size} images" in said
+        assert "\n" not in said
+
+
+def refused(name: str, size: int) -> str:
+    """The line; empty where the network takes images of that size."""
+    try:
+        with torch.device("meta"):
+            make_backbone(BackboneConfig(name=name, feature_dim=0), 3, size, seed=0)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def test_a_norm_belongs_to_the_small_network() -> None:

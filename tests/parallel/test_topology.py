@@ -124,7 +124,7 @@ def test_uneven_hosts_are_refused_on_some_rank_of_some_host(slots: list[int]) ->
 
 
 def test_uneven_hosts_are_refused_with_what_to_do() -> None:
-    message = "found 2 here on 2 hosts for 3 ranks in all; give -H equal slots"
+    message = "found 2 here on 2 hosts for 3 ranks in all; name every host once"
     with pytest.raises(UserError, match=message):
         from_horovod(0, 3, 2, 2)
 

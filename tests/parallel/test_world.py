@@ -6,6 +6,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
+from horovod.runner.gloo_run import create_slot_env_vars
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,8 +15,9 @@ from harness.errors import SaidByAnotherRank, UserError
 from harness.measure.machine import environment
 from harness.parallel.ranks import launched_topology
 from harness.parallel.topology import Topology
-from harness.parallel.world import one_precision, rank_device
+from harness.parallel.world import one_precision
 
+RENDEZVOUS = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": "::", "HOROVOD_GLOO_RENDEZVOUS_PORT": "1"}
 SLOTS = st.lists(st.integers(1, 4), min_size=1, max_size=5)
 
 
@@ -37,7 +40,7 @@ def launched(slots: list[int]) -> list[Topology | UserError | None]:
 
 
 def one_rank(variables: dict[str, str]) -> Topology | UserError | None:
-    with patch.dict(os.environ, variables):
+    with patch.dict(os.environ, variables | RENDEZVOUS):
         try:
             return launched_topology()
         except UserError as error:
@@ -67,39 +70,43 @@ def test_of_hosts_as_people_mistype_them_one_rank_says_so(slots: list[int]) -> N
     assert said[0].startswith("all hosts need the same number of ranks, found ")
 
 
-def test_a_host_named_twice_is_told() -> None:
-    """Then ranks are not numbered host by host: here rank 1 is the first of the second host."""
-    variables = {"RANK": 1, "SIZE": 4, "LOCAL_RANK": 0, "LOCAL_SIZE": 2}
-    variables |= {"CROSS_RANK": 1, "CROSS_SIZE": 2}
-    found = one_rank({f"HOROVOD_{name}": str(value) for name, value in variables.items()})
-    assert "ranks must be numbered host by host" in str(found)
-    assert "name every host once in -H" in str(found)
+def as_horovodrun_would(hosts: list[tuple[str, int]]) -> list[dict[str, str]]:
+    """The variables of every rank, as its own code numbers them: also of hosts named twice."""
+    found = get_host_assignments([HostInfo(*host) for host in hosts], 1)
+    return [create_slot_env_vars(slot) for slot in found]
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        [("a", 1), ("a", 1)],
+        [("a", 1), ("b", 1), ("a", 1), ("b", 1)],
+        [("a", 2), ("a", 2)],
+        [("a", 2), ("b", 1), ("b", 1)],
+        [("a", 1), ("b", 1), ("b", 1)],
+    ],
+)
+def test_of_a_host_named_twice_somebody_speaks_at_once_or_knows_what_to_say(
+    hosts: list[tuple[str, int]],
+) -> None:
+    """The others wait to be ended by the launcher, and speak where nobody does that."""
+    said = []
+    for variables in as_horovodrun_would(hosts):
+        try:
+            with patch.dict(os.environ, variables | RENDEZVOUS):
+                launched_topology()
+        except UserError as error:
+            said.append(str(error))
+        except SaidByAnotherRank as error:
+            said.append(error.otherwise)
+    assert said
+    assert all("name every host once in -H" in line for line in said)
 
 
 def test_without_a_launcher_there_is_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("HOROVOD_")]:
         monkeypatch.delenv(name)
     assert launched_topology() == Topology(0, 1, 1)
-
-
-def test_a_rank_takes_its_own_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [rank_device("auto", rank) for rank in (0, 1)] == [
-        torch.device("cuda", 0),
-        torch.device("cuda", 1),
-    ]
-    assert rank_device("cpu", 1) == torch.device("cpu")
-    with pytest.raises(UserError, match="local rank 2 found 2; start fewer ranks per host"):
-        rank_device("auto", 2)
-
-
-def test_without_cards_it_is_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert rank_device("auto", 3) == torch.device("cpu")
-    with pytest.raises(UserError, match=r"train.device=cuda .* or set train.device=cpu"):
-        rank_device("cuda", 0)
 
 
 @pytest.fixture

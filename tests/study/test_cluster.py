@@ -58,7 +58,7 @@ def test_no_file_and_no_cluster(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read the cluster"):
         read_cluster(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("[1, 2]")
-    with pytest.raises(UserError, match="holds no cluster"):
+    with pytest.raises(UserError, match="holds a list, not keys and values"):
         read_cluster(tmp_path / "list.yaml")
 
 

@@ -70,6 +70,19 @@ def test_the_same_comes_out_as_after_the_runs(
     assert len(own) == 2  # the first, and this one
 
 
+def test_a_disk_that_takes_no_files_keeps_nobody_from_the_answer(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "again").mkdir()
+    (here / "again" / "comparison.csv").symlink_to("/dev/full")
+    assert main(["compare", "--from-study", "which", "--folder", "again"]) == 1
+    out, err = capfd.readouterr()
+    assert "First by time to 89.00%: fast" in out
+    (line,) = err.splitlines()
+    assert "the comparison's files cannot be written" in line
+    assert "No space left on device" in line
+
+
 def test_it_can_be_asked_again_with_another_baseline_and_target(
     here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,7 +96,7 @@ def say(study: Study, target: float | None = None) -> Said:
 
 def _missed(variant: Variant, target: Target | None) -> str:
     if not variant.summaries:
-        return "failed"
+        return variant.fate
     if target is None:
         return "no target"
     reached = [run for run in variant.summaries if run.seconds_to(target.top1) is not None]
@@ -129,7 +129,7 @@ def _draw_curves(
         frame = curve(variant)
         look = found[variant.name]
         across = frame[over] / (1000 if over == "images" else 1)
-        label = variant.name if variant.summaries else f"{variant.name} (failed)"
+        label = variant.name if variant.summaries else f"{variant.name} ({variant.fate})"
         axes.fill_between(
             across, frame["low"], frame["high"], color=look.colour, alpha=0.2, linewidth=0
         )

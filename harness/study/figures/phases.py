@@ -130,7 +130,7 @@ def _bar(axes: Axes, number: int, variant: Variant, per_images: bool) -> float:
 
 def _bar_label(variant: Variant, total: float) -> str:
     if not variant.summaries:
-        return "failed"
+        return variant.fate
     share = _waiting(variant)
     return f"{total:,.0f} ms, {'wait unknown' if math.isnan(share) else f'{share:.0%} waiting'}"
 

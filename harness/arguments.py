@@ -1,0 +1,98 @@
+"""What commands take: experiments and overrides apart, paths, numbers within bounds."""
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import UserError
+from harness.paths import expanded
+
+SUFFIXES = (".yaml", ".yml")
+MOST_RANKS = 65_536
+"""More have no launcher that is known here."""
+MOST_SEEDS = 1000
+"""Repetitions of a study; thirty tell what seeds can tell."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What stands behind a command, its options apart, each in the order it was given."""
+
+    experiments: tuple[Path, ...]
+    overrides: tuple[str, ...]
+    """key=value."""
+
+    @classmethod
+    def split(cls, given: Sequence[str]) -> "Arguments":
+        """What holds a `=` is an override, unless it is the name of a YAML file that exists."""
+        overrides = tuple(each for each in given if is_override(each))
+        try:
+            experiments = tuple(path(each) for each in given if not is_override(each))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"an experiment: {error}") from error
+        return cls(experiments, overrides)
+
+    def only_experiment(self, command: str) -> Path:
+        """Raises UserError where there is none, or more than one."""
+        if len(self.experiments) != 1:
+            found = ", ".join(map(str, self.experiments)) or "none"
+            raise UserError(
+                f"harness {command} takes one EXPERIMENT.yaml, found {found}; name one, and write "
+                f"overrides as key=value"
+            )
+        return self.experiments[0]
+
+
+def is_override(argument: str) -> bool:
+    return "=" in argument and not (argument.endswith(SUFFIXES) and Path(argument).is_file())
+
+
+def path(given: str) -> Path:
+    """For argparse: a leading ~ is expanded, and no path looks like an option to a program that
+    gets it."""
+    try:
+        whole = Path(expanded(text(given)))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{given} does not fit: {error}") from error
+    return whole.absolute() if given.startswith("-") else whole
+
+
+def count(most: int, least: int = 1) -> Callable[[str], int]:
+    """For argparse: a whole number within these bounds."""
+
+    def read(text: str) -> int:
+        number = int(text) if re.fullmatch("[+-]?[0-9]{1,18}", text) else None
+        if number is None or not least <= number <= most:
+            raise argparse.ArgumentTypeError(
+                f"{text} does not fit; give a whole number from {least:,} to {most:,}"
+            )
+        return number
+
+    return read
+
+
+def positive(most: float) -> Callable[[str], float]:
+    """For argparse: a number above 0 and at most this."""
+
+    def read(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not 0 < number <= most:
+            raise argparse.ArgumentTypeError(
+                f"{text} does not fit; give a number above 0 and at most {most:g}"
+            )
+        return number
+
+    return read
+
+
+def text(given: str) -> str:
+    """For argparse: anything but nothing."""
+    if not given:
+        raise argparse.ArgumentTypeError("it is empty; give a text")
+    return given

@@ -1,0 +1,42 @@
+"""Paths from texts: a leading ~, which no shell expands behind `=`, and names that stay in their
+folder."""
+
+import hashlib
+import os
+import re
+
+LONGEST_NAME = 100
+"""Characters of a folder that is named after a text."""
+
+
+def expanded(path: str) -> str:
+    """The path with the home folder for a leading ~ or ~user. Raises ValueError where there is
+    none."""
+    if "\0" in path:
+        raise ValueError("it holds a byte of value 0; leave that out")
+    if not path.startswith("~"):
+        return path
+    whole = os.path.expanduser(path)
+    if whole == path:
+        user = path.partition("/")[0]
+        raise ValueError(
+            f"this machine knows no home folder {user}; write the path in full, and ./{user} for a "
+            f"folder of that name"
+        )
+    return whole
+
+
+def expanded_uri(uri: str) -> str:
+    """The same for the address of a store, which may be an SQLite file: sqlite:///~/file.db."""
+    scheme, mark, path = uri.partition(":///")
+    return f"{scheme}{mark}{expanded(path)}" if mark and scheme.startswith("sqlite") else uri
+
+
+def folder_name(text: str) -> str:
+    """The text as the name of one folder: what could lead out of it or fit no file system is
+    replaced, and texts that differ have names that differ."""
+    name = re.sub(r"[^\w .+=,@-]", "_", text)[:LONGEST_NAME].encode()[:LONGEST_NAME]
+    plain = name.decode(errors="ignore").strip(" .")
+    if text and plain == text:
+        return text
+    return f"{plain or 'study'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

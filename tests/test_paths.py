@@ -1,0 +1,129 @@
+"""A leading ~ is the home folder in every path that is written anywhere."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.arguments import path
+from harness.cli import main
+from harness.config import Config, load, load_resolved
+from harness.errors import UserError
+from harness.measure.store import sqlite_file, store_uri
+from harness.paths import expanded, expanded_uri
+from tests.study.clusters import cluster
+
+KEYS = ("data.root", "data.cache", "train.resume", "tracking.folder")
+EXPERIMENT = """
+name: t
+data: {dataset: synthetic, num_classes: 12, image_size: 8, synthetic_images: 64}
+train: {batch_size: 4, steps: 2, peak_seconds: 0}
+tracking: {enabled: false}
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder; beside it the working directory."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_every_path_of_the_config_in_a_file_and_behind_an_equals_sign(home: Path) -> None:
+    Path("run.yaml").write_text(
+        "train: {steps: 3, resume: ~/resume}\n"
+        "data: {root: ~/root, cache: ~/cache, train_fonts: [~/a, b~], validation_fonts: ['~']}\n"
+        "tracking: {folder: ~/folder, uri: sqlite:///~/uri.db}\n"
+    )
+    flat = load("run.yaml").flattened()
+    for key in KEYS:
+        assert flat[key] == str(home / key.split(".")[1])
+        assert load("run.yaml", [f"{key}=~/else"]).flattened()[key] == str(home / "else")
+        assert load("run.yaml", [f"{key}=./~/else"]).flattened()[key] == "./~/else"
+        with pytest.raises(UserError, match=f"{key}=~nobody-here does not fit: this machine"):
+            load("run.yaml", [f"{key}=~nobody-here"])
+    assert flat["data.train_fonts"] == [str(home / "a"), "b~"]
+    assert flat["data.validation_fonts"] == [str(home)]
+    assert flat["tracking.uri"] == f"sqlite:///{home}/uri.db"
+    fonts = load("run.yaml", ["data.train_fonts=[~/x, y]"]).data.train_fonts
+    assert fonts == (f"{home}/x", "y")
+
+
+def test_the_record_holds_what_it_came_to(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each host expands by itself what it reads; a record is not read anew by another home."""
+    Path("run.yaml").write_text("train: {steps: 3}\ntracking: {folder: ~/runs}\n")
+    config = load("run.yaml")
+    Path("config.yaml").write_text(config.to_yaml())
+    assert f"folder: {home}/runs" in Path("config.yaml").read_text()
+    monkeypatch.setenv("HOME", "/somewhere/else")
+    assert load_resolved(Path("config.yaml")) == config
+    assert load("run.yaml").tracking.folder == "/somewhere/else/runs"
+
+
+def test_bases_and_experiments(home: Path) -> None:
+    (home / "base.yaml").write_text("train: {steps: 3}\n")
+    Path("run.yaml").write_text("base: ~/base.yaml\n")
+    assert load("run.yaml").train.steps == 3
+    Path("run.yaml").write_text("base: ~nobody-here/base.yaml\n")
+    with pytest.raises(
+        UserError, match=r"run\.yaml, line 1: base=~nobody-here/base\.yaml does not"
+    ):
+        load("run.yaml")
+
+
+def test_the_store_of_the_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///~/m.db")
+    config = Config.model_validate({"train": {"steps": 1}})
+    assert sqlite_file(store_uri(config)) == home / "m.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///~nobody-here/m.db")
+    with pytest.raises(
+        UserError, match=r"MLFLOW_TRACKING_URI=sqlite:///~nobody-here/m\.db does not"
+    ):
+        store_uri(config)
+
+
+@pytest.mark.parametrize("uri", ["http://~/x", "sqlite:////~/x.db", "sqlite://", "mlruns", "~"])
+def test_other_addresses_stay_as_they_are(uri: str, home: Path) -> None:
+    assert expanded_uri(uri) == uri
+
+
+def test_options(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert path("~/x") == home / "x"
+    (home / "run.yaml").write_text(EXPERIMENT)
+    cluster().write(home / "c.yaml")
+    words = ["--cluster", "~/c.yaml", "--output", "~/p.json"]
+    assert main(["plan", "~/run.yaml", *words]) == 0
+    assert (home / "p.json").exists()
+    capfd.readouterr()
+    assert main(["compare", "~/run.yaml", "--predictions", "~/none.json"]) == 2
+    assert f"cannot read the predictions {home}/none.json" in capfd.readouterr().err
+
+
+def test_no_home_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's user may have none."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(ValueError, match="knows no home folder ~; write the path in full"):
+        expanded("~/x")
+
+
+def test_a_training_writes_into_the_home_folder(home: Path) -> None:
+    Path("run.yaml").write_text(EXPERIMENT.replace("enabled: false", "enabled: false, folder: ~/r"))
+    root = Path(__file__).resolve().parents[1]
+    words = ["train", "run.yaml", "seed=9223372036854775807"]
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", *words],
+        env={"HOME": str(home), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = (home / "r").iterdir()
+    assert (run / "summary.json").exists()
+    assert not Path("~").exists()
