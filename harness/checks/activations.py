@@ -11,9 +11,6 @@ from harness.config import BackboneConfig
 from harness.model.backbone import Backbone, make_backbone
 from harness.model.trainable import training_pass
 
-WEIGHT_COPIES = 5
-"""Of a filter's size while its gradient is made: the gradient, and a library's other layouts."""
-
 
 @dataclass(frozen=True)
 class Kept:
@@ -48,13 +45,8 @@ class Activations:
         before = list(accumulate(sizes))
         # A layer's gradients come when all layers behind it have given back what they kept.
         moments = [alive + 2 * size for alive, size in zip(before, sizes, strict=True)]
-        weight = 4 * self.largest
-        copies = max(sizes) + 2 * self.parameters if self.half else weight
-        return Kept(
-            kept=before[-1],
-            way_back=max(moments) + WEIGHT_COPIES * weight,
-            seen=2 * max(sizes) + copies,
-        )
+        seen = 3 * max(sizes) if self.half else 2 * max(sizes) + 4 * self.largest
+        return Kept(kept=before[-1], way_back=max(moments), seen=seen)
 
 
 @cache

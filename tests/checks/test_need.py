@@ -33,7 +33,7 @@ LATE = {"exchange__kind": "delayed", "exchange__delay": 1}
 AVERAGING = {"exchange__kind": "averaging", "exchange__delay": 1}
 PARAMETERS = {"train__batch_size": 4, "backbone__feature_dim": 256}
 """Little besides the classifier's weight."""
-IMAGES = {"data__num_classes": 100, "data__image_size": 24, "train__batch_size": 16}
+IMAGES = {"data__num_classes": 100, "data__image_size": 24, "train__batch_size": 48}
 
 CASES: dict[str, tuple[Config, int, int]] = {
     "logits": (config("replicated"), 1, 1),
@@ -118,7 +118,9 @@ def test_what_is_counted_lives_at_the_peak(case: tuple[Need, Measured]) -> None:
 
 
 def test_an_evaluation_takes_no_more_than_training(case: tuple[Need, Measured]) -> None:
-    _, found = case
+    need, found = case
+    assert found.evaluation - need.evaluation_on_host <= found.training
+    # Nodes that differ keep their own part beside their mean.
     assert found.evaluation <= 1.02 * found.training
 
 
