@@ -1,7 +1,9 @@
 """How a rank leaves: what it says, its exit code, and after which others."""
 
-import gc
+import os
 import re
+import socket
+import stat
 import sys
 import time
 import traceback
@@ -40,7 +42,7 @@ def leave(command: Callable[[], int]) -> int:
     except AlikeOnAllRanks as error:
         return _tell(error, 2) if is_first() else _leave_last(2, str(error))
     except UserError as error:
-        _listen(error)
+        _listen()
         return _tell(error, 2)
     except SaidByAnotherRank as error:
         return _leave_last(2, error.otherwise)
@@ -69,10 +71,10 @@ def _fail(error: Exception) -> int:
     because = consequence(error)
     if because is None:
         said = "".join(traceback.format_exception(error))
-        _listen(error)
+        _listen()
         print(said, end="", file=sys.stderr, flush=True)
         return 1
-    _let_go(error)
+    _let_go()
     detail = " ".join(str(error).split())[:160]
     _tell(
         f"rank {place.rank} on {place.host}: stopped because {because} "
@@ -82,21 +84,28 @@ def _fail(error: Exception) -> int:
     return _leave_last(1)
 
 
-def _listen(error: Exception) -> None:
-    """For what the other ranks say because of the error."""
+def _listen() -> None:
+    """For what the other ranks say because of this one's error."""
     if is_one_of_many():
-        _let_go(error)
+        _let_go()
         time.sleep(LISTEN_SECONDS)
 
 
-def _let_go(error: Exception) -> None:
-    """Closes the connections to other ranks, which learn by that that this one has ended.
+def _let_go() -> None:
+    """Ends the connections to other ranks, which learn by that that this one has ended.
 
-    torch keeps them open as long as anything refers to a group of ranks, as the frames of the
-    traceback do.
+    torch keeps them open as long as anything in the process refers to a group of ranks, as the
+    traceback's variables do.
     """
-    traceback.clear_frames(error.__traceback__)
-    gc.collect()
+    for number in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if number <= 2 or not stat.S_ISSOCK(os.fstat(number).st_mode):
+                continue
+            with socket.socket(fileno=os.dup(number)) as connection:
+                if connection.family in (socket.AF_INET, socket.AF_INET6):
+                    connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            continue  # it is closed already, or leads nowhere
 
 
 def _leave_last(code: int, otherwise: str = "") -> int:

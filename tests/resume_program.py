@@ -21,7 +21,8 @@ from harness.measure.clock import clock_for
 from harness.measure.traffic import Traffic
 from harness.model.backbone import Backbone, make_backbone
 from harness.parallel.group import Meters
-from harness.parallel.world import Links, World, launched_topology, open_links
+from harness.parallel.ranks import launched_topology
+from harness.parallel.world import Links, World, open_links
 from harness.trainer import Trainer
 from tests.checkpoint_program import Journal, held
 from tests.resume_cases import CASES, SAVED, WINDOWS, Case

@@ -1,0 +1,82 @@
+"""One rank fails in the middle of a run: what all of them print, in which order, and of whom."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.cluster.launch import launch
+from harness.leaving import VICTIM
+from tests.horovodrun import ROOT, horovodrun
+
+TINY = """
+name: failing
+data: {dataset: synthetic, num_classes: 8, image_size: 8, synthetic_images: 64}
+train: {batch_size: 2, steps: 6, untimed_windows: 0, peak_seconds: 0}
+tracking: {enabled: false}
+doctor: {before_training: false}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def said_by(output: str) -> list[tuple[int, str]]:
+    """Rank and words of every line that a rank printed on stderr, without progress and shells."""
+    found = []
+    for line in output.splitlines():
+        head, mark, words = line.partition("]<stderr>:")
+        words = words.rpartition("\r")[2]
+        if mark and "window" not in words[:80] and words not in ("", "Terminated", "Killed"):
+            found.append((int(head.lstrip("[")), words))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("how", "hosts", "overrides"),
+    [
+        ("raise", "localhost:1,127.0.0.1:1", ()),
+        ("mistake", "localhost:2", ("classifier.layout=node",)),
+    ],
+)
+def test_the_cause_comes_last_after_one_line_of_every_other_rank(
+    here: Path, how: str, hosts: str, overrides: tuple[str, ...]
+) -> None:
+    command = ["-m", "tests.failing_program", how, "1", "train", "tiny.yaml", *overrides]
+    ended = horovodrun(command, np=2, hosts=hosts, folder=here, check=False, timeout=240)
+    said = said_by(ended.stderr)
+    assert ended.returncode != 0
+    assert [rank for rank, words in said if VICTIM.match(words)] == [0], ended.output
+    assert said[0][0] == 0, ended.output
+    assert {rank for rank, _ in said[1:]} == {1}
+    if how == "raise":
+        assert said[1][1].startswith("Traceback")
+        assert said[-1][1] == "ZeroDivisionError: wrong on purpose"
+    else:
+        assert said[1:] == [(1, "harness: an image is broken; replace it")]
+
+
+def test_a_stopped_rank_is_named(here: Path) -> None:
+    """The others wait for it as long as torch's timeout, which the program shortens."""
+    program = [sys.executable, "-m", "tests.failing_program", "stop", "1"]
+    screen = io.StringIO()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", str(ROOT))
+        patched.setenv("OMP_NUM_THREADS", "1")
+        outcome = launch(
+            [*program, "train", "tiny.yaml"],
+            2,
+            "localhost:1,127.0.0.1:1",
+            here / "log.txt",
+            screen,
+        )
+    first, *rest = outcome.reason.splitlines()
+    assert outcome.exit_code == 1
+    assert first == "rank 1 on 127.0.0.1 did not answer for 8 s (its process is stopped)"
+    assert all(VICTIM.match(line) for line in rest)
+    assert "rank 1: leash: this rank's process is stopped" in screen.getvalue()
