@@ -353,8 +353,8 @@ class _Count:
     def saving(self) -> int:
         """In the host's memory: the whole node's states, and a copy of each file's content."""
         states = self.states + self.carried
-        file = max(self._backbone.parameters, self.slice_elements) + self._backbone.largest
-        return states * self.parameters + (1 + states) * file * self.element
+        file = (1 + states) * max(self._backbone.parameters, self.slice_elements)
+        return states * self.parameters + (file + self._backbone.largest) * self.element
 
     @property
     def images(self) -> int:

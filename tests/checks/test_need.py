@@ -130,7 +130,7 @@ def test_an_estimate_takes_a_copy_of_the_parameters_more_at_the_most(
     """And on a card nothing more, where that copy is in the host's memory."""
     need, found = case
     own = found.estimate - need.estimate_on_host
-    assert own <= 1.01 * max(found.training, found.evaluation)
+    assert own <= 1.02 * max(found.training, found.evaluation)
 
 
 @pytest.mark.parametrize(
