@@ -213,7 +213,7 @@ def test_an_evaluation_that_overflows_counts_misses_and_says_so(tmp_path: Path) 
 EXPERIMENT = """
 name: wild
 data: {dataset: synthetic, num_classes: 10, synthetic_images: 64, image_size: 16}
-optimizer: {lr: 1.0e+9}
+optimizer: {lr: 1.0e+6}
 train: {batch_size: 8, steps: 8, untimed_windows: 2, log_every: 2, peak_seconds: 0.0, save: true}
 tracking: {system_metrics_seconds: 0, uri: 'sqlite:///mlflow.db', study: wild}
 """
