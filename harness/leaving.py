@@ -102,7 +102,9 @@ def _let_go() -> None:
             if number <= 2 or not stat.S_ISSOCK(os.fstat(number).st_mode):
                 continue
             with socket.socket(fileno=os.dup(number)) as connection:
-                if connection.family in (socket.AF_INET, socket.AF_INET6):
+                # Gloo aborts the process where its listening socket is closed.
+                listens = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                if connection.family in (socket.AF_INET, socket.AF_INET6) and not listens:
                     connection.shutdown(socket.SHUT_RDWR)
         except OSError:
             continue  # it is closed already, or leads nowhere

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import harness.assembly
 import harness.checkpoint.checkpoint
+import harness.model.backbone
 from harness.checks.shared_folder import check_shared_folder
 from harness.config import BackboneConfig, Config
 from harness.data.open import open_dataset
@@ -127,6 +128,7 @@ def main(folder: Path) -> None:
     with (
         open_links(topology, device, Meters(clock_for(device), Traffic())) as links,
         mock.patch.object(harness.assembly, "make_backbone", with_dropout),
+        mock.patch.object(harness.model.backbone, "SMALL_WIDTHS", (8, 16, 24, 32)),
     ):
         for number, (name, case) in enumerate(CASES.items()):
             wrong = differing(case, links, folder / str(number))
