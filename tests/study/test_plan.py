@@ -79,10 +79,10 @@ def test_the_whole_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ([EXPERIMENT], "say where"),
         ([EXPERIMENT, "--cluster", "none.yaml"], "cannot read the cluster"),
         ([EXPERIMENT, "--cluster", "a.yaml", "--doctor", "b.json"], "say where"),
-        ([EXPERIMENT, "--doctor", "none.json"], "holds no figures of the doctor"),
+        ([EXPERIMENT, "--doctor", "none.json"], "cannot read the doctor's figures none.json"),
         ([EXPERIMENT, "--cluster", "a.yaml", "--calibrate", "b.yaml"], "--calibrate keeps"),
         (["train.steps=3", "--cluster", "a.yaml"], "name a YAML file"),
-        ([EXPERIMENT, "--cluster", "GOOD", "--nodes", "0"], "--nodes 0"),
+        ([EXPERIMENT, "--cluster", "GOOD", "--nodes", "0"], "argument --nodes: 0 does not fit"),
         ([EXPERIMENT, "--cluster", "GOOD", "exchange.kind=no"], "exchange.kind"),
         ([EXPERIMENT, "--cluster", "GOOD", "--simulate", "1"], "give 2 or more"),
         (
