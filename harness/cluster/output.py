@@ -23,7 +23,8 @@ ENDED = re.compile(r"Process (\d+) exit with status code (\d+)\.")
 TRACEBACK = "Traceback (most recent call last)"
 USER_ERROR = "harness: "
 CONSEQUENCES = re.compile(
-    r"HorovodInternalError|Timed out waiting|Application timeout|Connection (closed|reset|refused)|Broken pipe|"
+    r"HorovodInternalError|Timed out waiting|Application timeout|"
+    r"Connection (closed|reset|refused)|Broken pipe|"
     r"DistBackendError|DistNetworkError|Stopped|KeyboardInterrupt"
 )
 """Errors that a rank raises because another one is gone."""
