@@ -91,7 +91,7 @@ def _train(parsed: argparse.Namespace) -> int:
 
     if is_first():
         for note in loaded.notes:
-            print(f"note: {note}", file=sys.stderr, flush=True)
+            print(f"harness: {note}", flush=True)
     run(loaded.config, parsed.folder)
     return 0
 

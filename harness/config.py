@@ -1,6 +1,7 @@
 """Every knob of a run: a YAML file and key=value overrides become frozen, validated models."""
 
 import ast
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,16 @@ import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from harness.errors import UserError
-from harness.layers import escaped, filled, giving_way, merged, parse_override
+from harness.layers import COMMAND_LINE, escaped, filled, giving_way, merged, parse_override
 from harness.mistakes import validated
 from harness.paths import expanded, expanded_uri
 from harness.section import Label, PathText, Section, Text, keys_of, kind_at
-from harness.yaml_files import Given, is_null, read_yaml
+from harness.yaml_files import Given, Plain, is_null, read_yaml
 
 ALTERNATIVES = (("train", "steps", "epochs"), ("exchange", "pieces", "most_pieces"))
 """A section and two of its keys: one that is given above another's file replaces the other."""
+DATE = re.compile(r"\d{4}-\d\d?-\d\d?")
+"""How a text begins that other readers of YAML take for a date, and write in another way."""
 MOST = 10**12
 """Of windows and images: thirty years of windows of a millisecond."""
 MOST_SEED = 2**63 - 1
@@ -193,7 +196,8 @@ class TrainConfig(Section):
     save: bool = False
     """Write the drained model into the run's folder at the end."""
     resume: Annotated[PathText | None, PerHost()] = None
-    """Checkpoint folder to go on from, made with any number of ranks."""
+    """Checkpoint folder to go on from, made with any number of ranks. With other ranks, batch size
+    or K the order of images goes on where it was; `steps` count windows, `epochs` images."""
     peak_seconds: float = Field(default=0.3, ge=0, le=3600)
     """Seconds of plain matrix products on all ranks before the training, which the FLOP/s of the
     training are compared with; 0 does none."""
@@ -337,7 +341,8 @@ class Loaded:
 
     config: Config
     notes: tuple[str, ...]
-    """Which override replaced which other key of the file, a line each."""
+    """Which override replaced which other key of the file, and which text is no date, a line
+    each."""
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -355,8 +360,10 @@ def load_with_notes(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     given, typed = _read(Path(path), ()), Given()
     for override in overrides:
         typed = merged(typed, parse_override(override, Config))
-    given, notes = giving_way(given, typed, ALTERNATIVES)
-    return Loaded(validated(Config, filled(merged(given, typed)), str(path)), notes)
+    given, replaced = giving_way(given, typed, ALTERNATIVES)
+    whole = filled(merged(given, typed))
+    config = validated(Config, whole, str(path))
+    return Loaded(config, (*replaced, *_dates(whole)))
 
 
 def load_resolved(path: Path) -> Config:
@@ -409,6 +416,14 @@ def _per_host(model: type[Section], prefix: str = "") -> Iterator[str]:
             yield prefix + name
         elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             yield from _per_host(field.annotation, f"{prefix}{name}.")
+
+
+def _dates(given: Given, prefix: str = "") -> Iterator[str]:
+    for key, value in given.items():
+        if isinstance(value, Given):
+            yield from _dates(value, f"{prefix}{key}.")
+        elif isinstance(value, Plain) and DATE.match(value) and given.places[key] != COMMAND_LINE:
+            yield f"{prefix}{key}={value} is taken as a text, not as a date ({given.places[key]})"
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

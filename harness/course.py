@@ -32,6 +32,8 @@ class Passed(BaseModel):
     passes: int = COUNTED
     """Backward passes in a window."""
     seed: int = Field(ge=0)
+    pieces: int = Field(default=1, ge=1, le=2**53)
+    """`exchange.pieces`, which may have been picked from measured times."""
 
     @property
     def images_per_window(self) -> int:
@@ -93,6 +95,7 @@ class Course:
             batch_size=self.shares.batch_size,
             passes=self.config.exchange.backward_passes_per_step,
             seed=self.shares.seed,
+            pieces=self.config.exchange.pieces,
         )
 
 

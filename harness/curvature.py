@@ -20,7 +20,7 @@ SCALE = 0.006
 About as far as an update goes. Rectifiers and batch norm make the loss rough: a hundredth of it
 finds five to ten times the curvature, and rates that learn well far above their limit.
 """
-BLOCK = 1 << 20
+BLOCK = 1 << 16
 """Elements that are taken to float64 at once."""
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from harness.checkpoint.meta import read_meta
 from harness.config import Config, TraceConfig
 from harness.data.images import Dataset
 from harness.exchange.compression import sent_bytes
@@ -30,11 +31,14 @@ WARM_WINDOWS, TIMED_WINDOWS, TRANSFERS = 4, 6, 3
 def paced(config: Config, dataset: Dataset, world: World, folder: Path) -> Config:
     """The config with `exchange.pieces` picked, where `exchange.most_pieces` asks for that.
 
-    All ranks decide from the same numbers. Collective over the world.
+    A run that goes on with as many ranks keeps what was picked, or it would be another run. All
+    ranks decide from the same numbers. Collective over the world.
     """
     exchange = config.exchange
     if not exchange.most_pieces:
         return config
+    if kept := _kept_pieces(config, world.topology.world_size):
+        return _in_pieces(config, kept)
     pace = measured(config, dataset, world, folder)
     pieces = pace.pieces(exchange.delay, exchange.most_pieces)
     if world.is_first:
@@ -44,7 +48,20 @@ def paced(config: Config, dataset: Dataset, world: World, folder: Path) -> Confi
             file=sys.stderr,
             flush=True,
         )
-    picked = exchange.model_copy(update={"pieces": pieces})
+    return _in_pieces(config, pieces)
+
+
+def _kept_pieces(config: Config, ranks: int) -> int:
+    """Those of the checkpoint that the run goes on from; 0: they are to be picked."""
+    if config.train.resume is None:
+        return 0
+    passed = read_meta(Path(config.train.resume), config.data.num_classes).passed
+    fits = passed and passed.ranks == ranks and passed.pieces <= config.exchange.most_pieces
+    return passed.pieces if passed and fits else 0
+
+
+def _in_pieces(config: Config, pieces: int) -> Config:
+    picked = config.exchange.model_copy(update={"pieces": pieces})
     return config.model_copy(update={"exchange": picked})
 
 

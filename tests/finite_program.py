@@ -14,7 +14,8 @@ from harness.ledger import Unheard
 from harness.measure.clock import clock_for
 from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
-from harness.parallel.world import Links, World, launched_topology, open_links
+from harness.parallel.ranks import launched_topology
+from harness.parallel.world import Links, World, open_links
 from harness.trainer import Trainer
 from tests.laws.cases import Case
 from tests.laws.task import dataset

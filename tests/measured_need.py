@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from harness.checkpoint import STARTED
 from harness.config import Config
 from harness.data.images import ArraySource, Dataset
 from harness.ledger import Unheard
@@ -42,7 +41,7 @@ def measured(config: Config, world: World, folder: Path) -> Measured:
     with live_bytes() as estimate:
         trainer._estimate_curvature(FIRST + 2, journal)
     with live_bytes() as saving:
-        trainer._checkpoint.save(folder / "checkpoint", FIRST + 2, STARTED)
+        trainer._saves.save(trainer._meta(FIRST + 2), trainer.exchange.carried(), journal)
     return Measured(
         resting,
         resting + training.peak,

@@ -29,7 +29,7 @@ class Case:
             },
             "backbone": {"feature_dim": 6},
             "classifier": {"layout": self.layout},
-            "exchange": {"bucket_mb": 0.2} | self.exchange,
+            "exchange": {"bucket_mb": 0.02} | self.exchange,
             "optimizer": {"name": self.optimizer, "lr": 0.02, "warmup_windows": 5},
             "train": {"batch_size": 3, "steps": WINDOWS, "precision": "fp64", "log_every": 1}
             | {"checkpoint_every": SAVED}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import harness.assembly
 import harness.checkpoint.checkpoint
+import harness.model.backbone
 from harness.checks.shared_folder import check_shared_folder
 from harness.config import BackboneConfig, Config
 from harness.data.open import open_dataset
@@ -21,7 +22,8 @@ from harness.measure.clock import clock_for
 from harness.measure.traffic import Traffic
 from harness.model.backbone import Backbone, make_backbone
 from harness.parallel.group import Meters
-from harness.parallel.world import Links, World, launched_topology, open_links
+from harness.parallel.ranks import launched_topology
+from harness.parallel.world import Links, World, open_links
 from harness.trainer import Trainer
 from tests.checkpoint_program import Journal, held
 from tests.resume_cases import CASES, SAVED, WINDOWS, Case
@@ -126,6 +128,7 @@ def main(folder: Path) -> None:
     with (
         open_links(topology, device, Meters(clock_for(device), Traffic())) as links,
         mock.patch.object(harness.assembly, "make_backbone", with_dropout),
+        mock.patch.object(harness.model.backbone, "SMALL_WIDTHS", (8, 16, 24, 32)),
     ):
         for number, (name, case) in enumerate(CASES.items()):
             wrong = differing(case, links, folder / str(number))

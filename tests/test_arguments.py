@@ -133,8 +133,8 @@ def test_an_override_that_replaces_a_key_of_the_file_is_said(
     (here / "child.yaml").write_text("base: run.yaml\ntrain: {epochs: 3}\n")
     words = ["train.steps=2", "backbone.name=none", "tracking.enabled=false"]
     assert main(["train", "child.yaml", *words]) == 2
-    note, mistake = capfd.readouterr().err.splitlines()
-    assert note == "note: train.steps=2 replaces train.epochs=3 (child.yaml, line 2)"
+    out, mistake = capfd.readouterr()
+    assert out == "harness: train.steps=2 replaces train.epochs=3 (child.yaml, line 2)\n"
     assert "unknown backbone.name=none" in mistake
     assert main(["train", "child.yaml", "train.steps=2", "train.epochs=1"]) == 2
     assert "give either train.steps or train.epochs" in capfd.readouterr().err

@@ -183,13 +183,18 @@ def test_a_resumed_run_is_the_same_run_to_the_bit(tmp_path: Path, changes: list[
 def test_time_goes_on_where_the_run_before_ended(tmp_path: Path) -> None:
     """A loss that is no number comes back too; a checkpoint older than the time has none."""
     file = experiment(tmp_path)
-    lost = ["optimizer.lr=1e300", "train.steps=3"]
-    summary = made(load(file, lost), world_of_one(), tmp_path).train(Losses())
+    summary = made(load(file, ["train.steps=3"]), world_of_one(), tmp_path).train(Losses())
     folder = checkpoint_at(tmp_path, 3)
-    progress = read_meta(folder, CLASSES).progress
-    assert math.isnan(summary.final["val/loss"])
-    assert progress.train_seconds == pytest.approx(summary.train_seconds)
-    assert math.isnan(progress.evaluations[-1].metrics["val/loss"])
+    meta = read_meta(folder, CLASSES)
+    assert meta.progress.train_seconds == pytest.approx(summary.train_seconds)
+    (last,) = meta.progress.evaluations
+    assert last.metrics == summary.final
+    lost = last.model_copy(update={"metrics": last.metrics | {"val/loss": math.nan}})
+    progress = meta.progress.model_copy(update={"evaluations": (lost,)})
+    saved = meta.model_copy(update={"progress": progress}).to_json()
+    (folder / "checkpoint.json").write_text(saved)
+    (read,) = read_meta(folder, CLASSES).progress.evaluations
+    assert math.isnan(read.metrics["val/loss"])
     resumed = load(file, [f"train.resume={folder}"])
     further = made(resumed, world_of_one(), tmp_path).train(Losses())
     assert further.train_seconds > summary.train_seconds

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from harness.config import Config, Section, known_keys, load, load_resolved
+from harness.config import Config, Section, known_keys, load, load_resolved, load_with_notes
 from harness.errors import UserError
 
 
@@ -184,6 +184,46 @@ def test_nodes_that_step_alone_have_all_classes(run: Path, kind: str) -> None:
 def test_a_run_has_one_length(run: Path, overrides: list[str], found: str) -> None:
     message = message_of(run, *overrides)
     assert f"give either train.steps or train.epochs, found {found}" in message
+
+
+def test_an_override_replaces_its_alternative_and_says_so(run: Path) -> None:
+    found = load_with_notes(run, ["train.epochs=2", "train.batch_size=4"])
+    assert (found.config.train.steps, found.config.train.epochs) == (None, 2.0)
+    assert found.notes == (f"train.epochs=2 replaces train.steps=5 ({run}, line 5)",)
+    assert load_with_notes(run, ["train.steps=7"]).notes == ()
+    assert load_with_notes(run, ["train.epochs=null"]).notes == ()
+
+
+def test_pieces_that_are_picked_and_pieces_that_are_given(tmp_path: Path) -> None:
+    """Both in one file are what a run records that picked: most_pieces, and what came of it."""
+    exchange = {"kind": "averaging", "most_pieces": 4}
+    path = write(tmp_path, train={"steps": 5}, exchange=exchange)
+    given = load(path, ["exchange.pieces=2"]).exchange
+    assert (given.pieces, given.most_pieces) == (2, 0)
+    record = write(tmp_path, train={"steps": 5}, exchange=exchange | {"pieces": 3})
+    assert (load(record).exchange.pieces, load(record).exchange.most_pieces) == (3, 4)
+
+
+def test_a_childs_choice_replaces_its_bases(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", train={"epochs": 3, "batch_size": 8})
+    middle = write(tmp_path, "middle.yaml", base="base.yaml", train={"steps": 5})
+    assert (load(middle).train.steps, load(middle).train.epochs) == (5, None)
+    child = write(tmp_path, base="middle.yaml", train={"epochs": 2})
+    found = load_with_notes(child)
+    assert (found.config.train.steps, found.config.train.epochs) == (None, 2.0)
+    assert found.config.train.batch_size == 8
+    assert found.notes == ()
+    both = write(tmp_path, base="base.yaml", train={"epochs": 2, "steps": 5})
+    assert "found steps=5 and epochs=2.0" in message_of(both)
+
+
+def test_a_date_is_a_text_and_that_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("train: {steps: 3}\ntracking: {study: 2024-05-01}\nname: '2024-05-02'\n")
+    found = load_with_notes(path)
+    assert (found.config.tracking.study, found.config.name) == ("2024-05-01", "2024-05-02")
+    said = f"tracking.study=2024-05-01 is taken as a text, not as a date ({path}, line 2)"
+    assert found.notes == (said,)
 
 
 def test_train_must_be_given(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ LAYOUTS = pytest.mark.parametrize("layout", ["replicated", "node", "world"])
 @cache
 def results() -> dict[str, Any]:
     found = horovodrun(
-        ["-m", "tests.curvature_program"], timeout=200, environment={"HOROVOD_CYCLE_TIME": "5"}
+        ["-m", "tests.curvature_program"], timeout=300, environment={"HOROVOD_CYCLE_TIME": "5"}
     )
     lines = [json.loads(line) for line in found.lines(0) if line.startswith("{")]
     return {line["layout"]: line for line in lines}

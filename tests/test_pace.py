@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from harness.checkpoint.meta import Meta
 from harness.config import load
+from harness.course import course_of
 from harness.data.open import open_dataset
-from harness.pace import Pace, measured
+from harness.pace import Pace, measured, paced
 from tests.alone import world_of_one
 from tests.lab import HARNESS, harness, lab_of
 
@@ -40,6 +42,21 @@ def test_an_epoch_of_few_windows_is_enough_to_measure(tmp_path: Path) -> None:
     config = load(experiment, ["data.synthetic_images=64"])  # 4 windows
     found = measured(config, open_dataset(config.data), world_of_one(), tmp_path)
     assert found.compute_ms > 0
+
+
+def test_a_resumed_run_keeps_the_pieces_that_were_picked(tmp_path: Path) -> None:
+    """As far as they are still allowed; times would give another number."""
+    experiment = tmp_path / "run.yaml"
+    experiment.write_text(EXPERIMENT)
+    config, world = load(experiment, ["data.synthetic_images=64"]), world_of_one()
+    passed = course_of(config, 64, 0, 1).passed(0).model_copy(update={"pieces": 5})
+    meta = Meta(window=0, num_classes=config.data.num_classes, passed=passed)
+    (tmp_path / "checkpoint.json").write_text(meta.to_json())
+    for most, expected in ((8, {5}), (4, {1, 2, 3, 4})):
+        changes = [f"exchange.most_pieces={most}", f"train.resume={tmp_path}"]
+        again = load(experiment, ["data.synthetic_images=64", *changes])
+        found = paced(again, open_dataset(again.data), world, tmp_path)
+        assert found.exchange.pieces in expected
 
 
 def test_a_slow_link_takes_more_pieces(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_the_store_of_the_environment(home: Path, monkeypatch: pytest.MonkeyPatc
     assert sqlite_file(store_uri(config)) == home / "m.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///~nobody-here/m.db")
     with pytest.raises(
-        UserError, match=r"MLFLOW_TRACKING_URI=sqlite:///~nobody-here/m\.db does not"
+        UserError, match=r"the store sqlite:///~nobody-here/m\.db does not fit: this machine"
     ):
         store_uri(config)
 

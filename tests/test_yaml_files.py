@@ -74,7 +74,7 @@ def test_a_merged_key_may_be_given_anew(file: Path) -> None:
 ODD = [
     (TRAIN + "null: 3\n", "line 2", "a key is null"),
     (TRAIN + "~: 3\n", "line 2", "a key is ~"),
-    (TRAIN + "data: {: 3}\n", "line 2", "a key is nothing"),
+    (TRAIN + "?\n: 3\n", "line 2", "a key is nothing"),
     (TRAIN + "? [a]\n: 3\n", "line 2", "a key is no text"),
     (TRAIN + "2024-05-01: 3\n", "line 2", "unknown key 2024-05-01"),
     (TRAIN + "data: !!set {a, b}\n", "line 2", "the tag !!set is not known here"),

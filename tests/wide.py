@@ -1,13 +1,16 @@
 """One process in the place of a rank of a larger world: tensors of the real sizes, nothing sent."""
 
+from typing import Any
+
 from torch import Tensor
 
 from harness.measure.phase import Phase
 from harness.parallel.group import Group
+from harness.parallel.ranks import Gathered
 from harness.parallel.rehearsal import Rehearsal
 from harness.parallel.replicas import Sum
 from harness.parallel.topology import Layout, Topology
-from harness.parallel.world import Gathered, World
+from harness.parallel.world import World
 from tests.alone import CPU, meters
 
 
@@ -32,6 +35,9 @@ class WideWorld(World):
 
     def launch_gather(self, vector: Tensor, name: str) -> Gathered:
         return Gathered(None, vector.detach().reshape(1, -1).contiguous())
+
+    def gather_objects(self, value: Any, name: str) -> list[Any]:
+        return [value]
 
 
 def wide_world(nodes: int, ranks_per_node: int, layout: Layout) -> World:

@@ -29,7 +29,10 @@ class Activations:
     """Of a backbone; each tensor that is kept has a size that is linear in the images."""
 
     parameters: int
+    largest: int
+    """Elements of the largest parameter."""
     features: int
+    half: bool
     images: int
     sizes: tuple[int, ...]
     """Bytes of each kept tensor, in their order, for `images`."""
@@ -42,7 +45,8 @@ class Activations:
         before = list(accumulate(sizes))
         # A layer's gradients come when all layers behind it have given back what they kept.
         moments = [alive + 2 * size for alive, size in zip(before, sizes, strict=True)]
-        return Kept(before[-1], max(moments), 3 * max(sizes))
+        seen = 3 * max(sizes) if self.half else 2 * max(sizes) + 4 * self.largest
+        return Kept(kept=before[-1], way_back=max(moments), seen=seen)
 
 
 @cache
@@ -54,7 +58,9 @@ def activations_of(
     few, more = (_kept_sizes(backbone, channels, size, n, half) for n in (images, images + 1))
     return Activations(
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+        largest=max(parameter.numel() for parameter in backbone.parameters()),
         features=backbone.features,
+        half=half,
         images=images,
         sizes=tuple(few),
         per_image=tuple(b - a for a, b in zip(few, more, strict=True)),

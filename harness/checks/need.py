@@ -19,6 +19,9 @@ from harness.parallel.slices import padded, slice_of
 CHANNELS = {"glyphs": 1, "fashion_mnist": 1, "image_folder": 3, "synthetic": 3}
 HALF = 2
 """Bytes of a number in half precision."""
+WEIGHT_COPIES = 5
+"""Of the largest filter while its gradient is made: the gradient, and the other layouts in which
+a processor's library computes in float32."""
 PREDICTED = 5
 """Classes of an image that an evaluation keeps."""
 
@@ -33,15 +36,18 @@ class Need(Facts):
     training: int
     """Beside those, of a micro-batch: activations, logits, temporary gradients."""
     evaluation: int = 0
+    evaluation_on_host: int = 0
+    """Of `evaluation`, what a run on cards keeps in the host's memory."""
     estimate: int = 0
     """Of the curvature; 0 where the run makes none."""
     estimate_on_host: int = 0
-    """Of `estimate`, what a run on cards keeps in the host's memory."""
+    """The same of `estimate`."""
     saving: int = 0
-    """Of a checkpoint; 0 where the run writes none."""
-    saving_on_host: int = 0
+    """Of a checkpoint, in the host's memory; 0 where the run writes none."""
+    images: int = 0
+    """A micro-batch of them."""
     read_ahead: int = 0
-    """Images that wait on a card."""
+    """Micro-batches that wait on a card."""
     checkpoint: int = 0
     """On disk: the whole model and the optimizer's state, once."""
 
@@ -63,17 +69,14 @@ class Need(Facts):
     @property
     def total(self) -> int:
         """At the highest moment, all of it in one memory."""
-        return self.certain + max(self.moments.values())
+        return self.certain + self.images + max(self.moments.values())
 
     @property
     def on_card(self) -> int:
         """Of a card's memory at the highest moment."""
-        estimate, saving = (
-            self.estimate - self.estimate_on_host,
-            self.saving - self.saving_on_host,
-        )
-        peak = max(self.training, self.evaluation, estimate, saving)
-        return self.certain + self.read_ahead + peak
+        evaluation = self.evaluation - self.evaluation_on_host
+        peak = max(self.training, evaluation, self.estimate - self.estimate_on_host)
+        return self.certain + self.images + self.read_ahead + peak
 
 
 def need_of(config: Config, nodes: int, ranks_per_node: int) -> Need:
@@ -90,10 +93,11 @@ def need_of(config: Config, nodes: int, ranks_per_node: int) -> Need:
         training=count.training,
         evaluation=count.evaluation,
         estimate=count.estimate if estimates else 0,
-        estimate_on_host=count.parameters if estimates else 0,
+        evaluation_on_host=count.own_on_host,
+        estimate_on_host=count.own_on_host + count.parameters if estimates else 0,
         saving=count.saving if saves else 0,
-        saving_on_host=count.written if saves else 0,
-        read_ahead=count.read_ahead,
+        images=count.images,
+        read_ahead=count.images * config.data.prefetch,
         checkpoint=count.checkpoint,
     )
 
@@ -227,12 +231,23 @@ class _Count:
         sent = self.part if self.config.classifier.layout == "node" else self.chunk
         if kind in ("synchronous", "delayed"):
             return (slots + sampled) * self.part * s + self._wire(sent, slots, self.nodes)
-        outer = (exchange.outer_lr, exchange.outer_momentum) != (1.0, 0.0)
-        if self.nodes == 1 and not outer:
+        if not self._is_averaging:
             return 0
         in_turn = exchange.delay // exchange.pieces + 1
-        kept = (2 + outer) * self.part + sampled * self.part // exchange.pieces
+        # Compared in the same window where a piece lands in the window in which it is sent again.
+        apart = sampled and exchange.delay % exchange.pieces > 0
+        kept = (2 + self._has_outer) * self.part + apart * self.part // exchange.pieces
         return kept * s + self._wire(sent, in_turn, self.nodes, feedback=False)
+
+    @property
+    def _has_outer(self) -> bool:
+        exchange = self.config.exchange
+        return (exchange.outer_lr, exchange.outer_momentum) != (1.0, 0.0)
+
+    @property
+    def _is_averaging(self) -> bool:
+        """A node that averages with nobody does without."""
+        return self.config.exchange.kind == "averaging" and (self.nodes > 1 or self._has_outer)
 
     def _wire(self, elements: int, slots: int, ranks: int, feedback: bool = True) -> int:
         """A wire's buffers, and what a lossy one has not sent."""
@@ -267,7 +282,8 @@ class _Count:
         found = backbone.of(batch)
         features = 3 * images * backbone.features * self.element
         classifier = self._classifier(images, half) + self._statistics(images) + features
-        return max(found.way_back * scale, found.kept * scale + classifier)
+        copies = 4 * backbone.largest * (1 if half or scale > 1 else WEIGHT_COPIES)
+        return max(found.way_back * scale + copies, found.kept * scale + classifier)
 
     def _classifier(self, images: int, half: bool) -> int:
         """The highest of its moments, u = n K s for the logits and w = K D s for the weight.
@@ -291,15 +307,18 @@ class _Count:
     @property
     def _own_values(self) -> int:
         """What nodes that differ keep of their own while they hold the mean of all."""
-        kept = self.config.exchange.kind in ("averaging", "isolated", "ddp_post_local_sgd")
+        kind = self.config.exchange.kind
+        whole = self.shared * self.element if kind == "ddp_post_local_sgd" else 0
+        return whole + self.own_on_host
+
+    @property
+    def own_on_host(self) -> int:
+        kept = self.config.exchange.kind in ("averaging", "isolated")
         return self.part * self.element if kept else 0
 
     @property
     def evaluation(self) -> int:
-        """Logits for two micro-batches at once, or a few; the best classes of four, of all ranks.
-
-        Nodes that differ are compared before, with two copies of a part.
-        """
+        """Logits for two micro-batches at once, or a few; the best classes of four."""
         batch, s = self.config.train.batch_size, self.element
         images = self.owners * batch
         met = MET_AT_ONCE * images
@@ -310,8 +329,8 @@ class _Count:
         features = 3 * met * self._backbone.features * s
         predicted = rows * self.classes * s + copies + best + features
         seen = self._backbone.of(batch).seen * (s // 4)
-        own = self._own_values
-        return max(2 * own, own + max(predicted, seen))
+        halves = 2 * self._backbone.parameters if self.half else 0  # autocast's, of all weights
+        return self._own_values + self.images + halves + max(predicted, seen)
 
     @property
     def estimate(self) -> int:
@@ -322,20 +341,25 @@ class _Count:
         return self._own_values + self.parameters + gradient
 
     @property
-    def written(self) -> int:
-        """Copies of what a rank writes at the most: the backbone, and its classes."""
-        return (1 + self.states) * self.parameters
+    def carried(self) -> int:
+        """States that the exchange goes on from, for each element."""
+        exchange = self.config.exchange
+        if self._is_averaging:
+            return int(self._has_outer)
+        lossy = exchange.compression != "none" and exchange.kind in ("synchronous", "delayed")
+        return int(lossy or exchange.kind == "ddp_powersgd")
 
     @property
     def saving(self) -> int:
-        """The optimizer's state of the whole node, and a copy of all that is written."""
-        return self.states * self.parameters + self.written
+        """In the host's memory: the whole node's states, and a copy of each file's content."""
+        states = self.states + self.carried
+        file = (1 + states) * max(self._backbone.parameters, self.slice_elements)
+        return states * self.parameters + (file + self._backbone.largest) * self.element
 
     @property
-    def read_ahead(self) -> int:
+    def images(self) -> int:
         data = self.config.data
-        pixels = CHANNELS[data.dataset] * data.image_size**2 * self.config.train.batch_size
-        return (data.prefetch + 1) * pixels * 4 if data.prefetch else 0
+        return CHANNELS[data.dataset] * data.image_size**2 * self.config.train.batch_size * 4
 
     @property
     def checkpoint(self) -> int:

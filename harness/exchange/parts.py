@@ -17,7 +17,7 @@ from harness.exchange.wire import Carrier, Wire
 from harness.parallel.group import Group
 from harness.parallel.slices import slice_of
 
-BLOCK = 1 << 20
+BLOCK = 1 << 16
 """Elements of a part that are compared at once."""
 
 
@@ -29,6 +29,7 @@ class Chunk:
         self._node = node
         own = slice(shared.owned.start, shared.owned.stop)
         self._values, self._grads = shared.values[own], shared.grads[own]
+        self.device = shared.values.device
 
     def average_gradients(self) -> None:
         """Makes the chunk of the gradients their mean over the node. Collective over the node."""
@@ -151,8 +152,9 @@ def mean_values(parts: Sequence[Part], chunk: Chunk) -> Iterator[Tensor]:
     Yields sums over this rank's parts: (own - mean)^2 and mean^2, [2]. Collective over the world,
     on the way in and on the way out.
     """
-    own = [part.values() for part in parts]
-    squares = own[0].new_zeros(2, dtype=torch.float64)
+    # In the host's memory: a card that training fills has no room for it.
+    own = [part.values().cpu() for part in parts]
+    squares = torch.zeros(2, dtype=torch.float64, device=chunk.device)
     for number, (part, values) in enumerate(zip(parts, own, strict=True)):
         mean = part.mean_of(values, f"mean.{number}")
         squares += part.squares(values, mean)
@@ -166,10 +168,11 @@ def mean_values(parts: Sequence[Part], chunk: Chunk) -> Iterator[Tensor]:
 
 def squares_of(own: Tensor, mean: Tensor) -> Tensor:
     """Sums of (own - mean)^2 and of mean^2, [2], float64."""
-    total = own.new_zeros(2, dtype=torch.float64)
+    total = mean.new_zeros(2, dtype=torch.float64)
     # Block by block: there may be no room for a third copy of a rank's part.
     for a, b in zip(own.split(BLOCK), mean.split(BLOCK), strict=True):
-        total += torch.stack(((a - b).square().sum(), b.square().sum())).double()
+        apart = a.to(b.device) - b
+        total += torch.stack((apart.square().sum(), b.square().sum())).double()
     return total
 
 

@@ -26,8 +26,8 @@ INIT_BLOCK = 1024
 """Classes whose initial weights one generator draws; a file of any slicing agrees on them."""
 
 
-SMALL_PRODUCT = 1 << 18
-"""Logits, 1 MB in float32, that a prediction computes at once however few a micro-batch has."""
+SMALL_PRODUCT = 1 << 16
+"""Logits, 256 kB in float32, that a prediction computes at once however few a micro-batch has."""
 
 
 class Scores(NamedTuple):

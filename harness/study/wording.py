@@ -40,7 +40,7 @@ def without_result(variant: Variant) -> str:
     ends = _ends(variant)
     if len(ends) == 1 and not variant.running:
         ((count, what),) = ends
-        return f"all {count} runs {what}"
+        return f"all {count} runs {what}" if count > 1 else f"its only run {what}"
     return ", ".join(f"{count} {what}" for count, what in reversed(ends))
 
 

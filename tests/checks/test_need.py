@@ -9,7 +9,7 @@ from harness.errors import UserError
 from tests.measured_need import Measured, measured
 from tests.wide import wide_world
 
-CLASSES = 6000
+CLASSES = 16000
 
 
 def config(layout: str = "node", **changes: object) -> Config:
@@ -33,6 +33,7 @@ LATE = {"exchange__kind": "delayed", "exchange__delay": 1}
 AVERAGING = {"exchange__kind": "averaging", "exchange__delay": 1}
 PARAMETERS = {"train__batch_size": 4, "backbone__feature_dim": 256}
 """Little besides the classifier's weight."""
+IMAGES = {"data__num_classes": 100, "data__image_size": 24, "train__batch_size": 48}
 
 CASES: dict[str, tuple[Config, int, int]] = {
     "logits": (config("replicated"), 1, 1),
@@ -44,12 +45,12 @@ CASES: dict[str, tuple[Config, int, int]] = {
         1,
     ),
     "logits over the world, fp64": (
-        config("world", data__num_classes=24000, train__batch_size=8, train__precision="fp64"),
+        config("world", data__num_classes=40000, train__batch_size=8, train__precision="fp64"),
         2,
         4,
     ),
     "logits over a node, late": (
-        config(data__num_classes=24000, train__batch_size=16, **LATE),
+        config(data__num_classes=40000, train__batch_size=16, **LATE),
         2,
         4,
     ),
@@ -82,7 +83,7 @@ CASES: dict[str, tuple[Config, int, int]] = {
         2,
     ),
     "images": (
-        config("replicated", data__num_classes=100, data__image_size=24, train__batch_size=16),
+        config("replicated", **IMAGES),
         1,
         1,
     ),
@@ -105,19 +106,22 @@ def case(
 def test_what_is_counted_lives_at_the_peak(case: tuple[Need, Measured]) -> None:
     need, found = case
     counted = {
-        "resting": need.certain,
-        "training": need.certain + need.training,
-        "evaluation": need.certain + need.evaluation,
-        "estimate": need.certain + need.estimate,
-        "saving": need.certain + need.saving,
+        "resting": 0,
+        "training": need.training,
+        "evaluation": need.evaluation,
+        "estimate": need.estimate,
+        "saving": need.saving,
     }
-    off = {name: size / getattr(found, name) - 1 for name, size in counted.items()}
+    always = need.certain + need.images
+    off = {name: (always + size) / getattr(found, name) - 1 for name, size in counted.items()}
     assert {name: share for name, share in off.items() if not -BELOW < share < ABOVE} == {}
 
 
 def test_an_evaluation_takes_no_more_than_training(case: tuple[Need, Measured]) -> None:
-    _, found = case
-    assert found.evaluation <= found.training
+    need, found = case
+    assert found.evaluation - need.evaluation_on_host <= found.training
+    # Nodes that differ keep their own part beside their mean.
+    assert found.evaluation <= 1.02 * found.training
 
 
 def test_an_estimate_takes_a_copy_of_the_parameters_more_at_the_most(
@@ -126,7 +130,7 @@ def test_an_estimate_takes_a_copy_of_the_parameters_more_at_the_most(
     """And on a card nothing more, where that copy is in the host's memory."""
     need, found = case
     own = found.estimate - need.estimate_on_host
-    assert own <= 1.01 * max(found.training, found.evaluation)
+    assert own <= 1.02 * max(found.training, found.evaluation)
 
 
 @pytest.mark.parametrize(
