@@ -23,7 +23,8 @@ ENDED = re.compile(
     re.IGNORECASE,
 )
 UNANSWERED = re.compile(
-    r"Timed out waiting \d+ms|Watchdog caught collective operation timeout|wait timeout after"
+    r"Timed out waiting \d+ms|Application timeout caused pair closure|"
+    r"Watchdog caught collective operation timeout|wait timeout after"
 )
 """What Horovod, Gloo and NCCL say of a rank that is gone, and of one that does not answer."""
 VICTIM = re.compile(r"^harness: rank \d+ on \S+: stopped because another rank ")

@@ -1,6 +1,7 @@
 """One rank fails in the middle of a run: what all of them print, in which order, and of whom."""
 
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -79,6 +80,9 @@ def test_a_stopped_rank_is_named(here: Path) -> None:
         )
     first, *rest = outcome.reason.splitlines()
     assert outcome.exit_code == 1
-    assert first == "rank 1 on 127.0.0.1 did not answer for 8 s (its process is stopped)"
+    # Horovod's own timeout, or torch's where its closing is what waits.
+    assert re.fullmatch(
+        r"rank 1 on 127.0.0.1 did not answer for (8|40) s \(its process is stopped\)", first
+    ), outcome.reason
     assert all(VICTIM.match(line) for line in rest)
     assert "rank 1: leash: this rank's process is stopped" in screen.getvalue()

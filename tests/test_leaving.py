@@ -49,6 +49,7 @@ def left(error: BaseException) -> int:
         (HorovodInternalError(SHUT), "another rank ended"),
         (RuntimeError(TIMED_OUT), "another rank did not answer"),
         (HorovodInternalError(TIMED_OUT), "another rank did not answer"),
+        (RuntimeError("Application timeout caused pair closure"), "another rank did not answer"),
         (torch.distributed.DistBackendError("NCCL: remote process exited"), "another rank ended"),
         # Of this rank's own making, whatever the words.
         (HorovodInternalError("Mismatched allreduce tensor shapes"), None),

@@ -23,11 +23,12 @@ ENDED = re.compile(r"Process (\d+) exit with status code (\d+)\.")
 TRACEBACK = "Traceback (most recent call last)"
 USER_ERROR = "harness: "
 CONSEQUENCES = re.compile(
-    r"HorovodInternalError|Connection (closed|reset|refused)|Broken pipe|"
+    r"HorovodInternalError|Timed out waiting|Application timeout|"
+    r"Connection (closed|reset|refused)|Broken pipe|"
     r"DistBackendError|DistNetworkError|Stopped|KeyboardInterrupt"
 )
 """Errors that a rank raises because another one is gone."""
-WAITED = re.compile(r"did not answer(?:.*?Timed out waiting (\d+)ms)?")
+WAITED = re.compile(r"Timed out waiting (\d+)ms")
 KEPT_LINES, SHOWN_VICTIMS = 400, 4
 QUIET_SECONDS = 15.0
 """Between two lines of progress where the terminal is none."""
@@ -217,7 +218,7 @@ class Evidence:
         A stopped process is seen by its leash. Else it is those that did not say that they were
         stopped by another, where one of these ran out of patience.
         """
-        waited = WAITED.search("\n".join(self._victims.values()))
+        waited = any("did not answer" in line for line in self._victims.values())
         if not waited and not self._stopped:
             return ""
         silent = set(range(len(self._hosts))) - self._victims.keys() - set(self._failing)
@@ -225,7 +226,9 @@ class Evidence:
         if not found:
             return ""
         names = ", ".join(f"rank {rank}{self._on(rank)}" for rank in found)
-        seconds = f" for {int(waited[1]) / 1000:.0f} s" if waited and waited[1] else ""
+        said = [line.text for rank in self._victims for line in self._said[rank]]
+        longest = max(map(int, WAITED.findall("\n".join(said))), default=0)
+        seconds = f" for {longest / 1000:.0f} s" if longest else ""
         why = " (its process is stopped)" if self._stopped else ""
         victims = [self._victims[rank] for rank in sorted(self._victims)[:SHOWN_VICTIMS]]
         return "\n".join([f"{names} did not answer{seconds}{why}", *victims])
