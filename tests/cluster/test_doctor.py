@@ -71,7 +71,7 @@ def test_a_card_that_is_not_there(
 ) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert main(["doctor", "small.yaml", "train.device=cuda"]) == 1
-    assert "fail  cards      train.device=cuda needs a card per rank" in capfd.readouterr().out
+    assert "fail  cards      train.device=cuda needs a card for each rank" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

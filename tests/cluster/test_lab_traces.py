@@ -123,8 +123,8 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--hosts", "0"], "take 1 to 99 hosts"),
-        (["--slots", "0"], "of 1 slot or more"),
+        (["--hosts", "0"], "give a whole number from 1 to 99"),
+        (["--slots", "0"], "give a whole number from 1 to"),
         (["--rate", "200"], "'200' is no rate; write e.g. 200mbit"),
         (["--rate", "0mbit"], "is no rate"),
         (["--share", "h3=0.5"], "--share names h3, the hosts are h1 to h2"),
