@@ -129,12 +129,13 @@ class Trainer:
         for window in range(self._first, self.windows):
             if self._tracing.starts(window):
                 with self._ledger.paused(window):
+                    self._watch.settle(window, journal)
                     self._tracing.start()
             self.run_window(window, batches, journal)
             ended = window + 1
             if self._tracing.stops(ended):
                 with self._ledger.paused(ended):
-                    self._stop_tracing(journal)
+                    self._stop_tracing(ended, journal)
             if ended == self.windows:
                 self._end(ended, journal)
             elif self._pauses(ended):
@@ -295,7 +296,9 @@ class Trainer:
             line = f"{left} of the checkpoint is left out: this run's exchange carries none"
             journal.warn("resume_exchange", line)
 
-    def _stop_tracing(self, journal: Journal) -> None:
+    def _stop_tracing(self, ended: int, journal: Journal) -> None:
+        # A collective of Gloo that ends after the profiler it began under writes into freed memory.
+        self._watch.settle(ended, journal)
         for file in self._tracing.stop():
             journal.attach(file, TRACES)
 
