@@ -37,6 +37,10 @@ class PerHost:
     """Marks a key whose value may be another on every host; all others must be alike."""
 
 
+ODD_LINE_ENDS = frozenset("\x85\u2028\u2029")
+"""YAML folds lines there; PyYAML writes them as they are, unless all but ASCII is escaped."""
+
+
 class DataConfig(Section):
     dataset: Literal["glyphs", "image_folder", "fashion_mnist", "synthetic"] = "glyphs"
     """What is learned: printed characters, an ImageFolder tree, Fashion-MNIST files, or noise."""
@@ -332,7 +336,10 @@ class Config(Section):
     def to_yaml(self) -> str:
         """The resolved config as a file that `load` reads back."""
         values = _escaped(self.model_dump(mode="json"))
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        if not ODD_LINE_ENDS.isdisjoint(text):
+            text = yaml.safe_dump(values, sort_keys=False)
+        return text
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,13 @@ def test_no_command(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
             ["classifier.layout=node"],
             "all hosts need the same number of ranks, found 2 here on 2 hosts for 3 ranks in all",
         ),
+        # A host that is named twice looks like two hosts to Horovod, one like the other.
+        (
+            2,
+            "localhost:1,localhost:1",
+            [],
+            "all hosts need the same number of ranks, found 1 here on 1 hosts for 2 ranks in all",
+        ),
         # Found by all ranks, told when they meet.
         (
             3,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -406,6 +406,9 @@ def configs(draw: st.DrawFn) -> Config:
 
 @settings(max_examples=25, suppress_health_check=list(HealthCheck), deadline=None)
 @given(config=configs())
+@example(
+    config=Config.model_validate({"name": "a", "train": {"steps": 1}, "tracking": {"uri": "\x85"}})
+)
 def test_a_config_comes_back_from_its_own_yaml(config: Config, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
