@@ -36,6 +36,7 @@ DROPPED = (
 the bytes of its line."""
 KEPT_GAUGES = "%utilization_percentage"
 """Of the system metrics, which stand nowhere else."""
+MACHINE_TAGS = ("mlflow.user", "process", "folder")
 NEUTRAL = {"tracking.uri": "None", "tracking.folder": "runs"}
 FORGOTTEN = ("host", "hosts", "system", "variables")
 """Of environment.json."""
@@ -86,7 +87,7 @@ def _neutral(file: Path) -> list[str]:
     base.execute("UPDATE experiments SET artifact_location = 'mlartifacts'")
     base.execute("UPDATE runs SET artifact_uri = 'mlartifacts/' || run_uuid || '/artifacts'")
     base.execute("UPDATE runs SET user_id = ''")
-    base.execute("DELETE FROM tags WHERE key = 'mlflow.user'")
+    base.execute("DELETE FROM tags WHERE key IN (?, ?, ?)", MACHINE_TAGS)
     for key, value in NEUTRAL.items():
         base.execute("UPDATE params SET value = ? WHERE key = ?", (value, key))
     for pattern in DROPPED:
