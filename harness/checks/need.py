@@ -68,7 +68,7 @@ class Need(Facts):
 
     @property
     def total(self) -> int:
-        """At the highest moment, all of it in one memory."""
+        """At the highest moment, all of it in one memory: without cards, the host's."""
         return self.certain + self.images + max(self.moments.values())
 
     @property
@@ -77,6 +77,10 @@ class Need(Facts):
         evaluation = self.evaluation - self.evaluation_on_host
         peak = max(self.training, evaluation, self.estimate - self.estimate_on_host)
         return self.certain + self.images + self.read_ahead + peak
+
+    def where_it_trains(self, on_cards: bool) -> int:
+        """Of a card's memory, or of the host's where there are no cards."""
+        return self.on_card if on_cards else self.total
 
 
 def need_of(config: Config, nodes: int, ranks_per_node: int) -> Need:
@@ -318,16 +322,17 @@ class _Count:
 
     @property
     def evaluation(self) -> int:
-        """Logits for two micro-batches at once, or a few; the best classes of four."""
+        """Logits for two micro-batches at once, or a few; what a slice finds in four, thrice: in
+        runs, together, and of all slices."""
         batch, s = self.config.train.batch_size, self.element
         images = self.owners * batch
         met = MET_AT_ONCE * images
         rows = min(met, 2 * max(images, SMALL_PRODUCT // self.classes))
         weight = self.classes * self._backbone.features * s
         copies = weight * self.margin + weight // 2 * self.half
-        best = 2 * 8 * PREDICTED * met * (2 + 2 * self.owners)
+        found = 3 * (2 * PREDICTED + 3) * met * 8
         features = 3 * met * self._backbone.features * s
-        predicted = rows * self.classes * s + copies + best + features
+        predicted = rows * self.classes * s + copies + found + features
         seen = self._backbone.of(batch).seen * (s // 4)
         halves = 2 * self._backbone.parameters if self.half else 0  # autocast's, of all weights
         return self._own_values + self.images + halves + max(predicted, seen)

@@ -94,28 +94,29 @@ class SlicedClassifier(nn.Module):
         rows = self._group.size * (trained or len(labels_B))
         rows = max(rows, SMALL_PRODUCT // self.owned.size)
 
-        def judged(features_rD: Tensor, labels_r: Tensor) -> list[tuple[Tensor, Tensor]]:
+        def judged(features_rD: Tensor, labels_r: Tensor) -> list[Tensor]:
             # A product of few rows is slow, and `forward` keeps two such tensors, or more.
             logits = functional.linear(features_rD, weight_KD, bias_K).split(rows)
             return [self._judge(*run, k) for run in zip(logits, labels_r.split(rows), strict=True)]
 
         runs = zip(features_nD.split(2 * rows), labels_n.split(2 * rows), strict=True)
-        parts = [part for run in runs for part in judged(*run)]
-        best, own = (torch.cat(each, dim=1) for each in zip(*parts, strict=True))
-        max_n, sum_n, target_n = own
-        statistics = _Statistics(max_n, sum_n, target_n, self._group)
-        values_all, classes_all = self._group.all_gather(best[None]).permute(1, 2, 0, 3).flatten(2)
-        order = values_all.topk(k, dim=1).indices
-        classes_nk = classes_all.gather(1, order).long()
-        bad_n = values_all.isnan().any(dim=1)
-        classes_nk.masked_fill_(bad_n[:, None], -1)
-        losses_n = statistics.losses_n.masked_fill(bad_n, torch.nan)
-        mine = slice(self._group.index * len(labels_B), (self._group.index + 1) * len(labels_B))
-        return classes_nk[mine], losses_n[mine]
+        found_nf = torch.cat([part for run in runs for part in judged(*run)])
+        # A rank only needs what all slices found in its own images.
+        received = self._group.launch_all_to_all(found_nf).wait()
+        found_gBf = received.view(self._group.size, len(labels_B), -1)
+        values_gBk, classes_gBk, statistics_gB3 = found_gBf.split((k, k, 3), dim=2)
+        values_Bc, classes_Bc = (
+            each.transpose(0, 1).flatten(1) for each in (values_gBk, classes_gBk)
+        )
+        classes_Bk = classes_Bc.gather(1, values_Bc.topk(k, dim=1).indices).long()
+        exact_gB3 = statistics_gB3.to(_exact(features_nD.dtype))
+        losses_B = _loss(*_over_slices(*exact_gB3.unbind(2)))
+        bad_B = values_Bc.isnan().any(dim=1)
+        return classes_Bk.masked_fill_(bad_B[:, None], -1), losses_B.masked_fill_(bad_B, torch.nan)
 
-    def _judge(self, logits_rK: Tensor, labels_r: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The k largest of each row and their classes, [2, r, k], and what `_Statistics` takes of
-        the rows, [3, r]. Writes over the logits."""
+    def _judge(self, logits_rK: Tensor, labels_r: Tensor, k: int) -> Tensor:
+        """What this slice knows of each row: its k largest logits, their classes, and what
+        `_Statistics` takes, [r, 2 k + 3]. Writes over the logits."""
         if self._config.margin != "none":
             logits_rK *= self._config.margin_scale
         logits_rK = logits_rK.to(_exact(logits_rK.dtype))
@@ -129,9 +130,9 @@ class SlicedClassifier(nn.Module):
         own = own_targets(targets_r, logits_rK.shape[1])
         max_r, target_r = _largest_and_target(logits_rK, targets_r, own)
         sum_r = logits_rK.sub_(max_r[:, None]).exp_().sum(dim=1)
+        statistics = torch.stack((max_r, sum_r, target_r), dim=1)
         # float64 holds every class number exactly, float32 only those below 2^24.
-        best = torch.stack((values.double(), classes.double()))
-        return best, torch.stack((max_r, sum_r, target_r))
+        return torch.cat((values.double(), classes.double(), statistics.double()), dim=1)
 
     def _logits(self, features_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         features_BD, weight_KD = self._operands(features_BD)
@@ -233,7 +234,7 @@ class _Statistics:
         """Of this slice: what `_largest_and_target` finds, and each row's sum of exp(z - max)."""
         over_slices = _gathered if gathers_statistics(group.size) else _added_up
         max_n, sum_n, target_n = over_slices(own_max_n, sum_n, target_n, group)
-        self.losses_n = (max_n - target_n) + sum_n.log()
+        self.losses_n = _loss(max_n, sum_n, target_n)
         self.hits_n = (target_n >= max_n) & self.losses_n.isfinite()
         self.scale_n = (own_max_n - max_n).exp() / sum_n
         """exp(z - own max) * scale = the softmax over all slices."""
@@ -260,9 +261,19 @@ def _gathered(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """a, S and t in one collective, in which a rank sends 3 n numbers to every other."""
     own = torch.stack((max_n, sum_n, target_n))
-    max_gn, sum_gn, target_gn = group.all_gather(own[None]).unbind(1)
+    return _over_slices(*group.all_gather(own[None]).unbind(1))
+
+
+def _over_slices(
+    max_gn: Tensor, sum_gn: Tensor, target_gn: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """a, S and t of n rows from those of g slices."""
     max_n = max_gn.max(dim=0).values
     return max_n, (sum_gn * (max_gn - max_n).exp()).sum(dim=0), target_gn.sum(dim=0)
+
+
+def _loss(max_n: Tensor, sum_n: Tensor, target_n: Tensor) -> Tensor:
+    return (max_n - target_n) + sum_n.log()
 
 
 def _added_up(

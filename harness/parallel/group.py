@@ -87,6 +87,14 @@ class Group:
         work = dist.all_gather_single(gathered, block, group=self.process_group, async_op=True)
         return self._pending(work, gathered)
 
+    def launch_all_to_all(self, blocks: Tensor) -> Pending:
+        """Starts [size * b, ...], a block for each rank -> what all ranks have for this one, in
+        their order, [size * b, ...]. Collective over the group.
+        """
+        if self.process_group is None:
+            return self._pending(None, blocks)
+        return self._exchanged(blocks.contiguous())
+
     def launch_reduce_scatter(self, blocks: Tensor) -> Pending:
         """Starts [size * b, ...] of each rank -> the sum of their own block, [b, ...], on each.
 
@@ -95,19 +103,22 @@ class Group:
         if self.process_group is None:
             return self._pending(None, blocks)
         blocks = blocks.contiguous()
-        own = blocks.new_empty((blocks.shape[0] // self.size, *blocks.shape[1:]))
-        self._count(all_gather_bytes, own)
         if blocks.is_cuda:
+            own = blocks.new_empty((blocks.shape[0] // self.size, *blocks.shape[1:]))
+            self._count(all_gather_bytes, own)
             work = dist.reduce_scatter_single(own, blocks, group=self.process_group, async_op=True)
             return self._pending(work, own)
-        return self._sum_of_exchanged(blocks)
-
-    def _sum_of_exchanged(self, blocks: Tensor) -> Pending:
         # Gloo's own reduce-scatter took three times as long as its all-reduce; an all-to-all
         # sends the same bytes as a ring and leaves one local sum.
+        return self._exchanged(blocks, self._sum_blocks)
+
+    def _exchanged(
+        self, blocks: Tensor, finish: Callable[[Tensor], Tensor] | None = None
+    ) -> Pending:
+        self._count(all_gather_bytes, blocks[: blocks.shape[0] // self.size])
         received = torch.empty_like(blocks)
         work = dist.all_to_all_single(received, blocks, group=self.process_group, async_op=True)
-        return self._pending(work, received, self._sum_blocks)
+        return self._pending(work, received, finish)
 
     def _sum_blocks(self, blocks: Tensor) -> Tensor:
         return blocks.view(self.size, -1, *blocks.shape[1:]).sum(0)

@@ -156,6 +156,11 @@ def test_more_nodes_divide_the_classifier_of_the_whole_world() -> None:
     assert narrow.model - wide.model == 3 * 4 * (CLASSES // 4 - CLASSES // 8) * 33
 
 
+def test_an_evaluation_on_many_slices_keeps_what_they_find_in_a_ranks_own_images() -> None:
+    few, many = (need_of(config("world", train__batch_size=4), n, 8).evaluation for n in (16, 256))
+    assert many < 17 * few  # in proportion to the images that meet, not to their square
+
+
 def test_nothing_is_counted_for_what_a_run_does_not_do() -> None:
     quiet = config(train__save=False, staleness__curvature_at_start=False)
     need = need_of(quiet, 2, 2)

@@ -39,6 +39,7 @@ def collectives() -> dict[str, Tensor]:
         "transposed": group.all_gather(block_of(rank).T),
         "into": into,
         "into is the result": torch.tensor(returned.data_ptr() == into.data_ptr()),
+        "all_to_all": group.launch_all_to_all(block_of(rank, n)).wait(),
         "reduce_scatter": group.launch_reduce_scatter(block_of(rank, n)).wait(),
         "average": averaged,
         "average is in place": torch.tensor(in_place.data_ptr() == averaged.data_ptr()),
@@ -65,6 +66,15 @@ def test_all_gather_fills_the_tensor_it_is_given(found: list[dict[str, Tensor]])
         assert torch.equal(own["into"], own["all_gather"])
 
 
+def test_all_to_all_gives_each_rank_its_block_of_every_other(
+    found: list[dict[str, Tensor]],
+) -> None:
+    n = len(found)
+    sent = torch.stack([block_of(rank, n) for rank in range(n)]).view(n, n, ROWS, COLUMNS)
+    for own, expected in zip(found, sent.transpose(0, 1), strict=True):
+        assert torch.equal(own["all_to_all"], expected.flatten(0, 1))
+
+
 def test_reduce_scatter_gives_each_rank_the_sum_of_its_own_block(
     found: list[dict[str, Tensor]],
 ) -> None:
@@ -89,6 +99,7 @@ def bytes_of_each_collective(nodes: int) -> list[Bytes]:
     for launch, tensor in (
         (group.launch_all_gather, own),
         (group.launch_reduce_scatter, of_all),
+        (group.launch_all_to_all, of_all),
         (group.launch_average, own),
     ):
         before = counted.traffic.total
@@ -99,11 +110,11 @@ def bytes_of_each_collective(nodes: int) -> list[Bytes]:
 
 def test_what_a_collective_sends_is_counted_where_it_is_sent() -> None:
     block = ROWS * COLUMNS * 8
-    for gathered, scattered, averaged in run_on_ranks(bytes_of_each_collective, 3, 1):
-        assert gathered == scattered == Bytes(in_node=2 * block)
+    for gathered, scattered, given, averaged in run_on_ranks(bytes_of_each_collective, 3, 1):
+        assert gathered == scattered == given == Bytes(in_node=2 * block)
         assert averaged == Bytes(in_node=4 / 3 * block)
-    for gathered, scattered, averaged in run_on_ranks(bytes_of_each_collective, 2, 2):
-        assert gathered == scattered == averaged == Bytes(cross_node=block)
+    for gathered, scattered, given, averaged in run_on_ranks(bytes_of_each_collective, 2, 2):
+        assert gathered == scattered == given == averaged == Bytes(cross_node=block)
 
 
 def phases_of_a_wait() -> tuple[list[Times], float]:
@@ -132,6 +143,7 @@ def test_a_group_of_one_answers_without_sending() -> None:
     assert (group.size, group.index) == (1, 0)
     assert torch.equal(group.all_gather(block), block)
     assert torch.equal(group.launch_reduce_scatter(block).wait(), block)
+    assert torch.equal(group.launch_all_to_all(block).wait(), block)
     assert torch.equal(group.launch_average(block).wait(), block_of(0))
     assert group.launch_all_gather(block, into).wait() is into
     assert torch.equal(into, block)
