@@ -52,7 +52,7 @@ def predict(
     """
     where = nodes or cluster.nodes, ranks_per_node or cluster.ranks_per_node
     work = workload_of(paced(cluster, config, *where), *where)
-    return prediction(work, phases(pieces_of(cluster, work), work))
+    return _prediction(cluster, work, phases(pieces_of(cluster, work), work))
 
 
 def paced(cluster: Cluster, config: Config, nodes: int, ranks_per_node: int) -> Config:
@@ -69,7 +69,7 @@ def paced(cluster: Cluster, config: Config, nodes: int, ranks_per_node: int) -> 
     return config.model_copy(update={"exchange": exchange.model_copy(update=picked)})
 
 
-def prediction(work: Workload, phases: dict[Phase, float]) -> Prediction:
+def _prediction(cluster: Cluster, work: Workload, phases: dict[Phase, float]) -> Prediction:
     """`phases`: seconds."""
     step = sum(phases.values())
     return Prediction(
@@ -81,7 +81,7 @@ def prediction(work: Workload, phases: dict[Phase, float]) -> Prediction:
         images_per_second=work.images / step,
         cross_node_mb_per_step=work.window.cross_node * work.ranks_per_node / 1e6,
         in_node_mb_per_step=work.window.in_node / 1e6,
-        memory_mb=work.need.total / 1e6,
+        memory_mb=work.need.where_it_trains(cluster.on_cards) / 1e6,
     )
 
 

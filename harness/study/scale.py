@@ -88,7 +88,7 @@ def simulated(machines: Cluster, point: Point, variant: str) -> dict[str, float 
     config = quickest_way(task(variant, point.classes), there).config
     work = workload_of(config, nodes, machines.ranks_per_node)
     found = simulate(there, work, windows=WINDOWS)
-    memory = work.need.total
+    memory = work.need.where_it_trains(machines.on_cards)
     return {
         "ranks": point.ranks,
         "classes": point.classes,

@@ -52,7 +52,7 @@ def test_a_port_in_use_is_followed_by_the_next_free_one(capfd: pytest.CaptureFix
         (["--study", "what"], "no study 'what' in sqlite:///"),
         (["--uri", "sqlite:///none.db"], "there is no MLflow store"),
         (["--uri", "mlruns"], "names no store"),
-        (["--port", "0"], "--port 0 is no port"),
+        (["--port", "0"], "argument --port: 0 does not fit; give a whole number from 1 to 65,535"),
         (["--host", "no.such.host.invalid"], "--host no.such.host.invalid cannot be served from"),
         (["which"], "takes options only, found which"),
     ],

@@ -13,6 +13,9 @@ from harness.study.intervals import mean_interval
 from harness.study.results import PRIMARY, Target, Variant, baseline_of, target_of
 from harness.study.store import Study
 from harness.study.table import primary_set
+from harness.study.wording import without_result
+
+NOT_EVALUATED = "no run evaluated the primary set"
 
 
 def draw(study: Study, target: float | None = None) -> Picture:
@@ -80,7 +83,7 @@ def say(study: Study, target: float | None = None) -> Said:
     for variant in variants:
         ends = [100 * run.final[PRIMARY] for run in variant.summaries if PRIMARY in run.final]
         if not ends:
-            lines.append(f"* `{variant.name}`: no run ended well")
+            lines.append(f"* `{variant.name}`: {without_result(variant) or NOT_EVALUATED}")
             continue
         told = f"ends at {_told(ends, 2, '%')}"
         seconds = target_seconds(variant, goal)

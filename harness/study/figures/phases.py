@@ -15,6 +15,7 @@ from harness.study.results import Variant
 from harness.study.store import Study
 from harness.study.table import PHASES, images_per_step, phase_ms
 from harness.study.waits import WAITS, wait_percent
+from harness.study.wording import without_result
 
 BAR = 0.7
 """Thickness, of the distance between two."""
@@ -59,7 +60,7 @@ def say(study: Study) -> Said:
     lines = []
     for variant in study.variants:
         if not variant.summaries:
-            lines.append(f"* `{variant.name}`: no run ended well")
+            lines.append(f"* `{variant.name}`: {without_result(variant)}")
             continue
         share = _waiting(variant)
         if math.isnan(share):

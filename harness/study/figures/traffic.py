@@ -25,12 +25,13 @@ def draw(study: Study) -> Picture:
     variants = study.variants
     found = looks(variant.name for variant in variants)
     frame = numbers(variants)
+    fates = {variant.name: variant.fate for variant in variants}
     with dressed():
         figure = picture(13, 2.6 + 0.56 * max(4, len(variants)))
         rows = figure.subplots(2, 2, sharey=True)
         for row, (link, told) in zip(rows, LINKS.items(), strict=True):
             for axes, per in zip(row, ("window", "images"), strict=True):
-                _draw_panel(axes, frame[frame["link"] == link], per, found)
+                _draw_panel(axes, frame[frame["link"] == link], per, found, fates)
                 axes.set_title(told[0].upper() + told[1:])
         diamond = Line2D([], [], color="black", marker="D", markerfacecolor="white", linestyle="")
         figure.legend([diamond], ["by formula (the bar is counted)"], loc="outside lower center")
@@ -71,13 +72,19 @@ def say(study: Study) -> Said:
     return Said("\n".join(lines))
 
 
-def _draw_panel(axes: Axes, frame: pd.DataFrame, per: str, found: Mapping[str, Look]) -> None:
+def _draw_panel(
+    axes: Axes,
+    frame: pd.DataFrame,
+    per: str,
+    found: Mapping[str, Look],
+    fates: Mapping[str, str],
+) -> None:
     names = list(frame["variant"])
     counted, formula = list(frame[f"counted_{per}"]), list(frame[f"formula_{per}"])
     longest = max([1e-9, *(value for value in counted + formula if not math.isnan(value))])
     for number, name in enumerate(names):
         if math.isnan(counted[number]):
-            axes.text(0.03 * longest, number, "failed", va="center")
+            axes.text(0.03 * longest, number, fates[name], va="center")
             continue
         axes.barh(number, counted[number], height=0.6, **bar(found[name]))
         axes.plot([formula[number]], [number], "D", color="black", markerfacecolor="white")

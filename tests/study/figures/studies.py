@@ -29,7 +29,9 @@ def recorded(
     (place / "metrics.jsonl").write_text("\n".join(text))
     values = {"name": name, "seed": seed, "train": {"steps": 300}, **sections}
     status = "FAILED" if found is None else "FINISHED"
-    return RecordedRun(f"{name}{seed}", Config.model_validate(values), status, found, place)
+    failure = status if found is None else None
+    config = Config.model_validate(values)
+    return RecordedRun(f"{name}{seed}", config, status, found, place, failure)
 
 
 def study(*runs: RecordedRun) -> Study:

@@ -10,11 +10,13 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from harness.errors import DIVERGED
 from harness.study.figures import accuracy, phases, scaling, staleness, traffic, utilisation
 from harness.study.figures.colours import COLOURS, looks
 from harness.study.prediction import Prediction, write_predictions
 from harness.study.results import Target
 from harness.study.store import Study
+from harness.study.wording import without_result
 from tests.study.pictures import assert_readable, assert_units
 from tests.study.recorded import PHASES_MS, summary, variant
 
@@ -104,13 +106,19 @@ def colours_of(figure: Figure) -> set[str]:
     return found
 
 
-def test_failed_runs_are_said_in_every_figure(tmp_path: Path, tables: Path) -> None:
-    lost = recorded(tmp_path, "hybrid_async")
+@pytest.mark.parametrize("fate", ["failed", "diverged", "has not ended"])
+def test_a_variant_without_a_result_has_its_fate_in_every_figure(
+    fate: str, tmp_path: Path, tables: Path
+) -> None:
+    failure = {"failed": "FAILED", "diverged": f"{DIVERGED}: a loss of nan in window 7"}.get(fate)
+    lost = replace(recorded(tmp_path, "hybrid_async"), failure=failure)
     found = study(recorded(tmp_path, "data_parallel", 0, summary()), lost)
     figures = all_figures(found, tables)
-    assert "failed" in [text.get_text() for text in figures["phases"].axes[0].texts]
-    assert "failed" in [text.get_text() for text in figures["traffic"].axes[0].texts]
-    assert "`hybrid_async`: no run ended well" in phases.say(found)
+    assert fate in [text.get_text() for text in figures["phases"].axes[0].texts]
+    assert fate in [text.get_text() for text in figures["traffic"].axes[0].texts]
+    wanted = f"* `hybrid_async`: {without_result(found.variants[1])}"
+    assert wanted in phases.say(found)
+    assert wanted in accuracy.say(found)
 
 
 def test_phases_are_means_over_seeds_of_each_rank_spread() -> None:
