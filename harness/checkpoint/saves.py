@@ -45,7 +45,9 @@ class Saves:
         line = f"the checkpoint {folder} cannot be written ({problem})"
         if meta.window == self._windows:
             self._unsaved = line
-        journal.warn("checkpoint", f"{line}; the run goes on without it: make room, or give leave")
+        else:
+            line += "; the run goes on without it"
+        journal.warn("checkpoint", f"{line}; make room, or give leave to write")
 
     def rewrite(self, meta: Meta, journal: Journal) -> None:
         """Adds to what the last save said of itself."""

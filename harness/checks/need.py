@@ -49,7 +49,7 @@ class Need(Facts):
     read_ahead: int = 0
     """Micro-batches that wait on a card."""
     checkpoint: int = 0
-    """On disk: the whole model and the optimizer's state, once."""
+    """On disk: the whole model, the optimizer's state, and what the exchange goes on from, once."""
 
     @property
     def certain(self) -> int:
@@ -370,4 +370,4 @@ class _Count:
     def checkpoint(self) -> int:
         per_class = self._backbone.features + (not self.margin)
         whole = self._backbone.parameters + self.config.data.num_classes * per_class
-        return whole * self.element * (1 + self.states)
+        return whole * self.element * (1 + self.states + self.carried)

@@ -58,7 +58,7 @@ def required_root(config: DataConfig) -> Path:
     """The folder `data.root`, or UserError."""
     if config.root is None:
         raise UserError(f"data.dataset={config.dataset} reads a folder; set data.root to it")
-    root = Path(config.root).expanduser()
+    root = Path(config.root)
     if not os.path.isdir(root):
         raise UserError(f"data.root={config.root} is not a folder; correct it")
     return root

@@ -131,7 +131,7 @@ def _file_of(font: PackagedFont) -> Path:
 def _expand(names: Sequence[str], key: str) -> list[Path]:
     files: list[Path] = []
     for name in names:
-        path = Path(name).expanduser()
+        path = Path(name)
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         else:
