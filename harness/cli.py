@@ -50,7 +50,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     takes_more = getattr(parsed, "arguments", None) is not None
     strange = [word for word in rest if word.startswith("-") or "=" not in word or not takes_more]
     if strange:
-        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+        told = f"unrecognized arguments: {' '.join(strange)}"
+        if takes_more and not strange[0].startswith("-"):
+            told += "; name all experiments in one place, before the options"
+        parser.error(told)
     if rest:
         parsed.arguments += rest
     return parsed

@@ -189,5 +189,8 @@ class _References:
         name, comma, default = name.partition(",")
         value = os.environ.get(name.strip(), default.strip() if comma else None)
         if value is None:
-            raise UserError(f"{place}: the variable {name} is not set; set it, or add ,default")
+            raise UserError(
+                f"{place}: the variable {name} is not set here; set it, or add ,default (to its "
+                f"ranks harness launch passes on names that begin with HARNESS_)"
+            )
         return Plain(value)

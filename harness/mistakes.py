@@ -48,7 +48,11 @@ def _explain(model: type[BaseModel], given: Any, source: str, problem: Any) -> s
     found, value = _given_at(given, path, problem["input"])
     place = found or source
     if problem["type"] == "extra_forbidden":
-        return f"{place}: unknown key {key}; the nearest known key is {_nearest(model, key)}"
+        nearest = _nearest(model, key)
+        return (
+            f"{place}: unknown key {key}; the nearest known key is {nearest}; use that, or leave "
+            f"it out"
+        )
     if problem["type"] == "value_error" and isinstance(problem["input"], Mapping | BaseModel):
         return f"{place}: {problem['ctx']['error']}"
     if problem["type"] == "missing":

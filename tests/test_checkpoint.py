@@ -243,6 +243,7 @@ def damage_rows(folder: Path) -> None:
 
 
 NO_CHECKPOINT = "is no checkpoint (no readable checkpoint.json); give a folder checkpoints/"
+DAMAGED = "its checkpoint.json is damaged, or of another version"
 NO_FIT = "does not fit this model"
 
 
@@ -251,9 +252,9 @@ NO_FIT = "does not fit this model"
     [
         (damage_nothing, [], NO_CHECKPOINT),
         (damage_meta, [], NO_CHECKPOINT),
-        (damage_json, [], NO_CHECKPOINT),
-        (damage_kind, [], NO_CHECKPOINT),
-        (damage_key, [], NO_CHECKPOINT),
+        (damage_json, [], DAMAGED),
+        (damage_kind, [], DAMAGED),
+        (damage_key, [], DAMAGED),
         (damage_backbone, [], NO_FIT),
         (damage_classifier, [], NO_FIT),
         (damage_rows, [], NO_FIT),

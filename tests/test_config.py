@@ -78,12 +78,13 @@ def test_an_unknown_key_names_the_nearest(
 ) -> None:
     message = message_of(run, override)
     assert message.startswith(f"command line: unknown key {unknown}; the nearest known key is ")
-    assert message.endswith(nearest)
+    assert message.endswith(f"{nearest}; use that, or leave it out")
 
 
 def test_an_unknown_key_in_the_file_is_found_too(tmp_path: Path) -> None:
     path = write(tmp_path, train={"steps": 5, "batchsize": 4})
     said = f"{path}, line 2: unknown key train.batchsize; the nearest known key is train.batch_size"
+    said += "; use that, or leave it out"
     assert message_of(path) == said
 
 

@@ -203,8 +203,12 @@ def _fitting(folder: Path) -> Iterator[None]:
     """Whatever is wrong with files that others may have made or damaged is told in one line."""
     try:
         yield
+    except OSError as error:
+        raise UserError(
+            f"the checkpoint {folder} cannot be read ({_reason(error)}); mend that, or resume from "
+            f"another window"
+        ) from error
     except (
-        OSError,
         SafetensorError,
         LookupError,
         ArithmeticError,
@@ -215,8 +219,8 @@ def _fitting(folder: Path) -> Iterator[None]:
     ) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"the checkpoint {folder} does not fit this model ({reason}); "
-            f"resume with the config it was made with"
+            f"the checkpoint {folder} does not fit this model ({reason}); resume with the config "
+            f"it was made with, or, if a file of it is damaged, from another window"
         ) from error
 
 

@@ -50,10 +50,15 @@ def read_meta(folder: Path, num_classes: int) -> Meta:
     """What a checkpoint says of itself. Raises UserError where it is none, or another task's."""
     try:
         meta = Meta.model_validate_json(plain_file(folder / META).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(
             f"train.resume={folder} is no checkpoint (no readable {META}); "
             f"give a folder checkpoints/<window> of a run"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"train.resume={folder} cannot be read (its {META} is damaged, or of another version "
+            f"of this harness); give another checkpoint, or resume with that version"
         ) from error
     if meta.num_classes != num_classes:
         raise UserError(

@@ -19,6 +19,7 @@ from harness.parallel.ranks import Ranks
 VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 """Of the environment: they change the products of matrices, and no library compares them."""
 SHOWN_LETTERS = 80
+CHECKPOINT = "the checkpoint of train.resume"
 
 Items = TypeVar("Items", dict[str, str], list[str])
 
@@ -59,8 +60,8 @@ def agree_on_settings(config: Config, ranks: Ranks) -> None:
                 for rank in (found.usual, found.odd)
             )
             raise UserError(
-                f"ranks would not train the same: {found.key} is {odd} and {usual}; start all "
-                f"ranks with the same experiment, key=value arguments and variables"
+                f"ranks would not train the same: {found.key} is {odd} and {usual}; "
+                f"{_advice(found.key)}"
             )
 
 
@@ -101,8 +102,14 @@ def settings_of(config: Config) -> dict[str, Any]:
     found = config.alike()
     found |= {name: os.environ.get(name) for name in VARIABLES}
     if config.train.resume:
-        found["the checkpoint of train.resume"] = _digest_of(Path(config.train.resume) / META)
+        found[CHECKPOINT] = _digest_of(Path(config.train.resume) / META)
     return found
+
+
+def _advice(key: str) -> str:
+    if key == CHECKPOINT:
+        return "copy the folder of the checkpoint to every host"
+    return "start all ranks with the same experiment, key=value arguments and variables"
 
 
 def contents_of(source: ImageSource) -> Contents:

@@ -45,6 +45,11 @@ def parse_hosts(text: str, ranks: int) -> tuple[Host, ...]:
     return hosts
 
 
+def slots_of(hosts: str | None) -> int:
+    """How many ranks the hosts take; one where none are given. Raises UserError as above."""
+    return sum(host.slots for host in parse_hosts(hosts, 1)) if hosts else 1
+
+
 def read_hosts(text: str) -> tuple[Host, ...]:
     """The hosts, divided by commas, blanks, semicolons or new lines; `h1 slots=4` is h1:4.
 

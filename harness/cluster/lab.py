@@ -136,7 +136,7 @@ def _hosts(count: int, slots: int, cores: Sequence[int]) -> tuple[LabHost, ...]:
 def host_named(name: str) -> LabHost:
     hosts = {host.name: host for host in running()}
     if name not in hosts:
-        raise UserError(f"the lab has no host {name!r}; its hosts are {', '.join(hosts)}")
+        raise UserError(f"the lab has no host {name!r}; name one of {', '.join(hosts)}")
     return hosts[name]
 
 
@@ -157,7 +157,8 @@ def _limit(name: str, cores: float | None) -> None:
     groups = groups_here()
     if not groups.entrance(name).exists():
         raise UserError(
-            f"the cores of {name} cannot be limited here: no group can be made in {groups.mount}"
+            f"the cores of {name} cannot be limited: this machine lets no control group be made "
+            f"in {groups.mount}; leave the share out"
         )
     groups.limit(name, cores)
 

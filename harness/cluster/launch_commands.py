@@ -21,17 +21,22 @@ def add_launch(commands: Any) -> None:
         "--np", "-np", type=count(MOST_RANKS), help="ranks; else as many as there are slots"
     )
     parser.add_argument("--hosts", "-H", help="host:slots,host:slots; else this machine alone")
-    parser.add_argument("--folder", type=path, help="where the files go, the ranks' words too")
+    parser.add_argument(
+        "--folder",
+        type=path,
+        help="where the run's files go; what its ranks print goes to FOLDER.log",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the line and end")
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
     parser.set_defaults(command=_launch)
 
 
 def _launch(parsed: argparse.Namespace) -> int:
+    from harness.cluster.hosts import slots_of
     from harness.cluster.launch import launch, plan_launch
     from harness.measure.folders import new_file, now
 
-    ranks = parsed.np or _slots(parsed.hosts)
+    ranks = parsed.np or slots_of(parsed.hosts)
     first = parsed.arguments[0]
     if first.endswith(SUFFIXES) or is_override(first):
         given = Arguments.split(parsed.arguments)
@@ -69,12 +74,6 @@ def _train(
         log = new_file(folder.with_name(f"{folder.name}.log"))
         outcome = launch_training(command, config, folder, ranks, parsed.hosts, log)
         return _end(outcome.exit_code, outcome.reason, log)
-
-
-def _slots(hosts: str | None) -> int:
-    from harness.cluster.hosts import parse_hosts
-
-    return sum(host.slots for host in parse_hosts(hosts, 1)) if hosts else 1
 
 
 def _announce(line: str) -> None:

@@ -43,7 +43,7 @@ def check_compression(compression: str, nodes: int) -> None:
         most = (2 ** BITS[compression] - 1) // 2
         raise UserError(
             f"exchange.compression={compression} sums at most {most} nodes, found {nodes}; use "
-            f"int8 or fp16"
+            f"{'fp16' if compression == 'int8' else 'int8 or fp16'}"
         )
 
 

@@ -37,6 +37,12 @@ AWAY = {
     "Connection reset": "connection broken",
 }
 """What a store's errors hold where it cannot be reached, and what that is in short."""
+DENIED = {
+    "Invalid Host header": "allow this name by `mlflow server --allowed-hosts`",
+    "error code 401": "correct its user and password",
+    "error code 403": "correct its user and password, or their rights",
+}
+"""What they hold where it can, but does not serve us, and what to do."""
 SCHEMA = ("database schema", "Can't locate revision")
 LOST_RACE = ("already exists", "duplicate column name", "UNIQUE constraint", "database is locked")
 """Of two processes that make the tables of one store, one reads one of these."""
@@ -230,6 +236,9 @@ def _unopened(uri: str, error: Exception) -> UserError:
             f"the MLflow store {shown} was made by another version of MLflow ({short}); use that "
             f"version, or set {key_of(uri)} to another store"
         )
+    for sign, advice in DENIED.items():
+        if sign in str(error):
+            return UserError(f"the MLflow store {shown} does not let us in ({short}); {advice}")
     return UserError(
         f"the MLflow store {shown} does not answer ({short}); "
         f"start it, set {key_of(uri)} to another, or tracking.enabled=false"

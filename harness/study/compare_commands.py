@@ -18,8 +18,10 @@ def add_compare(commands: Any) -> None:
         "compare", help="several experiments in turn, or a recorded study: table, verdict, report"
     )
     compare.add_argument("arguments", nargs="*", metavar="EXPERIMENT.yaml|key=value")
-    compare.add_argument("--np", type=count(MOST_RANKS), help="ranks; one where not given")
-    compare.add_argument("--hosts", help="as horovodrun -H takes them: host:slots,host:slots")
+    compare.add_argument(
+        "--np", "-np", type=count(MOST_RANKS), help="ranks; else as many as there are slots"
+    )
+    compare.add_argument("--hosts", "-H", help="host:slots,host:slots; else this machine alone")
     compare.add_argument(
         "--seeds", type=count(MOST_SEEDS), help="repeat with so many seeds; a verdict needs 3"
     )
@@ -35,13 +37,15 @@ def add_compare(commands: Any) -> None:
     )
     compare.add_argument("--no-record", action="store_true", help="log no comparison to MLflow")
     compare.add_argument(
-        "--target", type=float, help="val/top1 to time, a share; else the baseline's end - 0.01"
+        "--target",
+        type=float,
+        help="accuracy (0 to 1) to time variants to; else the baseline's at its end - 0.01",
     )
     compare.add_argument(
         "--baseline",
         type=text,
         metavar="NAME",
-        help="variant; else the first that is data parallel and waits",
+        help="variant to compare with; else the first replicated and synchronous one",
     )
     compare.add_argument(
         "--predictions", type=path, metavar="FILE", help="of harness plan, to set beside"
@@ -63,6 +67,7 @@ def _compare(parsed: argparse.Namespace) -> int:
 
         source = Source(parsed.from_study, parsed.uri, parsed.experiment)
         return take_up(source, terms, predictions, parsed.folder, not parsed.no_record)
+    from harness.cluster.hosts import slots_of
     from harness.config import study_name
     from harness.study.compare import compare
 
@@ -70,7 +75,7 @@ def _compare(parsed: argparse.Namespace) -> int:
     return compare(
         given.experiments,
         given.overrides,
-        np=1 if parsed.np is None else parsed.np,
+        np=parsed.np or slots_of(parsed.hosts),
         hosts=parsed.hosts,
         seeds=1 if parsed.seeds is None else parsed.seeds,
         study=study_name(parsed.study) if parsed.study else None,

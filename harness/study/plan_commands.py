@@ -32,12 +32,23 @@ def add_plan(commands: Any) -> None:
     )
     parser.add_argument("--calibrate", type=path, metavar="OUT.yaml", help="keep what was measured")
     parser.add_argument(
-        "--seconds", type=positive(MOST_SECONDS), default=0.6, help="for each of the timings"
+        "--seconds",
+        type=positive(MOST_SECONDS),
+        default=0.6,
+        help="to spend on each timing, 0.6 by default",
     )
-    parser.add_argument("--nodes", type=count(MOST_RANKS), help="predict for so many machines")
-    parser.add_argument("--ranks-per-node", type=count(MOST_RANKS), help="of so many ranks")
     parser.add_argument(
-        "--simulate", type=count(MOST_WINDOWS), default=0, metavar="WINDOWS", help="with jitter"
+        "--nodes", type=count(MOST_RANKS), help="machines to predict for; else the cluster's"
+    )
+    parser.add_argument(
+        "--ranks-per-node", type=count(MOST_RANKS), help="ranks on each of them; else the cluster's"
+    )
+    parser.add_argument(
+        "--simulate",
+        type=count(MOST_WINDOWS),
+        default=0,
+        metavar="WINDOWS",
+        help="simulate so many windows on nodes that vary",
     )
     parser.add_argument("--output", type=path, help="predictions of the experiments, JSON")
     parser.add_argument(

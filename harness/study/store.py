@@ -243,7 +243,7 @@ def _of_study(client: "MlflowClient", experiments: list[str], name: str) -> list
 def _unknown(client: "MlflowClient", experiments: list[str], name: str, uri: str) -> UserError:
     tags = [run.data.tags for run in _search(client, experiments, "")]
     known = sorted({each["study"] for each in tags if each.get("study")})
-    told = f"it knows {', '.join(known[:8])}" if known else "it knows none"
+    told = f"give one of {', '.join(known[:8])}" if known else "the store has none; give another"
     return UserError(f"no study {name!r} in {masked(uri)}; {told}")
 
 
@@ -292,7 +292,10 @@ def _recorded(client: "MlflowClient", run: "Run", store: Path | None) -> Recorde
     found = RecordedRun(run.info.run_id, _config(run, folder), run.info.status, summary, folder)
     if diverged := _diverged(found, run):
         return replace(found, summary=None, failure=divergence(diverged))
-    return found if summary is not None else replace(found, failure=ending_of(client, run))
+    # A run may fail behind its summary, by a last checkpoint that cannot be written.
+    if summary is not None and run.info.status not in ("FAILED", "KILLED"):
+        return found
+    return replace(found, summary=None, failure=ending_of(client, run))
 
 
 def _diverged(found: RecordedRun, run: "Run") -> str | None:

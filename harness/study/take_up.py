@@ -46,8 +46,8 @@ def take_up(
     if not any(variant.summaries for variant in results.variants):
         told = "; ".join(study.unended) or "all of them failed"
         raise UserError(
-            f"no run of the study {source.study} ended well, so that there is nothing to show: "
-            f"{told}"
+            f"no run of the study {source.study} ended well, so that there is nothing to show "
+            f"({told}); mend and run it again: harness compare --study {source.study}"
         )
     for line in study.unended:
         print(line, file=sys.stderr, flush=True)

@@ -27,6 +27,7 @@ PORTS = 100
 """So many after the one asked for are tried."""
 START_SECONDS = 120.0
 END_SECONDS = 5.0
+ALLOWED = "MLFLOW_SERVER_ALLOWED_HOSTS"
 
 
 def show(uri: str | None, study: str | None, host: str, port: int) -> int:
@@ -105,6 +106,7 @@ def _server(
     # Without the first variable it starts seven more processes, for jobs that nobody asked for. The
     # store's address may hold a password, which all users could read on a command line.
     own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": store}
+    own[ALLOWED] = os.environ.get(ALLOWED) or _allowed(host)
     with _end_signals():
         server = subprocess.Popen(
             command,
@@ -118,6 +120,14 @@ def _server(
             yield server
         finally:
             _end(server)
+
+
+def _allowed(host: str) -> str:
+    """MLflow's own choice of names that browsers may call it by, and the names of this machine."""
+    from mlflow.server.security_utils import get_default_allowed_hosts
+
+    names = dict.fromkeys((host, socket.gethostname(), socket.getfqdn()))
+    return ",".join((*get_default_allowed_hosts(), *(f"{name}:*" for name in names if name)))
 
 
 @contextmanager

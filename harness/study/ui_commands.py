@@ -10,15 +10,22 @@ PORT = 5000
 
 def add_ui(commands: Any) -> None:
     """`harness ui`."""
-    ui = commands.add_parser("ui", help="MLflow's pages of the runs so far, until Ctrl-C")
+    ui = commands.add_parser(
+        "ui", help="MLflow's pages of the runs so far: serves a file's, names a server's"
+    )
     ui.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
     ui.add_argument("--study", type=text, metavar="NAME", help="show the runs of this one")
     ui.add_argument(
         "--uri", type=text, help="MLflow store; none: MLFLOW_TRACKING_URI, else mlflow.db here"
     )
-    ui.add_argument("--host", default="127.0.0.1", help="who may look: 0.0.0.0 for all machines")
     ui.add_argument(
-        "--port", type=count(65_535), default=PORT, help="the next one that is free, from this"
+        "--host", default="127.0.0.1", help="address to serve at: 0.0.0.0 lets other machines look"
+    )
+    ui.add_argument(
+        "--port",
+        type=count(65_535),
+        default=PORT,
+        help="the first to try, 5000 by default; the next free one is taken",
     )
     ui.set_defaults(command=_ui)
 
@@ -28,5 +35,7 @@ def _ui(parsed: argparse.Namespace) -> int:
     from harness.study.ui import show
 
     if parsed.arguments:
-        raise UserError(f"harness ui takes options only, found {parsed.arguments[0]}")
+        raise UserError(
+            f"harness ui takes options only, found {parsed.arguments[0]}; see harness ui --help"
+        )
     return show(parsed.uri, parsed.study, parsed.host, parsed.port)

@@ -212,7 +212,7 @@ def test_a_host_stutters_while_a_command_runs() -> None:
     ("arguments", "told"),
     [
         (["rate", "fast"], "'fast' is no rate"),
-        (["rate", "none", "h9"], "no host 'h9'; its hosts are h1, h2, h3"),
+        (["rate", "none", "h9"], "no host 'h9'; name one of h1, h2, h3"),
         (["share", "h9", "0.5"], "no host 'h9'"),
         (["share", "h1", "2"], "'2' is no share of a core"),
         (["run", "--stutter", "h1:5/2", "--", "true"], "--stutter 'h1:5/2' is not understood"),

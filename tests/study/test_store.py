@@ -93,7 +93,7 @@ def test_a_store_that_was_moved_has_its_artifacts_beside_it(store: Path) -> None
 
 def test_what_is_not_there_is_said(store: Path) -> None:
     train(store, "fast", 0)
-    with pytest.raises(UserError, match=r"no study 'what' in .*it knows which"):
+    with pytest.raises(UserError, match=r"no study 'what' in .*give one of which"):
         read_study(f"sqlite:///{store}", "what")
     with pytest.raises(UserError, match="there is no MLflow store"):
         read_study(f"sqlite:///{store.parent}/none.db", "which")
@@ -140,7 +140,7 @@ def test_a_run_that_goes_on_is_running_not_failed(store: Path) -> None:
 @pytest.mark.parametrize("name", ["bob's run", 'the "best"', """both ' and \"""", "50%; drop"])
 def test_a_name_may_have_any_characters(name: str, store: Path) -> None:
     train(store, "fast", 0)
-    with pytest.raises(UserError, match=r"no study .* it knows which"):
+    with pytest.raises(UserError, match=r"no study .* give one of which"):
         read_study(f"sqlite:///{store}", name)
     train(store, "fast", 1, study=name)
     assert [run.seed for run in read_study(f"sqlite:///{store}", name).runs] == [1]
