@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Arguments:
 
 
 def is_override(argument: str) -> bool:
-    return "=" in argument and not (argument.endswith(SUFFIXES) and Path(argument).is_file())
+    return "=" in argument and not (argument.endswith(SUFFIXES) and os.path.isfile(argument))
 
 
 def path(given: str) -> Path:

@@ -14,7 +14,7 @@ from harness.errors import UserError
 from harness.layers import COMMAND_LINE, escaped, filled, giving_way, merged, parse_override
 from harness.mistakes import validated
 from harness.paths import expanded, expanded_uri
-from harness.section import Label, PathText, Section, Text, keys_of, kind_at
+from harness.section import Label, PathText, Section, Text, kind_at
 from harness.yaml_files import Given, Plain, is_null, read_yaml
 
 ALTERNATIVES = (("train", "steps", "epochs"), ("exchange", "pieces", "most_pieces"))
@@ -292,11 +292,12 @@ class Config(Section):
         kind, passes = self.exchange.kind, self.exchange.backward_passes_per_step
         if not kind.startswith("ddp_"):
             return self
-        plain = (self.exchange.delay, self.exchange.compression, self.classifier.layout)
-        if plain != (0, "none", "replicated") or (kind == "ddp_powersgd" and passes > 1):
+        exchange, layout = self.exchange, self.classifier.layout
+        plain = (exchange.delay, exchange.compression, exchange.route, layout)
+        if plain != (0, "none", "auto", "replicated") or (kind == "ddp_powersgd" and passes > 1):
             raise ValueError(
                 f"exchange.kind={kind} is torch's own: it needs delay=0, compression=none, "
-                f"classifier.layout=replicated, and powersgd backward_passes_per_step=1"
+                f"route=auto, classifier.layout=replicated, and powersgd backward_passes_per_step=1"
             )
         return self
 
@@ -410,11 +411,6 @@ def config_of_store(uri: str | None, experiment: str | None = None) -> Config:
     """A config of nothing but the place of its records. Raises UserError."""
     tracking = {"uri": uri} | ({"experiment": experiment} if experiment else {})
     return validated(Config, {"tracking": tracking, "train": {"steps": 1}}, "command line")
-
-
-def known_keys() -> list[str]:
-    """Every dotted key of a config, and its sections."""
-    return list(keys_of(Config))
 
 
 def _per_host(model: type[Section], prefix: str = "") -> Iterator[str]:

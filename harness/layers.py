@@ -14,7 +14,8 @@ from harness.section import kind_at
 from harness.yaml_files import Given, Plain, is_null, parse_yaml
 
 COMMAND_LINE = "command line"
-REFERENCE = re.compile(r"(\$+)\{([^{}]*)(\}?)")
+REFERENCE = re.compile(r"(\$\$+\{)|\$\{([^{}]*)(\}?)")
+"""Either an escaped ${, whose text goes on as it is, or a reference."""
 ENVIRONMENT = "oc.env:"
 """${oc.env:NAME} and ${oc.env:NAME,default}: a variable, on the machine that reads the file."""
 LONGEST_TEXT = 10_000
@@ -148,7 +149,7 @@ class _References:
 
     def _filled_text(self, value: str, place: str, under_way: tuple[str, ...]) -> Any:
         alone = REFERENCE.fullmatch(value)
-        if alone and alone[1] == "$":
+        if alone and not alone[1]:
             return self._named(alone, place, under_way)
         texts, end = [], 0
         for found in REFERENCE.finditer(value):
@@ -160,7 +161,7 @@ class _References:
         return Plain(text) if isinstance(value, Plain) else text
 
     def _text(self, found: "re.Match[str]", place: str, under_way: tuple[str, ...]) -> str:
-        if len(found[1]) > 1:
+        if found[1]:
             return found[0][1:]
         value = self._named(found, place, under_way)
         if not isinstance(value, str):

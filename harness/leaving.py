@@ -14,6 +14,8 @@ from harness.parallel.launcher import is_first, is_one_of_many, launched
 
 SILENT_SECONDS = 10.0
 """How long a rank that leaves the last word to another waits for the launcher to end it."""
+LAST_WORDS_SECONDS = 120.0
+"""The same where the first rank speaks of a run that failed: it hands over to the store before."""
 LISTEN_SECONDS = 2.0
 """How long the rank with the cause waits for what the others say because of it: it comes last."""
 
@@ -48,7 +50,7 @@ def leave(command: Callable[[], int]) -> int:
     except SaidByAnotherRank as error:
         return _leave_last(2, error.otherwise)
     except RunFailed as error:
-        return _tell(error, 1) if is_first() else _leave_last(1)
+        return _tell(error, 1) if is_first() else _leave_last(1, seconds=LAST_WORDS_SECONDS)
     except KeyboardInterrupt:
         return _tell("stopped", 1) if is_first() else 1
     except Exception as error:
@@ -111,8 +113,8 @@ def _let_go() -> None:
             continue  # it is closed already, or leads nowhere
 
 
-def _leave_last(code: int, otherwise: str = "") -> int:
-    time.sleep(SILENT_SECONDS)
+def _leave_last(code: int, otherwise: str = "", seconds: float = SILENT_SECONDS) -> int:
+    time.sleep(seconds)
     return _tell(otherwise, code) if otherwise else code
 
 

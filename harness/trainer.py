@@ -60,13 +60,14 @@ class Trainer:
         self.optimizer = make_optimizer(config.optimizer, flats)
         checkpoint = Checkpoint(self.backbone, self.classifier, flats, self.optimizer, world)
         resume = config.train.resume
-        self._saved = saved = checkpoint.load(Path(resume)) if resume else None
-        self._first = first = saved.window if saved else 0
-        if saved and not all_finite(model.numbers):
-            raise UserError(
-                f"train.resume={resume} holds values that are not finite: its training had "
-                f"diverged by window {first}; resume an earlier one with a lower optimizer.lr"
-            )
+        with world.together():  # before DDP's constructor, in which ranks wait for each other
+            self._saved = saved = checkpoint.load(Path(resume)) if resume else None
+            self._first = first = saved.window if saved else 0
+            if saved and not all_finite(model.numbers):
+                raise UserError(
+                    f"train.resume={resume} holds values that are not finite: its training had "
+                    f"diverged by window {first}; resume an earlier one with a lower optimizer.lr"
+                )
         network = Network(self.backbone, self.classifier)
         size = 2, dataset.channels, dataset.image_size, dataset.image_size
         through = through_ddp(

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from harness.config import Config, Section, known_keys, load, load_resolved, load_with_notes
+from harness.config import Config, Section, load, load_resolved, load_with_notes
 from harness.errors import UserError
+from harness.section import keys_of
 
 
 def write(folder: Path, file: str = "run.yaml", **values: Any) -> Path:
@@ -121,7 +122,7 @@ def test_a_wrong_value_is_named_with_its_key(run: Path, override: str, said: str
 
 def test_no_word_of_the_library_reaches_a_user(run: Path) -> None:
     """Every field of every section, given a section, a list, a text and nothing."""
-    for key in known_keys():
+    for key in keys_of(Config):
         for value in ("{a: 1}", "[[1]]", "'\\x'", "-1e400", "\x7f"):
             message = refused(run, f"{key}={value}")
             words = ("Input ", "a valid", "Error", "pydantic", "instance", "validator", "type=")
@@ -138,6 +139,13 @@ def test_all_mistakes_are_named_at_once(run: Path) -> None:
     message = message_of(run, "train.batch_size=0", "train.stepz=1")
     assert "train.batch_size=0" in message
     assert "train.stepz" in message
+
+
+def test_torchs_own_data_parallel_takes_no_other_route(run: Path) -> None:
+    """Each rank would step its chunk alone, and nobody would send the others theirs."""
+    changes = ["exchange.kind=ddp_powersgd", "exchange.delay=0", "classifier.layout=replicated"]
+    assert load(run, changes).exchange.route == "auto"
+    assert "it needs delay=0" in message_of(run, *changes, "exchange.route=hierarchical")
 
 
 def test_synchronous_takes_no_delay(run: Path) -> None:
@@ -310,7 +318,7 @@ def test_every_knob_says_what_it_is(section: type[Section]) -> None:
 def test_known_keys_are_all_leaves_and_sections(run: Path) -> None:
     leaves = set(load(run).flattened())
     groups = {leaf.rpartition(".")[0] for leaf in leaves} - {""}
-    assert set(known_keys()) == leaves | groups
+    assert set(keys_of(Config)) == leaves | groups
     assert {"data.dataset", "exchange.delay", "train.batch_size", "seed"} <= leaves
     assert groups == set(Config.model_fields) - leaves
 

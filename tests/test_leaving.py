@@ -107,7 +107,7 @@ def test_one_rank_alone_raises_what_it_always_raised(
         (SaidByAnotherRank(), 1, 2, "", [leaving.SILENT_SECONDS]),
         (SaidByAnotherRank("a; b"), 1, 2, "harness: a; b", [leaving.SILENT_SECONDS]),
         (RunFailed("the loss is nan"), 0, 1, "harness: the loss is nan", []),
-        (RunFailed("the loss is nan"), 1, 1, "", [leaving.SILENT_SECONDS]),
+        (RunFailed("the loss is nan"), 1, 1, "", [leaving.LAST_WORDS_SECONDS]),
         (KeyboardInterrupt(), 0, 1, "harness: stopped", []),
         (KeyboardInterrupt(), 1, 1, "", []),
     ],

@@ -2,16 +2,24 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from harness.arguments import path
+from harness.arguments import is_override, path
 from harness.cli import main
 from harness.config import Config, load, load_resolved
+from harness.data.pixel_cache import cached_pixels
 from harness.errors import UserError
-from harness.measure.store import sqlite_file, store_uri
+from harness.measure.folders import check_free
+from harness.measure.node_gauges import monitor_node
+from harness.measure.store import check_store, sqlite_file, store_uri
 from harness.paths import expanded, expanded_uri
+from harness.study.plan_commands import _require_writable
+from tests.rights import without_rights
 from tests.study.clusters import cluster
 
 KEYS = ("data.root", "data.cache", "train.resume", "tracking.folder")
@@ -127,3 +135,35 @@ def test_a_training_writes_into_the_home_folder(home: Path) -> None:
     (run,) = (home / "r").iterdir()
     assert (run / "summary.json").exists()
     assert not Path("~").exists()
+
+
+TOUCHES: dict[str, Callable[[Path], object]] = {
+    "a run's folder": check_free,
+    "a store": lambda place: check_store(in_store(place)),
+    "a node's gauges": lambda place: gauges(in_store(place)),
+    "rendered images": lambda place: cached_pixels(
+        place / "file", (1,), lambda: [np.zeros(1, np.uint8)]
+    ),
+    "predictions": lambda place: _require_writable(place / "plan.json"),
+    "an override": lambda place: is_override(f"tracking.study={place}.yaml"),
+}
+
+
+def gauges(config: Config) -> None:
+    with monitor_node(config, "run", 0):
+        pass
+
+
+def in_store(place: Path) -> Config:
+    tracking = {"uri": f"sqlite:///{place}/mlflow.db"}
+    return Config.model_validate({"train": {"steps": 1}, "tracking": tracking})
+
+
+@pytest.mark.parametrize("name", ["locked/inner", "n" * 300])
+@pytest.mark.parametrize("touches", TOUCHES)
+def test_what_nobody_may_look_at_is_a_mistake_in_a_line(
+    touches: str, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "locked").mkdir(mode=0o700)
+    with without_rights(), suppress(UserError):
+        TOUCHES[touches](tmp_path / name)

@@ -4,13 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given as for_all
+from hypothesis import strategies as st
 
 from harness.config import Config, load
 from harness.errors import UserError
+from harness.layers import escaped, filled
 from harness.study.cluster import read_cluster
 from harness.study.doctor_figures import cluster_of_doctor
 from harness.study.prediction import read_predictions
-from harness.yaml_files import MOST_BYTES, Plain, parse_yaml, read_yaml
+from harness.yaml_files import MOST_BYTES, Given, Plain, parse_yaml, read_yaml
 from tests.study.clusters import cluster
 
 TRAIN = "train: {steps: 5}\n"
@@ -220,6 +223,13 @@ def test_a_value_can_name_another(file: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (config.seed, config.name, config.data.root) == (5, "a5", "/slow")
     assert (config.tracking.study, config.tracking.folder) == ("${name}", "/fast/a5")
     assert (config.data.cache, config.optimizer.step_at) == ("$$5", (0.5,))
+
+
+@for_all(st.text(st.sampled_from("${}ab.,")))
+def test_a_text_that_is_escaped_comes_back(text: str) -> None:
+    given = Given()
+    given.put("name", escaped(text), "here")
+    assert filled(given)["name"] == text
 
 
 def test_quotes_tell_a_text_from_what_is_plain() -> None:

@@ -45,12 +45,12 @@ def put(new: Path, place: Path) -> None:
     _to_disk(new)
     old = place.with_name(place.name + ".old")
     remove(old)
-    if place.exists():
+    if os.path.exists(place):
         place.replace(old)
     try:
         new.replace(place)
     except OSError:
-        if old.exists():
+        if os.path.exists(old):
             old.replace(place)
         raise
     _to_disk(place.parent)
@@ -59,7 +59,7 @@ def put(new: Path, place: Path) -> None:
 
 def remove(path: Path) -> None:
     """A folder with all in it, or a file; it need not be there."""
-    if path.is_dir() and not path.is_symlink():
+    if os.path.isdir(path) and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -70,7 +70,7 @@ def _to_disk(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if not (path.is_dir() and error.errno in CANNOT_SYNC):
+        if not (os.path.isdir(path) and error.errno in CANNOT_SYNC):
             raise
     finally:
         os.close(handle)
@@ -78,7 +78,7 @@ def _to_disk(path: Path) -> None:
 
 def plain_file(path: Path) -> Path:
     """The same path. Raises OSError for what is none: to open a pipe would wait for ever."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     return path
 

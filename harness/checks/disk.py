@@ -70,13 +70,13 @@ def _faults(host: str, place: Place) -> list[Finding]:
 
 def _place(purpose: str, folder: Path, needed: int) -> Place:
     folder = folder.absolute()
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    there = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
     return Place(
         purpose=purpose,
         folder=str(folder),
         exists=there == folder,
         free_bytes=shutil.disk_usage(there).free,
-        writable=there.is_dir() and os.access(there, os.W_OK | os.X_OK),
+        writable=os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK),
         needed_bytes=needed,
     )
 

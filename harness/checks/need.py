@@ -237,10 +237,12 @@ class _Count:
             return (slots + sampled) * self.part * s + self._wire(sent, slots, self.nodes)
         if not self._is_averaging:
             return 0
-        in_turn = exchange.delay // exchange.pieces + 1
+        # Of pieces that are picked at the start, the most: what is sure to be taken ends a run.
+        pieces = max(exchange.pieces, exchange.most_pieces)
+        in_turn = exchange.delay // pieces + 1
         # Compared in the same window where a piece lands in the window in which it is sent again.
-        apart = sampled and exchange.delay % exchange.pieces > 0
-        kept = (2 + self._has_outer) * self.part + apart * self.part // exchange.pieces
+        apart = sampled and exchange.delay % pieces > 0
+        kept = (2 + self._has_outer) * self.part + apart * self.part // pieces
         return kept * s + self._wire(sent, in_turn, self.nodes, feedback=False)
 
     @property

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,6 @@ def _open_part(root: Path, part: str, image_size: int) -> ArraySource | ResizedS
 
 def _find(root: Path, name: str) -> Path:
     for path in (root / name, root / f"{name}.gz"):
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     raise UserError(f"{root} holds neither {name} nor {name}.gz; set data.root to their folder")

@@ -1,6 +1,7 @@
 """Where the fonts lie, which of them training may see, and which characters they have."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -118,7 +119,7 @@ def _require_packages(fonts: Iterable[PackagedFont]) -> None:
 
 
 def _is_installed(font: PackagedFont) -> bool:
-    return find_spec(font.module) is not None and _file_of(font).is_file()
+    return find_spec(font.module) is not None and os.path.isfile(_file_of(font))
 
 
 def _file_of(font: PackagedFont) -> Path:
@@ -132,10 +133,10 @@ def _expand(names: Sequence[str], key: str) -> list[Path]:
     files: list[Path] = []
     for name in names:
         path = Path(name)
-        if path.is_dir():
+        if os.path.isdir(path):
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
         else:
-            found = [path] if path.is_file() else []
+            found = [path] if os.path.isfile(path) else []
         if not found:
             raise UserError(
                 f"{key} names {name}, which is no font file and no folder of "

@@ -33,13 +33,13 @@ def cached_pixels(
 
     Raises UserError for a damaged file and for a folder that cannot be written.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # The kernel releases this lock with the process that holds it, however that ends.
             with (path.parent / ".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if not path.exists():
+                if not os.path.exists(path):
                     _write(path, shape, render)
         except OSError as error:
             raise UserError(

@@ -23,6 +23,7 @@ NOT_DATA = frozenset((b"__MACOSX", b"@eaDir", b"lost+found"))
 begins with a dot."""
 KINDS_NAMED = 6
 LONGEST_SUFFIX = 10
+LARGEST = (1 << 63) - 1
 
 FileIdentity = tuple[int, int]
 """Device and inode."""
@@ -88,7 +89,9 @@ class ImageTree:
         for inside, status in _images_below(folder, entered, self.left_out):
             self._names += os.path.join(name, inside)
             self._ends.append(len(self._names))
-            self._stats.extend((status.st_ino, status.st_size, status.st_mtime_ns))
+            # Some file systems number files by hashes of 64 bits, and an element here has a sign.
+            number = status.st_ino & LARGEST
+            self._stats.extend((number, status.st_size, status.st_mtime_ns))
         self._counts.append(len(self) - before)
         if len(self) == before:
             left = in_words(self.left_out - left_before)

@@ -36,7 +36,7 @@ def store_uri(config: Config) -> str:
     if not scheme.startswith("sqlite"):
         return uri
     file = sqlite_file(uri)
-    if file is None or file.is_dir():
+    if file is None or os.path.isdir(file):
         found = "no file" if file is None else f"the folder {file}"
         raise UserError(f"{key}={uri} names {found}; give sqlite:///FILE.db")
     return sqlite_uri(file, uri.partition("?")[2])

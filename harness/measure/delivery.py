@@ -4,6 +4,7 @@ A server may take metrics and no artifacts, or the reverse; the end it takes whe
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,7 +89,7 @@ class RunInStore:
         with _refusals():
             for artifact in artifacts:
                 # A device or a pipe may have no end: a store would be filled with it.
-                if not artifact.path.is_file():
+                if not os.path.isfile(artifact.path):
                     raise Refused(f"there is no file {artifact.path}")
                 self.client.log_artifact(self.run_id, str(artifact.path), artifact.folder)
 

@@ -1,5 +1,6 @@
 """A run's folder, made by exactly one run."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def claim(given: Path | None, automatic: Path) -> Claim:
         made = _make_parents(folder)
         if given is None:
             return _new(folder, made)
-        if folder.is_dir():
+        if os.path.isdir(folder):
             check_free(folder)
             return Claim(folder, made)
         folder.mkdir()
@@ -65,7 +66,7 @@ def claimed(given: Path | None, automatic: Path) -> Iterator[Path]:
 def check_free(folder: Path) -> None:
     """Raises UserError for a folder that holds a run, also for one that is to be resumed: a resumed
     run is another run, with metrics of its own."""
-    if any((folder / name).exists() for name in (CONFIG_FILE, METRICS_FILE, FILE_NAME)):
+    if any(os.path.exists(folder / name) for name in (CONFIG_FILE, METRICS_FILE, FILE_NAME)):
         raise holds_run(folder)
 
 
@@ -114,6 +115,6 @@ def _numbered(path: Path) -> Iterator[Path]:
 
 
 def _make_parents(folder: Path) -> tuple[Path, ...]:
-    missing = [parent for parent in folder.parents if not parent.exists()]
+    missing = [parent for parent in folder.parents if not os.path.exists(parent)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     return tuple(reversed(missing))

@@ -1,6 +1,7 @@
 """Samples a node into a run in MLflow, by MLflow's own gauges, while the run lasts."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -92,12 +93,12 @@ def _open(config: Config, run_id: str | None, node: int) -> _Gauges | None:
     seconds = config.tracking.system_metrics_seconds
     if run_id is None or not seconds or not config.tracking.enabled:
         return None
-    uri = store_uri(config)
-    file = sqlite_file(uri)
-    if file and not file.exists():
-        _warn(node, f"it does not see {file}; a tracking server sees all nodes")
-        return None
     try:
+        uri = store_uri(config)
+        file = sqlite_file(uri)
+        if file and not os.path.exists(file):
+            _warn(node, f"it does not see {file}; a tracking server sees all nodes")
+            return None
         client = connect(uri)
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 

@@ -27,7 +27,7 @@ REQUEST_PARAMS = 100
 def run_id_of(folder: Path) -> str | None:
     """The MLflow run that a run's folder belongs to; None where it has none."""
     file = folder / RUN_FILE
-    return json.loads(file.read_text(encoding="utf-8"))["run_id"] if file.exists() else None
+    return json.loads(file.read_text(encoding="utf-8"))["run_id"] if os.path.exists(file) else None
 
 
 def open_run(config: Config, folder: Path, environment: dict[str, Any]) -> RunInStore:

@@ -79,7 +79,7 @@ def check_store(config: Config) -> None:
     """
     uri = store_uri(config)
     file = sqlite_file(uri)
-    if file and not file.exists():
+    if file and not os.path.exists(file):
         _require_writable(file)
     else:
         open_store(uri)
@@ -98,7 +98,7 @@ def open_store(uri: str, reads: bool = False) -> "MlflowClient":
         if file is None:
             return _answering(uri)
         with _alone_where_made(file):
-            if not reads and file.exists():
+            if not reads and os.path.exists(file):
                 _require_unlocked(file)
             return _answering(uri)
     except Exception as error:
@@ -177,7 +177,7 @@ def _alone_where_made(file: Path) -> Iterator[None]:
     """Holds a lock beside a SQLite file as long as it may lack tables. Raises sqlite3.Error, or
     OSError, for a file that cannot be a store: MLflow would try it for a minute."""
     lock = file.with_name(f".{file.name}.lock")
-    with _locked(lock) if lock.exists() or not _has_tables(file) else nullcontext():
+    with _locked(lock) if os.path.exists(lock) or not _has_tables(file) else nullcontext():
         yield
 
 
@@ -208,7 +208,7 @@ def _wait_for(file: IO[str]) -> None:
 
 def _has_tables(file: Path) -> bool:
     """Whether MLflow has made its tables there, or is at it."""
-    if not file.exists() or not file.stat().st_size:
+    if not os.path.exists(file) or not file.stat().st_size:
         return False
     with _sqlite(file) as base:
         found = base.execute("select count(*) from sqlite_master where name = 'alembic_version'")
@@ -246,7 +246,7 @@ def _unopened(uri: str, error: Exception) -> UserError:
 
 
 def _require_writable(file: Path) -> None:
-    places = [file, file.parent] if file.exists() else [file.parent]
+    places = [file, file.parent] if os.path.exists(file) else [file.parent]
     if not all(os.access(place, os.W_OK) for place in places):
         raise UserError(
             f"cannot write the MLflow store {file}; create its folder or give leave to write "

@@ -83,13 +83,20 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A UserError of any rank in this block ends all of them. Collective over the world."""
-        problem = None
+        """A UserError of any rank in this block ends all of them; such blocks may be nested.
+
+        Collective over the world.
+        """
+        problem, inner = None, None
         try:
             yield
         except UserError as error:
             problem = error
+        except SaidByAnotherRank as error:
+            inner = error  # of a block inside this one, and one rank comes here with the cause
         self.raise_together(problem)
+        if inner is not None:
+            raise inner
 
     def launch_gather(self, vector: Tensor, name: str) -> "Gathered":
         """Starts [n] of each rank -> [world, n] on all. Collective over the world."""

@@ -24,6 +24,9 @@ from harness.parallel.replicas import ReplicaGroup
 from harness.parallel.topology import Layout, Topology
 
 TIMEOUT = timedelta(minutes=10)
+DRIFT = timedelta(days=30)
+"""How far apart in time ranks may come to what nobody waits for soon: nodes that exchange nothing
+drift apart for a whole training."""
 
 
 class World(Ranks):
@@ -64,8 +67,11 @@ class World(Ranks):
         Bookkeeping: its bytes are no part of the traffic. Collective over the world.
         """
         group, waiting = self.everyone.process_group, self.meters.clock.phase(Phase.EXCHANGE_WAIT)
-        work = None if group is None else dist.all_reduce(vector, group=group, async_op=True)
-        return Pending(work, vector, waiting)
+        if group is None:
+            return Pending(None, vector, waiting)
+        options = dist.AllreduceOptions()
+        options.timeout = DRIFT
+        return Pending(group.allreduce([vector], options), vector, waiting)
 
 
 def choose_device(choice: str, ranks: Ranks) -> tuple[torch.device, str]:

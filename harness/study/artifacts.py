@@ -1,5 +1,6 @@
 """What a run left in MLflow, as files on this machine."""
 
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,11 @@ def folder_of(client: "MlflowClient", run: "Run", store: Path | None) -> Path:
     and holds a summary which the store did not take."""
     artifacts = artifacts_of(client, run, store)
     own = run.data.tags.get(FOLDER_TAG)
-    if own is None or (artifacts / FILE_NAME).exists() or not (Path(own) / FILE_NAME).exists():
+    if (
+        own is None
+        or os.path.exists(artifacts / FILE_NAME)
+        or not os.path.exists(Path(own) / FILE_NAME)
+    ):
         return artifacts
     return Path(own) if run_id_of(Path(own)) == run.info.run_id else artifacts
 
@@ -41,9 +46,9 @@ def artifacts_of(client: "MlflowClient", run: "Run", store: Path | None) -> Path
         given = Path(url2pathname(parts.path))
         # A store that was moved, or cloned, has its artifacts beside it.
         beside = (store or given).parent / ARTIFACTS / run.info.run_id / "artifacts"
-        if store is not None and beside.exists():
+        if store is not None and os.path.exists(beside):
             return beside
-        if given.exists():
+        if os.path.exists(given):
             return given
     place = Path(tempfile.gettempdir()) / "harness-artifacts" / run.info.run_id
     try:

@@ -1,6 +1,7 @@
 """Trains experiments in turn on the same hosts with the same seeds, and shows what came of each."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -107,7 +108,7 @@ def make_plan(
     time = now()
     study = study or configs[0].tracking.study or f"study-{time}"
     place = (folder or Path(configs[0].tracking.folder) / folder_name(study) / time).absolute()
-    if (place / TABLE_FILE).exists():
+    if os.path.exists(place / TABLE_FILE):
         raise UserError(f"{place} holds a comparison already; give another --folder")
     trials = []
     pairs = list(zip(experiments, configs, strict=True))
@@ -117,7 +118,7 @@ def make_plan(
         for path, config in pairs if number % 2 == 0 else reversed(pairs):
             own = (*overrides, f"seed={seed}", override_of("tracking.study", study))
             trial = place / f"{config.name}-s{seed}"
-            if trial.exists():
+            if os.path.exists(trial):
                 raise UserError(f"{trial} exists already; give another --folder")
             trials.append(Trial(path, load(path, own), own, trial))
     return Plan(study, place, np, where, configs, tuple(trials))
@@ -213,9 +214,9 @@ def _results(
     resolved = {config.name: config for config in plan.variants}
     environments = []
     for trial in reversed(plan.trials):
-        if (trial.folder / CONFIG_FILE).exists():
+        if os.path.exists(trial.folder / CONFIG_FILE):
             resolved[trial.config.name] = load_resolved(trial.folder / CONFIG_FILE)
-        if (trial.folder / ENVIRONMENT_FILE).exists():
+        if os.path.exists(trial.folder / ENVIRONMENT_FILE):
             found = (trial.folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")
             environments.append(json.loads(found))
     reasons = {

@@ -101,7 +101,7 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 def _require_writable(file: Path | None) -> None:
     """Before minutes of measuring. Raises UserError."""
-    if file is not None and (file.is_dir() or not os.access(file.absolute().parent, os.W_OK)):
+    if file is not None and (os.path.isdir(file) or not os.access(file.absolute().parent, os.W_OK)):
         raise UserError(f"cannot write {file}; give a file in a folder that is there")
 
 

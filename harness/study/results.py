@@ -47,7 +47,9 @@ class Variant:
         """What became of a variant that has no result."""
         if self.running:
             return "has not ended"
-        return "failed" if self.failed or not self.diverged else "diverged"
+        if not self.failures:
+            return "was not started"
+        return "failed" if self.failed else "diverged"
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ runs is a few files to read, not thousands of requests.
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -74,14 +76,17 @@ class RecordedRun:
     def environment(self) -> dict[str, Any]:
         """What it noted of machine and versions; empty where it noted nothing."""
         file = self.folder / ENVIRONMENT_FILE
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return json.loads(file.read_text(encoding="utf-8")) if os.path.exists(file) else {}
 
     @cached_property
     def _points(self) -> list[dict[str, Any]]:
         file = self.folder / METRICS_FILE
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        lines = file.read_text(encoding="utf-8").splitlines() if os.path.exists(file) else []
         # Four times as fast as json's: a study may have 100 MB.
-        return [from_json(line) for line in lines]
+        points = [from_json(line) for line in lines[:-1]]
+        with suppress(ValueError):  # the last line is cut where its disk was full
+            points += map(from_json, lines[-1:])
+        return points
 
     def metric(self, name: str) -> "pd.Series[float]":
         """One column of the history where it was logged, without the making of the others."""
@@ -162,7 +167,7 @@ def _variant(runs: Sequence[RecordedRun], lost: Sequence[Failure]) -> Variant:
     by_seed = sorted(runs, key=lambda run: run.seed)
     summaries = tuple(run.summary for run in by_seed if run.summary is not None)
     failures = [run.failure for run in by_seed if run.failure is not None]
-    whole = [run.config for run in runs if (run.folder / CONFIG_FILE).exists()]
+    whole = [run.config for run in runs if os.path.exists(run.folder / CONFIG_FILE)]
     configs = [*whole, *(each.config for each in lost), *(run.config for run in runs)]
     return Variant(
         configs[0],
@@ -179,7 +184,7 @@ def read_study(uri: str, name: str, experiment: str | None = None) -> Study:
     in several experiments of which none is given.
     """
     file = sqlite_file(uri)
-    if file is not None and not file.exists():
+    if file is not None and not os.path.exists(file):
         raise UserError(f"there is no MLflow store {file}; give another --uri")
     client = open_store(uri, reads=True)
     with still_answering(uri):
@@ -219,7 +224,7 @@ def place_of(uri: str, name: str) -> str:
 def foretold_of(uri: str, name: str, experiment: str) -> tuple[tuple[Prediction, ...], bool]:
     """A study's predictions before its runs begin, and whether none of them has begun before."""
     file = sqlite_file(uri)
-    if file is not None and not file.exists():
+    if file is not None and not os.path.exists(file):
         return (), False
     client = open_store(uri)
     with still_answering(uri):
@@ -256,7 +261,7 @@ def _predictions(
     before = [run for run in logged if run.info.end_time and run.info.end_time <= first]
     for run in reversed(before or logged):
         file = artifacts_of(client, run, store) / prediction.FILE_NAME
-        if file.exists():
+        if os.path.exists(file):
             return read_predictions(file), bool(before)
     return (), False
 
@@ -269,7 +274,7 @@ def _lost(
     for run in found:
         if failure.TAG in run.data.tags:
             file = artifacts_of(client, run, store) / failure.FILE_NAME
-            lost |= {each.key: each for each in read_failures(file)} if file.exists() else {}
+            lost |= {each.key: each for each in read_failures(file)} if os.path.exists(file) else {}
     return lost
 
 
@@ -288,7 +293,7 @@ def _search(client: "MlflowClient", experiments: list[str], query: str) -> Itera
 
 def _recorded(client: "MlflowClient", run: "Run", store: Path | None) -> RecordedRun:
     folder = folder_of(client, run, store)
-    summary = RunSummary.read(folder) if (folder / FILE_NAME).exists() else None
+    summary = RunSummary.read(folder) if os.path.exists(folder / FILE_NAME) else None
     found = RecordedRun(run.info.run_id, _config(run, folder), run.info.status, summary, folder)
     if diverged := _diverged(found, run):
         return replace(found, summary=None, failure=divergence(diverged))
@@ -315,7 +320,7 @@ def _diverged(found: RecordedRun, run: "Run") -> str | None:
 
 def _config(run: "Run", folder: Path) -> Config:
     """Of a run killed before its file arrived, what its parameters or at least its tags say."""
-    if (folder / CONFIG_FILE).exists():
+    if os.path.exists(folder / CONFIG_FILE):
         return load_resolved(folder / CONFIG_FILE)
     own = {"name": run.data.tags["variant"], "seed": int(run.data.tags["seed"])}
     # None is what every key that may have it has anyway.

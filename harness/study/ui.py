@@ -35,7 +35,7 @@ def show(uri: str | None, study: str | None, host: str, port: int) -> int:
     exit code. Raises UserError for a store, a study or a port that there is not."""
     store = store_uri(config_of_store(uri))
     file = sqlite_file(store)
-    if file is not None and not file.exists():
+    if file is not None and not os.path.exists(file):
         raise UserError(f"there is no MLflow store {file}; give another --uri")
     page = page_of(place_of(store, study), study) if study else ""
     if store.startswith("http"):
@@ -66,7 +66,7 @@ def _free_port(host: str, asked: int) -> int:
 def _free(host: str, port: int) -> bool:
     try:
         (*_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise UserError(f"--host {host} cannot be served from: {error}; give another") from error
     family = socket.AF_INET6 if len(address) == 4 else socket.AF_INET
     with socket.socket(family) as probe:
@@ -148,8 +148,10 @@ def _end_signals() -> Iterator[None]:
 
 def _answers(server: "subprocess.Popen[bytes]", address: str) -> bool:
     end = time.monotonic() + START_SECONDS
+    # Without the proxy that the environment may name: the server is on this machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while server.poll() is None and time.monotonic() < end:
-        with suppress(OSError), urllib.request.urlopen(address, timeout=5):
+        with suppress(OSError), opener.open(address, timeout=5):
             return True
         time.sleep(0.2)
     return False
@@ -182,6 +184,6 @@ def _program(beside: Path) -> list[str]:
     found = shutil.which("harness")
     if found and Path(found) == beside:
         return ["harness"]
-    if not beside.exists():
+    if not os.path.exists(beside):
         return [sys.executable, "-m", "harness"]
     return [os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)]

@@ -38,6 +38,8 @@ def _ends(variant: Variant) -> list[tuple[int, str]]:
 def without_result(variant: Variant) -> str:
     """Of a variant none of whose runs ended well."""
     ends = _ends(variant)
+    if not ends:
+        return "no run was started"
     if len(ends) == 1 and not variant.running:
         ((count, what),) = ends
         return f"all {count} runs {what}"

@@ -15,9 +15,10 @@ from harness.checks.agreement import (
     first_difference,
     settings_of,
 )
-from harness.config import Config, DataConfig, TrainConfig, known_keys
+from harness.config import Config, DataConfig, TrainConfig
 from harness.data.images import ArraySource, Part
 from harness.data.open import open_dataset
+from harness.section import keys_of
 from tests.horovodrun import horovodrun
 
 PER_HOST = {
@@ -36,7 +37,7 @@ def test_every_key_must_be_alike_but_paths_stores_and_threads() -> None:
     """A new key is compared unless its field says that hosts may differ in it."""
     config = Config(train=TrainConfig(steps=1))
     assert config.flattened().keys() - config.alike().keys() == PER_HOST
-    assert set(known_keys()) >= PER_HOST
+    assert set(keys_of(Config)) >= PER_HOST
 
 
 @pytest.mark.parametrize(

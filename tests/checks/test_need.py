@@ -156,6 +156,13 @@ def test_more_nodes_divide_the_classifier_of_the_whole_world() -> None:
     assert narrow.model - wide.model == 3 * 4 * (CLASSES // 4 - CLASSES // 8) * 33
 
 
+def test_pieces_that_are_picked_later_count_as_the_most() -> None:
+    """What is counted as certain ends a run."""
+    late = {"exchange__kind": "averaging", "exchange__delay": 4}
+    picked = need_of(config("node", **late, exchange__most_pieces=16), 2, 2)
+    assert picked.certain == need_of(config("node", **late, exchange__pieces=16), 2, 2).certain
+
+
 def test_an_evaluation_on_many_slices_keeps_what_they_find_in_a_ranks_own_images() -> None:
     few, many = (need_of(config("world", train__batch_size=4), n, 8).evaluation for n in (16, 256))
     assert many < 17 * few  # in proportion to the images that meet, not to their square

@@ -9,9 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +245,33 @@ def test_a_server_that_never_answers_is_told_in_seconds() -> None:
         with pytest.raises(UserError, match=r"does not answer \(timed out\)") as told:
             check_store(config(f"http://127.0.0.1:{server.getsockname()[1]}"))
     assert time.monotonic() - started < 10
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "advice"),
+    [
+        (403, b"Invalid Host header - possible DNS rebinding attack detected", "--allowed-hosts"),
+        (403, b"no", "correct its user and password, or their rights"),
+        (401, b"who are you", "correct its user and password"),
+    ],
+)
+def test_a_server_that_lets_nobody_in_is_told(status: int, body: bytes, advice: str) -> None:
+    class Denies(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Into no test's output."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Denies) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match="does not let us in") as told:
+            check_store(config(f"http://127.0.0.1:{server.server_port}"))
+        server.shutdown()
+    assert advice in str(told.value)
     assert "\n" not in str(told.value)
 
 

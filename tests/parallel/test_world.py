@@ -1,11 +1,14 @@
 """What the launcher says of a rank, and who tells the user that it does not fit."""
 
 import os
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
 from horovod.runner.gloo_run import create_slot_env_vars
 from hypothesis import given
@@ -13,9 +16,13 @@ from hypothesis import strategies as st
 
 from harness.errors import SaidByAnotherRank, UserError
 from harness.measure.machine import environment
-from harness.parallel.ranks import launched_topology
+from harness.measure.phase import Phase
+from harness.parallel.group import Group
+from harness.parallel.ranks import Gathered, Ranks, launched_topology
 from harness.parallel.topology import Topology
 from harness.parallel.world import one_precision
+from tests.alone import meters, world_of_one
+from tests.ranks import run_on_ranks
 
 RENDEZVOUS = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": "::", "HOROVOD_GLOO_RENDEZVOUS_PORT": "1"}
 SLOTS = st.lists(st.integers(1, 4), min_size=1, max_size=5)
@@ -125,3 +132,44 @@ def test_a_cards_convolutions_round_as_its_products_do(tf32: bool) -> None:
     one_precision()
     assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is tf32
     assert environment()["tf32"] == {"products": tf32, "convolutions": tf32}
+
+
+def sum_of_ranks_that_drifted_apart() -> list[float]:
+    patience, world = timedelta(seconds=1), world_of_one()
+    world.everyone = Group(
+        (0, 1), dist.get_rank(), 1, dist.new_group(timeout=patience), meters(), Phase.EXCHANGE_WAIT
+    )
+    if dist.get_rank():
+        time.sleep(4 * patience.total_seconds())
+    found: list[float] = world.launch_sum(torch.tensor([1.0, 2.0])).wait().tolist()
+    return found
+
+
+def test_ranks_may_drift_apart_for_longer_than_a_collective_may_take() -> None:
+    """Nodes that exchange nothing do, and each looks at every window whether all are finite."""
+    assert run_on_ranks(sum_of_ranks_that_drifted_apart, 2) == [[2.0, 4.0]] * 2
+
+
+class OverTorch(Ranks):
+    """Horovod's part of it done by torch.distributed."""
+
+    def launch_gather(self, vector: torch.Tensor, name: str) -> Gathered:
+        rows = [torch.empty_like(vector.reshape(1, -1)) for _ in range(self.topology.world_size)]
+        dist.all_gather(rows, vector.reshape(1, -1))
+        return Gathered(None, torch.cat(rows))
+
+
+def mistake_in_an_inner_block() -> str:
+    ranks = OverTorch(Topology(dist.get_rank(), 1, dist.get_world_size()))
+    try:
+        with ranks.together(), ranks.together():
+            if dist.get_rank() == 1:
+                raise UserError("mine")
+    except (UserError, SaidByAnotherRank) as error:
+        return repr(error)
+    return "nobody left"
+
+
+def test_a_mistake_in_an_inner_block_ends_all_ranks_of_the_outer_one() -> None:
+    found = run_on_ranks(mistake_in_an_inner_block, 3)
+    assert found == ["SaidByAnotherRank('')", "UserError('mine')", "SaidByAnotherRank('')"]

@@ -14,7 +14,7 @@ from harness.config import Config
 from harness.errors import UserError
 from harness.measure.store import connect, open_experiment, open_store
 from harness.measure.tracking import Tracker
-from harness.study.store import read_study
+from harness.study.store import RecordedRun, read_study
 from tests.study.recorded import summary
 
 
@@ -32,7 +32,15 @@ def store(empty_store: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(empty_store, place / "mlflow.db"))
 
 
-def train(store: Path, name: str, seed: int, *, study: str = "which", ends: bool = True) -> None:
+def train(
+    store: Path,
+    name: str,
+    seed: int,
+    *,
+    study: str = "which",
+    ends: bool = True,
+    status: str = "",
+) -> None:
     """What a run of that name leaves in the store."""
     tracking = {"uri": f"sqlite:///{store}", "study": study}
     values = {"name": name, "seed": seed, "train": {"steps": 300}, "tracking": tracking}
@@ -46,7 +54,7 @@ def train(store: Path, name: str, seed: int, *, study: str = "which", ends: bool
         summary(name, seed=seed).write(folder)
         tracker.artifact(folder / "summary.json")
         tracker.log(0, {"summary/step_ms": 7.0})
-    tracker.finish("FINISHED" if ends else "FAILED")
+    tracker.finish(status or ("FINISHED" if ends else "FAILED"))
 
 
 def test_a_study_comes_back_whole(store: Path) -> None:
@@ -75,6 +83,21 @@ def test_a_study_comes_back_whole(store: Path) -> None:
     assert study["fast"][0].metric("val/top1").to_dict() == {20: 0.5}
     assert study["fast"][0].metric("val/loss").empty
     assert not [name for name in history if name.startswith("summary/")]
+
+
+def test_a_run_that_failed_behind_its_summary_has_no_result(store: Path) -> None:
+    """As it has none in the table that `compare` printed."""
+    train(store, "fast", 0, status="FAILED")
+    (fast,) = read_study(f"sqlite:///{store}", "which").variants
+    assert (fast.summaries, fast.failures) == ((), ("FAILED",))
+
+
+def test_a_line_that_the_disk_cut_is_left_out(tmp_path: Path) -> None:
+    whole = '{"step": 1, "time": 2.0, "metrics": {"train/loss": 3.0}}\n'
+    (tmp_path / "metrics.jsonl").write_text(whole + whole[:20])
+    config = Config.model_validate({"train": {"steps": 1}})
+    run = RecordedRun("1", config, "FAILED", None, tmp_path)
+    assert run.metric("train/loss").to_dict() == {1: 3.0}
 
 
 def test_a_run_repeated_counts_once_and_the_latest(store: Path) -> None:

@@ -112,8 +112,13 @@ def test_it_serves_the_pages_until_it_is_ended(here: Path) -> None:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
         assert address.endswith(f"/#/experiments/1/runs?{FILTER}")
-        with urllib.request.urlopen(address.partition("#")[0], timeout=30) as page:
-            assert b"MLflow" in page.read()
+        for name in ("127.0.0.1", socket.gethostname()):
+            port = address.partition("#")[0].rpartition(":")[2]
+            asked = urllib.request.Request(
+                f"http://127.0.0.1:{port}", headers={"Host": f"{name}:{port.rstrip('/')}"}
+            )
+            with urllib.request.urlopen(asked, timeout=30) as page:
+                assert b"MLflow" in page.read()
         below = psutil.Process(process.pid).children(recursive=True)
         assert below
         process.send_signal(signal.SIGINT)

@@ -83,7 +83,8 @@ def say(study: Study, target: float | None = None) -> Said:
     for variant in variants:
         ends = [100 * run.final[PRIMARY] for run in variant.summaries if PRIMARY in run.final]
         if not ends:
-            lines.append(f"* `{variant.name}`: {without_result(variant) or NOT_EVALUATED}")
+            told = NOT_EVALUATED if variant.summaries else without_result(variant)
+            lines.append(f"* `{variant.name}`: {told}")
             continue
         told = f"ends at {_told(ends, 2, '%')}"
         seconds = target_seconds(variant, goal)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
@@ -82,13 +83,13 @@ def numbers(tables: str | Path) -> pd.DataFrame:
     """
     folder = Path(tables)
     file = folder / CONDITIONS
-    if not file.exists():
+    if not os.path.exists(file):
         raise UserError(f"{file} is missing; it says under what each table was measured")
     rows = []
     for name, values in json.loads(file.read_text(encoding="utf-8")).items():
         condition = Condition.model_validate(values)
         guesses = folder / f"{name}{PREDICTIONS}"
-        told = read_predictions(guesses) if guesses.exists() else ()
+        told = read_predictions(guesses) if os.path.exists(guesses) else ()
         predicted = {each.variant: each.images_per_second for each in told}
         for each in json.loads((folder / f"{name}.json").read_text(encoding="utf-8")):
             variant = each["variant"]

@@ -106,6 +106,12 @@ def colours_of(figure: Figure) -> set[str]:
     return found
 
 
+def test_a_variant_that_was_never_started_is_called_that() -> None:
+    """Its study was stopped before."""
+    late = variant("late")
+    assert (late.fate, without_result(late)) == ("was not started", "no run was started")
+
+
 @pytest.mark.parametrize("fate", ["failed", "diverged", "has not ended"])
 def test_a_variant_without_a_result_has_its_fate_in_every_figure(
     fate: str, tmp_path: Path, tables: Path
