@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 
+from harness.config import Config
 from harness.measure.redaction import SECRET_NAME, masked
 
 PASSED = re.compile(
@@ -25,8 +26,18 @@ def passed_on(variables: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def withheld_credentials() -> list[str]:
-    """Names of MLflow's credentials that are set here and that ranks will miss."""
+def withheld(config: Config) -> list[str]:
+    """A line that warns of MLflow's credentials that are set here and that ranks will miss."""
+    names = _withheld_names() if config.tracking.enabled else []
+    if not names:
+        return []
+    return [
+        f"warning: {', '.join(names)} would be readable on the ranks' command lines and is not "
+        f"passed on; keep it in ~/.mlflow/credentials"
+    ]
+
+
+def _withheld_names() -> list[str]:
     names = [name for name in os.environ if name.startswith("MLFLOW_") and SECRET_NAME.search(name)]
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     return sorted(names + (["MLFLOW_TRACKING_URI"] if masked(uri) != uri else []))

@@ -52,6 +52,7 @@ def _launch(parsed: argparse.Namespace) -> int:
 def _train(
     parsed: argparse.Namespace, experiment: Path, overrides: Sequence[str], ranks: int
 ) -> int:
+    from harness.cluster.environment import withheld
     from harness.cluster.hosts import parse_hosts, topology_of
     from harness.cluster.launch import plan_launch
     from harness.cluster.training import launch_training, train_command
@@ -68,6 +69,8 @@ def _train(
         command = train_command(experiment, overrides, shown)
         _announce(plan_launch(command, ranks, parsed.hosts).line())
         return 0
+    for line in withheld(config):
+        _announce(line)
     with claimed(parsed.folder, automatic) as folder:
         command = train_command(experiment, overrides, folder)
         _announce(plan_launch(command, ranks, parsed.hosts).line())

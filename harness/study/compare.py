@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.cluster.environment import withheld_credentials
+from harness.cluster.environment import withheld
 from harness.cluster.hosts import parse_hosts, topology_of
 from harness.cluster.launch import Outcome
 from harness.cluster.training import launch_training, train_command
@@ -156,12 +156,8 @@ def _announce(plan: Plan) -> None:
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name} {length}" for name, length in lengths.items())
         _say(f"warning: the variants do not see the same number of images: {told}")
-    withheld = withheld_credentials() if plan.variants[0].tracking.enabled else []
-    if withheld:
-        _say(
-            f"warning: {', '.join(withheld)} would be readable on the ranks' command lines and is "
-            f"not passed on; keep it in ~/.mlflow/credentials"
-        )
+    for line in withheld(plan.variants[0]):
+        _say(line)
 
 
 def _length(config: Config, ranks: int) -> str:

@@ -8,7 +8,7 @@ from horovod.runner.common.util.hosts import parse_hosts_and_slots as horovodrun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.cluster.environment import passed_on, withheld_credentials
+from harness.cluster.environment import passed_on, withheld
 from harness.cluster.hosts import (
     Host,
     in_one_word,
@@ -17,6 +17,7 @@ from harness.cluster.hosts import (
     read_hosts,
     topology_of,
 )
+from harness.config import Config
 from harness.errors import UserError
 
 
@@ -71,10 +72,15 @@ def test_ranks_get_what_they_need_and_no_secret() -> None:
 def test_credentials_that_ranks_will_miss_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    assert withheld_credentials() == []
+    config = Config.model_validate({"train": {"steps": 1}})
+    assert withheld(config) == []
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@host")
-    assert withheld_credentials() == ["MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_URI"]
+    (line,) = withheld(config)
+    assert line.startswith("warning: MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_URI would be")
+    assert "s3cret" not in line
+    silent = Config.model_validate({"train": {"steps": 1}, "tracking": {"enabled": False}})
+    assert withheld(silent) == []
 
 
 @pytest.mark.parametrize(
