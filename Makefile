@@ -10,7 +10,8 @@
 #   make recorded  trains what analysis/store holds anew (ten minutes), and draws the notebooks
 #   make ui      MLflow's pages of the runs so far; STUDY=demo: of one study
 #   make clean   undo the set-up; make clean-cache also forgets the built Horovod and rendered images
-# PYTHON is what .venv is made from; EXTRAS=tests,analysis,gpu adds NVIDIA's gauges; JOBS compilers,
+# PYTHON is what .venv is made from; EXTRAS=tests,analysis,gpu adds NVIDIA's gauges; WORKERS share the
+# tests; JOBS compilers,
 # 2 GB each, build Horovod the first time.
 
 PYTHON ?= python3
@@ -19,6 +20,7 @@ JOBS ?= 2
 PORT ?= 5000
 HOSTS ?= localhost:2,127.0.0.1:2
 NP ?= 4
+WORKERS ?= 2
 
 BIN := .venv/bin
 STAMP := .venv/.stamp
@@ -38,7 +40,7 @@ demo: $(STAMP)
 	    experiments/demo/hybrid_averaging.yaml --np $(NP) --hosts $(HOSTS) --study demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 check: $(STAMP)
 	$(BIN)/ruff format --check
