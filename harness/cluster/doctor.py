@@ -1,5 +1,6 @@
 """Checks machines, cards and links before an expensive run; says what to do about a fault."""
 
+import io
 import json
 import os
 import sys
@@ -160,8 +161,12 @@ def start(arguments: Sequence[str], ranks: int, hosts: str | None, as_json: bool
     command = [sys.executable, "-m", "harness", "doctor", *arguments]
     command += ["--json"] if as_json else []
     with tempfile.TemporaryDirectory(prefix="harness-doctor-") as folder:
-        outcome = launch(command, ranks, hosts, Path(folder) / "log.txt", sys.stdout)
-        said = any(map(_is_verdict, outcome.log.read_text(encoding="utf-8").splitlines()))
+        screen = io.StringIO() if as_json else sys.stdout
+        outcome = launch(command, ranks, hosts, Path(folder) / "log.txt", screen)
+        said = [line for line in outcome.log.read_text("utf-8").splitlines() if _is_verdict(line)]
+    if said and as_json:
+        # Alone: what a shell on some host prints of a rank that it ended is no JSON.
+        print(said[-1].partition("] ")[2], flush=True)
     if outcome.exit_code and not said:
         print(f"harness: {outcome.reason}", file=sys.stderr, flush=True)
     return outcome.exit_code

@@ -7,6 +7,7 @@ import pytest
 
 from harness.checks.compute import Speed
 from harness.cli import main
+from harness.cluster.launch import Outcome
 from harness.cluster import examination
 from tests.horovodrun import horovodrun
 
@@ -119,3 +120,15 @@ def test_it_starts_horovodrun_itself(here: Path, capfd: pytest.CaptureFixture[st
     assert out.splitlines()[-1].startswith("doctor: ")
     assert code == int(", 0 fail" not in out)
     assert err == ""
+
+
+def test_json_stands_alone_whatever_else_is_printed(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A shell on another host may call the rank that it ended terminated."""
+    log = tmp_path / "log.txt"
+    log.write_text('[0 stdout] {"verdict": "fail"}\n[horovodrun] Terminated\n')
+    outcome = Outcome(1, "", log, stopped=False)
+    monkeypatch.setattr("harness.cluster.doctor.launch", lambda *_: outcome)
+    assert main(["doctor", "--json", "--hosts", "localhost:1"]) == 1
+    assert capfd.readouterr().out == '{"verdict": "fail"}\n'
