@@ -40,7 +40,7 @@ demo: $(STAMP)
 	    experiments/demo/hybrid_averaging.yaml --np $(NP) --hosts $(HOSTS) --study demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check

@@ -1,21 +1,24 @@
 """`make test` has two workers, each with whole files at a time: most tests wait for processes that
 start, or keep one core. Files that make the lab stay with one worker: a machine has one lab."""
 
-from pathlib import Path
-
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 MAKE_THE_LAB = {
-    "cluster/test_doctor_lab.py",
-    "cluster/test_lab.py",
-    "cluster/test_lab_traces.py",
-    "cluster/test_launch_lab.py",
-    "test_pace.py",
+    "tests/cluster/test_doctor_lab.py",
+    "tests/cluster/test_lab.py",
+    "tests/cluster/test_lab_traces.py",
+    "tests/cluster/test_launch_lab.py",
+    "tests/test_pace.py",
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        file = item.path.relative_to(Path(__file__).parent).as_posix()
-        group = "the lab" if file in MAKE_THE_LAB else file
-        item.add_marker(pytest.mark.xdist_group(group))
+class ByFile(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "the lab" if file in MAKE_THE_LAB else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    return ByFile(config, log)

@@ -7,8 +7,8 @@ import pytest
 
 from harness.checks.compute import Speed
 from harness.cli import main
-from harness.cluster.launch import Outcome
 from harness.cluster import examination
+from harness.cluster.launch import Outcome
 from tests.horovodrun import horovodrun
 
 EXPERIMENT = """
