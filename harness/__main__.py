@@ -2,7 +2,17 @@
 
 import sys
 
-from harness.cli import main
+
+def main() -> int:
+    """The command `harness`: Ctrl-C ends it in one line also while it is being loaded."""
+    try:
+        from harness import cli
+
+        return cli.main()
+    except KeyboardInterrupt:
+        print("harness: stopped", file=sys.stderr, flush=True)
+        return 1
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -76,8 +76,7 @@ class Watch:
         self._looks: deque[Look] = deque()
         """A card copies them while the next window runs."""
         self._under_way: deque[tuple[Look, Pending]] = deque()
-        resumed = config.train.resume
-        self._good = Path(resumed) if resumed else None
+        self._good: Path | None = None
 
     def add_loss(self, loss: Tensor) -> None:
         """Of one micro-batch."""
@@ -89,7 +88,7 @@ class Watch:
         self._squares.append(torch.stack(squares).sum())
 
     def saved(self, folder: Path | None) -> None:
-        """The last checkpoint that was written, all of it finite; None: none was."""
+        """The last checkpoint that was written, it and its logits finite; None: none was."""
         self._good = folder or self._good
 
     def window_ended(self, window: int, journal: Journal) -> None:
@@ -150,6 +149,8 @@ class Watch:
         kept = "no checkpoint was written before it; train.checkpoint_every=N writes some"
         if self._good is not None:
             kept = f"the last good checkpoint is {self._good}"
+        elif resumed := self._course.config.train.resume:
+            kept = f"or resume from an earlier checkpoint than {resumed}, which may hold the cause"
         advice = f"lower optimizer.lr or raise optimizer.warmup_windows; {kept}"
         return Diverged(f"{what} not finite (lr {lr:.3g})", advice)
 

@@ -49,6 +49,10 @@ def _explain(model: type[BaseModel], given: Any, source: str, problem: Any) -> s
     place = found or source
     if problem["type"] == "extra_forbidden":
         nearest = _nearest(model, key)
+        if len(path) < len(nearest.split(".")) and nearest == key:
+            section, _, name = key.partition(".")
+            return f"{place}: {key} is no key; write it in its section, {section}: {{{name}: ...}}"
+        key = key if key == key.strip() else repr(key)
         return (
             f"{place}: unknown key {key}; the nearest known key is {nearest}; use that, or leave "
             f"it out"

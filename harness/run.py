@@ -91,6 +91,8 @@ def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) ->
                 journal.warn("data", "; ".join(notes))
             summary = journal.conclude(trainer.train(journal))
             trainer.check_saved()
+            if summary.diverged:
+                raise Diverged(summary.diverged, "lower optimizer.lr, or end earlier")
             return summary
 
 

@@ -20,7 +20,13 @@ from harness.curvature import Curvature, runs_of
 from harness.data.images import Dataset, OneAtATime
 from harness.data.loader import Batch, train_batches
 from harness.errors import UserError
-from harness.evaluation import average_statistics, averaged_statistics, distance, evaluate_sets
+from harness.evaluation import (
+    NONFINITE,
+    average_statistics,
+    averaged_statistics,
+    distance,
+    evaluate_sets,
+)
 from harness.exchange.exchange import make_exchange
 from harness.exchange.torch_ddp import through_ddp
 from harness.finite import Watch, all_finite
@@ -265,14 +271,17 @@ class Trainer:
             self.exchange.agree_on([strip.tensor for strip in strips if strip.tensor.dim()])
             average_statistics(self.backbone, self._world)
             self._saves.save(self._meta(ended), self.exchange.carried(), journal)
-            self._watch.saved(self._saves.last)
+        metrics = apart_before
         if self._evaluates(ended):
             limit = 0 if ended == self.windows else self._config.train.evaluate_images
-            self._ledger.evaluated(ended, self.evaluate(limit) | apart_before, journal)
+            metrics = self.evaluate(limit) | apart_before
+            self._ledger.evaluated(ended, metrics, journal)
             if self._saves.due(ended):
                 self._saves.rewrite(self._meta(ended), journal)
         elif apart_before:
             journal.log(ended, apart_before)
+        if self._saves.due(ended) and not any(name.endswith(NONFINITE) for name in metrics):
+            self._watch.saved(self._saves.last)
 
     def _meta(self, ended: int) -> Meta:
         return Meta(

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from harness.checkpoint.checkpoint import Checkpoint
 from harness.checkpoint.files import write_tensors
-from harness.checkpoint.meta import META, Meta, read_meta
+from harness.checkpoint.meta import Meta, read_meta
 from harness.config import BackboneConfig, ClassifierConfig, OptimizerConfig
 from harness.course import Passed
 from harness.errors import UserError
 from harness.exchange.carried import Strip
 from harness.exchange.flat import Flat
+from harness.measure.folders import META
 from harness.measure.summary import Evaluation
 from harness.model.backbone import make_backbone
 from harness.model.sliced_classifier import SlicedClassifier

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from harness.cli import main
 from harness.config import Config
 from harness.errors import Diverged, UserError
 from harness.finite import lag_of
@@ -176,7 +177,7 @@ def test_a_checkpoint_of_a_diverged_run_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds values that are not finite"):
         Trainer(small(train__resume=str(bad)), dataset(), world_of_one(), tmp_path)
     good = tmp_path / "checkpoints" / "000000004"
-    with pytest.raises(Diverged, match=f"the loss of window 6 .* checkpoint is {good}"):
+    with pytest.raises(Diverged, match=f"the loss of window 6 .* than {good}, which may hold"):
         trained(
             small(train__resume=str(good), train__checkpoint_every=0),
             Poison("loss", 2, math.nan),
@@ -208,6 +209,23 @@ def test_an_evaluation_that_overflows_counts_misses_and_says_so(tmp_path: Path) 
         f"they count as misses, and the loss there is not finite"
     ]
     assert summary.seconds_to(0.0) is None
+
+
+def test_a_checkpoint_with_logits_that_are_not_finite_is_not_called_good(tmp_path: Path) -> None:
+    """Its parameters are, and the next window's loss is not."""
+    trainer = Trainer(small(train__evaluate_every=2), dataset(), world_of_one(), tmp_path)
+    ended = 0
+
+    def spoil(module: object, given: object, features: torch.Tensor) -> torch.Tensor | None:
+        nonlocal ended
+        ended += trainer.backbone.training
+        return features * math.inf if ended >= 4 and not trainer.backbone.training else None
+
+    trainer.backbone.register_forward_hook(spoil)
+    Poison("loss", 5, math.nan).into(trainer)
+    with pytest.raises(Diverged, match=r"the loss of window 5 .* is .*/000000002"):
+        trainer.train(Unheard())
+    assert 4 in checkpoints(tmp_path)
 
 
 EXPERIMENT = """
@@ -243,6 +261,21 @@ def test_a_run_that_diverges_ends_in_one_line_and_as_failed(tmp_path: Path) -> N
         tags = dict(store.execute("select key, value from tags").fetchall())
     assert tags["diverged"] in line
     assert " of window " in tags["diverged"] or " in window " in tags["diverged"]
+
+
+def test_a_run_whose_last_evaluation_is_not_finite_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One step that is too large: no loss of the training tells."""
+    (tmp_path / "wild.yaml").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "wild.yaml", "train.steps=1"]) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("harness: training diverged: the validation loss after window 1 is not")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert RunSummary.read(folder).diverged
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        assert store.execute("select status from runs").fetchall() == [("FAILED",)]
 
 
 def test_a_summary_of_older_runs_says_that_they_diverged() -> None:

@@ -9,11 +9,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from harness.checkpoint.files import Rows, Whole, put, remove, write_tensors, write_text
-from harness.checkpoint.meta import META, Meta, read_meta
+from harness.checkpoint.meta import Meta, read_meta
 from harness.checkpoint.states import copy, fill, gathered, of_parameter, optimizer_strips
 from harness.errors import UserError
 from harness.exchange.carried import Strip
 from harness.exchange.flat import Flat
+from harness.measure.folders import META
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.world import World
 

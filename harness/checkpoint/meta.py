@@ -8,9 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from harness.checkpoint.files import plain_file
 from harness.course import Passed
 from harness.errors import UserError
+from harness.measure.folders import META
 from harness.measure.summary import Evaluation
-
-META = "checkpoint.json"
 
 
 class Progress(BaseModel):

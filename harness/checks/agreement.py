@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.checkpoint.meta import META
 from harness.config import Config
 from harness.data.images import Dataset, ImageSource, Part
 from harness.errors import UserError
+from harness.measure.folders import META
 from harness.parallel.launcher import launched
 from harness.parallel.ranks import Ranks
 

@@ -13,6 +13,8 @@ from harness.measure.summary import FILE_NAME
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
+META = "checkpoint.json"
+"""The file that makes a folder a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ def claimed(given: Path | None, automatic: Path) -> Iterator[Path]:
 def check_free(folder: Path) -> None:
     """Raises UserError for a folder that holds a run, also for one that is to be resumed: a resumed
     run is another run, with metrics of its own."""
-    if any(os.path.exists(folder / name) for name in (CONFIG_FILE, METRICS_FILE, FILE_NAME)):
+    # A checkpoint is a part of one.
+    names = CONFIG_FILE, METRICS_FILE, FILE_NAME, META
+    if any(os.path.exists(folder / name) for name in names):
         raise holds_run(folder)
 
 

@@ -239,9 +239,10 @@ def _unopened(uri: str, error: Exception) -> UserError:
     for sign, advice in DENIED.items():
         if sign in str(error):
             return UserError(f"the MLflow store {shown} does not let us in ({short}); {advice}")
+    mend = "mend it" if sqlite_file(uri) else "start it"
     return UserError(
         f"the MLflow store {shown} does not answer ({short}); "
-        f"start it, set {key_of(uri)} to another, or tracking.enabled=false"
+        f"{mend}, set {key_of(uri)} to another, or tracking.enabled=false"
     )
 
 

@@ -38,6 +38,11 @@ def make_backbone(config: BackboneConfig, channels: int, image_size: int, seed: 
             features = _features_of(body, channels, image_size)
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = " ".join(str(error).split())[:120]
+            if "memory" in reason:
+                raise UserError(
+                    f"backbone.name={config.name} with {channels} x {image_size} x {image_size} "
+                    f"images needs more memory than is free; lower data.image_size"
+                ) from error
             raise UserError(
                 f"backbone.name={config.name} cannot take {channels} x {image_size} x {image_size} "
                 f"images ({reason}); {_advice(config, channels, image_size)}"

@@ -23,7 +23,7 @@ from harness.parallel.topology import check_classes
 from harness.paths import folder_name
 from harness.study.alike import check_same_images
 from harness.study.conclude import TABLE_FILE, conclude
-from harness.study.failure import Failure, divergence
+from harness.study.failure import Failure
 from harness.study.prediction import Prediction
 from harness.study.record import record_predictions
 from harness.study.results import Results, Terms, Variant
@@ -177,11 +177,10 @@ def _run_all(plan: Plan) -> tuple[dict[str, list[RunSummary]], list[Failure], in
         _say(f"\n[{number}/{len(plan.trials)}] {trial.config.name}, seed {trial.config.seed}")
         outcome = _run(plan, trial)
         summary = RunSummary.read(trial.folder) if outcome.exit_code == 0 else None
-        if summary is not None and summary.diverged is None:
+        if summary is not None:
             finished[trial.config.name].append(summary)
             continue
-        reason = divergence(summary.diverged) if summary and summary.diverged else outcome.reason
-        failures.append(Failure(config=trial.config, reason=reason))
+        failures.append(Failure(config=trial.config, reason=outcome.reason))
         code = max(code, outcome.exit_code)
         if outcome.stopped or outcome.exit_code == 2:
             _say("the study ends here")

@@ -37,6 +37,7 @@ def comparison(
     rows = [_row(variant, target, sets) for variant in variants]
     frame = pd.DataFrame(rows, index=pd.Index([v.name for v in variants], name="variant"))
     speed, seconds = frame["images_per_second"], frame["seconds_to_target"]
+    speed = speed.where(speed > 0)  # no window of it was timed
     frame.insert(1, "speedup", speed / speed[baseline.name])
     frame["speedup_to_target"] = seconds[baseline.name] / seconds
     return frame
@@ -157,6 +158,11 @@ def _caveats(frame: pd.DataFrame) -> list[str]:
         found.append(
             f"wait '-': torch's DDP waits inside its backward pass, where no clock tells it from "
             f"computing ({', '.join(hidden)})"
+        )
+    if untimed := list(frame.index[(frame["images_per_second"] == 0) & (frame["runs"] > 0)]):
+        found.append(
+            f"warning: no window of {', '.join(untimed)} was timed, so that no speed is known; "
+            f"lower train.untimed_windows or train for longer"
         )
     images = frame["images"].dropna()
     # Runs of as many epochs differ by less than a step, to end with a whole one.

@@ -47,7 +47,7 @@ def take_up(
         told = "; ".join(study.unended) or "all of them failed"
         raise UserError(
             f"no run of the study {source.study} ended well, so that there is nothing to show "
-            f"({told}); mend and run it again: harness compare --study {source.study}"
+            f"({told}); mend that, and run its experiments again with --study {source.study}"
         )
     for line in study.unended:
         print(line, file=sys.stderr, flush=True)

@@ -45,7 +45,9 @@ def test_of_two_runs_that_were_given_one_folder_one_is_refused(tmp_path: Path) -
     assert sum("holds a run already; give another" in each for each in said) == 7
 
 
-@pytest.mark.parametrize("left", ["config.yaml", "metrics.jsonl", "summary.json"])
+@pytest.mark.parametrize(
+    "left", ["config.yaml", "metrics.jsonl", "summary.json", "checkpoint.json"]
+)
 def test_a_given_folder_that_holds_a_run_is_refused(tmp_path: Path, left: str) -> None:
     (tmp_path / left).touch()
     with pytest.raises(UserError, match="holds a run already"):

@@ -168,3 +168,14 @@ def refused(name: str, size: int) -> str:
 def test_a_norm_belongs_to_the_small_network() -> None:
     with pytest.raises(UserError, match="norm=group belongs to small_cnn"):
         make_backbone(BackboneConfig(name="resnet18", norm="group"), 1, 32, seed=0)
+
+
+def test_memory_that_is_short_is_not_taken_for_a_size_that_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def short(*_: object) -> int:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 TB")
+
+    monkeypatch.setattr("harness.model.backbone._features_of", short)
+    with pytest.raises(UserError, match=r"more memory than is free; lower data\.image_size$"):
+        make_backbone(BackboneConfig(), 3, 16384, seed=0)

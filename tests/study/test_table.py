@@ -193,6 +193,17 @@ def test_a_run_of_no_timed_window_has_no_share_of_waiting() -> None:
     assert lines_of(as_text(frame, short, None), "data_parallel")[1][2] == "-"
 
 
+def test_a_run_of_no_timed_window_has_no_speed_and_no_ratio() -> None:
+    short = variant("data_parallel", summary(images_per_second=0.0))
+    other = variant("other", summary("other"))
+    for baseline in (short, other):
+        frame = comparison((short, other), baseline, None)
+        assert not frame["speedup"].isin([0.0, math.inf]).any()
+        said = as_text(frame, baseline, None)
+        assert "no window of data_parallel was timed, so that no speed is known" in said
+        assert "infx" not in said
+
+
 def test_a_difference_in_images_is_told_beyond_a_step() -> None:
     target = target_of(BASE, None)
 
