@@ -292,8 +292,8 @@ class Config(Section):
         kind, passes = self.exchange.kind, self.exchange.backward_passes_per_step
         if not kind.startswith("ddp_"):
             return self
-        exchange, layout = self.exchange, self.classifier.layout
-        plain = (exchange.delay, exchange.compression, exchange.route, layout)
+        own, layout = self.exchange, self.classifier.layout
+        plain = (own.delay, own.compression, own.route, layout)
         if plain != (0, "none", "auto", "replicated") or (kind == "ddp_powersgd" and passes > 1):
             raise ValueError(
                 f"exchange.kind={kind} is torch's own: it needs delay=0, compression=none, "

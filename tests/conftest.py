@@ -1,5 +1,15 @@
 """`make test` has two workers, each with whole files at a time: most tests wait for processes that
-start, or keep one core. Files that make the lab stay with one worker: a machine has one lab."""
+start, or keep one core.
+
+Files that make the lab stay with one worker, for a machine has one lab. Tests that judge how fast
+the machine is, or how long a run took, have it to themselves.
+"""
+
+import fcntl
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from xdist.remote import Producer
@@ -12,6 +22,13 @@ MAKE_THE_LAB = {
     "tests/cluster/test_launch_lab.py",
     "tests/test_pace.py",
 }
+ALONE = {
+    "tests/cluster/test_doctor.py",
+    "tests/cluster/test_doctor_lab.py",
+    "tests/study/test_calibration.py",
+    "tests/test_pace.py",
+    "tests/test_train.py",
+}
 
 
 class ByFile(LoadFileScheduling):
@@ -22,3 +39,25 @@ class ByFile(LoadFileScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
     return ByFile(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test's fixtures are inside: what a training took is measured in one."""
+    alone = item.nodeid.partition("::")[0] in ALONE
+    run = getattr(item.config, "workerinput", {}).get("testrunuid")
+    if run is None:
+        return (yield)
+    with _turn(Path(tempfile.gettempdir()) / f"tests-{run}", alone):
+        return (yield)
+
+
+@contextmanager
+def _turn(place: Path, alone: bool) -> Iterator[None]:
+    """The kernel releases a lock with its process. The door lets a test that waits to be alone keep
+    others from going in before it."""
+    with place.with_suffix(".door").open("w") as door, place.with_suffix(".room").open("w") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        yield

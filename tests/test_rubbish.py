@@ -7,11 +7,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness.config import Config, known_keys, load, load_resolved
+from harness.config import Config, load, load_resolved
 from harness.errors import UserError
+from harness.section import keys_of
 from tests.test_config import NASTY, configs
 
-KEYS = st.sampled_from([*known_keys(), "base", "nothing", "train.nothing", "a.b.c", "", "."])
+KEYS = st.sampled_from([*keys_of(Config), "base", "nothing", "train.nothing", "a.b.c", "", "."])
 SCALARS = (
     st.none()
     | st.booleans()

@@ -51,7 +51,7 @@ def test_the_set_up_is_made_by_the_first_target_and_not_again(checkout: Path) ->
     assert calls[0] == calls[1]
     assert calls[0].startswith("harness compare experiments/demo/")
     assert calls[0].endswith(demo)
-    assert calls[2] == "python -m pytest"
+    assert calls[2] == "python -m pytest -n 2"
 
 
 @pytest.mark.parametrize(
