@@ -196,7 +196,7 @@ class TrainConfig(Section):
     """What becomes of a run whose loss, gradient norm or parameters are not finite in a window.
     stop: it ends as failed, on all ranks, and the last good checkpoint is kept."""
     checkpoint_every: int = Field(default=0, ge=0, le=MOST)
-    """Windows between checkpoints; 0 writes none but the last."""
+    """Windows between checkpoints; 0 writes none, but with `save` the last."""
     save: bool = False
     """Write the drained model into the run's folder at the end."""
     resume: Annotated[PathText | None, PerHost()] = None
