@@ -17,7 +17,7 @@ from harness.checks.levels import judge_levels
 from harness.checks.names import hosts_of
 from harness.checks.need import Need, need_of
 from harness.cluster.examination import Examination
-from harness.cluster.hosts import parse_hosts
+from harness.cluster.hosts import slots_of
 from harness.cluster.launch import launch
 from harness.cluster.meeting import Meeting, open_meeting
 from harness.cluster.probe import Answerer
@@ -156,8 +156,7 @@ def _store(config: Config) -> Finding:
 
 def start(arguments: Sequence[str], ranks: int, hosts: str | None, as_json: bool) -> int:
     """Runs `harness doctor` on so many ranks (0: one for every slot) by horovodrun."""
-    if hosts and not ranks:
-        ranks = sum(host.slots for host in parse_hosts(hosts, 1))
+    ranks = ranks or slots_of(hosts)
     command = [sys.executable, "-m", "harness", "doctor", *arguments]
     command += ["--json"] if as_json else []
     with tempfile.TemporaryDirectory(prefix="harness-doctor-") as folder:

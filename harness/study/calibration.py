@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.cluster.hosts import parse_hosts
+from harness.cluster.hosts import slots_of
 from harness.cluster.launch import launch
 from harness.config import Config, ExchangeConfig
 from harness.errors import UserError
@@ -34,13 +34,12 @@ def calibrate(
 
     Raises UserError for a wrong config or hosts, CalibrationFailed where ranks fail.
     """
-    if hosts and not ranks:
-        ranks = sum(host.slots for host in parse_hosts(hosts, 1))
+    ranks = ranks or slots_of(hosts)
     with tempfile.TemporaryDirectory(prefix="harness-plan-") as folder:
         output, log = Path(folder) / "calibration.json", Path(folder) / "log.txt"
         command = [sys.executable, "-m", "harness.calibrate", str(experiment), *overrides]
         command += ["--output", str(output), "--seconds", f"{seconds:g}"]
-        outcome = launch(command, max(1, ranks), hosts, log)
+        outcome = launch(command, ranks, hosts, log)
         if outcome.exit_code == 2:
             raise UserError(outcome.reason.removeprefix("harness: "))
         if outcome.exit_code:
