@@ -7,7 +7,7 @@ from torch import Tensor
 
 from harness.config import Config
 from harness.data.images import Dataset
-from harness.exchange.exchange import route_of
+from harness.exchange.exchange import steps_alone
 from harness.exchange.flat import Flat
 from harness.ledger import expected_bytes
 from harness.measure.traffic import Bytes
@@ -87,8 +87,7 @@ def assemble(config: Config, data: Dataset, world: World) -> Assembly:
     shared, sliced = list(backbone.parameters()), list(classifier.parameters())
     if config.classifier.layout == "replicated":
         shared, sliced = shared + sliced, []
-    alone = route_of(config.exchange, config.classifier) == "hierarchical"
-    owner = world.node.index if alone else None
+    owner = world.node.index if steps_alone(config.exchange) else None
     # PowerSGD takes gradients for matrices of filters, whose elements lie together.
     last = config.exchange.kind != "ddp_powersgd"
     flats = (

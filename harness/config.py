@@ -100,14 +100,15 @@ class ExchangeConfig(Section):
     synchronous_windows: int = Field(default=0, ge=0, le=MOST)
     """The first so many windows wait at once, whatever `delay` says."""
     route: Literal["auto", "flat", "hierarchical"] = "auto"
-    """flat: one world all-reduce overlapped with the backward pass. hierarchical: reduce in the
-    node, then each rank speaks for its part. auto: flat for replicated + synchronous."""
+    """synchronous: how buckets of gradients are averaged beside the backward pass. flat: over all
+    ranks at once. hierarchical: added up in the node, averaged over nodes by the ranks that hold
+    the same share, and spread in the node. auto: the faster of both, measured at the start."""
     bucket_mb: float = Field(default=4.0, gt=0, le=10**6)
-    """Flat route: size of one all-reduce, MB."""
+    """synchronous, ddp_...: gradients that are averaged as one, MB."""
     compression: Literal["none", "fp16", "int8", "int4"] = "none"
     """What crosses between nodes. What a narrower type cannot hold is sent with the next window.
-    int8, int4: sums over M nodes must fit the bits, so a value is one of -L..L times its block's
-    scale, L = 255 // 2M or 15 // 2M: 63 with 2 nodes and int8, 7 with 16, 1 from 64 on."""
+    fp16, int8, int4: 1,024 values share a scale; int8 rounds to -127..127 times it, int4 to -7..7.
+    Sums are made in the parameters' precision, at any number of nodes."""
     matrix_rank: int = Field(default=4, ge=1, le=10**6)
     """ddp_powersgd: rank of the matrices that stand for a gradient."""
     pieces: int = Field(default=1, ge=1, le=10_000)
@@ -130,11 +131,6 @@ class ExchangeConfig(Section):
             raise ValueError(
                 f"exchange.route=flat belongs to kind=synchronous, exchange.kind is {self.kind}; "
                 f"use route=auto"
-            )
-        if self.route == "flat" and self.compression in ("int8", "int4"):
-            raise ValueError(
-                f"exchange.compression={self.compression} goes from node to node, exchange.route "
-                f"is flat; use route=auto or compression=fp16"
             )
         averages = (self.pieces, self.most_pieces, self.outer_lr, self.outer_momentum) != (
             1,

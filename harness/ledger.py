@@ -13,7 +13,8 @@ from harness.checkpoint.meta import STARTED, Progress
 from harness.config import Config
 from harness.course import Course
 from harness.evaluation import NONFINITE
-from harness.exchange.compression import sent_bytes
+from harness.exchange.buckets import bucket_sizes
+from harness.exchange.compression import crossing_bytes
 from harness.exchange.exchange import route_of
 from harness.exchange.torch_ddp import KINDS
 from harness.measure.summary import Evaluation, RunSummary
@@ -250,7 +251,7 @@ def expected_bytes(
 ) -> Bytes:
     """What a window sends by formula, of `sizes_of`; the counted bytes must equal it."""
     sizes = sizes_of(config, topology, shared, slices, features, element)
-    route = route_of(config.exchange, config.classifier)
+    route = route_of(config.exchange, topology.nodes, topology.ranks_per_node)
     return formula(config.classifier.layout, config.exchange.kind, route, sizes)
 
 
@@ -268,13 +269,20 @@ def sizes_of(
     nodes hold too; `element`: bytes of one.
     """
     exchange = config.exchange
-    route = route_of(exchange, config.classifier)
-    members = topology.world_size if route == "flat" else topology.nodes
 
-    def wire_bytes(elements: int) -> float:
+    def crossing(elements: int, ranks: int, nodes: int) -> Bytes:
         if exchange.kind == "ddp_powersgd":
-            return power_sgd_elements(shared, exchange.matrix_rank) * element
-        return sent_bytes(exchange.compression, elements, element, members)
+            elements = power_sgd_elements(shared, exchange.matrix_rank)
+        return crossing_bytes(exchange.compression, elements, element, ranks, nodes)
+
+    def buckets(shapes: Sequence[torch.Size]) -> tuple[int, ...]:
+        return bucket_sizes(shapes, exchange.bucket_mb, element)
+
+    def of_slice(elements: int) -> list[torch.Size]:
+        per_class = features + (config.classifier.margin == "none")
+        classes = elements // per_class
+        bias = [torch.Size([classes])] if per_class > features else []
+        return [torch.Size([classes, features]), *bias]
 
     return Sizes(
         nodes=topology.nodes,
@@ -286,8 +294,10 @@ def sizes_of(
         features=features,
         element_bytes=element,
         feature_bytes=2 if config.train.precision == "bf16" else element,
-        wire_bytes=wire_bytes,
+        crossing=crossing,
         pieces=exchange.pieces,
+        buckets=buckets(shared),
+        slice_buckets=tuple(buckets(of_slice(each)) for each in slices),
         label_bytes=8 if element == 8 else 4,
         statistic_bytes=element,
     )

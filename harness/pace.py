@@ -10,7 +10,7 @@ import torch
 from harness.checkpoint.meta import read_meta
 from harness.config import Config, TraceConfig
 from harness.data.images import Dataset
-from harness.exchange.compression import sent_bytes
+from harness.exchange.compression import make_wire
 from harness.exchange.pieces import Pace
 from harness.ledger import Unheard
 from harness.parallel.world import World
@@ -89,14 +89,14 @@ def _compute_ms(probe: Trainer, world: World) -> float:
 
 
 def _transfer_ms(config: Config, probe: Trainer, world: World) -> float:
-    elements = probe.shared.owned.size + len(probe.sliced.values)
-    size = probe.shared.values.element_size()
-    count = sent_bytes(config.exchange.compression, elements, size, world.peers.size) // 4
-    buffer = torch.zeros(count, dtype=torch.int32, device=world.device)
+    part = torch.zeros_like(
+        torch.cat((probe.shared.grads[: probe.shared.owned.size], probe.sliced.grads))
+    )
+    wire = make_wire(config.exchange.compression, len(part), 1, part, world.peers, "pace transfer")
     times = []
     for _ in range(TRANSFERS):
         started = _now(world.device)
-        world.peers.launch_sum(buffer, "pace transfer").wait()
+        wire.launch(part, 0).mean(into=part)
         times.append((_now(world.device) - started) * 1e3)
     return statistics.median(times)
 

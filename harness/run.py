@@ -23,7 +23,6 @@ from harness.data.open import open_dataset
 from harness.data.shares import Shares
 from harness.data.verify import verify
 from harness.errors import Diverged, RunFailed, UserError
-from harness.exchange.compression import check_compression
 from harness.ledger import Unheard
 from harness.measure.clock import clock_for
 from harness.measure.folders import check_free, claim, now
@@ -100,7 +99,6 @@ def _prepare(config: Config, topology: Topology, folder: Path | None) -> Dataset
     """The images; raises UserError for all that can be wrong by now."""
     check_classes(topology, config.classifier.layout, config.data.num_classes)
     check_trace(config.trace, topology.world_size)
-    check_compression(config.exchange.compression, topology.nodes)
     if config.train.resume:
         read_meta(Path(config.train.resume), config.data.num_classes)
     if topology.rank == 0 and folder is not None:

@@ -3,7 +3,6 @@
 import sys
 
 from harness.checks.finding import Finding, worst
-from harness.checks.levels import judge_levels
 from harness.checks.need import Need, need_of
 from harness.checks.static import judge_static, static_facts
 from harness.config import Config
@@ -27,7 +26,7 @@ def check_before_training(config: Config, world: World) -> None:
     with world.together():
         if world.is_first:
             findings = judge_static(seats, gathered, need)
-            _tell([*findings, *judge_levels(config, world.topology.nodes)])
+            _tell(findings)
 
 
 def _tell(findings: list[Finding]) -> None:

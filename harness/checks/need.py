@@ -9,16 +9,14 @@ from harness.config import Config
 from harness.curvature import runs_of
 from harness.dynamics import dynamics_of
 from harness.evaluation import MET_AT_ONCE
-from harness.exchange.compression import BITS, sent_bytes
-from harness.exchange.exchange import route_of
-from harness.exchange.lanes import BLOCK
+from harness.exchange.codecs import BLOCK
+from harness.exchange.exchange import route_of, steps_alone
+from harness.exchange.rounded import piece_blocks, piece_bytes
 from harness.measure.traffic import gathers_statistics
 from harness.model.sliced_classifier import SMALL_PRODUCT
 from harness.parallel.slices import padded, slice_of
 
 CHANNELS = {"glyphs": 1, "fashion_mnist": 1, "image_folder": 3, "synthetic": 3}
-HALF = 2
-"""Bytes of a number in half precision."""
 WEIGHT_COPIES = 5
 """Of the largest filter while its gradient is made: the gradient, and the other layouts in which
 a processor's library computes in float32."""
@@ -186,7 +184,7 @@ class _Count:
     @cached_property
     def chunk(self) -> int:
         """What a rank steps of P."""
-        if route_of(self.config.exchange, self.config.classifier) != "hierarchical":
+        if not steps_alone(self.config.exchange):
             return self.shared
         return padded(self.shared, self.ranks_per_node) // self.ranks_per_node
 
@@ -228,12 +226,10 @@ class _Count:
         if kind.startswith("ddp_"):
             # The reducer's buckets; PowerSGD's error feedback as well.
             return 0 if ranks == 1 else (2 if kind == "ddp_powersgd" else 1) * self.shared * s
-        if kind == "synchronous" and route_of(exchange, self.config.classifier) == "flat":
-            crosses = self.sliced if self.config.classifier.layout == "node" else 0
-            averaged = self.shared + crosses
-            return 0 if exchange.compression == "none" else self._wire(averaged, 1, ranks)
+        if kind == "synchronous":
+            return self._overlapped
         sent = self.part if self.config.classifier.layout == "node" else self.chunk
-        if kind in ("synchronous", "delayed"):
+        if kind == "delayed":
             return (slots + sampled) * self.part * s + self._wire(sent, slots, self.nodes)
         if not self._is_averaging:
             return 0
@@ -244,6 +240,21 @@ class _Count:
         apart = sampled and exchange.delay % pieces > 0
         kept = (2 + self._has_outer) * self.part + apart * self.part // pieces
         return kept * s + self._wire(sent, in_turn, self.nodes, feedback=False)
+
+    @property
+    def _overlapped(self) -> int:
+        """Of gradients averaged beside the backward pass: wires, and on the way through a node
+        each rank's share and what arrives for it."""
+        route = route_of(self.config.exchange, self.nodes, self.ranks_per_node)
+        ranks = self.nodes * self.ranks_per_node if route == "flat" else self.nodes
+        crosses = self.sliced if self.config.classifier.layout == "node" else 0
+        lossy = self.config.exchange.compression != "none"
+        slices = self._wire(crosses, 1, self.nodes) if lossy else 0
+        if route == "flat":
+            return slices + (self._wire(self.shared, 1, ranks) if lossy else 0)
+        share = padded(self.shared, self.ranks_per_node) // self.ranks_per_node
+        through = (self.shared + share) * self.element
+        return slices + through + (self._wire(share, 1, ranks) if lossy else 0)
 
     @property
     def _has_outer(self) -> bool:
@@ -261,11 +272,11 @@ class _Count:
         if compression == "none" or ranks == 1:
             return 2 * slots * elements * s
         unsent = elements * s if feedback else 0
-        if compression not in BITS:
-            return (2 * slots * HALF + s) * elements + unsent
-        blocks = -(-elements // BLOCK) * BLOCK
-        message = round(sent_bytes(compression, elements, s, ranks))
-        return slots * (message + blocks) + 2 * blocks * s + unsent
+        piece = piece_bytes(compression, elements, ranks)
+        room = piece_blocks(elements, ranks) * BLOCK * s
+        # Of all pieces: what is sent, what arrives, and room to write and read. Of this rank's own:
+        # the sum, what is added to it, and what it has still to add.
+        return (slots + 2) * ranks * piece + slots * piece + (2 * ranks + 3) * room + unsent
 
     @property
     def training(self) -> int:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from harness.checks.finding import LEVELS, Finding, worst
-from harness.checks.levels import judge_levels
 from harness.checks.names import hosts_of
 from harness.checks.need import Need, need_of
 from harness.cluster.examination import Examination
@@ -92,7 +91,6 @@ def _examine(config: Config, is_given: bool, meeting: Meeting, report: Report) -
         first = meeting.seat.rank == 0
         need = _need(config, examination.seats, report) if is_given and first else None
         report.add(examination.static(device, need))
-        report.add(judge_levels(config, len(hosts_of(examination.seats))))
         report.add(on_cards)
         torch.set_num_threads(_threads(config, examination.seats, meeting.seat))
         report.figures("seats", examination.seats)

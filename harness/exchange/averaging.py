@@ -87,8 +87,6 @@ class Averaging:
     def agree_on(self, states: Sequence[Tensor]) -> None:
         # Each node's momentum is of its own gradients; its weights are the mean's from now on.
         agree(states, self._pieces[0].part.peers)
-        for piece in self._pieces:
-            piece.forget()
 
     def _window_ended(self, window: int) -> None:
         """Lands what is due, and sends what has moved.
@@ -172,7 +170,9 @@ class MovingPiece:
 
     def agree(self) -> None:
         """Goes on from the average of the nodes' values. Collective over the part's ranks."""
-        self._sent_up_to = self.part.average(f"{self._name}.values")
+        values = self.part.values()
+        self._wire.settle(values[: self.part.sent])
+        self._sent_up_to = self.part.average_of(values, f"{self._name}.values")
         self.part.put(self._sent_up_to)
         self._landed = None  # a drain ends the comparison: the next movement starts from here
 
@@ -181,7 +181,3 @@ class MovingPiece:
         if self._outer is None:
             return []
         return self.part.strips("exchange.velocity", self._outer.velocity)
-
-    def forget(self) -> None:
-        """The wire's scales; see `Wire.forget`."""
-        self._wire.forget()

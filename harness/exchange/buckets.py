@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
-from harness.exchange.flat import Flat
+from harness.exchange.flat import Flat, order_of
 from harness.exchange.wire import Launched
 
 Launch = Callable[[], Launched]
-"""Starts one bucket's collective; what comes back can be waited for."""
+"""Starts one bucket's collectives; what comes back can be waited for."""
 
 
 def cut(sizes: Sequence[int], limit: float) -> list[list[int]]:
@@ -25,11 +26,21 @@ def cut(sizes: Sequence[int], limit: float) -> list[list[int]]:
     return [members for members in buckets if members]
 
 
-class Buckets:
-    """Cuts a flat gradient into buckets and launches each when its last gradient has come.
+def bucket_sizes(
+    shapes: Sequence[torch.Size], bucket_mb: float, element_bytes: int
+) -> tuple[int, ...]:
+    """Elements of each bucket of a flat tensor of parameters of these shapes."""
+    sizes = [shapes[number].numel() for number in order_of(shapes)]
+    buckets = cut(sizes, bucket_mb * 1e6 / element_bytes)
+    return tuple(sum(sizes[member] for member in members) for members in buckets)
 
-    A gradient has come after `passes` backward passes. `carry` says, for each bucket, what launches
-    it.
+
+class Buckets:
+    """Cuts a flat gradient into buckets and launches each when its last gradient has come, and all
+    buckets before it are out: on all ranks they go in one order.
+
+    A gradient has come after `passes` backward passes. `carry` gives, for each bucket, what
+    launches it.
     """
 
     def __init__(
@@ -44,7 +55,7 @@ class Buckets:
         self._launches: list[Launch] = []
         self._awaited: list[int] = []
         self._counts: list[int] = []
-        self._launched: dict[int, Launched] = {}
+        self._launched: list[Launched] = []
         parameters = [parameter for parameter, _, _ in flat.spans]
         limit = bucket_bytes / flat.grads.element_size()
         for members in cut([parameter.numel() for parameter in parameters], limit):
@@ -61,14 +72,16 @@ class Buckets:
 
     def _arrived(self, bucket: int) -> None:
         self._counts[bucket] += 1
-        if self._counts[bucket] == self._awaited[bucket]:
-            self._launched[bucket] = self._launches[bucket]()
+        while (out := len(self._launched)) < len(self._launches):
+            if self._counts[out] < self._awaited[out]:
+                break
+            self._launched.append(self._launches[out]())
 
     def finish(self) -> None:
         """Waits for all buckets of this window; those no gradient came for go out now."""
-        for bucket, launch in enumerate(self._launches):
-            if bucket not in self._launched:
-                self._launched[bucket] = launch()
-        for bucket in range(len(self._launches)):
-            self._launched.pop(bucket).wait()
-            self._counts[bucket] = 0
+        for launch in self._launches[len(self._launched) :]:
+            self._launched.append(launch())
+        for launched in self._launched:
+            launched.wait()
+        self._launched = []
+        self._counts = [0] * len(self._launches)

@@ -1,16 +1,17 @@
-"""`exchange.compression` by name: its wire, its bytes, and what it cannot do."""
+"""`exchange.compression` by name: its wire and its bytes."""
 
 from torch import Tensor
 
-from harness.errors import UserError
+from harness.exchange.codecs import CODECS
 from harness.exchange.floats import Floats
-from harness.exchange.halves import Halves
-from harness.exchange.lanes import Lanes, largest, message_bytes
+from harness.exchange.rounded import Rounded, piece_bytes
 from harness.exchange.wire import Carrier, Wire
-
-BITS = {"int8": 8, "int4": 4}
-FEWEST_LEVELS = 7
-"""Whole numbers above zero, below which a run is warned: int8 has 63 on 2 nodes and 7 on 16."""
+from harness.measure.traffic import (
+    Bytes,
+    all_gather_bytes,
+    all_reduce_bytes,
+    all_to_all_bytes,
+)
 
 
 def make_wire(
@@ -23,44 +24,14 @@ def make_wire(
     given = elements, slots, like, carrier, name
     if compression == "none" or carrier.size == 1:
         return Floats(*given)
-    if compression == "fp16":
-        return Halves(*given)
-    return Lanes(*given, BITS[compression])
+    return Rounded(*given, CODECS[compression])
 
 
-def sent_bytes(compression: str, elements: int, element_bytes: int, ranks: int) -> int:
-    """Of one part of `elements` values, before the all-reduce's own factor."""
+def crossing_bytes(
+    compression: str, elements: int, element_bytes: int, ranks: int, nodes: int
+) -> Bytes:
+    """Sent by a rank to average one part over `ranks` that lie evenly on `nodes`."""
     if compression == "none" or ranks == 1:
-        return elements * element_bytes
-    if compression == "fp16":
-        return elements * 2
-    return message_bytes(elements, BITS[compression], ranks)
-
-
-def check_compression(compression: str, nodes: int) -> None:
-    """Raises UserError where a sum over so many nodes does not fit the bits of a value."""
-    if compression in BITS and largest(BITS[compression], nodes) == 0:
-        most = (2 ** BITS[compression] - 1) // 2
-        raise UserError(
-            f"exchange.compression={compression} sums at most {most} nodes, found {nodes}; use "
-            f"{'fp16' if compression == 'int8' else 'int8 or fp16'}"
-        )
-
-
-def levels_of(compression: str, nodes: int) -> int | None:
-    """How many whole numbers above zero a value is rounded to; None for what is no integer."""
-    return largest(BITS[compression], nodes) if compression in BITS and nodes > 1 else None
-
-
-def few_levels(compression: str, nodes: int) -> str:
-    """One line, where integers that add up over so many nodes are very coarse; else nothing."""
-    levels = levels_of(compression, nodes)
-    if levels is None or levels >= FEWEST_LEVELS:
-        return ""
-    finer = levels_of("int8", nodes) or 0
-    better = "fp16 or int8" if compression == "int4" and finer >= FEWEST_LEVELS else "fp16"
-    return (
-        f"exchange.compression={compression} over {nodes} nodes rounds to {2 * levels + 1} values, "
-        f"-{levels} to {levels} times a scale, and what that does to accuracy is not known; use "
-        f"{better}"
-    )
+        return all_reduce_bytes(elements * element_bytes, ranks, nodes)
+    piece = piece_bytes(compression, elements, ranks)
+    return all_to_all_bytes(piece, ranks, nodes) + all_gather_bytes(piece, ranks, nodes)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from harness.config import ExchangeConfig
-from harness.exchange.carried import Strip, agree
+from harness.exchange.carried import Strip
+from harness.exchange.feedback import Feedback
 from harness.exchange.lateness import Lateness, LatenessMeter
 from harness.exchange.parts import Chunk, Part
-from harness.exchange.wire import Feedback, Sent
+from harness.exchange.wire import Sent
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,7 @@ class Delayed:
 
     def agree_on(self, states: Sequence[Tensor]) -> None:
         # The optimizer's are equal: all ranks stepped with the same gradients.
-        if self._wire.unsent is not None:
-            agree([self._wire.unsent], self._part.peers)
-        self._wire.forget()
+        self._wire.agree(self._part.peers)
 
     def lateness(self) -> Lateness:
         return self._meter.take()

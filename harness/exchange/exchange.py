@@ -14,9 +14,11 @@ from harness.exchange.flat import Flat
 from harness.exchange.isolated import Isolated
 from harness.exchange.lateness import Lateness, LatenessMeter
 from harness.exchange.parts import Chunk, Part
-from harness.exchange.synchronous import Average, Synchronous
+from harness.exchange.synchronous import Synchronous
 from harness.exchange.torch_ddp import KINDS, InBackward, PostLocal, PowerSgd
+from harness.exchange.ways import Stops, Way, direct, through_nodes
 from harness.parallel.ddp import PowerSgdErrors
+from harness.parallel.group import Group
 from harness.parallel.world import World
 
 
@@ -60,12 +62,24 @@ class Exchange(Protocol):
         means; so does what is `carried`; and scales that wires agreed on are found anew."""
 
 
-def route_of(exchange: ExchangeConfig, classifier: ClassifierConfig) -> str:
-    """`flat` or `hierarchical`: what `exchange.route=auto` stands for."""
-    if exchange.route != "auto":
-        return exchange.route
-    pure = exchange.kind in ("synchronous", *KINDS) and classifier.layout == "replicated"
-    return "flat" if pure and exchange.compression in ("none", "fp16") else "hierarchical"
+def route_of(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> str:
+    """`flat` or `hierarchical`: how the gradients that all ranks hold are averaged.
+
+    `auto` that nobody has measured: hierarchical, which sends the fewest bytes, where both differ.
+    """
+    if exchange.kind in KINDS:
+        return "flat"
+    if exchange.kind != "synchronous":
+        return "hierarchical"
+    if nodes == 1 or ranks_per_node == 1:
+        return "flat"
+    return "hierarchical" if exchange.route == "auto" else exchange.route
+
+
+def steps_alone(exchange: ExchangeConfig) -> bool:
+    """Whether each rank steps its own chunk of what its node shares, and sends the others its
+    values; else all ranks step all of it with the same gradients."""
+    return exchange.kind not in ("synchronous", *KINDS)
 
 
 def make_exchange(
@@ -84,13 +98,12 @@ def make_exchange(
     `errors` are those of `through_ddp`.
     """
     has_replicas = classifier.layout == "node"
-    passes, compression = exchange.backward_passes_per_step, exchange.compression
-    cut = exchange.bucket_mb * 1e6
-    if exchange.kind == "synchronous" and route_of(exchange, classifier) == "flat":
-        averages = [Average(shared, world.everyone, compression)]
+    if exchange.kind == "synchronous":
+        ways = [_way_of_shared(exchange, shared, world)]
         if has_replicas:
-            averages.append(Average(sliced, world.replicas, compression))
-        return Synchronous(averages, cut, passes)
+            replicas = _over(world.replicas, exchange, world, "slices")
+            ways.append(direct(sliced, replicas, exchange.compression))
+        return Synchronous(ways, exchange.bucket_mb * 1e6, exchange.backward_passes_per_step)
     if errors is not None:
         return PowerSgd(errors, shared)
     if exchange.kind in KINDS and world.topology.world_size == 1:
@@ -98,7 +111,7 @@ def make_exchange(
     if exchange.kind == "ddp_post_local_sgd":
         return PostLocal(exchange, shared, world, first_window)
     chunk = Chunk(shared, world.node)
-    if exchange.kind in ("synchronous", "delayed"):
+    if exchange.kind == "delayed":
         part = Part(shared, sliced, has_replicas, world.peers)
         return Delayed(chunk, part, exchange, first_window, LatenessMeter(sample_every))
     outer = (exchange.outer_lr, exchange.outer_momentum) != (1.0, 0.0)
@@ -116,3 +129,26 @@ def make_exchange(
         for number in range(exchange.pieces)
     ]
     return Averaging(chunk, pieces, exchange, first_window, meter)
+
+
+def _way_of_shared(exchange: ExchangeConfig, shared: Flat, world: World) -> Way:
+    """Of the gradients that all ranks hold, by the route. Collective over the world."""
+    topology = world.topology
+    if route_of(exchange, topology.nodes, topology.ranks_per_node) == "flat":
+        everyone = _over(world.everyone, exchange, world, "shared")
+        return direct(shared, everyone, exchange.compression)
+    peers = topology.peer_groups[topology.local_rank]
+    stops = Stops(
+        node=world.beside(world.node.ranks, "node"),
+        across=_over(world.beside(peers, "across"), exchange, world, "across"),
+        spread=world.beside(world.node.ranks, "spread"),
+        to_across=world.line("across"),
+        to_spread=world.line("spread"),
+        waiting=world.everyone.waiting,
+    )
+    return through_nodes(shared, stops, exchange.compression)
+
+
+def _over(group: Group, exchange: ExchangeConfig, world: World, purpose: str) -> Group:
+    """The group, able to carry the wire. Collective over the world."""
+    return group if exchange.compression == "none" else world.reducing(group, purpose)

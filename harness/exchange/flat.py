@@ -8,6 +8,12 @@ from torch import Tensor, nn
 from harness.parallel.slices import Slice, padded
 
 
+def order_of(shapes: Sequence[torch.Size]) -> list[int]:
+    """The numbers of a network's parameters in the order in which they stand in a flat tensor."""
+    backwards = range(len(shapes) - 1, -1, -1)
+    return sorted(backwards, key=lambda number: len(shapes[number]) < 2)
+
+
 class Flat:
     """Values and gradients of some parameters, each in one tensor of `chunks` equal chunks.
 
@@ -26,9 +32,7 @@ class Flat:
         owner: int | None = None,
         channels_last: bool = True,
     ) -> None:
-        matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
-        vectors = [parameter for parameter in parameters if parameter.dim() < 2]
-        ordered = [*reversed(matrices), *reversed(vectors)]
+        ordered = [parameters[number] for number in order_of([p.shape for p in parameters])]
         total = sum(parameter.numel() for parameter in ordered)
         self.elements = total
         self._channels_last = channels_last
@@ -50,7 +54,7 @@ class Flat:
             if owner is None
             else Slice(owner * chunk, (owner + 1) * chunk)
         )
-        decayed = sum(parameter.numel() for parameter in matrices)
+        decayed = sum(parameter.numel() for parameter in ordered if parameter.dim() >= 2)
         self.decayed = self._owned_of(0, decayed)
         """What this rank steps of what decays, as one parameter."""
         self.undecayed = self._owned_of(decayed, total)

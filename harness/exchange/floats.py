@@ -26,7 +26,7 @@ class Floats:
         launched = self._carrier.launch_sum(total, f"{self._name}.{slot}")
         return _SentFloats(total, own, launched, self._carrier.size)
 
-    def forget(self) -> None:
+    def settle(self, into: Tensor) -> None:
         return None
 
 

@@ -1,12 +1,13 @@
 """What crosses between nodes: a wire takes parts and gives back their mean over a group.
 
-A lossy wire says what it sent, as the others read it: what is missing stays with the sender, who
+A lossy wire tells what it sent, as the others read it: what is missing stays with the sender, who
 adds it to the next part (error feedback), so nothing is ever lost, only late.
 
 What is not finite is no value that could be made good later: every wire shows it to all ranks in
 the mean that it belongs to, and forgets it.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -18,14 +19,28 @@ class Launched(Protocol):
     def wait(self) -> object: ...
 
 
+class Landing(Protocol):
+    """A collective under way, and what it gives."""
+
+    def wait(self) -> Tensor: ...
+
+
 class Carrier(Protocol):
-    """A group of ranks that sums."""
+    """A group of ranks that adds up what they send."""
 
     size: int
     index: int
 
     def launch_sum(self, buffer: Tensor, name: str) -> Launched:
         """Starts summing `buffer` in place over the group. Collective over it."""
+
+    def launch_reduce(self, rows: Tensor, reduce: Callable[[Tensor], Tensor], name: str) -> Landing:
+        """Starts [size, b], a row for each rank -> what every rank makes of the rows that all have
+        for it, `reduce` from [size, b] to [b], together on all, [size, b].
+
+        `rows` must rest until it has landed; `reduce` runs beside training, in the order of these
+        calls. Collective over the group.
+        """
 
 
 class Sent(Protocol):
@@ -57,30 +72,7 @@ class Wire(Protocol):
         Collective over the group.
         """
 
-    def forget(self) -> None:
-        """Puts the scales that ranks agreed on back to where they start. With nothing under way, by
-        all ranks of the group alike."""
-
-
-class Feedback:
-    """A wire that gradients can go over: what it did not send of one is added to the next."""
-
-    def __init__(self, wire: Wire, elements: int, like: Tensor) -> None:
-        self._wire = wire
-        self.unsent = None if wire.exact else like.new_zeros(elements)
-        """What this rank still owes, [elements], always finite; None: the wire sends everything."""
-
-    def launch(self, part: Tensor, slot: int) -> Sent:
-        """Starts averaging `part` [n] and what earlier ones left. Collective over the group."""
-        if self.unsent is None:
-            return self._wire.launch(part, slot)
-        self.unsent += part
-        sent = self._wire.launch(self.unsent, slot)
-        sent.add_own(self.unsent, -1.0)
-        # NaN less anything stays NaN: kept here, one bad message would spoil all that follow.
-        self.unsent.nan_to_num_(0.0, 0.0, 0.0)
-        return sent
-
-    def forget(self) -> None:
-        """The scales of the wire, and not what is owed; see `Wire.forget`."""
-        self._wire.forget()
+    def settle(self, into: Tensor) -> None:
+        """Adds to [n] what this rank has still to add to means, times the number of ranks, and
+        forgets it: the mean of what all have in `into` grows by what all means lack. With nothing
+        under way, by all ranks of the group alike."""

@@ -1,5 +1,6 @@
 """Bytes: counted where a collective is called, and by formula from the sizes of the run."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,6 +39,12 @@ def all_gather_bytes(block: float, ranks: int, nodes: int) -> Bytes:
     return Bytes(in_node=(ranks - 1) * block - link / per_node, cross_node=link / per_node)
 
 
+def all_to_all_bytes(block: float, ranks: int, nodes: int) -> Bytes:
+    """Each of `ranks` sends `block` bytes to every other; `ranks` lie evenly on `nodes`."""
+    per_node = ranks // nodes
+    return Bytes(in_node=(per_node - 1) * block, cross_node=(ranks - per_node) * block)
+
+
 def all_reduce_bytes(total: float, ranks: int, nodes: int) -> Bytes:
     """A flat ring over `ranks` that lie evenly, in order, on `nodes`, of a `total` bytes buffer.
 
@@ -52,13 +59,15 @@ def all_reduce_bytes(total: float, ranks: int, nodes: int) -> Bytes:
 
 
 class Traffic:
-    """What this rank has sent since the start, added up at every collective."""
+    """What this rank has sent since the start, added up at every collective, on any thread."""
 
     def __init__(self) -> None:
         self.total = Bytes()
+        self._adding = threading.Lock()
 
     def add(self, sent: Bytes) -> None:
-        self.total = self.total + sent
+        with self._adding:
+            self.total = self.total + sent
 
 
 @dataclass(frozen=True)
@@ -79,10 +88,15 @@ class Sizes:
     element_bytes: int
     feature_bytes: int
     """Bytes of a feature between ranks; 2 under bf16."""
-    wire_bytes: Callable[[int], float]
-    """Of so many elements as they cross between nodes."""
+    crossing: Callable[[int, int, int], Bytes]
+    """Of so many elements, averaged over so many ranks that lie on so many nodes."""
     pieces: int = 1
     """Of a part, of which one crosses in a window."""
+    buckets: tuple[int, ...] = ()
+    """Elements of each, of what is shared, where gradients are averaged beside the backward pass;
+    all pieces of `shared`."""
+    slice_buckets: tuple[tuple[int, ...], ...] = ()
+    """The same of the slices of a node's ranks."""
     label_bytes: int = 4
     statistic_bytes: int = 4
 
@@ -102,17 +116,34 @@ def formula(layout: str, kind: str, route: str, sizes: Sizes) -> Bytes:
         exact = sizes.shared * sizes.element_bytes
         in_node = all_reduce_bytes(exact, per_node, 1) * sizes.passes
         return window + in_node + all_reduce_bytes(exact, ranks, nodes)
+    if kind == "synchronous":
+        own = Bytes()
+        for buckets in sizes.slice_buckets:
+            for bucket in buckets:
+                own += sizes.crossing(bucket, nodes, nodes)
+        for bucket in sizes.buckets:
+            window += bucket_bytes(route, bucket, sizes)
+        return window + own * (1 / per_node)
     if route == "flat":
-        window += all_reduce_bytes(sizes.wire_bytes(sizes.shared), ranks, nodes)
-        own_slices = _part_bytes(sizes, 0) if sizes.slices else 0.0
-        return window + all_reduce_bytes(own_slices, nodes, nodes)
+        return window + sizes.crossing(sizes.shared, ranks, nodes)
     chunk = padded(sizes.shared, per_node) // per_node
     steps = sizes.passes if kind in ("averaging", "isolated") else 1
     # Gradients to the owner of their chunk, stepped values back.
     window += all_gather_bytes(chunk * sizes.element_bytes, per_node, 1) * 2 * steps
     if kind != "isolated":
-        window += all_reduce_bytes(_part_bytes(sizes, chunk), nodes, nodes)
+        window += _part_bytes(sizes, chunk)
     return window
+
+
+def bucket_bytes(route: str, elements: int, sizes: Sizes) -> Bytes:
+    """A rank's, of a bucket of what all share."""
+    nodes, per_node = sizes.nodes, sizes.ranks_per_node
+    if route == "flat":
+        return sizes.crossing(elements, nodes * per_node, nodes)
+    share = padded(elements, per_node) // per_node
+    # To the ranks that add up its shares, over nodes, and back.
+    in_node = all_gather_bytes(share * sizes.element_bytes, per_node, 1) * 2
+    return in_node + sizes.crossing(share, nodes, nodes)
 
 
 def gathers_statistics(ranks: int) -> bool:
@@ -144,11 +175,11 @@ def slice_bytes(layout: str, sizes: Sizes) -> tuple[Bytes, ...]:
     )
 
 
-def _part_bytes(sizes: Sizes, chunk: int) -> float:
+def _part_bytes(sizes: Sizes, chunk: int) -> Bytes:
     """What a window sends of a chunk and a slice, mean over a node's ranks and over pieces."""
-    total = 0.0
+    total = Bytes()
     for elements in sizes.slices or (0,) * sizes.ranks_per_node:
         for piece in range(sizes.pieces):
             of_both = [slice_of(n, sizes.pieces, piece).size for n in (chunk, elements)]
-            total += sizes.wire_bytes(sum(of_both))
-    return total / sizes.ranks_per_node / sizes.pieces
+            total += sizes.crossing(sum(of_both), sizes.nodes, sizes.nodes)
+    return total * (1 / sizes.ranks_per_node / sizes.pieces)

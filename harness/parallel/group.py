@@ -1,7 +1,7 @@
 """Collectives of a group of ranks through torch.distributed; a group of one answers at once."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,14 @@ from torch import Tensor
 
 from harness.measure.clock import Clock
 from harness.measure.phase import Phase
-from harness.measure.traffic import Bytes, Traffic, all_gather_bytes, all_reduce_bytes
+from harness.measure.traffic import (
+    Bytes,
+    Traffic,
+    all_gather_bytes,
+    all_reduce_bytes,
+    all_to_all_bytes,
+)
+from harness.parallel.line import Line, Running
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,12 @@ class Pending:
         self._result = result
         self._waiting = waiting
         self._finish = finish
+        self._follow: Callable[[Tensor], Tensor] | None = None
+
+    def then(self, follow: Callable[[Tensor], Tensor]) -> "Pending":
+        """What `follow` makes of the result, when it is waited for."""
+        self._follow = follow
+        return self
 
     def wait(self) -> Tensor:
         if self._work is not None:
@@ -43,14 +56,37 @@ class Pending:
             self._work = None
             if self._finish is not None:
                 self._result = self._finish(self._result)
+        if self._follow is not None:
+            follow, self._follow = self._follow, None
+            self._result = follow(self._result)
         return self._result
+
+
+@dataclass(frozen=True)
+class Hops:
+    """The two groups by which a block goes from any rank to any other: first over the ranks of its
+    node, then over those with the same local rank, or the other way round."""
+
+    node: "Group"
+    across: "Group"
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What follows a group's collectives: steps on a line, and a group for what they launch."""
+
+    line: Line
+    group: "Group"
 
 
 class Group:
     """Ranks that meet in collectives, in one fixed order on all of them.
 
     `process_group` is None for a group of one rank, and then nothing is sent.
-    `nodes` is the number of nodes that the ranks lie on, evenly.
+    `nodes` is the number of nodes that the ranks lie on, evenly. `wait_phase` is None where waits
+    are not those of the thread that trains. `launch_reduce` needs what is `behind`. A group that
+    is all ranks of several nodes may have `hops`: where the library knows of no nodes, gathers and
+    reduce-scatters take each block over a node's link once.
     """
 
     def __init__(
@@ -60,16 +96,40 @@ class Group:
         nodes: int,
         process_group: dist.ProcessGroup | None,
         meters: Meters,
-        wait_phase: Phase,
+        wait_phase: Phase | None,
+        behind: Behind | None = None,
+        hops: Hops | None = None,
     ) -> None:
         if (process_group is None) != (len(ranks) == 1):
             raise ValueError(f"a group of {len(ranks)} ranks got process group {process_group}")
+        self.ranks = ranks
         self.size = len(ranks)
         self.index = ranks.index(rank)
         self._nodes = nodes
         self.process_group = process_group
         self._meters = meters
         self._wait_phase = wait_phase
+        self._behind = behind
+        self._hops = hops
+
+    def followed(self, behind: Behind) -> "Group":
+        """The same group, with something behind it."""
+        return Group(
+            self.ranks,
+            self.ranks[self.index],
+            self._nodes,
+            self.process_group,
+            self._meters,
+            self._wait_phase,
+            behind,
+            self._hops,
+        )
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """What a wait for this group's collectives is measured in."""
+        if self._wait_phase is None:
+            return nullcontext()
+        return self._meters.clock.phase(self._wait_phase)
 
     def all_gather(self, block: Tensor) -> Tensor:
         """[b, ...] of each rank -> [size * b, ...] on all. Collective over the group."""
@@ -79,6 +139,8 @@ class Group:
         """Starts `all_gather`, into the given tensor or a new one. Collective over the group."""
         if self.process_group is None:
             return self._pending(None, block if into is None else into.copy_(block))
+        if self._hops is not None and into is None:
+            return self._gathered_in_hops(block, self._hops)
         block = block.contiguous()
         gathered = into
         if gathered is None:
@@ -108,17 +170,42 @@ class Group:
             self._count(all_gather_bytes, own)
             work = dist.reduce_scatter_single(own, blocks, group=self.process_group, async_op=True)
             return self._pending(work, own)
+        if self._hops is not None:
+            return self._scattered_in_hops(blocks, self._hops)
         # Gloo's own reduce-scatter took three times as long as its all-reduce; an all-to-all
         # sends the same bytes as a ring and leaves one local sum.
         return self._exchanged(blocks, self._sum_blocks)
 
+    def _gathered_in_hops(self, block: Tensor, hops: Hops) -> Pending:
+        """From each node once; then its ranks tell each other what they have."""
+
+        def in_node(over_nodes: Tensor) -> Tensor:
+            whole = hops.node.launch_all_gather(over_nodes).wait()
+            by_local_rank = whole.view(hops.node.size, hops.across.size, *block.shape)
+            return by_local_rank.transpose(0, 1).reshape(-1, *block.shape[1:])
+
+        return hops.across.launch_all_gather(block).then(in_node)
+
+    def _scattered_in_hops(self, blocks: Tensor, hops: Hops) -> Pending:
+        """Added up in the node, each rank the blocks of its peers; then over nodes."""
+        by_node = blocks.view(hops.across.size, hops.node.size, -1, *blocks.shape[1:])
+        of_peers = by_node.transpose(0, 1).reshape(blocks.shape)
+
+        def across(total: Tensor) -> Tensor:
+            return hops.across.launch_reduce_scatter(total).wait()
+
+        return hops.node.launch_reduce_scatter(of_peers).then(across)
+
     def _exchanged(
-        self, blocks: Tensor, finish: Callable[[Tensor], Tensor] | None = None
+        self,
+        blocks: Tensor,
+        finish: Callable[[Tensor], Tensor] | None = None,
+        waiting: AbstractContextManager[None] | None = None,
     ) -> Pending:
-        self._count(all_gather_bytes, blocks[: blocks.shape[0] // self.size])
+        self._count(all_to_all_bytes, blocks[: blocks.shape[0] // self.size])
         received = torch.empty_like(blocks)
         work = dist.all_to_all_single(received, blocks, group=self.process_group, async_op=True)
-        return self._pending(work, received, finish)
+        return Pending(work, received, waiting or self.waiting(), finish)
 
     def _sum_blocks(self, blocks: Tensor) -> Tensor:
         return blocks.view(self.size, -1, *blocks.shape[1:]).sum(0)
@@ -130,6 +217,26 @@ class Group:
     def launch_sum(self, tensor: Tensor, name: str = "") -> Pending:
         """Starts the sum of `tensor`, in place; torch needs no name. Collective over the group."""
         return self._launch_reduce(tensor, None)
+
+    def launch_reduce(
+        self, rows: Tensor, reduce: Callable[[Tensor], Tensor], name: str = ""
+    ) -> "Reducing":
+        """Starts [size, b], a row for each rank -> what every rank makes of the rows that all have
+        for it, `reduce` from [size, b] to [b], together on all, [size, b].
+
+        `reduce` runs beside training, in the order of these calls; torch needs no name. Collective
+        over the group.
+        """
+        if self.process_group is None:
+            return Reducing(_Done(reduce(rows)[None]), self.waiting())
+        assert self._behind is not None, "launch_reduce needs a line to go on on"
+        second = self._behind.group
+        arriving = self._exchanged(rows.contiguous(), waiting=nullcontext())
+
+        def follow() -> Pending:
+            return second.launch_all_gather(reduce(arriving.wait())[None])
+
+        return Reducing(self._behind.line.run(follow), self.waiting())
 
     def broadcast(self, tensor: Tensor) -> None:
         """The first member's `tensor` on all, in place, to the bit; at the start of a run.
@@ -165,4 +272,27 @@ class Group:
         result: Tensor,
         finish: Callable[[Tensor], Tensor] | None = None,
     ) -> Pending:
-        return Pending(work, result, self._meters.clock.phase(self._wait_phase), finish)
+        return Pending(work, result, self.waiting(), finish)
+
+
+class Reducing:
+    """A `launch_reduce` under way."""
+
+    def __init__(self, followed: Running["Pending"], waiting: AbstractContextManager[None]) -> None:
+        self._followed = followed
+        self._waiting = waiting
+
+    def wait(self) -> Tensor:
+        """[size, b], once the current stream may use it."""
+        with self._waiting:
+            return self._followed.result().wait()
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A group of one has followed at once."""
+
+    made: Tensor
+
+    def result(self) -> Pending:
+        return Pending(None, self.made, nullcontext())

@@ -1,33 +1,37 @@
-"""Sums over ranks on different nodes through Horovod, launched now and waited for later."""
+"""Collectives of ranks on different nodes through Horovod, launched now and waited for later."""
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Protocol, cast
 
 import horovod.torch as hvd
 import torch
 from torch import Tensor
 
 from harness.measure.phase import Phase
-from harness.measure.traffic import all_reduce_bytes
+from harness.measure.traffic import all_gather_bytes, all_reduce_bytes, all_to_all_bytes
 from harness.parallel.group import Meters
+from harness.parallel.line import Line, Running
 
 POLL_SECONDS = 2e-4
+"""Between two looks at what training waits for."""
+FOLLOW_SECONDS = 1e-3
+"""Between two looks at what is followed beside training: it must not take the processor's time."""
 
 
 class Sum(Protocol):
     """A sum under way; after `wait` its buffer holds the result."""
 
-    def wait(self) -> None: ...
+    def wait(self) -> object: ...
 
 
 class ReplicaGroup:
     """One rank on each node, which own the same part. All of them launch the same names in turn.
 
-    `process_set` is None for a group of one rank, and then nothing is sent. `staging` is the
-    thread through which a card's buffers go by way of host memory. `user` tells apart the names of
-    those who share the ranks.
+    `process_set` is None for a group of one rank, and then nothing is sent. `lines` are for what
+    is done beside training: what a card's buffers go by way of host memory on, and what follows a
+    first collective. `user` tells apart the names of those who share the ranks.
     """
 
     def __init__(
@@ -36,15 +40,17 @@ class ReplicaGroup:
         index: int,
         process_set: hvd.ProcessSet | None,
         meters: Meters,
-        staging: ThreadPoolExecutor | None = None,
+        lines: tuple[Line, Line] | None = None,
         user: str = "",
     ) -> None:
         self.size = size
         self.index = index
         self._process_set = process_set
         self._meters = meters
-        self._staging = staging
+        self._lines = lines
         self._user = user
+        self._pinned: dict[str, Tensor] = {}
+        """Host memory of a card's buffers, by name: a name is under way once."""
 
     def launch_sum(self, buffer: Tensor, name: str) -> Sum:
         """Starts summing `buffer` in place; it must rest untouched until `wait`.
@@ -52,73 +58,125 @@ class ReplicaGroup:
         A name may be under way once. Collective over the group.
         """
         if self._process_set is None:
-            return _Done()
+            return _Done(buffer)
         sent = buffer.numel() * buffer.element_size()
         self._meters.traffic.add(all_reduce_bytes(sent, self.size, self.size))
-        if self._staging is not None and buffer.is_cuda:
-            return _Staged(buffer, self._sum_async, name, self._staging, self._meters)
-        return _Launched(self._sum_async(buffer, name), self._meters)
+        if not buffer.is_cuda:
+            return _Launched(self._sum(buffer, name), self._waiting())
+        assert self._lines is not None
+        first, _ = self._lines
 
-    def _sum_async(self, buffer: Tensor, name: str) -> int:
+        def by_way_of_the_host() -> Tensor:
+            host = self._down(buffer, name)
+            return buffer.copy_(finish(self._sum(host, name), FOLLOW_SECONDS), non_blocking=True)
+
+        return _Followed(first.run(by_way_of_the_host), self._waiting())
+
+    def launch_reduce(
+        self, rows: Tensor, reduce: Callable[[Tensor], Tensor], name: str
+    ) -> "_Followed":
+        """As of `Group`: starts [size, b], a row for each rank -> what every rank makes of the rows
+        that all have for it, `reduce` from [size, b] to [b], together on all, [size, b].
+
+        A name may be under way once. Collective over the group.
+        """
+        if self._process_set is None:
+            return _Followed(_Done(reduce(rows)[None]), self._waiting())
+        assert self._lines is not None
+        first, second = self._lines
+        row = rows[0].numel() * rows.element_size()
+        # Both hops at once: the second goes out in a window that nobody can tell.
+        self._meters.traffic.add(
+            all_to_all_bytes(row, self.size, self.size)
+            + all_gather_bytes(row, self.size, self.size)
+        )
+        arriving: Callable[[], Tensor]
+        if rows.is_cuda:
+            sent = first.run(lambda: self._there_and_back(rows, name))
+            arriving = sent.result
+        else:
+            handle = self._exchange(rows, name)
+            arriving = lambda: finish(handle, FOLLOW_SECONDS)  # noqa: E731
+
+        def follow() -> Tensor:
+            made = reduce(arriving())[None]
+            if not made.is_cuda:
+                return finish(self._gather(made, name), FOLLOW_SECONDS)
+            host = self._down(made, name + ".made")
+            gathered = finish(self._gather(host, name), FOLLOW_SECONDS)
+            return gathered.to(made.device)
+
+        return _Followed(second.run(follow), self._waiting())
+
+    def _sum(self, buffer: Tensor, name: str) -> int:
         name = self._user + name
         return hvd.allreduce_async_(buffer, name=name, op=hvd.Sum, process_set=self._process_set)
 
+    def _exchange(self, rows: Tensor, name: str) -> int:
+        return hvd.alltoall_async(rows, name=self._user + name, process_set=self._process_set)
+
+    def _gather(self, row: Tensor, name: str) -> int:
+        name = f"{self._user}{name}.made"
+        return hvd.allgather_async(row, name=name, process_set=self._process_set)
+
+    def _there_and_back(self, rows: Tensor, name: str) -> Tensor:
+        received = finish(self._exchange(self._down(rows, name), name), FOLLOW_SECONDS)
+        return received.to(rows.device)
+
+    def _down(self, buffer: Tensor, name: str) -> Tensor:
+        """A copy in pinned host memory. The host waits for it asleep."""
+        host = self._pinned.get(name)
+        if host is None or host.shape != buffer.shape or host.dtype != buffer.dtype:
+            host = torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
+            self._pinned[name] = host
+        host.copy_(buffer, non_blocking=True)
+        buffer.record_stream(torch.cuda.current_stream(buffer.device))
+        copied = torch.cuda.Event(blocking=True)
+        copied.record(torch.cuda.current_stream(buffer.device))
+        copied.synchronize()
+        return host
+
+    def _waiting(self) -> AbstractContextManager[None]:
+        return self._meters.clock.phase(Phase.EXCHANGE_WAIT)
+
 
 class _Done:
-    def wait(self) -> None:
-        return None
+    """A group of one has its result at once."""
+
+    def __init__(self, made: Tensor) -> None:
+        self._made = made
+
+    def wait(self) -> Tensor:
+        return self._made
+
+    def result(self) -> Tensor:
+        return self._made
 
 
 class _Launched:
-    def __init__(self, handle: int, meters: Meters) -> None:
+    def __init__(self, handle: int, waiting: AbstractContextManager[None]) -> None:
         self._handle = handle
-        self._clock = meters.clock
+        self._waiting = waiting
 
-    def wait(self) -> None:
-        with self._clock.phase(Phase.EXCHANGE_WAIT):
-            finish(self._handle)
-
-
-class _Staged:
-    """A card's buffer summed in host memory, so that Horovod and the node's NCCL never meet.
-
-    The copy to pinned memory runs on a side stream; a thread waits for it, hands the host
-    buffer to Horovod and polls. Only `wait` touches the compute stream.
-    """
-
-    def __init__(
-        self,
-        buffer: Tensor,
-        launch: Callable[[Tensor, str], int],
-        name: str,
-        thread: ThreadPoolExecutor,
-        meters: Meters,
-    ) -> None:
-        self._buffer = buffer
-        self._clock = meters.clock
-        self._host = torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
-        side = torch.cuda.Stream(buffer.device)
-        side.wait_stream(torch.cuda.current_stream(buffer.device))
-        with torch.cuda.stream(side):
-            self._host.copy_(buffer, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record(side)
-        buffer.record_stream(side)
-
-        def exchange() -> None:
-            copied.synchronize()
-            finish(launch(self._host, name))
-
-        self._future: Future[None] = thread.submit(exchange)
-
-    def wait(self) -> None:
-        with self._clock.phase(Phase.EXCHANGE_WAIT):
-            self._future.result()
-        self._buffer.copy_(self._host, non_blocking=True)
+    def wait(self) -> Tensor:
+        with self._waiting:
+            return finish(self._handle)
 
 
-def finish(handle: int) -> Tensor:
+class _Followed:
+    def __init__(self, running: Running[Tensor], waiting: AbstractContextManager[None]) -> None:
+        self._running = running
+        self._waiting = waiting
+
+    def wait(self) -> Tensor:
+        with self._waiting:
+            return self._running.result()
+
+
+def finish(handle: int, poll_seconds: float = POLL_SECONDS) -> Tensor:
     """The result of a Horovod handle; sleeps between polls, because `synchronize` may spin."""
     while not hvd.poll(handle):
-        time.sleep(POLL_SECONDS)
-    return hvd.synchronize(handle)
+        time.sleep(poll_seconds)
+    result = hvd.synchronize(handle)
+    # An all-to-all tells how many rows each rank sent as well.
+    return cast(Tensor, result[0] if isinstance(result, tuple) else result)

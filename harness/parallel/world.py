@@ -3,7 +3,6 @@
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,14 +15,15 @@ from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from harness.measure.phase import Phase
+from harness.parallel.aside import TIMEOUT, Aside
 from harness.parallel.cards import place, view_of
-from harness.parallel.group import Group, Meters, Pending
+from harness.parallel.group import Behind, Group, Hops, Meters, Pending
 from harness.parallel.launcher import launched
+from harness.parallel.line import Line
 from harness.parallel.ranks import Ranks, open_ranks
 from harness.parallel.replicas import ReplicaGroup
 from harness.parallel.topology import Layout, Topology
 
-TIMEOUT = timedelta(minutes=10)
 DRIFT = timedelta(days=30)
 """How far apart in time ranks may come to what nobody waits for soon: nodes that exchange nothing
 drift apart for a whole training."""
@@ -42,6 +42,7 @@ class World(Ranks):
         everyone: Group,
         replicas: Group,
         peers: ReplicaGroup,
+        aside: Aside | None = None,
     ) -> None:
         super().__init__(topology)
         self.device = device
@@ -56,6 +57,29 @@ class World(Ranks):
         """The ranks that own the same slice: synchronous averages of it."""
         self.peers = peers
         """The ranks of the same local rank, through Horovod: what is averaged late."""
+        self._aside = aside or Aside(topology, device)
+
+    def line(self, purpose: str) -> Line:
+        """Steps beside training, for one purpose of this rank's."""
+        return self._aside.line(purpose)
+
+    def beside(self, ranks: tuple[int, ...], purpose: str) -> Group:
+        """A node's ranks, peers or all ranks, for what is launched for one purpose on one thread.
+
+        Waits there are in no phase of the clock. Collective over the world.
+        """
+        process_group = self._aside.process_group(ranks, purpose)
+        topology = self.topology
+        nodes = topology.nodes_of(ranks)
+        return Group(ranks, topology.rank, nodes, process_group, self.meters, None)
+
+    def reducing(self, group: Group, purpose: str) -> Group:
+        """The group, with a line and a process group for what its `launch_reduce` goes on with.
+
+        `purpose`: of whom launches. Collective over the world.
+        """
+        behind = f"{purpose} behind"
+        return group.followed(Behind(self.line(behind), self.beside(group.ranks, behind)))
 
     def average(self, tensor: Tensor) -> Tensor:
         """Mean over all ranks, as a new tensor. Collective over the world."""
@@ -99,19 +123,17 @@ def link(ranks: Ranks, device: torch.device, meters: Meters) -> Iterator["Links"
     Collective over the world.
     """
     topology = ranks.topology
-    staging = None
     if device.type == "cuda":
         torch.cuda.set_device(device)
         one_precision()
-        staging = ThreadPoolExecutor(1, "staging")
+    aside = Aside(topology, device)
     try:
         if topology.world_size > 1:
             _open_torch(topology, device)
         groups = _torch_groups(topology)
-        yield Links(topology, device, meters, ranks.process_sets, groups, staging)
+        yield Links(topology, device, meters, ranks.process_sets, groups, aside)
     finally:
-        if staging is not None:
-            staging.shutdown(wait=False, cancel_futures=True)
+        aside.close()
 
 
 @contextmanager
@@ -141,7 +163,7 @@ class Links:
     meters: Meters
     process_sets: Sequence[hvd.ProcessSet]
     process_groups: dict[tuple[int, ...], dist.ProcessGroup | None]
-    staging: ThreadPoolExecutor | None
+    aside: Aside
 
     def world(self, layout: Layout, user: str = "") -> World:
         """The groups that a layout needs, for one of several users. Sends nothing."""
@@ -154,7 +176,7 @@ class Links:
             device=self.device,
             meters=self.meters,
             node=self._group(topology.node_groups[topology.node], Phase.NODE_WAIT),
-            slices=self._group(topology.slice_group(layout), Phase.SLICE_WAIT),
+            slices=self._slices(layout),
             everyone=self._group(topology.world, Phase.EXCHANGE_WAIT),
             replicas=self._group(topology.replica_group(layout), Phase.EXCHANGE_WAIT),
             peers=ReplicaGroup(
@@ -162,15 +184,32 @@ class Links:
                 topology.node,
                 peer_set if len(peers) > 1 else None,
                 self.meters,
-                self.staging,
+                (
+                    self.aside.line("host", host_blocks=True),
+                    self.aside.line("late", host_blocks=True),
+                ),
                 user,
             ),
+            aside=self.aside,
         )
 
-    def _group(self, ranks: tuple[int, ...], phase: Phase) -> Group:
+    def _slices(self, layout: Layout) -> Group:
+        """NCCL finds its way between nodes by itself; Gloo takes one block after the other over a
+        node's link as often as it has ranks."""
+        topology = self.topology
+        ranks = topology.slice_group(layout)
+        one_hop = topology.nodes_of(ranks) == 1 or topology.ranks_per_node == 1
+        if one_hop or self.device.type == "cuda":
+            return self._group(ranks, Phase.SLICE_WAIT)
+        node = self._group(topology.node_groups[topology.node], Phase.SLICE_WAIT)
+        across = self._group(topology.peer_groups[topology.local_rank], Phase.SLICE_WAIT)
+        return self._group(ranks, Phase.SLICE_WAIT, Hops(node, across))
+
+    def _group(self, ranks: tuple[int, ...], phase: Phase, hops: Hops | None = None) -> Group:
         nodes = self.topology.nodes_of(ranks)
         process_group = self.process_groups[ranks] if len(ranks) > 1 else None
-        return Group(ranks, self.topology.rank, nodes, process_group, self.meters, phase)
+        rank, meters = self.topology.rank, self.meters
+        return Group(ranks, rank, nodes, process_group, meters, phase, hops=hops)
 
 
 def _open_torch(topology: Topology, device: torch.device) -> None:

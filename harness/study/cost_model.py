@@ -4,9 +4,7 @@ With m a micro-batch, K of them in a window, a what follows a step (in the node,
 the packing, and an exchange that begins after s seconds, fills a port for w and each rank's
 thread for c; b is what a port that has rested takes at once:
 
-    synchronous, hierarchical   T = K m + a + e + s + max(w - b, c)
-                                on cards s has the copies to host memory and back
-    synchronous, flat           buckets go out when their gradients have come, one after the other:
+    synchronous                 buckets go out when their gradients have come, one after the other:
                                 end_i = max(end_(i-1), ready_i + s) + max(w_i - b_i, c_i),
                                 T = max(K m, end_n) + a + e
                                 where cores are busy, gradients come later by what the buckets
@@ -161,7 +159,7 @@ class _Meetings:
     def __init__(self, pieces: Pieces, work: Workload) -> None:
         deviation = pieces.jitter * pieces.compute
         group, nodes, layout = work.ranks_per_node, work.nodes, work.config.classifier.layout
-        together = work.route == "hierarchical" or layout != "replicated"
+        together = not work.overlaps or layout != "replicated"
         if pieces.shares_cores:
             self.in_node = 0.0
             of_node = deviation / math.sqrt(group)

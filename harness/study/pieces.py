@@ -44,9 +44,9 @@ class Pieces:
     encode: float
     """Of a window: packing, unpacking."""
     buckets: tuple[Launch, ...]
-    """Between nodes, overlapped with the last backward pass; empty on the hierarchical route."""
+    """Between nodes, overlapped with the last backward pass; empty where ranks step alone."""
     exchange: Transfer
-    """Between nodes, after the last backward pass; nothing on the flat route."""
+    """Between nodes, after the last backward pass; nothing where buckets are averaged beside it."""
     disturbance: float
     """Of a window: what a late transfer takes from the ranks' processors."""
     jitter: float
@@ -81,7 +81,6 @@ def pieces_of(cluster: Cluster, work: Workload) -> Pieces:
     costs = _Costs(there, work)
     forward, backward, backbone_backward = costs.network()
     transfers = Transfers(there, work)
-    flat = work.route == "flat"
     return Pieces(
         passes=work.passes,
         steps=work.steps,
@@ -97,8 +96,8 @@ def pieces_of(cluster: Cluster, work: Workload) -> Pieces:
         node=costs.node(),
         optimizer=costs.optimizer(),
         encode=costs.encode(),
-        buckets=transfers.buckets() if flat else (),
-        exchange=Transfer() if flat else transfers.exchange(),
+        buckets=transfers.buckets() if work.overlaps else (),
+        exchange=Transfer() if work.overlaps else transfers.exchange(),
         disturbance=transfers.disturbance(),
         jitter=cluster.jitter,
         shares_cores=there.slowdown > 1,
@@ -132,10 +131,10 @@ class _Costs:
         return products + self._memory(POWER_SGD_PASSES * elements)
 
     def node(self) -> float:
-        """Gradients zeroed; on the hierarchical route averaged by their owners, and values sent."""
+        """Gradients zeroed; where ranks step alone averaged by their owners, and values sent."""
         work, cluster, group = self._work, self._cluster, self._work.ranks_per_node
         whole = work.shared * work.element_bytes
-        if work.route == "flat" or group == 1:
+        if work.overlaps or group == 1:
             zeroed = self._memory(work.shared + work.sliced)
             if self._exchange.kind != "ddp_post_local_sgd" or group == 1:
                 return zeroed
@@ -153,15 +152,15 @@ class _Costs:
         return self._memory(passes * self._work.owned)
 
     def encode(self) -> float:
-        """Late and hierarchical exchanges copy what they send at least; flat ones pack alone."""
-        work, kind, flat = self._work, self._exchange.compression, self._work.route == "flat"
+        """Late exchanges copy what they send at least; those that overlap pack alone."""
+        work, kind = self._work, self._exchange.compression
         if self._exchange.kind in ("isolated", "ddp_powersgd", "ddp_post_local_sgd"):
             return 0.0
-        if work.nodes * work.ranks_per_node == 1 or (work.nodes == 1 and not flat):
+        if work.nodes * work.ranks_per_node == 1 or (work.nodes == 1 and not work.overlaps):
             return 0.0
-        elements = sum(bucket.elements for bucket in work.buckets) if flat else work.part
+        elements = work.encoded if work.overlaps else work.part
         if kind == "none":
-            return 0.0 if flat else self._memory(ENCODING_PASSES * elements)
+            return 0.0 if work.overlaps else self._memory(ENCODING_PASSES * elements)
         known = self._cluster.encode_seconds
         if known is None:
             return self._memory(ENCODING_PASSES * elements)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from harness.checks.finding import in_bytes
 from harness.config import Config
 from harness.errors import UserError
-from harness.exchange.compression import check_compression
 from harness.study.cluster import Cluster
 from harness.study.cost_model import predict
 from harness.study.prediction import Prediction
@@ -16,7 +15,6 @@ LAYOUTS = ("replicated", "node", "world")
 EXCHANGES = ("synchronous", "delayed", "averaging")
 PASSES = (1, 2, 4, 8)
 COMPRESSIONS = ("none", "fp16", "int8")
-FLAT = ("none", "fp16")
 """What the flat route can send."""
 DECIDED = (
     "kind",
@@ -122,14 +120,13 @@ def with_exchange(
 
 
 def on_each_route(config: Config) -> list[Config]:
-    """The experiment by all routes that it can take: two where it waits and packs no integers."""
+    """The experiment by all routes that it can take: two where it waits."""
     exchange = config.exchange
     if exchange.kind != "synchronous":
         return [config]
-    routes = ("flat", "hierarchical") if exchange.compression in FLAT else ("hierarchical",)
     return [
         config.model_copy(update={"exchange": exchange.model_copy(update={"route": route})})
-        for route in routes
+        for route in ("flat", "hierarchical")
     ]
 
 
@@ -140,7 +137,6 @@ def quickest_way(config: Config, cluster: Cluster) -> Way:
 
 def way_of(config: Config, cluster: Cluster) -> Way:
     try:
-        check_compression(config.exchange.compression, cluster.nodes)
         found = predict(cluster, config)
     except UserError as error:
         return Way(config, None, str(error))

@@ -88,7 +88,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     _show(plan_text.of_experiments(predictions))
     if simulated:
         _show(simulated)
-    _show(plan_text.of_ways(ways))
+    _show(plan_text.of_ways(ways, cluster))
     _show(plan_text.verdict(ways, cluster))
     _show(plan_text.break_even(cluster, configs[0]))
     if parsed.output:

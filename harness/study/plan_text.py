@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from harness.config import Config
-from harness.exchange.compression import few_levels
 from harness.exchange.exchange import route_of
 from harness.study.break_even import (
     FASTEST,
@@ -70,13 +69,13 @@ def of_experiments(predictions: Sequence[Prediction]) -> list[str]:
     return lines + [f"{each.variant:{width}} {figures(each)}" for each in predictions]
 
 
-def of_ways(ways: Sequence[Way]) -> list[str]:
+def of_ways(ways: Sequence[Way], cluster: Cluster) -> list[str]:
     lines = [f"{'layout':10} {'exchange':11} {'route':12} {'K':>2} {'sent as':7} {HEAD}"]
     for way in ways:
         exchange = way.config.exchange
         name = (
             f"{way.config.classifier.layout:10} {exchange.kind:11} "
-            f"{route_of(exchange, way.config.classifier):12} "
+            f"{route_of(exchange, cluster.nodes, cluster.ranks_per_node):12} "
             f"{exchange.backward_passes_per_step:2d} {_sent_as(exchange.compression):7}"
         )
         told = figures(way.prediction) if way.prediction is not None else ""
@@ -99,8 +98,6 @@ def verdict(ways: Sequence[Way], cluster: Cluster) -> list[str]:
         f"{ENOUGH:g} of that it costs the least accuracy, late ones only where they have {PAYS:g} "
         f"times the images/s of all that wait with the same K",
     ]
-    if coarse := few_levels(chosen.config.exchange.compression, cluster.nodes):
-        lines.append(f"  accuracy unknown: {coarse}")
     passes = chosen.config.exchange.backward_passes_per_step
     for name, each in (
         (f"data parallel that waits, at its strongest with K = {passes}", passes),

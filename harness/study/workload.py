@@ -10,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness.checks.need import CHANNELS, Need, need_of
 from harness.config import BackboneConfig, Config
 from harness.exchange.buckets import cut
-from harness.exchange.exchange import route_of
+from harness.exchange.exchange import route_of, steps_alone
+from harness.exchange.flat import order_of
 from harness.ledger import expected_bytes, sizes_of
-from harness.measure.traffic import Bytes, Sizes, all_reduce_bytes, slice_bytes
+from harness.measure.traffic import Bytes, Sizes, bucket_bytes, slice_bytes
 from harness.model.backbone import make_backbone
 from harness.model.flops import COUNTED_IMAGES, PRODUCTS
 from harness.parallel.slices import slice_of
@@ -52,7 +53,8 @@ class Workload:
     gathers: tuple[Bytes, ...]
     """Of them, in the slice group, of each collective of a micro-batch."""
     buckets: tuple[Bucket, ...]
-    """Of the flat route, in the order they go out: slices' gradients come first."""
+    """Of gradients that are averaged beside the backward pass, in the order they go out: slices'
+    come first."""
     need: Need
 
     @property
@@ -67,7 +69,18 @@ class Workload:
 
     @property
     def route(self) -> str:
-        return route_of(self.config.exchange, self.config.classifier)
+        return route_of(self.config.exchange, self.nodes, self.ranks_per_node)
+
+    @property
+    def overlaps(self) -> bool:
+        """Gradients are averaged in buckets, beside the backward pass."""
+        return not steps_alone(self.config.exchange)
+
+    @property
+    def encoded(self) -> float:
+        """Elements of all buckets that a rank writes and reads itself."""
+        share = self.ranks_per_node if self.route == "hierarchical" else 1
+        return sum(each.elements / (1 if each.of_slice else share) for each in self.buckets)
 
     @property
     def rounds(self) -> tuple[int, ...]:
@@ -94,7 +107,7 @@ class Workload:
     @property
     def owned(self) -> float:
         """Elements that a rank steps."""
-        if self.route == "flat":
+        if self.overlaps:
             return float(self.shared + self.sliced)
         return self.shared / self.ranks_per_node + self.sliced
 
@@ -191,32 +204,28 @@ def _classifier_shapes(config: Config, features: int) -> list[torch.Size]:
 def _buckets(
     config: Config, network: _Network, shapes: Sequence[torch.Size], sizes: Sizes
 ) -> tuple[Bucket, ...]:
-    """As the flat route cuts what all share: in the order of `Flat`."""
+    """Of what all share, in the order of `Flat`."""
     arrivals = list(network.arrivals) + [0.0] * (len(shapes) - len(network.arrivals))
-    numbers = list(reversed(range(len(shapes))))
-    order = sorted(numbers, key=lambda number: len(shapes[number]) < 2)
+    order = order_of(shapes)
     elements = [shapes[number].numel() for number in order]
-    ranks = sizes.nodes * sizes.ranks_per_node
-    sent = all_reduce_bytes(sizes.wire_bytes(sizes.shared), ranks, sizes.nodes)
+    route = route_of(config.exchange, sizes.nodes, sizes.ranks_per_node)
     found = []
     for members in cut(elements, config.exchange.bucket_mb * 1e6 / sizes.element_bytes):
         own = sum(elements[member] for member in members)
         arrival = max(arrivals[order[member]] for member in members)
-        found.append(Bucket(own, arrival, sent * (own / sizes.shared)))
+        found.append(Bucket(own, arrival, bucket_bytes(route, own, sizes)))
     return tuple(found)
 
 
 def _slice_buckets(config: Config, sizes: Sizes, classes: int) -> tuple[Bucket, ...]:
-    """Of the rank that owns so many classes; bytes are the mean over a node's ranks."""
+    """Of the rank that owns so many classes."""
     if not sizes.slices or sizes.nodes == 1:
         return ()
     elements = [classes * sizes.features]
     if config.classifier.margin == "none":
         elements.append(classes)
-    wired = sum(sizes.wire_bytes(slice_) for slice_ in sizes.slices) / len(sizes.slices)
-    sent = all_reduce_bytes(wired, sizes.nodes, sizes.nodes)
     found = []
     for members in cut(elements, config.exchange.bucket_mb * 1e6 / sizes.element_bytes):
         own = sum(elements[member] for member in members)
-        found.append(Bucket(own, 0.0, sent * (own / sum(elements)), of_slice=True))
+        found.append(Bucket(own, 0.0, sizes.crossing(own, sizes.nodes, sizes.nodes), of_slice=True))
     return tuple(found)

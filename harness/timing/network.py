@@ -1,6 +1,8 @@
 """Times the work of a rank: network, optimizer, packing for the wire."""
 
 import statistics
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,8 +11,8 @@ from torch import Tensor
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.exchange.compression import make_wire
+from harness.exchange.feedback import Feedback
 from harness.exchange.flat import Flat
-from harness.exchange.wire import Feedback
 from harness.measure.calibration import Point
 from harness.measure.phase import Phase
 from harness.model.backbone import make_backbone
@@ -18,7 +20,7 @@ from harness.model.flops import Flops, micro_batch_flops
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.optimizer import make_optimizer
 from harness.parallel.cores import Cores
-from harness.parallel.group import Group
+from harness.parallel.group import Group, Pending
 from harness.parallel.world import World
 from harness.timing.repeated import barrier, mean, now, timed
 from harness.timing.window import batches_of
@@ -135,11 +137,11 @@ class _Nowhere:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def launch_sum(self, buffer: Tensor, name: str) -> "_Nowhere":
-        return self
+    def launch_sum(self, buffer: Tensor, name: str) -> Pending:
+        return Pending(None, buffer, nullcontext())
 
-    def wait(self) -> None:
-        return None
+    def launch_reduce(self, rows: Tensor, reduce: Callable[[Tensor], Tensor], name: str) -> Pending:
+        return Pending(None, reduce(rows).expand_as(rows), nullcontext())
 
 
 def encoding_time(name: str, world: World, seconds: float) -> Point:

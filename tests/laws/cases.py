@@ -84,8 +84,6 @@ IN_PIECES = [Case("node", "averaging", 1, 1, changes=(("exchange__pieces", 2),))
 LOSSY = [
     Case(layout, kind, passes, delay, changes=(("exchange__compression", compression),))
     for layout, kind, passes, delay, compression in (
-        ("replicated", "synchronous", 2, 0, "fp16"),
-        ("replicated", "synchronous", 1, 0, "int8"),
         ("node", "delayed", 1, 1, "fp16"),
         ("node", "delayed", 1, 1, "int8"),
         ("world", "delayed", 1, 1, "int8"),
@@ -95,6 +93,18 @@ LOSSY = [
         ("replicated", "averaging", 1, 0, "int4"),
     )
 ]
+LOSSY_ON_TIME = [
+    Case(layout, "synchronous", 1, 0, route, (("exchange__compression", compression),))
+    for layout in LAYOUTS
+    for route in ("flat", "hierarchical")
+    for compression in ("fp16", "int8", "int4")
+] + [Case("replicated", "synchronous", 2, 0, "hierarchical", (("exchange__compression", "fp16"),))]
+IN_BUCKETS = [
+    Case(layout, "synchronous", 2, 0, route, (("exchange__bucket_mb", 0.01),))
+    for layout in LAYOUTS
+    for route in ("flat", "hierarchical")
+]
+"""Several buckets, of sizes that a node's ranks cannot share evenly."""
 EVERY_CASE = (
     SYNCHRONOUS
     + DELAYED
@@ -106,6 +116,8 @@ EVERY_CASE = (
     + ALONE
     + IN_PIECES
     + LOSSY
+    + LOSSY_ON_TIME
+    + IN_BUCKETS
 )
 
 

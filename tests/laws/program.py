@@ -3,6 +3,7 @@
 import json
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import horovod.torch as hvd
@@ -32,11 +33,18 @@ class RecordingTraffic(Traffic):
 
     def __init__(self) -> None:
         super().__init__()
-        self.entered: list[tuple[float, float]] = []
+        self.entered: dict[str, list[tuple[float, float]]] = {}
+        """By thread: each launches what it launches in an order of its own."""
 
     def add(self, sent: Bytes) -> None:
         super().add(sent)
-        self.entered.append((sent.in_node, sent.cross_node))
+        thread = threading.current_thread().name
+        self.entered.setdefault(thread, []).append((sent.in_node, sent.cross_node))
+
+    def take(self) -> list[tuple[float, float]]:
+        """All since the last call, thread by thread."""
+        entered, self.entered = self.entered, {}
+        return [each for thread in sorted(entered) for each in entered[thread]]
 
 
 class Losses:
@@ -146,11 +154,12 @@ def changed_by_watching(case: Case, trainer: Trainer, world: World) -> int:
 
 def measure(case: Case, links: Links, traffic: RecordingTraffic) -> dict[str, object]:
     config, world = case.config(), links.world(case.layout)
-    losses, first = Losses(), len(traffic.entered)
+    losses = Losses()
+    traffic.take()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, dataset(), world, Path(folder))
         summary = trainer.train(losses)
-    entered = traffic.entered[first:]
+    entered = traffic.take()
     dense, expected_losses = oracle(config, world)
     result: dict[str, object] = {
         "deviation": deviation(trainer, dense, world),

@@ -1,0 +1,142 @@
+"""Narrow numbers: blocks of values, each block with a scale of its own, as bytes and back.
+
+A scale is a float32. A block with a value that is not finite has a negative one, and reads as NaN;
+its other values are written as ever, so that whoever wrote it knows what they became.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+BLOCK = 1024
+"""Values that share a scale."""
+SCALE_BYTES = 4
+
+
+class Codec(Protocol):
+    """A way of writing a value in `bits` bits."""
+
+    bits: int
+
+    def scales(self, largest: Tensor) -> Tensor:
+        """Scales for blocks whose largest magnitudes these are, [..., 1]."""
+
+    def write(self, units: Tensor, out: Tensor) -> None:
+        """Values over their scales [..., BLOCK], which it may spoil -> bytes [..., b]."""
+
+    def read(self, codes: Tensor, out: Tensor) -> None:
+        """Bytes [..., b] -> values over their scales [..., BLOCK]."""
+
+
+class Halves:
+    """Half-precision numbers, under a power of two that rounds nothing and lets none overflow."""
+
+    bits = 16
+    reach = 14
+    """Magnitudes go up to 2^15, where 2^16 would be infinite; what is 2^29 times smaller is 0."""
+
+    def scales(self, largest: Tensor) -> Tensor:
+        exponent = torch.frexp(largest).exponent - self.reach - 1
+        # A float32 of exponent x has the bits (x + 127) << 23: exact on every machine.
+        return ((exponent.clamp_(-126, 127) + 127) << 23).to(torch.int32).view(torch.float32)
+
+    def write(self, units: Tensor, out: Tensor) -> None:
+        out.view(torch.float16).copy_(units)
+
+    def read(self, codes: Tensor, out: Tensor) -> None:
+        out.copy_(codes.view(torch.float16))
+
+
+class Integers:
+    """Whole numbers from -127 to 127 times the scale."""
+
+    bits = 8
+    reach = 127
+
+    def scales(self, largest: Tensor) -> Tensor:
+        return largest / self.reach
+
+    def write(self, units: Tensor, out: Tensor) -> None:
+        out.view(torch.int8).copy_(units.round_())
+
+    def read(self, codes: Tensor, out: Tensor) -> None:
+        out.copy_(codes.view(torch.int8))
+
+
+class Nibbles:
+    """Whole numbers from -7 to 7 times the scale, two in a byte: those of a block's halves."""
+
+    bits = 4
+    reach = 7
+
+    def scales(self, largest: Tensor) -> Tensor:
+        return largest / self.reach
+
+    def write(self, units: Tensor, out: Tensor) -> None:
+        low, high = units.round_().add_(self.reach).chunk(2, dim=-1)
+        out.copy_(low.add_(high, alpha=16))
+
+    def read(self, codes: Tensor, out: Tensor) -> None:
+        low, high = out.chunk(2, dim=-1)
+        low.copy_(codes & 15)
+        high.copy_(codes >> 4)
+        out.sub_(self.reach)
+
+
+CODECS: dict[str, Codec] = {"fp16": Halves(), "int8": Integers(), "int4": Nibbles()}
+"""By `exchange.compression`."""
+
+
+def blocks_of(elements: int) -> int:
+    """Whole blocks that hold so many."""
+    return -(-elements // BLOCK)
+
+
+def row_bytes(codec: Codec, blocks: int) -> int:
+    """Of the scales of so many blocks and then their codes."""
+    return blocks * (SCALE_BYTES + BLOCK * codec.bits // 8)
+
+
+def encode(
+    codec: Codec, values: Tensor, spare: Tensor, rows: Tensor, marked: Tensor | None = None
+) -> None:
+    """Writes [r, blocks, BLOCK] into rows of bytes, [r, b]. `spare` is like `values`.
+
+    What is not finite in `values` becomes 0. `marked` blocks [r, blocks] read as NaN as well.
+    """
+    finite = torch.abs(values, out=spare).amax(dim=-1, keepdim=True).isfinite()
+    if marked is not None:
+        finite &= ~marked[..., None]
+    values.nan_to_num_(0.0, 0.0, 0.0)
+    scales = codec.scales(torch.abs(values, out=spare).amax(dim=-1, keepdim=True).float())
+    of_scales, codes = _split(codec, rows, values.shape[1])
+    of_scales.copy_(scales.where(finite, -scales).squeeze(-1))
+    # A block of zeros has the scale 0 and is written as zeros.
+    inverse = (1 / scales).nan_to_num_(0.0, 0.0, 0.0).to(values.dtype)
+    codec.write(torch.mul(values, inverse, out=spare), codes)
+
+
+def decode(codec: Codec, rows: Tensor, values: Tensor) -> Tensor:
+    """Reads rows of bytes [r, b] into [r, blocks, BLOCK], which it returns."""
+    written(codec, rows, values)
+    return values.masked_fill_(marks(codec, rows, values.shape[1])[..., None], math.nan)
+
+
+def marks(codec: Codec, rows: Tensor, blocks: int) -> Tensor:
+    """Which blocks hold a value that is not finite, [r, blocks]."""
+    return _split(codec, rows, blocks)[0].signbit()
+
+
+def written(codec: Codec, rows: Tensor, values: Tensor) -> Tensor:
+    """As `decode`, for whoever wrote them: what became of finite values is finite."""
+    scales, codes = _split(codec, rows, values.shape[1])
+    codec.read(codes, values)
+    return values.mul_(scales.abs()[..., None])
+
+
+def _split(codec: Codec, rows: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+    """The scales [r, blocks], float32, and the codes' bytes [r, blocks, b]."""
+    scales = rows[:, : blocks * SCALE_BYTES].view(torch.float32)
+    return scales, rows[:, blocks * SCALE_BYTES :].unflatten(1, (blocks, -1))

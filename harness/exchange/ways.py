@@ -1,0 +1,192 @@
+"""The ways on which a bucket of gradients becomes its mean over ranks, beside the backward pass."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from harness.exchange.carried import Strip
+from harness.exchange.compression import make_wire
+from harness.exchange.feedback import Feedback
+from harness.exchange.flat import Flat
+from harness.exchange.wire import Carrier, Launched, Sent
+from harness.parallel.group import Group, Pending
+from harness.parallel.line import Line, Running
+from harness.parallel.slices import padded
+
+
+class Passage(Protocol):
+    """One bucket's; its mean is in its place after `wait`."""
+
+    def launch(self) -> Launched: ...
+
+    def strips(self, flat: Flat) -> list[Strip]:
+        """What its wire has still to send."""
+
+    def agree(self) -> None:
+        """Each rank owes the mean of what all owe. Collective over those that average."""
+
+
+class Way:
+    """For each bucket of a flat gradient, what starts averaging it."""
+
+    def __init__(self, flat: Flat, make: Callable[[Tensor, int], Passage]) -> None:
+        """`make`: the passage of a bucket, and of where in `flat` it begins."""
+        self.flat = flat
+        self._make = make
+        self._passages: list[Passage] = []
+
+    def __call__(self, bucket: Tensor) -> Callable[[], Launched]:
+        start = int(bucket.storage_offset() - self.flat.grads.storage_offset())
+        self._passages.append(self._make(bucket, start))
+        return self._passages[-1].launch
+
+    def strips(self) -> list[Strip]:
+        """What all buckets' wires have still to send."""
+        return [strip for passage in self._passages for strip in passage.strips(self.flat)]
+
+    def agree(self) -> None:
+        """Each rank owes the mean of what all owe. Collective over those that average."""
+        for passage in self._passages:
+            passage.agree()
+
+
+def direct(flat: Flat, group: Group, compression: str) -> Way:
+    """Over all ranks that hold the gradient at once."""
+    if compression == "none":
+        return Way(flat, lambda bucket, start: Whole(bucket, group))
+    return Way(flat, lambda bucket, start: Crossing(bucket, start, group, compression))
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Where buckets change over on the way through their node."""
+
+    node: Group
+    """Adds up a node's gradients, each rank a share of the bucket; launched by training itself."""
+    across: Group
+    """Averages a share over nodes; launched on a line of its own."""
+    spread: Group
+    """Sends the shares to all ranks of the node; launched on the next line."""
+    to_across: Line
+    to_spread: Line
+    waiting: Callable[[], AbstractContextManager[None]]
+    """Around training's waits for the end."""
+
+
+def through_nodes(flat: Flat, stops: Stops, compression: str) -> Way:
+    """Each rank of a node takes a share of a bucket: added up there, averaged with its peers on the
+    other nodes, and sent to the node's other ranks.
+
+    A node's link carries 2(M-1)/M of the bucket, the least there is. What a stop launches comes
+    from one thread, bucket after bucket, in the same order on all ranks.
+    """
+    return Way(flat, lambda bucket, start: ThroughNode(bucket, start, stops, compression))
+
+
+class Whole:
+    """A bucket as it is."""
+
+    def __init__(self, bucket: Tensor, group: Group) -> None:
+        self._bucket = bucket
+        self._group = group
+
+    def launch(self) -> Launched:
+        return self._group.launch_average(self._bucket)
+
+    def strips(self, flat: Flat) -> list[Strip]:
+        return []
+
+    def agree(self) -> None:
+        return None
+
+
+class Crossing:
+    """Gradients [n] over a lossy wire. Of them `owned` are a bucket's, from `start` on in it."""
+
+    def __init__(
+        self,
+        part: Tensor,
+        start: int,
+        carrier: Carrier,
+        compression: str,
+        owned: int | None = None,
+    ) -> None:
+        self._part = part
+        self._start = start
+        self._owned = len(part) if owned is None else owned
+        self._carrier = carrier
+        wire = make_wire(compression, len(part), 1, part, carrier, f"bucket.{start}")
+        self._wire = Feedback(wire, len(part), like=part)
+        self._sent: Sent | None = None
+
+    def launch(self) -> "Crossing":
+        self._sent = self._wire.launch(self._part, 0)
+        return self
+
+    def wait(self) -> None:
+        assert self._sent is not None
+        self._sent.mean(into=self._part)
+
+    def strips(self, flat: Flat) -> list[Strip]:
+        if self._wire.unsent is None:
+            return []
+        owed = self._wire.unsent[: self._owned]
+        return [Strip("exchange.unsent", flat, self._start, self._start + len(owed), owed)]
+
+    def agree(self) -> None:
+        self._wire.agree(self._carrier)
+
+
+class ThroughNode:
+    """A bucket [n] by way of the ranks of its node."""
+
+    def __init__(self, bucket: Tensor, start: int, stops: Stops, compression: str) -> None:
+        self._bucket = bucket
+        self._stops = stops
+        size = padded(len(bucket), stops.node.size)
+        self._even = bucket if size == len(bucket) else bucket.new_zeros(size)
+        """The bucket, made up to equal shares."""
+        self._share = bucket.new_empty(size // stops.node.size)
+        first = min(stops.node.index * len(self._share), len(bucket))
+        owned = min(len(self._share), len(bucket) - first)
+        self._across: Passage = Whole(self._share, stops.across)
+        if compression != "none":
+            given = self._share, start + first, stops.across, compression, owned
+            self._across = Crossing(*given)
+        self._spreading: Running[Pending] | None = None
+
+    def launch(self) -> "ThroughNode":
+        stops = self._stops
+        if self._even is not self._bucket:
+            self._even[: len(self._bucket)] = self._bucket
+        adding = stops.node.launch_reduce_scatter(self._even)
+
+        def cross() -> Launched:
+            torch.div(adding.wait(), stops.node.size, out=self._share)
+            return self._across.launch()
+
+        crossing = stops.to_across.run(cross)
+
+        def spread() -> Pending:
+            crossing.result().wait()
+            return stops.spread.launch_all_gather(self._share, self._even)
+
+        self._spreading = stops.to_spread.run(spread)
+        return self
+
+    def wait(self) -> None:
+        assert self._spreading is not None
+        with self._stops.waiting():
+            self._spreading.result().wait()
+        if self._even is not self._bucket:
+            self._bucket.copy_(self._even[: len(self._bucket)])
+
+    def strips(self, flat: Flat) -> list[Strip]:
+        return self._across.strips(flat)
+
+    def agree(self) -> None:
+        self._across.agree()

@@ -1,0 +1,67 @@
+"""Steps that follow collectives, one after the other, beside the thread that trains."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import torch
+
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+
+class Running(Protocol[T_co]):
+    """A step that was given to a line."""
+
+    def result(self) -> T_co:
+        """Waits for the step; on a card the current stream waits for its kernels."""
+
+
+class Line:
+    """Takes steps in the order in which they are given.
+
+    A step may wait for one collective and launch the next. If all ranks give the same steps in the
+    same order, what they launch on a line meets in the same order: a line's process groups are its
+    own. `host_blocks`: waiting for a collective blocks the host, as Gloo and Horovod do; NCCL makes
+    the current stream wait, so that on a card a step can be taken at once, on a stream of the
+    line's.
+    """
+
+    def __init__(self, name: str, device: torch.device, host_blocks: bool) -> None:
+        on_card = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if on_card else None
+        self._thread = ThreadPoolExecutor(1, name) if host_blocks or not on_card else None
+
+    def run(self, step: Callable[[], T]) -> Running[T]:
+        """Takes the step after those before it, and after what the current stream has to do."""
+        if self._stream is None:
+            assert self._thread is not None
+            return self._thread.submit(step)
+        stream, given = self._stream, torch.cuda.current_stream(self._stream.device).record_event()
+
+        def on_stream() -> tuple[T, torch.cuda.Event]:
+            with torch.cuda.stream(stream):
+                stream.wait_event(given)
+                return step(), stream.record_event()
+
+        if self._thread is not None:
+            return _OnCard(self._thread.submit(on_stream))
+        taken: Future[tuple[T, torch.cuda.Event]] = Future()
+        taken.set_result(on_stream())
+        return _OnCard(taken)
+
+    def close(self) -> None:
+        """Steps that have not begun are not taken."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _OnCard(Generic[T]):
+    taken: Future[tuple[T, torch.cuda.Event]]
+
+    def result(self) -> T:
+        value, event = self.taken.result()
+        torch.cuda.current_stream().wait_event(event)
+        return value
