@@ -1,6 +1,7 @@
 """The course of a run: its length, its images and its learning rate, window by window."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -34,6 +35,9 @@ class Passed(BaseModel):
     seed: int = Field(ge=0)
     pieces: int = Field(default=1, ge=1, le=2**53)
     """`exchange.pieces`, which may have been picked from measured times."""
+    route: Literal["flat", "hierarchical"] | None = None
+    """`exchange.route`, which may have been picked too; None: of an exchange without one, or not
+    known, of a checkpoint that is older than this field."""
 
     @property
     def images_per_window(self) -> int:
@@ -96,6 +100,7 @@ class Course:
             passes=self.config.exchange.backward_passes_per_step,
             seed=self.shares.seed,
             pieces=self.config.exchange.pieces,
+            route=None if self.config.exchange.route == "auto" else self.config.exchange.route,
         )
 
 

@@ -2,29 +2,16 @@
 
 import statistics
 import sys
-import time
 from pathlib import Path
 
-import torch
-
 from harness.checkpoint.meta import read_meta
-from harness.config import Config, TraceConfig
+from harness.config import Config
 from harness.data.images import Dataset
 from harness.exchange.compression import make_wire
 from harness.exchange.pieces import Pace
-from harness.ledger import Unheard
 from harness.parallel.world import World
-from harness.trainer import Trainer
+from harness.trial import Trial, now, slowest
 
-ENDLESS = 1_000_000
-PROBE = {
-    "steps": ENDLESS,
-    "epochs": None,
-    "resume": None,
-    "log_every": ENDLESS,
-    "untimed_windows": ENDLESS,
-}
-"""In place of the run's own `train`: nothing is logged, and no run's clock is started."""
 WARM_WINDOWS, TIMED_WINDOWS, TRANSFERS = 4, 6, 3
 
 
@@ -68,40 +55,21 @@ def _in_pieces(config: Config, pieces: int) -> Config:
 def measured(config: Config, dataset: Dataset, world: World, folder: Path) -> Pace:
     """Some windows of nodes that do not meet, and some transfers. Collective over the world."""
     alone = config.exchange.model_copy(update={"kind": "isolated", "pieces": 1, "most_pieces": 0})
-    short = config.train.model_copy(update=PROBE)
-    parts = {"exchange": alone, "train": short, "trace": TraceConfig()}
-    probe = Trainer(config.model_copy(update=parts), dataset, world, folder)
-    times = [_compute_ms(probe, world), _transfer_ms(config, probe, world)]
-    rows = world.launch_gather(torch.tensor(times, dtype=torch.float64), "pace").wait()
-    compute_ms, transfer_ms = rows.max(dim=0).values.tolist()
+    trial = Trial(config, alone, dataset, world, folder)
+    trial.window_ms(WARM_WINDOWS)
+    times = [trial.window_ms(TIMED_WINDOWS), _transfer_ms(config, trial, world)]
+    trial.close()
+    compute_ms, transfer_ms = slowest(times, world)
     return Pace(compute_ms, transfer_ms)
 
 
-def _compute_ms(probe: Trainer, world: World) -> float:
-    batches = probe.batches()
-    for window in range(WARM_WINDOWS):
-        probe.run_window(window, batches, Unheard())
-    started = _now(world.device)
-    for window in range(WARM_WINDOWS, WARM_WINDOWS + TIMED_WINDOWS):
-        probe.run_window(window, batches, Unheard())
-    batches.close()
-    return (_now(world.device) - started) / TIMED_WINDOWS * 1e3
-
-
-def _transfer_ms(config: Config, probe: Trainer, world: World) -> float:
-    part = torch.zeros_like(
-        torch.cat((probe.shared.grads[: probe.shared.owned.size], probe.sliced.grads))
-    )
+def _transfer_ms(config: Config, trial: Trial, world: World) -> float:
+    shared, sliced = trial.trainer.shared, trial.trainer.sliced
+    part = shared.values.new_zeros(shared.owned.size + len(sliced.values))
     wire = make_wire(config.exchange.compression, len(part), 1, part, world.peers, "pace transfer")
     times = []
     for _ in range(TRANSFERS):
-        started = _now(world.device)
+        started = now(world.device)
         wire.launch(part, 0).mean(into=part)
-        times.append((_now(world.device) - started) * 1e3)
+        times.append((now(world.device) - started) * 1e3)
     return statistics.median(times)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

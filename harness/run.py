@@ -40,6 +40,7 @@ from harness.parallel.ranks import launched_topology, open_ranks
 from harness.parallel.timeline import allow_timeline
 from harness.parallel.topology import Topology, check_classes
 from harness.parallel.world import World, choose_device, link
+from harness.routing import routed
 from harness.tracing import check_trace
 from harness.trainer import Trainer
 
@@ -83,7 +84,7 @@ def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) ->
         check_shared_folder(config.train, own, world)
         capacity = _capacity(config, world, cores)
         with world.together():
-            config = paced(config, dataset, world, own)
+            config = routed(paced(config, dataset, world, own), dataset, world, own)
             trainer = Trainer(config, dataset, world, own, capacity)
         with _journal(config, own, world) as journal:
             if notes:

@@ -71,9 +71,14 @@ def route_of(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> str:
         return "flat"
     if exchange.kind != "synchronous":
         return "hierarchical"
-    if nodes == 1 or ranks_per_node == 1:
+    if not differing_routes(exchange, nodes, ranks_per_node):
         return "flat"
     return "hierarchical" if exchange.route == "auto" else exchange.route
+
+
+def differing_routes(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> bool:
+    """Whether there is a choice: one node, and one rank on each, have one way alone."""
+    return exchange.kind == "synchronous" and nodes > 1 and ranks_per_node > 1
 
 
 def steps_alone(exchange: ExchangeConfig) -> bool:
