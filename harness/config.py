@@ -23,6 +23,8 @@ DATE = re.compile(r"\d{4}-\d\d?-\d\d?")
 """How a text begins that other readers of YAML take for a date, and write in another way."""
 MOST = 10**12
 """Of windows and images: thirty years of windows of a millisecond."""
+BUCKET_MB, TORCHS_BUCKET_MB = 4.0, 25.0
+"""Of gradients that are averaged as one: ours, and DistributedDataParallel's default."""
 MOST_SEED = 2**63 - 1
 """What tables and generators keep in 64 bits."""
 
@@ -89,10 +91,17 @@ class ClassifierConfig(Section):
 
 class ExchangeConfig(Section):
     kind: Literal[
-        "synchronous", "delayed", "averaging", "isolated", "ddp_powersgd", "ddp_post_local_sgd"
+        "synchronous",
+        "delayed",
+        "averaging",
+        "isolated",
+        "ddp",
+        "ddp_powersgd",
+        "ddp_post_local_sgd",
     ] = "synchronous"
     """How nodes come to agree. isolated: they do not, but for evaluations: the ceiling of speed.
-    ddp_...: torch's own DistributedDataParallel with its PowerSGD hook, or its post-local SGD."""
+    ddp, ddp_...: torch's own DistributedDataParallel, plain (with compression=fp16 through its hook
+    for that), with its PowerSGD hook, or its post-local SGD."""
     backward_passes_per_step: int = Field(default=1, ge=1, le=10**6)
     """K: micro-batches in a window, which is what one exchange carries."""
     delay: int = Field(default=0, ge=0, le=1000)
@@ -103,8 +112,9 @@ class ExchangeConfig(Section):
     """synchronous: how buckets of gradients are averaged beside the backward pass. flat: over all
     ranks at once. hierarchical: added up in the node, averaged over nodes by the ranks that hold
     the same share, and spread in the node. auto: the faster of both, measured at the start."""
-    bucket_mb: float = Field(default=4.0, gt=0, le=10**6)
-    """synchronous, ddp_...: gradients that are averaged as one, MB."""
+    bucket_mb: float | None = Field(default=None, gt=0, le=10**6)
+    """synchronous, ddp, ddp_...: gradients that are averaged as one, MB. none: 4, and torch's own
+    default of 25 for torch's own."""
     compression: Literal["none", "fp16", "int8", "int4"] = "none"
     """What crosses between nodes. What a narrower type cannot hold is sent with the next window.
     fp16, int8, int4: 1,024 values share a scale; int8 rounds to -127..127 times it, int4 to -7..7.
@@ -119,6 +129,16 @@ class ExchangeConfig(Section):
     """averaging: factor on the nodes' mean movement (DiLoCo's outer optimizer: 0.7)."""
     outer_momentum: float = Field(default=0.0, ge=0, lt=1)
     """averaging: Nesterov's momentum on the nodes' mean movement (DiLoCo: 0.9)."""
+
+    @property
+    def is_torchs(self) -> bool:
+        """Everything happens in torch's DistributedDataParallel."""
+        return self.kind in ("ddp", "ddp_powersgd", "ddp_post_local_sgd")
+
+    @property
+    def bucket_bytes(self) -> float:
+        """Of gradients that are averaged as one."""
+        return 1e6 * (self.bucket_mb or (TORCHS_BUCKET_MB if self.is_torchs else BUCKET_MB))
 
     @model_validator(mode="after")
     def _delay_fits_kind(self) -> "ExchangeConfig":
@@ -286,14 +306,17 @@ class Config(Section):
     @model_validator(mode="after")
     def _ddp_is_data_parallel(self) -> "Config":
         kind, passes = self.exchange.kind, self.exchange.backward_passes_per_step
-        if not kind.startswith("ddp_"):
+        if not self.exchange.is_torchs:
             return self
         own, layout = self.exchange, self.classifier.layout
-        plain = (own.delay, own.compression, own.route, layout)
-        if plain != (0, "none", "auto", "replicated") or (kind == "ddp_powersgd" and passes > 1):
+        plain = (own.delay, own.route, layout) == (0, "auto", "replicated")
+        wires = ("none", "fp16") if kind == "ddp" else ("none",)
+        rare = kind != "ddp_post_local_sgd" and passes > 1
+        if not plain or own.compression not in wires or rare:
             raise ValueError(
-                f"exchange.kind={kind} is torch's own: it needs delay=0, compression=none, "
-                f"route=auto, classifier.layout=replicated, and powersgd backward_passes_per_step=1"
+                f"exchange.kind={kind} is torch's own: it needs delay=0, route=auto, "
+                f"classifier.layout=replicated, compression={' or '.join(wires)}, and "
+                f"backward_passes_per_step=1 unless it is ddp_post_local_sgd"
             )
         return self
 

@@ -16,12 +16,11 @@ from harness.evaluation import NONFINITE
 from harness.exchange.buckets import bucket_sizes
 from harness.exchange.compression import crossing_bytes
 from harness.exchange.exchange import route_of
-from harness.exchange.torch_ddp import KINDS
 from harness.measure.summary import Evaluation, RunSummary
 from harness.measure.tally import Tally, Totals
-from harness.measure.traffic import Bytes, Sizes, formula
+from harness.measure.traffic import Bytes, Sizes, all_reduce_bytes, formula
 from harness.measure.utilisation import UNKNOWN, Capacity
-from harness.parallel.ddp import power_sgd_elements
+from harness.parallel.ddp import HALF_BYTES, power_sgd_elements
 from harness.parallel.ranks import Gathered
 from harness.parallel.topology import Topology
 from harness.parallel.world import World
@@ -193,7 +192,7 @@ class Ledger:
 
     def _totals(self, rows: Tensor) -> Totals:
         topology = self._world.topology
-        hidden = self._config.exchange.kind in KINDS and topology.world_size > 1
+        hidden = self._config.exchange.is_torchs and topology.world_size > 1
         return Totals(rows, topology.nodes, self._images_per_rank, waits_in_backward=hidden)
 
     def summary(self, backbone: int, classifier: int, expected: Bytes) -> RunSummary:
@@ -273,10 +272,13 @@ def sizes_of(
     def crossing(elements: int, ranks: int, nodes: int) -> Bytes:
         if exchange.kind == "ddp_powersgd":
             elements = power_sgd_elements(shared, exchange.matrix_rank)
+        if exchange.is_torchs:
+            size = HALF_BYTES if exchange.compression == "fp16" else element
+            return all_reduce_bytes(elements * size, ranks, nodes)
         return crossing_bytes(exchange.compression, elements, element, ranks, nodes)
 
     def buckets(shapes: Sequence[torch.Size]) -> tuple[int, ...]:
-        return bucket_sizes(shapes, exchange.bucket_mb, element)
+        return bucket_sizes(shapes, exchange.bucket_bytes, element)
 
     def of_slice(elements: int) -> list[torch.Size]:
         per_class = features + (config.classifier.margin == "none")

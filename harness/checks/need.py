@@ -223,7 +223,7 @@ class _Count:
         sampled = exchange.delay > 0 and self.config.staleness.sample_every > 0
         if kind == "isolated":
             return 0
-        if kind.startswith("ddp_"):
+        if exchange.is_torchs:
             # The reducer's buckets; PowerSGD's error feedback as well.
             return 0 if ranks == 1 else (2 if kind == "ddp_powersgd" else 1) * self.shared * s
         if kind == "synchronous":

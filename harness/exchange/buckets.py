@@ -27,11 +27,11 @@ def cut(sizes: Sequence[int], limit: float) -> list[list[int]]:
 
 
 def bucket_sizes(
-    shapes: Sequence[torch.Size], bucket_mb: float, element_bytes: int
+    shapes: Sequence[torch.Size], bucket_bytes: float, element_bytes: int
 ) -> tuple[int, ...]:
     """Elements of each bucket of a flat tensor of parameters of these shapes."""
     sizes = [shapes[number].numel() for number in order_of(shapes)]
-    buckets = cut(sizes, bucket_mb * 1e6 / element_bytes)
+    buckets = cut(sizes, bucket_bytes / element_bytes)
     return tuple(sum(sizes[member] for member in members) for members in buckets)
 
 

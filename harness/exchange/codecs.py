@@ -35,7 +35,8 @@ class Halves:
 
     bits = 16
     reach = 14
-    """Magnitudes go up to 2^15, where 2^16 would be infinite; what is 2^29 times smaller is 0."""
+    """Magnitudes go up to 2^15, where 2^16 would be infinite. What is 2^28 times smaller keeps its
+    11 bits, what is 2^40 times smaller is 0."""
 
     def scales(self, largest: Tensor) -> Tensor:
         exponent = torch.frexp(largest).exponent - self.reach - 1

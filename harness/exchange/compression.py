@@ -22,7 +22,7 @@ def make_wire(
     `slots` parts may be under way at once; `name` begins the collectives' names.
     """
     given = elements, slots, like, carrier, name
-    if compression == "none" or carrier.size == 1:
+    if compression == "none" or carrier.size == 1 or elements == 0:
         return Floats(*given)
     return Rounded(*given, CODECS[compression])
 

@@ -15,7 +15,7 @@ from harness.exchange.isolated import Isolated
 from harness.exchange.lateness import Lateness, LatenessMeter
 from harness.exchange.parts import Chunk, Part
 from harness.exchange.synchronous import Synchronous
-from harness.exchange.torch_ddp import KINDS, InBackward, PostLocal, PowerSgd
+from harness.exchange.torch_ddp import InBackward, PostLocal, PowerSgd
 from harness.exchange.ways import Stops, Way, direct, through_nodes
 from harness.parallel.ddp import PowerSgdErrors
 from harness.parallel.group import Group
@@ -67,7 +67,7 @@ def route_of(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> str:
 
     `auto` that nobody has measured: hierarchical, which sends the fewest bytes, where both differ.
     """
-    if exchange.kind in KINDS:
+    if exchange.is_torchs:
         return "flat"
     if exchange.kind != "synchronous":
         return "hierarchical"
@@ -84,7 +84,7 @@ def differing_routes(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) 
 def steps_alone(exchange: ExchangeConfig) -> bool:
     """Whether each rank steps its own chunk of what its node shares, and sends the others its
     values; else all ranks step all of it with the same gradients."""
-    return exchange.kind not in ("synchronous", *KINDS)
+    return exchange.kind != "synchronous" and not exchange.is_torchs
 
 
 def make_exchange(
@@ -108,10 +108,10 @@ def make_exchange(
         if has_replicas:
             replicas = _over(world.replicas, exchange, world, "slices")
             ways.append(direct(sliced, replicas, exchange.compression))
-        return Synchronous(ways, exchange.bucket_mb * 1e6, exchange.backward_passes_per_step)
+        return Synchronous(ways, exchange.bucket_bytes, exchange.backward_passes_per_step)
     if errors is not None:
         return PowerSgd(errors, shared)
-    if exchange.kind in KINDS and world.topology.world_size == 1:
+    if exchange.kind == "ddp" or (exchange.is_torchs and world.topology.world_size == 1):
         return InBackward()
     if exchange.kind == "ddp_post_local_sgd":
         return PostLocal(exchange, shared, world, first_window)

@@ -16,10 +16,14 @@ from harness.exchange.carried import Strip, agree
 from harness.exchange.flat import Flat
 from harness.exchange.on_time import OnTime
 from harness.exchange.parts import squares_of
-from harness.parallel.ddp import Averager, PowerSgdErrors, with_post_local_sgd, with_power_sgd
+from harness.parallel.ddp import (
+    Averager,
+    PowerSgdErrors,
+    plain,
+    with_post_local_sgd,
+    with_power_sgd,
+)
 from harness.parallel.world import World
-
-KINDS = ("ddp_powersgd", "ddp_post_local_sgd")
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,21 @@ def through_ddp(
     `images` [2, channels, height, width] are any: a run that goes on at `first_window` is taken
     through a pass of them. Collective over the world.
     """
-    if config.kind not in KINDS or world.topology.world_size == 1:
+    if not config.is_torchs or world.topology.world_size == 1:
         return Through(network)
+    bucket_mb = config.bucket_mb
     passes, values = config.backward_passes_per_step, shared.values[: shared.elements]
     start, taken = config.synchronous_windows * passes, first_window * passes
+    if config.kind == "ddp":
+        parallel = plain(network, world, bucket_mb, halves=config.compression == "fp16")
+        _settle_buckets(parallel, images, taken)
+        return Through(parallel)
     if config.kind == "ddp_post_local_sgd":
-        parallel, state = with_post_local_sgd(network, world, start, config.bucket_mb)
+        parallel, state = with_post_local_sgd(network, world, start, bucket_mb)
         _settle_buckets(parallel, images, taken)
         state.iter = taken
         return Through(parallel)
-    parallel, errors = with_power_sgd(
-        network, world, config.matrix_rank, start, config.bucket_mb, values
-    )
+    parallel, errors = with_power_sgd(network, world, config.matrix_rank, start, bucket_mb, values)
     _settle_buckets(parallel, images, taken)
     errors.begin_at(taken)
     return Through(parallel, errors)

@@ -1,17 +1,19 @@
 """torch's DistributedDataParallel, and what torch has to make it send less."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks import post_localSGD_hook as post_local_sgd
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as power_sgd
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.nn.parallel import DistributedDataParallel
 
+from harness.config import TORCHS_BUCKET_MB
 from harness.measure.phase import Phase
 from harness.measure.traffic import Bytes, all_reduce_bytes
 from harness.parallel.world import World
@@ -19,10 +21,11 @@ from harness.parallel.world import World
 FutureTensor = torch.futures.Future[Tensor]
 Hook = Callable[[Any, dist.GradBucket], FutureTensor]
 
+BYTES_OF_MB = 1024 * 1024
+"""As DDP counts a bucket's MB."""
+HALF_BYTES = 2
 LEAST_RATE = 2
 """PowerSGD sends a matrix as it is where factors would not be this many times smaller."""
-ONE_BUCKET = 1e6
-"""MB that no gradient reaches."""
 
 
 class Counting(Protocol):
@@ -81,8 +84,22 @@ class PowerSgdErrors:
         self._state.rng = np.random.RandomState(step % 2**32)
 
 
+def plain(network: nn.Module, world: World, bucket_mb: float | None, halves: bool) -> nn.Module:
+    """DDP as it is, or sending halves by its own hook for that."""
+    size = HALF_BYTES if halves else None
+    send = default_hooks.fp16_compress_hook if halves else default_hooks.allreduce_hook
+
+    def hook(state: object, bucket: dist.GradBucket) -> FutureTensor:
+        buffer = bucket.buffer()
+        sent = buffer.numel() * (size or buffer.element_size())
+        world.meters.traffic.add(world_bytes(world, sent))
+        return send(cast(dist.ProcessGroup, dist.group.WORLD), bucket)
+
+    return _wrapped(network, None, hook, bucket_mb)
+
+
 def with_power_sgd(
-    network: nn.Module, world: World, rank: int, start: int, bucket_mb: float, values: Tensor
+    network: nn.Module, world: World, rank: int, start: int, bucket_mb: float | None, values: Tensor
 ) -> tuple[nn.Module, PowerSgdErrors]:
     """DDP that sends rank-`rank` factors of its gradients after `start` steps.
 
@@ -98,7 +115,10 @@ def with_power_sgd(
     )
     errors = PowerSgdErrors(state, values, world)
 
+    groups = _groups_of_buckets(values, world, bucket_mb)
+
     def hook(state: power_sgd.PowerSGDState, bucket: dist.GradBucket) -> FutureTensor:
+        state.process_group = groups[bucket.index()] if groups else None
         plain, before = state.iter < state.start_powerSGD_iter, state.total_numel_after_compression
         if not plain:
             errors.give(bucket)
@@ -110,14 +130,28 @@ def with_power_sgd(
         return future
 
     _turn_first_output(network)
-    # Its collectives of one bucket follow each other in a chain of callbacks. With several buckets
-    # Gloo's threads run the chains in another order on every rank, and it fails; NCCL queues them.
-    cut = bucket_mb if world.device.type == "cuda" else ONE_BUCKET
-    return _wrapped(network, state, hook, cut), errors
+    return _wrapped(network, state, hook, bucket_mb), errors
+
+
+def _groups_of_buckets(
+    values: Tensor, world: World, bucket_mb: float | None
+) -> list[dist.ProcessGroup | None]:
+    """A process group for each bucket that DDP can cut; none where NCCL queues what is launched.
+
+    PowerSGD's collectives of a bucket follow each other in a chain of callbacks. Gloo's threads run
+    the chains of several buckets in another order on every rank: in one group they would mix.
+    """
+    if world.device.type == "cuda":
+        return []
+    # All but the first, of 1 MB, and the last reach the size.
+    cut = (TORCHS_BUCKET_MB if bucket_mb is None else bucket_mb) * BYTES_OF_MB
+    most = int(values.numel() * values.element_size() / cut) + 2
+    everyone = world.topology.world
+    return [world.beside(everyone, f"powersgd {n}").process_group for n in range(most)]
 
 
 def with_post_local_sgd(
-    network: nn.Module, world: World, start: int, bucket_mb: float
+    network: nn.Module, world: World, start: int, bucket_mb: float | None
 ) -> tuple[nn.Module, Counting]:
     """DDP that averages gradients over all ranks for `start` steps, then over the node alone.
 
@@ -196,7 +230,8 @@ def _turn_first_output(network: nn.Module) -> None:
         )
 
 
-def _wrapped(network: nn.Module, state: object, hook: Hook, bucket_mb: float) -> nn.Module:
+def _wrapped(network: nn.Module, state: object, hook: Hook, bucket_mb: float | None) -> nn.Module:
+    """`bucket_mb`: None takes DDP's defaults, which are 25 and 1 for the first bucket."""
     # Statistics of batches are each rank's own in every variant, and averaged at evaluations.
     parallel = DistributedDataParallel(
         network,

@@ -97,7 +97,7 @@ class Transfers:
         work, ranks = self._work, self._work.ranks_per_node
         if ranks == 1:
             return ()
-        if not self._cluster.on_cards or self._exchange.kind.startswith("ddp_"):
+        if not self._cluster.on_cards or self._exchange.is_torchs:
             sent = (work.window - work.gathered).in_node
             seconds = self.inside(sent, 2 * (ranks - 1))
             return (Launch(1.0, Transfer(start=seconds)),)

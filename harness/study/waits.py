@@ -11,7 +11,7 @@ WAITS = ("slice_wait", "node_wait", "exchange_wait")
 
 def waits_told_apart(config: Config) -> bool:
     """Not with torch's DDP: it waits inside its backward pass, among the computing."""
-    return not config.exchange.kind.startswith("ddp_")
+    return not config.exchange.is_torchs
 
 
 def wait_ms(config: Config, run: RunSummary) -> float:

@@ -210,7 +210,7 @@ def _buckets(
     elements = [shapes[number].numel() for number in order]
     route = route_of(config.exchange, sizes.nodes, sizes.ranks_per_node)
     found = []
-    for members in cut(elements, config.exchange.bucket_mb * 1e6 / sizes.element_bytes):
+    for members in cut(elements, config.exchange.bucket_bytes / sizes.element_bytes):
         own = sum(elements[member] for member in members)
         arrival = max(arrivals[order[member]] for member in members)
         found.append(Bucket(own, arrival, bucket_bytes(route, own, sizes)))
@@ -225,7 +225,7 @@ def _slice_buckets(config: Config, sizes: Sizes, classes: int) -> tuple[Bucket, 
     if config.classifier.margin == "none":
         elements.append(classes)
     found = []
-    for members in cut(elements, config.exchange.bucket_mb * 1e6 / sizes.element_bytes):
+    for members in cut(elements, config.exchange.bucket_bytes / sizes.element_bytes):
         own = sum(elements[member] for member in members)
         found.append(Bucket(own, 0.0, sizes.crossing(own, sizes.nodes, sizes.nodes), of_slice=True))
     return tuple(found)

@@ -76,6 +76,9 @@ OUTER = [
 TORCHS = [
     # Its averager counts from the first step: with K = 1 its windows are ours.
     Case("replicated", "ddp_post_local_sgd", 1, 0),
+    Case("replicated", "ddp", 1, 0),
+    Case("replicated", "ddp", 1, 0, changes=(("exchange__bucket_mb", 0.01),)),
+    Case("replicated", "ddp", 1, 0, changes=(("exchange__compression", "fp16"),)),
     Case("replicated", "ddp_powersgd", 1, 0, changes=(("exchange__matrix_rank", 1000),)),
     Case("replicated", "ddp_powersgd", 1, 0, changes=(("exchange__matrix_rank", 1),)),
 ]
