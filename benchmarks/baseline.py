@@ -1,7 +1,13 @@
-"""Our baseline against Horovod's DistributedOptimizer and torch's DDP: same model, same images."""
+"""Our baseline against Horovod's DistributedOptimizer and torch's DDP: same model, same images.
+
+DDP has its defaults: buckets of 25 MB, the first of 1. `--model resnet50` has enough gradients for
+buckets to matter; on a shaped link start it in the lab.
+"""
 
 import argparse
 import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import horovod.torch as hvd
 import torch
@@ -10,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.alternating import alternate
 from benchmarks.task import batch, config
+from harness.config import BackboneConfig, Config, ExchangeConfig
 from harness.exchange.exchange import make_exchange
 from harness.exchange.flat import Flat
 from harness.measure.clock import clock_for
@@ -24,21 +31,40 @@ from harness.parallel.world import World, open_world
 CLASSES, FEATURES = 1000, 256
 
 
+@dataclass(frozen=True)
+class Task:
+    """What all of them train."""
+
+    backbone: BackboneConfig
+    channels: int
+    size: int
+    """Pixels."""
+
+    @classmethod
+    def of(cls, model: str, size: int) -> "Task":
+        backbone = BackboneConfig(name=model, feature_dim=FEATURES)
+        return cls(backbone, 1 if model == "small_cnn" else 3, size)
+
+    def network(self) -> nn.Module:
+        return make_backbone(self.backbone, self.channels, self.size, seed=0)
+
+
 class Dense(nn.Module):
     """What a user of the other two writes, images channels last as in ours.
 
     Horovod refuses gradients in that order, so its filters stay as they are and the first
-    layer's output is turned instead; oneDNN then computes the same way.
+    convolution's output is turned instead; oneDNN then computes the same way.
     """
 
-    def __init__(self, filters_too: bool) -> None:
+    def __init__(self, task: Task, filters_too: bool) -> None:
         super().__init__()
-        self.backbone = make_backbone(config().backbone, 1, 32, seed=0)
+        self.backbone = task.network()
         self.classifier = nn.Linear(FEATURES, CLASSES)
         if filters_too:
             self.to(memory_format=torch.channels_last)
         else:
-            self.backbone.body.get_submodule("0").register_forward_hook(
+            first = next(each for each in self.modules() if isinstance(each, nn.Conv2d))
+            first.register_forward_hook(
                 lambda layer, given, output: output.contiguous(memory_format=torch.channels_last)
             )
 
@@ -49,9 +75,11 @@ class Dense(nn.Module):
 class Ours:
     """The parts of `classifier.layout=replicated`, `exchange.kind=synchronous`."""
 
-    def __init__(self, world: World, images: Tensor, labels: Tensor) -> None:
-        settings = config(classes=CLASSES)
-        self.backbone = make_backbone(settings.backbone, 1, 32, seed=0)
+    def __init__(
+        self, task: Task, exchange: ExchangeConfig, world: World, images: Tensor, labels: Tensor
+    ) -> None:
+        settings: Config = config(classes=CLASSES)
+        self.backbone = task.network()
         self.classifier = SlicedClassifier(
             FEATURES, CLASSES, settings.classifier, world.slices, seed=0
         )
@@ -59,9 +87,7 @@ class Ours:
         self.shared = Flat(parameters, world.node.size, parameters[0])
         sliced = Flat([], 1, parameters[0])
         self.optimizer = make_optimizer(settings.optimizer, (self.shared, sliced))
-        self.exchange = make_exchange(
-            settings.exchange, settings.classifier, self.shared, sliced, world
-        )
+        self.exchange = make_exchange(exchange, settings.classifier, self.shared, sliced, world)
         self.batch = images, labels
 
     def __call__(self) -> None:
@@ -70,23 +96,6 @@ class Ours:
         self.classifier(self.backbone(images), labels).loss.backward()
         self.exchange.after_backward(True)
         self.optimizer.step()
-
-
-def horovods(images: Tensor, labels: Tensor) -> "Step":
-    model = Dense(filters_too=False)
-    optimizer = hvd.DistributedOptimizer(
-        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True),
-        named_parameters=model.named_parameters(),
-        op=hvd.Average,
-    )
-    return Step(model, optimizer, images, labels)
-
-
-def torchs(images: Tensor, labels: Tensor) -> "Step":
-    model = Dense(filters_too=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True)
-    parallel = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=4)
-    return Step(parallel, optimizer, images, labels)
 
 
 class Step:
@@ -103,29 +112,57 @@ class Step:
         self.optimizer.step()
 
 
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True)
+
+
+def horovods(task: Task, images: Tensor, labels: Tensor) -> Step:
+    model = Dense(task, filters_too=False)
+    optimizer = hvd.DistributedOptimizer(
+        sgd(model), named_parameters=model.named_parameters(), op=hvd.Average
+    )
+    return Step(model, optimizer, images, labels)
+
+
+def torchs(task: Task, images: Tensor, labels: Tensor) -> Step:
+    model = Dense(task, filters_too=True)
+    return Step(DistributedDataParallel(model), sgd(model), images, labels)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.baseline", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--model", default="small_cnn")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--bucket-mb", type=float, action="append", help="of ours; default 4")
+    parser.add_argument("--output", type=Path, help="JSON file, besides the line printed")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     device, topology = torch.device("cpu"), launched_topology()
     meters = Meters(clock_for(device), Traffic())
+    task = Task.of(chosen.model, chosen.image_size)
     with open_world(topology, "replicated", device, meters) as world:
-        images, labels = batch(CLASSES, chosen.batch_size, topology.rank)
+        size = task.channels, task.size
+        images, labels = batch(CLASSES, chosen.batch_size, topology.rank, *size)
+        given = task, images, labels
+        variants = {
+            f"harness {route}, {mb:g} MB": Ours(
+                task, ExchangeConfig(route=route, bucket_mb=mb), world, images, labels
+            )
+            for mb in chosen.bucket_mb or [4.0]
+            for route in ("hierarchical", "flat")
+        }
+        others = {"torch DDP": torchs(*given), "hvd.DistributedOptimizer": horovods(*given)}
         timing = alternate(
-            {
-                "harness data_parallel": Ours(world, images, labels),
-                "hvd.DistributedOptimizer": horovods(images, labels),
-                "torch DDP": torchs(images, labels),
-            },
-            chosen.rounds,
-            chosen.steps,
-            barrier=lambda: hvd.barrier(),
+            variants | others, chosen.rounds, chosen.steps, barrier=lambda: hvd.barrier()
         )
         if world.is_first:
-            print(json.dumps(timing.rounds), flush=True)
+            found = json.dumps(timing.rounds)
+            if chosen.output:
+                chosen.output.write_text(found)
+            print(found, flush=True)
 
 
 if __name__ == "__main__":

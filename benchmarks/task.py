@@ -23,8 +23,10 @@ def dataset(classes: int, images: int = 4096) -> Dataset:
     return Dataset(classes, 1, 32, source, {"noise": source}, lambda batch, generator: batch)
 
 
-def batch(classes: int, size: int, rank: int) -> tuple[Tensor, Tensor]:
+def batch(
+    classes: int, size: int, rank: int, channels: int = 1, pixels: int = 32
+) -> tuple[Tensor, Tensor]:
     """One micro-batch, the same at every step."""
     generator = torch.Generator().manual_seed(rank)
-    images = torch.randn(size, 1, 32, 32, generator=generator)
+    images = torch.randn(size, channels, pixels, pixels, generator=generator)
     return images, torch.randint(0, classes, (size,), generator=generator)

@@ -115,10 +115,10 @@ class ExchangeConfig(Section):
     bucket_mb: float | None = Field(default=None, gt=0, le=10**6)
     """synchronous, ddp, ddp_...: gradients that are averaged as one, MB. none: 4, and torch's own
     default of 25 for torch's own."""
-    compression: Literal["none", "fp16", "int8", "int4"] = "none"
+    compression: Literal["none", "fp16", "int8", "int4", "sign"] = "none"
     """What crosses between nodes. What a narrower type cannot hold is sent with the next window.
-    fp16, int8, int4: 1,024 values share a scale; int8 rounds to -127..127 times it, int4 to -7..7.
-    Sums are made in the parameters' precision, at any number of nodes."""
+    fp16, int8, int4: 1,024 values share a scale; int8 rounds to -127..127 times it, int4 to -7..7,
+    sign to its own sign. Sums are made in the parameters' precision, at any number of nodes."""
     matrix_rank: int = Field(default=4, ge=1, le=10**6)
     """ddp_powersgd: rank of the matrices that stand for a gradient."""
     pieces: int = Field(default=1, ge=1, le=10_000)

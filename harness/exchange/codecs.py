@@ -20,8 +20,8 @@ class Codec(Protocol):
 
     bits: int
 
-    def scales(self, largest: Tensor) -> Tensor:
-        """Scales for blocks whose largest magnitudes these are, [..., 1]."""
+    def scales(self, magnitudes: Tensor) -> Tensor:
+        """Scales, [..., 1] float32, for blocks of values of these magnitudes, [..., BLOCK]."""
 
     def write(self, units: Tensor, out: Tensor) -> None:
         """Values over their scales [..., BLOCK], which it may spoil -> bytes [..., b]."""
@@ -38,8 +38,8 @@ class Halves:
     """Magnitudes go up to 2^15, where 2^16 would be infinite. What is 2^28 times smaller keeps its
     11 bits, what is 2^40 times smaller is 0."""
 
-    def scales(self, largest: Tensor) -> Tensor:
-        exponent = torch.frexp(largest).exponent - self.reach - 1
+    def scales(self, magnitudes: Tensor) -> Tensor:
+        exponent = torch.frexp(_largest(magnitudes)).exponent - self.reach - 1
         # A float32 of exponent x has the bits (x + 127) << 23: exact on every machine.
         return ((exponent.clamp_(-126, 127) + 127) << 23).to(torch.int32).view(torch.float32)
 
@@ -56,8 +56,8 @@ class Integers:
     bits = 8
     reach = 127
 
-    def scales(self, largest: Tensor) -> Tensor:
-        return largest / self.reach
+    def scales(self, magnitudes: Tensor) -> Tensor:
+        return _largest(magnitudes) / self.reach
 
     def write(self, units: Tensor, out: Tensor) -> None:
         out.view(torch.int8).copy_(units.round_())
@@ -72,8 +72,8 @@ class Nibbles:
     bits = 4
     reach = 7
 
-    def scales(self, largest: Tensor) -> Tensor:
-        return largest / self.reach
+    def scales(self, magnitudes: Tensor) -> Tensor:
+        return _largest(magnitudes) / self.reach
 
     def write(self, units: Tensor, out: Tensor) -> None:
         low, high = units.round_().add_(self.reach).chunk(2, dim=-1)
@@ -86,7 +86,40 @@ class Nibbles:
         out.sub_(self.reach)
 
 
-CODECS: dict[str, Codec] = {"fp16": Halves(), "int8": Integers(), "int4": Nibbles()}
+class Signs:
+    """The sign of a value times its block's mean magnitude, eight in a byte.
+
+    Seide et al., "1-Bit Stochastic Gradient Descent", Interspeech 2014: it needs the feedback.
+    """
+
+    bits = 1
+    in_byte = 8
+
+    def scales(self, magnitudes: Tensor) -> Tensor:
+        return magnitudes.mean(dim=-1, keepdim=True).float()
+
+    def write(self, units: Tensor, out: Tensor) -> None:
+        positive = units.ge(0.0).unflatten(-1, (self.in_byte, -1))
+        out.zero_()
+        for place, bits in enumerate(positive.unbind(-2)):
+            out.add_(bits, alpha=1 << place)
+
+    def read(self, codes: Tensor, out: Tensor) -> None:
+        for place, signs in enumerate(out.unflatten(-1, (self.in_byte, -1)).unbind(-2)):
+            signs.copy_((codes >> place) & 1)
+        out.mul_(2).sub_(1)
+
+
+def _largest(magnitudes: Tensor) -> Tensor:
+    return magnitudes.amax(dim=-1, keepdim=True).float()
+
+
+CODECS: dict[str, Codec] = {
+    "fp16": Halves(),
+    "int8": Integers(),
+    "int4": Nibbles(),
+    "sign": Signs(),
+}
 """By `exchange.compression`."""
 
 
@@ -111,7 +144,7 @@ def encode(
     if marked is not None:
         finite &= ~marked[..., None]
     values.nan_to_num_(0.0, 0.0, 0.0)
-    scales = codec.scales(torch.abs(values, out=spare).amax(dim=-1, keepdim=True).float())
+    scales = codec.scales(torch.abs(values, out=spare))
     of_scales, codes = _split(codec, rows, values.shape[1])
     of_scales.copy_(scales.where(finite, -scales).squeeze(-1))
     # A block of zeros has the scale 0 and is written as zeros.

@@ -1,0 +1,222 @@
+"""Tunes every way of training alike: `python -m benchmarks.sweep`.
+
+Each rule of updates gets the same grid of learning rates and momenta with one seed; where the best
+rate stands at an edge of the grid, the grid grows there, for whomever it is; then the best few
+points of each get the same further seeds, which are none of the study's. The better of two points
+is the one that reaches the target after fewer images, or where one of them does not, the one that
+ends higher. What the link is worth is not asked here: emulated nodes of this machine, no slow link.
+
+Trainings that are done are kept in FOLDER/results.jsonl and not repeated.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.sweep_points import Point, Result, described
+
+TARGET = 0.979
+RATES = (0.1, 0.2, 0.3, 0.45, 0.7)
+GROWTH = 1.5
+"""From the last rate of a grid to the next one beyond it."""
+MOMENTA = (0.8, 0.9)
+SEEDS = (10, 11, 12)
+FINALISTS = 3
+"""Points of a rule that get the other seeds."""
+MOST_RATE, LEAST_RATE = 8.0, 0.01
+"""A grid that grows beyond has found no best point: the sweep fails."""
+RULES = {
+    "data_parallel": "lab/data_parallel",
+    "data_parallel_int8": "rivals/data_parallel_int8",
+    "data_parallel_k2_int8": "rivals/data_parallel_k2_int8",
+    "data_parallel_k4_int8": "rivals/data_parallel_k4_int8",
+    "ddp_powersgd_r4": "rivals/ddp_powersgd_r4",
+    "ddp_powersgd_r8": "rivals/ddp_powersgd_r8",
+    "ddp_powersgd": "rivals/ddp_powersgd",
+    "ddp_powersgd_r32": "rivals/ddp_powersgd_r32",
+    "ddp_post_local_sgd": "rivals/ddp_post_local_sgd",
+    "hybrid_async": "lab/hybrid_async",
+    "hybrid_averaging": "lab/hybrid_averaging",
+    "hybrid_averaging_on_time": "rivals/hybrid_averaging_on_time",
+    "world_late_int8": "rivals/world_late_int8",
+}
+"""Rules of updates that differ, by the experiment that is trained.
+
+Layouts and routes are equal to the last bits (tests/laws), and a wire of halves rounds by 2^-11:
+what is tuned for `data_parallel` holds for its routes, for halves, DDP and world_sync; what is
+tuned for bytes holds for slices over a node and over the world; K likewise.
+"""
+HOSTS = "localhost:2,127.0.0.1:2"
+
+
+class NoBestPoint(Exception):
+    """A rule's best rate lies outside all that may be tried."""
+
+
+class Sweep:
+    """The trainings so far, and those that are missing."""
+
+    def __init__(self, folder: Path, rules: Sequence[str]) -> None:
+        self.folder = folder
+        self._rules = rules
+        self._file = folder / "results.jsonl"
+
+    def results(self) -> dict[str, dict[tuple[float, float], list[Result]]]:
+        """By rule, and by rate and momentum."""
+        found: dict[str, dict[tuple[float, float], list[Result]]] = {}
+        for name in self._rules:
+            found[name] = defaultdict(list)
+        if self._file.exists():
+            for line in self._file.read_text().splitlines():
+                result = Result.model_validate_json(line)
+                point = result.point
+                if point.name in found:
+                    found[point.name][point.lr, point.momentum].append(result)
+        return found
+
+    def missing(self) -> list[Point]:
+        """The next trainings to make; none: every rule has its best point, inside its grid.
+
+        Raises NoBestPoint.
+        """
+        return [point for name, found in self.results().items() for point in _next(name, found)]
+
+    def make(self, points: Sequence[Point]) -> None:
+        """Trains them, as often as it takes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        while points:
+            asked = self.folder / "points.json"
+            asked.write_text(json.dumps([point.model_dump() for point in points]))
+            program = [sys.executable, "-m", "benchmarks.sweep_ranks", str(asked), str(self._file)]
+            launch = ["launch", "-H", HOSTS, "--folder", str(self.folder / "logs"), "--", *program]
+            subprocess.run([sys.executable, "-m", "harness", *launch], check=False)
+            done = {
+                each.point
+                for rule in self.results().values()
+                for at in rule.values()
+                for each in at
+            }
+            left = [point for point in points if point not in done]
+            if len(left) == len(points):
+                raise RuntimeError(f"no training ended; see {self.folder / 'logs'}")
+            points = left
+
+
+def _next(name: str, found: dict[tuple[float, float], list[Result]]) -> list[Point]:
+    """Of one rule: its grid, then where that must grow, then the finalists' other seeds."""
+    tried = {at for at, results in found.items() if SEEDS[0] in {r.point.seed for r in results}}
+    grid = [(lr, momentum) for momentum in MOMENTA for lr in RATES]
+    if left := [at for at in grid if at not in tried]:
+        return [_point(name, at, SEEDS[0]) for at in left]
+    firsts = {at: _seed(found[at], SEEDS[0]) for at in tried}
+    if grown := beyond({at: [result] for at, result in firsts.items()}):
+        return [_point(name, at, SEEDS[0]) for at in grown]
+    finalists = sorted(firsts, key=lambda at: rank([firsts[at]]))[:FINALISTS]
+    left_seeds = [
+        _point(name, at, seed)
+        for at in finalists
+        for seed in SEEDS[1:]
+        if seed not in {result.point.seed for result in found[at]}
+    ]
+    if left_seeds:
+        return left_seeds
+    whole = {at: results for at, results in found.items() if len(results) == len(SEEDS)}
+    edge = beyond(whole, tried)
+    return [_point(name, at, seed) for at in edge for seed in SEEDS]
+
+
+def rank(results: Sequence[Result]) -> tuple[int, float, float]:
+    """The smaller the better: all reach the target, and after how few images; else how high."""
+    images = [result.images_to(TARGET) for result in results]
+    final = sum(result.final for result in results) / len(results)
+    reached = sum(math.isfinite(each) for each in images)
+    mean = sum(images) / len(images) if reached == len(images) else 0.0
+    return -(reached == len(images)), mean, -final
+
+
+def best(found: dict[tuple[float, float], list[Result]]) -> tuple[float, float]:
+    """Rate and momentum; of the points with all seeds, where there are such."""
+    whole = {at: results for at, results in found.items() if len(results) == len(SEEDS)}
+    return min(whole or found, key=lambda at: rank((whole or found)[at]))
+
+
+def beyond(
+    found: dict[tuple[float, float], list[Result]], tried: set[tuple[float, float]] | None = None
+) -> list[tuple[float, float]]:
+    """The point past the edge at which the best rate stands; none where it stands inside.
+
+    Raises NoBestPoint.
+    """
+    lr, momentum = min(found, key=lambda at: rank(found[at]))
+    rates = sorted(rate for rate, other in tried or set(found) if other == momentum)
+    if rates[0] < lr < rates[-1]:
+        return []
+    next_rate = lr * GROWTH if lr == rates[-1] else lr / GROWTH
+    if not LEAST_RATE <= next_rate <= MOST_RATE:
+        raise NoBestPoint(f"the best rate with momentum {momentum:g} is {lr:g}, at the edge")
+    return [(float(f"{next_rate:.2g}"), momentum)]
+
+
+def _seed(results: Sequence[Result], seed: int) -> Result:
+    return next(result for result in results if result.point.seed == seed)
+
+
+def _point(name: str, at: tuple[float, float], seed: int) -> Point:
+    experiment = f"experiments/{RULES[name]}.yaml"
+    return Point(name=name, experiment=experiment, lr=at[0], momentum=at[1], seed=seed)
+
+
+def table(results: dict[str, dict[tuple[float, float], list[Result]]]) -> list[str]:
+    """All points, and of each rule the best."""
+    lines = [
+        f"Top-1 at the end, %, and images to {100 * TARGET:.1f} %; seeds "
+        f"{', '.join(map(str, SEEDS))} for the {FINALISTS} best points of a rule, {SEEDS[0]} for "
+        "the others.",
+        "",
+        "| rule | lr | momentum | ends at | images to target | all points: lr / momentum: top-1 |",
+        "|:--|--:|--:|--:|--:|:--|",
+    ]
+    for name, found in results.items():
+        if not found:
+            continue
+        chosen = described(found[best(found)], TARGET)
+        images = chosen["images_to_target"]
+        reached = f"{images / 1000:.1f} k" if math.isfinite(images) else "not reached"
+        points = " · ".join(
+            f"{lr:g} / {momentum:g}: {100 * described(each, TARGET)['final']:.1f}"
+            for (lr, momentum), each in sorted(found.items(), key=lambda item: item[0][::-1])
+        )
+        lines.append(
+            f"| {name} | {chosen['lr']:g} | {chosen['momentum']:g} | {100 * chosen['final']:.2f} | "
+            f"{reached} | {points} |"
+        )
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("runs/sweep"))
+    parser.add_argument("--only", choices=RULES, action="append", help="these rules alone")
+    parser.add_argument("--show", action="store_true", help="write the table of what there is")
+    chosen = parser.parse_args()
+    sweep = Sweep(chosen.folder.absolute(), chosen.only or list(RULES))
+    try:
+        while not chosen.show and (points := sweep.missing()):
+            sweep.make(points)
+    except NoBestPoint as error:
+        print(f"sweep: {error}", file=sys.stderr)
+        return 1
+    results = sweep.results()
+    text = "\n".join(["# The sweep", "", *table(results), ""])
+    (sweep.folder / "sweep.md").write_text(text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
