@@ -1,65 +1,129 @@
 """What wires owe when ranks agree: together as much as before, each the same."""
 
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from harness.exchange.carried import agree
+from harness.exchange.codecs import BLOCK
 from harness.exchange.compression import make_wire
+from harness.exchange.feedback import Feedback
 from harness.exchange.flat import Flat
 from harness.exchange.parts import Part
-from harness.exchange.wire import Feedback
-from harness.measure.phase import Phase
-from harness.parallel.group import Group
-from tests.alone import group_of_one, meters
+from tests.alone import group_of_one
+from tests.grid import lossy_group
 from tests.ranks import run_on_ranks
 
-ELEMENTS, WINDOWS = 1500, 3
+ELEMENTS, WINDOWS = BLOCK + 476, 3
 WIRES = ("fp16", "int8", "int4")
+RANKS = (2, 3)
+"""Of three ranks one has nothing to add up."""
 
 
-def delivered() -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """By wire: what was given, what came, what is owed before and behind the agreement."""
-    group = Group((0, 1), dist.get_rank(), 2, dist.group.WORLD, meters(), Phase.EXCHANGE_WAIT)
-    return {compression: over(compression, group) for compression in WIRES}
+@dataclass(frozen=True)
+class Delivered:
+    """Over one wire, in windows before and behind an agreement."""
+
+    given: Tensor
+    came: Tensor
+    before: Tensor
+    """What this rank had not sent."""
+    lacking: Tensor
+    """What had been given by then, less what had come."""
+    agreed: Tensor
+    """What this rank owed behind it."""
+    unsent: Tensor
+    """At the end."""
+    kept: Tensor
+    """What its wire has at the end still to add to means, times the number of ranks."""
+    kept_then: Tensor
+    """Asked once more."""
 
 
-def over(compression: str, group: Group) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def over(compression: str) -> Delivered:
+    group = lossy_group()
     generator = torch.Generator().manual_seed(group.index)
     like = torch.zeros(ELEMENTS, dtype=torch.float64)
-    wire = Feedback(make_wire(compression, ELEMENTS, 1, like, group, "w"), ELEMENTS, like)
-    given, came, mean = torch.zeros_like(like), torch.zeros_like(like), torch.zeros_like(like)
-    assert wire.unsent is not None
-    before = wire.unsent.clone()
+    wire = make_wire(compression, ELEMENTS, 1, like, group, "w")
+    fed = Feedback(wire, ELEMENTS, like)
+    assert fed.unsent is not None
+    given, came, mean, kept, then = like.new_zeros(5, ELEMENTS)
+    before = lacking = agreed = fed.unsent
     for window in range(2 * WINDOWS):
         part = torch.randn(ELEMENTS, generator=generator, dtype=torch.float64) * 10.0**window
         given += part
-        wire.launch(part, 0).mean(into=mean)
+        fed.launch(part, 0).mean(into=mean)
         came += mean
         if window == WINDOWS - 1:
-            before = wire.unsent.clone()
-            agree([wire.unsent], group)
-            wire.forget()
-            behind = wire.unsent.clone()
-    return given, came, before, torch.stack((behind, wire.unsent))
+            before, lacking = fed.unsent.clone(), given - came
+            fed.agree(group)
+            agreed = fed.unsent.clone()
+    wire.settle(kept)
+    wire.settle(then)
+    return Delivered(given, came, before, lacking, agreed, fed.unsent, kept, then)
 
 
-def test_nothing_that_is_owed_is_lost_or_made_up() -> None:
-    one, other = run_on_ranks(delivered, 2)
-    for compression in WIRES:
-        (given, came, before, owed), (given_2, came_2, before_2, owed_2) = (
-            one[compression],
-            other[compression],
-        )
-        assert torch.equal(came, came_2)
-        assert torch.equal(owed[0], owed_2[0])
-        assert not torch.equal(before, before_2)
-        assert torch.equal(owed[0], (before + before_2) / 2)
-        # fp16's sum is rounded once more, which is not made good.
-        whole = given + given_2
-        error = (2 * came + owed[1] + owed_2[1] - whole).abs().max() / whole.abs().max()
-        assert error < (1e-3 if compression == "fp16" else 1e-12)
-        assert owed[1].abs().max() > 0
+def over_all() -> list[Delivered]:
+    return [over(compression) for compression in WIRES]
+
+
+@cache
+def found(ranks: int) -> list[list[Delivered]]:
+    return run_on_ranks(over_all, ranks)
+
+
+@pytest.fixture(params=RANKS)
+def ranks(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+@pytest.fixture(params=WIRES)
+def delivered(request: pytest.FixtureRequest, ranks: int) -> list[Delivered]:
+    """By rank."""
+    return [each[WIRES.index(request.param)] for each in found(ranks)]
+
+
+def mean(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(tensors).mean(0)
+
+
+def test_all_owe_the_same_when_they_have_agreed(delivered: list[Delivered]) -> None:
+    first = delivered[0]
+    for each in delivered:
+        assert torch.equal(each.agreed, first.agreed)
+        assert torch.equal(each.came, first.came)
+    assert not torch.equal(first.before, delivered[1].before)
+
+
+def test_what_they_owe_is_what_all_did_and_what_wires_had_kept(delivered: list[Delivered]) -> None:
+    """So it is all that was given and has not come."""
+    lacking = mean([each.lacking for each in delivered])
+    assert (delivered[0].agreed - lacking).abs().max() < 1e-12
+    unsent = mean([each.before for each in delivered])
+    assert (unsent - lacking).abs().max() > 1e-3, "wires have kept nothing here"
+
+
+def test_nothing_is_lost_or_made_up(delivered: list[Delivered]) -> None:
+    """What came, what is unsent and what is kept make up what was given."""
+    found = [each.came + each.unsent + each.kept for each in delivered]
+    given = mean([each.given for each in delivered])
+    error = (mean(found) - given).abs().max() / given.abs().max()
+    assert error < 1e-12
+    without = (mean([each.came + each.unsent for each in delivered]) - given).abs().max()
+    assert without > 1e-6 * given.abs().max(), "what wires keep is nothing here"
+
+
+def test_what_was_settled_is_forgotten(delivered: list[Delivered]) -> None:
+    assert not any(each.kept_then.any() for each in delivered)
+
+
+def test_each_keeps_of_its_own_piece_alone(delivered: list[Delivered]) -> None:
+    """So together they count every element once."""
+    blocks = [list(each.kept.split(BLOCK)) for each in delivered]
+    holders = [[rank for rank, own in enumerate(blocks) if own[b].any()] for b in range(2)]
+    assert holders == [[0], [1]]
 
 
 def test_strips_say_which_elements_are_a_piece_s() -> None:

@@ -1,88 +1,30 @@
 """One value that is not finite is one bad window: all nodes see it there, and nowhere after."""
 
 import math
-import threading
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from harness.exchange.codecs import BLOCK
 from harness.exchange.compression import make_wire
-from harness.exchange.halves import Halves
-from harness.exchange.lanes import BLOCK
-from harness.exchange.synchronous import CompressedBucket
-from harness.exchange.wire import Carrier, Feedback
-from harness.measure.phase import Phase
-from harness.parallel.group import Group
-from tests.alone import meters
+from harness.exchange.feedback import Feedback
+from harness.exchange.flat import Flat
+from harness.exchange.synchronous import Synchronous
+from harness.exchange.ways import direct
+from harness.exchange.wire import Carrier
+from tests.grid import lossy_group
 from tests.ranks import run_on_ranks
+from tests.table import on_threads
 
 COMPRESSIONS = ("none", "fp16", "int8", "int4")
-INTEGERS = ("int8", "int4")
 BAD = (math.nan, math.inf, -math.inf)
 SIZES = (0, 1, BLOCK - 1, BLOCK, BLOCK + 1)
 WINDOWS, WORST = 8, 3
 """Windows of a case, and the one in which a value is not finite."""
-
-
-@dataclass
-class Table:
-    """Where nodes that are threads of this process put what they sum."""
-
-    nodes: int
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    buffers: defaultdict[str, dict[int, Tensor]] = field(default_factory=lambda: defaultdict(dict))
-
-    def put(self, buffer: Tensor, name: str, node: int) -> None:
-        with self.changed:
-            found = self.buffers[name]
-            found[node] = buffer
-            if len(found) == self.nodes:
-                # In order of nodes: whoever comes first, the sum is the same to the bit.
-                in_order = [found[each] for each in range(self.nodes)]
-                total = torch.stack(in_order).sum(dim=0, dtype=buffer.dtype)
-                for each in in_order:
-                    each.copy_(total)
-                self.changed.notify_all()
-
-    def wait(self, name: str) -> None:
-        with self.changed:
-            assert self.changed.wait_for(lambda: len(self.buffers[name]) == self.nodes, 20)
-
-
-@dataclass
-class Seat:
-    """One node's carrier; a name may be used again, so each use is numbered."""
-
-    table: Table
-    index: int
-    uses: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
-
-    @property
-    def size(self) -> int:
-        return self.table.nodes
-
-    def launch_sum(self, buffer: Tensor, name: str) -> "Launched":
-        self.uses[name] += 1
-        numbered = f"{name}#{self.uses[name]}"
-        self.table.put(buffer, numbered, self.index)
-        return Launched(self.table, numbered)
-
-
-@dataclass
-class Launched:
-    table: Table
-    name: str
-
-    def wait(self) -> None:
-        self.table.wait(self.name)
 
 
 @dataclass(frozen=True)
@@ -99,22 +41,17 @@ class Case:
     seed: int = 0
 
     def part(self, node: int, window: int) -> Tensor:
-        """Values of 1 to 2 either way, a place's sign always the same: no scale has to change.
-
-        The last node's are eight times as large: a block asks for its scale, whoever is silent.
-        """
-        signs = torch.Generator().manual_seed(self.seed)
-        sizes = torch.Generator().manual_seed((self.seed * 100 + window) * 10 + node)
-        values = 1 + torch.rand(self.elements, generator=sizes, dtype=torch.float64)
-        values *= torch.randint(0, 2, (self.elements,), generator=signs) * 2 - 1
-        return values * (8 if node == 2 else 1)
+        """Sizes change from window to window, and from node to node."""
+        generator = torch.Generator().manual_seed((self.seed * 100 + window) * 10 + node)
+        values = torch.randn(self.elements, generator=generator, dtype=torch.float64)
+        return values * 10.0 ** ((window + 2 * node) % 5)
 
     @property
     def seen(self) -> slice:
         """Where all nodes must see it: in the whole block, where values share a scale."""
         block = self.place // BLOCK * BLOCK
-        shares = self.compression in INTEGERS
-        return slice(block, block + BLOCK) if shares else slice(self.place, self.place + 1)
+        alone = self.compression == "none"
+        return slice(self.place, self.place + 1) if alone else slice(block, block + BLOCK)
 
 
 @dataclass(frozen=True)
@@ -123,6 +60,8 @@ class Run:
     """By window, as this node reads them."""
     owed: list[Tensor]
     """By window, what it still owes after sending."""
+    kept: Tensor
+    """What its wire has still to add to means at the end."""
 
 
 def run(carrier: Carrier, case: Case, spoilt: bool) -> Run:
@@ -145,7 +84,9 @@ def run(carrier: Carrier, case: Case, spoilt: bool) -> Run:
     for sent in under_way:
         means.append(torch.empty(case.elements, dtype=torch.float64))
         sent.mean(means[-1])
-    return Run(means, owed)
+    kept = torch.zeros(case.elements, dtype=torch.float64)
+    wire.settle(kept)
+    return Run(means, owed, kept)
 
 
 def check(case: Case, spoilt: Sequence[Run], well: Sequence[Run]) -> None:
@@ -159,13 +100,11 @@ def check(case: Case, spoilt: Sequence[Run], well: Sequence[Run]) -> None:
             assert torch.equal(mean, expected), f"window {window} knows of it"
         for owed, expected in zip(own.owed, twin.owed, strict=True):
             assert torch.equal(owed, expected), "what is owed differs"
+        assert torch.equal(own.kept, twin.kept), "what is kept differs"
 
 
-def on_threads(case: Case, spoilt: bool) -> list[Run]:
-    table = Table(3)
-    with ThreadPoolExecutor(3) as pool:
-        jobs = [pool.submit(run, Seat(table, node), case, spoilt) for node in range(3)]
-        return [job.result(timeout=30) for job in jobs]
+def between_threads(case: Case, spoilt: bool) -> list[Run]:
+    return on_threads(3, lambda carrier: run(carrier, case, spoilt))
 
 
 @settings(max_examples=60, deadline=None)
@@ -175,7 +114,7 @@ def on_threads(case: Case, spoilt: bool) -> list[Run]:
     delay=st.integers(0, 2),
     bad=st.sampled_from(BAD),
     place=st.integers(0, BLOCK),
-    node=st.integers(0, 1),
+    node=st.integers(0, 2),
     seed=st.integers(0, 99),
 )
 def test_one_bad_value_is_one_bad_window(
@@ -184,7 +123,7 @@ def test_one_bad_value_is_one_bad_window(
     """What lands in every other window, and what is owed, are those of the run without it."""
     place = min(place, max(0, elements - 1))
     case = Case(compression, elements, delay, bad, place, node, seed)
-    check(case, on_threads(case, True), on_threads(case, False))
+    check(case, between_threads(case, True), between_threads(case, False))
 
 
 REAL = [
@@ -200,14 +139,8 @@ REAL = [
 
 
 def both_ways() -> list[tuple[Run, Run]]:
-    group = all_ranks()
+    group = lossy_group()
     return [(run(group, case, True), run(group, case, False)) for case in REAL]
-
-
-def all_ranks() -> Group:
-    size, rank = dist.get_world_size(), dist.get_rank()
-    ranks = tuple(range(size))
-    return Group(ranks, rank, size, dist.group.WORLD, meters(), Phase.EXCHANGE_WAIT)
 
 
 def test_so_it_is_between_processes() -> None:
@@ -216,105 +149,68 @@ def test_so_it_is_between_processes() -> None:
         check(case, [each[number][0] for each in found], [each[number][1] for each in found])
 
 
-def movements(compression: str, bad: float) -> list[Tensor]:
-    """What averaging adds to this node's values: with the bad value of node 1, after it, and
-    without it."""
-    group, found = all_ranks(), []
-    like = torch.zeros(0, dtype=torch.float64)
-    make = (compression, 2 * BLOCK, 1, like, group, "movement")
-    wire = make_wire(*make)
-    for spoilt, over in ((True, wire), (False, wire), (False, make_wire(*make))):
-        movement = torch.full((2 * BLOCK,), float(group.index + 1), dtype=torch.float64)
-        if spoilt and group.index == 1:
-            movement[5] = bad
-        found.append(torch.empty_like(movement))
-        over.launch(movement, 0).correction(found[-1])
-    return found
+@dataclass(frozen=True)
+class Pair:
+    """What comes of two windows, the first with a bad value or with nothing in its place."""
+
+    spoilt: list[Tensor]
+    well: list[Tensor]
 
 
-def all_movements() -> list[list[Tensor]]:
-    return [movements(compression, bad) for compression in COMPRESSIONS for bad in BAD]
+def movements(compression: str, bad: float) -> Pair:
+    """What averaging adds to this node's values."""
+    group, like = lossy_group(), torch.zeros(0, dtype=torch.float64)
+
+    def with_one(value: float) -> list[Tensor]:
+        wire, found = make_wire(compression, 2 * BLOCK, 1, like, group, "movement"), []
+        for window in range(2):
+            movement = torch.full((2 * BLOCK,), float(group.index + 1), dtype=torch.float64)
+            if window == 0 and group.index == 1:
+                movement[5] = value
+            found.append(torch.empty_like(movement))
+            wire.launch(movement, 0).correction(found[-1])
+        return found
+
+    return Pair(with_one(bad), with_one(0.0))
 
 
-def test_nodes_that_average_see_each_others() -> None:
+def buckets(compression: str, bad: float) -> Pair:
+    """Gradients that all ranks average in a bucket, in place."""
+    group = lossy_group()
+
+    def with_one(value: float) -> list[Tensor]:
+        weight, found = nn.Parameter(torch.zeros(2 * BLOCK, dtype=torch.float64)), []
+        flat = Flat([weight], 1, weight)
+        exchange = Synchronous([direct(flat, group, compression)], 1e6, passes=1)
+        for window in range(2):
+            flat.grads.zero_()
+            gradient = torch.full((2 * BLOCK,), float(group.index + 1), dtype=torch.float64)
+            if window == 0 and group.index == 1:
+                gradient[5] = value
+            (weight * gradient).sum().backward()
+            exchange.after_backward(last=True)
+            found.append(flat.grads.clone())
+        return found
+
+    return Pair(with_one(bad), with_one(0.0))
+
+
+SHOWN = [(compression, bad) for compression in COMPRESSIONS for bad in BAD]
+
+
+def all_shown() -> list[tuple[Pair, Pair]]:
+    return [(movements(*each), buckets(*each)) for each in SHOWN]
+
+
+def test_movements_and_buckets_show_others_bad_values_once() -> None:
     """On a node whose own values are well, too."""
-    for found in run_on_ranks(all_movements, 3):
-        for number, (bad, after, without) in enumerate(found):
-            wide = COMPRESSIONS[number // len(BAD)] in INTEGERS
-            assert int((~bad.isfinite()).sum()) == (BLOCK if wide else 1)
-            assert not bad[5].isfinite()
-            assert torch.equal(after, without)
-
-
-def bucketed(bad: float) -> list[Tensor]:
-    """The flat route's bucket, averaged in place: before, with the bad value, and after it."""
-    group = all_ranks()
-    bucket = torch.zeros(BLOCK, dtype=torch.float64)
-    over = CompressedBucket(bucket, group, "fp16")
-    found = []
-    for window in range(3):
-        bucket.fill_(float(group.index))
-        if window == 1 and group.index == 2:
-            bucket[7] = bad
-        over.launch().wait()
-        found.append(bucket.clone())
-    return found
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_bucket_of_the_flat_route_shows_it_once(bad: float) -> None:
-    for before, with_it, after in run_on_ranks(bucketed, 3, bad):
-        assert torch.equal(before, torch.ones(BLOCK, dtype=torch.float64))
-        assert with_it.isfinite().tolist() == [place != 7 for place in range(BLOCK)]
-        assert torch.equal(after, before)
-
-
-def alone_on(nodes: int, body: Callable[[Carrier], object]) -> list[object]:
-    table = Table(nodes)
-    with ThreadPoolExecutor(nodes) as pool:
-        jobs = [pool.submit(body, Seat(table, node)) for node in range(nodes)]
-        return [job.result(timeout=30) for job in jobs]
-
-
-def small_beside_large(carrier: Carrier) -> list[Tensor]:
-    """A gradient of many classes: a few large values, and many that a half holds as 0."""
-    like = torch.zeros(0, dtype=torch.float32)
-    wire = make_wire("fp16", 1000, 1, like, carrier, "part")
-    part = torch.full((1000,), 3e-9)
-    part[0] = 1e-3
-    found = []
-    for _ in range(2):
-        found.append(torch.empty(1000))
-        wire.launch(part, 0).mean(found[-1])
-    wire.forget()
-    found.append(torch.empty(1000))
-    wire.launch(part, 0).mean(found[-1])
-    return found
-
-
-@pytest.mark.parametrize("nodes", [2, 5])
-def test_halves_hold_small_values_once_a_message_has_landed(nodes: int) -> None:
-    for first, second, forgotten in alone_on(nodes, small_beside_large):
-        assert (first[1:] == 0).all()
-        assert (second[1:] / 3e-9 - 1).abs().max() < 1e-3
-        assert torch.equal(forgotten, first), "the scale is not back at its start"
-
-
-def scales(carrier: Carrier) -> list[float]:
-    """After messages of very different sizes, one of zeros and one with NaN among them."""
-    wire = Halves(4, 1, torch.zeros(0), carrier, "part")
-    found = []
-    for size in (1.0, 1e6, 1e6, 0.0, math.nan, 1.0, 1e-4, 1e-9):
-        mean = torch.empty(4)
-        wire.launch(torch.full((4,), size * (1 + carrier.index)), 0).mean(mean)
-        found.append(float(wire._scale))
-    return found
-
-
-def test_ranks_agree_on_the_scale_and_it_rounds_nothing() -> None:
-    found = alone_on(3, scales)
-    assert found[0] == found[1] == found[2]
-    assert all(math.frexp(scale)[0] == 0.5 for scale in found[0])
-    assert found[0][2] < found[0][1] < found[0][0]
-    assert found[0][3] == found[0][4] == found[0][2], "zeros and NaN ask for no scale"
-    assert found[0][-1] > 2**30 > found[0][0], "it does not follow values down"
+    for found in run_on_ranks(all_shown, 3):
+        for (compression, _), pairs in zip(SHOWN, found, strict=True):
+            for pair in pairs:
+                (bad, after), (expected, expected_after) = pair.spoilt, pair.well
+                seen = [5] if compression == "none" else range(BLOCK)
+                assert (~bad.isfinite()).nonzero().flatten().tolist() == list(seen)
+                bad[list(seen)] = expected[list(seen)]
+                assert torch.equal(bad, expected)
+                assert torch.equal(after, expected_after)
+                assert expected.abs().max() > 0
