@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.alternating import Timing
+from benchmarks.lab_page import timing_table
 from harness.cluster.hosts import cores
 from harness.cluster.launch import launch
 from harness.measure.machine import environment
@@ -37,32 +38,16 @@ def measured(module: str, *arguments: str) -> Any:
 
 def baseline(rounds: int) -> list[str]:
     """Of a small network, and of one in which DDP's buckets matter."""
-    small = Timing(measured("baseline", "--rounds", str(rounds)))
+    small = measured("baseline", "--rounds", str(rounds))
     few = ["--rounds", str(max(3, rounds // 3)), "--steps", "1", "--batch-size", "4"]
-    large = Timing(measured("baseline", "--model", "resnet50", "--image-size", "64", *few))
+    large = measured("baseline", "--model", "resnet50", "--image-size", "64", *few)
     return [
         "## The baseline against other data-parallel libraries",
         "",
         "1,000 classes, K = 1, torch's DDP with its own defaults; steps alternate in one run.",
-        *["", "Default backbone, 32 images a rank:", "", *against(small)],
-        *["", "ResNet-50, 4 images of 64 pixels a rank:", "", *against(large)],
+        *["", "Default backbone, 32 images a rank:", "", *timing_table(small)],
+        *["", "ResNet-50, 4 images of 64 pixels a rank:", "", *timing_table(large)],
     ]
-
-
-def against(timing: Timing) -> list[str]:
-    """The faster of our routes, the other, and the other libraries."""
-    ours, *others = sorted(
-        timing.rounds, key=lambda each: ("harness" not in each, timing.median(each))
-    )
-    lines = [
-        f"| variant | step, median ms | {ours} / this, median of rounds |",
-        "|---|---|---|",
-        f"| {ours} | {timing.median(ours):.1f} | |",
-    ]
-    for other in others:
-        ratio = timing.ratio(ours, other)
-        lines.append(f"| {other} | {timing.median(other):.1f} | {ratio:.3f} |")
-    return lines
 
 
 def overhead(rounds: int) -> list[str]:

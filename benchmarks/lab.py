@@ -1,48 +1,81 @@
 """`make lab`: the headline, from nothing. Test hosts on this machine, with slow links between them.
 
-Throughput against the ceiling at several rates, time to accuracy over seeds, many ranks on four
-hosts, and one host that stutters; into one folder, as a Markdown page and the files behind it.
-Needs root. `--only PART` measures one part again and keeps the others.
+Every rival at its strongest against the method: throughput at several rates and what overlapping is
+worth, time to accuracy over seeds, a wire among many nodes, many ranks on four hosts, one host that
+stutters, torch's DDP, and a map of where lateness pays; into one folder, as a Markdown page and the
+files behind it. Needs root. `--only PART` measures one part again and keeps the others.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from harness.measure.machine import environment
+from benchmarks.lab_page import page
 from harness.study.figures.scaling import CONDITIONS, Condition
 
-WAITING = 0.81
-"""The share of its step that the baseline loses to the slow link, the ratio that the link's rate is
-chosen for: the ceiling is then about 5.2 times the baseline."""
-GUESS_MBIT, STEP_MBIT = 100, 5
+SHARES = {"third": 1 / 3, "slow": 0.8, "slower": 0.95, "slowest": 0.98}
+"""What data_parallel, by its better route, loses of its step to a link, by the link's name: the
+ceiling is then 1.5, 5, 20 and 50 times the baseline."""
+HEADLINE = ("slow", "slower")
+GUESS_MBIT = 50
+LATENCY, JITTER = "20ms", "10ms"
 METHOD = "experiments/lab/hybrid_averaging.yaml"
 BASELINE = "experiments/lab/data_parallel.yaml"
 CEILING = "experiments/lab/ceiling.yaml"
 ASYNC = "experiments/lab/hybrid_async.yaml"
 ASYNC_2 = "experiments/lab/hybrid_async_delay_2.yaml"
-RIVALS = tuple(
+ALL_RIVALS = sorted(str(path) for path in Path("experiments/rivals").glob("*.yaml"))
+STRONGEST = tuple(
     f"experiments/rivals/{name}.yaml"
-    for name in ("ddp_powersgd", "ddp_post_local_sgd", "data_parallel_k4_fp16", "world_sync")
+    for name in (
+        "data_parallel_int8",
+        "data_parallel_k2_int8",
+        "hybrid_averaging_on_time",
+        "ddp_powersgd",
+        "world_sync_int8",
+    )
 )
+"""Of each kind of rival the one to beat on a slow link: what the map is measured against."""
+WIRES = ("none", "fp16", "int8", "int4")
+LATE_TWIN = "exchange.kind=delayed,exchange.delay=0"
+"""The same numbers, exchanged after the backward pass: what overlapping is measured against."""
 CYCLE = "HOROVOD_CYCLE_TIME=20"
 """Ranks outnumber the cores: Horovod's threads wake less often. At 5 ms all lose a tenth."""
 
 
 class LabFailed(Exception):
-    """A measurement did not end well; its output says why."""
+    """A measurement did not end well; its output tells why."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """Of every host."""
+
+    rate: str = "none"
+    latency: str | None = None
+    """One way."""
+    jitter: str | None = None
+
+    @property
+    def options(self) -> list[str]:
+        words = ["--rate", self.rate]
+        words += ["--latency", self.latency] if self.latency else []
+        return words + (["--jitter", self.jitter] if self.jitter else [])
+
+    @property
+    def mbit(self) -> float | None:
+        return None if self.rate == "none" else float(self.rate.removesuffix("mbit"))
 
 
 @contextmanager
-def lab(hosts: int, slots: int, rate: str) -> Iterator[str]:
+def lab(hosts: int, slots: int, link: Link) -> Iterator[str]:
     """Test hosts while it lasts; the list for -H."""
-    harness("lab", "up", "--hosts", str(hosts), "--slots", str(slots), "--rate", rate)
+    harness("lab", "up", "--hosts", str(hosts), "--slots", str(slots), *link.options)
     try:
         yield ",".join(f"h{number}:{slots}" for number in range(1, hosts + 1))
     finally:
@@ -50,26 +83,37 @@ def lab(hosts: int, slots: int, rate: str) -> Iterator[str]:
 
 
 def harness(*words: str, log: Path | None = None) -> None:
-    """One command; what it says is passed on, and kept in the log."""
+    """One command; what it prints is passed on, and kept in the log."""
     line = [sys.executable, "-m", "harness", *words]
-    said = []
+    printed = []
     with subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
         for each in process.stdout:
-            said.append(each)
+            printed.append(each)
             print(each, end="", file=sys.stderr, flush=True)
     if log is not None:
-        log.write_text("".join(said))
+        log.write_text("".join(printed))
     if process.returncode:
         raise LabFailed(f"{' '.join(words[:4])} ... ended with exit code {process.returncode}")
 
 
 def in_lab(words: Sequence[str], log: Path, stutter: Sequence[str] = ()) -> None:
     slow = [word for each in stutter for word in ("--stutter", each)]
-    program = ["env", CYCLE, sys.executable, "-m", "harness", *words]
+    program = ["env", CYCLE, sys.executable, "-m", *words]
     harness("lab", "run", *slow, "--", *program, log=log)
+
+
+def on_all_ranks(
+    folder: Path, name: str, hosts: str, module: str, words: Sequence[str], stutter: Sequence[str]
+) -> None:
+    """One of our benchmarks; its numbers into NAME.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    output = ["--output", str(folder / f"{name}.json")]
+    program = [sys.executable, "-m", f"benchmarks.{module}", *words, *output]
+    launch = ["harness", "launch", "-H", hosts, "--folder", str(folder / "logs"), "--"]
+    in_lab([*launch, *program], folder / f"{name}.log", stutter)
 
 
 def rates(
@@ -80,134 +124,161 @@ def rates(
     arguments: Sequence[str] = (),
     stutter: Sequence[str] = (),
 ) -> None:
-    """Experiments in turn in one run; their numbers into NAME.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    output = folder / f"{name}.json"
-    program = [sys.executable, "-m", "benchmarks.throughput", *experiments, *arguments]
-    launch = ["launch", "-H", hosts, "--folder", str(folder / "logs"), "--"]
-    in_lab([*launch, *program, "--output", str(output)], folder / f"{name}.log", stutter)
+    """Experiments in turn in one run."""
+    on_all_ranks(folder, name, hosts, "throughput", [*experiments, *arguments], stutter)
 
 
-def note(folder: Path, name: str, *, hosts: int, ranks: int, classes: int, rate: str) -> None:
-    """What a table was measured under, for the figure of scaling."""
+def note(folder: Path, name: str, link: Link, hosts: int, ranks: int, classes: int) -> None:
+    """What a table was measured under, for the figures."""
     file = folder / CONDITIONS
     noted = json.loads(file.read_text()) if file.exists() else {}
-    mbit = None if rate == "none" else float(rate.removesuffix("mbit"))
-    condition = Condition(hosts=hosts, ranks=ranks, classes=classes, mbit_per_second=mbit)
+    condition = Condition(
+        hosts=hosts,
+        ranks=ranks,
+        classes=classes,
+        mbit_per_second=link.mbit,
+        latency=link.latency,
+        jitter=link.jitter,
+    )
     file.write_text(json.dumps(noted | {name: condition.model_dump()}, indent=2))
 
 
-def slow_rate(folder: Path) -> int:
-    """Mbit/s at which the baseline waits for WAITING of its step; measured once for a folder.
+def links(folder: Path) -> dict[str, Link]:
+    """By name: rates at which the baseline loses `SHARES` of its step; measured once for a folder.
 
-    Its step is the transfer's time there, which is in proportion to the rate.
+    A step t = c + x / rate loses the share s of it to the link where rate = x (1 - s) / (c s).
     """
     noted = folder / "rate.json"
     if not noted.exists():
         few = ["--rounds", "4", "--micro-batches", "8"]
         found = {}
         for name, rate in (("free", "none"), ("guess", f"{GUESS_MBIT}mbit")):
-            with lab(2, 2, rate) as hosts:
+            with lab(2, 2, Link(rate)) as hosts:
                 rates(folder / "calibration", name, hosts, [BASELINE], few)
             (measured,) = json.loads((folder / "calibration" / f"{name}.json").read_text())
             found[name] = measured["images_per_second"]
-        exact = GUESS_MBIT * (1 - WAITING) * found["free"] / found["guess"]
-        rate = max(1, round(exact / STEP_MBIT)) * STEP_MBIT
-        noted.write_text(json.dumps({"mbit_per_second": rate, "images_per_second": found}))
-    return int(json.loads(noted.read_text())["mbit_per_second"])
+        lost = found["free"] / found["guess"] - 1  # x / (guess c)
+        exact = {name: GUESS_MBIT * lost * (1 - s) / s for name, s in SHARES.items()}
+        rounded = {name: float(f"{rate:.2g}") for name, rate in exact.items()}
+        noted.write_text(json.dumps({"mbit_per_second": rounded, "images_per_second": found}))
+    known = json.loads(noted.read_text())["mbit_per_second"]
+    return {name: Link(f"{rate:g}mbit") for name, rate in known.items()}
 
 
-def throughput(folder: Path, slow: int) -> None:
-    everyone = (CEILING, METHOD, ASYNC, BASELINE, *RIVALS)
-    few = ["--rounds", "4", "--micro-batches", "16"]
-    for name, rate, classes in (
-        ("classes-1000-slow", f"{slow}mbit", 1000),
-        ("classes-3755-slow", f"{slow}mbit", 3755),
-        ("classes-3755-tenfold", f"{10 * slow}mbit", 3755),
-        ("classes-3755-unshaped", "none", 3755),
+def throughput(folder: Path, known: dict[str, Link]) -> None:
+    everyone = (CEILING, METHOD, ASYNC, BASELINE, *ALL_RIVALS)
+    few = ["--rounds", "4", "--micro-batches", "16", "--seconds", "3"]
+    slow = known["slow"]
+    tenfold = Link(f"{10 * (slow.mbit or 0):g}mbit")
+    for name, link, classes in (
+        ("classes-1000-slow", slow, 1000),
+        ("classes-3755-slow", slow, 3755),
+        ("classes-3755-tenfold", tenfold, 3755),
+        ("classes-3755-unshaped", Link(), 3755),
     ):
-        with lab(2, 2, rate) as hosts:
+        with lab(2, 2, link) as hosts:
             rates(folder, name, hosts, everyone, [f"data.num_classes={classes}", *few])
-        note(folder, name, hosts=2, ranks=4, classes=classes, rate=rate)
+        note(folder, name, link, hosts=2, ranks=4, classes=classes)
 
 
-def ceiling(folder: Path, slow: int) -> None:
+def overlap(folder: Path, known: dict[str, Link]) -> None:
+    """Each layout, route and wire that waits, beside the backward pass and after it."""
+    few = ["--rounds", "4", "--micro-batches", "8", "--seconds", "3"]
+    for layout in ("replicated", "node", "world"):
+        variants = []
+        for wire in WIRES:
+            own = f"classifier.layout={layout},exchange.compression={wire}"
+            for route in ("flat", "hierarchical"):
+                name = f"name={route}_{wire}"
+                waits = "exchange.kind=synchronous"
+                variants.append(f"{BASELINE},{own},{waits},exchange.route={route},{name}")
+            variants.append(f"{BASELINE},{own},{LATE_TWIN},name=after_backward_{wire}")
+        with lab(2, 2, known["slow"]) as hosts:
+            rates(folder, f"overlap-{layout}", hosts, variants, few)
+
+
+def ceiling(folder: Path, known: dict[str, Link]) -> None:
     """The method against the ceiling alone: machines are noisy, so many short blocks."""
-    with lab(2, 2, f"{slow}mbit") as hosts:
-        many = ["--rounds", "40", "--micro-batches", "16"]
-        rates(folder, "ceiling-slow", hosts, (CEILING, METHOD, ASYNC), many)
+    many = ["--rounds", "40", "--micro-batches", "16"]
+    for name in HEADLINE:
+        with lab(2, 2, known[name]) as hosts:
+            rates(folder, f"ceiling-{name}", hosts, (CEILING, METHOD, ASYNC), many)
 
 
-def accuracy(folder: Path, slow: int) -> None:
-    words = ["compare", BASELINE, METHOD, ASYNC, *RIVALS, "--np", "4", "--seeds", "3"]
-    runs = folder / "comparison"
-    with lab(2, 2, f"{slow}mbit") as hosts:
-        options = ["--hosts", hosts, "--study", "lab", "--folder", str(runs)]
-        in_lab([*words, *options], folder / "comparison.log")
+def accuracy(folder: Path, known: dict[str, Link]) -> None:
+    for name in HEADLINE:
+        _study(folder, f"comparison-{name}", known[name])
+    _study(folder, "comparison-latency", replace(known["slow"], latency=LATENCY))
 
 
-def many(folder: Path, slow: int) -> None:
-    with lab(4, 4, f"{slow}mbit") as hosts:
+def _study(folder: Path, name: str, link: Link) -> None:
+    words = ["harness", "compare", BASELINE, METHOD, ASYNC, *ALL_RIVALS, "--np", "4"]
+    with lab(2, 2, link) as hosts:
+        options = ["--hosts", hosts, "--seeds", "3", "--study", f"lab-{name}"]
+        in_lab([*words, *options, "--folder", str(folder / name)], folder / f"{name}.log")
+
+
+def many(folder: Path, known: dict[str, Link]) -> None:
+    link = known["slow"]
+    with lab(4, 4, link) as hosts:
         few = ["--rounds", "3", "--micro-batches", "8", "--untimed", "4"]
-        rates(folder, "ranks-16", hosts, (CEILING, METHOD, BASELINE), few)
-    note(folder, "ranks-16", hosts=4, ranks=16, classes=1000, rate=f"{slow}mbit")
+        variants = (CEILING, METHOD, BASELINE, *STRONGEST)
+        rates(folder, "ranks-16", hosts, variants, few)
+    note(folder, "ranks-16", link, hosts=4, ranks=16, classes=1000)
 
 
-def stutter(folder: Path, _: int) -> None:
+def stutter(folder: Path, _: dict[str, Link]) -> None:
     """One host slowed for 2 s in every 10; a block lasts about as long."""
     variants = (CEILING, METHOD, ASYNC, ASYNC_2, BASELINE)
-    with lab(2, 2, "none") as hosts:
+    with lab(2, 2, Link()) as hosts:
         long = ["--rounds", "4", "--micro-batches", "128"]
         rates(folder, "steady", hosts, variants, long)
         rates(folder, "stutter", hosts, variants, long, stutter=["h2:2/10"])
 
 
-PARTS: dict[str, Callable[[Path, int], None]] = {
+def baseline(folder: Path, known: dict[str, Link]) -> None:
+    """Against torch's DDP and Horovod's optimizer, a small network and a large one."""
+    small = ["--rounds", "10", "--steps", "2"]
+    large = ["--model", "resnet50", "--image-size", "64", "--batch-size", "4"]
+    large += ["--rounds", "4", "--steps", "1", "--bucket-mb", "4", "--bucket-mb", "25"]
+    fast = Link("1000mbit")
+    for name, link, words in (
+        ("baseline-small", known["slow"], small),
+        ("baseline-large", fast, large),
+    ):
+        with lab(2, 2, link) as hosts:
+            on_all_ranks(folder, name, hosts, "baseline", words, ())
+
+
+def lateness(folder: Path, known: dict[str, Link]) -> None:
+    """The map: rates, classes, a latency, a link that jitters."""
+    variants = (CEILING, METHOD, ASYNC, BASELINE, *STRONGEST)
+    few = ["--rounds", "3", "--micro-batches", "16", "--seconds", "2"]
+    for name, link in known.items():
+        for latency in (None, LATENCY):
+            for jitter in (None, JITTER):
+                there = replace(link, latency=latency or (jitter and "10ms"), jitter=jitter)
+                for classes in (1000, 3755):
+                    wait = f"{'-latency' if latency else ''}{'-jitter' if jitter else ''}"
+                    table = f"map-{name}{wait}-{classes}"
+                    if (folder / f"{table}.json").exists():
+                        continue
+                    with lab(2, 2, there) as hosts:
+                        own = [f"data.num_classes={classes}", *few]
+                        rates(folder, table, hosts, variants, own)
+                    note(folder, table, there, hosts=2, ranks=4, classes=classes)
+
+
+PARTS: dict[str, Callable[[Path, dict[str, Link]], None]] = {
     "throughput": throughput,
+    "overlap": overlap,
     "ceiling": ceiling,
     "accuracy": accuracy,
     "many": many,
     "stutter": stutter,
+    "baseline": baseline,
+    "lateness": lateness,
 }
-
-
-def page(folder: Path, slow: int) -> str:
-    facts = environment()
-    lines = [
-        "# The lab",
-        "",
-        f"Commit {facts['git_commit']}{' with changes' if facts['git_dirty'] else ''}; test hosts "
-        f"in network namespaces of one machine: {facts['cpu']}, {os.cpu_count()} cores; the slow "
-        f"link has {slow} Mbit/s. `make lab` repeats it. Ratios are medians, and "
-        "quartiles, of blocks beside each other in time.",
-    ]
-    others = {folder / "rate.json", folder / CONDITIONS, *folder.glob("*.predictions.json")}
-    for path in sorted(set(folder.glob("*.json")) - others):
-        lines += ["", f"## {path.stem}", "", *table(json.loads(path.read_text()))]
-    comparison = folder / "comparison" / "comparison.md"
-    if comparison.exists():
-        lines += ["", comparison.read_text().replace("# ", "## ", 1).rstrip()]
-    return "\n".join(lines) + "\n"
-
-
-def table(variants: Sequence[dict[str, Any]]) -> list[str]:
-    """Against the first, and against the baseline where that is among them."""
-    rates = {each["variant"]: each["images_per_second"] for each in variants}
-    baseline = rates.get("data_parallel")
-    lines = [
-        f"| variant | images/s | of {variants[0]['variant']} | quartiles | "
-        "of data_parallel | exchange wait |",
-        "|:--|--:|--:|--:|--:|--:|",
-    ]
-    for each in variants:
-        times = f"{each['images_per_second'] / baseline:.2f}x" if baseline else ""
-        wait = each["exchange_wait_percent"]
-        low, high = each["ratio_quartiles"]
-        lines.append(
-            f"| {each['variant']} | {each['images_per_second']:.0f} | {each['ratio']:.3f} | "
-            f"{low:.2f} - {high:.2f} | {times} | {wait:.1f} % |"
-        )
-    return lines
 
 
 def main() -> int:
@@ -216,16 +287,17 @@ def main() -> int:
     parser.add_argument("--only", choices=PARTS, action="append")
     chosen = parser.parse_args()
     folder = chosen.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        slow = slow_rate(folder)
+        known = links(folder)
         for name, part in PARTS.items():
             if chosen.only is None or name in chosen.only:
                 print(f"lab: {name}", file=sys.stderr, flush=True)
-                part(folder, slow)
+                part(folder, known)
     except LabFailed as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1
-    text = page(folder, slow)
+    text = page(folder)
     (folder / "README.md").write_text(text)
     print(text)
     return 0

@@ -1,13 +1,15 @@
 """Experiments against each other in one run: blocks of windows in turn, on the same ranks.
 
 `horovodrun ... python -m benchmarks.throughput EXPERIMENT.yaml ... [key=value ...]`. The first is
-what the others are measured against. A block's first windows are not timed: in them lands what the
-block before left under way. Nothing is evaluated.
+what the others are measured against; `EXPERIMENT.yaml,key=value,...` changes one of them. A block's
+first windows are not timed: in them lands what the block before left under way. Nothing is
+evaluated. `exchange.route=auto` is measured first, as a run does.
 """
 
 import argparse
 import itertools
 import json
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -27,8 +29,9 @@ from harness.measure.clock import CardTimeline, HostTimeline, Times, clock_for
 from harness.measure.phase import Phase
 from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
-from harness.parallel.ranks import launched_topology, open_ranks
+from harness.parallel.ranks import Ranks, launched_topology, open_ranks
 from harness.parallel.world import Links, choose_device, link
+from harness.routing import routed
 from harness.timing.window import KeepingClock
 from harness.trainer import Trainer
 
@@ -49,6 +52,8 @@ class Variant:
         self._batches = self.trainer.batches()
         self._windows = itertools.count()
         self.rates: list[float] = []
+        self.pace = 0.0
+        """Images a second of the last block."""
         self.times: list[Times] = []
         self.cpu: list[dict[str, float]] = []
 
@@ -63,7 +68,8 @@ class Variant:
         for _ in range(windows):
             self._window()
         dist.barrier()
-        self.rates.append(self.images * windows / (time.perf_counter() - started))
+        self.pace = self.images * windows / (time.perf_counter() - started)
+        self.rates.append(self.pace)
         self.times += self.clock.kept
         spent = zip(before._fields, before, psutil.cpu_times(), strict=True)
         self.cpu.append({name: (stop - start) * 1e3 / windows for name, start, stop in spent})
@@ -72,14 +78,30 @@ class Variant:
         self.trainer.run_window(next(self._windows), self._batches, Unheard())
 
 
+def loaded(given: str, overrides: Sequence[str]) -> Config:
+    """`EXPERIMENT.yaml`, or `EXPERIMENT.yaml,key=value,...`."""
+    path, *own = given.split(",")
+    return load(path, [*overrides, *own])
+
+
 def variant(config: Config, links: Links, folder: Path) -> Variant:
     card, topology = links.device.type == "cuda", links.topology
     clock = KeepingClock(CardTimeline() if card else HostTimeline())
     own = replace(links, meters=Meters(clock, Traffic()))
     world = own.world(config.classifier.layout, user=f"{config.name}.")
+    config = routed(config, open_dataset(config.data), world, folder)
     trainer = Trainer(config, open_dataset(config.data), world, folder)
     passes = config.exchange.backward_passes_per_step
     return Variant(config, trainer, clock, config.train.batch_size * topology.world_size * passes)
+
+
+def fitting(variant: Variant, ranks: Ranks, seconds: float, first: bool, most: int) -> int:
+    """Windows of a block of about so many seconds, by the block before; the same on all ranks."""
+    if first:
+        return 1
+    fit = seconds * variant.pace / variant.images
+    agreed = ranks.launch_gather(torch.tensor([fit]), "windows of a block").wait()
+    return max(1, min(most, int(agreed.min())))
 
 
 def report(variants: Sequence[Variant]) -> list[dict[str, object]]:
@@ -96,6 +118,7 @@ def report(variants: Sequence[Variant]) -> list[dict[str, object]]:
             {
                 "variant": each.config.name,
                 "images_per_second": statistics.median(each.rates),
+                "route": each.config.exchange.route,
                 "ratio": statistics.median(ratios),
                 "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
                 "exchange_wait_percent": 100 * phases["exchange_wait"] / step,
@@ -113,13 +136,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--micro-batches", type=int, default=24, help="timed, in a block")
+    parser.add_argument("--micro-batches", type=int, default=24, help="timed, in a block, at most")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="of a block: slow variants take fewer"
+    )
     parser.add_argument("--untimed", type=int, default=8, help="micro-batches, before those")
     parser.add_argument("--output", type=Path, help="JSON file, besides the last line printed")
     chosen = parser.parse_args()
     endless = [f"train.steps={ENDLESS}", "train.epochs=null", f"train.untimed_windows={ENDLESS}"]
-    overrides = endless + [each for each in chosen.arguments if "=" in each]
-    configs = [load(each, overrides) for each in chosen.arguments if "=" not in each]
+    experiments = [each for each in chosen.arguments if each.split(",")[0].endswith(".yaml")]
+    overrides = endless + [each for each in chosen.arguments if each not in experiments]
+    configs = [loaded(each, overrides) for each in experiments]
     torch.set_num_threads(1)
     topology = launched_topology()
     with ExitStack() as opened:
@@ -132,7 +159,10 @@ def main() -> None:
             for each in variants:
                 dist.barrier()
                 passes = each.config.exchange.backward_passes_per_step
-                each.block(max(1, chosen.untimed // passes), chosen.micro_batches // passes)
+                windows = chosen.micro_batches // passes
+                if math.isfinite(chosen.seconds):
+                    windows = fitting(each, ranks, chosen.seconds, number == 0, windows)
+                each.block(max(1, min(windows, chosen.untimed // passes)), max(1, windows))
             if number == 0:  # caches and allocators are warm now
                 for each in variants:
                     each.rates.clear()

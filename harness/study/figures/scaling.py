@@ -44,6 +44,9 @@ class Condition(Record):
     classes: int
     mbit_per_second: float | None
     """Of a host's link; None: without a limit."""
+    latency: str | None = None
+    """One way, as `harness lab up` takes it; None: the machine's own."""
+    jitter: str | None = None
 
 
 PANELS = {

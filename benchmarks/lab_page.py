@@ -1,0 +1,73 @@
+"""The page that `make lab` leaves: a table for each file of numbers, and the studies."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.alternating import Timing
+from harness.measure.machine import environment
+from harness.study.figures.scaling import CONDITIONS
+
+NOT_TABLES = ("rate.json", CONDITIONS)
+
+
+def page(folder: Path) -> str:
+    facts = environment()
+    known = json.loads((folder / "rate.json").read_text())["mbit_per_second"]
+    told = ", ".join(f"{name} {rate:g} Mbit/s" for name, rate in known.items())
+    lines = [
+        "# The lab",
+        "",
+        f"Commit {facts['git_commit']}{' with changes' if facts['git_dirty'] else ''}; test hosts "
+        f"in network namespaces of one machine: {facts['cpu']}, {os.cpu_count()} cores. Links: "
+        f"{told}. `make lab` repeats it. Ratios are medians, and quartiles, of blocks beside each "
+        "other in time.",
+    ]
+    for path in sorted(folder.glob("*.json")):
+        if path.name in NOT_TABLES or path.name.endswith(".predictions.json"):
+            continue
+        numbers = json.loads(path.read_text())
+        rows = timing_table(numbers) if isinstance(numbers, dict) else table(numbers)
+        lines += ["", f"## {path.stem}", "", *rows]
+    for study in sorted(folder.glob("comparison*/comparison.md")):
+        lines += ["", study.read_text().replace("# ", "## ", 1).rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+def table(variants: Sequence[dict[str, Any]]) -> list[str]:
+    """Against the first, and against the baseline where that is among them."""
+    rates = {each["variant"]: each["images_per_second"] for each in variants}
+    baseline = rates.get("data_parallel")
+    lines = [
+        f"| variant | images/s | of {variants[0]['variant']} | quartiles | "
+        "of data_parallel | exchange wait |",
+        "|:--|--:|--:|--:|--:|--:|",
+    ]
+    for each in variants:
+        times = f"{each['images_per_second'] / baseline:.2f}x" if baseline else ""
+        wait = each["exchange_wait_percent"]
+        low, high = each["ratio_quartiles"]
+        lines.append(
+            f"| {each['variant']} | {each['images_per_second']:.0f} | {each['ratio']:.3f} | "
+            f"{low:.2f} - {high:.2f} | {times} | {wait:.1f} % |"
+        )
+    return lines
+
+
+def timing_table(rounds: Mapping[str, list[float]]) -> list[str]:
+    """Steps of libraries against each other, ours first."""
+    timing = Timing(rounds)
+    first, *others = sorted(
+        rounds, key=lambda each: (not each.startswith("harness"), timing.median(each))
+    )
+    lines = [
+        f"| variant | step, median ms | {first} / this, median of rounds |",
+        "|:--|--:|--:|",
+        f"| {first} | {timing.median(first):.1f} | |",
+    ]
+    for other in others:
+        ratio = timing.ratio(first, other)
+        lines.append(f"| {other} | {timing.median(other):.1f} | {ratio:.3f} |")
+    return lines
