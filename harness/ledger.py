@@ -82,6 +82,7 @@ class Ledger:
         self._evaluated: list[tuple[int, Moment, dict[str, float]]] = []
         self._sent = world.meters.traffic.total
         self._cpu_from = 0.0
+        self._drain_seconds = 0.0
         self.stopwatch = stopwatch or Stopwatch(world.device)
         self._spent = Spent(self.stopwatch, self._kinds.of(course.first))
 
@@ -145,6 +146,10 @@ class Ledger:
                 journal.warn("evaluation", nonfinite_images(name.split("/")[1], int(count), ended))
         self._evaluated.append((ended, self._spent.moment(), metrics))
         journal.log(ended, metrics)
+
+    def drained(self, seconds: float) -> None:
+        """How long the drain at the end took."""
+        self._drain_seconds = seconds
 
     def progress(self) -> Progress:
         """How far the whole training has come by now, the watch being stopped."""
@@ -225,6 +230,7 @@ class Ledger:
             in_node_mb_per_step_formula=expected.in_node / 1e6,
             train_seconds=self._seconds_at(self._spent.moment()),
             train_seconds_known=progress.train_seconds is not None,
+            drain_seconds=self._drain_seconds,
             evaluations=progress.evaluations,
             mlflow_run_id=None,
             commit=None,

@@ -255,8 +255,10 @@ class Trainer:
     def _end(self, ended: int, journal: Journal) -> None:
         """What is under way when the last window ends is waited for in the training's time."""
         apart = self.exchange.apart()
+        before = self._ledger.stopwatch.lap()
         self.exchange.drain(self._step)
         self._ledger.stopwatch.stop()
+        self._ledger.drained(self._ledger.stopwatch.seconds - before)
         self._judge_drained(ended, apart, journal)
 
     def _judge_drained(

@@ -124,6 +124,9 @@ class RunSummary(Record):
     train_seconds_known: bool = True
     """False: resumed from a checkpoint that does not say how long it had been trained; all seconds
     here are of this run alone."""
+    drain_seconds: float = 0.0
+    """At the end: to land what was under way, and to make nodes that differ agree. In
+    `train_seconds`; 0 in records older than this field."""
     evaluations: tuple[Evaluation, ...]
     """In order; the last is the end of the run, over all validation images."""
     validation_images: dict[str, int] = {}
@@ -150,6 +153,9 @@ class RunSummary(Record):
         """Training seconds until `val/top1` first reached the target, with a finite loss: without,
         older records have the accuracy of a fixed class.
 
+        Whoever stops there has the model only after one drain, which is charged: an evaluation on
+        the way judges the mean over nodes without its being in their hands.
+
         None: it never did, or nobody knows how long the run it goes on from had taken.
         """
         if not self.train_seconds_known:
@@ -157,7 +163,8 @@ class RunSummary(Record):
         for evaluation in self.evaluations:
             finite = math.isfinite(evaluation.metrics.get("val/loss", 0.0))
             if finite and evaluation.metrics.get("val/top1", 0.0) >= target_top1:
-                return evaluation.train_seconds
+                ended = evaluation.window == self.windows
+                return evaluation.train_seconds + (0.0 if ended else self.drain_seconds)
         return None
 
     def write(self, folder: Path) -> None:

@@ -82,6 +82,16 @@ def test_seconds_to_a_target_are_those_of_the_first_that_reached_it(
     assert SUMMARY.seconds_to(target) == seconds
 
 
+def test_whoever_stops_at_the_target_pays_one_drain() -> None:
+    """The end has paid its own, in its time."""
+    last = SUMMARY.evaluations[-1]
+    drained = SUMMARY.model_copy(update={"drain_seconds": 0.4, "windows": last.window})
+    first = SUMMARY.evaluations[0]
+    assert drained.seconds_to(0.0) == pytest.approx(first.train_seconds + 0.4)
+    only_the_end = drained.model_copy(update={"evaluations": (last,)})
+    assert only_the_end.seconds_to(0.0) == last.train_seconds
+
+
 def test_it_is_a_record() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         SUMMARY.seed = 4
