@@ -18,6 +18,7 @@ from harness.checks.agreement import agree_on_settings
 from harness.checks.compute import measure_speed
 from harness.config import Config, load
 from harness.data.open import open_dataset
+from harness.exchange.codecs import CODECS
 from harness.leaving import leave
 from harness.measure.calibration import Calibration, Point
 from harness.measure.clock import clock_for
@@ -63,7 +64,7 @@ def measure(
         ),
         **network.measured(),
         optimizer=(optimizer_time(config, world, seconds),),
-        encode={name: (encoding_time(name, world, seconds),) for name in ("fp16", "int8", "int4")},
+        encode={name: (encoding_time(name, world, seconds),) for name in CODECS},
         **transfer_times(world, seconds),
         **window_time(config, dataset, links, folder, seconds),
     )

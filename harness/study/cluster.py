@@ -71,6 +71,8 @@ class Encoding(Section):
     fp16: float = Field(gt=0)
     int8: float = Field(gt=0)
     int4: float = Field(gt=0)
+    sign: float | None = Field(default=None, gt=0)
+    """None: not measured, of a calibration that is older than this wire."""
 
 
 class Cluster(Section):

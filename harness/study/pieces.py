@@ -154,7 +154,7 @@ class _Costs:
     def encode(self) -> float:
         """Late exchanges copy what they send at least; those that overlap pack alone."""
         work, kind = self._work, self._exchange.compression
-        if self._exchange.kind in ("isolated", "ddp_powersgd", "ddp_post_local_sgd"):
+        if self._exchange.kind == "isolated" or self._exchange.is_torchs:
             return 0.0
         if work.nodes * work.ranks_per_node == 1 or (work.nodes == 1 and not work.overlaps):
             return 0.0
@@ -162,9 +162,10 @@ class _Costs:
         if kind == "none":
             return 0.0 if work.overlaps else self._memory(ENCODING_PASSES * elements)
         known = self._cluster.encode_seconds
-        if known is None:
+        seconds: float | None = getattr(known, kind) if known is not None else None
+        if seconds is None:
             return self._memory(ENCODING_PASSES * elements)
-        return self.slowdown * float(getattr(known, kind)) * elements
+        return self.slowdown * seconds * elements
 
     def _memory(self, elements: float) -> float:
         rate = self._cluster.memory_bytes_per_second
