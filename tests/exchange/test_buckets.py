@@ -125,11 +125,12 @@ def test_parameters_without_a_gradient_still_go_out_with_the_window() -> None:
         flat.grads.zero_()
         for _ in range(2):
             backward(network, skipped=(1, 3))
-        assert len(recorder.launched) == LAYERS - 2
+        assert len(recorder.launched) == 1, "those behind one that does not come wait for the end"
         buckets.finish()
         pieces = sorted(recorder.launched)
         covered = [place for start, length in pieces for place in range(start, start + length)]
         assert covered == list(range(flat.elements)), f"window {window}"
+        assert pieces == recorder.launched, "in another order than other ranks may have them"
 
 
 def test_a_parameter_used_in_one_pass_only_does_not_upset_the_next_window() -> None:
@@ -145,3 +146,39 @@ def test_a_parameter_used_in_one_pass_only_does_not_upset_the_next_window() -> N
     backward(network)
     assert len(recorder.launched) == LAYERS
     buckets.finish()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (2, 4, 0, 3, 1), (4, 3, 2, 1, 0)])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_they_go_out_in_one_order_whatever_order_gradients_come_in(
+    order: tuple[int, ...], passes: int
+) -> None:
+    """A layer that is ready early waits for those before it in the flat gradient, and no longer."""
+    network, flat, recorder, buckets = parts(passes, 1)
+    come: list[int] = []
+    out_by_then: list[int] = []
+
+    def note(number: int) -> None:
+        come.append(number)
+        out_by_then.append(len(recorder.launched))
+
+    for number, layer in enumerate(network.layers):
+        layer.weight.register_post_accumulate_grad_hook(lambda _, number=number: note(number))
+    for _ in range(passes):
+        x = torch.ones(2, WIDTH)
+        # What is computed last has its gradient first.
+        for number in reversed(order):
+            x = network.layers[number](x)
+        x.sum().backward()
+    assert come == list(order) * passes
+    starts = [start for start, _ in recorder.launched]
+    assert len(starts) == LAYERS
+    assert starts == sorted(starts)
+    # The last layer stands first.
+    there = [{LAYERS - 1 - layer for layer in order[: k + 1]} for k in range(LAYERS)]
+    whole = [max(n for n in range(LAYERS + 1) if set(range(n)) <= have) for have in there]
+    assert out_by_then == [0] * LAYERS * (passes - 1) + whole
+    buckets.finish()
+    assert sorted(recorder.waited) == list(range(LAYERS))
+    for (start, length), content in zip(recorder.launched, recorder.contents, strict=True):
+        assert torch.equal(content, flat.grads[start : start + length])

@@ -12,6 +12,8 @@ from harness.measure.traffic import (
     Traffic,
     all_gather_bytes,
     all_reduce_bytes,
+    all_to_all_bytes,
+    bucket_bytes,
     formula,
     slice_bytes,
 )
@@ -82,6 +84,16 @@ def test_an_all_reduce_is_one_ring_over_all_ranks(nodes: int, per_node: int) -> 
     assert all_reduce_bytes(1.0, ranks, nodes) == approx(links.of_a_rank())
 
 
+@pytest.mark.parametrize(("nodes", "per_node"), GRIDS)
+def test_an_all_to_all_sends_every_block_on_its_own(nodes: int, per_node: int) -> None:
+    ranks, links = nodes * per_node, Links(per_node)
+    for sender in range(ranks):
+        for receiver in range(ranks):
+            if sender != receiver:
+                links.send(sender, receiver, 1.0)
+    assert all_to_all_bytes(1.0, ranks, nodes) == approx(links.of_a_rank())
+
+
 def approx(sent: Bytes) -> object:
     return Bytes(*(pytest.approx(value) for value in (sent.in_node, sent.cross_node)))
 
@@ -112,10 +124,20 @@ SIZES = Sizes(
     features=6,
     element_bytes=4,
     feature_bytes=4,
-    wire_bytes=lambda elements: 4 * elements,
+    crossing=lambda elements, ranks, nodes: all_reduce_bytes(4 * elements, ranks, nodes),
+    buckets=(600, 400),
+    slice_buckets=((20, 10), (30,)),
 )
 """P = 1000, C D = 60, B = 3, D = 6, s = 4, M = G = 2, N = 4."""
-ALL_SHARED = replace(SIZES, shared=1060, slices=())
+ALL_SHARED = replace(SIZES, shared=1060, slices=(), buckets=(600, 460), slice_buckets=())
+
+
+def in_bytes_and_a_word(elements: int, ranks: int, nodes: int) -> Bytes:
+    """A byte an element and 4 more, rounded up to even: buckets are no longer as their sum."""
+    return all_reduce_bytes(elements + elements % 2 + 4, ranks, nodes)
+
+
+UNEVEN = replace(SIZES, buckets=(501, 499), crossing=in_bytes_and_a_word)
 
 FEATURES = 2 * 3 * 6 * 4
 """Of another rank, there and back: 2 B D s."""
@@ -157,6 +179,54 @@ NODE_STATISTICS, WORLD_STATISTICS = 3 * 6 * 4, 3 * 12 * 4
             6000 + 240,
             3000 + FEATURES + LABELS + NODE_STATISTICS,
         ),
+        # 2(M-1)/M of a share of each bucket, which is a chunk of it, by each rank; the same twice
+        # in the node.
+        (
+            "node",
+            "synchronous",
+            "hierarchical",
+            replace(SIZES, passes=4),
+            4000 + 240,
+            2 * 2000 + 4 * (FEATURES + LABELS + NODE_STATISTICS),
+        ),
+        # Shares of 251 and of 250 elements, a byte each and 4 for their bucket, from both ranks;
+        # slices of 20 + 10 and of 30 elements. In the node shares are whole numbers of 4 bytes.
+        (
+            "node",
+            "synchronous",
+            "hierarchical",
+            UNEVEN,
+            2 * (256 + 254) + (24 + 14 + 34),
+            2 * (251 + 250) * 4 + FEATURES + LABELS + NODE_STATISTICS,
+        ),
+        # The same in a flat ring: 2(N-1)/N of 506 and of 504 bytes.
+        (
+            "node",
+            "synchronous",
+            "flat",
+            UNEVEN,
+            1.5 * (506 + 504) + (24 + 14 + 34),
+            1.5 * (506 + 504) / 2 + FEATURES + LABELS + NODE_STATISTICS,
+        ),
+        # Features of all other nodes, twice; buckets as ever.
+        (
+            "world",
+            "synchronous",
+            "hierarchical",
+            replace(SIZES, slices=(), slice_buckets=()),
+            4000 + 2 * (FEATURES + LABELS + WORLD_STATISTICS),
+            2 * 2000 + 2 * (FEATURES + LABELS + WORLD_STATISTICS),
+        ),
+        # Averaged in a node at every micro-batch, over all ranks once in a window.
+        (
+            "replicated",
+            "ddp_post_local_sgd",
+            "flat",
+            replace(ALL_SHARED, passes=4),
+            6360,
+            6360 / 2 + 4 * 4240,
+        ),
+        ("replicated", "ddp_powersgd", "flat", ALL_SHARED, 6360, 6360 / 2),
         # Every micro-batch a chunk of gradients to the other rank, and one of values back.
         (
             "node",
@@ -172,8 +242,9 @@ NODE_STATISTICS, WORLD_STATISTICS = 3 * 6 * 4, 3 * 12 * 4
             "node",
             "averaging",
             "hierarchical",
-            replace(SIZES, passes=4, pieces=4, wire_bytes=lambda elements: elements + 4),
-            1060 / 4 + 2 * 4,
+            replace(SIZES, passes=4, pieces=4, crossing=in_bytes_and_a_word),
+            # Of a chunk of 500 125 each, of the slice of 30 7, 8, 7, 8.
+            2 * sum(132 + 4 if own == 7 else 134 + 4 for own in (7, 8, 7, 8)) / 4,
             4 * (2 * 2000 + FEATURES + LABELS + NODE_STATISTICS),
         ),
         # Nothing but what averaging does in the node at every micro-batch.
@@ -212,7 +283,7 @@ def test_slicing_over_a_node_does_not_lower_what_crosses_between_nodes() -> None
 
 def test_one_node_sends_nothing_across_and_one_rank_nothing() -> None:
     one_node = replace(SIZES, nodes=1)
-    one_rank = replace(SIZES, nodes=1, ranks_per_node=1, slices=(60,))
+    one_rank = replace(SIZES, nodes=1, ranks_per_node=1, slices=(60,), slice_buckets=((50, 10),))
     for layout in ("replicated", "node", "world"):
         for kind in ("synchronous", "delayed", "averaging"):
             for route in ("flat", "hierarchical"):
@@ -231,3 +302,12 @@ def test_statistics_of_large_groups_do_not_grow_with_their_square() -> None:
     assert len(large) == 4
     sent = [each.in_node + each.cross_node for each in large[1:3]]
     assert sent == pytest.approx([2 * 15 / 16 * rows * 16 * images * 4 for rows in (1, 2)])
+
+
+@pytest.mark.parametrize("elements", [1, 7, 1000])
+def test_a_bucket_through_nodes_takes_equal_shares(elements: int) -> None:
+    """Of 7 elements each of 2 ranks takes 4: both ways in the node, and over the link."""
+    found = bucket_bytes("hierarchical", elements, SIZES)
+    share = (elements + 1) // 2
+    assert found == Bytes(in_node=2 * 4 * share, cross_node=4 * share)
+    assert bucket_bytes("flat", elements, SIZES) == all_reduce_bytes(4 * elements, 4, 2)
