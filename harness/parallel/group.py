@@ -17,7 +17,7 @@ from harness.measure.traffic import (
     all_reduce_bytes,
     all_to_all_bytes,
 )
-from harness.parallel.line import Line, Running
+from harness.parallel.line import Line, Running, used_here
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Pending:
         if self._follow is not None:
             follow, self._follow = self._follow, None
             self._result = follow(self._result)
-        return self._result
+        return used_here(self._result)
 
 
 @dataclass(frozen=True)

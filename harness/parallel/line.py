@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
@@ -64,4 +65,14 @@ class _OnCard(Generic[T]):
     def result(self) -> T:
         value, event = self.taken.result()
         torch.cuda.current_stream().wait_event(event)
+        if isinstance(value, Tensor):
+            used_here(value)
         return value
+
+
+def used_here(tensor: Tensor) -> Tensor:
+    """The tensor, which may have been made on another stream: a card's memory is not given to
+    others before what the current stream does with it is done."""
+    if tensor.is_cuda:
+        tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    return tensor

@@ -1,0 +1,135 @@
+"""Where lateness pays: the late method against whatever waits, over links, measured.
+
+Throughput comes from tables measured on each link, the images that a variant needs to the target
+from a study: what is learnt does not depend on the link, because delays are counted in windows.
+Their quotient is the time to accuracy there.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from matplotlib.axes import Axes
+
+from harness.measure.summary import RunSummary
+from harness.study.figures.colours import Look, in_order, looks
+from harness.study.figures.scaling import CONDITIONS, Condition
+from harness.study.figures.style import Picture, Said, dressed, legend_below, line, picture
+
+PREFIX = "map-"
+"""Of the tables' names."""
+BASELINE, CEILING = "data_parallel", "ceiling"
+LATE = ("hybrid_averaging", "hybrid_async", "world_late_int8")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A link and a number of classes."""
+
+    condition: Condition
+    lost: float
+    """The share of its step that the baseline loses to the link."""
+    seconds: Mapping[str, float]
+    """To the target, by variant; inf: it does not reach it."""
+
+    @property
+    def link(self) -> str:
+        """What it is beside its rate."""
+        latency, jitter = self.condition.latency, self.condition.jitter
+        told = f"{latency} one way" if latency else "no latency"
+        return f"{told}, jitter {jitter}" if jitter else told
+
+    def best(self, late: bool) -> str:
+        """The variant that is first at the target, of those that are late or of those that wait."""
+        among = [name for name in self.seconds if (name in LATE) == late]
+        return min(among, key=lambda name: self.seconds[name])
+
+    @property
+    def faster(self) -> float:
+        """How many times as fast the best late variant is as the best that waits."""
+        return self.seconds[self.best(late=False)] / self.seconds[self.best(late=True)]
+
+
+def images_to(summaries: Sequence[RunSummary], target: float) -> dict[str, float]:
+    """Training images at the first evaluation that reaches the target, the mean over seeds; inf for
+    a variant of which a run does not."""
+    found: dict[str, list[float]] = {}
+    for run in summaries:
+        reached = [each.images for each in run.evaluations if each.metrics["val/top1"] >= target]
+        found.setdefault(run.name, []).append(float(min(reached, default=math.inf)))
+    return {name: mean(images) for name, images in found.items()}
+
+
+def places(tables: str | Path, images: Mapping[str, float]) -> list[Place]:
+    """Of all tables of the map, by classes, kind of link and rate."""
+    folder, found = Path(tables), []
+    conditions = json.loads((folder / CONDITIONS).read_text(encoding="utf-8"))
+    for name, values in conditions.items():
+        if not name.startswith(PREFIX):
+            continue
+        table = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        rates = {each["variant"]: float(each["images_per_second"]) for each in table}
+        found.append(
+            Place(
+                condition=Condition.model_validate(values),
+                lost=1 - rates[BASELINE] / rates[CEILING],
+                seconds={
+                    name: images[name] / rate for name, rate in rates.items() if name in images
+                },
+            )
+        )
+    return sorted(found, key=lambda each: (each.condition.classes, each.link, each.lost))
+
+
+def draw(tables: str | Path, images: Mapping[str, float]) -> Picture:
+    """A panel for each number of classes and kind of link: seconds to the target over the share of
+    its step that data parallelism loses to the link."""
+    found = places(tables, images)
+    links = list(dict.fromkeys(each.link for each in found))
+    classes = sorted({each.condition.classes for each in found})
+    variants = looks(name for each in found for name in each.seconds)
+    with dressed():
+        figure = picture(3.4 * len(links), 3.6 * len(classes))
+        grid = figure.subplots(len(classes), len(links), sharey="row", squeeze=False)
+        for row, count in zip(grid, classes, strict=True):
+            for axes, link in zip(row, links, strict=True):
+                here = [
+                    each for each in found if (each.condition.classes, each.link) == (count, link)
+                ]
+                _panel(axes, here, variants)
+                axes.set_title(f"{count:,} classes, {link}", fontsize=9)
+            row[0].set_ylabel("seconds to the target")
+        legend_below(figure, list(grid.flat), columns=4)
+    return figure
+
+
+def say(tables: str | Path, images: Mapping[str, float]) -> Said:
+    """Of each link the best late variant against the best that waits."""
+    lines = [
+        "| classes | link | data_parallel loses | best late | best that waits | late is |",
+        "|--:|:--|--:|:--|:--|--:|",
+    ]
+    for each in places(tables, images):
+        late, waits = each.best(late=True), each.best(late=False)
+        lines.append(
+            f"| {each.condition.classes:,} | {each.condition.mbit_per_second:g} Mbit/s, "
+            f"{each.link} | {each.lost:.0%} | {late}, {each.seconds[late]:.1f} s | "
+            f"{waits}, {each.seconds[waits]:.1f} s | {each.faster:.2f}x as fast |"
+        )
+    return Said("\n".join(lines))
+
+
+def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, Look]) -> None:
+    # A step takes 1 / (1 - lost) of what it takes without the link.
+    spots = [1 / (1 - each.lost) for each in found]
+    for name in in_order(dict.fromkeys(name for each in found for name in each.seconds)):
+        seconds = [each.seconds.get(name, math.nan) for each in found]
+        axes.plot(spots, seconds, **line(variants[name]), label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(spots, [f"{each.lost:.0%}" for each in found])
+    axes.minorticks_off()
+    axes.set_xlabel("of its step data_parallel loses")
