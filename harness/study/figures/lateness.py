@@ -128,6 +128,7 @@ def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, Look]) -> 
     for name in in_order(dict.fromkeys(name for each in found for name in each.seconds)):
         seconds = [each.seconds.get(name, math.nan) for each in found]
         axes.plot(spots, seconds, **line(variants[name]), label=name)
+    axes.set_xlim(min(spots) / 1.2, max(spots) * 1.2)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(spots, [f"{each.lost:.0%}" for each in found])
