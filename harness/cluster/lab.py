@@ -1,4 +1,4 @@
-"""Many machines on one: test hosts on a bridge, made, changed and taken down without a trace."""
+"""Many machines on one: test hosts on a switch, made, changed and taken down without a trace."""
 
 import json
 import os
@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from harness.cluster.cpu_limit import Groups, find_groups, groups_here
+from harness.cluster.impairment import Impairment
+from harness.cluster.switch import impairments_of, join, make_switch
 from harness.cluster.testhost import (
     FILES,
     NAMESPACES,
@@ -20,7 +22,7 @@ from harness.cluster.testhost import (
     bits_per_second,
     connect,
     make_login_key,
-    make_switch,
+    processes,
     shape,
     start_sshd,
     tool,
@@ -74,8 +76,14 @@ def check_possible() -> None:
         raise UserError(f"harness lab {found}")
 
 
-def up(count: int, slots: int, rate: str | None, shares: Mapping[str, float | None]) -> None:
-    """Makes the hosts h1, h2, ... anew, each with so many slots and a link of that rate.
+def up(
+    count: int,
+    slots: int,
+    rate: str | None,
+    shares: Mapping[str, float | None],
+    impairment: Impairment,
+) -> None:
+    """Makes the hosts h1, h2, ... anew, each with so many slots and such a link.
 
     Takes down what is left of an earlier lab. When anything fails, nothing is left of this one.
     """
@@ -93,7 +101,7 @@ def up(count: int, slots: int, rate: str | None, shares: Mapping[str, float | No
     with _turn():
         _remove()
         try:
-            _make(hosts, rate)
+            _make(hosts, rate, impairment)
             for name, cores in shares.items():
                 _limit(name, cores)
         except BaseException:
@@ -140,12 +148,21 @@ def host_named(name: str) -> LabHost:
     return hosts[name]
 
 
-def set_rate(rate: str | None, name: str | None = None) -> None:
-    """Shapes the links of a running lab anew, or one host's."""
+def set_link(
+    rate: str | None, name: str | None = None, figures: Mapping[str, float] | None = None
+) -> None:
+    """Shapes the links of a running lab anew, or one host's; of its impairment, those figures."""
     if rate is not None:
         bits_per_second(rate)
-    for host in running() if name is None else [host_named(name)]:
-        shape(host, rate)
+    hosts = running()
+    changed = hosts if name is None else [host_named(name)]
+    with _turn():
+        impairments = impairments_of(hosts)
+        for host in changed:
+            impairments[host.name] = impairments[host.name].changed(figures or {})
+        join(impairments)
+        for host in changed:
+            shape(host, rate)
 
 
 def set_share(name: str, cores: float | None) -> None:
@@ -161,10 +178,6 @@ def _limit(name: str, cores: float | None) -> None:
             f"in {groups.mount}; leave the share out"
         )
     groups.limit(name, cores)
-
-
-def processes(namespace: str) -> list[int]:
-    return [int(pid) for pid in tool("ip", "netns", "pids", namespace).split()]
 
 
 @contextmanager
@@ -183,7 +196,7 @@ def _turn() -> Iterator[None]:
         yield
 
 
-def _make(hosts: tuple[LabHost, ...], rate: str | None) -> None:
+def _make(hosts: tuple[LabHost, ...], rate: str | None, impairment: Impairment) -> None:
     _note_what_is_missing()
     for folder in (FILES, PRIVILEGE_FOLDER):
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -194,6 +207,7 @@ def _make(hosts: tuple[LabHost, ...], rate: str | None) -> None:
         connect(host)
         write_files(host, hosts)
         shape(host, rate)
+    join({host.name: impairment for host in hosts})
     entrances = [groups.entrance(host.name) if groups else None for host in hosts]
     servers = [start_sshd(*each) for each in zip(hosts, entrances, strict=True)]
     for host, server in zip(hosts, servers, strict=True):

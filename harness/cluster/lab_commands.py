@@ -1,13 +1,16 @@
 """The command line of the lab: its options, and what its state looks like."""
 
 import argparse
+import sys
 from typing import Any
 
 from harness.arguments import MOST_RANKS, count
 from harness.cluster import lab
 from harness.cluster.cpu_limit import groups_here
+from harness.cluster.impairment import OPTIONS, Impairment, figures
 from harness.cluster.lab_run import parse_stutter, run_in_lab
-from harness.cluster.testhost import LabHost, shaped_rate
+from harness.cluster.switch import RELAY_IS_GONE, impairments_of, relay_is_gone
+from harness.cluster.testhost import LabHost, processes, shaped_rate
 from harness.errors import UserError
 
 Commands = Any
@@ -22,6 +25,7 @@ def add_lab(commands: Commands) -> None:
     up.add_argument("--hosts", type=count(lab.MOST_HOSTS), default=2, help="how many")
     up.add_argument("--slots", type=count(MOST_RANKS), default=4, help="ranks that a host takes")
     up.add_argument("--rate", default="none", help="of each host's link: 200mbit, none")
+    _add_impairment(up)
     up.add_argument(
         "--share", action="append", default=[], metavar="HOST=FRACTION", help="of one core"
     )
@@ -36,6 +40,7 @@ def add_lab(commands: Commands) -> None:
     rate = of_lab.add_parser("rate", help="shape the links of a running lab anew")
     rate.add_argument("rate", help="200mbit, none")
     rate.add_argument("host", nargs="?", help="only this one's")
+    _add_impairment(rate)
     rate.set_defaults(command=_rate)
     share = of_lab.add_parser("share", help="limit a host's processes to a part of one core")
     share.add_argument("host")
@@ -45,9 +50,20 @@ def add_lab(commands: Commands) -> None:
     down.set_defaults(command=_down)
 
 
+def _add_impairment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--latency", help="one way between two hosts, half a ping: 20ms, none")
+    parser.add_argument("--jitter", help="by how much the latency varies up and down: 5ms, none")
+    parser.add_argument("--loss", help="of packets, one way: 0.1%%, none")
+
+
+def _figures(parsed: argparse.Namespace) -> dict[str, float]:
+    return figures({name: getattr(parsed, name) for name in OPTIONS})
+
+
 def _up(parsed: argparse.Namespace) -> int:
     shares = dict(_host_and_share(text) for text in parsed.share)
-    lab.up(parsed.hosts, parsed.slots, _rate_or_none(parsed.rate), shares)
+    impairment = Impairment(**_figures(parsed))
+    lab.up(parsed.hosts, parsed.slots, _rate_or_none(parsed.rate), shares, impairment)
     return _status(argparse.Namespace(hosts=False))
 
 
@@ -60,13 +76,17 @@ def _status(parsed: argparse.Namespace) -> int:
     if parsed.hosts:
         print(",".join(f"{host.name}:{host.slots}" for host in hosts))
         return 0
+    impairments = impairments_of(hosts)
     for host in hosts:
-        print(_line(host))
+        print(_line(host, impairments[host.name]))
+    if relay_is_gone():
+        print(f"{RELAY_IS_GONE}; start it anew: harness lab rate RATE")
+        return 1
     return 0
 
 
 def _rate(parsed: argparse.Namespace) -> int:
-    lab.set_rate(_rate_or_none(parsed.rate), parsed.host)
+    lab.set_link(_rate_or_none(parsed.rate), parsed.host, _figures(parsed))
     return 0
 
 
@@ -76,11 +96,14 @@ def _share(parsed: argparse.Namespace) -> int:
 
 
 def _down(parsed: argparse.Namespace) -> int:
+    lab.check_possible()
+    if relay_is_gone():
+        print(f"{RELAY_IS_GONE}; the rest is taken down", file=sys.stderr)
     lab.down()
     return 0
 
 
-def _line(host: LabHost) -> str:
+def _line(host: LabHost, impairment: Impairment) -> str:
     try:
         limit = groups_here().limit_of(host.name)
     except (UserError, OSError):
@@ -89,7 +112,9 @@ def _line(host: LabHost) -> str:
     if limit is not None:
         share += f", {limit:g} of a core"
     link = f"link {shaped_rate(host) or 'unshaped'}"
-    count = len(lab.processes(host.namespace))
+    if impairment:
+        link += f", {impairment}"
+    count = len(processes(host.namespace))
     return f"{host.name}  {host.address}  {host.slots} slots  {link}  {share}  {count} processes"
 
 

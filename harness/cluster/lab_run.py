@@ -16,6 +16,7 @@ from types import FrameType
 from harness.cluster import leash
 from harness.cluster.environment import passed_on
 from harness.cluster.lab import host_named, running, set_share
+from harness.cluster.switch import RELAY_IS_GONE, relay_is_gone
 from harness.cluster.testhost import LabHost
 from harness.errors import UserError
 
@@ -52,6 +53,8 @@ def run_in_lab(command: Sequence[str], stutters: Sequence[Stutter] = ()) -> int:
     that come here go to its process group; when this process is killed, so is it.
     """
     host = running()[0]
+    if relay_is_gone():
+        raise UserError(f"{RELAY_IS_GONE}; start it anew: harness lab rate RATE")
     for stutter in stutters:
         host_named(stutter.host)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()

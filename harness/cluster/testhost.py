@@ -18,7 +18,8 @@ NAMESPACES = Path("/run/netns")
 FILES = Path("/etc/netns")
 """What lies here under a namespace's name stands in /etc for its processes, and only there."""
 SWITCH = f"{PREFIX}-switch"
-"""Namespace of the bridge: the machine's own network sees neither it nor the hosts' addresses."""
+"""Namespace of the bridge or relay: the machine's own network sees neither it nor the hosts'
+addresses."""
 NETWORK = "10.77.0"
 START_SECONDS = 20.0
 QUEUE_SECONDS = 0.5
@@ -92,19 +93,18 @@ def tool(*command: str) -> str:
     return done.stdout
 
 
-def make_switch() -> None:
-    tool("ip", "netns", "add", SWITCH)
-    tool("ip", "-n", SWITCH, "link", "add", "bridge", "type", "bridge")
-    tool("ip", "-n", SWITCH, "link", "set", "bridge", "up")
+def processes(namespace: str) -> list[int]:
+    return [int(pid) for pid in tool("ip", "netns", "pids", namespace).split()]
 
 
 def connect(host: LabHost) -> None:
-    """Makes the host's namespace and the cable from its eth0 to the bridge."""
+    """Makes the host's namespace and the cable from its eth0 to the switch."""
     inside, port = host.namespace, host.name
     tool("ip", "netns", "add", inside)
     ends = ["eth0", "netns", inside, "type", "veth", "peer", "name", port, "netns", SWITCH]
     tool("ip", "link", "add", *ends)
-    tool("ip", "-n", SWITCH, "link", "set", port, "master", "bridge", "up")
+    # Without an address even of version 6: the switch itself says nothing.
+    tool("ip", "-n", SWITCH, "link", "set", port, "addrgenmode", "none", "up")
     tool("ip", "-n", inside, "link", "set", "lo", "up")
     tool("ip", "-n", inside, "addr", "add", f"{host.address}/24", "dev", "eth0")
     tool("ip", "-n", inside, "link", "set", "eth0", "up")

@@ -11,7 +11,7 @@ import pytest
 
 from harness.cluster import lab
 from harness.cluster.cpu_limit import find_groups
-from harness.cluster.testhost import NAMESPACES, STATE
+from harness.cluster.testhost import NAMESPACES, STATE, SWITCH, processes
 from harness.errors import UserError
 from tests.lab import HARNESS, ROOT, harness, in_lab, processes_with, require_lab, traces, wait_for
 
@@ -55,6 +55,37 @@ def test_down_ends_whatever_runs_in_the_hosts(before: dict[str, object], tmp_pat
     assert traces() == before
 
 
+def test_down_leaves_nothing_of_links_with_latency(before: dict[str, object]) -> None:
+    harness("lab", "up", "--hosts", "2", "--latency", "1ms", "--loss", "1%")
+    assert len(processes_with("harness.cluster.relay")) == 1
+    harness("lab", "down")
+    assert processes_with("harness.cluster.relay") == []
+    assert traces() == before
+
+
+def test_a_relay_that_was_killed_is_told_and_started_anew(before: dict[str, object]) -> None:
+    harness("lab", "up", "--hosts", "2", "--latency", "1ms")
+    kill_relay()
+    for command in (["status"], ["run", "--", "true"]):
+        done = harness("lab", *command, check=False)
+        assert done.returncode != 0
+        assert "nothing passes between them; start it anew: harness lab rate" in (
+            done.stdout + done.stderr
+        )
+    harness("lab", "rate", "none")
+    harness("lab", "status")
+    assert in_lab("ssh", "h2", "hostname") == "h2\n"
+    kill_relay()
+    assert "relay that joins the lab's hosts has ended" in harness("lab", "down").stderr
+    assert traces() == before
+
+
+def kill_relay() -> None:
+    (relay,) = processes(SWITCH)
+    os.kill(relay, signal.SIGKILL)
+    wait_for(lambda: not processes(SWITCH))
+
+
 def test_up_takes_down_the_lab_before_it(before: dict[str, object]) -> None:
     harness("lab", "up", "--hosts", "3")
     harness("lab", "up", "--hosts", "2", "--slots", "1")
@@ -65,7 +96,13 @@ def test_up_takes_down_the_lab_before_it(before: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "moment", [STATE / "key", NAMESPACES / "harnesslab-h3", STATE / "h1" / "sshd.log"]
+    "moment",
+    [
+        STATE / "key",
+        NAMESPACES / "harnesslab-h3",
+        STATE / "relay.log",
+        STATE / "h1" / "sshd.log",
+    ],
 )
 def test_a_start_that_was_killed_is_mended(moment: Path, before: dict[str, object]) -> None:
     stop_start_at(moment, signal.SIGKILL)
@@ -85,7 +122,7 @@ def test_a_start_that_the_user_stops_leaves_nothing(before: dict[str, object]) -
 
 def stop_start_at(moment: Path, number: signal.Signals) -> None:
     start = subprocess.Popen(
-        [*HARNESS, "lab", "up", "--hosts", "20", "--rate", "100mbit"],
+        [*HARNESS, "lab", "up", "--hosts", "20", "--rate", "100mbit", "--latency", "5ms"],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -127,6 +164,10 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         (["--slots", "0"], "give a whole number from 1 to"),
         (["--rate", "200"], "'200' is no rate; write e.g. 200mbit"),
         (["--rate", "0mbit"], "is no rate"),
+        (["--latency", "abc"], "'abc' is no latency; write e.g. 20ms"),
+        (["--latency", "1m"], "'1m' is no latency"),
+        (["--jitter", "5ms"], "a jitter of 5 ms with a latency of 0 ms"),
+        (["--loss", "150%"], "a loss of 150 % lets nothing pass"),
         (["--share", "h3=0.5"], "--share names h3, the hosts are h1 to h2"),
         (["--share", "h1"], "is no share of a core"),
     ],

@@ -1,0 +1,99 @@
+"""What joins the lab's hosts: a bridge, or the relay where a link has latency, jitter or loss."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import harness
+from harness.cluster.impairment import Impairment
+from harness.cluster.relay import FIGURES, READY, read_impairments
+from harness.cluster.testhost import STATE, SWITCH, LabHost, processes, tool
+from harness.errors import UserError
+
+LOG = STATE / "relay.log"
+END_SECONDS = 5.0
+RELAY_IS_GONE = "the relay that joins the lab's hosts has ended: nothing passes between them"
+
+
+def make_switch() -> None:
+    tool("ip", "netns", "add", SWITCH)
+    tool("ip", "-n", SWITCH, "link", "add", "bridge", "type", "bridge")
+    tool("ip", "-n", SWITCH, "link", "set", "bridge", "up")
+
+
+def impairments_of(hosts: Iterable[LabHost]) -> dict[str, Impairment]:
+    with suppress(FileNotFoundError):
+        return read_impairments(STATE)
+    return {host.name: Impairment() for host in hosts}
+
+
+def relay_is_gone() -> bool:
+    """Where there should be one; False also where no lab is up."""
+    try:
+        return any(read_impairments(STATE).values()) and not _relay()
+    except (FileNotFoundError, UserError):
+        return False
+
+
+def join(impairments: Mapping[str, Impairment]) -> None:
+    """All hosts that are connected, by name, with what each one's link does to packets.
+
+    Changes a relay that runs, starts one where one is needed, ends one that is not any more.
+    """
+    beside = STATE / f"{FIGURES}.new"
+    beside.write_text(json.dumps({name: asdict(each) for name, each in impairments.items()}))
+    beside.rename(STATE / FIGURES)
+    impaired = any(impairments.values())
+    if impaired and (running := _relay()):
+        for pid in running:
+            os.kill(pid, signal.SIGHUP)
+        return
+    if not impaired:
+        _end_relay()
+    # A bridge beside the relay would carry every frame a second time.
+    place = ["nomaster"] if impaired else ["master", "bridge"]
+    for name in impairments:
+        tool("ip", "-n", SWITCH, "link", "set", name, *place)
+    if impaired:
+        _start_relay(list(impairments))
+
+
+def _relay() -> list[int]:
+    """Its process; nothing else runs in the switch."""
+    return processes(SWITCH)
+
+
+def _start_relay(hosts: list[str]) -> None:
+    relay = [sys.executable, "-m", "harness.cluster.relay", str(STATE), *hosts]
+    with LOG.open("wb") as log:
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", SWITCH, *relay],
+            cwd=Path(harness.__file__).parent.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+    assert process.stdout is not None
+    with process.stdout:
+        if process.stdout.readline() != READY:
+            said = LOG.read_text().strip().splitlines()[-1:]
+            raise UserError(f"the lab's relay does not start: {' '.join(said) or 'no word'}")
+
+
+def _end_relay() -> None:
+    end = time.monotonic() + END_SECONDS
+    while left := _relay():
+        if time.monotonic() > end:
+            raise UserError(f"the lab's relay does not end: {left}; try again")
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
