@@ -8,8 +8,10 @@ from matplotlib.figure import Figure
 
 from harness.study.figures.accuracy import draw_target
 from harness.study.figures.colours import Look, looks
+from harness.study.figures.ladder import draw as ladder_figure
 from harness.study.figures.phases import draw_times
 from harness.study.figures.style import dressed, line, picture
+from harness.study.ladder import Ladder
 from harness.study.results import PRIMARY, Target, Variant
 from harness.study.table import primary_set
 
@@ -18,6 +20,12 @@ def draw(variants: Sequence[Variant], target: Target | None, title: str, path: P
     """Writes the picture as a PNG."""
     with dressed():
         compose(variants, target, title).savefig(path, dpi=130)
+
+
+def draw_ladder(ladder: Ladder, path: Path) -> None:
+    """Writes the picture of what each lever is worth, as a PNG."""
+    with dressed():
+        ladder_figure(ladder).savefig(path, dpi=130)
 
 
 def compose(variants: Sequence[Variant], target: Target | None, title: str) -> Figure:

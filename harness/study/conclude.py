@@ -9,8 +9,10 @@ import pandas as pd
 from harness.config import Config
 from harness.errors import RunFailed
 from harness.measure.store import in_short
-from harness.study.chart import draw
+from harness.study import ladder_text
+from harness.study.chart import draw, draw_ladder
 from harness.study.failure import FILE_NAME, write_failures
+from harness.study.ladder import Ladder
 from harness.study.record import record, way_to_see
 from harness.study.report import write_report
 from harness.study.results import Results, Target, Terms, Variant, baseline_of, target_of
@@ -20,6 +22,7 @@ from harness.study.table import aligned, as_markdown, as_text, comparison, piped
 from harness.study.verdict import Verdict, judge
 
 TABLE_FILE = "comparison.md"
+LADDER_FILE = "ladder.png"
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Conclusion:
     verdict: Verdict
     scored: pd.DataFrame | None
     """Predicted beside measured; None where nothing was predicted."""
+    ladder: Ladder | None
+    """What each lever is worth; None where the variants are no rungs of one ladder."""
 
     @classmethod
     def of(cls, results: Results, terms: Terms) -> "Conclusion":
@@ -42,7 +47,9 @@ class Conclusion:
         frame = comparison(variants, baseline, target)
         predicted = results.predictions
         scored = scores(variants, frame, predicted) if predicted else None
-        return cls(results, baseline, target, frame, judge(variants, baseline, target), scored)
+        verdict = judge(variants, baseline, target)
+        ladder = Ladder.of(variants, baseline, target)
+        return cls(results, baseline, target, frame, verdict, scored, ladder)
 
     @property
     def text(self) -> str:
@@ -51,6 +58,8 @@ class Conclusion:
         if self.scored is not None:
             meant = as_paragraphs([scores_meaning(self.results.foretold)])
             parts.append(f"{aligned(score_cells(self.scored))}\n{meant}")
+        if self.ladder is not None:
+            parts.append(ladder_text.as_text(self.ladder))
         parts.append(as_paragraphs(sentences(self.verdict)))
         parts.append(as_paragraphs(meaning(self.verdict)))
         return "\n\n".join(parts)
@@ -65,6 +74,8 @@ class Conclusion:
             meant = scores_meaning(self.results.foretold)
             parts.append(f"{piped(score_cells(self.scored))}\n\n* {meant}")
         parts.append("\n".join(f"* {each}" for each in meaning(self.verdict)))
+        if self.ladder is not None:
+            parts.append(ladder_text.as_markdown(self.ladder))
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> list[Path]:
@@ -78,8 +89,11 @@ class Conclusion:
         self.frame.to_csv(numbers)
         draw(self.results.variants, self.target, self.results.title, chart)
         self.verdict.frame.to_csv(tests, index=False)
-        write_report(self.results, self.frame, self.verdict, self.scored, report)
+        write_report(self.results, self.frame, self.verdict, self.scored, self.ladder, report)
         files = [table, numbers, chart, tests, report]
+        if self.ladder is not None:
+            draw_ladder(self.ladder, folder / LADDER_FILE)
+            files.append(folder / LADDER_FILE)
         if self.scored is not None:
             self.scored.to_csv(errors)
             files.append(errors)
@@ -105,7 +119,8 @@ def conclude(results: Results, terms: Terms, folder: Path, store: Config | None)
             f"and take it up again: harness compare --from-study {results.study}"
         ) from error
     table, _, chart, _, report = files[:5]
-    print(f"\ntable {table}\nchart {chart}\nreport {report}", flush=True)
+    ladder = f"\nladder {folder / LADDER_FILE}" if found.ladder is not None else ""
+    print(f"\ntable {table}\nchart {chart}{ladder}\nreport {report}", flush=True)
     if store is not None and store.tracking.enabled:
         _log(store, found, files)
 

@@ -10,7 +10,11 @@ import pandas as pd
 
 from harness.study.chart import accuracy_figure, times_figure
 from harness.study.figures.colours import looks
+from harness.study.figures.ladder import draw as ladder_figure
 from harness.study.forest import forest_figure
+from harness.study.ladder import Ladder
+from harness.study.ladder_text import TITLE, closing, ladder_cells, ladder_notes
+from harness.study.levers import UNSAID
 from harness.study.page import facts, figure, items, page, table
 from harness.study.results import Results
 from harness.study.scoring import score_cells, scores_meaning
@@ -18,8 +22,6 @@ from harness.study.sentences import meaning, sentences
 from harness.study.table import cell_blocks, notes
 from harness.study.verdict import Verdict
 
-UNSAID = ("name", "seed", "tracking.", "data.cache", "data.root", "train.resume", "doctor.")
-"""Settings that say where things lie and what they are called, not how a variant trains."""
 READING = (
     "Time to accuracy decides. Throughput alone rewards whoever learns less from each image.",
     "In the picture of differences a dot is the mean over seeds and a bar its 95% interval; a bar "
@@ -50,6 +52,7 @@ def write_report(
     frame: pd.DataFrame,
     verdict: Verdict,
     scored: pd.DataFrame | None,
+    ladder: Ladder | None,
     path: Path,
 ) -> None:
     """One file: pictures lie in it, and it asks the network for nothing."""
@@ -61,6 +64,7 @@ def write_report(
         f'<header><h1>{escape(title)}</h1><p class="about">{escape(_about(results))}</p></header>',
         *_said(verdict, colours),
         *_pictures(results, verdict),
+        *([] if ladder is None else _ladder(ladder)),
         *_numbers(results, frame, verdict, scored, colours),
         "<h2>Settings that differ</h2>",
         _settings(results),
@@ -125,6 +129,20 @@ def _pictures(results: Results, verdict: Verdict) -> list[str]:
             "Phases of a step of each variant, standing still in colour",
             "Grey is computing, orange is standing still for others.",
         ),
+    ]
+
+
+def _ladder(ladder: Ladder) -> list[str]:
+    return [
+        f"<h2>{escape(TITLE)}</h2><p>{escape(closing(ladder))}</p>",
+        figure(
+            ladder_figure(ladder),
+            "Images per second and time to the target of each rung, a step per lever",
+            "Each step begins where the rung below ended; scales are logarithmic, so that equal "
+            "lengths are equal ratios. Bars at a step's end: 95% interval of its ratio.",
+        ),
+        table(ladder_cells(ladder)),
+        items(ladder_notes(ladder), "notes"),
     ]
 
 

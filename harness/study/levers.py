@@ -1,0 +1,124 @@
+"""Which levers a config pulls, of those that lie between data parallelism and the method."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from harness.config import Config, ExchangeConfig
+
+UNSAID = ("name", "seed", "tracking.", "data.cache", "data.root", "train.resume", "doctor.")
+"""Settings that say where things lie and what they are called, not how a variant trains."""
+SET_BY_LEVERS = (
+    "classifier.layout",
+    "exchange.kind",
+    "exchange.route",
+    "exchange.compression",
+    "exchange.backward_passes_per_step",
+    "exchange.delay",
+    "exchange.pieces",
+    "exchange.most_pieces",
+)
+COMPRESSIONS = ("none", "fp16", "int8", "int4")
+"""The widest first."""
+
+
+class Lever(StrEnum):
+    """One change to how nodes exchange, in the order in which a ladder pulls them."""
+
+    HIERARCHICAL = "hierarchical"
+    FEWER_BYTES = "fewer bytes"
+    RARER = "rarer"
+    SLICED = "sliced"
+    LOCAL_STEPS = "local steps"
+    LATE = "late"
+
+
+@dataclass(frozen=True)
+class Levers:
+    """Those that one config pulls, and how far."""
+
+    pulled: frozenset[Lever]
+    compression: str
+    passes: int
+    """K."""
+    pieces: int
+    delay: int
+    """Windows."""
+
+    @property
+    def in_order(self) -> tuple[Lever, ...]:
+        return tuple(lever for lever in Lever if lever in self.pulled)
+
+    def how_far(self, lever: Lever) -> int:
+        """Comparable between configs that both pull the lever; one of two settings is 0."""
+        found = {
+            Lever.FEWER_BYTES: COMPRESSIONS.index(self.compression),
+            Lever.RARER: self.passes,
+            Lever.LOCAL_STEPS: self.pieces,
+            Lever.LATE: self.delay,
+        }
+        return found.get(lever, 0)
+
+    def told(self, lever: Lever) -> str:
+        """How far, in words; empty where there is nothing to say."""
+        found = {
+            Lever.FEWER_BYTES: self.compression,
+            Lever.RARER: f"K = {self.passes}",
+            Lever.LOCAL_STEPS: f"{self.pieces} piece{'s' * (self.pieces > 1)}",
+            Lever.LATE: f"delay {self.delay}",
+        }
+        return found.get(lever, "")
+
+    def above(self, lower: "Levers") -> bool:
+        """Whether it keeps all that `lower` pulls, at least as far, and pulls more."""
+        kept = all(self.how_far(lever) >= lower.how_far(lever) for lever in lower.pulled)
+        return kept and lower.pulled < self.pulled
+
+    def agrees_with(self, top: "Levers") -> bool:
+        """Whether it pulls each of its levers as far as `top` does."""
+        return all(self.how_far(lever) == top.how_far(lever) for lever in self.pulled)
+
+
+def levers_of(config: Config) -> Levers | None:
+    """None for what lies on no ladder: late gradients, no exchange, an exchange of torch's own,
+    slices over the world, an outer optimizer."""
+    exchange, layout = config.exchange, config.classifier.layout
+    outer = (exchange.outer_lr, exchange.outer_momentum) != (1.0, 0.0)
+    if exchange.kind not in ("synchronous", "averaging") or layout == "world" or outer:
+        return None
+    settings = {
+        Lever.HIERARCHICAL: _hierarchical(exchange, layout),
+        Lever.FEWER_BYTES: exchange.compression != "none",
+        Lever.RARER: exchange.backward_passes_per_step > 1,
+        Lever.SLICED: layout == "node",
+        Lever.LOCAL_STEPS: exchange.kind == "averaging",
+        Lever.LATE: exchange.delay > 0,
+    }
+    return Levers(
+        frozenset(lever for lever, pulled in settings.items() if pulled),
+        exchange.compression,
+        exchange.backward_passes_per_step,
+        exchange.pieces,
+        exchange.delay,
+    )
+
+
+def _hierarchical(exchange: ExchangeConfig, layout: str) -> bool:
+    """`auto` stands in records from before runs wrote down what it came to: then the flat route was
+    that of plain data parallelism alone."""
+    if exchange.kind == "synchronous" and exchange.route == "auto":
+        return (layout, exchange.compression) != ("replicated", "none")
+    return exchange.kind != "synchronous" or exchange.route == "hierarchical"
+
+
+def beside_levers(configs: Sequence[Config]) -> list[str]:
+    """Other settings of the training in which the configs differ, by dotted key."""
+    values = [config.flattened() for config in configs]
+    keys = dict.fromkeys(key for each in values for key in each)
+    return [
+        key
+        for key in keys
+        if key not in SET_BY_LEVERS
+        and not key.startswith(UNSAID)
+        and len({str(each.get(key)) for each in values}) > 1
+    ]
