@@ -9,13 +9,14 @@ from harness.config import Config
 from harness.errors import UserError
 from harness.study.cluster import Cluster
 from harness.study.cost_model import predict
+from harness.study.levers import COMPRESSIONS
 from harness.study.prediction import Prediction
 
 LAYOUTS = ("replicated", "node", "world")
 EXCHANGES = ("synchronous", "delayed", "averaging")
 PASSES = (1, 2, 4, 8)
-COMPRESSIONS = ("none", "fp16", "int8")
-"""What the flat route can send."""
+PIECES = (1, 2)
+"""Of what is averaged late."""
 DECIDED = (
     "kind",
     "route",
@@ -37,7 +38,7 @@ accuracy than time."""
 
 @dataclass(frozen=True)
 class Way:
-    """One layout, exchange, number of passes and compression, on the cluster."""
+    """One layout, exchange, number of passes, compression and pieces, on the cluster."""
 
     config: Config
     prediction: Prediction | None
@@ -72,14 +73,16 @@ class Way:
         return " ".join([f"classifier.layout={self.config.classifier.layout}", *told])
 
     @property
-    def harm(self) -> tuple[int, int, int]:
-        """What it does to accuracy, least first: rarer steps, then fewer bits, then staleness.
+    def harm(self) -> tuple[int, int, int, int]:
+        """What it does to accuracy, least first: rarer steps, then parameters that are averaged
+        more rarely, piece by piece, then fewer bits, then staleness.
 
         The order of remedies backwards: hide, then shrink, then make rare.
         """
         exchange = self.config.exchange
         return (
             exchange.backward_passes_per_step,
+            exchange.pieces,
             COMPRESSIONS.index(exchange.compression),
             EXCHANGES.index(exchange.kind),
         )
@@ -87,17 +90,23 @@ class Way:
 
 def all_ways(config: Config, cluster: Cluster) -> list[Way]:
     return [
-        quickest_way(with_exchange(config, layout, kind, passes, compression), cluster)
+        quickest_way(with_exchange(config, layout, kind, passes, compression, pieces), cluster)
         for layout in LAYOUTS
         for kind in EXCHANGES
         if (layout, kind) != ("world", "averaging")  # a node has not all classes
         for passes in PASSES
         for compression in COMPRESSIONS
+        for pieces in (PIECES if kind == "averaging" else (1,))
     ]
 
 
 def with_exchange(
-    config: Config, layout: str, kind: str, passes: int, compression: str = "none"
+    config: Config,
+    layout: str,
+    kind: str,
+    passes: int,
+    compression: str = "none",
+    pieces: int = 1,
 ) -> Config:
     """The experiment in another way; late ways are one window late."""
     values = config.exchange.model_dump() | {
@@ -106,7 +115,7 @@ def with_exchange(
         "delay": 0 if kind in ("synchronous", "isolated") else 1,
         "backward_passes_per_step": passes,
         "compression": compression,
-        "pieces": 1,
+        "pieces": pieces,
         "most_pieces": 0,
         "outer_lr": 1.0,
         "outer_momentum": 0.0,

@@ -63,6 +63,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     from harness.study.calibration import CalibrationFailed
     from harness.study.cost_model import predict
     from harness.study.plan import all_ways
+    from harness.study.plan_ladder import ladder_lines
     from harness.study.prediction import write_predictions
     from harness.study.record import record_predictions
 
@@ -90,6 +91,7 @@ def _plan(parsed: argparse.Namespace) -> int:
         _show(simulated)
     _show(plan_text.of_ways(ways, cluster))
     _show(plan_text.verdict(ways, cluster))
+    _show(ladder_lines(configs[0], cluster))
     _show(plan_text.break_even(cluster, configs[0]))
     if parsed.output:
         write_predictions(predictions, parsed.output)

@@ -21,9 +21,10 @@ from harness.study.waits import WAITS
 HEAD = f"{'step ms':>10} {'images/s':>10} {'wait %':>7} {'memory MB':>10} {'MB/window':>10}"
 ADVICE = (
     "throughput is not time to accuracy. In this order: hide (a delay of one window costs little "
-    "once the learning rate is lowered), shrink (fp16, int8 with what is left out sent later), "
-    "and only then make rare: K micro-batches a step are K times fewer updates from the same "
-    "images. Settle it with harness compare."
+    "once the learning rate is lowered), shrink (fp16, int8, int4 with what is left out sent "
+    "later), and only then make rare: in 2 pieces each parameter is averaged half as often, and K "
+    "micro-batches a step are K times fewer updates from the same images. Settle it with harness "
+    "compare."
 )
 
 
@@ -70,13 +71,16 @@ def of_experiments(predictions: Sequence[Prediction]) -> list[str]:
 
 
 def of_ways(ways: Sequence[Way], cluster: Cluster) -> list[str]:
-    lines = [f"{'layout':10} {'exchange':11} {'route':12} {'K':>2} {'sent as':7} {HEAD}"]
+    lines = [
+        f"{'layout':10} {'exchange':11} {'route':12} {'K':>2} {'pieces':>6} {'sent as':7} {HEAD}"
+    ]
     for way in ways:
         exchange = way.config.exchange
         name = (
             f"{way.config.classifier.layout:10} {exchange.kind:11} "
             f"{route_of(exchange, cluster.nodes, cluster.ranks_per_node):12} "
-            f"{exchange.backward_passes_per_step:2d} {_sent_as(exchange.compression):7}"
+            f"{exchange.backward_passes_per_step:2d} {exchange.pieces:6d} "
+            f"{_sent_as(exchange.compression):7}"
         )
         told = figures(way.prediction) if way.prediction is not None else ""
         lines.append(f"{name} {told}{'' if way.feasible else f'  cannot be: {way.obstacle}'}")
@@ -94,7 +98,8 @@ def verdict(ways: Sequence[Way], cluster: Cluster) -> list[str]:
         f"  {chosen.rate:,.0f} images/s, {chosen.rate / fastest.rate:.2f} of the fastest way "
         f"(K = {fastest.config.exchange.backward_passes_per_step}, "
         f"{_sent_as(fastest.config.exchange.compression)}, "
-        f"{fastest.config.classifier.layout} {fastest.config.exchange.kind}); of all with at least "
+        f"{fastest.config.classifier.layout} {fastest.config.exchange.kind}"
+        f"{_in_pieces(fastest.config.exchange.pieces)}); of all with at least "
         f"{ENOUGH:g} of that it costs the least accuracy, late ones only where they have {PAYS:g} "
         f"times the images/s of all that wait with the same K",
     ]
@@ -145,6 +150,10 @@ def break_even(cluster: Cluster, config: Config) -> list[str]:
             f"{top}, {rates.best:.2f} times at most"
         )
     return lines
+
+
+def _in_pieces(pieces: int) -> str:
+    return f" in {pieces} pieces" if pieces > 1 else ""
 
 
 def _sent_as(compression: str) -> str:

@@ -13,6 +13,7 @@ from harness.study.break_even import classes_for_world, rates_for_late
 from harness.study.cluster import Late, Link, read_cluster
 from harness.study.cost_model import predict
 from harness.study.doctor_figures import cluster_of_doctor
+from harness.study.levers import Lever, levers_of
 from harness.study.plan import (
     ENOUGH,
     Way,
@@ -24,6 +25,7 @@ from harness.study.plan import (
     strongest_baseline,
     with_exchange,
 )
+from harness.study.plan_ladder import ladder_lines, planned_ladder
 from harness.study.prediction import read_predictions
 from tests.study.clusters import cluster, exchanging, experiment
 
@@ -56,11 +58,12 @@ def test_the_whole_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         for line in page.splitlines()
         if line.split()[:1] in (["replicated"], ["node"], ["world"])
     ]
-    assert len(rows) == 8 * 4 * 3
+    assert len(rows) == (6 + 2 * 2) * 4 * 4  # what averages also in two pieces
     for words in (
         "recommended: classifier.layout=",
         "data parallel that waits, at its strongest with any K",
         "throughput is not time to accuracy",
+        "the ladder here, predicted",
         "slices over the world are faster than over a node",
         "a late exchange is more than 1.05 times",
         "data_parallel, simulated over 8 windows",
@@ -132,7 +135,8 @@ EXPERIMENTS = [path for path in EXPERIMENTS if path.parent.name != "clusters"]
 def test_what_is_printed_can_be_trained_whatever_the_experiment_says(path: Path) -> None:
     given = load(path)
     for layout, kind in (("node", "synchronous"), ("replicated", "delayed"), ("node", "averaging")):
-        for config in on_each_route(with_exchange(given, layout, kind, 2, "fp16")):
+        pieces = 2 if kind == "averaging" else 1
+        for config in on_each_route(with_exchange(given, layout, kind, 2, "int4", pieces)):
             assert load(path, Way(config, None).overrides.split()) == config
 
 
@@ -176,8 +180,15 @@ def test_a_late_way_does_not_have_to_beat_rarer_steps() -> None:
     assert found is ways[1]
 
 
-def way(kind: str, passes: int, compression: str, rate: float, layout: str = "node") -> Way:
-    config = with_exchange(experiment(), layout, kind, passes, compression)
+def way(
+    kind: str,
+    passes: int,
+    compression: str,
+    rate: float,
+    layout: str = "node",
+    pieces: int = 1,
+) -> Way:
+    config = with_exchange(experiment(), layout, kind, passes, compression, pieces)
     found = predict(cluster(), config).model_copy(update={"images_per_second": rate})
     return Way(config, found)
 
@@ -208,6 +219,117 @@ def test_remedies_come_in_their_order(rates: tuple[float, ...], chosen: tuple[An
     exchange = found.config.exchange
     assert (exchange.kind, exchange.backward_passes_per_step, exchange.compression) == chosen
     assert found.rate >= ENOUGH * max(rates)
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen"),
+    [
+        # whole parameters do as well
+        ((95, 97, 96, 100), ("int8", 2, 1)),
+        # fewer bits before rarer averages
+        ((80, 92, 96, 100), ("int4", 2, 1)),
+        # two pieces before fewer steps
+        ((80, 85, 91, 100), ("none", 2, 2)),
+        ((80, 85, 89, 100), ("none", 4, 1)),
+    ],
+)
+def test_pieces_are_made_before_steps_are_made_rarer(
+    rates: tuple[float, ...], chosen: tuple[Any, ...]
+) -> None:
+    kinds = (("int8", 2, 1), ("int4", 2, 1), ("none", 2, 2), ("none", 4, 1))
+    ways = [
+        way("averaging", passes, sent_as, rate, pieces=pieces)
+        for (sent_as, passes, pieces), rate in zip(kinds, rates, strict=True)
+    ]
+    found = recommended(ways)
+    assert found is ways[kinds.index(chosen)]
+    assert f"exchange.pieces={chosen[2]} " in found.overrides
+
+
+def test_two_pieces_are_taken_where_the_port_is_the_limit() -> None:
+    """Of all ways: those of K = 1 alone, whatever is sent."""
+    narrow = cluster(link=Link(bytes_per_second=1e5, step_seconds=0.0))
+    ways = [
+        each
+        for each in all_ways(experiment(), narrow)
+        if each.passes == 1 and each.config.exchange.kind == "averaging"
+    ]
+    assert {each.config.exchange.pieces for each in ways} == {1, 2}
+    found = recommended([*ways, way("synchronous", 1, "int4", 1.0)])
+    assert found is not None
+    assert (found.config.exchange.pieces, found.config.exchange.compression) == (2, "int4")
+
+
+def rung_names(page: list[str]) -> list[str]:
+    return [line[:24].strip() for line in page[2:-1]]
+
+
+def test_the_ladder_of_what_does_not_average_pulls_levers_by_default() -> None:
+    rungs = planned_ladder(experiment(), SLOW)
+    assert [each.lever for each in rungs] == [None, *Lever]
+    for number, each in enumerate(rungs):
+        levers = levers_of(each.way.config)
+        assert levers is not None
+        assert levers.pulled == set(tuple(Lever)[:number])
+        assert each.way.rate == predict(SLOW, each.way.config).images_per_second
+    top = rungs[-1].way.config.exchange
+    assert (top.backward_passes_per_step, top.compression) == (2, "int8")
+    assert (top.pieces, top.delay) == (2, 1)
+    assert rung_names(ladder_lines(experiment(), SLOW)) == [
+        *("baseline", "hierarchical", "fewer bytes (int8)", "rarer (K = 2)", "sliced"),
+        *("local steps (2 pieces)", "late (delay 1)"),
+    ]
+
+
+def test_the_ladder_of_what_averages_ends_at_the_experiment_itself() -> None:
+    given = exchanging(
+        "averaging", backward_passes_per_step=4, compression="fp16", pieces=3, delay=2
+    )
+    *_, top = planned_ladder(given, SLOW)
+    assert top.way.config.exchange == given.exchange
+    assert top.way.config.classifier == given.classifier
+
+
+def test_levers_that_the_experiment_leaves_alone_have_no_rung() -> None:
+    page = ladder_lines(exchanging("averaging", delay=1), SLOW)
+    names = ["baseline", "hierarchical", "sliced", "local steps (1 piece)", "late (delay 1)"]
+    assert rung_names(page) == names
+
+
+def test_ratios_of_the_predicted_ladder_and_what_it_does_not_tell() -> None:
+    rungs = planned_ladder(experiment(), SLOW)
+    page = ladder_lines(experiment(), SLOW)
+    rates = [each.way.rate for each in rungs]
+    for line, rate, below in zip(page[3:], rates[1:], rates, strict=False):
+        assert line[24:].split() == [
+            f"{rate:,.0f}",
+            f"{rate / below:.2f}x",
+            f"{rate / rates[0]:.2f}x",
+        ]
+    assert page[-1].startswith("time to accuracy is not predicted")
+
+
+def test_a_rung_that_cannot_be_says_why_and_the_next_is_compared_with_what_can() -> None:
+    # Packing what crosses takes memory beside the weights; slices make room again.
+    config = experiment(data={"num_classes": 400_000, "dataset": "synthetic"})
+    roomy = SLOW.model_copy(update={"memory_bytes": 1e12})
+    baseline, routed, _, _, sliced, *_ = planned_ladder(config, roomy)
+    assert baseline.way.prediction is not None
+    assert routed.way.prediction is not None
+    least = routed.way.prediction.memory_mb * 1e6 - 1
+    page = ladder_lines(config, SLOW.model_copy(update={"memory_bytes": least}))
+    assert all("cannot be: needs" in line for line in page[3:6])
+    name, _, below, whole, *told = page[6].split()
+    assert (name, told) == ("sliced", ["below", "it:", "baseline"])
+    assert below == whole == f"{sliced.way.rate / baseline.way.rate:.2f}x"
+    assert "below it" not in page[7]
+
+    smaller = SLOW.model_copy(update={"memory_bytes": baseline.way.prediction.memory_mb * 1e6 - 1})
+    assert all("cannot be: needs" in line for line in ladder_lines(config, smaller)[2:6])
+
+
+def test_one_node_has_no_ladder() -> None:
+    assert ladder_lines(experiment(), SLOW.on(1, 2)) == []
 
 
 def test_the_baseline_is_taken_at_its_strongest() -> None:
