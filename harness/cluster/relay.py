@@ -140,10 +140,19 @@ def open_port(device: str) -> socket.socket:
     return port
 
 
+def _go_before_the_ranks() -> None:
+    """They keep all cores busy, and waiting for one would be latency that nobody asked for: 2 ms a
+    frame beside six busy processes on a core at the highest nice value, 3 us in real time."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except PermissionError:
+        with suppress(PermissionError):  # some containers allow neither
+            os.setpriority(os.PRIO_PROCESS, 0, -20)
+
+
 def main(folder: Path, hosts: Sequence[str]) -> None:
     os.chdir("/")
-    with suppress(PermissionError):  # containers may not let it go before the ranks
-        os.setpriority(os.PRIO_PROCESS, 0, -20)
+    _go_before_the_ranks()
     relay = Relay({host: open_port(host) for host in hosts}, read_impairments(folder))
     signal.signal(signal.SIGHUP, lambda *_: relay.change(read_impairments(folder)))
     os.write(1, READY)
