@@ -140,11 +140,14 @@ def encode(
 
     What is not finite in `values` becomes 0. `marked` blocks [r, blocks] read as NaN as well.
     """
-    finite = torch.abs(values, out=spare).amax(dim=-1, keepdim=True).isfinite()
+    magnitudes = torch.abs(values, out=spare)
+    finite = magnitudes.amax(dim=-1, keepdim=True).isfinite()
+    # A card is not asked: the host would wait for the answer.
+    if values.is_cuda or not bool(finite.all()):
+        magnitudes = torch.abs(values.nan_to_num_(0.0, 0.0, 0.0), out=spare)
     if marked is not None:
         finite &= ~marked[..., None]
-    values.nan_to_num_(0.0, 0.0, 0.0)
-    scales = codec.scales(torch.abs(values, out=spare))
+    scales = codec.scales(magnitudes)
     of_scales, codes = _split(codec, rows, values.shape[1])
     of_scales.copy_(scales.where(finite, -scales).squeeze(-1))
     # A block of zeros has the scale 0 and is written as zeros.
@@ -154,8 +157,9 @@ def encode(
 
 def decode(codec: Codec, rows: Tensor, values: Tensor) -> Tensor:
     """Reads rows of bytes [r, b] into [r, blocks, BLOCK], which it returns."""
-    written(codec, rows, values)
-    return values.masked_fill_(marks(codec, rows, values.shape[1])[..., None], math.nan)
+    scales, codes = _split(codec, rows, values.shape[1])
+    codec.read(codes, values)
+    return values.mul_(scales.where(~scales.signbit(), math.nan)[..., None])
 
 
 def marks(codec: Codec, rows: Tensor, blocks: int) -> Tensor:
@@ -168,6 +172,13 @@ def written(codec: Codec, rows: Tensor, values: Tensor) -> Tensor:
     scales, codes = _split(codec, rows, values.shape[1])
     codec.read(codes, values)
     return values.mul_(scales.abs()[..., None])
+
+
+def add_written(codec: Codec, rows: Tensor, factor: float, total: Tensor, spare: Tensor) -> None:
+    """Adds `factor` times `written` to [r, blocks, BLOCK]. `spare` is like it."""
+    scales, codes = _split(codec, rows, total.shape[1])
+    codec.read(codes, spare)
+    total.addcmul_(spare, scales.abs()[..., None].to(total.dtype) * factor)
 
 
 def _split(codec: Codec, rows: Tensor, blocks: int) -> tuple[Tensor, Tensor]:

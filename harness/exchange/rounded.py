@@ -17,6 +17,7 @@ from harness.exchange.codecs import (
     BLOCK,
     CODECS,
     Codec,
+    add_written,
     blocks_of,
     decode,
     encode,
@@ -77,13 +78,13 @@ class Rounded:
 
     def _reduce_into(self, mean_row: Tensor) -> Callable[[Tensor], Tensor]:
         def reduce(rows: Tensor) -> Tensor:
-            total = self._sum.zero_()
+            total = self._sum.copy_(self._owed)
             for row in rows:  # in the order of ranks
-                total += written(self.codec, row[None], self._addend)
-            total.div_(len(rows)).add_(self._owed)
+                add_written(self.codec, row[None], 1 / len(rows), total, self._addend)
             marked = marks(self.codec, rows, total.shape[1]).any(dim=0)[None]
             encode(self.codec, total, self._addend, mean_row, marked)
-            torch.sub(total, written(self.codec, mean_row, self._addend), out=self._owed)
+            self._owed.copy_(total)
+            add_written(self.codec, mean_row, -1.0, self._owed, self._addend)
             return mean_row[0]
 
         return reduce
