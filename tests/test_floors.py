@@ -21,7 +21,7 @@ FLOORS = [
     "model.sliced_classifier model.network model.trainable model.flops exchange checkpoint "
     "evaluation optimizer assembly course ledger finite tracing curvature staleness "
     "measure.delivery measure.opening measure.tracking measure.node_gauges checks",
-    "trainer pace run timing calibrate",
+    "trainer trial pace routing run timing calibrate",
     "cluster study",
     "cli __main__",
 ]

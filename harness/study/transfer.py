@@ -1,7 +1,7 @@
 """What ranks send to each other in a window, on either route, and how long it is under way."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.measure.traffic import Bytes
 from harness.study import hops
@@ -83,13 +83,25 @@ class Transfers:
         if exchange.kind == "ddp_post_local_sgd":
             return (Launch(1.0, self._flat(_across(work), self._all_reduce())),)
         peers = self._quickest(hops.of_all_reduce(work.nodes, 1, self._cluster.on_cards))
+        through = work.route == "hierarchical"
         return tuple(
             Launch(
                 bucket.arrival,
-                self._flat(bucket.sent, peers if bucket.of_slice else self._all_reduce()),
+                self._through_nodes(bucket.sent, peers)
+                if through and not bucket.of_slice
+                else self._flat(bucket.sent, peers if bucket.of_slice else self._all_reduce()),
             )
             for bucket in work.buckets
         )
+
+    def _through_nodes(self, sent: Bytes, peers: float) -> Transfer:
+        """Added up in the node, averaged over nodes, spread in the node: a bucket's stops follow
+        each other, while other buckets are at the others."""
+        cluster, steps = self._cluster, 2 * (self._work.ranks_per_node - 1)
+        crossing = self._flat(sent, peers + steps * cluster.node.latency_seconds)
+        if not cluster.on_cards:
+            return crossing
+        return replace(crossing, own=max(crossing.own, self.inside(sent.in_node, 0)))
 
     def _buckets_in_node(self) -> tuple[Launch, ...]:
         """Cards average one bucket after the other beside the backward pass; on cores, which that

@@ -10,7 +10,7 @@ from harness.cli import main
 from harness.config import load
 from harness.errors import UserError
 from harness.study.break_even import classes_for_world, rates_for_late
-from harness.study.cluster import Late, Link, read_cluster
+from harness.study.cluster import Late, Line, Link, read_cluster
 from harness.study.cost_model import predict
 from harness.study.doctor_figures import cluster_of_doctor
 from harness.study.levers import Lever, levers_of
@@ -145,10 +145,10 @@ def test_the_experiments_above_are_there() -> None:
 
 
 def test_what_waits_goes_by_the_better_of_its_routes() -> None:
-    """Overlapped on cards whose late exchange is slow; node by node where that is quick."""
+    """Through nodes on a slow link; over all ranks where a node's own line is slow."""
     config = experiment()
-    slow_thread = SLOW.model_copy(update={"late": Late(start_seconds=0.1, bytes_per_second=1e5)})
-    for there, route in ((slow_thread, "flat"), (SLOW, "hierarchical")):
+    apart = SLOW.model_copy(update={"node": Line(latency_seconds=0.0, bytes_per_second=1e6)})
+    for there, route in ((apart, "flat"), (SLOW, "hierarchical")):
         (found,) = (
             way
             for way in all_ways(config, there)
