@@ -67,7 +67,8 @@ class Assembly:
         return expected_bytes(
             self.config,
             topology,
-            shared=[parameter.shape for parameter, _, _ in self.shared.spans],
+            # As the network has them, whose last ones stand first.
+            shared=[parameter.shape for parameter, _, _ in reversed(self.shared.spans)],
             slices=slices,
             features=self.backbone.features,
             element=self.shared.values.element_size(),

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from harness.checks.activations import Activations, activations_of
 from harness.checks.finding import Facts
 from harness.config import Config
 from harness.curvature import runs_of
 from harness.dynamics import dynamics_of
 from harness.evaluation import MET_AT_ONCE
+from harness.exchange.buckets import bucket_sizes
 from harness.exchange.codecs import BLOCK
 from harness.exchange.exchange import route_of, steps_alone
 from harness.exchange.rounded import piece_blocks, piece_bytes
@@ -215,7 +218,7 @@ class _Count:
 
         delayed: a window's gradients and its wire, delay + 1 times. averaging: the wire, what
         moved, up to where it was sent, and the outer velocity. A late exchange that is sampled
-        keeps one part more until the fresh one is known.
+        keeps a part more for each sample until the fresh one is known.
         """
         exchange, s = self.config.exchange, self.element
         kind, slots = exchange.kind, exchange.delay + 1
@@ -230,7 +233,10 @@ class _Count:
             return self._overlapped
         sent = self.part if self.config.classifier.layout == "node" else self.chunk
         if kind == "delayed":
-            return (slots + sampled) * self.part * s + self._wire(sent, slots, self.nodes)
+            wire = self._wire(sent, self.nodes, slots, under_way=exchange.delay)
+            every = self.config.staleness.sample_every
+            samples = -(-exchange.delay // every) if every else 0
+            return (slots + samples) * self.part * s + wire
         if not self._is_averaging:
             return 0
         # Of pieces that are picked at the start, the most: what is sure to be taken ends a run.
@@ -239,22 +245,65 @@ class _Count:
         # Compared in the same window where a piece lands in the window in which it is sent again.
         apart = sampled and exchange.delay % pieces > 0
         kept = (2 + self._has_outer) * self.part + apart * self.part // pieces
-        return kept * s + self._wire(sent, in_turn, self.nodes, feedback=False)
+        under_way = exchange.delay / pieces
+        return kept * s + self._wire(sent, self.nodes, in_turn, under_way, feedback=False)
+
+    @property
+    def _through_nodes(self) -> bool:
+        route = route_of(self.config.exchange, self.nodes, self.ranks_per_node)
+        return self.config.exchange.kind == "synchronous" and route == "hierarchical"
+
+    @cached_property
+    def _crossing(self) -> tuple[tuple[int, int], ...]:
+        """Of gradients that are averaged beside the backward pass: elements that go over wires at
+        once, and the ranks between which they do."""
+        exchange, group = self.config.exchange, self.ranks_per_node
+        slices = bucket_sizes(self._classifier_shapes, exchange.bucket_bytes, self.element)
+        crosses = slices if self.config.classifier.layout == "node" else ()
+        own = tuple((elements, self.nodes) for elements in crosses)
+        if self._through_nodes:
+            return own + tuple((padded(n, group) // group, self.nodes) for n in self._buckets)
+        return own + tuple((elements, self.nodes * group) for elements in self._buckets)
+
+    @cached_property
+    def _buckets(self) -> tuple[int, ...]:
+        """Elements of each, of P."""
+        shapes = self._backbone.shapes + (self._classifier_shapes if self.replicated else ())
+        return bucket_sizes(shapes, self.config.exchange.bucket_bytes, self.element)
+
+    @property
+    def _classifier_shapes(self) -> tuple[torch.Size, ...]:
+        weight = torch.Size([self.classes, self._backbone.features])
+        return (weight,) if self.margin else (weight, torch.Size([self.classes]))
 
     @property
     def _overlapped(self) -> int:
-        """Of gradients averaged beside the backward pass: wires, and on the way through a node
-        each rank's share and what arrives for it."""
-        route = route_of(self.config.exchange, self.nodes, self.ranks_per_node)
-        ranks = self.nodes * self.ranks_per_node if route == "flat" else self.nodes
-        crosses = self.sliced if self.config.classifier.layout == "node" else 0
-        lossy = self.config.exchange.compression != "none"
-        slices = self._wire(crosses, 1, self.nodes) if lossy else 0
-        if route == "flat":
-            return slices + (self._wire(self.shared, 1, ranks) if lossy else 0)
-        share = padded(self.shared, self.ranks_per_node) // self.ranks_per_node
-        through = (self.shared + share) * self.element
-        return slices + through + (self._wire(share, 1, ranks) if lossy else 0)
+        """Of buckets: wires, and on the way through a node each rank's share, and a copy in equal
+        shares of what has none."""
+        crossing = self._crossing if self._is_lossy else ()
+        # What was received last stays until the next is sent.
+        own = sum(self._wire(*each, under_way=1) for each in crossing)
+        if not self._through_nodes:
+            return own
+        group = self.ranks_per_node
+        shares = sum(padded(elements, group) // group for elements in self._buckets)
+        uneven = sum(padded(elements, group) for elements in self._buckets if elements % group)
+        return own + (shares + uneven) * self.element
+
+    @property
+    def _arriving(self) -> int:
+        """Beside the backward pass, at the most: what a node's ranks send this one, the sum of the
+        largest bucket, and what wires receive in their second hop."""
+        if self.config.exchange.kind != "synchronous":
+            return 0
+        summed = max(self._buckets) // self.ranks_per_node
+        in_node = (sum(self._buckets) + summed) * self.element if self._through_nodes else 0
+        crossing = self._crossing if self._is_lossy else ()
+        return in_node + sum(self._landing(*each) for each in crossing)
+
+    @property
+    def _is_lossy(self) -> bool:
+        return self.config.exchange.compression != "none"
 
     @property
     def _has_outer(self) -> bool:
@@ -266,8 +315,16 @@ class _Count:
         """A node that averages with nobody does without."""
         return self.config.exchange.kind == "averaging" and (self.nodes > 1 or self._has_outer)
 
-    def _wire(self, elements: int, slots: int, ranks: int, feedback: bool = True) -> int:
-        """A wire's buffers, and what a lossy one has not sent."""
+    def _wire(
+        self,
+        elements: int,
+        ranks: int,
+        slots: int = 1,
+        under_way: float = 0.0,
+        feedback: bool = True,
+    ) -> int:
+        """A wire's buffers, what arrives for those parts that are under way between windows, and
+        what a lossy one has not sent."""
         compression, s = self.config.exchange.compression, self.element
         if compression == "none" or ranks == 1:
             return 2 * slots * elements * s
@@ -275,13 +332,21 @@ class _Count:
         piece = piece_bytes(compression, elements, ranks)
         room = piece_blocks(elements, ranks) * BLOCK * s
         # Of all pieces: what is sent, what arrives, and room to write and read. Of this rank's own:
-        # the sum, what is added to it, and what it has still to add.
-        return (slots + 2) * ranks * piece + slots * piece + (2 * ranks + 3) * room + unsent
+        # the mean as it is sent, the sum, what is added to it, and what it has still to add.
+        rows = slots * (ranks + 1) * piece + int(under_way * ranks * piece)
+        return rows + (2 * ranks + 3) * room + unsent
+
+    def _landing(self, elements: int, ranks: int) -> int:
+        """What a lossy wire receives in its second hop, beside what came in the first."""
+        if ranks == 1:
+            return 0
+        return ranks * piece_bytes(self.config.exchange.compression, elements, ranks)
 
     @property
     def training(self) -> int:
         batch = self.config.train.batch_size
-        return max(self._micro_batch(self._backbone, batch, self.half), self._meeting)
+        micro_batch = self._micro_batch(self._backbone, batch, self.half, self._arriving)
+        return max(micro_batch, self._meeting)
 
     @property
     def _meeting(self) -> int:
@@ -292,15 +357,18 @@ class _Count:
         alone = self.chunk == self.shared or self.ranks_per_node == 1
         return 0 if alone else (self.shared + self.chunk) * self.element
 
-    def _micro_batch(self, backbone: Activations, batch: int, half: bool) -> int:
-        """Forward and backward pass of B images: the backbone's and the classifier's moments."""
+    def _micro_batch(self, backbone: Activations, batch: int, half: bool, arriving: int = 0) -> int:
+        """Forward and backward pass of B images: the backbone's and the classifier's moments.
+
+        `arriving`: beside the backbone's way back, when gradients are averaged already.
+        """
         scale = self.element // 4
         images = self.owners * batch
         found = backbone.of(batch)
         features = 3 * images * backbone.features * self.element
         classifier = self._classifier(images, half) + self._statistics(images) + features
         copies = 4 * backbone.largest * (1 if half or scale > 1 else WEIGHT_COPIES)
-        return max(found.way_back * scale + copies, found.kept * scale + classifier)
+        return max(found.way_back * scale + copies + arriving, found.kept * scale + classifier)
 
     def _classifier(self, images: int, half: bool) -> int:
         """The highest of its moments, u = n K s for the logits and w = K D s for the weight.

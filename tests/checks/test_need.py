@@ -77,8 +77,30 @@ CASES: dict[str, tuple[Config, int, int]] = {
         2,
         2,
     ),
+    "weights, late by two, fp16, three nodes": (
+        config(**PARAMETERS, **LATE | {"exchange__delay": 2}, exchange__compression="fp16"),
+        3,
+        2,
+    ),
     "weights, flat, fp16": (
-        config("replicated", **PARAMETERS, exchange__compression="fp16"),
+        config("replicated", **PARAMETERS, exchange__route="flat", exchange__compression="fp16"),
+        2,
+        2,
+    ),
+    "weights, flat, int4, eight ranks": (
+        config("replicated", **PARAMETERS, exchange__route="flat", exchange__compression="int4"),
+        4,
+        2,
+    ),
+    "weights, through nodes": (config("replicated", **PARAMETERS), 2, 2),
+    "weights, through nodes of three": (config("replicated", **PARAMETERS), 2, 3),
+    "weights, through nodes, int8": (
+        config("replicated", **PARAMETERS, exchange__compression="int8"),
+        2,
+        2,
+    ),
+    "weights, slices at once, int8": (
+        config("node", **PARAMETERS, exchange__compression="int8"),
         2,
         2,
     ),
@@ -146,9 +168,26 @@ def test_what_the_optimizer_keeps(optimizer: dict[str, object], states: int) -> 
 
 
 def test_ways_that_keep_no_buffers() -> None:
-    for exchange in ("isolated", "synchronous"):
-        layout = "replicated" if exchange == "synchronous" else "node"
-        assert need_of(config(layout, exchange__kind=exchange), 2, 2).exchange == 0
+    flat = {"exchange__kind": "synchronous", "exchange__route": "flat"}
+    assert need_of(config("node", exchange__kind="isolated"), 2, 2).exchange == 0
+    assert need_of(config("replicated", **flat), 2, 2).exchange == 0
+    for nodes, ranks_per_node in ((1, 4), (4, 1)):
+        way = config("replicated", exchange__kind="synchronous", exchange__route="hierarchical")
+        assert need_of(way, nodes, ranks_per_node).exchange == 0, "that is the flat route there"
+
+
+def test_the_way_through_nodes_keeps_a_share_of_each_bucket() -> None:
+    """And a copy in equal shares of what cannot be shared evenly: of all, among so many ranks."""
+    given = config("replicated", exchange__kind="synchronous")
+    elements = need_of(config("replicated", optimizer__momentum=0.0), 1, 1).model // 2 // 4
+    kept = need_of(given, 2, 101).exchange
+    assert kept == pytest.approx(4 * elements * (1 + 1 / 101), rel=1e-3)
+
+
+def test_a_lossy_wire_takes_no_more_among_many_ranks_than_whole_blocks_do() -> None:
+    late = {**LATE, "exchange__compression": "int8", **PARAMETERS}
+    few, many = (need_of(config(**late), nodes, 2).exchange for nodes in (2, 64))
+    assert many < 1.05 * few
 
 
 def test_more_nodes_divide_the_classifier_of_the_whole_world() -> None:

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.config import ClassifierConfig, ExchangeConfig
+from harness.config import ClassifierConfig, Config, ExchangeConfig
 from harness.exchange.exchange import Exchange, make_exchange, route_of
 from harness.exchange.flat import Flat
+from harness.ledger import expected_bytes
 from harness.measure.traffic import Bytes
+from harness.parallel.topology import Topology
 from harness.parallel.world import World
 from tests.alone import meters, world_of_one
 from tests.grid import world_of_ranks
@@ -26,8 +28,8 @@ GRIDS = {"2x2": (4, 2), "2x3": (6, 3), "3x1": (3, 1), "1x3": (3, 3)}
 """Ranks, and those of a node."""
 
 
-def synchronous(world: World, shared: Flat, route: str, compression: str) -> Exchange:
-    exchange = ExchangeConfig.model_validate(
+def exchange_of(route: str, compression: str) -> ExchangeConfig:
+    return ExchangeConfig.model_validate(
         {
             "kind": "synchronous",
             "route": route,
@@ -36,7 +38,10 @@ def synchronous(world: World, shared: Flat, route: str, compression: str) -> Exc
             "backward_passes_per_step": PASSES,
         }
     )
-    sliced = Flat([], 1, shared.values)
+
+
+def synchronous(world: World, shared: Flat, route: str, compression: str) -> Exchange:
+    exchange, sliced = exchange_of(route, compression), Flat([], 1, shared.values)
     layout = ClassifierConfig.model_validate({"layout": "replicated"})
     return make_exchange(exchange, layout, shared, sliced, world)
 
@@ -78,9 +83,9 @@ def train(ranks_per_node: int, route: str, compression: str) -> Trained:
             torch.stack([product.sum() for product in products]).sum().backward()
             assert exchange.after_backward(one_pass == PASSES - 1) == (one_pass == PASSES - 1)
         averages.append(shared.grads[: shared.elements].clone())
-    owed = of_strips(exchange, shared)
+    sent, owed = counted.traffic.total, of_strips(exchange, shared)
     exchange.agree_on([])
-    return Trained(averages, owed, of_strips(exchange, shared), counted.traffic.total)
+    return Trained(averages, owed, of_strips(exchange, shared), sent)
 
 
 def _generator(rank: int, window: int, one_pass: int) -> torch.Generator:
@@ -171,6 +176,26 @@ def test_the_way_through_nodes_sends_the_least_over_their_links(grid: str, wire:
         assert flat == through
     else:
         assert through.cross_node < 0.8 * flat.cross_node
+
+
+@pytest.mark.parametrize(("grid", "route", "wire"), CASES)
+def test_bytes_are_those_of_the_formula(grid: str, route: str, wire: str) -> None:
+    """From the shapes alone, in the order in which a network has them."""
+    ranks, per_node = GRIDS[grid]
+    topology = Topology(0, ranks // per_node, per_node)
+    config = Config.model_validate(
+        {
+            "classifier": {"layout": "replicated"},
+            "exchange": exchange_of(route, wire).model_dump(exclude_unset=True),
+            "train": {"precision": "fp64", "steps": 1},
+        }
+    )
+    shapes = [torch.Size(shape) for shape in SHAPES]
+    found = expected_bytes(config, topology, shapes, (), features=1, element=8)
+    for each in trained(grid):
+        sent = each[route, wire].sent
+        assert sent.in_node == pytest.approx(WINDOWS * found.in_node)
+        assert sent.cross_node == pytest.approx(WINDOWS * found.cross_node)
 
 
 def _config(route: str) -> ExchangeConfig:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from harness.assembly import assemble
 from harness.config import Config
 from harness.exchange.buckets import Buckets
 from harness.exchange.flat import Flat
@@ -11,7 +12,9 @@ from harness.model.flops import micro_batch_flops
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.study.workload import workload_of
 from tests.alone import group_of_one
+from tests.measured_need import noise
 from tests.study.clusters import exchanging, experiment
+from tests.wide import wide_world
 
 
 def test_operations_are_those_of_a_micro_batch() -> None:
@@ -38,6 +41,19 @@ def test_buckets_are_those_of_the_exchange(bucket_mb: float) -> None:
 
     Buckets(flat, bucket_mb * 1e6, 1, carry)
     assert [bucket.elements for bucket in workload_of(config, 2, 2).buckets] == cut
+
+
+@pytest.mark.parametrize("layout", ["replicated", "node", "world"])
+@pytest.mark.parametrize("compression", ["none", "int8", "int4"])
+@pytest.mark.parametrize("route", ["flat", "hierarchical"])
+def test_a_run_expects_to_send_what_was_planned(layout: str, compression: str, route: str) -> None:
+    """In small buckets, of which each goes over a wire of whole blocks."""
+    exchange = {"route": route, "compression": compression, "bucket_mb": 0.05}
+    config = experiment(classifier={"layout": layout}, exchange=exchange)
+    work = workload_of(config, 2, 2)
+    assert len(work.buckets) > 4
+    assembly = assemble(config, noise(config), wide_world(2, 2, config.classifier.layout))
+    assert assembly.expected_bytes() == work.window
 
 
 def test_gradients_come_from_the_end_of_the_backbone_on() -> None:
