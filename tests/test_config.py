@@ -168,10 +168,12 @@ def test_the_flat_route_is_synchronous(run: Path, kind: str) -> None:
     assert f"exchange.route=flat belongs to kind=synchronous, exchange.kind is {kind}" in message
 
 
-def test_small_integers_go_from_node_to_node(run: Path) -> None:
-    synchronous = ["exchange.kind=synchronous", "exchange.delay=0"]
-    message = message_of(run, *synchronous, "exchange.route=flat", "exchange.compression=int8")
-    assert "exchange.compression=int8 goes from node to node, exchange.route is flat" in message
+@pytest.mark.parametrize("route", ["flat", "hierarchical"])
+@pytest.mark.parametrize("compression", ["none", "fp16", "int8", "int4", "sign"])
+def test_every_wire_goes_by_both_routes(run: Path, route: str, compression: str) -> None:
+    given = {"kind": "synchronous", "delay": 0, "route": route, "compression": compression}
+    exchange = load(run, [f"exchange.{key}={value}" for key, value in given.items()]).exchange
+    assert {key: getattr(exchange, key) for key in given} == given
 
 
 @pytest.mark.parametrize("own", ["pieces=4", "most_pieces=4", "outer_lr=0.7", "outer_momentum=0.9"])
@@ -403,12 +405,12 @@ def configs(draw: st.DrawFn) -> Config:
     kind = values["exchange"]["kind"]
     exchange = values["exchange"]
     exchange["delay"] *= kind != "synchronous"
-    exchange["route"] = "auto" if kind != "synchronous" else "flat"
-    if exchange["route"] == "flat":
-        exchange["compression"] = "fp16"
+    if kind != "synchronous":
+        exchange["route"] = "auto"
     if kind != "averaging":
         exchange |= {"pieces": 1, "most_pieces": 0, "outer_lr": 1.0, "outer_momentum": 0.0}
-    if kind.startswith("ddp_"):
+        exchange["foreseen"] = 0.0
+    if kind.startswith("ddp"):
         exchange |= {"delay": 0, "compression": "none", "backward_passes_per_step": 1}
         values["classifier"]["layout"] = "replicated"
     if kind in ("averaging", "isolated"):
