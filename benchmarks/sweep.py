@@ -1,10 +1,11 @@
 """Tunes every way of training alike: `python -m benchmarks.sweep`.
 
 Each rule of updates gets the same grid of learning rates and momenta with one seed; where the best
-rate stands at an edge of the grid, the grid grows there, for whomever it is; then the best few
-points of each get the same further seeds, which are none of the study's. The better of two points
-is the one that reaches the target after fewer images, or where one of them does not, the one that
-ends higher. What the link is worth is not asked here: emulated nodes of this machine, no slow link.
+rate stands at an edge of the grid, or the best momentum, the grid grows there, for whomever it is;
+then the best few points of each get the same further seeds, which are none of the study's. The
+better of two points is the one that reaches the target after fewer images, or where one of them
+does not, the one that ends higher. What the link is worth is not asked here: emulated nodes of this
+machine, no slow link.
 
 Trainings that are done are kept in FOLDER/results.jsonl and not repeated.
 """
@@ -21,14 +22,16 @@ from pathlib import Path
 from benchmarks.sweep_points import Point, Result, described
 
 TARGET = 0.979
-RATES = (0.1, 0.2, 0.3, 0.45, 0.7)
+EFFECTIVE = (1.0, 1.5, 2.25, 3.5)
+"""Learning rates over 1 - momentum: how far a constant gradient moves the weights in the end."""
 GROWTH = 1.5
 """From the last rate of a grid to the next one beyond it."""
-MOMENTA = (0.8, 0.9)
+MOMENTA = (0.6, 0.8, 0.9)
 SEEDS = (10, 11, 12)
 FINALISTS = 3
 """Points of a rule that get the other seeds."""
 MOST_RATE, LEAST_RATE = 8.0, 0.01
+MOST_MOMENTUM = 0.98
 """A grid that grows beyond has found no best point: the sweep fails."""
 RULES = {
     "data_parallel": "lab/data_parallel",
@@ -110,8 +113,7 @@ class Sweep:
 def _next(name: str, found: dict[tuple[float, float], list[Result]]) -> list[Point]:
     """Of one rule: its grid, then where that must grow, then the finalists' other seeds."""
     tried = {at for at, results in found.items() if SEEDS[0] in {r.point.seed for r in results}}
-    grid = [(lr, momentum) for momentum in MOMENTA for lr in RATES]
-    if left := [at for at in grid if at not in tried]:
+    if left := [at for at in grid() if at not in tried]:
         return [_point(name, at, SEEDS[0]) for at in left]
     firsts = {at: _seed(found[at], SEEDS[0]) for at in tried}
     if grown := beyond({at: [result] for at, result in firsts.items()}):
@@ -128,6 +130,15 @@ def _next(name: str, found: dict[tuple[float, float], list[Result]]) -> list[Poi
     whole = {at: results for at, results in found.items() if len(results) == len(SEEDS)}
     edge = beyond(whole, tried)
     return [_point(name, at, seed) for at in edge for seed in SEEDS]
+
+
+def grid() -> list[tuple[float, float]]:
+    """Rates and momenta that every rule is tried at."""
+    return [
+        (float(f"{rate * (1 - momentum):.3g}"), momentum)
+        for momentum in MOMENTA
+        for rate in EFFECTIVE
+    ]
 
 
 def rank(results: Sequence[Result]) -> tuple[int, float, float]:
@@ -148,18 +159,34 @@ def best(found: dict[tuple[float, float], list[Result]]) -> tuple[float, float]:
 def beyond(
     found: dict[tuple[float, float], list[Result]], tried: set[tuple[float, float]] | None = None
 ) -> list[tuple[float, float]]:
-    """The point past the edge at which the best rate stands; none where it stands inside.
+    """Points past the edge at which the best rate or momentum stands; none where it stands inside.
 
     Raises NoBestPoint.
     """
+    known = tried or set(found)
     lr, momentum = min(found, key=lambda at: rank(found[at]))
-    rates = sorted(rate for rate, other in tried or set(found) if other == momentum)
-    if rates[0] < lr < rates[-1]:
-        return []
-    next_rate = lr * GROWTH if lr == rates[-1] else lr / GROWTH
-    if not LEAST_RATE <= next_rate <= MOST_RATE:
-        raise NoBestPoint(f"the best rate with momentum {momentum:g} is {lr:g}, at the edge")
-    return [(float(f"{next_rate:.2g}"), momentum)]
+    rates = sorted(rate for rate, other in known if other == momentum)
+    momenta = sorted({other for _, other in known})
+    if lr in (rates[0], rates[-1]):
+        next_rate = lr * GROWTH if lr == rates[-1] else lr / GROWTH
+        if not LEAST_RATE <= next_rate <= MOST_RATE:
+            raise NoBestPoint(f"the best rate with momentum {momentum:g} is {lr:g}, at the edge")
+        return [(float(f"{next_rate:.2g}"), momentum)]
+    if momentum in (momenta[0], momenta[-1]):
+        further = next_momentum(momentum, up=momentum == momenta[-1])
+        if not 0 <= further <= MOST_MOMENTUM:
+            return []  # none at all is an end, not an edge
+        effective = lr / (1 - momentum)
+        return [
+            (float(f"{effective * factor * (1 - further):.2g}"), further)
+            for factor in (1 / GROWTH, 1.0, GROWTH)
+        ]
+    return []
+
+
+def next_momentum(momentum: float, up: bool) -> float:
+    """Half as far from 1, or a fifth less."""
+    return round(1 - (1 - momentum) / 2, 3) if up else round(momentum - 0.2, 3)
 
 
 def _seed(results: Sequence[Result], seed: int) -> Result:

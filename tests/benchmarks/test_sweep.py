@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import sweep
-from benchmarks.sweep import MOMENTA, RATES, SEEDS, NoBestPoint, Sweep, beyond, rank, table
+from benchmarks.sweep import SEEDS, NoBestPoint, Sweep, beyond, grid, rank, table
 from benchmarks.sweep_points import Point, Result
 
 RULE = "data_parallel"
@@ -23,13 +23,16 @@ def write(made: Sweep, results: list[Result]) -> None:
     (made.folder / "results.jsonl").write_text("".join(lines))
 
 
-def grid(best: float, momentum: float = 0.8) -> list[Result]:
+RATES = [lr for lr, momentum in grid() if momentum == 0.8]
+
+
+def results(best: float, momentum: float = 0.8) -> list[Result]:
     """The first seed's, highest at one point."""
-    return [
-        result(lr, each, SEEDS[0], 0.99 if (lr, each) == (best, momentum) else 0.97 - lr / 100)
-        for each in MOMENTA
-        for lr in RATES
-    ]
+
+    def final(lr: float, other: float) -> float:
+        return 0.99 if (lr, other) == (best, momentum) else 0.97 - lr / 100 - abs(other - 0.8) / 10
+
+    return [result(lr, other, SEEDS[0], final(lr, other)) for lr, other in grid()]
 
 
 def asked(made: Sweep) -> list[tuple[float, float, int]]:
@@ -38,32 +41,49 @@ def asked(made: Sweep) -> list[tuple[float, float, int]]:
 
 def test_first_the_whole_grid_with_one_seed(tmp_path: Path) -> None:
     made = Sweep(tmp_path / "sweep", [RULE])
-    assert asked(made) == [(lr, momentum, SEEDS[0]) for momentum in MOMENTA for lr in RATES]
+    assert asked(made) == [(lr, momentum, SEEDS[0]) for lr, momentum in grid()]
+    assert (0.45, 0.8) in grid()
+    assert (0.9, 0.6) in grid()
 
 
 def test_a_best_point_at_an_edge_makes_the_grid_grow(tmp_path: Path) -> None:
     made = Sweep(tmp_path / "sweep", [RULE])
-    write(made, grid(RATES[-1]))
+    write(made, results(RATES[-1]))
     assert asked(made) == [(1.0, 0.8, SEEDS[0])]
-    write(made, grid(RATES[0]))
-    assert asked(made) == [(0.067, 0.8, SEEDS[0])]
+    write(made, results(RATES[0]))
+    assert asked(made) == [(0.13, 0.8, SEEDS[0])]
+
+
+def test_a_best_momentum_at_an_edge_makes_the_grid_grow_too(tmp_path: Path) -> None:
+    made = Sweep(tmp_path / "sweep", [RULE])
+    write(made, results(0.6, 0.6))
+    assert asked(made) == [(0.6, 0.4, SEEDS[0]), (0.9, 0.4, SEEDS[0]), (1.3, 0.4, SEEDS[0])]
+    write(made, results(0.15, 0.9))
+    assert {momentum for _, momentum, _ in asked(made)} == {0.95}
+
+
+def test_no_momentum_is_an_end_and_no_edge() -> None:
+    found = {(lr, 0.0): [result(lr, 0.0, 10, 0.9)] for lr in (1.0, 3.0)}
+    found[2.0, 0.0] = [result(2.0, 0.0, 10, 0.99)]
+    found[2.0, 0.2] = [result(2.0, 0.2, 10, 0.9)]
+    assert beyond(found) == []
 
 
 def test_then_the_best_points_get_the_other_seeds(tmp_path: Path) -> None:
     made = Sweep(tmp_path / "sweep", [RULE])
-    write(made, grid(RATES[2]))
+    write(made, results(RATES[2]))
     wanted = asked(made)
     assert {seed for _, _, seed in wanted} == set(SEEDS[1:])
     assert len({(lr, momentum) for lr, momentum, _ in wanted}) == sweep.FINALISTS
     assert (RATES[2], 0.8, SEEDS[1]) in wanted
     others = [result(lr, momentum, seed, 0.98) for lr, momentum, seed in wanted]
-    write(made, grid(RATES[2]) + others)
+    write(made, results(RATES[2]) + others)
     assert asked(made) == [], "the best point stands inside the grid"
 
 
 def test_an_edge_that_all_seeds_prefer_is_not_taken_for_the_best(tmp_path: Path) -> None:
     made = Sweep(tmp_path / "sweep", [RULE])
-    first = grid(RATES[2])
+    first = results(RATES[2])
     finalists = {(lr, m) for lr, m, _ in asked_after(made, first)}
     others = [
         result(lr, m, seed, 0.999 if lr == RATES[0] else 0.9)
@@ -72,7 +92,7 @@ def test_an_edge_that_all_seeds_prefer_is_not_taken_for_the_best(tmp_path: Path)
     ]
     write(made, first + others)
     assert (RATES[0], 0.8) in finalists
-    assert {lr for lr, _, _ in asked(made)} == {0.067}
+    assert {lr for lr, _, _ in asked(made)} == {0.13}
 
 
 def asked_after(made: Sweep, results: list[Result]) -> list[tuple[float, float, int]]:
