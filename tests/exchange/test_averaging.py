@@ -11,9 +11,8 @@ from harness.config import ExchangeConfig
 from harness.exchange.averaging import Averaging, MovingPiece
 from harness.exchange.flat import Flat
 from harness.exchange.parts import Chunk, Part
-from harness.measure.phase import Phase
-from harness.parallel.group import Group
-from tests.alone import group_of_one, meters
+from tests.alone import group_of_one
+from tests.grid import lossy_group
 from tests.ranks import run_on_ranks
 
 NODES, ELEMENTS, WINDOWS = 2, 6, 40
@@ -24,8 +23,7 @@ def pulled_apart(config: ExchangeConfig, drained: bool) -> Tensor:
 
     Rank r moves by 1 + (-1)^r: together they go by 1 a micro-batch.
     """
-    rank, ranks = dist.get_rank(), tuple(range(NODES))
-    peers = Group(ranks, rank, NODES, dist.group.WORLD, meters(), Phase.EXCHANGE_WAIT)
+    rank, peers = dist.get_rank(), lossy_group()
     parameter = nn.Parameter(torch.zeros(1, ELEMENTS, dtype=torch.float64))
     shared, sliced = Flat([parameter], 1, parameter, owner=0), Flat([], 1, parameter)
     moving = [
@@ -60,9 +58,7 @@ def test_nodes_are_apart_by_what_has_not_landed(
         delay=delay, compression=compression, backward_passes_per_step=passes, pieces=pieces
     )
     from_mean = (one - other).abs() / 2
-    # A wire of integers needs some windows to learn how large values become.
-    assert from_mean.max() <= passes * (2 * pieces + delay + 1)
-    assert from_mean[-WINDOWS // 2 :].max() <= passes * (pieces + delay) + 0.1
+    assert from_mean.max() <= passes * (pieces + delay) + 0.1
     if delay:
         assert from_mean.max() >= passes * delay, "nothing was late"
 
@@ -87,8 +83,7 @@ def test_an_outer_rate_of_one_without_momentum_changes_nothing() -> None:
 
 def distances() -> list[float]:
     """Squares from the mean: now; of before the drain, told after it; and after it."""
-    rank = dist.get_rank()
-    peers = Group((0, 1), rank, NODES, dist.group.WORLD, meters(), Phase.EXCHANGE_WAIT)
+    rank, peers = dist.get_rank(), lossy_group()
     parameter = nn.Parameter(torch.full((1, ELEMENTS), 1.0 + rank, dtype=torch.float64))
     shared, sliced = Flat([parameter], 1, parameter, owner=0), Flat([], 1, parameter)
     config = ExchangeConfig(kind="averaging", delay=1)

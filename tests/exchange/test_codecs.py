@@ -94,7 +94,7 @@ def test_scales_of_halves_are_powers_of_two_that_let_nothing_overflow(
     size: float, exponent: int
 ) -> None:
     largest = torch.tensor([size, 2.0**exponent, 0.0, 3.4e38, 1e-45])
-    scales = CODECS["fp16"].scales(largest)
+    scales = CODECS["fp16"].scales(largest[:, None]).squeeze(-1)
     assert all(math.frexp(float(scale))[0] == 0.5 for scale in scales)
     assert (largest / scales <= 2**15).all()
     normal = largest > 2.0**-110
@@ -124,7 +124,8 @@ def test_a_value_that_is_not_finite_marks_its_block_and_reads_as_nothing_by_its_
     assert found.marks.tolist() == [[False, True], [False, False]]
     assert found.read[0, 1].isnan().all()
     assert torch.equal(found.own, expected.own)
-    assert found.own[0, 1, 7] == 0
+    if name != "sign":  # which has no zero
+        assert found.own[0, 1, 7] == 0
     found.read[0, 1] = expected.read[0, 1]
     assert torch.equal(found.read, expected.read)
 
