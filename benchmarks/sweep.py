@@ -38,6 +38,9 @@ RULES = {
     "data_parallel_int8": "rivals/data_parallel_int8",
     "data_parallel_k2_int8": "rivals/data_parallel_k2_int8",
     "data_parallel_k4_int8": "rivals/data_parallel_k4_int8",
+    "data_parallel_k2_int4": "rivals/data_parallel_k2_int4",
+    "data_parallel_sign": "rivals/data_parallel_sign",
+    "data_parallel_k2_sign": "rivals/data_parallel_k2_sign",
     "ddp_powersgd_r4": "rivals/ddp_powersgd_r4",
     "ddp_powersgd_r8": "rivals/ddp_powersgd_r8",
     "ddp_powersgd": "rivals/ddp_powersgd",
@@ -46,6 +49,11 @@ RULES = {
     "hybrid_async": "lab/hybrid_async",
     "hybrid_averaging": "lab/hybrid_averaging",
     "hybrid_averaging_on_time": "rivals/hybrid_averaging_on_time",
+    "hybrid_averaging_on_time_sign": "rivals/hybrid_averaging_on_time_sign",
+    "hybrid_averaging_int4": "remedies/hybrid_averaging_int4",
+    "hybrid_averaging_sign": "remedies/hybrid_averaging_sign",
+    "hybrid_averaging_k4": "remedies/hybrid_averaging_k4",
+    "hybrid_averaging_delay_2": "remedies/hybrid_averaging_delay_2",
     "world_late_int8": "rivals/world_late_int8",
 }
 """Rules of updates that differ, by the experiment that is trained.

@@ -119,6 +119,7 @@ def report(variants: Sequence[Variant]) -> list[dict[str, object]]:
                 "variant": each.config.name,
                 "images_per_second": statistics.median(each.rates),
                 "route": each.config.exchange.route,
+                "delay": each.config.exchange.delay,
                 "ratio": statistics.median(ratios),
                 "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
                 "exchange_wait_percent": 100 * phases["exchange_wait"] / step,

@@ -22,7 +22,6 @@ from harness.study.figures.style import Picture, Said, dressed, legend_below, li
 PREFIX = "map-"
 """Of the tables' names."""
 BASELINE, CEILING = "data_parallel", "ceiling"
-LATE = ("hybrid_averaging", "hybrid_async", "world_late_int8")
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class Place:
     """The share of its step that the baseline loses to the link."""
     seconds: Mapping[str, float]
     """To the target, by variant; inf: it does not reach it."""
+    late: frozenset[str]
+    """Variants that use what is exchanged in a later window."""
 
     @property
     def link(self) -> str:
@@ -44,7 +45,7 @@ class Place:
 
     def best(self, late: bool) -> str:
         """The variant that is first at the target, of those that are late or of those that wait."""
-        among = [name for name in self.seconds if (name in LATE) == late]
+        among = [name for name in self.seconds if (name in self.late) == late]
         return min(among, key=lambda name: self.seconds[name])
 
     @property
@@ -79,6 +80,7 @@ def places(tables: str | Path, images: Mapping[str, float]) -> list[Place]:
                 seconds={
                     name: images[name] / rate for name, rate in rates.items() if name in images
                 },
+                late=frozenset(each["variant"] for each in table if each["delay"]),
             )
         )
     return sorted(found, key=lambda each: (each.condition.classes, each.link, each.lost))

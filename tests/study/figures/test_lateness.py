@@ -35,7 +35,10 @@ def tables(tmp_path: Path) -> Path:
     }
     (tmp_path / "conditions.json").write_text(json.dumps(conditions))
     for name, rates in RATES.items():
-        rows = [{"variant": each, "images_per_second": rate} for each, rate in rates.items()]
+        rows = [
+            {"variant": each, "images_per_second": rate, "delay": int(each == "hybrid_averaging")}
+            for each, rate in rates.items()
+        ]
         (tmp_path / f"{name}.json").write_text(json.dumps(rows))
     return tmp_path
 
