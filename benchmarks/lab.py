@@ -225,6 +225,19 @@ def _study(folder: Path, name: str, link: Link, rivals: Sequence[str]) -> None:
         in_lab([*words, *options, "--folder", str(folder / name)], folder / f"{name}.log")
 
 
+def nodes(folder: Path, _: dict[str, Link]) -> None:
+    """A wire among more and more nodes of one rank, of one batch in all: accuracy and bytes."""
+    wires = [f"experiments/rivals/data_parallel_{wire}.yaml" for wire in ("int8", "sign")]
+    for count in (2, 4, 8, 16):
+        with lab(count, 1, Link()) as hosts:
+            words = ["harness", "compare", BASELINE, *wires, "--np", str(count), "--hosts", hosts]
+            options = ["--seeds", "2", "--study", f"lab-nodes-{count}"]
+            name = f"comparison-nodes-{count}"
+            batch = f"train.batch_size={128 // count}"
+            folders = ["--folder", str(folder / name)]
+            in_lab([*words, batch, *options, *folders], folder / f"{name}.log")
+
+
 def many(folder: Path, known: dict[str, Link]) -> None:
     link = known["slow"]
     with lab(4, 4, link) as hosts:
@@ -281,6 +294,7 @@ PARTS: dict[str, Callable[[Path, dict[str, Link]], None]] = {
     "overlap": overlap,
     "ceiling": ceiling,
     "accuracy": accuracy,
+    "nodes": nodes,
     "many": many,
     "stutter": stutter,
     "baseline": baseline,
