@@ -409,7 +409,6 @@ def configs(draw: st.DrawFn) -> Config:
         exchange["route"] = "auto"
     if kind != "averaging":
         exchange |= {"pieces": 1, "most_pieces": 0, "outer_lr": 1.0, "outer_momentum": 0.0}
-        exchange["foreseen"] = 0.0
     if kind.startswith("ddp"):
         exchange |= {"delay": 0, "compression": "none", "backward_passes_per_step": 1}
         values["classifier"]["layout"] = "replicated"
