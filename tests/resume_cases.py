@@ -41,8 +41,8 @@ class Case:
 def _cases() -> list[Case]:
     found = []
     for optimizer, name, layout, exchange in (
-        ("sgd", "flat", "replicated", {}),
-        ("adamw", "flat, fp16", "replicated", {"compression": "fp16"}),
+        ("sgd", "flat", "replicated", {"route": "flat"}),
+        ("adamw", "flat, fp16", "replicated", {"route": "flat", "compression": "fp16"}),
         ("sgd", "flat, fp16", "node", {"route": "flat", "compression": "fp16"}),
         ("adamw", "flat, fp16", "world", {"route": "flat", "compression": "fp16"}),
         ("sgd", "hierarchical", "node", {"backward_passes_per_step": 2}),

@@ -1,6 +1,7 @@
 """States beside the values, as strips: gathered to be written, filled when they are read."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,27 +23,40 @@ def optimizer_strips(optimizer: torch.optim.Optimizer, flats: Sequence[Flat]) ->
     return found
 
 
+@dataclass(frozen=True)
+class _Held:
+    """Of one state, what a rank has of it."""
+
+    single: float | None
+    """Its value, where it is one for all elements."""
+    elements: int
+
+
 def gathered(strips: Sequence[Strip], flats: Sequence[Flat], world: World) -> list[Strip]:
     """Each state whole, in host memory, on the ranks that write it. Collective over the world.
 
-    Chunks that the ranks of a node own meet on the first node alone: the others hold the same.
+    What the ranks of a node hold in parts, their chunks or their shares of buckets, meets on the
+    first node alone: the others hold the same.
     """
-    own = {
-        (strip.key, flats.index(strip.flat)): None if strip.tensor.dim() else float(strip.tensor)
-        for strip in strips
-        if strip.start < strip.stop
-    }
-    kept: dict[tuple[str, int], float | None] = {}
-    for each in world.gather_objects(own, "checkpoint states"):
-        kept |= each  # a rank whose chunk is all padding has none
+    own: dict[tuple[str, int], _Held] = {}
+    for strip in strips:
+        if strip.start < strip.stop:  # a rank whose chunk is all padding has none
+            place = strip.key, flats.index(strip.flat)
+            before = own[place].elements if place in own else 0
+            single = None if strip.tensor.dim() else float(strip.tensor)
+            own[place] = _Held(single, before + strip.stop - strip.start)
+    everyone = world.gather_objects(own, "checkpoint states")
     found = []
-    for (key, number), single in sorted(kept.items(), key=lambda item: item[0]):
+    for key, number in sorted({place for each in everyone for place in each}):
         flat = flats[number]
-        if single is not None:
-            found.append(Strip(key, flat, 0, flat.elements, torch.tensor(single)))
-        elif not _in_chunks(flat) or world.topology.node == 0:
+        held = [each[key, number] for each in everyone if (key, number) in each]
+        if held[0].single is not None:
+            found.append(Strip(key, flat, 0, flat.elements, torch.tensor(held[0].single)))
+            continue
+        in_parts = _in_chunks(flat) or max(each.elements for each in held) < flat.elements
+        if not in_parts or world.topology.node == 0:
             own_strips = [each for each in strips if each.key == key and each.flat is flat]
-            whole = _whole(own_strips, flat, world)
+            whole = _whole(own_strips, flat, world, in_parts)
             found.append(Strip(key, flat, 0, len(whole), whole))
     return found
 
@@ -51,16 +65,22 @@ def _in_chunks(flat: Flat) -> bool:
     return flat.owned.size != len(flat.values)
 
 
-def _whole(strips: Sequence[Strip], flat: Flat, world: World) -> Tensor:
-    """Collective over the node where each rank has a chunk: in host memory, a card may be full."""
-    chunk = torch.zeros(flat.owned.size, dtype=flat.values.dtype)
+def _whole(strips: Sequence[Strip], flat: Flat, world: World, in_parts: bool) -> Tensor:
+    """In host memory, a card may be full. Collective over the node where its ranks have parts."""
+    if _in_chunks(flat):
+        chunk = torch.zeros(flat.owned.size, dtype=flat.values.dtype)
+        _put(strips, flat.owned.start, chunk)
+        whole = torch.empty(len(flat.values), dtype=flat.values.dtype)
+        return world.node.launch_all_gather(chunk, whole).wait()
+    whole = torch.zeros(len(flat.values), dtype=flat.values.dtype)
+    _put(strips, 0, whole)
+    # No two ranks of a node hold the same element, and what one does not hold is 0 there.
+    return world.node.launch_sum(whole).wait() if in_parts else whole
+
+
+def _put(strips: Sequence[Strip], before: int, into: Tensor) -> None:
     for strip in strips:
-        before = flat.owned.start
-        chunk[strip.start - before : strip.stop - before] = strip.tensor.cpu()
-    if not _in_chunks(flat):
-        return chunk
-    whole = torch.empty(len(flat.values), dtype=flat.values.dtype)
-    return world.node.launch_all_gather(chunk, whole).wait()
+        into[strip.start - before : strip.stop - before] = strip.tensor.cpu()
 
 
 def of_parameter(parameter: nn.Parameter, strips: Sequence[Strip]) -> Iterator[tuple[str, Tensor]]:

@@ -96,7 +96,9 @@ class Signs:
     in_byte = 8
 
     def scales(self, magnitudes: Tensor) -> Tensor:
-        return magnitudes.mean(dim=-1, keepdim=True).float()
+        # Zeros do not count: a block may hold few values, and be filled up with zeros.
+        values = magnitudes.count_nonzero(dim=-1).clamp_min_(1)
+        return (magnitudes.sum(dim=-1) / values)[..., None].float()
 
     def write(self, units: Tensor, out: Tensor) -> None:
         positive = units.ge(0.0).unflatten(-1, (self.in_byte, -1))

@@ -152,3 +152,28 @@ def test_others_marks_are_passed_on(name: str) -> None:
 def test_bytes_of_a_block(name: str, bits: int) -> None:
     assert row_bytes(CODECS[name], 3) == 3 * (SCALE_BYTES + BLOCK * bits // 8)
     assert [blocks_of(n) for n in (0, 1, BLOCK, BLOCK + 1)] == [0, 1, 1, 2]
+
+
+def test_signs_are_worth_the_mean_of_the_values_that_there_are() -> None:
+    """A block filled up with zeros sends the few values that it holds as large as they are."""
+    given = torch.zeros(1, 2, BLOCK, dtype=torch.float64)
+    given[0, 0, :3] = torch.tensor([2.0, -4.0, 6.0])
+    given[0, 1] = torch.tensor([3.0, -1.0]).repeat(BLOCK // 2)
+    found = write(CODECS["sign"], given)
+    assert found.read[0, 0, :3].tolist() == [4.0, -4.0, 4.0]
+    assert found.read[0, 1].tolist() == [2.0, -2.0] * (BLOCK // 2)
+    assert torch.equal(found.read, found.own)
+
+
+def test_with_feedback_signs_lose_nothing_in_the_end() -> None:
+    """What is not sent of one part is added to the next: the sum of what is read follows, last
+    where a value is many times as large as its block's mean."""
+    given = values(3, [1.0], rows=1)
+    owed, landed = torch.zeros_like(given), torch.zeros_like(given)
+    for _ in range(200):
+        owed += given
+        own = write(CODECS["sign"], owed).own
+        landed += own
+        owed -= own
+    assert (landed / 200 - given).norm() < 0.1 * given.norm()
+    assert (landed / 200 - given).abs().median() < 0.01
