@@ -75,6 +75,7 @@ def _cases() -> list[Case]:
     for optimizer, layout, exchange in (
         ("sgd", "node", {"kind": "isolated", "backward_passes_per_step": 2}),
         ("adamw", "replicated", {"kind": "isolated"}),
+        ("sgd", "replicated", {"kind": "ddp", "compression": "fp16"}),
         ("sgd", "replicated", torchs[0]),
         ("adamw", "replicated", torchs[0] | {"synchronous_windows": 5}),
         ("adamw", "replicated", torchs[1] | {"backward_passes_per_step": 3}),
