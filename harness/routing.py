@@ -6,7 +6,7 @@ from pathlib import Path
 from harness.checkpoint.meta import read_meta
 from harness.config import Config
 from harness.data.images import Dataset
-from harness.exchange.exchange import differing_routes, route_of
+from harness.exchange.exchange import differing_routes
 from harness.parallel.world import World
 from harness.trial import Trial, slowest
 
@@ -21,7 +21,7 @@ ALIKE = 0.98
 
 
 def routed(config: Config, dataset: Dataset, world: World, folder: Path) -> Config:
-    """The config with `exchange.route` decided, where it is `auto`.
+    """The config with `exchange.route` decided, where it is `auto` and there is a choice.
 
     A run that goes on with as many ranks keeps its route, or sums would be rounded in another
     order. All ranks decide from the same numbers. Collective over the world.
@@ -30,7 +30,7 @@ def routed(config: Config, dataset: Dataset, world: World, folder: Path) -> Conf
     if exchange.kind != "synchronous" or exchange.route != "auto":
         return config
     if not differing_routes(exchange, topology.nodes, topology.ranks_per_node):
-        return _by(config, route_of(exchange, topology.nodes, topology.ranks_per_node))
+        return config
     if kept := _kept_route(config, topology.world_size):
         return _by(config, kept)
     times = measured_ms(config, dataset, world, folder)

@@ -1,4 +1,7 @@
-"""Started by horovodrun: trains every case on this world, prints its distance from its oracle."""
+"""Started by horovodrun: trains cases on this world, prints their distance from their oracles.
+
+`program PART PARTS`: of the cases every so many'th, from that one on.
+"""
 
 import json
 import sys
@@ -192,7 +195,8 @@ def main() -> None:
     device, topology = torch.device("cpu"), launched_topology()
     traffic = RecordingTraffic()
     with open_links(topology, device, Meters(clock_for(device), traffic)) as links:
-        for case in cases_for(topology.world_size):
+        part, parts = map(int, sys.argv[1:])
+        for case in cases_for(topology.world_size)[part::parts]:
             result = measure(case, links, traffic)
             if topology.rank == 0:
                 print(json.dumps({"case": case.name, **result}), flush=True)
