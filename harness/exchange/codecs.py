@@ -122,7 +122,7 @@ CODECS: dict[str, Codec] = {
     "int4": Nibbles(),
     "sign": Signs(),
 }
-"""By `exchange.compression`."""
+"""By `exchange.compression`, the widest first."""
 
 
 def blocks_of(elements: int) -> int:

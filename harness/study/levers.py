@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from harness.config import Config, ExchangeConfig
+from harness.exchange.codecs import CODECS
 
 UNSAID = ("name", "seed", "tracking.", "data.cache", "data.root", "train.resume", "doctor.")
 """Settings that say where things lie and what they are called, not how a variant trains."""
@@ -18,7 +19,7 @@ SET_BY_LEVERS = (
     "exchange.pieces",
     "exchange.most_pieces",
 )
-COMPRESSIONS = ("none", "fp16", "int8", "int4")
+COMPRESSIONS = ("none", *CODECS)
 """The widest first."""
 
 

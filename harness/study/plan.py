@@ -15,6 +15,8 @@ from harness.study.prediction import Prediction
 LAYOUTS = ("replicated", "node", "world")
 EXCHANGES = ("synchronous", "delayed", "averaging")
 PASSES = (1, 2, 4, 8)
+WIRES = tuple(wire for wire in COMPRESSIONS if wire != "sign")
+"""What signs do to accuracy is not known: they are predicted where an experiment asks for them."""
 PIECES = (1, 2)
 """Of what is averaged late."""
 DECIDED = (
@@ -95,7 +97,7 @@ def all_ways(config: Config, cluster: Cluster) -> list[Way]:
         for kind in EXCHANGES
         if (layout, kind) != ("world", "averaging")  # a node has not all classes
         for passes in PASSES
-        for compression in COMPRESSIONS
+        for compression in WIRES
         for pieces in (PIECES if kind == "averaging" else (1,))
     ]
 
@@ -130,13 +132,9 @@ def with_exchange(
 
 def on_each_route(config: Config) -> list[Config]:
     """The experiment by all routes that it can take: two where it waits."""
-    exchange = config.exchange
-    if exchange.kind != "synchronous":
+    if config.exchange.kind != "synchronous":
         return [config]
-    return [
-        config.model_copy(update={"exchange": exchange.model_copy(update={"route": route})})
-        for route in ("flat", "hierarchical")
-    ]
+    return [config.exchanging(route=route) for route in ("flat", "hierarchical")]
 
 
 def quickest_way(config: Config, cluster: Cluster) -> Way:

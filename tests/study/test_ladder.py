@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
-from harness.config import Config
+from harness.config import Config, ExchangeConfig
 from harness.study.conclude import Conclusion, conclude
 from harness.study.figures import ladder as picture_of
 from harness.study.figures.colours import looks
@@ -510,3 +510,12 @@ def test_a_variant_has_the_colour_that_it_has_in_the_study() -> None:
     expected = looks(each.name for each in variants)
     colours = [to_hex(each.get_facecolor()).upper() for each in speed.patches]
     assert colours == [expected[name].colour.upper() for name in ("routed", "int8")]
+
+
+def test_every_wire_that_a_config_can_name_has_its_place_on_a_ladder() -> None:
+    """Each narrower one is pulled further than those before it."""
+    wires = get_args(ExchangeConfig.model_fields["compression"].annotation)
+    found = [levers_of(config(wire, compression=wire)) for wire in wires]
+    assert all(levers is not None for levers in found)
+    places = [levers.how_far(Lever.FEWER_BYTES) for levers in found if levers is not None]
+    assert places == list(range(len(wires)))
