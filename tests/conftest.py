@@ -9,19 +9,16 @@ import fcntl
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-MAKE_THE_LAB = {
-    "tests/cluster/test_doctor_lab.py",
-    "tests/cluster/test_lab.py",
-    "tests/cluster/test_lab_traces.py",
-    "tests/cluster/test_launch_lab.py",
-    "tests/test_pace.py",
-}
+ROOT = Path(__file__).resolve().parent.parent
+MAKE_THE_LAB = ("lab_of", "require_lab")
+"""What a file takes from tests/lab.py that does: a list of files would forget the next one."""
 ALONE = {
     "tests/cluster/test_doctor.py",
     "tests/cluster/test_doctor_lab.py",
@@ -31,10 +28,16 @@ ALONE = {
 }
 
 
+@cache
+def makes_the_lab(file: str) -> bool:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return any(name in text for name in MAKE_THE_LAB)
+
+
 class ByFile(LoadFileScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "the lab" if file in MAKE_THE_LAB else file
+        return "the lab" if makes_the_lab(file) else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
