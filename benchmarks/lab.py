@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from benchmarks.lab_page import page
@@ -274,19 +275,18 @@ def lateness(folder: Path, known: dict[str, Link]) -> None:
     """The map: rates, classes, a latency, a link that jitters."""
     variants = (CEILING, METHOD, ASYNC, BASELINE, *STRONGEST, *REMEDIES)
     few = ["--rounds", "3", "--micro-batches", "16", "--seconds", "2"]
-    for name, link in known.items():
-        for latency in (None, LATENCY):
-            for jitter in (None, JITTER):
-                there = replace(link, latency=latency or (jitter and "10ms"), jitter=jitter)
-                for classes in (1000, 3755):
-                    wait = f"{'-latency' if latency else ''}{'-jitter' if jitter else ''}"
-                    table = f"map-{name}{wait}-{classes}"
-                    if (folder / f"{table}.json").exists():
-                        continue
-                    with lab(2, 2, there) as hosts:
-                        own = [f"data.num_classes={classes}", *few]
-                        rates(folder, table, hosts, variants, own)
-                    note(folder, table, there, hosts=2, ranks=4, classes=classes)
+    for (name, link), latency, jitter, classes in product(
+        known.items(), (None, LATENCY), (None, JITTER), (1000, 3755)
+    ):
+        # A jitter needs a latency to vary.
+        there = replace(link, latency=latency or jitter, jitter=jitter)
+        wait = f"{'-latency' if latency else ''}{'-jitter' if jitter else ''}"
+        table = f"map-{name}{wait}-{classes}"
+        if (folder / f"{table}.json").exists():
+            continue
+        with lab(2, 2, there) as hosts:
+            rates(folder, table, hosts, variants, [f"data.num_classes={classes}", *few])
+        note(folder, table, there, hosts=2, ranks=4, classes=classes)
 
 
 PARTS: dict[str, Callable[[Path, dict[str, Link]], None]] = {

@@ -89,8 +89,9 @@ def variant(config: Config, links: Links, folder: Path) -> Variant:
     clock = KeepingClock(CardTimeline() if card else HostTimeline())
     own = replace(links, meters=Meters(clock, Traffic()))
     world = own.world(config.classifier.layout, user=f"{config.name}.")
-    config = routed(config, open_dataset(config.data), world, folder)
-    trainer = Trainer(config, open_dataset(config.data), world, folder)
+    dataset = open_dataset(config.data)
+    config = routed(config, dataset, world, folder)
+    trainer = Trainer(config, dataset, world, folder)
     passes = config.exchange.backward_passes_per_step
     return Variant(config, trainer, clock, config.train.batch_size * topology.world_size * passes)
 

@@ -329,6 +329,10 @@ class Config(Section):
             )
         return self
 
+    def exchanging(self, **changes: Any) -> "Config":
+        """With other settings of the exchange, taken as they are given."""
+        return self.model_copy(update={"exchange": self.exchange.model_copy(update=changes)})
+
     def flattened(self) -> dict[str, Any]:
         """All values by dotted key."""
         return dict(_leaves(self.model_dump(mode="json")))

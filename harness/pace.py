@@ -4,7 +4,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from harness.checkpoint.meta import read_meta
+from harness.checkpoint.meta import passed_alike
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.exchange.compression import make_wire
@@ -24,8 +24,9 @@ def paced(config: Config, dataset: Dataset, world: World, folder: Path) -> Confi
     exchange = config.exchange
     if not exchange.most_pieces:
         return config
-    if kept := _kept_pieces(config, world.topology.world_size):
-        return _in_pieces(config, kept)
+    kept = passed_alike(config, world.topology.world_size)
+    if kept and kept.pieces <= exchange.most_pieces:
+        return config.exchanging(pieces=kept.pieces)
     pace = measured(config, dataset, world, folder)
     pieces = pace.pieces(exchange.delay, exchange.most_pieces)
     if world.is_first:
@@ -35,27 +36,13 @@ def paced(config: Config, dataset: Dataset, world: World, folder: Path) -> Confi
             file=sys.stderr,
             flush=True,
         )
-    return _in_pieces(config, pieces)
-
-
-def _kept_pieces(config: Config, ranks: int) -> int:
-    """Those of the checkpoint that the run goes on from; 0: they are to be picked."""
-    if config.train.resume is None:
-        return 0
-    passed = read_meta(Path(config.train.resume), config.data.num_classes).passed
-    fits = passed and passed.ranks == ranks and passed.pieces <= config.exchange.most_pieces
-    return passed.pieces if passed and fits else 0
-
-
-def _in_pieces(config: Config, pieces: int) -> Config:
-    picked = config.exchange.model_copy(update={"pieces": pieces})
-    return config.model_copy(update={"exchange": picked})
+    return config.exchanging(pieces=pieces)
 
 
 def measured(config: Config, dataset: Dataset, world: World, folder: Path) -> Pace:
     """Some windows of nodes that do not meet, and some transfers. Collective over the world."""
-    alone = config.exchange.model_copy(update={"kind": "isolated", "pieces": 1, "most_pieces": 0})
-    trial = Trial(config, alone, dataset, world, folder)
+    alone = config.exchanging(kind="isolated", pieces=1, most_pieces=0)
+    trial = Trial(alone, dataset, world, folder)
     trial.window_ms(WARM_WINDOWS)
     times = [trial.window_ms(TIMED_WINDOWS), _transfer_ms(config, trial, world)]
     trial.close()

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from harness.checkpoint.meta import read_meta
+from harness.checkpoint.meta import passed_alike
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.exchange.exchange import differing_routes
@@ -31,8 +31,9 @@ def routed(config: Config, dataset: Dataset, world: World, folder: Path) -> Conf
         return config
     if not differing_routes(exchange, topology.nodes, topology.ranks_per_node):
         return config
-    if kept := _kept_route(config, topology.world_size):
-        return _by(config, kept)
+    kept = passed_alike(config, topology.world_size)
+    if kept and kept.route:
+        return config.exchanging(route=kept.route)
     times = measured_ms(config, dataset, world, folder)
     hierarchical, flat = (times[route] for route in ROUTES)
     route = "flat" if flat < ALIKE * hierarchical else "hierarchical"
@@ -43,7 +44,7 @@ def routed(config: Config, dataset: Dataset, world: World, folder: Path) -> Conf
             file=sys.stderr,
             flush=True,
         )
-    return _by(config, route)
+    return config.exchanging(route=route)
 
 
 def measured_ms(config: Config, dataset: Dataset, world: World, folder: Path) -> dict[str, float]:
@@ -54,23 +55,9 @@ def measured_ms(config: Config, dataset: Dataset, world: World, folder: Path) ->
     found: dict[str, list[float]] = {route: [] for route in ROUTES}
     for _ in range(ROUNDS):
         for route in ROUTES:
-            exchange = _by(config, route).exchange
-            trial = Trial(config, exchange, dataset, world, folder)
+            trial = Trial(config.exchanging(route=route), dataset, world, folder)
             (first_ms,) = slowest([trial.window_ms(WARM_WINDOWS)], world)
             windows = max(FEWEST, min(MOST, round(ROUND_MS / first_ms)))
             found[route] += slowest([trial.window_ms(windows)], world)
             trial.close()
     return {route: min(times) for route, times in found.items()}
-
-
-def _kept_route(config: Config, ranks: int) -> str | None:
-    """That of the checkpoint that the run goes on from; None: it is to be picked."""
-    if config.train.resume is None:
-        return None
-    passed = read_meta(Path(config.train.resume), config.data.num_classes).passed
-    return passed.route if passed and passed.ranks == ranks else None
-
-
-def _by(config: Config, route: str) -> Config:
-    picked = config.exchange.model_copy(update={"route": route})
-    return config.model_copy(update={"exchange": picked})

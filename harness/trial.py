@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from harness.config import Config, ExchangeConfig, TraceConfig
+from harness.config import Config, TraceConfig
 from harness.data.images import Dataset
 from harness.ledger import Unheard
 from harness.parallel.world import World
@@ -24,14 +24,11 @@ PROBE = {
 
 
 class Trial:
-    """A training of its own, with another exchange, that leaves no trace in the run's."""
+    """A training of its own that leaves no trace in the run's."""
 
-    def __init__(
-        self, config: Config, exchange: ExchangeConfig, dataset: Dataset, world: World, folder: Path
-    ) -> None:
-        """Collective over the world."""
-        short = config.train.model_copy(update=PROBE)
-        parts = {"exchange": exchange, "train": short, "trace": TraceConfig()}
+    def __init__(self, config: Config, dataset: Dataset, world: World, folder: Path) -> None:
+        """Of the run's config with another exchange. Collective over the world."""
+        parts = {"train": config.train.model_copy(update=PROBE), "trace": TraceConfig()}
         self.trainer = Trainer(config.model_copy(update=parts), dataset, world, folder)
         self._world = world
         self._batches = self.trainer.batches()

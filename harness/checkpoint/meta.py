@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.checkpoint.files import plain_file
+from harness.config import Config
 from harness.course import Passed
 from harness.errors import UserError
 from harness.measure.folders import META
@@ -65,3 +66,11 @@ def read_meta(folder: Path, num_classes: int) -> Meta:
             f"{num_classes}; set data.num_classes={meta.num_classes}"
         )
     return meta
+
+
+def passed_alike(config: Config, ranks: int) -> Passed | None:
+    """What was decided for the training that a run goes on from, where it had as many ranks."""
+    if config.train.resume is None:
+        return None
+    passed = read_meta(Path(config.train.resume), config.data.num_classes).passed
+    return passed if passed and passed.ranks == ranks else None

@@ -68,13 +68,13 @@ def figures(given: Mapping[str, str | None]) -> dict[str, float]:
     """Of --latency 20ms --jitter 5ms --loss 0.1%, those that were given."""
     readers = {"latency": _seconds, "jitter": _seconds, "loss": _share}
     return {
-        name: readers[name](name, text) for name in OPTIONS if (text := given[name]) is not None
+        name: 0.0 if text == "none" else readers[name](name, text)
+        for name in OPTIONS
+        if (text := given[name]) is not None
     }
 
 
 def _seconds(name: str, text: str) -> float:
-    if text == "none":
-        return 0.0
     found = DURATION.fullmatch(text)
     if not found:
         raise UserError(f"{text!r} is no {name}; write e.g. 20ms, 1.5s, 500us, or none")
@@ -82,8 +82,6 @@ def _seconds(name: str, text: str) -> float:
 
 
 def _share(name: str, text: str) -> float:
-    if text == "none":
-        return 0.0
     found = PERCENTAGE.fullmatch(text)
     if not found:
         raise UserError(f"{text!r} is no {name}; write e.g. 0.1%, or none")

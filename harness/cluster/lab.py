@@ -3,11 +3,10 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from harness.cluster.cpu_limit import Groups, find_groups, groups_here
@@ -21,8 +20,8 @@ from harness.cluster.testhost import (
     LabHost,
     bits_per_second,
     connect,
+    end_processes,
     make_login_key,
-    processes,
     shape,
     start_sshd,
     tool,
@@ -47,7 +46,6 @@ TOOLS = {
 PRIVILEGE_FOLDER = Path("/run/sshd")
 """sshd insists on it; a machine whose own sshd runs has it."""
 TURN_SECONDS = 60.0
-GONE_SECONDS = 10.0
 PROBE = (
     "ip link add name probe type bridge && "
     "tc qdisc add dev probe root tbf rate 1mbit burst 9kb limit 9kb"
@@ -243,7 +241,7 @@ def _make_groups(hosts: tuple[LabHost, ...]) -> Groups | None:
 def _remove() -> None:
     """Finds everything by its prefix: whoever made it may have been killed in the middle."""
     names = [path.name for path in NAMESPACES.glob(f"{PREFIX}-*")]
-    _end_processes(names)
+    end_processes(names)
     for name in names:
         tool("ip", "netns", "delete", name)
     for folder in FILES.glob(f"{PREFIX}-*"):
@@ -253,23 +251,6 @@ def _remove() -> None:
         groups.remove()
     _take_back(groups)
     shutil.rmtree(STATE, ignore_errors=True)
-
-
-def _end_processes(namespaces: list[str]) -> None:
-    end = time.monotonic() + GONE_SECONDS
-    while True:
-        left = set()
-        for name in namespaces:
-            with suppress(UserError):  # a file whose namespace was never made
-                left |= set(processes(name))
-        if not left:
-            return
-        if time.monotonic() > end:
-            raise UserError(f"processes of the lab do not end: {sorted(left)}; try again")
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
 
 
 def _take_back(groups: Groups | None) -> None:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,11 +13,10 @@ from pathlib import Path
 import harness
 from harness.cluster.impairment import Impairment
 from harness.cluster.relay import FIGURES, READY, read_impairments
-from harness.cluster.testhost import STATE, SWITCH, LabHost, processes, tool
+from harness.cluster.testhost import STATE, SWITCH, LabHost, end_processes, processes, tool
 from harness.errors import UserError
 
 LOG = STATE / "relay.log"
-END_SECONDS = 5.0
 RELAY_IS_GONE = "the relay that joins the lab's hosts has ended: nothing passes between them"
 
 
@@ -56,7 +54,7 @@ def join(impairments: Mapping[str, Impairment]) -> None:
             os.kill(pid, signal.SIGHUP)
         return
     if not impaired:
-        _end_relay()
+        end_processes([SWITCH])
     # A bridge beside the relay would carry every frame a second time.
     place = ["nomaster"] if impaired else ["master", "bridge"]
     for name in impairments:
@@ -86,14 +84,3 @@ def _start_relay(hosts: list[str]) -> None:
         if process.stdout.readline() != READY:
             said = LOG.read_text().strip().splitlines()[-1:]
             raise UserError(f"the lab's relay does not start: {' '.join(said) or 'no word'}")
-
-
-def _end_relay() -> None:
-    end = time.monotonic() + END_SECONDS
-    while left := _relay():
-        if time.monotonic() > end:
-            raise UserError(f"the lab's relay does not end: {left}; try again")
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)

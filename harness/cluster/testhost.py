@@ -1,10 +1,14 @@
 """One test host: a network namespace with a name, an address, a shaped link and an sshd."""
 
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +26,7 @@ SWITCH = f"{PREFIX}-switch"
 addresses."""
 NETWORK = "10.77.0"
 START_SECONDS = 20.0
+GONE_SECONDS = 10.0
 QUEUE_SECONDS = 0.5
 """What waits longer at a shaped end is dropped."""
 BURST_SECONDS = 0.02
@@ -95,6 +100,24 @@ def tool(*command: str) -> str:
 
 def processes(namespace: str) -> list[int]:
     return [int(pid) for pid in tool("ip", "netns", "pids", namespace).split()]
+
+
+def end_processes(namespaces: Sequence[str]) -> None:
+    """Kills all that run there until nothing does."""
+    end = time.monotonic() + GONE_SECONDS
+    while True:
+        left = set()
+        for name in namespaces:
+            with suppress(UserError):  # a file whose namespace was never made
+                left |= set(processes(name))
+        if not left:
+            return
+        if time.monotonic() > end:
+            raise UserError(f"processes of the lab do not end: {sorted(left)}; try again")
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
 
 
 def connect(host: LabHost) -> None:

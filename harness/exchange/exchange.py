@@ -59,7 +59,7 @@ class Exchange(Protocol):
     def agree_on(self, states: Sequence[Tensor]) -> None:
         """Behind a `drain`: all that hold the same elements go on alike, from what a checkpoint
         keeps once. Where nodes step on their own, `states`, which are the optimizer's, become their
-        means; so does what is `carried`; and scales that wires agreed on are found anew."""
+        means; so does what is `carried`."""
 
 
 def route_of(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> str:

@@ -58,13 +58,13 @@ def paced(cluster: Cluster, config: Config, nodes: int, ranks_per_node: int) -> 
     exchange = config.exchange
     if not exchange.most_pieces:
         return config
-    whole = exchange.model_copy(update={"pieces": 1, "most_pieces": 0})
-    work = workload_of(config.model_copy(update={"exchange": whole}), nodes, ranks_per_node)
+    whole = config.exchanging(pieces=1, most_pieces=0)
+    work = workload_of(whole, nodes, ranks_per_node)
     pieces = pieces_of(cluster, work)
     compute = pieces.passes * (pieces.micro_batch + pieces.after)
     pace = Pace(compute_ms=compute * 1e3, transfer_ms=pieces.exchange.seconds * 1e3)
-    picked = {"pieces": pace.pieces(exchange.delay, exchange.most_pieces), "most_pieces": 0}
-    return config.model_copy(update={"exchange": exchange.model_copy(update=picked)})
+    picked = pace.pieces(exchange.delay, exchange.most_pieces)
+    return config.exchanging(pieces=picked, most_pieces=0)
 
 
 def _prediction(cluster: Cluster, work: Workload, phases: dict[Phase, float]) -> Prediction:
