@@ -181,6 +181,10 @@ def write_files(host: LabHost, hosts: tuple[LabHost, ...]) -> None:
     # sshd without PAM refuses an account whose password is locked, as root's is on some systems.
     (own / "shadow").write_text("root:*:19000:0:99999:7:::\n")
     (own / "shadow").chmod(0o600)
+    # bash reads root's start-up files for every command of ssh; a host's end cuts them short:
+    # pyenv's then leave a lock behind, for which every later command waits a minute.
+    accounts = Path("/etc/passwd").read_text(encoding="utf-8")
+    (own / "passwd").write_text(re.sub(r"(?m)^(root:.*:).*$", r"\1/bin/sh", accounts))
     server = SERVER.format(address=host.address, folder=host.folder, state=STATE)
     (host.folder / "sshd_config").write_text(server)
     public = (host.folder / "host_key.pub").read_text()

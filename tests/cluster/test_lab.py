@@ -57,6 +57,11 @@ def test_every_host_has_a_name_an_address_and_ssh_to_every_other() -> None:
     assert told.split() == [word for host in expected for word in host]
 
 
+def test_no_start_up_file_of_a_shell_is_read_for_a_command_of_ssh() -> None:
+    """A host's end would cut one short, and what it then leaves behind is the user's to mend."""
+    assert in_lab("ssh", "h2", "echo $SHELL $0") == "/bin/sh sh\n"
+
+
 def test_the_machine_itself_knows_nothing_of_the_hosts() -> None:
     routes = subprocess.run(["ip", "route"], capture_output=True, text=True, check=True).stdout
     links = subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
