@@ -5,15 +5,17 @@ import re
 import shutil
 import socket
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+CONFIG, SUMMARY = "config.yaml", "summary.json"
 KEPT_FILES = (
-    "config.yaml",
+    CONFIG,
     "environment.json",
-    "summary.json",
+    SUMMARY,
     "metrics.jsonl",
     "comparison.md",
     "predictions.json",
@@ -68,6 +70,23 @@ def ship(store: Path, place: Path) -> str:
     return f"{place.name}: {len(runs)} runs, {size / 1e6:.2f} MB"
 
 
+def ship_study(study: Path, place: Path) -> str:
+    """Copies what `harness compare --folder` left to `place`, which is replaced: its page and its
+    pictures, each run's config and summary; what came of it."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    for path in study.glob("*.*"):
+        if path.suffix in (".md", ".csv", ".png"):
+            shutil.copy(path, place)
+    runs = [path.parent for path in sorted(study.glob(f"*/{SUMMARY}"))]
+    for run in runs:
+        _copy_files(run, place / run.name, (CONFIG, SUMMARY))
+    told = secrets_in(place, [str(study.parent), str(Path.cwd())])
+    if told:
+        raise NotFit(f"{place} tells of its machine: {', '.join(told[:8])}")
+    return f"{place.name}: {len(runs)} runs"
+
+
 def secrets_in(place: Path, words: list[str]) -> list[str]:
     """Files that hold one of the words, this machine's name, or a path of it."""
     own = [f'"{socket.gethostname()}"', str(Path.home()), *words]
@@ -104,13 +123,16 @@ def _neutral(file: Path) -> list[str]:
 
 
 def _copy_artifacts(source: Path, place: Path, run: str) -> None:
-    target = place / "mlartifacts" / run / "artifacts"
+    _copy_files(source, place / "mlartifacts" / run / "artifacts", KEPT_FILES)
+
+
+def _copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
     target.mkdir(parents=True)
-    for name in KEPT_FILES:
+    for name in names:
         if not (source / name).exists():
             continue
         text = (source / name).read_text(encoding="utf-8")
-        if name == "config.yaml":
+        if name == CONFIG:
             values = yaml.safe_load(text)
             values["tracking"] |= {"uri": None, "folder": "runs"}
             text = yaml.safe_dump(values, sort_keys=False)

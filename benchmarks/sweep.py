@@ -1,11 +1,11 @@
 """Tunes every way of training alike: `python -m benchmarks.sweep`.
 
-Each rule of updates gets the same grid of learning rates and momenta with one seed; where the best
-rate stands at an edge of the grid, or the best momentum, the grid grows there, for whomever it is;
-then the best few points of each get the same further seeds, which are none of the study's. The
-better of two points is the one that reaches the target after fewer images, or where one of them
-does not, the one that ends higher. What the link is worth is not asked here: emulated nodes of this
-machine, no slow link.
+Each rule of updates starts from the same learning rates with one seed, and goes on until its best
+point stands inside what was tried: a lower and a higher rate, a lower and a higher momentum are
+worse. Then the best few points of each get the same further seeds, which are none of the study's,
+and the best of these must stand inside, too. The better of two points is the one that reaches the
+target after fewer images, or where one of them does not, the one that ends higher. What the link
+is worth is not asked here: emulated nodes of this machine, no slow link.
 
 Trainings that are done are kept in FOLDER/results.jsonl and not repeated.
 """
@@ -25,14 +25,15 @@ TARGET = 0.979
 EFFECTIVE = (1.0, 1.5, 2.25, 3.5)
 """Learning rates over 1 - momentum: how far a constant gradient moves the weights in the end."""
 GROWTH = 1.5
-"""From the last rate of a grid to the next one beyond it."""
-MOMENTA = (0.6, 0.8, 0.9)
+"""From the last rate that was tried to the next one beyond it."""
+MOMENTUM = 0.8
+"""Of the first points."""
 SEEDS = (10, 11, 12)
-FINALISTS = 3
+FINALISTS = 2
 """Points of a rule that get the other seeds."""
 MOST_RATE, LEAST_RATE = 8.0, 0.01
+"""A rate that must go beyond is no best one: the sweep fails."""
 MOST_MOMENTUM = 0.98
-"""A grid that grows beyond has found no best point: the sweep fails."""
 RULES = {
     "data_parallel": "lab/data_parallel",
     "data_parallel_int8": "rivals/data_parallel_int8",
@@ -119,34 +120,36 @@ class Sweep:
 
 
 def _next(name: str, found: dict[tuple[float, float], list[Result]]) -> list[Point]:
-    """Of one rule: its grid, then where that must grow, then the finalists' other seeds."""
-    tried = {at for at, results in found.items() if SEEDS[0] in {r.point.seed for r in results}}
-    if left := [at for at in grid() if at not in tried]:
-        return [_point(name, at, SEEDS[0]) for at in left]
-    firsts = {at: _seed(found[at], SEEDS[0]) for at in tried}
-    if grown := beyond({at: [result] for at, result in firsts.items()}):
-        return [_point(name, at, SEEDS[0]) for at in grown]
-    finalists = sorted(firsts, key=lambda at: rank([firsts[at]]))[:FINALISTS]
-    left_seeds = [
+    """Of one rule: the first points, then their neighbours, then the finalists' other seeds."""
+    firsts = {
+        at: [result]
+        for at, results in found.items()
+        for result in results
+        if result.point.seed == SEEDS[0]
+    }
+    missing = [at for at in first_points() if at not in firsts] or beyond(firsts, set(firsts))
+    if missing:
+        return [_point(name, at, SEEDS[0]) for at in missing]
+    finalists = sorted(firsts, key=lambda at: rank(firsts[at]))[:FINALISTS]
+    left = [
         _point(name, at, seed)
         for at in finalists
         for seed in SEEDS[1:]
         if seed not in {result.point.seed for result in found[at]}
     ]
-    if left_seeds:
-        return left_seeds
+    if left:
+        return left
     whole = {at: results for at, results in found.items() if len(results) == len(SEEDS)}
-    edge = beyond(whole, tried)
-    return [_point(name, at, seed) for at in edge for seed in SEEDS]
+    return [_point(name, at, seed) for at in beyond(whole, set(found)) for seed in SEEDS]
 
 
-def grid() -> list[tuple[float, float]]:
-    """Rates and momenta that every rule is tried at."""
-    return [
-        (float(f"{rate * (1 - momentum):.3g}"), momentum)
-        for momentum in MOMENTA
-        for rate in EFFECTIVE
-    ]
+def first_points() -> list[tuple[float, float]]:
+    """Rates and momentum that every rule is tried at."""
+    return [(_rate(effective, MOMENTUM), MOMENTUM) for effective in EFFECTIVE]
+
+
+def _rate(effective: float, momentum: float) -> float:
+    return float(f"{effective * (1 - momentum):.2g}")
 
 
 def rank(results: Sequence[Result]) -> tuple[int, float, float]:
@@ -165,40 +168,36 @@ def best(found: dict[tuple[float, float], list[Result]]) -> tuple[float, float]:
 
 
 def beyond(
-    found: dict[tuple[float, float], list[Result]], tried: set[tuple[float, float]] | None = None
+    found: dict[tuple[float, float], list[Result]], tried: set[tuple[float, float]]
 ) -> list[tuple[float, float]]:
-    """Points past the edge at which the best rate or momentum stands; none where it stands inside.
+    """What must be tried before the best of `found` stands inside `tried`: rates, then momenta.
 
     Raises NoBestPoint.
     """
-    known = tried or set(found)
     lr, momentum = min(found, key=lambda at: rank(found[at]))
-    rates = sorted(rate for rate, other in known if other == momentum)
-    momenta = sorted({other for _, other in known})
-    if lr in (rates[0], rates[-1]):
-        next_rate = lr * GROWTH if lr == rates[-1] else lr / GROWTH
-        if not LEAST_RATE <= next_rate <= MOST_RATE:
-            raise NoBestPoint(f"the best rate with momentum {momentum:g} is {lr:g}, at the edge")
-        return [(float(f"{next_rate:.2g}"), momentum)]
-    if momentum in (momenta[0], momenta[-1]):
-        further = next_momentum(momentum, up=momentum == momenta[-1])
-        if not 0 <= further <= MOST_MOMENTUM:
-            return []  # none at all is an end, not an edge
-        effective = lr / (1 - momentum)
-        return [
-            (float(f"{effective * factor * (1 - further):.2g}"), further)
-            for factor in (1 / GROWTH, 1.0, GROWTH)
-        ]
-    return []
+    rates = [rate for rate, other in tried if other == momentum]
+    outside = [lr / GROWTH] * (lr == min(rates)) + [lr * GROWTH] * (lr == max(rates))
+    if not all(LEAST_RATE <= rate <= MOST_RATE for rate in outside):
+        raise NoBestPoint(f"the best rate with momentum {momentum:g} is {lr:g}, at the edge")
+    if outside:
+        return [(float(f"{rate:.2g}"), momentum) for rate in outside]
+    momenta = {other for _, other in tried}
+    effective = lr / (1 - momentum)
+    return [
+        (_rate(effective, other), other)
+        for other in (next_momentum(momentum, up=False), next_momentum(momentum, up=True))
+        # No momentum at all is an end, not an edge.
+        if 0 <= other <= MOST_MOMENTUM and not _tried_towards(other, momentum, momenta)
+    ]
+
+
+def _tried_towards(other: float, momentum: float, momenta: set[float]) -> bool:
+    return any((each - momentum) * (other - momentum) > 0 for each in momenta)
 
 
 def next_momentum(momentum: float, up: bool) -> float:
     """Half as far from 1, or a fifth less."""
     return round(1 - (1 - momentum) / 2, 3) if up else round(momentum - 0.2, 3)
-
-
-def _seed(results: Sequence[Result], seed: int) -> Result:
-    return next(result for result in results if result.point.seed == seed)
 
 
 def _point(name: str, at: tuple[float, float], seed: int) -> Point:

@@ -59,6 +59,11 @@ class Seat:
         self._table.put(buffer, numbered, self.index)
         return Summing(self._table, numbered, buffer)
 
+    def launch_gather(self, row: Tensor, name: str) -> "Gathering":
+        numbered = self._numbered(name)
+        self._table.put(row, numbered, self.index)
+        return Gathering(self._table, numbered)
+
     def launch_reduce(
         self, rows: Tensor, reduce: Callable[[Tensor], Tensor], name: str
     ) -> "Reducing":
@@ -85,6 +90,15 @@ class Summing:
 
     def wait(self) -> Tensor:
         return self.buffer.copy_(self.table.all_of(self.name).sum(0, dtype=self.buffer.dtype))
+
+
+@dataclass(frozen=True)
+class Gathering:
+    table: Table
+    name: str
+
+    def wait(self) -> Tensor:
+        return self.table.all_of(self.name).flatten(0, 1)
 
 
 @dataclass(frozen=True)

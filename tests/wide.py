@@ -42,6 +42,12 @@ def reduced(rows: Tensor, reduce: Callable[[Tensor], Tensor]) -> _Made:
     return _Made(lambda: torch.empty_like(rows).copy_(reduce(arrived)))
 
 
+def gathered(row: Tensor, ranks: int) -> _Made:
+    """As if all had sent what this one does: it has arrived before it is waited for."""
+    arrived = row.expand(ranks, -1).clone()
+    return _Made(lambda: arrived)
+
+
 class LateLine(Line):
     """Takes a step when its result is asked for, after those before it: the most is under way.
 
@@ -83,6 +89,9 @@ class WideGroup(Rehearsal):
     def launch_reduce_scatter(self, blocks: Tensor) -> Pending:
         return self._pending(None, blocks.clone()).then(self._sum_blocks)
 
+    def launch_gather(self, row: Tensor, name: str = "") -> _Made:  # type: ignore[override]
+        return gathered(row, self.size)
+
     def launch_reduce(  # type: ignore[override]
         self, rows: Tensor, reduce: Callable[[Tensor], Tensor], name: str = ""
     ) -> _Made:
@@ -98,6 +107,9 @@ class WidePeers:
 
     def launch_sum(self, buffer: Tensor, name: str) -> Sum:
         return _Made(lambda: buffer)
+
+    def launch_gather(self, row: Tensor, name: str) -> _Made:
+        return gathered(row, self.size)
 
     def launch_reduce(self, rows: Tensor, reduce: Callable[[Tensor], Tensor], name: str) -> _Made:
         return reduced(rows, reduce)

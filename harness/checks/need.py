@@ -12,9 +12,10 @@ from harness.curvature import runs_of
 from harness.dynamics import dynamics_of
 from harness.evaluation import MET_AT_ONCE
 from harness.exchange.buckets import bucket_sizes
-from harness.exchange.codecs import BLOCK
+from harness.exchange.codecs import BLOCK, blocks_of
+from harness.exchange.compression import row_length
 from harness.exchange.exchange import route_of, steps_alone
-from harness.exchange.rounded import piece_blocks, piece_bytes
+from harness.exchange.rounded import piece_blocks
 from harness.measure.traffic import gathers_statistics
 from harness.model.sliced_classifier import SMALL_PRODUCT
 from harness.parallel.slices import padded, slice_of
@@ -329,18 +330,20 @@ class _Count:
         if compression == "none" or ranks == 1:
             return 2 * slots * elements * s
         unsent = elements * s if feedback else 0
-        piece = piece_bytes(compression, elements, ranks)
+        row = row_length(compression, elements, ranks)
+        arriving = int(under_way * ranks * row)
+        if ranks == 2:  # what is sent, what arrives, and room to write and read
+            return slots * row + arriving + 2 * blocks_of(elements) * BLOCK * s + unsent
         room = piece_blocks(elements, ranks) * BLOCK * s
-        # Of all pieces: what is sent, what arrives, and room to write and read. Of this rank's own:
-        # the mean as it is sent, the sum, what is added to it, and what it has still to add.
-        rows = slots * (ranks + 1) * piece + int(under_way * ranks * piece)
-        return rows + (2 * ranks + 3) * room + unsent
+        # The same of all pieces. Of this rank's own: the mean as it is sent, the sum, what is added
+        # to it, and what it has still to add.
+        return slots * (ranks + 1) * row + arriving + (2 * ranks + 3) * room + unsent
 
     def _landing(self, elements: int, ranks: int) -> int:
         """What a lossy wire receives in its second hop, beside what came in the first."""
-        if ranks == 1:
+        if ranks <= 2:  # two ranks need one hop
             return 0
-        return ranks * piece_bytes(self.config.exchange.compression, elements, ranks)
+        return ranks * row_length(self.config.exchange.compression, elements, ranks)
 
     @property
     def training(self) -> int:

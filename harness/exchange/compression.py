@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from harness.exchange.codecs import CODECS
+from harness.exchange.codecs import CODECS, blocks_of, row_bytes
 from harness.exchange.floats import Floats
-from harness.exchange.rounded import Rounded, piece_bytes
+from harness.exchange.rounded import Rounded, piece_blocks
+from harness.exchange.swapped import Swapped
 from harness.exchange.wire import Carrier, Wire
 from harness.measure.traffic import (
     Bytes,
@@ -24,7 +25,14 @@ def make_wire(
     given = elements, slots, like, carrier, name
     if compression == "none" or carrier.size == 1 or elements == 0:
         return Floats(*given)
-    return Rounded(*given, CODECS[compression])
+    coded = Swapped if carrier.size == 2 else Rounded
+    return coded(*given, CODECS[compression])
+
+
+def row_length(compression: str, elements: int, ranks: int) -> int:
+    """Bytes of a lossy wire's row: what a rank sends to another one at once."""
+    blocks = blocks_of(elements) if ranks == 2 else piece_blocks(elements, ranks)
+    return row_bytes(CODECS[compression], blocks)
 
 
 def crossing_bytes(
@@ -33,5 +41,6 @@ def crossing_bytes(
     """Sent by a rank to average one part over `ranks` that lie evenly on `nodes`."""
     if compression == "none" or ranks == 1:
         return all_reduce_bytes(elements * element_bytes, ranks, nodes)
-    piece = piece_bytes(compression, elements, ranks)
-    return all_to_all_bytes(piece, ranks, nodes) + all_gather_bytes(piece, ranks, nodes)
+    row = row_length(compression, elements, ranks)
+    gathered = all_gather_bytes(row, ranks, nodes)
+    return gathered if ranks == 2 else all_to_all_bytes(row, ranks, nodes) + gathered

@@ -34,6 +34,12 @@ class Carrier(Protocol):
     def launch_sum(self, buffer: Tensor, name: str) -> Launched:
         """Starts summing `buffer` in place over the group. Collective over it."""
 
+    def launch_gather(self, row: Tensor, name: str) -> Landing:
+        """Starts [1, b] of each rank -> those of all, in their order, [size, b].
+
+        `row` must rest until it has landed. Collective over the group.
+        """
+
     def launch_reduce(self, rows: Tensor, reduce: Callable[[Tensor], Tensor], name: str) -> Landing:
         """Starts [size, b], a row for each rank -> what every rank makes of the rows that all have
         for it, `reduce` from [size, b] to [b], together on all, [size, b].

@@ -149,6 +149,10 @@ class Group:
         work = dist.all_gather_single(gathered, block, group=self.process_group, async_op=True)
         return self._pending(work, gathered)
 
+    def launch_gather(self, row: Tensor, name: str = "") -> Pending:
+        """`launch_all_gather`; torch needs no name. Collective over the group."""
+        return self.launch_all_gather(row)
+
     def launch_all_to_all(self, blocks: Tensor) -> Pending:
         """Starts [size * b, ...], a block for each rank -> what all ranks have for this one, in
         their order, [size * b, ...]. Collective over the group.

@@ -26,6 +26,12 @@ class Sum(Protocol):
     def wait(self) -> object: ...
 
 
+class Landing(Protocol):
+    """A collective under way, and what it gives."""
+
+    def wait(self) -> Tensor: ...
+
+
 class ReplicaGroup:
     """One rank on each node, which own the same part. All of them launch the same names in turn.
 
@@ -72,6 +78,21 @@ class ReplicaGroup:
 
         return _Followed(first.run(by_way_of_the_host), self._waiting())
 
+    def launch_gather(self, row: Tensor, name: str) -> Landing:
+        """As of `Group`: starts [1, b] of each rank -> those of all, in their order, [size, b].
+
+        A name may be under way once. Collective over the group.
+        """
+        if self._process_set is None:
+            return _Done(row)
+        sent = row.numel() * row.element_size()
+        self._meters.traffic.add(all_gather_bytes(sent, self.size, self.size))
+        if not row.is_cuda:
+            return _Launched(self._gather(row, name), self._waiting())
+        assert self._lines is not None
+        first, _ = self._lines
+        return _Followed(first.run(lambda: self._gather_by_the_host(row, name)), self._waiting())
+
     def launch_reduce(
         self, rows: Tensor, reduce: Callable[[Tensor], Tensor], name: str
     ) -> "_Followed":
@@ -100,11 +121,9 @@ class ReplicaGroup:
 
         def follow() -> Tensor:
             made = reduce(arriving())[None]
-            if not made.is_cuda:
-                return finish(self._gather(made, name), FOLLOW_SECONDS)
-            host = self._down(made, name + ".made")
-            gathered = finish(self._gather(host, name), FOLLOW_SECONDS)
-            return gathered.to(made.device)
+            if made.is_cuda:
+                return self._gather_by_the_host(made, name + ".made")
+            return finish(self._gather(made, name + ".made"), FOLLOW_SECONDS)
 
         return _Followed(second.run(follow), self._waiting())
 
@@ -116,8 +135,11 @@ class ReplicaGroup:
         return hvd.alltoall_async(rows, name=self._user + name, process_set=self._process_set)
 
     def _gather(self, row: Tensor, name: str) -> int:
-        name = f"{self._user}{name}.made"
-        return hvd.allgather_async(row, name=name, process_set=self._process_set)
+        return hvd.allgather_async(row, name=self._user + name, process_set=self._process_set)
+
+    def _gather_by_the_host(self, row: Tensor, name: str) -> Tensor:
+        gathered = finish(self._gather(self._down(row, name), name), FOLLOW_SECONDS)
+        return gathered.to(row.device)
 
     def _there_and_back(self, rows: Tensor, name: str) -> Tensor:
         received = finish(self._exchange(self._down(rows, name), name), FOLLOW_SECONDS)

@@ -47,6 +47,13 @@ def of_all_reduce(nodes: int, per_node: int, on_cards: bool) -> tuple[Hops, ...]
     return ring, Hops(math.ceil(math.log2(nodes)), per_node - 1) * 2
 
 
+def of_crossing(nodes: int, lossy: bool, on_cards: bool) -> tuple[Hops, ...]:
+    """Of a mean over one rank on each node: over a lossy wire two swap their parts in one step."""
+    if lossy and nodes == 2:
+        return (of_gather(nodes, 1, on_cards),)
+    return of_all_reduce(nodes, 1, on_cards)
+
+
 def quickest(ways: Sequence[Hops], step: float, latency: float) -> float:
     """Seconds."""
     return min(way.seconds(step, latency) for way in ways)

@@ -49,6 +49,7 @@ class Transfers:
         self._cluster = cluster
         self._work = work
         self._exchange = work.config.exchange
+        self._lossy = work.config.exchange.compression != "none"
         self._grid = work.nodes, work.ranks_per_node, cluster.on_cards
 
     def slice_wait(self) -> float:
@@ -82,7 +83,7 @@ class Transfers:
             return (Launch(1.0, self._flat(work.window, start)),)
         if exchange.kind == "ddp_post_local_sgd":
             return (Launch(1.0, self._flat(_across(work), self._all_reduce())),)
-        peers = self._quickest(hops.of_all_reduce(work.nodes, 1, self._cluster.on_cards))
+        peers = self._quickest(hops.of_crossing(work.nodes, self._lossy, self._cluster.on_cards))
         through = work.route == "hierarchical"
         return tuple(
             Launch(
@@ -128,13 +129,14 @@ class Transfers:
             return Transfer()
         late, link = cluster.late, cluster.link
         step = link.step_seconds if late.step_seconds is None else late.step_seconds
+        (turns,) = hops.of_crossing(work.nodes, self._lossy, on_cards=False)  # by Horovod
         waits = self._exchange.delay == 0
         cpu = link.cpu_seconds_per_byte if waits else late.cpu_seconds_per_byte
         thread = work.exchanged / (late.bytes_per_second or math.inf)
         # Out of the card, and where it is waited for back.
         copies = (2 if waits else 1) * self._copy()
         return Transfer(
-            start=late.start_seconds + 2 * (work.nodes - 1) * step + copies,
+            start=late.start_seconds + turns.across * step + copies,
             wire=work.exchanged * work.ranks_per_node / link.bytes_per_second,
             own=max(thread, cluster.slowdown * cpu * work.exchanged),
             burst=link.burst_seconds,

@@ -140,6 +140,9 @@ class _Nowhere:
     def launch_sum(self, buffer: Tensor, name: str) -> Pending:
         return Pending(None, buffer, nullcontext())
 
+    def launch_gather(self, row: Tensor, name: str) -> Pending:
+        return Pending(None, row.expand(self.size, -1), nullcontext())
+
     def launch_reduce(self, rows: Tensor, reduce: Callable[[Tensor], Tensor], name: str) -> Pending:
         return Pending(None, reduce(rows).expand_as(rows), nullcontext())
 

@@ -102,7 +102,8 @@ def test_what_they_owe_is_what_all_did_and_what_wires_had_kept(delivered: list[D
     lacking = mean([each.lacking for each in delivered])
     assert (delivered[0].agreed - lacking).abs().max() < 1e-12
     unsent = mean([each.before for each in delivered])
-    assert (unsent - lacking).abs().max() > 1e-3, "wires have kept nothing here"
+    kept = (unsent - lacking).abs().max()
+    assert kept < 1e-12 if len(delivered) == 2 else kept > 1e-3, "two ranks round once"
 
 
 def test_nothing_is_lost_or_made_up(delivered: list[Delivered]) -> None:
@@ -112,7 +113,8 @@ def test_nothing_is_lost_or_made_up(delivered: list[Delivered]) -> None:
     error = (mean(found) - given).abs().max() / given.abs().max()
     assert error < 1e-12
     without = (mean([each.came + each.unsent for each in delivered]) - given).abs().max()
-    assert without > 1e-6 * given.abs().max(), "what wires keep is nothing here"
+    needed = without > 1e-6 * given.abs().max()
+    assert needed == (len(delivered) > 2), "what wires keep counts, where they keep something"
 
 
 def test_what_was_settled_is_forgotten(delivered: list[Delivered]) -> None:
@@ -120,10 +122,10 @@ def test_what_was_settled_is_forgotten(delivered: list[Delivered]) -> None:
 
 
 def test_each_keeps_of_its_own_piece_alone(delivered: list[Delivered]) -> None:
-    """So together they count every element once."""
+    """So together they count every element once. Between two nothing is kept."""
     blocks = [list(each.kept.split(BLOCK)) for each in delivered]
     holders = [[rank for rank, own in enumerate(blocks) if own[b].any()] for b in range(2)]
-    assert holders == [[0], [1]]
+    assert holders == ([[], []] if len(delivered) == 2 else [[0], [1]])
 
 
 def test_strips_say_which_elements_are_a_piece_s() -> None:

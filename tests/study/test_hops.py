@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.study.hops import Hops, of_all_reduce, of_gather, quickest, step_of
+from harness.study.hops import Hops, of_all_reduce, of_crossing, of_gather, quickest, step_of
 
 STEP, LATENCY = 3e-5, 1e-6
 
@@ -17,6 +17,12 @@ def test_a_ring_crosses_between_nodes_once_for_each() -> None:
 def test_on_cores_every_hop_counts_as_one_between_nodes() -> None:
     assert of_gather(4, 8, on_cards=False) == Hops(31)
     assert of_all_reduce(4, 8, on_cards=False) == (Hops(62),)
+
+
+def test_two_nodes_swap_what_a_lossy_wire_sends() -> None:
+    assert of_crossing(2, lossy=True, on_cards=False) == (Hops(1),)
+    assert of_crossing(2, lossy=False, on_cards=False) == (Hops(2),)
+    assert of_crossing(3, lossy=True, on_cards=True) == of_all_reduce(3, 1, on_cards=True)
 
 
 def test_a_tree_is_quicker_where_nodes_are_many() -> None:

@@ -2,21 +2,42 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from harness.errors import UserError
 from harness.study.figures.colours import Look, looks
-from harness.study.figures.style import Picture, dressed, picture, say_nothing
+from harness.study.figures.style import Picture, Said, dressed, picture, say_nothing
+from harness.study.folder import variants_in
 from harness.study.intervals import Difference
 from harness.study.ladder import Ladder, Rung
-from harness.study.ladder_text import labels, ratio_told
+from harness.study.ladder_text import as_markdown, labels, ratio_told
+from harness.study.results import baseline_of, target_of
 
 RAIL = "#9a9a9a"
 """From the end of a step to the beginning of the next."""
 TALL = 0.5
 """Thickness of a step, of the distance between two."""
+
+
+def read(folder: str) -> Ladder:
+    """Of the runs of a study's folder, up to the accuracy that its comparison was made for.
+
+    Raises UserError where they are no rungs.
+    """
+    variants = variants_in(Path(folder))
+    baseline = baseline_of(variants)
+    found = Ladder.of(variants, baseline, target_of(baseline, None))
+    if found is None:
+        raise UserError(f"the variants in {folder} are no rungs of one ladder")
+    return found
+
+
+def say(ladder: Ladder) -> Said:
+    return Said(as_markdown(ladder))
 
 
 def draw(ladder: Ladder) -> Picture:

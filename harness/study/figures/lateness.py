@@ -14,10 +14,13 @@ from statistics import mean
 
 from matplotlib.axes import Axes
 
+from harness.errors import UserError
 from harness.measure.summary import RunSummary
 from harness.study.figures.colours import Look, in_order, looks
 from harness.study.figures.scaling import CONDITIONS, Condition
 from harness.study.figures.style import Picture, Said, dressed, legend_below, line, picture
+from harness.study.folder import variants_in
+from harness.study.results import baseline_of, target_of
 
 PREFIX = "map-"
 """Of the tables' names."""
@@ -52,6 +55,15 @@ class Place:
     def faster(self) -> float:
         """How many times as fast the best late variant is as the best that waits."""
         return self.seconds[self.best(late=False)] / self.seconds[self.best(late=True)]
+
+
+def images_of(study: str) -> dict[str, float]:
+    """Training images to the target that the study in this folder was judged by."""
+    variants = variants_in(Path(study))
+    target = target_of(baseline_of(variants), None)
+    if target is None:
+        raise UserError(f"the baseline of {study} learned nothing: there is no target")
+    return images_to([run for each in variants for run in each.summaries], target.top1)
 
 
 def images_to(summaries: Sequence[RunSummary], target: float) -> dict[str, float]:

@@ -1,0 +1,28 @@
+"""A study as its folder keeps it: each run's config and summary in a folder of the run's own."""
+
+from pathlib import Path
+
+from harness.config import load_resolved
+from harness.errors import UserError
+from harness.measure.folders import CONFIG_FILE
+from harness.measure.summary import FILE_NAME, RunSummary
+from harness.study.results import Variant
+
+
+def variants_in(folder: Path) -> tuple[Variant, ...]:
+    """Those with runs that ended well, in the order of their names, each run by its seed.
+
+    Raises UserError where there are none.
+    """
+    found: dict[str, list[tuple[RunSummary, Path]]] = {}
+    for path in sorted(folder.glob(f"*/{FILE_NAME}")):
+        run = RunSummary.read(path.parent)
+        found.setdefault(run.name, []).append((run, path.parent / CONFIG_FILE))
+    if not found:
+        raise UserError(f"{folder} holds no run with a {FILE_NAME}; give a study's own folder")
+    variants = []
+    for _, runs in sorted(found.items()):
+        runs.sort(key=lambda each: each[0].seed)
+        summaries, configs = zip(*runs, strict=True)
+        variants.append(Variant(load_resolved(configs[0]), summaries))
+    return tuple(variants)
