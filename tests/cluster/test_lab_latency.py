@@ -63,7 +63,9 @@ def test_a_round_trip_takes_twice_the_latency(lab: Way) -> None:
 
 @in_ways(HERE, USER)
 def test_a_link_keeps_its_rate(lab: Way) -> None:
-    assert bits_per_second(lab, "h2", 20_000_000) == pytest.approx(50e6, rel=0.1)
+    # Of two, since what else the machine does may hold one up, and nothing makes it faster.
+    fastest = max(bits_per_second(lab, "h2", 20_000_000) for _ in range(2))
+    assert fastest == pytest.approx(50e6, rel=0.1)
 
 
 @in_ways(HERE, USER)

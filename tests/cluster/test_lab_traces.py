@@ -69,7 +69,7 @@ def share_where_possible(share: str) -> list[str]:
     return ["--share", share] if groups and os.access(groups.mount, os.W_OK) else []
 
 
-@in_ways(*EVERY_WAY)
+@in_ways(HERE, USER)
 def test_down_ends_whatever_runs_in_the_hosts(
     lab: Way, before: dict[str, object], place: Path
 ) -> None:
@@ -142,7 +142,7 @@ def test_a_mistake_leaves_the_lab_of_before_as_it_is(lab: Way, before: dict[str,
     assert lab.harness("lab", "status", "--hosts").stdout == "h1:4\n"
 
 
-@in_ways(*EVERY_WAY)
+@in_ways(HERE, USER)
 def test_a_host_that_was_killed_ends_alone_and_is_removed_with_the_others(
     lab: Way, before: dict[str, object]
 ) -> None:
@@ -180,7 +180,7 @@ MOMENTS = [
 ]
 
 
-@in_ways(HERE, USER)
+@in_ways(HERE)
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.name)
 def test_a_start_that_was_killed_is_mended(
     moment: Path, lab: Way, before: dict[str, object]
