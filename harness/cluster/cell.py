@@ -193,7 +193,7 @@ def _advice() -> str:
             "a filter of system calls forbids it, as containers have one; start the container with "
             "--security-opt seccomp=unconfined, or run it as root"
         )
-    return "it cannot be made here; run it with sudo"
+    return "this machine or container forbids it; run it with sudo"
 
 
 def _name() -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -36,6 +37,15 @@ def doors(tmp_path: Path) -> Iterator[Path]:
 
 def client(doors: Path, *words: str) -> list[str]:
     return [sys.executable, direct_ssh.__file__, str(doors), *words]
+
+
+@contextmanager
+def calling(doors: Path, *words: str, **files: int) -> Iterator["subprocess.Popen[bytes]"]:
+    with subprocess.Popen(client(doors, *words), start_new_session=True, **files) as caller:
+        try:
+            yield caller
+        finally:
+            caller.kill()
 
 
 def ssh(doors: Path, *words: str, given: str = "") -> "subprocess.CompletedProcess[str]":
@@ -92,7 +102,7 @@ def test_when_the_caller_is_ended_the_commands_input_ends(
     """By that a leash ends its command; nothing else of ssh's end reaches a command."""
     ready, ended = doors / "ready", doors / "ended"
     listener = f"exec {sys.executable} -c '{LISTENER}' {ready} {ended}"
-    with subprocess.Popen(client(doors, "h1", listener), stdin=subprocess.PIPE) as caller:
+    with calling(doors, "h1", listener, stdin=subprocess.PIPE) as caller:
         wait_for(ready.exists)
         caller.send_signal(number)
         assert caller.wait(PATIENCE) == -number
@@ -100,7 +110,7 @@ def test_when_the_caller_is_ended_the_commands_input_ends(
 
 
 def test_a_command_that_ends_leaves_its_input_unread(doors: Path) -> None:
-    with subprocess.Popen(client(doors, "h1", "exit 3"), stdin=subprocess.PIPE) as caller:
+    with calling(doors, "h1", "exit 3", stdin=subprocess.PIPE) as caller:
         assert caller.wait(PATIENCE) == 3
 
 
@@ -118,7 +128,7 @@ def test_what_a_command_leaves_running_keeps_nobody_waiting(doors: Path) -> None
 
 def test_with_what_serves_a_caller_the_caller_ends(doors: Path) -> None:
     (server,) = [each for each in psutil.process_iter() if str(doors / "h1") in words_of(each)]
-    with subprocess.Popen(client(doors, "h1", "cat"), stdin=subprocess.PIPE) as caller:
+    with calling(doors, "h1", "cat", stdin=subprocess.PIPE) as caller:
         wait_for(server.children)
         for each in server.children():
             each.kill()
@@ -129,9 +139,7 @@ def test_at_a_terminal_the_command_has_one_of_the_same_size(doors: Path) -> None
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (33, 77))
     line = "tty; stty size; read word; echo got $word; exit 4"
-    with subprocess.Popen(
-        client(doors, "-tt", "h1", line), stdin=theirs, stdout=theirs, start_new_session=True
-    ) as caller:
+    with calling(doors, "-tt", "h1", line, stdin=theirs, stdout=theirs) as caller:
         os.close(theirs)
         os.write(ours, b"key\n")
         assert caller.wait(PATIENCE) == 4

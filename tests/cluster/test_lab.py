@@ -1,13 +1,16 @@
 """Test hosts: their names, ssh, links and cores, and commands that run in them; in every way."""
 
+import fcntl
 import os
 import pty
 import shlex
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,16 @@ try:
 except KeyboardInterrupt:
     print("interrupted", flush=True)
     sys.exit(5)
+"""
+
+COUNTER = """
+import pathlib, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+pathlib.Path(sys.argv[1]).touch()
+count = 0
+for _ in range(2):
+    count += signal.sigtimedwait([signal.SIGINT], 30 if count == 0 else 1) is not None
+print(count, flush=True)
 """
 
 
@@ -189,6 +202,28 @@ def test_at_a_terminal_the_command_has_one_and_ctrl_c_reaches_it(lab: Way, place
     os.close(ours)
     assert said.startswith(b"/dev/pts/")
     assert b"interrupted" in said
+
+
+@in_ways(USER)
+def test_ctrl_c_reaches_a_command_once_whose_output_leaves_the_terminal(
+    lab: Way, place: Path
+) -> None:
+    """The terminal tells all processes in front; the one outside the cell does not tell again."""
+    ready = place / "ready"
+    ours, theirs = pty.openpty()
+    command = subprocess.Popen(
+        [*lab.words, "lab", "run", "--", sys.executable, "-c", COUNTER, str(ready)],
+        cwd=ROOT,
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=partial(fcntl.ioctl, 0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    wait_for(ready.exists)
+    os.write(ours, b"\x03")
+    assert command.communicate(timeout=30)[0] == b"1\n"
+    os.close(ours)
 
 
 def bits_per_second(lab: Way, sender: str, receiver: str, size: int) -> float:

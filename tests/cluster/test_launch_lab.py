@@ -52,7 +52,7 @@ def test_ranks_on_two_hosts_add_up(lab: Way, place: Path) -> None:
     assert f"[1 stdout] h2 3.0 {ROOT}\n" in log.read_text()
 
 
-@in_ways(HERE, USER)
+@in_ways(HERE)
 @pytest.mark.parametrize(
     ("mode", "number"),
     [
@@ -65,6 +65,16 @@ def test_ranks_on_two_hosts_add_up(lab: Way, place: Path) -> None:
 def test_no_rank_is_left_on_any_host(
     lab: Way, mode: str, number: signal.Signals, place: Path
 ) -> None:
+    none_is_left(lab, mode, number, place)
+
+
+@in_ways(USER)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_rank_is_left_on_hosts_of_a_user(lab: Way, number: signal.Signals, place: Path) -> None:
+    none_is_left(lab, "tidy", number, place)
+
+
+def none_is_left(lab: Way, mode: str, number: signal.Signals, place: Path) -> None:
     launch = ["launch", "--hosts", "h1:1,h2:2", "--folder", str(place), "--"]
     rank = [sys.executable, str(RANK), mode, str(place)]
     remembered = f'echo $$ > {place}/launcher; exec "$@"'
