@@ -156,13 +156,18 @@ def set_share(name: str, cores: float | None) -> None:
 
 
 def _limit(name: str, cores: float | None) -> None:
+    limits_of(name).limit(name, cores)
+
+
+def limits_of(name: str) -> Groups:
+    """What limits the host's cores. Raises UserError where nothing can."""
     groups = groups_here()
     if not groups.entrance(name).exists():
         raise UserError(
             f"the cores of {name} cannot be limited: this machine lets no control group be made "
             f"in {groups.mount}; leave the share out"
         )
-    groups.limit(name, cores)
+    return groups
 
 
 def _make(wanted: Plan) -> None:

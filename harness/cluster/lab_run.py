@@ -16,7 +16,7 @@ from types import FrameType
 from harness.cluster import leash
 from harness.cluster.entry import entry_of
 from harness.cluster.environment import passed_on
-from harness.cluster.lab import host_named, running, set_share
+from harness.cluster.lab import host_named, limits_of, running, set_share
 from harness.cluster.namespaces import network
 from harness.cluster.switch import RELAY_IS_GONE, relay_is_gone
 from harness.cluster.testhost import NAMESPACES, LabHost
@@ -58,7 +58,7 @@ def run_in_lab(command: Sequence[str], stutters: Sequence[Stutter] = ()) -> int:
     if relay_is_gone():
         raise UserError(f"{RELAY_IS_GONE}; start it anew: harness lab rate RATE")
     for stutter in stutters:
-        host_named(stutter.host)
+        limits_of(host_named(stutter.host).name)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     with _stuttering(stutters):
         code = _at_terminal(host, command) if terminal else _passing_on(host, command)

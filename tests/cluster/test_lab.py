@@ -285,8 +285,13 @@ def test_a_host_stutters_while_a_command_runs(lab: Way) -> None:
 
 
 @in_ways(USER)
-def test_a_share_is_refused_in_one_line_where_users_may_limit_nothing(lab: Way) -> None:
-    done = lab.harness("lab", "share", "h2", "0.3", check=False)
+@pytest.mark.parametrize(
+    "arguments", [["share", "h2", "0.3"], ["run", "--stutter", "h2:1/2", "--", "true"]]
+)
+def test_a_share_is_refused_in_one_line_where_users_may_limit_nothing(
+    lab: Way, arguments: list[str]
+) -> None:
+    done = lab.harness("lab", *arguments, check=False)
     assert done.returncode == 2
     assert "no host's cores can be limited here" in done.stderr
     assert done.stderr.count("\n") == 1
