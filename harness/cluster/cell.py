@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from harness.cluster.keeper import READY, STAY
-from harness.cluster.namespaces import end_with_parent, enter
+from harness.cluster.namespaces import end_of, end_with_parent, enter
 from harness.cluster.testhost import GONE_SECONDS, NO_LAB, PACKAGE, PREFIX
 from harness.cluster.turn import turn
 from harness.errors import UserError
@@ -73,10 +73,10 @@ class Cell:
     def end(self) -> None:
         """Kills its first process, and waits until all others have ended with that."""
         with suppress(ProcessLookupError):  # another command has ended it
-            first = os.pidfd_open(self.first)
-            signal.pidfd_send_signal(first, signal.SIGKILL)
-            ended, _, _ = select.select([first], [], [], GONE_SECONDS)
-            os.close(first)
+            end = end_of(self.first)
+            os.kill(self.first, signal.SIGKILL)
+            ended, _, _ = select.select([end], [], [], GONE_SECONDS)
+            os.close(end)
             if not ended:
                 raise UserError(f"the lab's first process {self.first} does not end; try again")
 
@@ -157,7 +157,13 @@ def _keeper() -> Iterator["subprocess.Popen[bytes]"]:
     """Makes a cell. Raises UserError where this machine lets users make no such namespaces."""
     words = [sys.executable, "-S", "-m", "harness.cluster.keeper", PREFIX]
     with socket.socket(socket.AF_UNIX) as door:
-        door.bind(_name())
+        try:
+            door.bind(_name())
+        except OSError as error:
+            raise UserError(
+                f"the name of your lab, {_name()[1:]}, is taken by a lab that just ends, or by "
+                "another user; try again"
+            ) from error
         keeper = subprocess.Popen(
             [*words, str(door.fileno())],
             cwd=PACKAGE,

@@ -46,8 +46,8 @@ def main(doors: Path, words: Sequence[str]) -> int:
 
 
 def _wants_terminal(options: Sequence[str], has_command: bool) -> bool:
-    asked = options.count("-t") + (not has_command)
-    return "-T" not in options and (asked > 1 or (asked == 1 and os.isatty(0)))
+    wanted = "-t" in options or not has_command
+    return "-T" not in options and (options.count("-t") > 1 or (wanted and os.isatty(0)))
 
 
 def _failed(line: str) -> int:
