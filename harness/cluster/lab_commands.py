@@ -24,7 +24,8 @@ Command = Callable[[argparse.Namespace], int]
 ABOUT = """\
 Test hosts on this machine, with slow links between them. With root they are made in the machine's
 own namespaces, and entered by ssh where sshd is installed; else, without root, in a user namespace
-of your own, and entered directly: `ssh` is then a program of the lab, for what runs in it.
+of your own, and entered directly: `ssh` is then a program of the lab, for what runs in it. Where
+that is forbidden, `up` says by what.
 """
 
 
