@@ -80,6 +80,8 @@ class Trainer:
             config.exchange, network, world, self.shared, self.shared.values.new_zeros(size), first
         )
         self._network = through.network
+        # DDP's hooks wait for what comes through autograd.
+        self.classifier.in_place = not config.exchange.is_torchs
         self._curvature = Curvature(network, *flats, world, runs_of(config.train.precision))
         self.exchange = make_exchange(
             config.exchange,
@@ -182,7 +184,7 @@ class Trainer:
             last = number == passes - 1
             if number % self.exchange.passes_per_step == 0:
                 self.shared.grads.zero_()
-                self.sliced.grads.zero_()
+                self.classifier.gradients_are_stale = True
             with clock.phase(Phase.DATA):
                 images, labels = next(batches)
             with clock.phase(Phase.FORWARD), self._autocast():

@@ -1,34 +1,28 @@
 """Margins on the target's cosine: what makes features of unseen classes separable."""
 
 import math
+from collections.abc import Callable
 
-import torch
-from torch import Tensor
+from torch import Tensor, where
 
-# n images, K classes of this slice.
+Margin = Callable[[Tensor], Tensor]
+"""What takes the place of the targets' cosines."""
 
 
-def add_margin(
-    cosines_nK: Tensor, targets_n: Tensor, margin: str, size: float, scale: float
-) -> Tensor:
-    """Scaled cosines with the margin at each image's own class.
+def margin_of(name: str, size: float) -> Margin | None:
+    """Of `classifier.margin`; None where there is none.
 
-    `targets_n` counts within this slice; a value outside 0..K-1 is an image of another slice.
-    cosface: s(cos t - m), arXiv 1801.09414. arcface: s cos(t + m), arXiv 1801.07698, continued
-    past t = pi - m by the line that keeps it falling.
+    cosface: cos t - m, arXiv 1801.09414. arcface: cos(t + m), arXiv 1801.07698, continued past
+    t = pi - m by the line that keeps it falling.
     """
-    rows, columns = own_targets(targets_n, cosines_nK.shape[1])
-    cosine = cosines_nK[rows, columns]
-    if margin == "cosface":
-        target = cosine - size
-    else:
-        sine = (1 - cosine * cosine).clamp(min=1e-7).sqrt()
-        turned = cosine * math.cos(size) - sine * math.sin(size)
-        target = torch.where(cosine > -math.cos(size), turned, cosine - size * math.sin(size))
-    return cosines_nK.index_put((rows, columns), target) * scale
+    if name == "none":
+        return None
+    if name == "cosface":
+        return lambda cosines: cosines - size
 
+    def arcface(cosines: Tensor) -> Tensor:
+        sines = (1 - cosines * cosines).clamp(min=1e-7).sqrt()
+        turned = cosines * math.cos(size) - sines * math.sin(size)
+        return where(cosines > -math.cos(size), turned, cosines - size * math.sin(size))
 
-def own_targets(targets_n: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Rows whose class lies in a slice of `classes`, and the column of each there."""
-    rows = ((targets_n >= 0) & (targets_n < classes)).nonzero(as_tuple=True)[0]
-    return rows, targets_n[rows]
+    return arcface
