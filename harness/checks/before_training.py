@@ -20,7 +20,12 @@ def check_before_training(config: Config, world: World) -> None:
     need: Need | None = None
     with world.together():
         if world.is_first:
-            need = need_of(config, world.topology.nodes, world.topology.ranks_per_node)
+            need = need_of(
+                config,
+                world.topology.nodes,
+                world.topology.ranks_per_node,
+                cards=world.device.type == "cuda",
+            )
     facts = static_facts(config, seats, seat, world.device, need)
     gathered = world.gather_objects(facts, "doctor facts")
     with world.together():

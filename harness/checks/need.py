@@ -17,7 +17,8 @@ from harness.exchange.compression import row_length
 from harness.exchange.exchange import route_of, steps_alone
 from harness.exchange.rounded import piece_blocks
 from harness.measure.traffic import gathers_statistics
-from harness.model.sliced_classifier import SMALL_PRODUCT
+from harness.model.kept import place
+from harness.model.sliced_classifier import tile_classes
 from harness.parallel.slices import padded, slice_of
 
 CHANNELS = {"glyphs": 1, "fashion_mnist": 1, "image_folder": 3, "synthetic": 3}
@@ -85,12 +86,12 @@ class Need(Facts):
         return self.on_card if on_cards else self.total
 
 
-def need_of(config: Config, nodes: int, ranks_per_node: int) -> Need:
+def need_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = False) -> Need:
     """The most loaded rank's need, on M `nodes` of G ranks.
 
     Raises UserError where the backbone cannot be trained with `train.batch_size` images.
     """
-    count = _Count(config, nodes, ranks_per_node)
+    count = _Count(config, nodes, ranks_per_node, cards)
     estimates = _estimates(config, nodes)
     saves = config.train.save or config.train.checkpoint_every > 0
     return Need(
@@ -127,6 +128,7 @@ class _Count:
     config: Config
     nodes: int
     ranks_per_node: int
+    cards: bool
 
     @cached_property
     def element(self) -> int:
@@ -374,19 +376,30 @@ class _Count:
         return max(found.way_back * scale + copies + arriving, found.kept * scale + classifier)
 
     def _classifier(self, images: int, half: bool) -> int:
-        """The highest of its moments, u = n K s for the logits and w = K D s for the weight.
+        """Of two passes over tiles: a tile's numbers, the slopes of features, where exponentials
+        wait for the second pass, and the gradient that torch's DDP is given."""
+        s, features = self.element, self._backbone.features
+        tile = min(tile_classes(images, features, s, self.cards), self.classes)
+        # Exponentials and what they are kept in; in half precision both once more, and the weight
+        # and its gradient as products take and give them.
+        numbers = 2 * images * s + (2 * images + 2 * features + features * s) * half
+        turned = features * s * (self.margin or self._adds)
+        weight = self.classes * features * s
+        given = weight if self.config.exchange.is_torchs else 0
+        return tile * (numbers + turned) + 4 * images * features * s + given + self._kept(images)
 
-        Forward: the logits, in half precision too, their exponentials, and copies with the margin
-        and the scale. Backward: the slope and the weight's new gradient. With a margin the weight
-        is normalised: five of its size on the way back.
-        """
-        u = images * self.classes * self.element
-        w = self.classes * self._backbone.features * self.element
-        if self.margin:
-            return max(7 * u // 2 + w // 2 if half else 3 * u + w, 2 * u + 2 * w, 5 * w)
-        if half:
-            return max(5 * u // 2 + w // 2, 3 * u // 2 + 2 * w)
-        return max(2 * u, u + w)
+    @property
+    def _adds(self) -> bool:
+        """Micro-batches add to the gradients of others."""
+        exchange = self.config.exchange
+        each = exchange.kind in ("averaging", "isolated") or exchange.is_torchs
+        return exchange.backward_passes_per_step > 1 and not each
+
+    def _kept(self, images: int) -> int:
+        """Exponentials that find no room in the gradient."""
+        dtype = torch.float64 if self.element == 8 else torch.float32
+        where = place(images, self._backbone.features, self.classes, dtype, dtype, self._adds)
+        return images * self.classes * self.element if where == "scratch" else 0
 
     def _statistics(self, images: int) -> int:
         gathered = self.owners if gathers_statistics(self.owners) else 1
@@ -406,17 +419,16 @@ class _Count:
 
     @property
     def evaluation(self) -> int:
-        """Logits for two micro-batches at once, or a few; what a slice finds in four, thrice: in
-        runs, together, and of all slices."""
+        """A tile's logits of four batches, the weight as products take it, and what a slice finds,
+        thrice: in one tile, of all tiles, and of all slices."""
         batch, s = self.config.train.batch_size, self.element
-        images = self.owners * batch
-        met = MET_AT_ONCE * images
-        rows = min(met, 2 * max(images, SMALL_PRODUCT // self.classes))
-        weight = self.classes * self._backbone.features * s
-        copies = weight * self.margin + weight // 2 * self.half
+        met = MET_AT_ONCE * self.owners * batch
+        width = self._backbone.features
+        tile = min(tile_classes(met, width, s, self.cards), self.classes)
+        of_tile = tile * (met * s + (2 * met + 2 * width) * self.half)
         found = 3 * (2 * PREDICTED + 3) * met * 8
-        features = 3 * met * self._backbone.features * s
-        predicted = rows * self.classes * s + copies + found + features
+        features = 3 * met * width * s
+        predicted = of_tile + found + features
         seen = self._backbone.of(batch).seen * (s // 4)
         halves = 2 * self._backbone.parameters if self.half else 0  # autocast's, of all weights
         return self._own_values + self.images + halves + max(predicted, seen)

@@ -9,6 +9,7 @@ group's size. The weight's gradient is then the mean over the group's images alr
 """
 
 import copy
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from harness.config import ClassifierConfig
+from harness.model.best import Best
 from harness.model.kept import Kept
 from harness.model.margins import margin_of
 from harness.model.statistics import combined, loss, over_slices, raised
@@ -38,8 +40,6 @@ INIT_BLOCK = 1024
 
 TILE_BYTES = {"cpu": 5_000_000, "cuda": 48_000_000}
 """Of a tile's part of the weight, its gradient and its exponentials, which stay in the cache."""
-SMALL_PRODUCT = 1 << 16
-"""Logits, 256 kB in float32, that a prediction computes at once however few a micro-batch has."""
 
 
 class Scores(NamedTuple):
@@ -86,30 +86,21 @@ class SlicedClassifier(nn.Module):
         return Scores(*_CrossEntropy.apply(*given))
 
     @torch.no_grad()
-    def predict(
-        self, features_BD: Tensor, labels_B: Tensor, k: int = 5, trained: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def predict(self, features_BD: Tensor, labels_B: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
         """Classes of the k largest logits [B, k], best first, and cross entropies [B].
 
         Where a logit of an image is not finite, nobody can say which is best: all its classes are
-        -1, and its cross entropy is NaN. No rank ever holds all logits of an image. Of its slice's
-        it holds no more than `forward` does of `trained` images a rank (None: B). Collective over
-        the slice group.
+        -1, and its cross entropy is NaN. Collective over the slice group.
         """
         features_nD, labels_n = _gather(self._operand(features_BD), labels_B, self._group)
-        weight_KD = self.weight if self.scale is None else functional.normalize(self.weight)
-        weight_KD, bias_K = _in_dtype(features_nD.dtype, weight_KD, self.bias)
+        given = replace(self.operands(features_nD, labels_n, self.weight, self.bias), margin=None)
         k = min(k, self.num_classes)
-        rows = self._group.size * (trained or len(labels_B))
-        rows = max(rows, SMALL_PRODUCT // self.owned.size)
-
-        def judged(features_rD: Tensor, labels_r: Tensor) -> list[Tensor]:
-            # A product of few rows is slow, and `forward` keeps two such tensors, or more.
-            logits = functional.linear(features_rD, weight_KD, bias_K).split(rows)
-            return [self._judge(*run, k) for run in zip(logits, labels_r.split(rows), strict=True)]
-
-        runs = zip(features_nD.split(2 * rows), labels_n.split(2 * rows), strict=True)
-        found_nf = torch.cat([part for run in runs for part in judged(*run)])
+        best = Best(k, self.owned.start, len(labels_n), features_nD.new_zeros(0, dtype=given.exact))
+        own = first_pass(given, self.tile(given), keeps=None, look=best.look)
+        values_nk, classes_nk = best.found()
+        statistics_n3 = torch.stack((own.max, own.sum, own.target), dim=1)
+        # float64 holds every class number exactly, float32 only those below 2^24.
+        found_nf = torch.cat((values_nk.double(), classes_nk, statistics_n3), dim=1)
         # A rank only needs what all slices found in its own images.
         received = self._group.launch_all_to_all(found_nf).wait()
         found_gBf = received.view(self._group.size, len(labels_B), -1)
@@ -118,32 +109,9 @@ class SlicedClassifier(nn.Module):
             each.transpose(0, 1).flatten(1) for each in (values_gBk, classes_gBk)
         )
         classes_Bk = classes_Bc.gather(1, values_Bc.topk(k, dim=1).indices).long()
-        exact_gB3 = statistics_gB3.to(_exact(features_nD.dtype))
-        losses_B = loss(*combined(*exact_gB3.unbind(2)))
+        losses_B = loss(*combined(*statistics_gB3.to(given.exact).unbind(2)))
         bad_B = values_Bc.isnan().any(dim=1)
         return classes_Bk.masked_fill_(bad_B[:, None], -1), losses_B.masked_fill_(bad_B, torch.nan)
-
-    def _judge(self, logits_rK: Tensor, labels_r: Tensor, k: int) -> Tensor:
-        """What this slice knows of each row: its k largest logits, their classes, and what
-        `combined` takes, [r, 2 k + 3]. Writes over the logits."""
-        if self.scale is not None:
-            logits_rK *= self.scale
-        logits_rK = logits_rK.to(_exact(logits_rK.dtype))
-        values, columns = logits_rK.topk(min(k, self.owned.size), dim=1)
-        # A sum is finite only where all its terms are; NaN tells the other slices.
-        values = values.where(logits_rK.sum(dim=1, keepdim=True).isfinite(), torch.nan)
-        missing = (0, k - values.shape[1])
-        values = functional.pad(values, missing, value=-torch.inf)
-        classes = functional.pad(columns + self.owned.start, missing, value=-1)
-        targets_r = labels_r - self.owned.start
-        inside_r = (targets_r >= 0) & (targets_r < self.owned.size)
-        place_r = targets_r.clamp(0, self.owned.size - 1)
-        target_r = logits_rK.gather(1, place_r[:, None])[:, 0].where(inside_r, 0.0)
-        max_r = logits_rK.amax(dim=1)
-        sum_r = logits_rK.sub_(max_r[:, None]).exp_().sum(dim=1)
-        statistics = torch.stack((max_r, sum_r, target_r), dim=1)
-        # float64 holds every class number exactly, float32 only those below 2^24.
-        return torch.cat((values.double(), classes.double(), statistics.double()), dim=1)
 
     @property
     def group(self) -> Group:
@@ -172,10 +140,8 @@ class SlicedClassifier(nn.Module):
         return Operands(features_nD, targets_n, weight_KD, bias_K, self.scale, margin)
 
     def tile(self, given: Operands) -> int:
-        """Classes of a tile."""
         n, features = given.features.shape
-        row = (2 * features + n) * given.weight.element_size()
-        return max(1, TILE_BYTES[given.weight.device.type] // row)
+        return tile_classes(n, features, given.weight.element_size(), given.weight.is_cuda)
 
     def gradients(self, weight_KD: Tensor, bias_K: Tensor | None) -> Gradients:
         """Where the next backward pass writes."""
@@ -185,6 +151,12 @@ class SlicedClassifier(nn.Module):
         assert weight_KD.grad is not None
         bias = None if bias_K is None else bias_K.grad
         return Gradients(weight_KD.grad, bias, add=not self.gradients_are_stale)
+
+
+def tile_classes(images: int, features: int, element_bytes: int, cards: bool) -> int:
+    """Classes of a tile."""
+    row = (2 * features + images) * element_bytes
+    return max(1, TILE_BYTES["cuda" if cards else "cpu"] // row)
 
 
 def initial_weight(seed: int, start: int, stop: int, features: int) -> Tensor:
@@ -197,12 +169,6 @@ def initial_weight(seed: int, start: int, stop: int, features: int) -> Tensor:
         low, high = max(first, start), min(first + INIT_BLOCK, stop)
         rows[low - start : high - start] = drawn[low - first : high - first]
     return rows
-
-
-def _in_dtype(
-    dtype: torch.dtype, weight_KD: Tensor, bias_K: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    return weight_KD.to(dtype), None if bias_K is None else bias_K.to(dtype)
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:

@@ -101,7 +101,16 @@ Keep = Callable[[Tile, Tensor], None]
 """Is given a tile's exponentials, [c, n], the target's times its slope; it must copy them."""
 
 
-def first_pass(given: Operands, size: int, keeps: Callable[[FirstPass], Keep] | None) -> FirstPass:
+Look = Callable[[Tile, Tensor], None]
+"""Is shown a tile's logits, [c, n], with their margin."""
+
+
+def first_pass(
+    given: Operands,
+    size: int,
+    keeps: Callable[[FirstPass], Keep] | None,
+    look: Look | None = None,
+) -> FirstPass:
     """`keeps`: what takes the exponentials of this pass; None: no way back follows."""
     n, exact = len(given.targets), given.exact
     like_n = given.features.new_zeros(n, dtype=exact)
@@ -116,11 +125,13 @@ def first_pass(given: Operands, size: int, keeps: Callable[[FirstPass], Keep] | 
     )
     keep = None if keeps is None else keeps(found)
     for tile in tiles(given.targets, len(given.weight), size):
-        _take(given, tile, found, keep)
+        _take(given, tile, found, keep, look)
     return found
 
 
-def _take(given: Operands, tile: Tile, found: FirstPass, keep: Keep | None) -> None:
+def _take(
+    given: Operands, tile: Tile, found: FirstPass, keep: Keep | None, look: Look | None
+) -> None:
     product_cD, inverse_c = _weight(given, tile)
     logits_cn = _logits(given, tile, product_cD, inverse_c)
     target_n = logits_cn.gather(0, tile.place[None])[0]
@@ -130,6 +141,8 @@ def _take(given: Operands, tile: Tile, found: FirstPass, keep: Keep | None) -> N
         found.slope = slope_n.where(tile.inside, found.slope)
         _put(logits_cn, tile, target_n)
     found.target = target_n.where(tile.inside, found.target)
+    if look is not None:
+        look(tile, logits_cn)
     max_n, best_n = logits_cn.max(dim=0)  # of equals the lowest class
     better_n = max_n > found.max
     found.best = (best_n + tile.start).where(better_n, found.best)

@@ -24,8 +24,8 @@ from tests.alone import group_of_one, meters
 from tests.ranks import run_on_ranks
 
 FEATURES = 6
-IN_RUNS = 3
-"""Images of a micro-batch: a prediction of more of them goes in runs of rows."""
+TILE_BYTES = 1000
+"""Tiles of a few classes: the largest cases have many."""
 SHARE = 0.25
 """What the loss is multiplied by before the way back, as when windows have 4 micro-batches."""
 
@@ -124,7 +124,7 @@ class Large(int):
 
 def on_this_rank(gathered_ranks: int) -> dict[str, Found]:
     formulas.GATHERED_RANKS = gathered_ranks
-    sliced_classifier.SMALL_PRODUCT = 1
+    sliced_classifier.TILE_BYTES["cpu"] = TILE_BYTES
     n = dist.get_world_size()
     process_group = dist.group.WORLD if n > 1 else None
     counted = meters()
@@ -150,7 +150,7 @@ def sliced(case: Case, group: Group, traffic: Traffic) -> Found:
     (scores.loss * SHARE).backward()
     sent = traffic.total - before
     with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
-        best, losses = classifier.predict(features, labels, trained=IN_RUNS)
+        best, losses = classifier.predict(features, labels)
     return Found(
         loss=scores.loss.detach(),
         top1=scores.top1,
