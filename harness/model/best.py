@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from harness.model.tiles import Tile
+from harness.model.passes import Tile
 
 
 class Best:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, where
 
 Margin = Callable[[Tensor], Tensor]
@@ -26,3 +27,12 @@ def margin_of(name: str, size: float) -> Margin | None:
         return where(cosines > -math.cos(size), turned, cosines - size * math.sin(size))
 
     return arcface
+
+
+@torch.enable_grad()
+def with_margin(margin: Margin, logits_n: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The logits of targets with their margin, and its slope."""
+    cosines_n = (logits_n.detach() / scale).requires_grad_()
+    moved_n = margin(cosines_n)
+    (slope_n,) = torch.autograd.grad(moved_n.sum(), cosines_n)
+    return moved_n.detach() * scale, slope_n

@@ -10,6 +10,8 @@ group's size. The weight's gradient is then the mean over the group's images alr
 
 import copy
 from dataclasses import replace
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,19 +20,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from harness.config import ClassifierConfig
+from harness.model import passes
 from harness.model.best import Best
 from harness.model.kept import Kept
 from harness.model.margins import margin_of
+from harness.model.operands import Gradients, Operands
+from harness.model.passes import features_slope, first_pass
 from harness.model.statistics import combined, loss, over_slices, raised
-from harness.model.tiles import (
-    FirstPass,
-    Gradients,
-    Keep,
-    Operands,
-    features_slope,
-    first_pass,
-    second_pass,
-)
 from harness.parallel.group import Group
 from harness.parallel.slices import slice_of
 from harness.seeding import seeded_generator
@@ -96,7 +92,7 @@ class SlicedClassifier(nn.Module):
         given = replace(self.operands(features_nD, labels_n, self.weight, self.bias), margin=None)
         k = min(k, self.num_classes)
         best = Best(k, self.owned.start, len(labels_n), features_nD.new_zeros(0, dtype=given.exact))
-        own = first_pass(given, self.tile(given), keeps=None, look=best.look)
+        own = first_pass(given, self.tile(given), kept=None, look=best.look)
         values_nk, classes_nk = best.found()
         statistics_n3 = torch.stack((own.max, own.sum, own.target), dim=1)
         # float64 holds every class number exactly, float32 only those below 2^24.
@@ -198,12 +194,12 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.given, ctx.size, ctx.classifier = given, classifier.tile(given), classifier
         ctx.dtype = features_BD.dtype
 
-        def keep(found: FirstPass) -> Keep:
+        kept = None
+        if goes_back:
             ctx.into = classifier.gradients(weight_KD, bias_K)
-            ctx.kept = Kept(given, found, ctx.into, ctx.size)
-            return ctx.kept.keep
-
-        ctx.found = found = first_pass(given, ctx.size, keep if goes_back else None)
+            ctx.kept = kept = Kept(given, ctx.into, ctx.size)
+        ctx.engine = engine = _engine(given, goes_back)
+        ctx.found = found = engine.first_pass(given, ctx.size, kept)
         max_n, sum_n = raised(found.max, found.best, found.sum, given.targets)
         ctx.whole = whole = over_slices(max_n, sum_n, found.target, classifier.group)
         top1 = whole.hits.to(given.exact).mean()
@@ -221,7 +217,7 @@ class _CrossEntropy(torch.autograd.Function):
         slope_nD = features_slope(given, found, ctx.whole, slope * group.size)
         features_slope_BD = group.launch_reduce_scatter(slope_nD.to(ctx.dtype))
         # The weight's gradient is computed while the features' travels.
-        second_pass(given, found, ctx.whole, slope, ctx.size, ctx.kept.give, into)
+        ctx.engine.second_pass(given, found, ctx.whole, slope, ctx.size, ctx.kept, into)
         # What was kept may lie where the gradient lies now: there is no second way back.
         ctx.given = ctx.found = ctx.kept = ctx.into = None
         if not classifier.in_place:
@@ -229,6 +225,15 @@ class _CrossEntropy(torch.autograd.Function):
         classifier.gradients_are_stale = False
         # autograd calls who waits for the parameters' gradients, though it has none for them.
         return features_slope_BD.wait(), None, None, None, None, None
+
+
+def _engine(given: Operands, goes_back: bool) -> ModuleType:
+    """Who makes the passes of these operands."""
+    if goes_back and given.weight.is_cuda and given.exact == torch.float32 and find_spec("triton"):
+        from harness.model import card_passes
+
+        return card_passes
+    return passes
 
 
 def _gather(features_BD: Tensor, labels_B: Tensor, group: Group) -> tuple[Tensor, Tensor]:

@@ -96,7 +96,7 @@ def test_tiles_of_any_size_give_the_same(
     assert_equal(slopes(classifier, *given), dense(classifier, *given))
 
 
-@pytest.mark.parametrize("scratch", [0, kept.SCRATCH_BYTES], ids=["again", "scratch"])
+@pytest.mark.parametrize("scratch", [0, 1 << 20], ids=["again", "scratch"])
 @pytest.mark.parametrize("images", [5, 40])
 @pytest.mark.parametrize("margin", MARGINS)
 def test_in_place_the_first_overwrites_and_the_others_add(
@@ -104,7 +104,7 @@ def test_in_place_the_first_overwrites_and_the_others_add(
 ) -> None:
     """Three micro-batches; what the gradients held before is no number at all."""
     tile_of(monkeypatch, 7, images)
-    monkeypatch.setattr(kept, "SCRATCH_BYTES", scratch)
+    monkeypatch.setitem(kept.SCRATCH_BYTES, "cpu", scratch)
     classifier = classifier_of(margin)
     classifier.in_place = classifier.gradients_are_stale = True
     for parameter in classifier.parameters():
@@ -185,12 +185,13 @@ def test_a_logit_that_is_not_finite_is_seen_in_the_loss(
 
 def test_where_exponentials_are_kept() -> None:
     """In the gradient's own rows as long as they are free and long enough; else by their size."""
-    given = {"features": 512, "classes": 100_000, "exact": torch.float32}
-    assert place(128, **given, gradient=torch.float32, added=False) == "gradient"
-    assert place(512, **given, gradient=torch.float32, added=False) == "gradient"
-    assert place(128, **given, gradient=torch.float32, added=True) == "scratch"
-    assert place(513, **given, gradient=torch.float32, added=False) == "again"
-    assert place(128, **given, gradient=torch.bfloat16, added=False) == "scratch"
+    given = {"features": 512, "classes": 100_000, "cards": False}
+    assert place(128, **given, product_bytes=4, gradient_bytes=4, added=False) == "gradient"
+    assert place(512, **given, product_bytes=4, gradient_bytes=4, added=False) == "gradient"
+    assert place(1024, **given, product_bytes=2, gradient_bytes=4, added=False) == "gradient"
+    assert place(128, **given, product_bytes=4, gradient_bytes=4, added=True) == "scratch"
+    assert place(513, **given, product_bytes=4, gradient_bytes=4, added=False) == "again"
+    assert place(1025, **given, product_bytes=2, gradient_bytes=4, added=False) == "again"
 
 
 @settings(max_examples=60, deadline=None)

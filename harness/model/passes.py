@@ -13,124 +13,41 @@ when all slices have told each other their sums, the second pass makes dW of wha
 e.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from harness.model.margins import Margin
+from harness.model.kept import Kept
+from harness.model.margins import with_margin
+from harness.model.operands import (
+    FirstPass,
+    Gradients,
+    Operands,
+    Tile,
+    begun,
+    inverse_lengths,
+    tiles,
+)
 from harness.model.statistics import Statistics
-
-
-@dataclass(frozen=True)
-class Operands:
-    """What is multiplied: logits are x w + b, or `scale` times cosines."""
-
-    features: Tensor
-    """[n, D], in the precision of products; of unit length where there are cosines."""
-    targets: Tensor
-    """[n], counted from the slice's first class; of other slices outside 0..K-1."""
-    weight: Tensor
-    """[K, D]."""
-    bias: Tensor | None
-    """[K]."""
-    scale: float | None = None
-    """None: plain logits."""
-    margin: Margin | None = None
-
-    @property
-    def exact(self) -> torch.dtype:
-        """At least float32: what the softmax is computed in."""
-        return torch.promote_types(self.features.dtype, torch.float32)
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """Of a slice's parameters, where they are written or added to."""
-
-    weight: Tensor
-    """[K, D]."""
-    bias: Tensor | None
-    """[K]."""
-    add: bool
-    """To what other micro-batches left there."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Classes start..stop-1 of the slice, and which images are of one of them."""
-
-    number: int
-    start: int
-    stop: int
-    inside: Tensor
-    """[n]."""
-    place: Tensor
-    """[n]: the target's row in the tile; any row for images that are not inside."""
-
-
-def tiles(targets_n: Tensor, classes: int, size: int) -> Iterator[Tile]:
-    for number, start in enumerate(range(0, classes, size)):
-        stop = min(start + size, classes)
-        inside_n = (targets_n >= start) & (targets_n < stop)
-        yield Tile(number, start, stop, inside_n, (targets_n - start).clamp(0, stop - start - 1))
-
-
-@dataclass
-class FirstPass:
-    """What one reading of the weight gives of this slice, of n images."""
-
-    max: Tensor
-    """The largest logit."""
-    best: Tensor
-    """Its class, of equals the lowest, counted from the slice's first."""
-    sum: Tensor
-    """Of exp(z - max)."""
-    target: Tensor
-    """The target's logit, 0 where another slice has it."""
-    slope: Tensor
-    """Of the target's logit by its cosine, over `scale`; 1 without a margin."""
-    mixed: Tensor | None
-    """[n, D], sum_j exp(z_j - max) dz_j/dx over `scale`: the target's class is one of them."""
-    shifts: list[Tensor]
-    """r, by tile."""
-
-
-Keep = Callable[[Tile, Tensor], None]
-"""Is given a tile's exponentials, [c, n], the target's times its slope; it must copy them."""
-
 
 Look = Callable[[Tile, Tensor], None]
 """Is shown a tile's logits, [c, n], with their margin."""
 
 
 def first_pass(
-    given: Operands,
-    size: int,
-    keeps: Callable[[FirstPass], Keep] | None,
-    look: Look | None = None,
+    given: Operands, size: int, kept: Kept | None, look: Look | None = None
 ) -> FirstPass:
-    """`keeps`: what takes the exponentials of this pass; None: no way back follows."""
-    n, exact = len(given.targets), given.exact
-    like_n = given.features.new_zeros(n, dtype=exact)
-    found = FirstPass(
-        max=torch.full_like(like_n, -torch.inf),
-        best=torch.zeros_like(given.targets),
-        sum=torch.zeros_like(like_n),
-        target=torch.zeros_like(like_n),
-        slope=torch.ones_like(like_n),
-        mixed=None if keeps is None else like_n.new_zeros(n, given.features.shape[1]),
-        shifts=[],
-    )
-    keep = None if keeps is None else keeps(found)
-    for tile in tiles(given.targets, len(given.weight), size):
-        _take(given, tile, found, keep, look)
+    """`kept`: where the exponentials of this pass wait, the target's times its slope; None: no way
+    back follows."""
+    found = begun(given, kept is not None)
+    for tile in tiles(given, size):
+        _take(given, tile, found, kept, look)
     return found
 
 
 def _take(
-    given: Operands, tile: Tile, found: FirstPass, keep: Keep | None, look: Look | None
+    given: Operands, tile: Tile, found: FirstPass, kept: Kept | None, look: Look | None
 ) -> None:
     product_cD, inverse_c = _weight(given, tile)
     logits_cn = _logits(given, tile, product_cD, inverse_c)
@@ -151,11 +68,11 @@ def _take(
     before_n, own_n = (found.max - largest_n).exp(), (max_n - largest_n).exp()
     found.sum = (found.sum * before_n).addcmul_(exponentials_cn.sum(dim=0), own_n)
     found.max = largest_n
-    if keep is None:
+    if kept is None:
         return
     if given.margin is not None:
         _scale_target(exponentials_cn, tile, found.slope)
-    keep(tile, exponentials_cn)
+    kept.keep(tile, exponentials_cn)
     found.shifts.append(max_n)
     assert found.mixed is not None
     if inverse_c is not None:
@@ -194,19 +111,6 @@ def _logits(given: Operands, tile: Tile, product_cD: Tensor, inverse_c: Tensor |
     return logits_cn
 
 
-def inverse_lengths(weight_cD: Tensor) -> Tensor:
-    return 1 / torch.linalg.vector_norm(weight_cD, dim=1).clamp_min(1e-12)
-
-
-@torch.enable_grad()
-def with_margin(margin: Margin, logits_n: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The logits of targets with their margin, and its slope."""
-    cosines_n = (logits_n.detach() / scale).requires_grad_()
-    moved_n = margin(cosines_n)
-    (slope_n,) = torch.autograd.grad(moved_n.sum(), cosines_n)
-    return moved_n.detach() * scale, slope_n
-
-
 def _put(logits_cn: Tensor, tile: Tile, target_n: Tensor) -> None:
     before_n = logits_cn.gather(0, tile.place[None])[0]
     logits_cn.scatter_(0, tile.place[None], target_n.where(tile.inside, before_n)[None])
@@ -224,11 +128,8 @@ def features_slope(given: Operands, found: FirstPass, whole: Statistics, slope: 
     `whole`: of all slices.
     """
     assert found.mixed is not None
-    classes = len(given.weight)
-    inside_n = (given.targets >= 0) & (given.targets < classes)
-    place_n = given.targets.clamp(0, classes - 1)
-    own_nD = given.weight[place_n]
-    own_n = found.slope.where(inside_n, 0.0)
+    own_nD = given.weight[given.whole.place]
+    own_n = found.slope.where(given.whole.inside, 0.0)
     if given.scale is not None:
         own_n = own_n * inverse_lengths(own_nD)
     result_nD = found.mixed * whole.shares(found.max)[:, None]
@@ -242,14 +143,16 @@ def second_pass(
     whole: Statistics,
     slope: Tensor,
     size: int,
-    give: Callable[[Tile], Tensor],
+    kept: Kept,
     into: Gradients,
 ) -> None:
-    """Writes dW and db of this slice. `give` gives a tile's exponentials back, [c, n]."""
+    """Writes dW and db of this slice."""
     product = given.features.dtype
     exact_nD = given.features.to(given.exact)
-    for tile in tiles(given.targets, len(given.weight), size):
-        exponentials_cn = give(tile)
+    for tile in tiles(given, size):
+        exponentials_cn = kept.give(tile)
+        if exponentials_cn is None:
+            exponentials_cn = exponentials(given, tile, found).to(product)
         share_n = whole.shares(found.shifts[tile.number]) * slope
         own_n = (found.slope * slope).where(tile.inside, 0.0)
         rows_cD = into.weight[tile.start : tile.stop]
@@ -257,7 +160,7 @@ def second_pass(
         if product == rows_cD.dtype and not into.add:
             slope_cD = torch.mm(exponentials_cn, scaled_nD, out=rows_cD)
         else:
-            slope_cD = (exponentials_cn.to(product) @ scaled_nD).to(rows_cD.dtype)
+            slope_cD = (exponentials_cn @ scaled_nD).to(rows_cD.dtype)
         slope_cD.index_add_(0, tile.place, exact_nD.to(rows_cD.dtype) * -own_n[:, None])
         if given.scale is not None:
             _through_length(slope_cD, given.weight[tile.start : tile.stop], given.scale)
@@ -266,7 +169,9 @@ def second_pass(
         elif slope_cD is not rows_cD:
             rows_cD.copy_(slope_cD)
         if into.bias is not None:
-            bias_c = torch.mv(exponentials_cn, share_n).index_add_(0, tile.place, -own_n)
+            bias_c = torch.mv(exponentials_cn.to(given.exact), share_n).index_add_(
+                0, tile.place, -own_n
+            )
             row_c = into.bias[tile.start : tile.stop]
             row_c.copy_(row_c + bias_c if into.add else bias_c)
 
