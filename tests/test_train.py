@@ -1,5 +1,6 @@
 """Short real trainings from the command line to the record they leave, and what they are worth."""
 
+import gc
 import gzip
 import json
 import math
@@ -8,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
@@ -413,6 +415,25 @@ class Record:
 
     def warn(self, name: str, line: str) -> None:
         return None
+
+
+@pytest.mark.parametrize("kind", ["synchronous", "delayed", "averaging", "isolated"])
+@pytest.mark.parametrize("layout", ["replicated", "node"])
+def test_a_training_whose_trainer_is_gone_holds_no_memory(
+    here: Path, tmp_path: Path, layout: str, kind: str
+) -> None:
+    """Routes and pieces are picked by trainings before the run's own, which needs their memory."""
+    values = ["data.dataset=synthetic", "data.synthetic_images=48", f"exchange.kind={kind}"]
+    late = int(kind in ("delayed", "averaging"))
+    values += [f"classifier.layout={layout}", f"exchange.delay={late}", "train.save=false"]
+    config = load(here / "one" / "run.yaml", values)
+    trainer = Trainer(config, open_dataset(config.data), world_of_one(), tmp_path)
+    flats = (trainer.shared, trainer.sliced)
+    alive = [weakref.ref(each) for flat in flats for each in (flat.values, flat.grads)]
+    trainer.train(Record())
+    del trainer, flats
+    gc.collect()
+    assert [each() for each in alive] == [None] * 4
 
 
 def in_process(folder: Path, *overrides: str) -> dict[str, list[float]]:
