@@ -379,14 +379,32 @@ class _Count:
         """Of two passes over tiles: a tile's numbers, the slopes of features, where exponentials
         wait for the second pass, and the gradient that torch's DDP is given."""
         s, features = self.element, self._backbone.features
-        tile = min(tile_classes(images, features, s, self.cards), self.classes)
-        # Exponentials and what they are kept in; in half precision both once more, and the weight
-        # and its gradient as products take and give them.
-        numbers = 2 * images * s + (2 * images + 2 * features + features * s) * half
+        product = 2 if half else s
+        tile = self._tile(images, product)
+        where = self._place(images, product)
+        if self.cards and s == 4:
+            # Logits; the weight as products take it, and exponentials that are not kept for good.
+            made = features * product * (half or self.margin)
+            numbers = images * s + made + images * product * (where != "scratch")
+        else:
+            # Exponentials and what they are kept in; in half precision both once more, and the
+            # weight and its gradient as products take and give them.
+            numbers = 2 * images * s + (2 * images + 2 * features + features * s) * half
         turned = features * s * (self.margin or self._adds)
         weight = self.classes * features * s
         given = weight if self.config.exchange.is_torchs else 0
-        return tile * (numbers + turned) + 4 * images * features * s + given + self._kept(images)
+        kept = images * self.classes * product if where == "scratch" else 0
+        return tile * (numbers + turned) + 4 * images * features * s + given + kept
+
+    def _tile(self, images: int, product: int) -> int:
+        """Classes of one; `product`: bytes of an element in products."""
+        features = self._backbone.features
+        size = tile_classes(images, features, self.element, product, self.cards)
+        return min(size, self.classes)
+
+    def _place(self, images: int, product: int) -> str:
+        features, s = self._backbone.features, self.element
+        return place(images, features, self.classes, product, s, self._adds, self.cards)
 
     @property
     def _adds(self) -> bool:
@@ -394,12 +412,6 @@ class _Count:
         exchange = self.config.exchange
         each = exchange.kind in ("averaging", "isolated") or exchange.is_torchs
         return exchange.backward_passes_per_step > 1 and not each
-
-    def _kept(self, images: int) -> int:
-        """Exponentials that find no room in the gradient."""
-        dtype = torch.float64 if self.element == 8 else torch.float32
-        where = place(images, self._backbone.features, self.classes, dtype, dtype, self._adds)
-        return images * self.classes * self.element if where == "scratch" else 0
 
     def _statistics(self, images: int) -> int:
         gathered = self.owners if gathers_statistics(self.owners) else 1
@@ -424,7 +436,7 @@ class _Count:
         batch, s = self.config.train.batch_size, self.element
         met = MET_AT_ONCE * self.owners * batch
         width = self._backbone.features
-        tile = min(tile_classes(met, width, s, self.cards), self.classes)
+        tile = self._tile(met, 2 if self.half else s)
         of_tile = tile * (met * s + (2 * met + 2 * width) * self.half)
         found = 3 * (2 * PREDICTED + 3) * met * 8
         features = 3 * met * width * s

@@ -2,7 +2,8 @@
 
 Shapes: c classes of a tile, n images, D features. A program takes ROWS classes of COLUMNS images;
 what programs of one image find is `partial`, by block of classes, and the next kernel adds it up in
-a fixed order. All arithmetic is float32.
+a fixed order. All arithmetic is float32. A tile's
+elements are counted in 32 bits: wider addresses cost as much as the exponentials.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 from harness.model.operands import FirstPass, Operands, Tile
 from harness.model.statistics import Statistics
 
-ROWS, STRIP, COLUMNS = 512, 16, 128
+ROWS, STRIP, COLUMNS, WARPS = 512, 16, 64, 4
 """Classes and images of a program, and classes that it reads at a time."""
 BLOCKS, IMAGES = 64, 32
 """Partial results that one program adds up at a time, for so many images."""
@@ -95,7 +96,7 @@ def _rows(weight, into, inverse, features, WIDTH: tl.constexpr, UNIT: tl.constex
 def _strip(raw, bias, rows, columns, classes, images, scale, HAS_BIAS: tl.constexpr):
     """Logits of some classes and images, -inf outside."""
     inside = (rows < classes)[:, None] & (columns < images)[None, :]
-    at = rows[:, None].to(tl.int64) * images + columns[None, :]
+    at = rows[:, None] * images + columns[None, :]
     logits = tl.load(raw + at, inside, other=float("-inf")) * scale
     if HAS_BIAS:
         logits += tl.load(bias + rows, rows < classes, other=0.0).to(tl.float32)[:, None]
@@ -118,6 +119,7 @@ def largest(logits: Logits, into: Partial) -> None:
         ROWS=ROWS,
         STRIP=STRIP,
         COLUMNS=COLUMNS,
+        num_warps=WARPS,
     )
 
 
@@ -140,19 +142,22 @@ def _largest(
     block = tl.program_id(0)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < images
-    target = tl.load(targets + columns, inside, other=-1) - start
-    best = tl.full((COLUMNS,), float("-inf"), tl.float32)
-    where = tl.zeros((COLUMNS,), tl.int32)
+    target = (tl.load(targets + columns, inside, other=-1) - start).to(tl.int32)
+    lane = tl.arange(0, STRIP)
+    best = tl.full((STRIP, COLUMNS), float("-inf"), tl.float32)
+    where = tl.zeros((STRIP, COLUMNS), tl.int32)
     for offset in range(0, ROWS, STRIP):
-        rows = block * ROWS + offset + tl.arange(0, STRIP)
+        rows = block * ROWS + offset + lane
         logits = _strip(raw, bias, rows, columns, classes, images, scale, HAS_BIAS)
         others = tl.where(rows[:, None] == target[None, :], float("-inf"), logits)
-        here, row = tl.max(others, axis=0, return_indices=True)
-        better = here > best
-        best = tl.where(better, here, best)
-        where = tl.where(better, row + block * ROWS + offset, where)
-    tl.store(into_largest + block * images + columns, best, inside)
-    tl.store(into_row + block * images + columns, where, inside)
+        better = others > best
+        best = tl.where(better, others, best)
+        where = tl.where(better, offset, where)
+    # Strips are met in rising order, so each lane has its own first; the first of all is the least.
+    top = tl.max(best, axis=0)
+    first = tl.min(tl.where(best == top[None, :], where + lane[:, None], ROWS - 1), axis=0)
+    tl.store(into_largest + block * images + columns, top, inside)
+    tl.store(into_row + block * images + columns, block * ROWS + first, inside)
 
 
 def meet(logits: Logits, partial: Partial, found: FirstPass) -> Turn:
@@ -249,6 +254,7 @@ def exponentiate(
         ROWS=ROWS,
         STRIP=STRIP,
         COLUMNS=COLUMNS,
+        num_warps=WARPS,
     )
 
 
@@ -275,24 +281,25 @@ def _exponentiate(
     block = tl.program_id(0)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < images
-    target = tl.load(targets + columns, inside, other=-1) - start
+    target = (tl.load(targets + columns, inside, other=-1) - start).to(tl.int32)
     shift = tl.load(shifts + columns, inside, other=0.0)
     own = tl.exp(tl.load(target_logit + columns, inside, other=0.0) - shift)
     slope = tl.load(target_slope + columns, inside, other=1.0)
-    total = tl.zeros((COLUMNS,), tl.float32)
+    lane = tl.arange(0, STRIP)
+    total = tl.zeros((STRIP, COLUMNS), tl.float32)
     for offset in range(0, ROWS, STRIP):
-        rows = block * ROWS + offset + tl.arange(0, STRIP)
+        rows = block * ROWS + offset + lane
         logits = _strip(raw, bias, rows, columns, classes, images, scale, HAS_BIAS)
         is_target = rows[:, None] == target[None, :]
         values = tl.where(is_target, own[None, :], tl.exp(logits - shift[None, :]))
         # Past the last class nothing is added: there exp(-inf - shift) = 0, unless all is -inf.
         values = tl.where((rows < classes)[:, None], values, 0.0)
-        total += tl.sum(values, axis=0)
+        total += values
         values = tl.where(is_target, (own * slope)[None, :], values)
-        at = rows[:, None].to(tl.int64) * stride + columns[None, :]
+        at = rows[:, None] * stride + columns[None, :]
         there = (rows < classes)[:, None] & inside[None, :]
         tl.store(into + at, values.to(into.dtype.element_ty), there)
-    tl.store(into_sum + block * images + columns, total, inside)
+    tl.store(into_sum + block * images + columns, tl.sum(total, axis=0), inside)
 
 
 def fold(part_nD: Tensor, partial: Partial, turn: Turn, blocks: int, found: FirstPass) -> None:

@@ -34,7 +34,7 @@ class Operands:
         """At least float32: what the softmax is computed in."""
         return torch.promote_types(self.features.dtype, torch.float32)
 
-    @property
+    @cached_property
     def whole(self) -> "Tile":
         """All classes as one tile."""
         return Tile(0, 0, len(self.weight), self.targets)

@@ -34,8 +34,11 @@ from harness.seeding import seeded_generator
 INIT_BLOCK = 1024
 """Classes whose initial weights one generator draws; a file of any slicing agrees on them."""
 
-TILE_BYTES = {"cpu": 5_000_000, "cuda": 48_000_000}
-"""Of a tile's part of the weight, its gradient and its exponentials, which stay in the cache."""
+TILE_BYTES = {"cpu": 5_000_000, "cuda": 1 << 30}
+"""Of a tile. On a processor its part of the weight, its gradient and its exponentials stay in the
+cache; on a card it is as large as memory allows, because a launch costs as much as a small tile."""
+MOST_ELEMENTS = 2**31
+"""Of a tile on a card, whose kernels count in 32 bits."""
 
 
 class Scores(NamedTuple):
@@ -137,7 +140,8 @@ class SlicedClassifier(nn.Module):
 
     def tile(self, given: Operands) -> int:
         n, features = given.features.shape
-        return tile_classes(n, features, given.weight.element_size(), given.weight.is_cuda)
+        product = given.features.element_size()
+        return tile_classes(n, features, given.weight.element_size(), product, given.weight.is_cuda)
 
     def gradients(self, weight_KD: Tensor, bias_K: Tensor | None) -> Gradients:
         """Where the next backward pass writes."""
@@ -149,10 +153,16 @@ class SlicedClassifier(nn.Module):
         return Gradients(weight_KD.grad, bias, add=not self.gradients_are_stale)
 
 
-def tile_classes(images: int, features: int, element_bytes: int, cards: bool) -> int:
-    """Classes of a tile."""
-    row = (2 * features + images) * element_bytes
-    return max(1, TILE_BYTES["cuda" if cards else "cpu"] // row)
+def tile_classes(
+    images: int, features: int, weight_bytes: int, product_bytes: int, cards: bool
+) -> int:
+    """Classes of a tile; `..._bytes` of an element."""
+    if not cards:
+        return max(1, TILE_BYTES["cpu"] // ((2 * features + images) * weight_bytes))
+    # Logits, and exponentials and the weight as products take them.
+    row = images * 4 + (images + features) * product_bytes
+    widest = max(images, features * weight_bytes // product_bytes)
+    return max(1, min(TILE_BYTES["cuda"] // row, MOST_ELEMENTS // widest - 1))
 
 
 def initial_weight(seed: int, start: int, stop: int, features: int) -> Tensor:

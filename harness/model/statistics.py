@@ -37,9 +37,10 @@ class Statistics:
 
 
 def over_slices(max_n: Tensor, sum_n: Tensor, target_n: Tensor, group: Group) -> Statistics:
-    """Of each slice's own, as `own_statistics` gives them. Collective over the slice group."""
-    meet = _gathered if gathers_statistics(group.size) else _added_up
-    max_n, sum_n, target_n = meet(max_n, sum_n, target_n, group)
+    """Of each slice's own, as `raised` gives them. Collective over the slice group."""
+    if group.size > 1:
+        meet = _gathered if gathers_statistics(group.size) else _added_up
+        max_n, sum_n, target_n = meet(max_n, sum_n, target_n, group)
     losses_n = loss(max_n, sum_n, target_n)
     hits_n = (target_n >= max_n) & losses_n.isfinite()
     return Statistics(max_n, sum_n, losses_n, hits_n)
