@@ -254,6 +254,7 @@ def step(config: Config, windows: int = 20) -> dict[str, Any]:
     trainer = Trainer(config, open_dataset(config.data), world(), Path("runs"))
     batches, journal, number = trainer.batches(), Unheard(), 0
     trainer.backbone.train()
+    trainer._ledger.begins(journal)
 
     def window() -> None:
         nonlocal number
