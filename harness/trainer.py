@@ -322,7 +322,8 @@ class Trainer:
         in_classifier = self._dataset.num_classes * model.parameters_of_class
         summary = self._ledger.summary(in_backbone, in_classifier, model.expected_bytes())
         sizes = {name: len(source) for name, source in self._dataset.validation.items()}
-        return summary.model_copy(update={"validation_images": sizes})
+        kept = ", later ".join(self.classifier.places)
+        return summary.model_copy(update={"validation_images": sizes, "exponentials": kept})
 
     def _set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:

@@ -17,6 +17,7 @@ from harness.exchange.compression import row_length
 from harness.exchange.exchange import route_of, steps_alone
 from harness.exchange.rounded import piece_blocks
 from harness.measure.traffic import gathers_statistics
+from harness.model.flops import PRODUCTS
 from harness.model.kept import place
 from harness.model.sliced_classifier import tile_classes
 from harness.parallel.slices import padded, slice_of
@@ -107,6 +108,17 @@ def need_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = False
         read_ahead=count.images * config.data.prefetch,
         checkpoint=count.checkpoint,
     )
+
+
+def products_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = False) -> float:
+    """Matrix products of the classifier a micro-batch: three, and a fourth where exponentials are
+    computed again; the mean over a window."""
+    return _Count(config, nodes, ranks_per_node, cards).products
+
+
+def exponentials_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = False) -> str:
+    """Where the classifier's exponentials wait for its second pass, and what that costs."""
+    return _Count(config, nodes, ranks_per_node, cards).exponentials
 
 
 def _estimates(config: Config, nodes: int) -> bool:
@@ -351,7 +363,18 @@ class _Count:
     def training(self) -> int:
         batch = self.config.train.batch_size
         micro_batch = self._micro_batch(self._backbone, batch, self.half, self._arriving)
-        return max(micro_batch, self._meeting)
+        return max(micro_batch, self._meeting, self._sampling)
+
+    @property
+    def _sampling(self) -> int:
+        """A sample of how stale a late exchange is, until the one before it is let go."""
+        exchange = self.config.exchange
+        if not (exchange.delay and self.config.staleness.sample_every):
+            return 0
+        if exchange.kind == "delayed":
+            return self.part * self.element
+        pieces = max(exchange.pieces, exchange.most_pieces)
+        return self.part // pieces * self.element if self._is_averaging else 0
 
     @property
     def _meeting(self) -> int:
@@ -380,21 +403,30 @@ class _Count:
         wait for the second pass, and the gradient that torch's DDP is given."""
         s, features = self.element, self._backbone.features
         product = 2 if half else s
-        tile = self._tile(images, product)
-        where = self._place(images, product)
-        if self.cards and s == 4:
-            # Logits; the weight as products take it, and exponentials that are not kept for good.
-            made = features * product * (half or self.margin)
-            numbers = images * s + made + images * product * (where != "scratch")
-        else:
-            # Exponentials and what they are kept in; in half precision both once more, and the
-            # weight and its gradient as products take and give them.
-            numbers = 2 * images * s + (2 * images + 2 * features + features * s) * half
-        turned = features * s * (self.margin or self._adds)
+        place = self._place(images, product, self._adds)
         weight = self.classes * features * s
         given = weight if self.config.exchange.is_torchs else 0
-        kept = images * self.classes * product if where == "scratch" else 0
-        return tile * (numbers + turned) + 4 * images * features * s + given + kept
+        kept = images * self.classes * product if place == "scratch" else 0
+        tile = self._tile(images, product) * self._of_tile(images, product, place)
+        return tile + 4 * images * features * s + given + kept
+
+    def _of_tile(self, images: int, product: int, place: str) -> int:
+        """Of each of its classes: what the gradient's rows had, and the more of the two passes."""
+        s, features = self.element, self._backbone.features
+        half = product < s
+        again, room = (
+            images * product * (place == "again"),
+            images * product * (place == "gradient"),
+        )
+        if self.cards and s == 4:
+            logits = images * s + features * product * (half or self.margin) + again
+            slopes = features * s * (self.margin or self._adds)
+        else:
+            # In half precision the products give what float32 is made of.
+            logits = images * s + half * (images + features) * product
+            slopes = half * features * product + features * s * (half or self._adds)
+            slopes += features * s * self.margin
+        return room + max(logits, slopes + (logits if again else 0))
 
     def _tile(self, images: int, product: int) -> int:
         """Classes of one; `product`: bytes of an element in products."""
@@ -402,9 +434,35 @@ class _Count:
         size = tile_classes(images, features, self.element, product, self.cards)
         return min(size, self.classes)
 
-    def _place(self, images: int, product: int) -> str:
+    def _place(self, images: int, product: int, adds: bool) -> str:
         features, s = self._backbone.features, self.element
-        return place(images, features, self.classes, product, s, self._adds, self.cards)
+        return place(images, features, self.classes, product, s, adds, self.cards)
+
+    @property
+    def _places(self) -> list[str]:
+        """Of the micro-batches of a window."""
+        images = self.owners * self.config.train.batch_size
+        product = 2 if self.half else self.element
+        later = self.config.exchange.backward_passes_per_step - 1
+        first = self._place(images, product, adds=False)
+        return [first] + later * [self._place(images, product, self._adds)]
+
+    @property
+    def products(self) -> float:
+        return PRODUCTS + self._places.count("again") / len(self._places)
+
+    @property
+    def exponentials(self) -> str:
+        places, images = self._places, self.owners * self.config.train.batch_size
+        wait = {
+            "gradient": "wait in the gradient's own rows",
+            "scratch": "wait in a tensor of their own",
+            "again": "are computed twice, a fourth product beside three",
+        }
+        found = f"exponentials of {images:,} images x {self.classes:,} classes {wait[places[0]]}"
+        if places[-1] == places[0]:
+            return found
+        return f"{found}; in later micro-batches of a window they {wait[places[-1]]}"
 
     @property
     def _adds(self) -> bool:

@@ -66,6 +66,9 @@ class SlicedClassifier(nn.Module):
         """Gradients are added to those that the parameters have, past autograd."""
         self.gradients_are_stale = False
         """The next backward pass is the first of a step: what the gradients hold is not kept."""
+        self.places: list[str] = []
+        """Where exponentials have waited for the second pass, in the order they were first kept
+        there."""
         self.weight = nn.Parameter(
             initial_weight(seed, self.owned.start, self.owned.stop, features)
         )
@@ -208,6 +211,8 @@ class _CrossEntropy(torch.autograd.Function):
         if goes_back:
             ctx.into = classifier.gradients(weight_KD, bias_K)
             ctx.kept = kept = Kept(given, ctx.into, ctx.size)
+            if kept.place not in classifier.places:
+                classifier.places.append(kept.place)
         ctx.engine = engine = _engine(given, goes_back)
         ctx.found = found = engine.first_pass(given, ctx.size, kept)
         max_n, sum_n = raised(found.max, found.best, found.sum, given.targets)

@@ -15,9 +15,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no card")
 
 @cache
 def apart() -> dict[str, float]:
-    found = horovodrun(
-        ["-m", "tests.laws.card_program"], 2, "localhost:1,127.0.0.1:1", timeout=250
-    )
+    found = horovodrun(["-m", "tests.laws.card_program"], 2, "localhost:1,127.0.0.1:1", timeout=250)
     (line,) = (line for line in found.lines(0) if line.startswith("{"))
     rows: dict[str, float] = json.loads(line)
     return rows
