@@ -50,10 +50,19 @@ def group() -> Group:
     return Group((0,), 0, 1, None, meters(), None)
 
 
+def settings(margin: str) -> ClassifierConfig:
+    return ClassifierConfig(margin=margin, margin_scale=SCALE, margin_size=MARGIN)
+
+
+def moved(margin: str, cosines: Tensor) -> Tensor:
+    own = margin_of(settings(margin))
+    assert own is not None
+    return own.move(cosines)
+
+
 def classifier(classes: int, margin: str) -> SlicedClassifier:
     """On the card, with gradients that micro-batches write to in place."""
-    config = ClassifierConfig(margin=margin, margin_scale=SCALE, margin_size=MARGIN)
-    made = SlicedClassifier(FEATURES, classes, config, group(), seed=0).to(CARD)
+    made = SlicedClassifier(FEATURES, classes, settings(margin), group(), seed=0).to(CARD)
     for parameter in made.parameters():
         parameter.grad = torch.zeros_like(parameter)
     made.in_place = True
@@ -66,10 +75,8 @@ def dense_loss(
     """As one writes it in torch, with all logits at once."""
     if margin == "none":
         return functional.cross_entropy(functional.linear(features, weight, bias), labels)
-    own = margin_of(margin, MARGIN)
-    assert own is not None
     cosines = functional.linear(functional.normalize(features), functional.normalize(weight))
-    target = own(cosines.gather(1, labels[:, None]).float()).to(cosines.dtype)
+    target = moved(margin, cosines.gather(1, labels[:, None]).float()).to(cosines.dtype)
     return functional.cross_entropy(cosines.scatter(1, labels[:, None], target) * SCALE, labels)
 
 
@@ -194,11 +201,10 @@ def errors(classes: int = 5003, images: int = 300) -> dict[str, dict[str, float]
 def exact_loss(
     features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, margin: str
 ) -> Tensor:
-    own = margin_of(margin, MARGIN)
-    if own is None:
+    if margin == "none":
         return functional.cross_entropy(functional.linear(features, weight, bias), labels)
     cosines = functional.linear(functional.normalize(features), functional.normalize(weight))
-    target = own(cosines.gather(1, labels[:, None]))
+    target = moved(margin, cosines.gather(1, labels[:, None]))
     return functional.cross_entropy(cosines.scatter(1, labels[:, None], target) * SCALE, labels)
 
 

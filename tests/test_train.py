@@ -492,6 +492,15 @@ def test_epochs_are_passes_over_the_images(here: Path) -> None:
     assert lengths == {0.1: 1, 1: 2, 2.5: 5}
 
 
+def test_the_summary_knows_where_exponentials_waited(here: Path, tmp_path: Path) -> None:
+    values = ["data.dataset=synthetic", "data.synthetic_images=48", "train.save=false"]
+    for passes, where in ((1, "gradient"), (2, "gradient, later scratch")):
+        own = f"exchange.backward_passes_per_step={passes}"
+        config = load(here / "one" / "run.yaml", [*values, own])
+        trainer = Trainer(config, open_dataset(config.data), world_of_one(), tmp_path)
+        assert trainer.train(Record()).exponentials == where
+
+
 @pytest.mark.parametrize(
     ("exchange", "saves", "timed"),
     [

@@ -362,7 +362,8 @@ class _Count:
     @property
     def training(self) -> int:
         batch = self.config.train.batch_size
-        micro_batch = self._micro_batch(self._backbone, batch, self.half, self._arriving)
+        given = self._backbone, batch, self.half, self._adds
+        micro_batch = self._micro_batch(*given, self._arriving)
         return max(micro_batch, self._meeting, self._sampling)
 
     @property
@@ -385,32 +386,36 @@ class _Count:
         alone = self.chunk == self.shared or self.ranks_per_node == 1
         return 0 if alone else (self.shared + self.chunk) * self.element
 
-    def _micro_batch(self, backbone: Activations, batch: int, half: bool, arriving: int = 0) -> int:
+    def _micro_batch(
+        self, backbone: Activations, batch: int, half: bool, adds: bool, arriving: int = 0
+    ) -> int:
         """Forward and backward pass of B images: the backbone's and the classifier's moments.
 
-        `arriving`: beside the backbone's way back, when gradients are averaged already.
+        `adds`: some add to the gradients of others. `arriving`: beside the backbone's way back,
+        when gradients are averaged already.
         """
         scale = self.element // 4
         images = self.owners * batch
         found = backbone.of(batch)
         features = 3 * images * backbone.features * self.element
-        classifier = self._classifier(images, half) + self._statistics(images) + features
+        most = max(self._classifier(images, half, each) for each in {False, adds})
+        classifier = most + self._statistics(images) + features
         copies = 4 * backbone.largest * (1 if half or scale > 1 else WEIGHT_COPIES)
         return max(found.way_back * scale + copies + arriving, found.kept * scale + classifier)
 
-    def _classifier(self, images: int, half: bool) -> int:
+    def _classifier(self, images: int, half: bool, adds: bool) -> int:
         """Of two passes over tiles: a tile's numbers, the slopes of features, where exponentials
         wait for the second pass, and the gradient that torch's DDP is given."""
         s, features = self.element, self._backbone.features
         product = 2 if half else s
-        place = self._place(images, product, self._adds)
+        place = self._place(images, product, adds)
         weight = self.classes * features * s
         given = weight if self.config.exchange.is_torchs else 0
         kept = images * self.classes * product if place == "scratch" else 0
-        tile = self._tile(images, product) * self._of_tile(images, product, place)
+        tile = self._tile(images, product) * self._of_tile(images, product, place, adds)
         return tile + 4 * images * features * s + given + kept
 
-    def _of_tile(self, images: int, product: int, place: str) -> int:
+    def _of_tile(self, images: int, product: int, place: str, adds: bool) -> int:
         """Of each of its classes: what the gradient's rows had, and the more of the two passes."""
         s, features = self.element, self._backbone.features
         half = product < s
@@ -420,11 +425,11 @@ class _Count:
         )
         if self.cards and s == 4:
             logits = images * s + features * product * (half or self.margin) + again
-            slopes = features * s * (self.margin or self._adds)
+            slopes = features * s * (self.margin or adds)
         else:
             # In half precision the products give what float32 is made of.
             logits = images * s + half * (images + features) * product
-            slopes = half * features * product + features * s * (half or self._adds)
+            slopes = half * features * product + features * s * (half or adds)
             slopes += features * s * self.margin
         return room + max(logits, slopes + (logits if again else 0))
 
@@ -508,7 +513,8 @@ class _Count:
         """A copy of the values, and a gradient in the parameters' precision, in several runs."""
         runs = runs_of(self.config.train.precision)
         batch = -(-self.config.train.batch_size // runs)
-        gradient = self._micro_batch(self._activations(half=False), batch, half=False)
+        # Of several runs, and of two places.
+        gradient = self._micro_batch(self._activations(half=False), batch, half=False, adds=True)
         return self._own_values + self.parameters + gradient
 
     @property

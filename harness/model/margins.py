@@ -2,37 +2,67 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, where
 
-Margin = Callable[[Tensor], Tensor]
-"""What takes the place of the targets' cosines."""
+from harness.config import ClassifierConfig
 
 
-def margin_of(name: str, size: float) -> Margin | None:
-    """Of `classifier.margin`; None where there is none.
+@dataclass(frozen=True)
+class Margin:
+    move: Callable[[Tensor], Tensor]
+    """What takes the place of the targets' cosines."""
+    straight_through: bool = False
+    """On the way back the target's cosine is taken for one that was not moved."""
+
+
+def margin_of(config: ClassifierConfig) -> Margin | None:
+    """None where there is none.
 
     cosface: cos t - m, arXiv 1801.09414. arcface: cos(t + m), arXiv 1801.07698, continued past
-    t = pi - m by the line that keeps it falling.
+    t = pi - m by the line that keeps it falling. combined: cos(m1 t + m2) - m3 of the same, whose
+    line goes on from where m1 t + m2 = pi.
     """
-    if name == "none":
+    straight = config.margin_slope == "straight_through"
+    size = config.margin_size
+    if config.margin == "none":
         return None
-    if name == "cosface":
-        return lambda cosines: cosines - size
+    if config.margin == "cosface":
+        return Margin(lambda cosines: cosines - size, straight)
+    if config.margin == "combined":
+        return Margin(_combined(*config.margin_parts), straight)
 
     def arcface(cosines: Tensor) -> Tensor:
-        sines = (1 - cosines * cosines).clamp(min=1e-7).sqrt()
-        turned = cosines * math.cos(size) - sines * math.sin(size)
+        turned = cosines * math.cos(size) - _sines(cosines) * math.sin(size)
         return where(cosines > -math.cos(size), turned, cosines - size * math.sin(size))
 
-    return arcface
+    return Margin(arcface, straight)
+
+
+def _combined(times: float, turn: float, less: float) -> Callable[[Tensor], Tensor]:
+    edge = (math.pi - turn) / times
+    last = math.cos(edge) if edge < math.pi else -math.inf
+
+    def combined(cosines: Tensor) -> Tensor:
+        angles = torch.atan2(_sines(cosines), cosines)
+        turned = (times * angles + turn).cos()
+        return where(cosines > last, turned, cosines - last - 1) - less
+
+    return combined
+
+
+def _sines(cosines: Tensor) -> Tensor:
+    return (1 - cosines * cosines).clamp(min=1e-7).sqrt()
 
 
 @torch.enable_grad()
 def with_margin(margin: Margin, logits_n: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The logits of targets with their margin, and its slope."""
     cosines_n = (logits_n.detach() / scale).requires_grad_()
-    moved_n = margin(cosines_n)
+    moved_n = margin.move(cosines_n)
+    if margin.straight_through:
+        return moved_n.detach() * scale, torch.ones_like(logits_n)
     (slope_n,) = torch.autograd.grad(moved_n.sum(), cosines_n)
     return moved_n.detach() * scale, slope_n

@@ -137,7 +137,7 @@ class SlicedClassifier(nn.Module):
         self, features_nD: Tensor, labels_n: Tensor, weight_KD: Tensor, bias_K: Tensor | None
     ) -> Operands:
         """Of the gathered images, with these parameters."""
-        margin = margin_of(self._config.margin, self._config.margin_size)
+        margin = margin_of(self._config)
         targets_n = labels_n - self.owned.start
         return Operands(features_nD, targets_n, weight_KD, bias_K, self.scale, margin)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from harness.config import ClassifierConfig
 from harness.model import card_passes, kept, kernels, passes
 from harness.model.kept import Kept
 from harness.model.margins import margin_of
@@ -63,7 +64,8 @@ def found_by(engine: object, case: Case) -> dict[str, Tensor]:
     else:
         features = functional.normalize(features)
     scale = None if bias is not None else SCALE
-    given = Operands(features, targets, weight, bias, scale, margin_of(case.margin, 0.4))
+    config = ClassifierConfig(margin=case.margin, margin_size=0.4)
+    given = Operands(features, targets, weight, bias, scale, margin_of(config))
     into = Gradients(torch.randn(CLASSES, FEATURES), torch.randn(CLASSES), case.add)
     if bias is None:
         into = Gradients(into.weight, None, case.add)

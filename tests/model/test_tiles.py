@@ -13,11 +13,13 @@ from torch.nn import functional
 from harness.config import ClassifierConfig
 from harness.model import kept, sliced_classifier
 from harness.model.kept import place
+from harness.model.margins import margin_of
 from harness.model.sliced_classifier import SlicedClassifier
 from tests.alone import group_of_one
 
 CLASSES, FEATURES = 23, 9
-MARGINS = ("none", "cosface", "arcface")
+PARTS = (1.4, 0.3, 0.15)
+MARGINS = ("none", "cosface", "arcface", "combined", "straight_through")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,15 @@ class Slopes:
 
 
 def classifier_of(margin: str, classes: int = CLASSES) -> SlicedClassifier:
-    config = ClassifierConfig(margin=margin, margin_scale=8.0, margin_size=0.4)
+    straight = margin == "straight_through"
+    slope = "straight_through" if straight else "exact"
+    config = ClassifierConfig(
+        margin="arcface" if straight else margin,
+        margin_scale=8.0,
+        margin_size=0.4,
+        margin_parts=PARTS,
+        margin_slope=slope,
+    )
     return SlicedClassifier(FEATURES, classes, config, group_of_one(), seed=0).double()
 
 
@@ -57,6 +67,14 @@ def dense(classifier: SlicedClassifier, features: Tensor, labels: Tensor) -> Slo
             angle = cosines[rows, labels].arccos() + config.margin_size
             line = cosines[rows, labels] - config.margin_size * math.sin(config.margin_size)
             target = torch.where(angle < math.pi, angle.cos(), line)
+        if config.margin == "combined":
+            times, turn, less = PARTS
+            angle = times * cosines[rows, labels].arccos() + turn
+            line = cosines[rows, labels] - math.cos((math.pi - turn) / times) - 1
+            target = torch.where(angle < math.pi, angle.cos(), line) - less
+        if config.margin_slope == "straight_through":
+            own = cosines[rows, labels]
+            target = own + (target - own).detach()
         logits = cosines.index_put((rows, labels), target) * config.margin_scale
     loss = functional.cross_entropy(logits, labels)
     loss.backward()
@@ -124,6 +142,28 @@ def test_in_place_the_first_overwrites_and_the_others_add(
         assert not classifier.gradients_are_stale
     assert classifier.weight.grad is weight, "it is written where it lies"
     assert classifier.bias is None or classifier.bias.grad is bias
+
+
+def test_combined_margins_have_the_others_among_them() -> None:
+    cosines = torch.linspace(-0.85, 1, 50, dtype=torch.float64)
+    for own, parts in (("cosface", (1.0, 0.0, 0.4)), ("arcface", (1.0, 0.4, 0.0))):
+        plain = margin_of(ClassifierConfig(margin=own, margin_size=0.4))
+        combined = margin_of(ClassifierConfig(margin="combined", margin_parts=parts))
+        assert plain is not None
+        assert combined is not None
+        torch.testing.assert_close(combined.move(cosines), plain.move(cosines))
+
+
+@pytest.mark.parametrize("parts", [PARTS, (1.0, 0.5, 0.0), (4.0, 0.0, 0.1), (0.5, 0.2, 0.0)])
+def test_a_combined_margin_falls_with_the_angle_and_never_jumps(
+    parts: tuple[float, float, float],
+) -> None:
+    margin = margin_of(ClassifierConfig(margin="combined", margin_parts=parts))
+    assert margin is not None
+    moved = margin.move(torch.linspace(-1, 1, 20_001, dtype=torch.float64))
+    steps = moved.diff()
+    assert steps.min() >= 0
+    assert steps.max() < 0.05
 
 
 def test_who_waits_for_a_gradient_hears_of_one_that_is_written_past_autograd() -> None:
