@@ -93,6 +93,8 @@ class ClassifierConfig(Section):
         Annotated[float, Field(ge=0, le=10)],
     ] = (1.0, 0.3, 0.2)
     """combined: m1, m2, m3 in cos(m1 t + m2) - m3 of the target's angle t."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Of a training's labels, the share that is spread over all classes alike."""
     margin_slope: Literal["exact", "straight_through"] = "exact"
     """straight_through: the gradient leaves the margin's own slope out, as some libraries do."""
 

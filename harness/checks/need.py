@@ -478,7 +478,8 @@ class _Count:
 
     def _statistics(self, images: int) -> int:
         gathered = self.owners if gathers_statistics(self.owners) else 1
-        return 3 * images * self.element * (1 + gathered)
+        numbers = 3 + (self.config.classifier.label_smoothing > 0)
+        return numbers * images * self.element * (1 + gathered)
 
     @property
     def _own_values(self) -> int:

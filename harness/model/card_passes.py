@@ -145,17 +145,18 @@ def _find_targets(given: Operands, found: FirstPass) -> None:
         logits_n = logits_n + given.bias[place_n]
     if given.scale is not None:
         logits_n = logits_n * given.scale
+    found.plain = logits_n.where(inside_n, 0.0)
     if given.margin is not None:
         assert given.scale is not None
         logits_n, slope_n = with_margin(given.margin, logits_n, given.scale)
-        found.slope = slope_n.where(inside_n, 1.0)
+        found.own = found.slope = slope_n.where(inside_n, 1.0)
     found.target = logits_n.where(inside_n, 0.0)
 
 
 def _add_targets(given: Operands, found: FirstPass, slope: Tensor, into: Gradients) -> None:
     """Minus the features times `slope`, on the targets' rows: what softmax - 1 has of the 1."""
     inside_n, place_n = given.whole.inside, given.whole.place
-    own_n = (found.slope * -slope).where(inside_n, 0.0)
+    own_n = (found.own * -slope).where(inside_n, 0.0)
     if into.bias is not None:
         into.bias.index_add_(0, place_n, own_n.to(into.bias.dtype))
     own_nD = given.features.to(given.exact)

@@ -90,8 +90,12 @@ class FirstPass:
     """Of exp(z - max)."""
     target: Tensor
     """The target's logit, 0 where another slice has it."""
+    plain: Tensor
+    """That without its margin."""
     slope: Tensor
     """Of the target's logit by its cosine, over `scale`; 1 without a margin."""
+    own: Tensor
+    """Of what a loss has of the target beside the softmax: the same, but for label smoothing."""
     mixed: Tensor | None
     """[n, D], sum_j exp(z_j - max) dz_j/dx over `scale`: the target's class is one of them."""
     shifts: list[Tensor]
@@ -107,7 +111,9 @@ def begun(given: Operands, goes_back: bool) -> FirstPass:
         best=torch.zeros_like(given.targets),
         sum=torch.zeros_like(like_n),
         target=torch.zeros_like(like_n),
-        slope=torch.ones_like(like_n),
+        plain=torch.zeros_like(like_n),
+        slope=(ones_n := torch.ones_like(like_n)),
+        own=ones_n,
         mixed=like_n.new_zeros(n, given.features.shape[1]) if goes_back else None,
         shifts=[],
     )

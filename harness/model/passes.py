@@ -52,10 +52,11 @@ def _take(
     product_cD, inverse_c = _weight(given, tile)
     logits_cn = _logits(given, tile, product_cD, inverse_c)
     target_n = logits_cn.gather(0, tile.place[None])[0]
+    found.plain = target_n.where(tile.inside, found.plain)
     if given.margin is not None:
         assert given.scale is not None
         target_n, slope_n = with_margin(given.margin, target_n, given.scale)
-        found.slope = slope_n.where(tile.inside, found.slope)
+        found.own = found.slope = slope_n.where(tile.inside, found.slope)
         _put(logits_cn, tile, target_n)
     found.target = target_n.where(tile.inside, found.target)
     if look is not None:
@@ -129,7 +130,7 @@ def features_slope(given: Operands, found: FirstPass, whole: Statistics, slope: 
     """
     assert found.mixed is not None
     own_nD = given.weight[given.whole.place]
-    own_n = found.slope.where(given.whole.inside, 0.0)
+    own_n = found.own.where(given.whole.inside, 0.0)
     if given.scale is not None:
         own_n = own_n * inverse_lengths(own_nD)
     result_nD = found.mixed * whole.shares(found.max)[:, None]
@@ -154,7 +155,7 @@ def second_pass(
         if exponentials_cn is None:
             exponentials_cn = exponentials(given, tile, found).to(product)
         share_n = whole.shares(found.shifts[tile.number]) * slope
-        own_n = (found.slope * slope).where(tile.inside, 0.0)
+        own_n = (found.own * slope).where(tile.inside, 0.0)
         rows_cD = into.weight[tile.start : tile.stop]
         scaled_nD = (exact_nD * share_n[:, None]).to(product)
         if product == rows_cD.dtype and not into.add:

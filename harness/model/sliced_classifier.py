@@ -26,6 +26,7 @@ from harness.model.kept import Kept
 from harness.model.margins import margin_of
 from harness.model.operands import Gradients, Operands
 from harness.model.passes import features_slope, first_pass
+from harness.model.smoothing import Smoothing
 from harness.model.statistics import combined, loss, over_slices, raised
 from harness.parallel.group import Group
 from harness.parallel.slices import slice_of
@@ -141,6 +142,11 @@ class SlicedClassifier(nn.Module):
         targets_n = labels_n - self.owned.start
         return Operands(features_nD, targets_n, weight_KD, bias_K, self.scale, margin)
 
+    def smoothing(self, given: Operands, size: int) -> Smoothing | None:
+        """Of this micro-batch; None where labels are not smoothed. `size`: of a tile."""
+        share = self._config.label_smoothing
+        return Smoothing.of(share, self.num_classes, given, size) if share else None
+
     def tile(self, given: Operands) -> int:
         n, features = given.features.shape
         product = given.features.element_size()
@@ -216,7 +222,11 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.engine = engine = _engine(given, goes_back)
         ctx.found = found = engine.first_pass(given, ctx.size, kept)
         max_n, sum_n = raised(found.max, found.best, found.sum, given.targets)
-        ctx.whole = whole = over_slices(max_n, sum_n, found.target, classifier.group)
+        ctx.smoothing = smoothing = classifier.smoothing(given, ctx.size)
+        pull_n = None
+        if smoothing is not None:
+            pull_n, found.own = smoothing.pull(given, found), smoothing.own(found)
+        ctx.whole = whole = over_slices(max_n, sum_n, found.target, classifier.group, pull_n)
         top1 = whole.hits.to(given.exact).mean()
         ctx.mark_non_differentiable(top1)
         return whole.losses.mean(), top1
@@ -230,9 +240,13 @@ class _CrossEntropy(torch.autograd.Function):
         group = classifier.group
         slope = gradients[0] / len(given.targets)
         slope_nD = features_slope(given, found, ctx.whole, slope * group.size)
+        if ctx.smoothing is not None:
+            slope_nD -= ctx.smoothing.features_slope(given, slope * group.size)
         features_slope_BD = group.launch_reduce_scatter(slope_nD.to(ctx.dtype))
         # The weight's gradient is computed while the features' travels.
         ctx.engine.second_pass(given, found, ctx.whole, slope, ctx.size, ctx.kept, into)
+        if ctx.smoothing is not None:
+            ctx.smoothing.give(given, slope, ctx.size, into)
         # What was kept may lie where the gradient lies now: there is no second way back.
         ctx.given = ctx.found = ctx.kept = ctx.into = None
         if not classifier.in_place:

@@ -36,12 +36,19 @@ class Statistics:
         return (shift_n - self.max).exp() / self.sum
 
 
-def over_slices(max_n: Tensor, sum_n: Tensor, target_n: Tensor, group: Group) -> Statistics:
-    """Of each slice's own, as `raised` gives them. Collective over the slice group."""
+def over_slices(
+    max_n: Tensor, sum_n: Tensor, target_n: Tensor, group: Group, pull_n: Tensor | None = None
+) -> Statistics:
+    """Of each slice's own, as `raised` gives them. Collective over the slice group.
+
+    `pull_n`: what a loss is less than a + log S by, where that is not t.
+    """
+    added = [target_n] if pull_n is None else [target_n, pull_n]
     if group.size > 1:
         meet = _gathered if gathers_statistics(group.size) else _added_up
-        max_n, sum_n, target_n = meet(max_n, sum_n, target_n, group)
-    losses_n = loss(max_n, sum_n, target_n)
+        max_n, sum_n, *added = meet(max_n, sum_n, added, group)
+    target_n = added[0]
+    losses_n = loss(max_n, sum_n, added[-1])
     hits_n = (target_n >= max_n) & losses_n.isfinite()
     return Statistics(max_n, sum_n, losses_n, hits_n)
 
@@ -60,25 +67,25 @@ def loss(max_n: Tensor, sum_n: Tensor, target_n: Tensor) -> Tensor:
     return (max_n - target_n) + sum_n.log()
 
 
-def combined(max_gn: Tensor, sum_gn: Tensor, target_gn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """a, S and t of n rows from those of g slices."""
+def combined(max_gn: Tensor, sum_gn: Tensor, *added_gn: Tensor) -> tuple[Tensor, ...]:
+    """a, S and what is added up, t above all, of n rows from those of g slices."""
     max_n = max_gn.max(dim=0).values
-    return max_n, (sum_gn * (max_gn - max_n).exp()).sum(dim=0), target_gn.sum(dim=0)
+    sum_n = (sum_gn * (max_gn - max_n).exp()).sum(dim=0)
+    return max_n, sum_n, *(each_gn.sum(dim=0) for each_gn in added_gn)
 
 
 def _gathered(
-    max_n: Tensor, sum_n: Tensor, target_n: Tensor, group: Group
-) -> tuple[Tensor, Tensor, Tensor]:
-    """In one collective, in which a rank sends 3 n numbers to every other."""
-    own = torch.stack((max_n, sum_n, target_n))
+    max_n: Tensor, sum_n: Tensor, added: list[Tensor], group: Group
+) -> tuple[Tensor, ...]:
+    """In one collective, in which a rank sends its numbers to every other."""
+    own = torch.stack((max_n, sum_n, *added))
     return combined(*group.all_gather(own[None]).unbind(1))
 
 
 def _added_up(
-    max_n: Tensor, sum_n: Tensor, target_n: Tensor, group: Group
-) -> tuple[Tensor, Tensor, Tensor]:
-    """In two, in which a rank sends 6 n numbers in all, however many ranks there are."""
+    max_n: Tensor, sum_n: Tensor, added: list[Tensor], group: Group
+) -> tuple[Tensor, ...]:
+    """In two, in which a rank sends twice its numbers in all, however many ranks there are."""
     over_all_n = group.maximum(max_n.clone())
-    own = torch.stack((sum_n * (max_n - over_all_n).exp(), target_n))
-    sum_n, target_n = group.launch_sum(own).wait()
-    return over_all_n, sum_n, target_n
+    own = torch.stack((sum_n * (max_n - over_all_n).exp(), *added))
+    return over_all_n, *group.launch_sum(own).wait()

@@ -30,7 +30,7 @@ class Slopes:
     bias: Tensor | None
 
 
-def classifier_of(margin: str, classes: int = CLASSES) -> SlicedClassifier:
+def classifier_of(margin: str, classes: int = CLASSES, smoothing: float = 0.0) -> SlicedClassifier:
     straight = margin == "straight_through"
     slope = "straight_through" if straight else "exact"
     config = ClassifierConfig(
@@ -39,6 +39,7 @@ def classifier_of(margin: str, classes: int = CLASSES) -> SlicedClassifier:
         margin_size=0.4,
         margin_parts=PARTS,
         margin_slope=slope,
+        label_smoothing=smoothing,
     )
     return SlicedClassifier(FEATURES, classes, config, group_of_one(), seed=0).double()
 
@@ -76,7 +77,7 @@ def dense(classifier: SlicedClassifier, features: Tensor, labels: Tensor) -> Slo
             own = cosines[rows, labels]
             target = own + (target - own).detach()
         logits = cosines.index_put((rows, labels), target) * config.margin_scale
-    loss = functional.cross_entropy(logits, labels)
+    loss = functional.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
     loss.backward()
     assert features.grad is not None
     assert weight.grad is not None
@@ -114,16 +115,17 @@ def test_tiles_of_any_size_give_the_same(
     assert_equal(slopes(classifier, *given), dense(classifier, *given))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("scratch", [0, 1 << 20], ids=["again", "scratch"])
 @pytest.mark.parametrize("images", [5, 40])
 @pytest.mark.parametrize("margin", MARGINS)
 def test_in_place_the_first_overwrites_and_the_others_add(
-    margin: str, images: int, scratch: int, monkeypatch: pytest.MonkeyPatch
+    margin: str, images: int, scratch: int, smoothing: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three micro-batches; what the gradients held before is no number at all."""
     tile_of(monkeypatch, 7, images)
     monkeypatch.setitem(kept.SCRATCH_BYTES, "cpu", scratch)
-    classifier = classifier_of(margin)
+    classifier = classifier_of(margin, smoothing=smoothing)
     classifier.in_place = classifier.gradients_are_stale = True
     for parameter in classifier.parameters():
         parameter.grad = torch.full_like(parameter, math.nan)
@@ -240,9 +242,10 @@ def test_where_exponentials_are_kept() -> None:
     classes=st.integers(1, 30),
     tile=st.integers(1, 31),
     margin=st.sampled_from(MARGINS),
+    smoothing=st.sampled_from([0.0, 0.1]),
 )
-def test_any_shape(images: int, classes: int, tile: int, margin: str) -> None:
-    classifier, given = classifier_of(margin, classes), batch(images, classes)
+def test_any_shape(images: int, classes: int, tile: int, margin: str, smoothing: float) -> None:
+    classifier, given = classifier_of(margin, classes, smoothing), batch(images, classes)
     before = sliced_classifier.TILE_BYTES["cpu"]
     sliced_classifier.TILE_BYTES["cpu"] = tile * (2 * FEATURES + images) * 8
     try:
