@@ -221,6 +221,7 @@ def table(results: dict[str, dict[tuple[float, float], list[Result]]]) -> list[s
         chosen = described(found[best(found)], TARGET)
         images = chosen["images_to_target"]
         reached = f"{images / 1000:.1f} k" if math.isfinite(images) else "not reached"
+        reached += " (unfinished)" if _next(name, found) else ""
         points = " · ".join(
             f"{lr:g} / {momentum:g}: {100 * described(each, TARGET)['final']:.1f}"
             for (lr, momentum), each in sorted(found.items(), key=lambda item: item[0][::-1])
@@ -245,7 +246,7 @@ def main() -> int:
     except NoBestPoint as error:
         print(f"sweep: {error}", file=sys.stderr)
         return 1
-    results = sweep.results()
+    results = Sweep(sweep.folder, list(RULES)).results()
     text = "\n".join(["# The sweep", "", *table(results), ""])
     (sweep.folder / "sweep.md").write_text(text)
     print(text)

@@ -426,6 +426,7 @@ def test_a_training_whose_trainer_is_gone_holds_no_memory(
     values = ["data.dataset=synthetic", "data.synthetic_images=48", f"exchange.kind={kind}"]
     late = int(kind in ("delayed", "averaging"))
     values += [f"classifier.layout={layout}", f"exchange.delay={late}", "train.save=false"]
+    values += ["train.steps=3", "train.untimed_windows=0"]
     config = load(here / "one" / "run.yaml", values)
     trainer = Trainer(config, open_dataset(config.data), world_of_one(), tmp_path)
     flats = (trainer.shared, trainer.sliced)
@@ -495,8 +496,8 @@ def test_epochs_are_passes_over_the_images(here: Path) -> None:
 def test_the_summary_knows_where_exponentials_waited(here: Path, tmp_path: Path) -> None:
     values = ["data.dataset=synthetic", "data.synthetic_images=48", "train.save=false"]
     for passes, where in ((1, "gradient"), (2, "gradient, later scratch")):
-        own = f"exchange.backward_passes_per_step={passes}"
-        config = load(here / "one" / "run.yaml", [*values, own])
+        own = [f"exchange.backward_passes_per_step={passes}", "train.steps=2"]
+        config = load(here / "one" / "run.yaml", [*values, *own, "train.untimed_windows=0"])
         trainer = Trainer(config, open_dataset(config.data), world_of_one(), tmp_path)
         assert trainer.train(Record()).exponentials == where
 
