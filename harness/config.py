@@ -87,12 +87,12 @@ class ClassifierConfig(Section):
     """Factor on the cosines."""
     margin_size: float = Field(default=0.3, ge=0, le=10)
     """cosface: subtracted from the target's cosine. arcface: added to its angle, radians."""
-    margin_parts: tuple[
-        Annotated[float, Field(gt=0, le=10)],
-        Annotated[float, Field(ge=0, lt=3.14)],
-        Annotated[float, Field(ge=0, le=10)],
-    ] = (1.0, 0.3, 0.2)
-    """combined: m1, m2, m3 in cos(m1 t + m2) - m3 of the target's angle t."""
+    margin_m1: float = Field(default=1.0, gt=0, le=10)
+    """combined: m1 in cos(m1 t + m2) - m3 of the target's angle t."""
+    margin_m2: float = Field(default=0.3, ge=0, lt=3.14)
+    """combined: m2, radians."""
+    margin_m3: float = Field(default=0.2, ge=0, le=10)
+    """combined: m3."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Of a training's labels, the share that is spread over all classes alike."""
     margin_slope: Literal["exact", "straight_through"] = "exact"

@@ -32,7 +32,7 @@ def margin_of(config: ClassifierConfig) -> Margin | None:
     if config.margin == "cosface":
         return Margin(lambda cosines: cosines - size, straight)
     if config.margin == "combined":
-        return Margin(_combined(*config.margin_parts), straight)
+        return Margin(_combined(config.margin_m1, config.margin_m2, config.margin_m3), straight)
 
     def arcface(cosines: Tensor) -> Tensor:
         turned = cosines * math.cos(size) - _sines(cosines) * math.sin(size)

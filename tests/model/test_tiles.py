@@ -30,6 +30,10 @@ class Slopes:
     bias: Tensor | None
 
 
+def combined(parts: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip(("margin_m1", "margin_m2", "margin_m3"), parts, strict=True))
+
+
 def classifier_of(margin: str, classes: int = CLASSES, smoothing: float = 0.0) -> SlicedClassifier:
     straight = margin == "straight_through"
     slope = "straight_through" if straight else "exact"
@@ -37,7 +41,7 @@ def classifier_of(margin: str, classes: int = CLASSES, smoothing: float = 0.0) -
         margin="arcface" if straight else margin,
         margin_scale=8.0,
         margin_size=0.4,
-        margin_parts=PARTS,
+        **combined(PARTS),
         margin_slope=slope,
         label_smoothing=smoothing,
     )
@@ -150,17 +154,17 @@ def test_combined_margins_have_the_others_among_them() -> None:
     cosines = torch.linspace(-0.85, 1, 50, dtype=torch.float64)
     for own, parts in (("cosface", (1.0, 0.0, 0.4)), ("arcface", (1.0, 0.4, 0.0))):
         plain = margin_of(ClassifierConfig(margin=own, margin_size=0.4))
-        combined = margin_of(ClassifierConfig(margin="combined", margin_parts=parts))
+        general = margin_of(ClassifierConfig(margin="combined", **combined(parts)))
         assert plain is not None
-        assert combined is not None
-        torch.testing.assert_close(combined.move(cosines), plain.move(cosines))
+        assert general is not None
+        torch.testing.assert_close(general.move(cosines), plain.move(cosines))
 
 
 @pytest.mark.parametrize("parts", [PARTS, (1.0, 0.5, 0.0), (4.0, 0.0, 0.1), (0.5, 0.2, 0.0)])
 def test_a_combined_margin_falls_with_the_angle_and_never_jumps(
     parts: tuple[float, float, float],
 ) -> None:
-    margin = margin_of(ClassifierConfig(margin="combined", margin_parts=parts))
+    margin = margin_of(ClassifierConfig(margin="combined", **combined(parts)))
     assert margin is not None
     moved = margin.move(torch.linspace(-1, 1, 20_001, dtype=torch.float64))
     steps = moved.diff()
