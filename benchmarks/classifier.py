@@ -147,22 +147,6 @@ def in_place_again(task: Task, step: Callable[[], None]) -> Callable[[], None]:
     return after
 
 
-def peak_bytes(step: Callable[[], None]) -> int:
-    """The most that a step allocates at once beside what is there, by torch's own account."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        step()
-    events = found.profiler.kineto_results.events()  # type: ignore[union-attr]
-    live = most = 0
-    for event in sorted(
-        (each for each in events if each.name() == "[memory]"), key=lambda each: each.start_ns()
-    ):
-        live += event.nbytes()
-        most = max(most, live)
-    return most
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", type=int, default=100_000)
@@ -189,12 +173,10 @@ def main() -> None:
         variants = {"three products": task.products(), **ours}
         variants |= {name: in_place_again(task, step) for name, step in others.items()}
         timing = alternate(variants, chosen.rounds, 1, dist.barrier)
-        peaks = {name: peak_bytes(step) for name, step in variants.items()}
         if world.is_first:
             found = {
                 "settings": {key: value for key, value in vars(chosen).items() if key != "output"},
                 "rounds": timing.rounds,
-                "peak_mb": {name: peak / 1e6 for name, peak in peaks.items()},
             }
             print(json.dumps(found))
             if chosen.output:
