@@ -72,11 +72,12 @@ def classifier(classes: int, margin: str) -> SlicedClassifier:
 def dense_loss(
     features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, margin: str
 ) -> Tensor:
-    """As one writes it in torch, with all logits at once."""
+    """As one writes it in torch, with all logits at once; margins in float32 at least."""
     if margin == "none":
         return functional.cross_entropy(functional.linear(features, weight, bias), labels)
     cosines = functional.linear(functional.normalize(features), functional.normalize(weight))
-    target = moved(margin, cosines.gather(1, labels[:, None]).float()).to(cosines.dtype)
+    own = cosines.gather(1, labels[:, None])
+    target = moved(margin, own.to(torch.promote_types(own.dtype, torch.float32))).to(own.dtype)
     return functional.cross_entropy(cosines.scatter(1, labels[:, None], target) * SCALE, labels)
 
 
@@ -185,7 +186,7 @@ def errors(classes: int = 5003, images: int = 300) -> dict[str, dict[str, float]
             exact = [features.detach().double().requires_grad_()]
             exact += [each.detach().double().requires_grad_() for each in own.parameters()]
             bias = exact[2] if len(exact) > 2 else None
-            wanted = exact_loss(exact[0], labels, exact[1], bias, margin)
+            wanted = dense_loss(exact[0], labels, exact[1], bias, margin)
             wanted.backward()
             names = ("features", "weight", "bias")
             gradients = (features.grad, *(each.grad for each in own.parameters()))
@@ -196,16 +197,6 @@ def errors(classes: int = 5003, images: int = 300) -> dict[str, dict[str, float]
                 row[name] = apart(gradient, true.grad)
             found[f"{margin}, {'bf16' if half else 'fp32'}"] = row
     return found
-
-
-def exact_loss(
-    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, margin: str
-) -> Tensor:
-    if margin == "none":
-        return functional.cross_entropy(functional.linear(features, weight, bias), labels)
-    cosines = functional.linear(functional.normalize(features), functional.normalize(weight))
-    target = moved(margin, cosines.gather(1, labels[:, None]))
-    return functional.cross_entropy(cosines.scatter(1, labels[:, None], target) * SCALE, labels)
 
 
 def apart(found: Tensor, wanted: Tensor) -> float:

@@ -254,8 +254,7 @@ class _Count:
             return (slots + samples) * self.part * s + wire
         if not self._is_averaging:
             return 0
-        # Of pieces that are picked at the start, the most: what is sure to be taken ends a run.
-        pieces = max(exchange.pieces, exchange.most_pieces)
+        pieces = self._pieces
         in_turn = exchange.delay // pieces + 1
         # Compared in the same window where a piece lands in the window in which it is sent again.
         apart = sampled and exchange.delay % pieces > 0
@@ -367,6 +366,11 @@ class _Count:
         return max(micro_batch, self._meeting, self._sampling)
 
     @property
+    def _pieces(self) -> int:
+        """Of those that are picked at the start, the most: what is sure to be taken ends a run."""
+        return max(self.config.exchange.pieces, self.config.exchange.most_pieces)
+
+    @property
     def _sampling(self) -> int:
         """A sample of how stale a late exchange is, until the one before it is let go."""
         exchange = self.config.exchange
@@ -374,8 +378,7 @@ class _Count:
             return 0
         if exchange.kind == "delayed":
             return self.part * self.element
-        pieces = max(exchange.pieces, exchange.most_pieces)
-        return self.part // pieces * self.element if self._is_averaging else 0
+        return self.part // self._pieces * self.element if self._is_averaging else 0
 
     @property
     def _meeting(self) -> int:

@@ -35,7 +35,6 @@ class Workspace:
         self._logits_cn = like.new_empty(size, images, dtype=given.exact)
         made = given.scale is not None or like.dtype != given.features.dtype
         self._weight_cD = given.features.new_empty(size, features) if made else None
-        self._inverse_c = like.new_empty(size)
         self._exponentials_cn: Tensor | None = None
         self._size = size
         self.partial = kernels.partial(size, self._logits_cn[0])
@@ -46,7 +45,7 @@ class Workspace:
         if self._weight_cD is None:
             return rows_cD
         made_cD = self._weight_cD[: len(rows_cD)]
-        kernels.rows(rows_cD, made_cD, self._inverse_c, unit=self._given.scale is not None)
+        kernels.rows(rows_cD, made_cD, unit=self._given.scale is not None)
         return made_cD
 
     def logits(self, tile: Tile, weight_cD: Tensor) -> kernels.Logits:
@@ -111,14 +110,13 @@ def second_pass(
         None if as_is else into.weight.new_empty(min(size, len(into.weight)), into.weight.shape[1])
     )
     for tile in tiles(given, size):
+        shift_n = found.shifts[tile.number]
         exponentials_cn = kept.give(tile)
         if exponentials_cn is None:
             assert work is not None
             exponentials_cn = work.exponentials(tile)
             logits = work.logits(tile, work.weight(tile))
-            shift_n = found.shifts[tile.number]
             kernels.exponentiate(logits, found, shift_n, exponentials_cn, work.partial)
-        shift_n = found.shifts[tile.number]
         kernels.share(features_nD, shift_n, whole, slope, scaled_nD, share_n)
         rows_cD = into.weight[tile.start : tile.stop]
         if slope_cD is None:

@@ -2,8 +2,8 @@
 
 Shapes: c classes of a tile, n images, D features. A program takes ROWS classes of COLUMNS images;
 what programs of one image find is `partial`, by block of classes, and the next kernel adds it up in
-a fixed order. All arithmetic is float32. A tile's
-elements are counted in 32 bits: wider addresses cost as much as the exponentials.
+a fixed order. All arithmetic is float32. A tile's elements are counted in 32 bits: wider addresses
+cost as much as the exponentials.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class Logits:
         self.start = tile.start
         self.targets = given.targets
         self.scale = 1.0 if given.scale is None else given.scale
-        self.has_bias = given.bias is not None
+        self._has_bias = given.bias is not None
         # Never read where there is none.
         self.bias = raw_cn if given.bias is None else given.bias[tile.start : tile.stop]
         self.blocks = triton.cdiv(self.classes, ROWS)
@@ -63,6 +63,17 @@ class Logits:
     @property
     def grid(self) -> tuple[int, int]:
         return self.blocks, triton.cdiv(self.images, COLUMNS)
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """Of the kernels that read them, whose grid this is."""
+        return {
+            "HAS_BIAS": self._has_bias,
+            "ROWS": ROWS,
+            "STRIP": STRIP,
+            "COLUMNS": COLUMNS,
+            "num_warps": WARPS,
+        }
 
 
 def partial(classes: int, like_n: Tensor) -> Partial:
@@ -72,23 +83,21 @@ def partial(classes: int, like_n: Tensor) -> Partial:
     return Partial(largest, like_n.new_empty(size, dtype=torch.int32), total)
 
 
-def rows(weight_cD: Tensor, into_cD: Tensor, inverse_c: Tensor, unit: bool) -> None:
-    """The rows in another precision; `unit`: of length 1, and one over their lengths."""
+def rows(weight_cD: Tensor, into_cD: Tensor, unit: bool) -> None:
+    """The rows in another precision; `unit`: of length 1."""
     features = weight_cD.shape[1]
     width = triton.next_power_of_2(features)
-    _rows[(len(weight_cD),)](weight_cD, into_cD, inverse_c, features, WIDTH=width, UNIT=unit)
+    _rows[(len(weight_cD),)](weight_cD, into_cD, features, WIDTH=width, UNIT=unit)
 
 
 @triton.jit
-def _rows(weight, into, inverse, features, WIDTH: tl.constexpr, UNIT: tl.constexpr):
+def _rows(weight, into, features, WIDTH: tl.constexpr, UNIT: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
     inside = column < features
     values = tl.load(weight + row * features + column, inside, other=0.0).to(tl.float32)
     if UNIT:
-        one_over = 1.0 / tl.maximum(tl.sqrt(tl.sum(values * values, axis=0)), 1e-12)
-        values *= one_over
-        tl.store(inverse + row, one_over)
+        values *= 1.0 / tl.maximum(tl.sqrt(tl.sum(values * values, axis=0)), 1e-12)
     tl.store(into + row * features + column, values.to(into.dtype.element_ty), inside)
 
 
@@ -115,11 +124,7 @@ def largest(logits: Logits, into: Partial) -> None:
         logits.start,
         logits.classes,
         logits.images,
-        HAS_BIAS=logits.has_bias,
-        ROWS=ROWS,
-        STRIP=STRIP,
-        COLUMNS=COLUMNS,
-        num_warps=WARPS,
+        **logits.constants,
     )
 
 
@@ -250,11 +255,7 @@ def exponentiate(
         logits.classes,
         logits.images,
         into_cn.stride(0),
-        HAS_BIAS=logits.has_bias,
-        ROWS=ROWS,
-        STRIP=STRIP,
-        COLUMNS=COLUMNS,
-        num_warps=WARPS,
+        **logits.constants,
     )
 
 

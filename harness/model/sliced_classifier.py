@@ -38,6 +38,8 @@ INIT_BLOCK = 1024
 TILE_BYTES = {"cpu": 5_000_000, "cuda": 1 << 30}
 """Of a tile. On a processor its part of the weight, its gradient and its exponentials stay in the
 cache; on a card it is as large as memory allows, because a launch costs as much as a small tile."""
+HAS_TRITON = find_spec("triton") is not None
+"""Looked up once: a search for what is not there reads folders."""
 MOST_ELEMENTS = 2**31
 """Of a tile on a card, whose kernels count in 32 bits."""
 
@@ -258,7 +260,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 def _engine(given: Operands, goes_back: bool) -> ModuleType:
     """Who makes the passes of these operands."""
-    if goes_back and given.weight.is_cuda and given.exact == torch.float32 and find_spec("triton"):
+    if goes_back and given.weight.is_cuda and given.exact == torch.float32 and HAS_TRITON:
         from harness.model import card_passes
 
         return card_passes

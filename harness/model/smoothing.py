@@ -68,8 +68,9 @@ class Smoothing:
             return
         for tile in tiles(given, size):
             weight_cD = given.weight[tile.start : tile.stop]
-            inverse_c = inverse_lengths(weight_cD) * given.scale
-            along_c = weight_cD @ features_D * inverse_lengths(weight_cD).square()
+            inverse_c = inverse_lengths(weight_cD)
+            along_c = weight_cD @ features_D * inverse_c.square()
+            inverse_c *= given.scale
             rows_cD = into.weight[tile.start : tile.stop]
             rows_cD += features_D * inverse_c[:, None]
             rows_cD.addcmul_(weight_cD, (along_c * inverse_c)[:, None], value=-1.0)
