@@ -5,7 +5,7 @@
 #   make bench   speed, which is measured and not tested
 #   make lab     the headline on test hosts with slow links: an hour; root, for the host that stutters
 #   make analysis  draws the notebooks; URI=sqlite:///mlflow.db STUDY=demo: of another store
-#   make predicted  has the planner predict the tables that make lab left in analysis/lab
+#   make predicted  has the planner predict the throughput tables in analysis/lab_first
 #   make scale     simulates the sweep that analysis/7_scale.ipynb draws: five minutes
 #   make recorded  trains what analysis/store holds anew (ten minutes), and draws the notebooks
 #   make ui      MLflow's pages of the runs so far; STUDY=demo: of one study

@@ -16,7 +16,7 @@ from harness.study.figures.scaling import CONDITIONS, PREDICTIONS, Condition
 from harness.study.prediction import Prediction, write_predictions
 
 CALIBRATED = Path("experiments/clusters/lab-2x2.yaml")
-TABLES = Path("analysis/lab")
+TABLES = Path("analysis/lab_first")
 EXPERIMENTS = (Path("experiments/lab"), Path("experiments/rivals"))
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,13 +24,13 @@ class BenchmarkFailed(Exception):
     """A benchmark did not end well; its log says why."""
 
 
-def measured(module: str, *arguments: str) -> Any:
+def measured(module: str, *arguments: str, ranks: int = RANKS, hosts: str = HOSTS) -> Any:
     """What rank 0 of a benchmark printed."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
         with open(os.devnull, "w") as unseen:
-            outcome = launch(command, RANKS, HOSTS, log, screen=unseen)
+            outcome = launch(command, ranks, hosts, log, screen=unseen)
         text = log.read_text()
     if outcome.exit_code:
         raise BenchmarkFailed(f"benchmarks.{module}: {outcome.reason}\n{text[-4000:]}")
@@ -71,6 +72,36 @@ def overhead(rounds: int) -> list[str]:
     ]
 
 
+def classifier(rounds: int) -> list[str]:
+    """Of 100,000 classes, and with more images than features."""
+    lines = [
+        "## The sliced classifier, forward and backward",
+        "",
+        "Two ranks of one node, float32, a thread each; variants alternate in one run. A rank's "
+        "three products are of its half of the classes and all images; torch's fused loss does as "
+        "much on one rank and exchanges nothing.",
+    ]
+    for classes, features, images in ((100_000, 512, 128), (50_000, 256, 1024)):
+        words = ["--classes", str(classes), "--features", str(features), "--images", str(images)]
+        words += ["--rounds", str(rounds)]
+        found = measured("classifier", *words, ranks=2, hosts="localhost:2")
+        timing, least = Timing(found["rounds"]), "three products"
+        lines += [
+            "",
+            f"{classes:,} classes, {features} features, {images:,} gathered images:",
+            "",
+            "| variant | ms, median (quartiles) | this / three products |",
+            "|:--|--:|--:|",
+        ]
+        for name, times in timing.rounds.items():
+            low, middle, high = statistics.quantiles(times, n=4)
+            lines.append(
+                f"| {name} | {middle:.0f} ({low:.0f} - {high:.0f}) | "
+                f"{timing.ratio(name, least):.2f} |"
+            )
+    return lines
+
+
 def memory(classes: int) -> list[str]:
     rows = {layout: measured("memory", layout, "--classes", str(classes)) for layout in LAYOUTS}
     whole = rows["replicated"]["classifier_bytes"]
@@ -109,6 +140,7 @@ def main() -> int:
         for benchmark, size in (
             (baseline, chosen.rounds),
             (overhead, chosen.rounds),
+            (classifier, chosen.rounds),
             (memory, chosen.classes),
         ):
             part = ["", *benchmark(size)]

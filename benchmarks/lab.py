@@ -25,7 +25,13 @@ SHARES = {"third": 1 / 3, "slow": 0.8, "slower": 0.95, "slowest": 0.98}
 ceiling is then 1.5, 5, 20 and 50 times the baseline."""
 HEADLINE = ("slow", "slower")
 GUESS_MBIT = 50
-LATENCY, JITTER = "20ms", "10ms"
+LATENCY = "20ms"
+DELAYS = {
+    "": {},
+    "-latency": {"latency": LATENCY},
+    "-jitter": {"latency": LATENCY, "jitter": "10ms"},
+}
+"""Of a packet, one way: what the map has beside rates."""
 METHOD = "experiments/lab/hybrid_averaging.yaml"
 BASELINE = "experiments/lab/data_parallel.yaml"
 CEILING = "experiments/lab/ceiling.yaml"
@@ -276,12 +282,10 @@ def lateness(folder: Path, known: dict[str, Link]) -> None:
     """The map: rates, classes, a latency, a link that jitters."""
     variants = (CEILING, METHOD, ASYNC, BASELINE, *STRONGEST, *REMEDIES)
     few = ["--rounds", "3", "--micro-batches", "16", "--seconds", "2"]
-    for (name, link), latency, jitter, classes in product(
-        known.items(), (None, LATENCY), (None, JITTER), (1000, 3755)
+    for (name, link), (wait, delays), classes in product(
+        known.items(), DELAYS.items(), (1000, 3755)
     ):
-        # A jitter needs a latency to vary.
-        there = replace(link, latency=latency or jitter, jitter=jitter)
-        wait = f"{'-latency' if latency else ''}{'-jitter' if jitter else ''}"
+        there = replace(link, **delays)
         table = f"map-{name}{wait}-{classes}"
         if (folder / f"{table}.json").exists():
             continue

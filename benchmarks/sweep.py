@@ -16,7 +16,7 @@ import math
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from benchmarks.sweep_points import Point, Result, described
@@ -205,7 +205,9 @@ def _point(name: str, at: tuple[float, float], seed: int) -> Point:
     return Point(name=name, experiment=experiment, lr=at[0], momentum=at[1], seed=seed)
 
 
-def table(results: dict[str, dict[tuple[float, float], list[Result]]]) -> list[str]:
+def table(
+    results: dict[str, dict[tuple[float, float], list[Result]]], unfinished: Collection[str] = ()
+) -> list[str]:
     """All points, and of each rule the best."""
     lines = [
         f"Top-1 at the end, %, and images to {100 * TARGET:.1f} %; seeds "
@@ -221,6 +223,7 @@ def table(results: dict[str, dict[tuple[float, float], list[Result]]]) -> list[s
         chosen = described(found[best(found)], TARGET)
         images = chosen["images_to_target"]
         reached = f"{images / 1000:.1f} k" if math.isfinite(images) else "not reached"
+        reached += " (unfinished)" if name in unfinished else ""
         points = " · ".join(
             f"{lr:g} / {momentum:g}: {100 * described(each, TARGET)['final']:.1f}"
             for (lr, momentum), each in sorted(found.items(), key=lambda item: item[0][::-1])
@@ -245,8 +248,9 @@ def main() -> int:
     except NoBestPoint as error:
         print(f"sweep: {error}", file=sys.stderr)
         return 1
-    results = sweep.results()
-    text = "\n".join(["# The sweep", "", *table(results), ""])
+    everything = Sweep(sweep.folder, list(RULES))
+    unfinished = {point.name for point in everything.missing()}
+    text = "\n".join(["# The sweep", "", *table(everything.results(), unfinished), ""])
     (sweep.folder / "sweep.md").write_text(text)
     print(text)
     return 0

@@ -81,12 +81,22 @@ class BackboneConfig(Section):
 class ClassifierConfig(Section):
     layout: Literal["replicated", "node", "world"] = "replicated"
     """Where the classes live: on every rank, sliced over a node, or sliced over all ranks."""
-    margin: Literal["none", "cosface", "arcface"] = "none"
-    """Plain logits with a bias, or scaled cosines with an additive margin."""
+    margin: Literal["none", "cosface", "arcface", "combined"] = "none"
+    """Plain logits with a bias, or scaled cosines with a margin on the target's."""
     margin_scale: float = Field(default=32.0, gt=0, le=10**6)
     """Factor on the cosines."""
     margin_size: float = Field(default=0.3, ge=0, le=10)
     """cosface: subtracted from the target's cosine. arcface: added to its angle, radians."""
+    margin_m1: float = Field(default=1.0, gt=0, le=10)
+    """combined: m1 in cos(m1 t + m2) - m3 of the target's angle t."""
+    margin_m2: float = Field(default=0.3, ge=0, lt=3.14)
+    """combined: m2, radians."""
+    margin_m3: float = Field(default=0.2, ge=0, le=10)
+    """combined: m3."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Of a training's labels, the share that is spread over all classes alike."""
+    margin_slope: Literal["exact", "straight_through"] = "exact"
+    """straight_through: the gradient leaves the margin's own slope out, as some libraries do."""
 
 
 class ExchangeConfig(Section):

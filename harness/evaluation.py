@@ -37,7 +37,7 @@ def evaluate(
     seen = ((backbone(images), labels, valid) for images, labels, valid in batches)
     while few := list(islice(seen, MET_AT_ONCE)):
         features, labels, valid = (torch.cat(parts) for parts in zip(*few, strict=True))
-        classes, losses = classifier.predict(features, labels, trained=len(few[0][1]))
+        classes, losses = classifier.predict(features, labels)
         hits = (classes == labels[:, None]) & valid[:, None]
         sums += torch.stack(
             (

@@ -308,4 +308,5 @@ def sizes_of(
         slice_buckets=tuple(buckets(of_slice(each)) for each in slices),
         label_bytes=8 if element == 8 else 4,
         statistic_bytes=element,
+        statistics=3 + (config.classifier.label_smoothing > 0),
     )

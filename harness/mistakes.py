@@ -44,15 +44,15 @@ def validated(model: type[_Model], given: Mapping[str, Any], source: str) -> _Mo
 
 def _explain(model: type[BaseModel], given: Any, source: str, problem: Any) -> str:
     path = problem["loc"]
-    key = ".".join(str(part) for part in path)
+    raw = ".".join(str(part) for part in path)
+    key = ".".join(_on_one_line(str(part)) for part in path)
     found, value = _given_at(given, path, problem["input"])
     place = found or source
     if problem["type"] == "extra_forbidden":
-        nearest = _nearest(model, key)
-        if len(path) < len(nearest.split(".")) and nearest == key:
+        nearest = _nearest(model, raw)
+        if len(path) < len(nearest.split(".")) and nearest == raw:
             section, _, name = key.partition(".")
             return f"{place}: {key} is no key; write it in its section, {section}: {{{name}: ...}}"
-        key = key if key == key.strip() else repr(key)
         return (
             f"{place}: unknown key {key}; the nearest known key is {nearest}; use that, or leave "
             f"it out"
@@ -95,8 +95,7 @@ def _missing(model: type[BaseModel], key: str) -> str:
 def shown_value(value: Any) -> str:
     """`=value` as it was written, without a password; of many values only what they are."""
     if isinstance(value, str):
-        text = masked(value)
-        text = text if text.isprintable() and text == text.strip() else json.dumps(text)
+        text = _on_one_line(masked(value))
     elif isinstance(value, Mapping):
         return " with keys and values"
     elif isinstance(value, list | tuple):
@@ -104,6 +103,11 @@ def shown_value(value: Any) -> str:
     else:
         text = "null" if value is None else repr(value)
     return f"={text}" if len(text) <= LONGEST_SHOWN else f"={text[:LONGEST_SHOWN]}..."
+
+
+def _on_one_line(text: str) -> str:
+    """In quotes where something in it would not be seen."""
+    return text if text.isprintable() and text == text.strip() else json.dumps(text)
 
 
 def _wanted(model: type[BaseModel], key: str, field: Slot, value: Any) -> str:

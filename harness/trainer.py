@@ -80,6 +80,8 @@ class Trainer:
             config.exchange, network, world, self.shared, self.shared.values.new_zeros(size), first
         )
         self._network = through.network
+        # DDP's hooks wait for what comes through autograd.
+        self.classifier.in_place = not config.exchange.is_torchs
         self._curvature = Curvature(network, *flats, world, runs_of(config.train.precision))
         self.exchange = make_exchange(
             config.exchange,
@@ -182,7 +184,7 @@ class Trainer:
             last = number == passes - 1
             if number % self.exchange.passes_per_step == 0:
                 self.shared.grads.zero_()
-                self.sliced.grads.zero_()
+                self.classifier.gradients_are_stale = True
             with clock.phase(Phase.DATA):
                 images, labels = next(batches)
             with clock.phase(Phase.FORWARD), self._autocast():
@@ -320,7 +322,8 @@ class Trainer:
         in_classifier = self._dataset.num_classes * model.parameters_of_class
         summary = self._ledger.summary(in_backbone, in_classifier, model.expected_bytes())
         sizes = {name: len(source) for name, source in self._dataset.validation.items()}
-        return summary.model_copy(update={"validation_images": sizes})
+        kept = ", later ".join(self.classifier.places)
+        return summary.model_copy(update={"validation_images": sizes, "exponentials": kept})
 
     def _set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:

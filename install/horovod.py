@@ -59,12 +59,6 @@ EDITS = (
         CXX17,
     ),
     Edit(
-        "third_party/gloo/gloo/types.h",
-        "#include <iostream>",
-        "#include <cstdint>\n#include <iostream>",
-        "the headers of gcc 13 and later no longer bring the integer types along",
-    ),
-    Edit(
         "cmake/Modules/FindPytorch.cmake",
         "if (Pytorch_CUDA OR Pytorch_ROCM)",
         "if (NOT HAVE_CUDA)\n    set(Pytorch_CUDA FALSE)\nendif()\n"
@@ -132,6 +126,10 @@ EDITS = (
     ),
 )
 
+FORGOTTEN = ("cstdint", "stdexcept", "string")
+"""Headers whose names Horovod and Gloo use without including them: those of gcc 13 and later no
+longer bring each other along."""
+
 DEFAULT_SETTINGS = {
     "HOROVOD_WITH_PYTORCH": "1",
     "HOROVOD_WITH_GLOO": "1",
@@ -186,9 +184,9 @@ def mend(source: Path, edits: Iterable[Edit] = EDITS) -> None:
 
 
 def edits_hash(edits: Iterable[Edit] = EDITS) -> str:
-    """Eight hex digits that name these edits; part of the installed version."""
+    """Eight hex digits that name all that is changed; part of the installed version."""
     changes = [(edit.file, edit.find, edit.replace) for edit in edits]
-    return hashlib.sha256(json.dumps(changes).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps([changes, FORGOTTEN]).encode()).hexdigest()[:8]
 
 
 def build_settings(environment: Mapping[str, str]) -> dict[str, str]:
@@ -205,6 +203,12 @@ def build_settings(environment: Mapping[str, str]) -> dict[str, str]:
         and name.replace("_WITHOUT_", "_WITH_") not in chosen
     }
     return dict(sorted({**defaults, **chosen}.items()))
+
+
+def compiler_flags(environment: Mapping[str, str]) -> str:
+    """The user's own, and headers that are included whatever a file forgets."""
+    included = [f"-include {header}" for header in FORGOTTEN]
+    return " ".join([*included, environment.get("CXXFLAGS", "")]).strip()
 
 
 def wheel_key(torch_version: str, settings: Mapping[str, str]) -> str:
@@ -280,6 +284,7 @@ def build(key: str, settings: Mapping[str, str], log: Path) -> Path:
     # pip's cmake and compiler wrappers stand beside this Python, which need not be on PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, **settings, "PATH": path}
+    environment["CXXFLAGS"] = compiler_flags(os.environ)
     # Under make this variable is set but empty, and Horovod's set-up would start 8 compilers.
     environment["MAKEFLAGS"] = f"-j{os.environ.get('JOBS') or 2}"
     for name in DEFAULT_SETTINGS.keys() - settings.keys():

@@ -31,16 +31,25 @@ class Poison:
         def forward(module: Any, given: Any, scores: Scores) -> Scores | None:
             nonlocal forwards
             forwards += 1
-            if not now():
+            if self.kind == "gradient" and now() and scores.loss.grad_fn is not None:
+                scores.loss.grad_fn.register_hook(backward)
+            if self.kind != "loss" or not now():
                 return None
-            return Scores(scores.loss + self.value, scores.top1) if self.kind == "loss" else None
+            return Scores(scores.loss + self.value, scores.top1)
 
-        def backward(gradient: Tensor) -> Tensor | None:
-            if self.kind != "gradient" or not now():
+        def backward(
+            gradients: tuple[Tensor | None, ...], _: Any
+        ) -> tuple[Tensor | None, ...] | None:
+            """Of the weight: what goes on to it, or what was written where it lies."""
+            weight = trainer.classifier.weight
+            (place,) = [n for n, each in enumerate(gradients) if is_like(each, weight)] or [None]
+            if place is None:
+                assert weight.grad is not None
+                weight.grad.view(-1)[0] = self.value
                 return None
-            spoilt = gradient.clone()
+            spoilt = gradients[place].clone()
             spoilt.view(-1)[0] = self.value
-            return spoilt
+            return (*gradients[:place], spoilt, *gradients[place + 1 :])
 
         def stepped(optimizer: Any, *_: Any) -> None:
             if not now():
@@ -53,8 +62,11 @@ class Poison:
                         buffer.view(-1)[0] = self.value
 
         trainer.classifier.register_forward_hook(forward)
-        trainer.classifier.weight.register_hook(backward)
         trainer.optimizer.register_step_post_hook(stepped)
+
+
+def is_like(gradient: Tensor | None, weight: Tensor) -> bool:
+    return gradient is not None and gradient.shape == weight.shape
 
 
 def checkpoints(folder: Path) -> list[int]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -146,3 +147,12 @@ def test_one_odd_value_in_a_config_that_is_right(
     path = tmp_path / "run.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
     taken(path, (f"{key}={odd}",))
+
+
+@pytest.mark.parametrize("key", ["\n0", "a\tb", "steps ", "\x1b[31m", ""])
+def test_a_key_that_cannot_be_seen_is_shown_on_one_line(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.dump({"train": {"steps": 5, key: 3}}))
+    with pytest.raises(UserError, match=r"unknown key train\.") as caught:
+        load(path)
+    assert str(caught.value).isprintable()

@@ -1,5 +1,6 @@
 """Short real trainings from the command line to the record they leave, and what they are worth."""
 
+import gc
 import gzip
 import json
 import math
@@ -8,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import weakref
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
@@ -415,6 +417,26 @@ class Record:
         return None
 
 
+@pytest.mark.parametrize("kind", ["synchronous", "delayed", "averaging", "isolated"])
+@pytest.mark.parametrize("layout", ["replicated", "node"])
+def test_a_training_whose_trainer_is_gone_holds_no_memory(
+    here: Path, tmp_path: Path, layout: str, kind: str
+) -> None:
+    """Routes and pieces are picked by trainings before the run's own, which needs their memory."""
+    values = ["data.dataset=synthetic", "data.synthetic_images=48", f"exchange.kind={kind}"]
+    late = int(kind in ("delayed", "averaging"))
+    values += [f"classifier.layout={layout}", f"exchange.delay={late}", "train.save=false"]
+    values += ["train.steps=3", "train.untimed_windows=0"]
+    config = load(here / "one" / "run.yaml", values)
+    trainer = Trainer(config, open_dataset(config.data), world_of_one(), tmp_path)
+    flats = (trainer.shared, trainer.sliced)
+    alive = [weakref.ref(each) for flat in flats for each in (flat.values, flat.grads)]
+    trainer.train(Record())
+    del trainer, flats
+    gc.collect()
+    assert [each() for each in alive] == [None] * 4
+
+
 def in_process(folder: Path, *overrides: str) -> dict[str, list[float]]:
     """Trains without Horovod, on synthetic images; what went to the journal."""
     values = ["data.dataset=synthetic", "data.synthetic_images=48", "train.save=false"]
@@ -469,6 +491,15 @@ def test_epochs_are_passes_over_the_images(here: Path) -> None:
         for epochs in (0.1, 1, 2.5)
     }
     assert lengths == {0.1: 1, 1: 2, 2.5: 5}
+
+
+def test_the_summary_knows_where_exponentials_waited(here: Path, tmp_path: Path) -> None:
+    values = ["data.dataset=synthetic", "data.synthetic_images=48", "train.save=false"]
+    for passes, where in ((1, "gradient"), (2, "gradient, later scratch")):
+        own = [f"exchange.backward_passes_per_step={passes}", "train.steps=2"]
+        config = load(here / "one" / "run.yaml", [*values, *own, "train.untimed_windows=0"])
+        trainer = Trainer(config, open_dataset(config.data), world_of_one(), tmp_path)
+        assert trainer.train(Record()).exponentials == where
 
 
 @pytest.mark.parametrize(

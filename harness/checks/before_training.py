@@ -3,10 +3,11 @@
 import sys
 
 from harness.checks.finding import Finding, worst
-from harness.checks.need import Need, need_of
+from harness.checks.need import Need, exponentials_of, need_of, products_of
 from harness.checks.static import judge_static, static_facts
 from harness.config import Config
 from harness.errors import UserError
+from harness.model.flops import PRODUCTS
 from harness.parallel.seat import launched_seat
 from harness.parallel.world import World
 
@@ -20,7 +21,12 @@ def check_before_training(config: Config, world: World) -> None:
     need: Need | None = None
     with world.together():
         if world.is_first:
-            need = need_of(config, world.topology.nodes, world.topology.ranks_per_node)
+            given = config, world.topology.nodes, world.topology.ranks_per_node
+            cards = world.device.type == "cuda"
+            need = need_of(*given, cards)
+            if products_of(*given, cards) > PRODUCTS:
+                told = f"classifier: {exponentials_of(*given, cards)}; fewer images do without"
+                print(told, file=sys.stderr, flush=True)
     facts = static_facts(config, seats, seat, world.device, need)
     gathered = world.gather_objects(facts, "doctor facts")
     with world.together():

@@ -17,7 +17,9 @@ from harness.exchange.compression import row_length
 from harness.exchange.exchange import route_of, steps_alone
 from harness.exchange.rounded import piece_blocks
 from harness.measure.traffic import gathers_statistics
-from harness.model.sliced_classifier import SMALL_PRODUCT
+from harness.model.flops import PRODUCTS
+from harness.model.kept import place
+from harness.model.sliced_classifier import tile_classes
 from harness.parallel.slices import padded, slice_of
 
 CHANNELS = {"glyphs": 1, "fashion_mnist": 1, "image_folder": 3, "synthetic": 3}
@@ -85,12 +87,12 @@ class Need(Facts):
         return self.on_card if on_cards else self.total
 
 
-def need_of(config: Config, nodes: int, ranks_per_node: int) -> Need:
+def need_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = False) -> Need:
     """The most loaded rank's need, on M `nodes` of G ranks.
 
     Raises UserError where the backbone cannot be trained with `train.batch_size` images.
     """
-    count = _Count(config, nodes, ranks_per_node)
+    count = _Count(config, nodes, ranks_per_node, cards)
     estimates = _estimates(config, nodes)
     saves = config.train.save or config.train.checkpoint_every > 0
     return Need(
@@ -106,6 +108,17 @@ def need_of(config: Config, nodes: int, ranks_per_node: int) -> Need:
         read_ahead=count.images * config.data.prefetch,
         checkpoint=count.checkpoint,
     )
+
+
+def products_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = False) -> float:
+    """Matrix products of the classifier a micro-batch: three, and a fourth where exponentials are
+    computed again; the mean over a window."""
+    return _Count(config, nodes, ranks_per_node, cards).products
+
+
+def exponentials_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = False) -> str:
+    """Where the classifier's exponentials wait for its second pass, and what that costs."""
+    return _Count(config, nodes, ranks_per_node, cards).exponentials
 
 
 def _estimates(config: Config, nodes: int) -> bool:
@@ -127,6 +140,7 @@ class _Count:
     config: Config
     nodes: int
     ranks_per_node: int
+    cards: bool
 
     @cached_property
     def element(self) -> int:
@@ -240,8 +254,7 @@ class _Count:
             return (slots + samples) * self.part * s + wire
         if not self._is_averaging:
             return 0
-        # Of pieces that are picked at the start, the most: what is sure to be taken ends a run.
-        pieces = max(exchange.pieces, exchange.most_pieces)
+        pieces = self._pieces
         in_turn = exchange.delay // pieces + 1
         # Compared in the same window where a piece lands in the window in which it is sent again.
         apart = sampled and exchange.delay % pieces > 0
@@ -348,8 +361,24 @@ class _Count:
     @property
     def training(self) -> int:
         batch = self.config.train.batch_size
-        micro_batch = self._micro_batch(self._backbone, batch, self.half, self._arriving)
-        return max(micro_batch, self._meeting)
+        given = self._backbone, batch, self.half, self._adds
+        micro_batch = self._micro_batch(*given, self._arriving)
+        return max(micro_batch, self._meeting, self._sampling)
+
+    @property
+    def _pieces(self) -> int:
+        """Of those that are picked at the start, the most: what is sure to be taken ends a run."""
+        return max(self.config.exchange.pieces, self.config.exchange.most_pieces)
+
+    @property
+    def _sampling(self) -> int:
+        """A sample of how stale a late exchange is, until the one before it is let go."""
+        exchange = self.config.exchange
+        if not (exchange.delay and self.config.staleness.sample_every):
+            return 0
+        if exchange.kind == "delayed":
+            return self.part * self.element
+        return self.part // self._pieces * self.element if self._is_averaging else 0
 
     @property
     def _meeting(self) -> int:
@@ -360,37 +389,100 @@ class _Count:
         alone = self.chunk == self.shared or self.ranks_per_node == 1
         return 0 if alone else (self.shared + self.chunk) * self.element
 
-    def _micro_batch(self, backbone: Activations, batch: int, half: bool, arriving: int = 0) -> int:
+    def _micro_batch(
+        self, backbone: Activations, batch: int, half: bool, adds: bool, arriving: int = 0
+    ) -> int:
         """Forward and backward pass of B images: the backbone's and the classifier's moments.
 
-        `arriving`: beside the backbone's way back, when gradients are averaged already.
+        `adds`: some add to the gradients of others. `arriving`: beside the backbone's way back,
+        when gradients are averaged already.
         """
         scale = self.element // 4
         images = self.owners * batch
         found = backbone.of(batch)
         features = 3 * images * backbone.features * self.element
-        classifier = self._classifier(images, half) + self._statistics(images) + features
+        most = max(self._classifier(images, half, each) for each in {False, adds})
+        classifier = most + self._statistics(images) + features
         copies = 4 * backbone.largest * (1 if half or scale > 1 else WEIGHT_COPIES)
         return max(found.way_back * scale + copies + arriving, found.kept * scale + classifier)
 
-    def _classifier(self, images: int, half: bool) -> int:
-        """The highest of its moments, u = n K s for the logits and w = K D s for the weight.
+    def _classifier(self, images: int, half: bool, adds: bool) -> int:
+        """Of two passes over tiles: a tile's numbers, the slopes of features, where exponentials
+        wait for the second pass, and the gradient that torch's DDP is given."""
+        s, features = self.element, self._backbone.features
+        product = 2 if half else s
+        place = self._place(images, product, adds)
+        weight = self.classes * features * s
+        given = weight if self.config.exchange.is_torchs else 0
+        kept = images * self.classes * product if place == "scratch" else 0
+        tile = self._tile(images, product) * self._of_tile(images, product, place, adds)
+        return tile + 4 * images * features * s + given + kept
 
-        Forward: the logits, in half precision too, their exponentials, and copies with the margin
-        and the scale. Backward: the slope and the weight's new gradient. With a margin the weight
-        is normalised: five of its size on the way back.
-        """
-        u = images * self.classes * self.element
-        w = self.classes * self._backbone.features * self.element
-        if self.margin:
-            return max(7 * u // 2 + w // 2 if half else 3 * u + w, 2 * u + 2 * w, 5 * w)
-        if half:
-            return max(5 * u // 2 + w // 2, 3 * u // 2 + 2 * w)
-        return max(2 * u, u + w)
+    def _of_tile(self, images: int, product: int, place: str, adds: bool) -> int:
+        """Of each of its classes: what the gradient's rows had, and the more of the two passes."""
+        s, features = self.element, self._backbone.features
+        half = product < s
+        again, room = (
+            images * product * (place == "again"),
+            images * product * (place == "gradient"),
+        )
+        if self.cards and s == 4:
+            logits = images * s + features * product * (half or self.margin) + again
+            slopes = features * s * (self.margin or adds)
+        else:
+            # In half precision the products give what float32 is made of.
+            logits = images * s + half * (images + features) * product
+            slopes = half * features * product + features * s * (half or adds)
+            slopes += features * s * self.margin
+        return room + max(logits, slopes + (logits if again else 0))
+
+    def _tile(self, images: int, product: int) -> int:
+        """Classes of one; `product`: bytes of an element in products."""
+        features = self._backbone.features
+        size = tile_classes(images, features, self.element, product, self.cards)
+        return min(size, self.classes)
+
+    def _place(self, images: int, product: int, adds: bool) -> str:
+        features, s = self._backbone.features, self.element
+        return place(images, features, self.classes, product, s, adds, self.cards)
+
+    @property
+    def _places(self) -> list[str]:
+        """Of the micro-batches of a window."""
+        images = self.owners * self.config.train.batch_size
+        product = 2 if self.half else self.element
+        later = self.config.exchange.backward_passes_per_step - 1
+        first = self._place(images, product, adds=False)
+        return [first] + later * [self._place(images, product, self._adds)]
+
+    @property
+    def products(self) -> float:
+        return PRODUCTS + self._places.count("again") / len(self._places)
+
+    @property
+    def exponentials(self) -> str:
+        places, images = self._places, self.owners * self.config.train.batch_size
+        wait = {
+            "gradient": "wait in the gradient's own rows",
+            "scratch": "wait in a tensor of their own",
+            "again": "are computed twice, a fourth product beside three",
+        }
+        found = f"exponentials of {images:,} images x {self.classes:,} classes {wait[places[0]]}"
+        if places[-1] == places[0]:
+            return found
+        return f"{found}; in later micro-batches of a window they {wait[places[-1]]}"
+
+    @property
+    def _adds(self) -> bool:
+        """Micro-batches add to the gradients of others."""
+        exchange = self.config.exchange
+        each = exchange.kind in ("averaging", "isolated") or exchange.is_torchs
+        return exchange.backward_passes_per_step > 1 and not each
 
     def _statistics(self, images: int) -> int:
         gathered = self.owners if gathers_statistics(self.owners) else 1
-        return 3 * images * self.element * (1 + gathered)
+        numbers = 3 + (self.config.classifier.label_smoothing > 0)
+        return numbers * images * self.element * (1 + gathered)
 
     @property
     def _own_values(self) -> int:
@@ -406,17 +498,16 @@ class _Count:
 
     @property
     def evaluation(self) -> int:
-        """Logits for two micro-batches at once, or a few; what a slice finds in four, thrice: in
-        runs, together, and of all slices."""
+        """A tile's logits of four batches, the weight as products take it, and what a slice finds,
+        thrice: in one tile, of all tiles, and of all slices."""
         batch, s = self.config.train.batch_size, self.element
-        images = self.owners * batch
-        met = MET_AT_ONCE * images
-        rows = min(met, 2 * max(images, SMALL_PRODUCT // self.classes))
-        weight = self.classes * self._backbone.features * s
-        copies = weight * self.margin + weight // 2 * self.half
+        met = MET_AT_ONCE * self.owners * batch
+        width = self._backbone.features
+        tile = self._tile(met, 2 if self.half else s)
+        of_tile = tile * (met * s + (2 * met + 2 * width) * self.half)
         found = 3 * (2 * PREDICTED + 3) * met * 8
-        features = 3 * met * self._backbone.features * s
-        predicted = rows * self.classes * s + copies + found + features
+        features = 3 * met * width * s
+        predicted = of_tile + found + features
         seen = self._backbone.of(batch).seen * (s // 4)
         halves = 2 * self._backbone.parameters if self.half else 0  # autocast's, of all weights
         return self._own_values + self.images + halves + max(predicted, seen)
@@ -426,7 +517,8 @@ class _Count:
         """A copy of the values, and a gradient in the parameters' precision, in several runs."""
         runs = runs_of(self.config.train.precision)
         batch = -(-self.config.train.batch_size // runs)
-        gradient = self._micro_batch(self._activations(half=False), batch, half=False)
+        # Of several runs, and of two places.
+        gradient = self._micro_batch(self._activations(half=False), batch, half=False, adds=True)
         return self._own_values + self.parameters + gradient
 
     @property

@@ -89,7 +89,8 @@ def _examine(config: Config, is_given: bool, meeting: Meeting, report: Report) -
         examination = Examination(config, meeting, answerer)
         device, on_cards = _device(config, meeting)
         first = meeting.seat.rank == 0
-        need = _need(config, examination.seats, report) if is_given and first else None
+        cards = device.type == "cuda"
+        need = _need(config, examination.seats, cards, report) if is_given and first else None
         report.add(examination.static(device, need))
         report.add(on_cards)
         torch.set_num_threads(_threads(config, examination.seats, meeting.seat))
@@ -127,10 +128,10 @@ def _device(config: Config, meeting: Meeting) -> tuple[torch.device, list[Findin
     return placement.device(meeting.seat.rank), findings
 
 
-def _need(config: Config, seats: Sequence[Seat], report: Report) -> Need | None:
+def _need(config: Config, seats: Sequence[Seat], cards: bool, report: Report) -> Need | None:
     nodes = len(hosts_of(seats))
     try:
-        return need_of(config, nodes, max(1, len(seats) // nodes))
+        return need_of(config, nodes, max(1, len(seats) // nodes), cards)
     except UserError as error:
         report.add([Finding(check="config", level="fail", found=str(error))])
         return None

@@ -1,5 +1,6 @@
 """Collectives on pieces of the flat gradient, started while the backward pass still runs."""
 
+import weakref
 from collections.abc import Callable, Sequence
 
 import torch
@@ -67,8 +68,15 @@ class Buckets:
         self._launches.append(self._carry(flat.grads[start:stop]))
         self._awaited.append(len(members) * self._passes)
         self._counts.append(0)
+        # The collector of garbage does not see that parameters hold their hooks.
+        arrived = weakref.WeakMethod(self._arrived)
+
+        def note(_: Tensor) -> None:
+            if (method := arrived()) is not None:
+                method(bucket)
+
         for parameter in members:
-            parameter.register_post_accumulate_grad_hook(lambda _: self._arrived(bucket))
+            parameter.register_post_accumulate_grad_hook(note)
 
     def _arrived(self, bucket: int) -> None:
         self._counts[bucket] += 1

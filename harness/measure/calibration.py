@@ -73,6 +73,10 @@ class Calibration(Record):
     window_phases: dict[str, float]
     """Of it, seconds, means."""
 
+    @property
+    def on_cards(self) -> bool:
+        return self.cores_per_node is None
+
 
 def read_calibration(path: Path) -> Calibration:
     try:

@@ -131,6 +131,8 @@ class RunSummary(Record):
     """In order; the last is the end of the run, over all validation images."""
     validation_images: dict[str, int] = {}
     """Of each validation set, the primary one first; empty in records older than this field."""
+    exponentials: str = ""
+    """Where the classifier's waited for its second pass; empty in records older than this field."""
     mlflow_run_id: str | None
     commit: str | None
     per_rank: tuple[RankCost, ...] = ()

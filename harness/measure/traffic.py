@@ -99,6 +99,8 @@ class Sizes:
     """The same of the slices of a node's ranks."""
     label_bytes: int = 4
     statistic_bytes: int = 4
+    statistics: int = 3
+    """Numbers of an image that slices tell each other; one more where labels are smoothed."""
 
 
 def formula(layout: str, kind: str, route: str, sizes: Sizes) -> Bytes:
@@ -165,9 +167,10 @@ def slice_bytes(layout: str, sizes: Sizes) -> tuple[Bytes, ...]:
     label_block = sizes.images_per_rank * sizes.label_bytes
     row = group_ranks * sizes.images_per_rank * sizes.statistic_bytes
     if gathers_statistics(group_ranks):
-        statistics = [all_gather_bytes(3 * row, group_ranks, group_nodes)]
+        statistics = [all_gather_bytes(sizes.statistics * row, group_ranks, group_nodes)]
     else:
-        statistics = [all_reduce_bytes(rows * row, group_ranks, group_nodes) for rows in (1, 2)]
+        hops = 1, sizes.statistics - 1
+        statistics = [all_reduce_bytes(rows * row, group_ranks, group_nodes) for rows in hops]
     return (
         all_gather_bytes(feature_block + label_block, group_ranks, group_nodes),
         *statistics,

@@ -1,34 +1,68 @@
 """Margins on the target's cosine: what makes features of unseen classes separable."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, where
 
-# n images, K classes of this slice.
+from harness.config import ClassifierConfig
 
 
-def add_margin(
-    cosines_nK: Tensor, targets_n: Tensor, margin: str, size: float, scale: float
-) -> Tensor:
-    """Scaled cosines with the margin at each image's own class.
+@dataclass(frozen=True)
+class Margin:
+    move: Callable[[Tensor], Tensor]
+    """What takes the place of the targets' cosines."""
+    straight_through: bool = False
+    """On the way back the target's cosine is taken for one that was not moved."""
 
-    `targets_n` counts within this slice; a value outside 0..K-1 is an image of another slice.
-    cosface: s(cos t - m), arXiv 1801.09414. arcface: s cos(t + m), arXiv 1801.07698, continued
-    past t = pi - m by the line that keeps it falling.
+
+def margin_of(config: ClassifierConfig) -> Margin | None:
+    """None where there is none.
+
+    cosface: cos t - m, arXiv 1801.09414. arcface: cos(t + m), arXiv 1801.07698, continued past
+    t = pi - m by the line that keeps it falling. combined: cos(m1 t + m2) - m3 of the same, whose
+    line goes on from where m1 t + m2 = pi.
     """
-    rows, columns = own_targets(targets_n, cosines_nK.shape[1])
-    cosine = cosines_nK[rows, columns]
-    if margin == "cosface":
-        target = cosine - size
-    else:
-        sine = (1 - cosine * cosine).clamp(min=1e-7).sqrt()
-        turned = cosine * math.cos(size) - sine * math.sin(size)
-        target = torch.where(cosine > -math.cos(size), turned, cosine - size * math.sin(size))
-    return cosines_nK.index_put((rows, columns), target) * scale
+    straight = config.margin_slope == "straight_through"
+    size = config.margin_size
+    if config.margin == "none":
+        return None
+    if config.margin == "cosface":
+        return Margin(lambda cosines: cosines - size, straight)
+    if config.margin == "combined":
+        return Margin(_combined(config.margin_m1, config.margin_m2, config.margin_m3), straight)
+
+    def arcface(cosines: Tensor) -> Tensor:
+        turned = cosines * math.cos(size) - _sines(cosines) * math.sin(size)
+        return where(cosines > -math.cos(size), turned, cosines - size * math.sin(size))
+
+    return Margin(arcface, straight)
 
 
-def own_targets(targets_n: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Rows whose class lies in a slice of `classes`, and the column of each there."""
-    rows = ((targets_n >= 0) & (targets_n < classes)).nonzero(as_tuple=True)[0]
-    return rows, targets_n[rows]
+def _combined(times: float, turn: float, less: float) -> Callable[[Tensor], Tensor]:
+    edge = (math.pi - turn) / times
+    last = math.cos(edge) if edge < math.pi else -math.inf
+
+    def combined(cosines: Tensor) -> Tensor:
+        angles = torch.atan2(_sines(cosines), cosines)
+        turned = (times * angles + turn).cos()
+        return where(cosines > last, turned, cosines - last - 1) - less
+
+    return combined
+
+
+def _sines(cosines: Tensor) -> Tensor:
+    return (1 - cosines * cosines).clamp(min=1e-7).sqrt()
+
+
+@torch.enable_grad()
+def with_margin(margin: Margin, logits_n: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The logits of targets with their margin, and its slope."""
+    cosines_n = (logits_n.detach() / scale).requires_grad_()
+    moved_n = margin.move(cosines_n)
+    if margin.straight_through:
+        return moved_n.detach() * scale, torch.ones_like(logits_n)
+    (slope_n,) = torch.autograd.grad(moved_n.sum(), cosines_n)
+    return moved_n.detach() * scale, slope_n

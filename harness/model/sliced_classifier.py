@@ -9,15 +9,25 @@ group's size. The weight's gradient is then the mean over the group's images alr
 """
 
 import copy
+from dataclasses import replace
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from harness.config import ClassifierConfig
-from harness.measure.traffic import gathers_statistics
-from harness.model.margins import add_margin, own_targets
+from harness.model import passes
+from harness.model.best import Best
+from harness.model.kept import Kept
+from harness.model.margins import margin_of
+from harness.model.operands import Gradients, Operands
+from harness.model.passes import features_slope, first_pass
+from harness.model.smoothing import Smoothing
+from harness.model.statistics import combined, loss, over_slices, raised
 from harness.parallel.group import Group
 from harness.parallel.slices import slice_of
 from harness.seeding import seeded_generator
@@ -25,9 +35,13 @@ from harness.seeding import seeded_generator
 INIT_BLOCK = 1024
 """Classes whose initial weights one generator draws; a file of any slicing agrees on them."""
 
-
-SMALL_PRODUCT = 1 << 16
-"""Logits, 256 kB in float32, that a prediction computes at once however few a micro-batch has."""
+TILE_BYTES = {"cpu": 5_000_000, "cuda": 1 << 30}
+"""Of a tile. On a processor its part of the weight, its gradient and its exponentials stay in the
+cache; on a card it is as large as memory allows, because a launch costs as much as a small tile."""
+HAS_TRITON = find_spec("triton") is not None
+"""Looked up once: a search for what is not there reads folders."""
+MOST_ELEMENTS = 2**31
+"""Of a tile on a card, whose kernels count in 32 bits."""
 
 
 class Scores(NamedTuple):
@@ -51,6 +65,13 @@ class SlicedClassifier(nn.Module):
         self.owned = slice_of(num_classes, group.size, group.index)
         self._group = group
         self._config = config
+        self.in_place = False
+        """Gradients are added to those that the parameters have, past autograd."""
+        self.gradients_are_stale = False
+        """The next backward pass is the first of a step: what the gradients hold is not kept."""
+        self.places: list[str] = []
+        """Where exponentials have waited for the second pass, in the order they were first kept
+        there."""
         self.weight = nn.Parameter(
             initial_weight(seed, self.owned.start, self.owned.stop, features)
         )
@@ -64,43 +85,27 @@ class SlicedClassifier(nn.Module):
 
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Scores:
         """Scores of this rank's images beside the group's. Collective over the slice group."""
-        logits_nK, labels_n = self._logits(features_BD, labels_B)
-        targets_n = labels_n - self.owned.start
-        if self._config.margin != "none":
-            logits_nK = add_margin(
-                logits_nK.to(_exact(logits_nK.dtype)),
-                targets_n,
-                self._config.margin,
-                self._config.margin_size,
-                self._config.margin_scale,
-            )
-        return Scores(*_CrossEntropy.apply(logits_nK, targets_n, self._group))
+        features_BD = self._operand(features_BD)
+        goes_back = torch.is_grad_enabled()
+        given = features_BD, labels_B, self.weight, self.bias, self, goes_back
+        return Scores(*_CrossEntropy.apply(*given))
 
     @torch.no_grad()
-    def predict(
-        self, features_BD: Tensor, labels_B: Tensor, k: int = 5, trained: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def predict(self, features_BD: Tensor, labels_B: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
         """Classes of the k largest logits [B, k], best first, and cross entropies [B].
 
         Where a logit of an image is not finite, nobody can say which is best: all its classes are
-        -1, and its cross entropy is NaN. No rank ever holds all logits of an image. Of its slice's
-        it holds no more than `forward` does of `trained` images a rank (None: B). Collective over
-        the slice group.
+        -1, and its cross entropy is NaN. Collective over the slice group.
         """
-        features_BD, weight_KD = self._operands(features_BD)
-        features_nD, labels_n = _gather(features_BD, labels_B, self._group)
-        weight_KD, bias_K = _in_dtype(features_nD.dtype, weight_KD, self.bias)
+        features_nD, labels_n = _gather(self._operand(features_BD), labels_B, self._group)
+        given = replace(self.operands(features_nD, labels_n, self.weight, self.bias), margin=None)
         k = min(k, self.num_classes)
-        rows = self._group.size * (trained or len(labels_B))
-        rows = max(rows, SMALL_PRODUCT // self.owned.size)
-
-        def judged(features_rD: Tensor, labels_r: Tensor) -> list[Tensor]:
-            # A product of few rows is slow, and `forward` keeps two such tensors, or more.
-            logits = functional.linear(features_rD, weight_KD, bias_K).split(rows)
-            return [self._judge(*run, k) for run in zip(logits, labels_r.split(rows), strict=True)]
-
-        runs = zip(features_nD.split(2 * rows), labels_n.split(2 * rows), strict=True)
-        found_nf = torch.cat([part for run in runs for part in judged(*run)])
+        best = Best(k, self.owned.start, len(labels_n), features_nD.new_zeros(0, dtype=given.exact))
+        own = first_pass(given, self.tile(given), kept=None, look=best.look)
+        values_nk, classes_nk = best.found()
+        statistics_n3 = torch.stack((own.max, own.sum, own.target), dim=1)
+        # float64 holds every class number exactly, float32 only those below 2^24.
+        found_nf = torch.cat((values_nk.double(), classes_nk, statistics_n3), dim=1)
         # A rank only needs what all slices found in its own images.
         received = self._group.launch_all_to_all(found_nf).wait()
         found_gBf = received.view(self._group.size, len(labels_B), -1)
@@ -109,44 +114,66 @@ class SlicedClassifier(nn.Module):
             each.transpose(0, 1).flatten(1) for each in (values_gBk, classes_gBk)
         )
         classes_Bk = classes_Bc.gather(1, values_Bc.topk(k, dim=1).indices).long()
-        exact_gB3 = statistics_gB3.to(_exact(features_nD.dtype))
-        losses_B = _loss(*_over_slices(*exact_gB3.unbind(2)))
+        losses_B = loss(*combined(*statistics_gB3.to(given.exact).unbind(2)))
         bad_B = values_Bc.isnan().any(dim=1)
         return classes_Bk.masked_fill_(bad_B[:, None], -1), losses_B.masked_fill_(bad_B, torch.nan)
 
-    def _judge(self, logits_rK: Tensor, labels_r: Tensor, k: int) -> Tensor:
-        """What this slice knows of each row: its k largest logits, their classes, and what
-        `_Statistics` takes, [r, 2 k + 3]. Writes over the logits."""
-        if self._config.margin != "none":
-            logits_rK *= self._config.margin_scale
-        logits_rK = logits_rK.to(_exact(logits_rK.dtype))
-        values, columns = logits_rK.topk(min(k, self.owned.size), dim=1)
-        # A sum is finite only where all its terms are; NaN tells the other slices.
-        values = values.where(logits_rK.sum(dim=1, keepdim=True).isfinite(), torch.nan)
-        missing = (0, k - values.shape[1])
-        values = functional.pad(values, missing, value=-torch.inf)
-        classes = functional.pad(columns + self.owned.start, missing, value=-1)
-        targets_r = labels_r - self.owned.start
-        own = own_targets(targets_r, logits_rK.shape[1])
-        max_r, target_r = _largest_and_target(logits_rK, targets_r, own)
-        sum_r = logits_rK.sub_(max_r[:, None]).exp_().sum(dim=1)
-        statistics = torch.stack((max_r, sum_r, target_r), dim=1)
-        # float64 holds every class number exactly, float32 only those below 2^24.
-        return torch.cat((values.double(), classes.double(), statistics.double()), dim=1)
+    @property
+    def group(self) -> Group:
+        """Ranks that own the slices."""
+        return self._group
 
-    def _logits(self, features_BD: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        features_BD, weight_KD = self._operands(features_BD)
-        return _GatheredLogits.apply(features_BD, labels_B, weight_KD, self.bias, self._group)
+    @property
+    def scale(self) -> float | None:
+        """Of cosines; None where logits are plain."""
+        return None if self._config.margin == "none" else self._config.margin_scale
 
-    def _operands(self, features_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and weight as the logits' product takes them, the features in its precision."""
-        weight: Tensor = self.weight
-        if self._config.margin != "none":
-            weight = functional.normalize(weight)
+    def _operand(self, features_BD: Tensor) -> Tensor:
+        """Features as the logits' product takes them, in its precision."""
+        if self.scale is not None:
             features_BD = functional.normalize(features_BD.to(_exact(features_BD.dtype)))
         if torch.is_autocast_enabled(features_BD.device.type):
             features_BD = features_BD.to(torch.get_autocast_dtype(features_BD.device.type))
-        return features_BD, weight
+        return features_BD
+
+    def operands(
+        self, features_nD: Tensor, labels_n: Tensor, weight_KD: Tensor, bias_K: Tensor | None
+    ) -> Operands:
+        """Of the gathered images, with these parameters."""
+        margin = margin_of(self._config)
+        targets_n = labels_n - self.owned.start
+        return Operands(features_nD, targets_n, weight_KD, bias_K, self.scale, margin)
+
+    def smoothing(self, given: Operands, size: int) -> Smoothing | None:
+        """Of this micro-batch; None where labels are not smoothed. `size`: of a tile."""
+        share = self._config.label_smoothing
+        return Smoothing.of(share, self.num_classes, given, size) if share else None
+
+    def tile(self, given: Operands) -> int:
+        n, features = given.features.shape
+        product = given.features.element_size()
+        return tile_classes(n, features, given.weight.element_size(), product, given.weight.is_cuda)
+
+    def gradients(self, weight_KD: Tensor, bias_K: Tensor | None) -> Gradients:
+        """Where the next backward pass writes."""
+        if not self.in_place:
+            bias = None if bias_K is None else torch.empty_like(bias_K)
+            return Gradients(torch.empty_like(weight_KD), bias, add=False)
+        assert weight_KD.grad is not None
+        bias = None if bias_K is None else bias_K.grad
+        return Gradients(weight_KD.grad, bias, add=not self.gradients_are_stale)
+
+
+def tile_classes(
+    images: int, features: int, weight_bytes: int, product_bytes: int, cards: bool
+) -> int:
+    """Classes of a tile; `..._bytes` of an element."""
+    if not cards:
+        return max(1, TILE_BYTES["cpu"] // ((2 * features + images) * weight_bytes))
+    # Logits, and exponentials and the weight as products take them.
+    row = images * 4 + (images + features) * product_bytes
+    widest = max(images, features * weight_bytes // product_bytes)
+    return max(1, min(TILE_BYTES["cuda"] // row, MOST_ELEMENTS // widest - 1))
 
 
 def initial_weight(seed: int, start: int, stop: int, features: int) -> Tensor:
@@ -161,19 +188,14 @@ def initial_weight(seed: int, start: int, stop: int, features: int) -> Tensor:
     return rows
 
 
-def _in_dtype(
-    dtype: torch.dtype, weight_KD: Tensor, bias_K: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    return weight_KD.to(dtype), None if bias_K is None else bias_K.to(dtype)
-
-
 def _exact(dtype: torch.dtype) -> torch.dtype:
     """At least float32: what the softmax is computed in."""
     return torch.promote_types(dtype, torch.float32)
 
 
-class _GatheredLogits(torch.autograd.Function):
-    """Features of the group times this slice's weight: one gather there, one reduce-scatter back.
+class _CrossEntropy(torch.autograd.Function):
+    """Mean cross entropy over all slices: one gather of features, one of statistics, and on the way
+    back one reduce-scatter, under way while the weight's gradient is made.
 
     Labels ride behind the features as raw bits: one collective instead of two.
     """
@@ -185,28 +207,64 @@ class _GatheredLogits(torch.autograd.Function):
         labels_B: Tensor,
         weight_KD: Tensor,
         bias_K: Tensor | None,
-        group: Group,
+        classifier: SlicedClassifier,
+        goes_back: bool,
     ) -> tuple[Tensor, Tensor]:
-        features_nD, labels_n = _gather(features_BD, labels_B, group)
-        weight, bias = _in_dtype(features_nD.dtype, weight_KD, bias_K)
-        ctx.save_for_backward(features_nD, weight)
-        ctx.group = group
-        ctx.parameter_dtype = weight_KD.dtype
-        ctx.has_bias = bias_K is not None
-        ctx.mark_non_differentiable(labels_n)
-        return functional.linear(features_nD, weight, bias), labels_n
+        features_nD, labels_n = _gather(features_BD, labels_B, classifier.group)
+        given = classifier.operands(features_nD, labels_n, weight_KD, bias_K)
+        ctx.given, ctx.size, ctx.classifier = given, classifier.tile(given), classifier
+        ctx.dtype = features_BD.dtype
+
+        kept = None
+        if goes_back:
+            ctx.into = classifier.gradients(weight_KD, bias_K)
+            ctx.kept = kept = Kept(given, ctx.into, ctx.size)
+            if kept.place not in classifier.places:
+                classifier.places.append(kept.place)
+        ctx.engine = engine = _engine(given, goes_back)
+        ctx.found = found = engine.first_pass(given, ctx.size, kept)
+        max_n, sum_n = raised(found.max, found.best, found.sum, given.targets)
+        ctx.smoothing = smoothing = classifier.smoothing(given, ctx.size)
+        pull_n = None
+        if smoothing is not None:
+            pull_n, found.own = smoothing.pull(given, found), smoothing.own(found)
+        ctx.whole = whole = over_slices(max_n, sum_n, found.target, classifier.group, pull_n)
+        top1 = whole.hits.to(given.exact).mean()
+        ctx.mark_non_differentiable(top1)
+        return whole.losses.mean(), top1
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        features_nD, weight = ctx.saved_tensors
-        slope_nK = gradients[0].to(weight.dtype)
-        features_slope = ctx.group.launch_reduce_scatter((slope_nK @ weight) * ctx.group.size)
+        given, found, into, classifier = ctx.given, ctx.found, ctx.into, ctx.classifier
+        if given is None:
+            raise RuntimeError("the classifier's loss has no second way back: run it forward again")
+        group = classifier.group
+        slope = gradients[0] / len(given.targets)
+        slope_nD = features_slope(given, found, ctx.whole, slope * group.size)
+        if ctx.smoothing is not None:
+            slope_nD -= ctx.smoothing.features_slope(given, slope * group.size)
+        features_slope_BD = group.launch_reduce_scatter(slope_nD.to(ctx.dtype))
         # The weight's gradient is computed while the features' travels.
-        weight_slope = (slope_nK.T @ features_nD).to(ctx.parameter_dtype)
-        bias_slope = None
-        if ctx.has_bias:
-            bias_slope = gradients[0].sum(0, dtype=ctx.parameter_dtype)
-        return features_slope.wait(), None, weight_slope, bias_slope, None
+        ctx.engine.second_pass(given, found, ctx.whole, slope, ctx.size, ctx.kept, into)
+        if ctx.smoothing is not None:
+            ctx.smoothing.give(given, slope, ctx.size, into)
+        # What was kept may lie where the gradient lies now: there is no second way back.
+        ctx.given = ctx.found = ctx.kept = ctx.into = None
+        if not classifier.in_place:
+            return features_slope_BD.wait(), None, into.weight, into.bias, None, None
+        classifier.gradients_are_stale = False
+        # autograd calls who waits for the parameters' gradients, though it has none for them.
+        return features_slope_BD.wait(), None, None, None, None, None
+
+
+def _engine(given: Operands, goes_back: bool) -> ModuleType:
+    """Who makes the passes of these operands."""
+    if goes_back and given.weight.is_cuda and given.exact == torch.float32 and HAS_TRITON:
+        from harness.model import card_passes
+
+        return card_passes
+    return passes
 
 
 def _gather(features_BD: Tensor, labels_B: Tensor, group: Group) -> tuple[Tensor, Tensor]:
@@ -217,98 +275,3 @@ def _gather(features_BD: Tensor, labels_B: Tensor, group: Group) -> tuple[Tensor
     gathered = group.all_gather(torch.cat((features_BD, bits), dim=1))
     features_nD, bits = gathered.split((features_BD.shape[1], bits.shape[1]), dim=1)
     return features_nD.contiguous(), bits.contiguous().view(wide)[:, 0].long()
-
-
-class _Statistics:
-    """Softmax statistics of all slices from those of this one.
-
-    a = max over slices of the row's max; S = sum over slices of sum exp(z - a);
-    t = the target's logit, on exactly one slice; loss = a + log S - t.
-
-    The loss holds for any a. So a slice in which a class below the target has the largest logit
-    takes the next larger number for its own: then t >= a says that no such class ties with the
-    target, whatever the slices, and costs no further collective.
-    """
-
-    def __init__(self, own_max_n: Tensor, sum_n: Tensor, target_n: Tensor, group: Group) -> None:
-        """Of this slice: what `_largest_and_target` finds, and each row's sum of exp(z - max)."""
-        over_slices = _gathered if gathers_statistics(group.size) else _added_up
-        max_n, sum_n, target_n = over_slices(own_max_n, sum_n, target_n, group)
-        self.losses_n = _loss(max_n, sum_n, target_n)
-        self.hits_n = (target_n >= max_n) & self.losses_n.isfinite()
-        self.scale_n = (own_max_n - max_n).exp() / sum_n
-        """exp(z - own max) * scale = the softmax over all slices."""
-
-
-def _largest_and_target(
-    logits_nK: Tensor, targets_n: Tensor, own: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Each row's largest logit of this slice and its target's, 0 if another slice has it: [n].
-
-    `targets_n` count from the slice's first class; `own` is where this slice has them. The largest
-    is the next larger number where a class below the target has it; see `_Statistics`.
-    """
-    max_n, best_n = logits_nK.max(dim=1)  # of equals the lowest class
-    above_n = torch.nextafter(max_n, torch.full_like(max_n, torch.inf))
-    max_n = above_n.where(best_n < targets_n, max_n)
-    target_n = torch.zeros_like(max_n)
-    target_n[own[0]] = logits_nK[own]
-    return max_n, target_n
-
-
-def _gathered(
-    max_n: Tensor, sum_n: Tensor, target_n: Tensor, group: Group
-) -> tuple[Tensor, Tensor, Tensor]:
-    """a, S and t in one collective, in which a rank sends 3 n numbers to every other."""
-    own = torch.stack((max_n, sum_n, target_n))
-    return _over_slices(*group.all_gather(own[None]).unbind(1))
-
-
-def _over_slices(
-    max_gn: Tensor, sum_gn: Tensor, target_gn: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """a, S and t of n rows from those of g slices."""
-    max_n = max_gn.max(dim=0).values
-    return max_n, (sum_gn * (max_gn - max_n).exp()).sum(dim=0), target_gn.sum(dim=0)
-
-
-def _loss(max_n: Tensor, sum_n: Tensor, target_n: Tensor) -> Tensor:
-    return (max_n - target_n) + sum_n.log()
-
-
-def _added_up(
-    max_n: Tensor, sum_n: Tensor, target_n: Tensor, group: Group
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same in two, in which a rank sends 6 n numbers in all, however many ranks there are."""
-    over_all_n = group.maximum(max_n.clone())
-    own = torch.stack((sum_n * (max_n - over_all_n).exp(), target_n))
-    sum_n, target_n = group.launch_sum(own).wait()
-    return over_all_n, sum_n, target_n
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """Mean softmax cross entropy over all slices; its way back needs no communication."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits_nK: Tensor, targets_n: Tensor, group: Group
-    ) -> tuple[Tensor, Tensor]:
-        exact = logits_nK.to(_exact(logits_nK.dtype))
-        rows, columns = own_targets(targets_n, exact.shape[1])
-        max_n, target_n = _largest_and_target(exact, targets_n, (rows, columns))
-        exponentials_nK = (exact - max_n[:, None]).exp_()
-        statistics = _Statistics(max_n, exponentials_nK.sum(dim=1), target_n, group)
-        ctx.save_for_backward(exponentials_nK, statistics.scale_n, rows, columns)
-        ctx.logits_dtype = logits_nK.dtype
-        top1 = statistics.hits_n.to(exact.dtype).mean()
-        ctx.mark_non_differentiable(top1)
-        return statistics.losses_n.mean(), top1
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        exponentials_nK, scale_n, rows, columns = ctx.saved_tensors
-        share = gradients[0] / len(scale_n)
-        # In place: the exponentials serve this once, and are the largest tensor of the step.
-        slope_nK = exponentials_nK.mul_((scale_n * share)[:, None])
-        slope_nK[rows, columns] -= share
-        return slope_nK.to(ctx.logits_dtype), None, None

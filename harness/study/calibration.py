@@ -127,7 +127,7 @@ class _Timed:
         """
         found = self._found
         forward, backward = self.in_window("forward"), self.in_window("backward")
-        work = workload_of(_as_timed(config), found.nodes, found.ranks_per_node)
+        work = workload_of(_as_timed(config), found.nodes, found.ranks_per_node, found.on_cards)
         classifier = work.classifier_flops / in_classifier
         taken = forward + backward
         forward, backward = forward - classifier / 3, backward - classifier * 2 / 3
@@ -196,7 +196,7 @@ ENDS = 4
 
 def _overhead(found: Calibration, cluster: Cluster, config: Config) -> float:
     """What a window of nodes that do not meet takes beside its pieces."""
-    work = workload_of(_as_timed(config), found.nodes, found.ranks_per_node)
+    work = workload_of(_as_timed(config), found.nodes, found.ranks_per_node, found.on_cards)
     steady = cluster.model_copy(update={"jitter": 0.0})
     window = sum(phases(pieces_of(steady, work), work).values())
     return max(0.0, _worked(found, found.window) - window) / cluster.slowdown

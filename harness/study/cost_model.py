@@ -49,7 +49,7 @@ def predict(
     Raises UserError for a config that these ranks cannot run.
     """
     where = nodes or cluster.nodes, ranks_per_node or cluster.ranks_per_node
-    work = workload_of(paced(cluster, config, *where), *where)
+    work = workload_of(paced(cluster, config, *where), *where, cluster.on_cards)
     return _prediction(cluster, work, phases(pieces_of(cluster, work), work))
 
 
@@ -59,7 +59,7 @@ def paced(cluster: Cluster, config: Config, nodes: int, ranks_per_node: int) -> 
     if not exchange.most_pieces:
         return config
     whole = config.exchanging(pieces=1, most_pieces=0)
-    work = workload_of(whole, nodes, ranks_per_node)
+    work = workload_of(whole, nodes, ranks_per_node, cluster.on_cards)
     pieces = pieces_of(cluster, work)
     compute = pieces.passes * (pieces.micro_batch + pieces.after)
     pace = Pace(compute_ms=compute * 1e3, transfer_ms=pieces.exchange.seconds * 1e3)

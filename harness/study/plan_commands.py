@@ -147,7 +147,7 @@ def _simulated(cluster: "Cluster", config: "Config", windows: int) -> str:
     from harness.study.workload import workload_of
 
     where = cluster.nodes, cluster.ranks_per_node
-    work = workload_of(paced(cluster, config, *where), *where)
+    work = workload_of(paced(cluster, config, *where), *where, cluster.on_cards)
     found = simulate(cluster, work, windows, config.seed)
     step = found.step_seconds
     return (

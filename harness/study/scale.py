@@ -86,7 +86,7 @@ def simulated(machines: Cluster, point: Point, variant: str) -> dict[str, float 
     cluster = machines.with_rate(PAYLOAD * point.gbit_per_second * 1e9 / 8)
     there = cluster.on(nodes, machines.ranks_per_node)
     config = quickest_way(task(variant, point.classes), there).config
-    work = workload_of(config, nodes, machines.ranks_per_node)
+    work = workload_of(config, nodes, machines.ranks_per_node, machines.on_cards)
     found = simulate(there, work, windows=WINDOWS)
     memory = work.need.where_it_trains(machines.on_cards)
     return {

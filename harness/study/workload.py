@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.checks.need import CHANNELS, Need, need_of
+from harness.checks.need import CHANNELS, Need, need_of, products_of
 from harness.config import BackboneConfig, Config
 from harness.exchange.buckets import cut
 from harness.exchange.exchange import route_of, steps_alone
@@ -15,7 +15,7 @@ from harness.exchange.flat import order_of
 from harness.ledger import expected_bytes, sizes_of
 from harness.measure.traffic import Bytes, Sizes, bucket_bytes, slice_bytes
 from harness.model.backbone import make_backbone
-from harness.model.flops import COUNTED_IMAGES, PRODUCTS
+from harness.model.flops import COUNTED_IMAGES
 from harness.parallel.slices import slice_of
 from harness.parallel.topology import Topology, check_classes
 
@@ -123,7 +123,7 @@ class Workload:
         return max(0.0, self.window.cross_node - features)
 
 
-def workload_of(config: Config, nodes: int, ranks_per_node: int) -> Workload:
+def workload_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = False) -> Workload:
     """Raises UserError for a backbone that cannot be, or fewer classes than ranks to own them."""
     layout = config.classifier.layout
     topology = Topology(0, nodes, ranks_per_node)
@@ -140,12 +140,13 @@ def workload_of(config: Config, nodes: int, ranks_per_node: int) -> Workload:
     given = (config, topology, shapes, slices, network.features, element)
     sizes = sizes_of(*given)
     gathered = owners * config.train.batch_size
+    products = products_of(config, nodes, ranks_per_node, cards)
     return Workload(
         config=config,
         nodes=nodes,
         ranks_per_node=ranks_per_node,
         backbone_flops=network.flops_per_image * config.train.batch_size,
-        classifier_flops=PRODUCTS * 2.0 * gathered * max(owned) * network.features,
+        classifier_flops=products * 2.0 * gathered * max(owned) * network.features,
         shared=sum(shape.numel() for shape in shapes),
         sliced=0 if layout == "replicated" else max(owned) * per_class,
         element_bytes=element,
@@ -155,7 +156,7 @@ def workload_of(config: Config, nodes: int, ranks_per_node: int) -> Workload:
             *_slice_buckets(config, sizes, max(owned)),
             *_buckets(config, network, shapes, sizes),
         ),
-        need=need_of(config, nodes, ranks_per_node),
+        need=need_of(config, nodes, ranks_per_node, cards),
     )
 
 

@@ -82,6 +82,14 @@ TORCHS = [
     Case("replicated", "ddp_powersgd", 1, 0, changes=(("exchange__matrix_rank", 1000),)),
     Case("replicated", "ddp_powersgd", 1, 0, changes=(("exchange__matrix_rank", 1),)),
 ]
+SMOOTHED = [
+    Case(layout, kind, passes, delay, changes=(("classifier__label_smoothing", 0.2),))
+    for layout, kind, passes, delay in (
+        ("replicated", "synchronous", 1, 0),
+        ("node", "averaging", 2, 1),
+        ("world", "delayed", 1, 1),
+    )
+]
 ALONE = [Case("node", "isolated", 2, 0)]
 IN_PIECES = [Case("node", "averaging", 1, 1, changes=(("exchange__pieces", 2),))]
 LOSSY = [
@@ -116,6 +124,7 @@ EVERY_CASE = (
     + AVERAGING_IS_SYNCHRONOUS
     + OUTER
     + TORCHS
+    + SMOOTHED
     + ALONE
     + IN_PIECES
     + LOSSY

@@ -22,11 +22,12 @@ class Dense(nn.Module):
         self.backbone = make_backbone(config.backbone, 1, SIZE, config.seed)
         self.weight = nn.Parameter(initial_weight(config.seed, 0, CLASSES, FEATURES))
         self.bias = nn.Parameter(torch.zeros(CLASSES))
+        self.smoothing = config.classifier.label_smoothing
         self.double()
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         logits = functional.linear(self.backbone(images), self.weight, self.bias)
-        return functional.cross_entropy(logits, labels)
+        return functional.cross_entropy(logits, labels, label_smoothing=self.smoothing)
 
     def sgd(self, config: Config) -> torch.optim.SGD:
         decayed = [p for p in self.parameters() if p.dim() >= 2]

@@ -24,8 +24,8 @@ from tests.alone import group_of_one, meters
 from tests.ranks import run_on_ranks
 
 FEATURES = 6
-IN_RUNS = 3
-"""Images of a micro-batch: a prediction of more of them goes in runs of rows."""
+TILE_BYTES = 1000
+"""Tiles of a few classes: the largest cases have many."""
 SHARE = 0.25
 """What the loss is multiplied by before the way back, as when windows have 4 micro-batches."""
 
@@ -46,10 +46,16 @@ class Case:
     """On the features."""
     dtype: torch.dtype = torch.float64
     autocast: bool = False
+    smoothing: float = 0.0
 
     @property
     def config(self) -> ClassifierConfig:
-        return ClassifierConfig(margin=self.margin, margin_scale=8.0, margin_size=0.4)
+        return ClassifierConfig(
+            margin=self.margin,
+            margin_scale=8.0,
+            margin_size=0.4,
+            label_smoothing=self.smoothing,
+        )
 
 
 CASES = {
@@ -64,6 +70,10 @@ CASES = {
     "cosface": Case(margin="cosface"),
     "cosface, one image": Case(margin="cosface", images=1, own_class=12),
     "arcface": Case(margin="arcface", images=40, towards=2.0),
+    "smoothed": Case(smoothing=0.1),
+    "smoothed, large logits": Case(smoothing=0.3, scale=1e4),
+    "smoothed, cosface": Case(smoothing=0.2, margin="cosface", images=20),
+    "smoothed, arcface": Case(smoothing=0.2, margin="arcface", images=40, towards=2.0),
 }
 NOT_EXACT = {
     "float32": Case(classes=2000, images=40, dtype=torch.float32),
@@ -124,7 +134,7 @@ class Large(int):
 
 def on_this_rank(gathered_ranks: int) -> dict[str, Found]:
     formulas.GATHERED_RANKS = gathered_ranks
-    sliced_classifier.SMALL_PRODUCT = 1
+    sliced_classifier.TILE_BYTES["cpu"] = TILE_BYTES
     n = dist.get_world_size()
     process_group = dist.group.WORLD if n > 1 else None
     counted = meters()
@@ -150,7 +160,7 @@ def sliced(case: Case, group: Group, traffic: Traffic) -> Found:
     (scores.loss * SHARE).backward()
     sent = traffic.total - before
     with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
-        best, losses = classifier.predict(features, labels, trained=IN_RUNS)
+        best, losses = classifier.predict(features, labels)
     return Found(
         loss=scores.loss.detach(),
         top1=scores.top1,
@@ -201,7 +211,9 @@ def dense(case: Case, ranks: int, rank: int) -> Found:
         target = with_margin(plain[rows, given.labels], case.config)
         logits = plain.index_put((rows, given.labels), target) * scale
         plain = plain * scale
-    losses = -torch.log_softmax(logits, 1)[rows, given.labels]
+    losses = functional.cross_entropy(
+        logits, given.labels, reduction="none", label_smoothing=case.smoothing
+    )
     own = slice(rank * case.images, (rank + 1) * case.images)
     mean = losses.mean()
     weight_grad, bias_grad = torch.autograd.grad(

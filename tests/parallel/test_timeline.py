@@ -8,6 +8,7 @@ from tests.horovodrun import horovodrun
 
 PROGRAM = """
 import sys
+import time
 from pathlib import Path
 import torch
 from harness.parallel.timeline import allow_timeline, start_timeline, stop_timeline
@@ -31,6 +32,10 @@ with open_world(launched_topology(), "node", CPU, meters()) as world:
         start_timeline(file / "second.json")
         stop_timeline()
         assert (file / "first.json").read_text() == whole
+        (file / "closed").touch()
+    # Another rank's next tensor, were it negotiated meanwhile, would stand in the second file.
+    while not (file / "closed").exists():
+        time.sleep(0.01)
     assert float(world.launch_gather(buffer[:1], "end").wait().sum()) == 16
 """
 

@@ -55,7 +55,7 @@ def test_the_figure_is_readable_and_has_units() -> None:
 
 def test_what_does_not_fit_is_said() -> None:
     told = scale.say(scale.read(SWEEP))
-    assert "`data_parallel` does not fit from 10M classes on" in told
+    assert "`data_parallel_fp16` does not fit from 10M classes on" in told
 
 
 def test_the_shipped_sweep_is_whole() -> None:

@@ -1,0 +1,371 @@
+"""`python -m benchmarks.card`: the classifier and the trainer's step on one card, as a page.
+
+The classifier's variants alternate in one run. `card ms` adds up what the card computed, without
+gaps in which it waited for the host; `extra MB` is the most that a step allocates beside weight,
+gradient and features.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import subprocess
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
+
+from harness.checks.need import need_of
+from harness.config import ClassifierConfig, Config
+from harness.data.open import open_dataset
+from harness.ledger import Unheard
+from harness.measure.clock import clock_for
+from harness.measure.traffic import Traffic
+from harness.model.margins import margin_of
+from harness.model.sliced_classifier import SlicedClassifier
+from harness.parallel.group import Group, Meters
+from harness.parallel.replicas import ReplicaGroup
+from harness.parallel.topology import Topology
+from harness.parallel.world import World, one_precision
+from harness.trainer import Trainer
+
+FEATURES, SCALE, MARGIN = 512, 64.0, 0.35
+SHAPES = ((125_000, 1024), (1_000_000, 1024), (1_000_000, 256))
+"""Classes of a slice, gathered images."""
+MARGINS = ("none", "cosface", "arcface")
+ROUNDS, WARM = 15, 3
+CARD = torch.device("cuda", 0)
+
+
+def meters() -> Meters:
+    return Meters(clock_for(CARD), Traffic())
+
+
+def group() -> Group:
+    return Group((0,), 0, 1, None, meters(), None)
+
+
+def settings(margin: str) -> ClassifierConfig:
+    return ClassifierConfig(margin=margin, margin_scale=SCALE, margin_size=MARGIN)
+
+
+def moved(margin: str, cosines: Tensor) -> Tensor:
+    own = margin_of(settings(margin))
+    assert own is not None
+    return own.move(cosines)
+
+
+def classifier(classes: int, margin: str) -> SlicedClassifier:
+    """On the card, with gradients that micro-batches write to in place."""
+    made = SlicedClassifier(FEATURES, classes, settings(margin), group(), seed=0).to(CARD)
+    for parameter in made.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    made.in_place = True
+    return made
+
+
+def dense_loss(
+    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, margin: str
+) -> Tensor:
+    """As one writes it in torch, with all logits at once; margins in float32 at least."""
+    if margin == "none":
+        return functional.cross_entropy(functional.linear(features, weight, bias), labels)
+    cosines = functional.linear(functional.normalize(features), functional.normalize(weight))
+    own = cosines.gather(1, labels[:, None])
+    target = moved(margin, own.to(torch.promote_types(own.dtype, torch.float32))).to(own.dtype)
+    return functional.cross_entropy(cosines.scatter(1, labels[:, None], target) * SCALE, labels)
+
+
+def products(weight: Tensor, features: Tensor) -> Callable[[], None]:
+    """The three that any exact classifier needs, with results in float32."""
+    weight, features = weight.bfloat16(), features.bfloat16()
+    slopes = torch.randn(len(weight), len(features), device=CARD).bfloat16()
+
+    def multiply() -> None:
+        torch.mm(weight, features.T, out_dtype=torch.float32)
+        torch.mm(slopes.T, weight, out_dtype=torch.float32)
+        torch.mm(slopes, features, out_dtype=torch.float32)
+
+    return multiply
+
+
+def variants_of(classes: int, images: int, margin: str) -> dict[str, Callable[[], None]]:
+    own = classifier(classes, margin)
+    weight = own.weight.detach().requires_grad_()
+    bias = None if own.bias is None else own.bias.detach().requires_grad_()
+    features = torch.randn(images, FEATURES, device=CARD, requires_grad=True)
+    labels = torch.randint(classes, (images,), device=CARD)
+
+    def sliced(stale: bool = True) -> None:
+        own.gradients_are_stale, features.grad = stale, None
+        with torch.autocast("cuda", torch.bfloat16):
+            scores = own(features, labels)
+        scores.loss.backward()
+
+    def dense(loss: Callable[..., Tensor]) -> None:
+        weight.grad = features.grad = None
+        if bias is not None:
+            bias.grad = None
+        with torch.autocast("cuda", torch.bfloat16):
+            found = loss(features, labels, weight, bias, margin)
+        found.backward()
+        weight.grad = None
+
+    compiled = torch.compile(dense_loss, dynamic=False)
+    return {
+        "three products": products(weight.detach(), features.detach()),
+        "sliced classifier": sliced,
+        "sliced classifier, later micro-batch": lambda: sliced(stale=False),
+        "torch, autocast": lambda: dense(dense_loss),
+        "torch, autocast, torch.compile": lambda: dense(compiled),
+    }
+
+
+def milliseconds(step: Callable[[], None]) -> float:
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    step()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop)
+
+
+def card_milliseconds(step: Callable[[], None], steps: int = 3) -> float:
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+    return sum(each.self_device_time_total for each in found.key_averages()) / steps / 1e3
+
+
+def extra_bytes(step: Callable[[], None]) -> int:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def measured(variants: Mapping[str, Callable[[], None]]) -> dict[str, dict[str, Any]]:
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(WARM + ROUNDS):
+        for name, step in variants.items():
+            took = milliseconds(step)
+            if number >= WARM:
+                times[name].append(took)
+    found = {}
+    for name, step in variants.items():
+        low, _, high = statistics.quantiles(times[name], n=4)
+        found[name] = {
+            "ms": statistics.median(times[name]),
+            "quartiles": [low, high],
+            "card_ms": card_milliseconds(step),
+            "extra_mb": extra_bytes(step) / 1e6,
+        }
+    return found
+
+
+def errors(classes: int = 5003, images: int = 300) -> dict[str, dict[str, float]]:
+    """Of loss and gradients against torch in float64, ||own - exact|| / ||exact||."""
+    found = {}
+    for margin in MARGINS:
+        for half in (False, True):
+            own = classifier(classes, margin)
+            own.gradients_are_stale = True
+            features = torch.randn(images, FEATURES, device=CARD, requires_grad=True)
+            labels = torch.randint(classes, (images,), device=CARD)
+            with torch.autocast("cuda", torch.bfloat16, enabled=half):
+                loss = own(features, labels).loss
+            loss.backward()
+            exact = [features.detach().double().requires_grad_()]
+            exact += [each.detach().double().requires_grad_() for each in own.parameters()]
+            bias = exact[2] if len(exact) > 2 else None
+            wanted = dense_loss(exact[0], labels, exact[1], bias, margin)
+            wanted.backward()
+            names = ("features", "weight", "bias")
+            gradients = (features.grad, *(each.grad for each in own.parameters()))
+            row = {"loss": apart(loss, wanted)}
+            for name, gradient, true in zip(names, gradients, exact, strict=False):
+                assert gradient is not None
+                assert true.grad is not None
+                row[name] = apart(gradient, true.grad)
+            found[f"{margin}, {'bf16' if half else 'fp32'}"] = row
+    return found
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    difference = (found.detach().double() - wanted.detach()).norm()
+    return float(difference / wanted.detach().norm())
+
+
+STEPS = (
+    {"classifier": {"margin": "none"}, "exchange": {"kind": "synchronous"}},
+    {"classifier": {"margin": "arcface"}, "exchange": {"kind": "synchronous"}},
+    {
+        "classifier": {"margin": "none"},
+        "exchange": {"kind": "synchronous", "backward_passes_per_step": 2},
+    },
+)
+
+
+def step_config(classes: int, batch: int, pixels: int, changes: Mapping[str, Any]) -> Config:
+    """ResNet-50 and a slice of so many classes, in bf16."""
+    values: dict[str, Any] = {
+        "data": {"dataset": "synthetic", "num_classes": classes, "image_size": pixels},
+        "backbone": {"name": "resnet50", "feature_dim": FEATURES},
+        "train": {"batch_size": batch, "steps": 100_000, "precision": "bf16"},
+        "staleness": {"curvature_after_warmup": False},
+    }
+    classifier = {"layout": "node", "margin_scale": SCALE, "margin_size": MARGIN}
+    return Config.model_validate(
+        values | {"classifier": classifier | changes["classifier"], "exchange": changes["exchange"]}
+    )
+
+
+def world() -> World:
+    """Of one rank on the card."""
+    counted, own = meters(), group()
+    return World(
+        topology=Topology(0, 1, 1),
+        device=CARD,
+        meters=counted,
+        node=own,
+        slices=own,
+        everyone=own,
+        replicas=own,
+        peers=ReplicaGroup(1, 0, None, counted),
+    )
+
+
+def step(config: Config, windows: int = 20) -> dict[str, Any]:
+    """A window's time, what the card did in it, how often the host waited for the card, and peak
+    memory against the prediction."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    trainer = Trainer(config, open_dataset(config.data), world(), Path("runs"))
+    batches, journal, number = trainer.batches(), Unheard(), 0
+    trainer.backbone.train()
+    trainer._ledger.begins(journal)
+
+    def window() -> None:
+        nonlocal number
+        trainer.run_window(number, batches, journal)
+        number += 1
+
+    for _ in range(6):
+        window()
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        for _ in range(3):
+            window()
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [each for each in seen if "synchronizing" in str(each.message)]
+    times = [milliseconds(lambda: [window() for _ in range(4)] and None) / 4 for _ in range(5)]
+    found = {
+        "ms": statistics.median(times),
+        "card_ms": card_milliseconds(window),
+        "host_waits": len(waits),
+        "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+        "predicted_gb": need_of(config, 1, 1, cards=True).on_card / 1e9,
+    }
+    batches.close()
+    return found
+
+
+def page(found: Mapping[str, Any]) -> str:
+    lines = [
+        f"# One card: {found['card']}",
+        "",
+        f"torch {found['torch']}, commit {found['commit']}; {FEATURES} features, bf16 products, "
+        f"{ROUNDS} rounds in which variants alternate: median (quartiles).",
+        "",
+        "| classes | images | margin | variant | ms | card ms | of three products | extra MB |",
+        "|--:|--:|:--|:--|--:|--:|--:|--:|",
+    ]
+    for row in found["classifier"]:
+        least = row["variants"]["three products"]["card_ms"]
+        for name, own in row["variants"].items():
+            low, high = own["quartiles"]
+            lines.append(
+                f"| {row['classes']:,} | {row['images']:,} | {row['margin']} | {name} | "
+                f"{own['ms']:.2f} ({low:.2f} - {high:.2f}) | {own['card_ms']:.2f} | "
+                f"{own['card_ms'] / least:.2f} | {own['extra_mb']:,.0f} |"
+            )
+    lines += ["", "Errors against torch in float64:", ""]
+    for name, own in found["errors"].items():
+        lines.append(f"* {name}: " + ", ".join(f"{key} {value:.1e}" for key, value in own.items()))
+    lines += [
+        "",
+        "The trainer's step, ResNet-50:",
+        "",
+        "| classes | batch | K | margin | ms | card ms | images/s | host waits | peak GB "
+        "| predicted |",
+        "|--:|--:|--:|:--|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in found["steps"]:
+        images = row["batch"] * row["passes"]
+        lines.append(
+            f"| {row['classes']:,} | {row['batch']} | {row['passes']} | {row['margin']} | "
+            f"{row['ms']:.1f} | {row['card_ms']:.1f} | {images / row['ms'] * 1e3:,.0f} | "
+            f"{row['host_waits']} | {row['peak_gb']:.2f} | "
+            f"{row['predicted_gb'] / row['peak_gb'] - 1:+.1%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--into", type=Path, required=True, help="folder of card.json and card.md")
+    parser.add_argument("--commit", default=None, help="where the sources are no repository")
+    chosen = parser.parse_args()
+    torch.manual_seed(0)
+    one_precision()
+    found: dict[str, Any] = {
+        "card": torch.cuda.get_device_name(CARD),
+        "torch": torch.__version__,
+        "commit": chosen.commit or commit(),
+        "errors": errors(),
+        "steps": [],
+        "classifier": [],
+    }
+    chosen.into.mkdir(parents=True, exist_ok=True)
+
+    def save() -> None:
+        (chosen.into / "card.json").write_text(json.dumps(found, indent=1) + "\n")
+        (chosen.into / "card.md").write_text(page(found))
+
+    for classes in (1_000_000, 125_000):
+        for changes in STEPS:
+            own = step(step_config(classes, batch := 256, 112, changes))
+            passes = changes["exchange"].get("backward_passes_per_step", 1)
+            row = {"classes": classes, "batch": batch, "passes": passes}
+            found["steps"].append(row | {"margin": changes["classifier"]["margin"]} | own)
+            gc.collect()
+            save()
+    for classes, images in SHAPES:
+        for margin in MARGINS:
+            variants = measured(variants_of(classes, images, margin))
+            row = {"classes": classes, "images": images, "margin": margin, "variants": variants}
+            found["classifier"].append(row)
+            gc.collect()
+            torch.cuda.empty_cache()
+            save()
+    print(page(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The two passes of `passes` on a card: some ten launches a tile, whatever the margin.
+
+A card does in microseconds what torch needs a launch for, and a launch takes as long: tiles are as
+large as memory allows, and between the products each kernel reads its input once. The products
+add up in float32 and their results are not rounded: the logits are those of features and weights
+that were rounded once.
+"""
+
+import torch
+from torch import Tensor
+
+from harness.model import kernels
+from harness.model.kept import Kept
+from harness.model.margins import with_margin
+from harness.model.operands import (
+    FirstPass,
+    Gradients,
+    Operands,
+    Tile,
+    begun,
+    inverse_lengths,
+    tiles,
+)
+from harness.model.statistics import Statistics
+
+
+class Workspace:
+    """What tiles of at most `size` classes take turns in."""
+
+    def __init__(self, given: Operands, size: int) -> None:
+        size = min(size, len(given.weight))
+        images, features = given.features.shape
+        like = given.weight
+        self._given = given
+        self._logits_cn = like.new_empty(size, images, dtype=given.exact)
+        made = given.scale is not None or like.dtype != given.features.dtype
+        self._weight_cD = given.features.new_empty(size, features) if made else None
+        self._exponentials_cn: Tensor | None = None
+        self._size = size
+        self.partial = kernels.partial(size, self._logits_cn[0])
+
+    def weight(self, tile: Tile) -> Tensor:
+        """Its rows as the products take them: of unit length where there are cosines, [c, D]."""
+        rows_cD = self._given.weight[tile.start : tile.stop]
+        if self._weight_cD is None:
+            return rows_cD
+        made_cD = self._weight_cD[: len(rows_cD)]
+        kernels.rows(rows_cD, made_cD, unit=self._given.scale is not None)
+        return made_cD
+
+    def logits(self, tile: Tile, weight_cD: Tensor) -> kernels.Logits:
+        raw_cn = self._logits_cn[: len(weight_cD)]
+        product(weight_cD, self._given.features.T, raw_cn)
+        return kernels.Logits(raw_cn, self._given, tile)
+
+    def exponentials(self, tile: Tile) -> Tensor:
+        """Where a tile's may lie until the next, [c, n]."""
+        if self._exponentials_cn is None:
+            images = len(self._given.targets)
+            self._exponentials_cn = self._given.features.new_empty(self._size, images)
+        return self._exponentials_cn[: tile.stop - tile.start]
+
+
+def product(left: Tensor, right: Tensor, into: Tensor) -> None:
+    """Of matrices of any precision, added up and written in that of `into`."""
+    if left.dtype == into.dtype:
+        torch.mm(left, right, out=into)
+    else:
+        torch.mm(left, right, out_dtype=into.dtype, out=into)
+
+
+def first_pass(given: Operands, size: int, kept: Kept) -> FirstPass:
+    """As `passes.first_pass`."""
+    found = begun(given, goes_back=True)
+    assert found.mixed is not None
+    _find_targets(given, found)
+    work = Workspace(given, size)
+    part_nD = torch.empty_like(found.mixed)
+    for tile in tiles(given, size):
+        weight_cD = work.weight(tile)
+        logits = work.logits(tile, weight_cD)
+        kernels.largest(logits, work.partial)
+        turn = kernels.meet(logits, work.partial, found)
+        found.shifts.append(turn.shift)
+        exponentials_cn = kept.at(tile)
+        if exponentials_cn is None:
+            exponentials_cn = work.exponentials(tile)
+        kernels.exponentiate(logits, found, turn.shift, exponentials_cn, work.partial)
+        product(exponentials_cn.T, weight_cD, part_nD)
+        kernels.fold(part_nD, work.partial, turn, logits.blocks, found)
+    return found
+
+
+def second_pass(
+    given: Operands,
+    found: FirstPass,
+    whole: Statistics,
+    slope: Tensor,
+    size: int,
+    kept: Kept,
+    into: Gradients,
+) -> None:
+    """As `passes.second_pass`."""
+    features_nD = given.features.contiguous()
+    scaled_nD = torch.empty_like(features_nD)
+    share_n = torch.empty_like(found.max)
+    as_is = given.scale is None and not into.add
+    work = Workspace(given, size) if kept.place == "again" else None
+    slope_cD = (
+        None if as_is else into.weight.new_empty(min(size, len(into.weight)), into.weight.shape[1])
+    )
+    for tile in tiles(given, size):
+        shift_n = found.shifts[tile.number]
+        exponentials_cn = kept.give(tile)
+        if exponentials_cn is None:
+            assert work is not None
+            exponentials_cn = work.exponentials(tile)
+            logits = work.logits(tile, work.weight(tile))
+            kernels.exponentiate(logits, found, shift_n, exponentials_cn, work.partial)
+        kernels.share(features_nD, shift_n, whole, slope, scaled_nD, share_n)
+        rows_cD = into.weight[tile.start : tile.stop]
+        if slope_cD is None:
+            product(exponentials_cn, scaled_nD, rows_cD)
+        else:
+            product(exponentials_cn, scaled_nD, slope_cD[: len(rows_cD)])
+            weight_cD = given.weight[tile.start : tile.stop]
+            kernels.through_length(slope_cD, weight_cD, given.scale, rows_cD, into.add)
+        if into.bias is not None:
+            row_c = into.bias[tile.start : tile.stop]
+            kernels.bias_slopes(exponentials_cn, share_n, row_c, into.add)
+    _add_targets(given, found, slope, into)
+
+
+def _find_targets(given: Operands, found: FirstPass) -> None:
+    """The targets' logits of this slice, and their slopes, from their own rows."""
+    inside_n, place_n = given.whole.inside, given.whole.place
+    rows_nD = given.weight[place_n]
+    if given.scale is not None:
+        rows_nD = rows_nD * inverse_lengths(rows_nD)[:, None]
+    rows_nD = rows_nD.to(given.features.dtype).to(given.exact)
+    logits_n = torch.linalg.vecdot(rows_nD, given.features.to(given.exact))
+    if given.bias is not None:
+        logits_n = logits_n + given.bias[place_n]
+    if given.scale is not None:
+        logits_n = logits_n * given.scale
+    found.plain = logits_n.where(inside_n, 0.0)
+    if given.margin is not None:
+        assert given.scale is not None
+        logits_n, slope_n = with_margin(given.margin, logits_n, given.scale)
+        found.own = found.slope = slope_n.where(inside_n, 1.0)
+    found.target = logits_n.where(inside_n, 0.0)
+
+
+def _add_targets(given: Operands, found: FirstPass, slope: Tensor, into: Gradients) -> None:
+    """Minus the features times `slope`, on the targets' rows: what softmax - 1 has of the 1."""
+    inside_n, place_n = given.whole.inside, given.whole.place
+    own_n = (found.own * -slope).where(inside_n, 0.0)
+    if into.bias is not None:
+        into.bias.index_add_(0, place_n, own_n.to(into.bias.dtype))
+    own_nD = given.features.to(given.exact)
+    if given.scale is not None:
+        rows_nD = given.weight[place_n]
+        inverse_n = inverse_lengths(rows_nD)
+        along_n = torch.linalg.vecdot(own_nD, rows_nD) * inverse_n.square()
+        own_nD = own_nD.addcmul(rows_nD, along_n[:, None], value=-1.0)
+        own_n = own_n * inverse_n * given.scale
+    into.weight.index_add_(0, place_n, (own_nD * own_n[:, None]).to(into.weight.dtype))

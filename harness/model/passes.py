@@ -1,0 +1,185 @@
+"""Exact softmax cross entropy of a slice's classes, tile by tile, at the price of three products.
+
+Shapes: n images of all ranks, D features, K classes of this slice, c of a tile. With z_ij the logit
+of image i and class j, any number r_ic for each image and tile, L_i = log sum exp z_ij over all
+slices, f_ic = exp(r_ic - L_i), e_ij = exp(z_ij - r_ic) and g the slope of the loss by an image's:
+
+    dX_i = g (sum_c f_ic sum_{j in c} e_ij w_j - w_{y_i})       f stands left of the product
+    dW_j = sum_i e_ij (g f_ic) x_i - sum_{i: y_i = j} g x_i     f can be moved to x
+
+So the first pass makes everything but dW from one reading of the weight: a running largest logit
+and a running sum, and dX as attention makes its output, rescaled when the largest logit grows. Only
+when all slices have told each other their sums, the second pass makes dW of what the first kept of
+e.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from harness.model.kept import Kept
+from harness.model.margins import with_margin
+from harness.model.operands import (
+    FirstPass,
+    Gradients,
+    Operands,
+    Tile,
+    begun,
+    inverse_lengths,
+    tiles,
+)
+from harness.model.statistics import Statistics
+
+Look = Callable[[Tile, Tensor], None]
+"""Is shown a tile's logits, [c, n], with their margin."""
+
+
+def first_pass(
+    given: Operands, size: int, kept: Kept | None, look: Look | None = None
+) -> FirstPass:
+    """`kept`: where the exponentials of this pass wait, the target's times its slope; None: no way
+    back follows."""
+    found = begun(given, kept is not None)
+    for tile in tiles(given, size):
+        _take(given, tile, found, kept, look)
+    return found
+
+
+def _take(
+    given: Operands, tile: Tile, found: FirstPass, kept: Kept | None, look: Look | None
+) -> None:
+    product_cD, inverse_c = _weight(given, tile)
+    logits_cn = _logits(given, tile, product_cD, inverse_c)
+    target_n = logits_cn.gather(0, tile.place[None])[0]
+    found.plain = target_n.where(tile.inside, found.plain)
+    if given.margin is not None:
+        assert given.scale is not None
+        target_n, slope_n = with_margin(given.margin, target_n, given.scale)
+        found.own = found.slope = slope_n.where(tile.inside, found.slope)
+        _put(logits_cn, tile, target_n)
+    found.target = target_n.where(tile.inside, found.target)
+    if look is not None:
+        look(tile, logits_cn)
+    max_n, best_n = logits_cn.max(dim=0)  # of equals the lowest class
+    better_n = max_n > found.max
+    found.best = (best_n + tile.start).where(better_n, found.best)
+    largest_n = torch.maximum(found.max, max_n)  # NaN, once one is
+    exponentials_cn = logits_cn.sub_(max_n).exp_()
+    before_n, own_n = (found.max - largest_n).exp(), (max_n - largest_n).exp()
+    found.sum = (found.sum * before_n).addcmul_(exponentials_cn.sum(dim=0), own_n)
+    found.max = largest_n
+    if kept is None:
+        return
+    if given.margin is not None:
+        _scale_target(exponentials_cn, tile, found.slope)
+    kept.keep(tile, exponentials_cn)
+    found.shifts.append(max_n)
+    assert found.mixed is not None
+    if inverse_c is not None:
+        exponentials_cn *= inverse_c[:, None]
+    found.mixed.mul_(before_n[:, None])
+    part_nD = exponentials_cn.T.to(product_cD.dtype) @ product_cD
+    found.mixed.addcmul_(part_nD.to(found.mixed.dtype), own_n[:, None])
+
+
+def exponentials(given: Operands, tile: Tile, found: FirstPass) -> Tensor:
+    """Those of the first pass once more, [c, n]."""
+    logits_cn = _logits(given, tile, *_weight(given, tile))
+    if given.margin is not None:
+        _put(logits_cn, tile, found.target)
+    exponentials_cn = logits_cn.sub_(found.shifts[tile.number]).exp_()
+    if given.margin is not None:
+        _scale_target(exponentials_cn, tile, found.slope)
+    return exponentials_cn
+
+
+def _weight(given: Operands, tile: Tile) -> tuple[Tensor, Tensor | None]:
+    """Of the tile, in the precision of products, and one over the rows' lengths for cosines."""
+    weight_cD = given.weight[tile.start : tile.stop]
+    inverse_c = None if given.scale is None else inverse_lengths(weight_cD)
+    return weight_cD.to(given.features.dtype), inverse_c
+
+
+def _logits(given: Operands, tile: Tile, product_cD: Tensor, inverse_c: Tensor | None) -> Tensor:
+    """[c, n], without a margin."""
+    logits_cn = (product_cD @ given.features.T).to(given.exact)
+    if given.bias is not None:
+        logits_cn += given.bias[tile.start : tile.stop, None]
+    if inverse_c is not None:
+        assert given.scale is not None
+        logits_cn *= (given.scale * inverse_c)[:, None]
+    return logits_cn
+
+
+def _put(logits_cn: Tensor, tile: Tile, target_n: Tensor) -> None:
+    before_n = logits_cn.gather(0, tile.place[None])[0]
+    logits_cn.scatter_(0, tile.place[None], target_n.where(tile.inside, before_n)[None])
+
+
+def _scale_target(exponentials_cn: Tensor, tile: Tile, slope_n: Tensor) -> None:
+    before_n = exponentials_cn.gather(0, tile.place[None])[0]
+    scaled_n = (before_n * slope_n).where(tile.inside, before_n)
+    exponentials_cn.scatter_(0, tile.place[None], scaled_n[None])
+
+
+def features_slope(given: Operands, found: FirstPass, whole: Statistics, slope: Tensor) -> Tensor:
+    """dX of this slice's classes, [n, D], where the loss is the sum of the images' times `slope`.
+
+    `whole`: of all slices.
+    """
+    assert found.mixed is not None
+    own_nD = given.weight[given.whole.place]
+    own_n = found.own.where(given.whole.inside, 0.0)
+    if given.scale is not None:
+        own_n = own_n * inverse_lengths(own_nD)
+    result_nD = found.mixed * whole.shares(found.max)[:, None]
+    result_nD.addcmul_(own_nD.to(result_nD.dtype), own_n[:, None], value=-1.0)
+    return result_nD.mul_(slope * (given.scale or 1.0))
+
+
+def second_pass(
+    given: Operands,
+    found: FirstPass,
+    whole: Statistics,
+    slope: Tensor,
+    size: int,
+    kept: Kept,
+    into: Gradients,
+) -> None:
+    """Writes dW and db of this slice."""
+    product = given.features.dtype
+    exact_nD = given.features.to(given.exact)
+    for tile in tiles(given, size):
+        exponentials_cn = kept.give(tile)
+        if exponentials_cn is None:
+            exponentials_cn = exponentials(given, tile, found).to(product)
+        share_n = whole.shares(found.shifts[tile.number]) * slope
+        own_n = (found.own * slope).where(tile.inside, 0.0)
+        rows_cD = into.weight[tile.start : tile.stop]
+        scaled_nD = (exact_nD * share_n[:, None]).to(product)
+        if product == rows_cD.dtype and not into.add:
+            slope_cD = torch.mm(exponentials_cn, scaled_nD, out=rows_cD)
+        else:
+            slope_cD = (exponentials_cn @ scaled_nD).to(rows_cD.dtype)
+        slope_cD.index_add_(0, tile.place, exact_nD.to(rows_cD.dtype) * -own_n[:, None])
+        if given.scale is not None:
+            _through_length(slope_cD, given.weight[tile.start : tile.stop], given.scale)
+        if into.add:
+            rows_cD += slope_cD
+        elif slope_cD is not rows_cD:
+            rows_cD.copy_(slope_cD)
+        if into.bias is not None:
+            bias_c = torch.mv(exponentials_cn.to(given.exact), share_n).index_add_(
+                0, tile.place, -own_n
+            )
+            row_c = into.bias[tile.start : tile.stop]
+            row_c.copy_(row_c + bias_c if into.add else bias_c)
+
+
+def _through_length(slope_cD: Tensor, weight_cD: Tensor, scale: float) -> None:
+    """The slope by the direction of a row becomes that by the row: what lies along it is lost."""
+    inverse_c = inverse_lengths(weight_cD)
+    along_c = torch.linalg.vecdot(slope_cD, weight_cD) * inverse_c.square()
+    slope_cD.addcmul_(weight_cD, along_c[:, None], value=-1.0)
+    slope_cD.mul_((scale * inverse_c)[:, None])

@@ -1,0 +1,76 @@
+"""Label smoothing over all classes, whatever the slices.
+
+With e of `classifier.label_smoothing`, C classes and z the logits with their margin, an image's
+loss is L - t where
+
+    t = (1 - e) z_y + (e / C) sum_j z_j.
+
+The sum takes no second look at the logits: sum_j z_j = scale x . v + b + (moved - plain target),
+where v is the sum of the slice's rows, of unit length where there are cosines, and b of its biases.
+So each slice has its own part of t, and the slopes of t by x, w_j and b_j are those of v's terms.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from harness.model.operands import FirstPass, Gradients, Operands, inverse_lengths, tiles
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Of one slice, in one micro-batch."""
+
+    share: float
+    """e."""
+    each: float
+    """e / C."""
+    rows: Tensor
+    """v, [D]."""
+    bias: Tensor
+    """b, scalar."""
+
+    @classmethod
+    def of(cls, share: float, classes: int, given: Operands, size: int) -> "Smoothing":
+        """`classes`: of all slices; `size`: of a tile."""
+        rows_D = given.features.new_zeros(given.features.shape[1], dtype=given.exact)
+        for tile in tiles(given, size):
+            weight_cD = given.weight[tile.start : tile.stop]
+            if given.scale is None:
+                rows_D += weight_cD.sum(dim=0)
+            else:
+                rows_D += weight_cD.T @ inverse_lengths(weight_cD)
+        bias = rows_D.new_zeros(()) if given.bias is None else given.bias.sum()
+        return cls(share, share / classes, rows_D, bias)
+
+    def pull(self, given: Operands, found: FirstPass) -> Tensor:
+        """This slice's part of t, [n]."""
+        scale = given.scale or 1.0
+        sums_n = given.features.to(given.exact) @ self.rows * scale + self.bias
+        moved_n = found.target - found.plain
+        return (1 - self.share) * found.target + self.each * (sums_n + moved_n)
+
+    def own(self, found: FirstPass) -> Tensor:
+        """The slope of t by the target's plain logit, less what all classes have, [n]."""
+        return (1 - self.share) * found.slope + self.each * (found.slope - 1)
+
+    def features_slope(self, given: Operands, slope: Tensor) -> Tensor:
+        """Of what all classes have of t, times `slope`: the same for every image, [D]."""
+        return self.rows * (self.each * slope * (given.scale or 1.0))
+
+    def give(self, given: Operands, slope: Tensor, size: int, into: Gradients) -> None:
+        """Adds what all classes have of t to the gradients of -t times `slope`, summed."""
+        features_D = given.features.to(given.exact).sum(dim=0) * (-self.each * slope)
+        if into.bias is not None:
+            into.bias.sub_(self.each * slope * len(given.targets))
+        if given.scale is None:
+            into.weight.add_(features_D)
+            return
+        for tile in tiles(given, size):
+            weight_cD = given.weight[tile.start : tile.stop]
+            inverse_c = inverse_lengths(weight_cD)
+            along_c = weight_cD @ features_D * inverse_c.square()
+            inverse_c *= given.scale
+            rows_cD = into.weight[tile.start : tile.stop]
+            rows_cD += features_D * inverse_c[:, None]
+            rows_cD.addcmul_(weight_cD, (along_c * inverse_c)[:, None], value=-1.0)
