@@ -1,5 +1,5 @@
 # One name, one thing. Every target does its own set-up, once; a second call installs nothing.
-#   make demo    two emulated nodes, two ways of parallelising, a table, a chart
+#   make demo    the method against data parallelism over a slow link of this machine's own
 #   make test    every test
 #   make check   format, lint, types
 #   make bench   speed, which is measured and not tested
@@ -18,8 +18,6 @@ PYTHON ?= python3
 EXTRAS ?= tests,analysis
 JOBS ?= 2
 PORT ?= 5000
-HOSTS ?= localhost:2,127.0.0.1:2
-NP ?= 4
 WORKERS ?= 2
 
 BIN := .venv/bin
@@ -36,8 +34,7 @@ $(STAMP): $(INSTALL)
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/harness compare experiments/demo/data_parallel.yaml \
-	    experiments/demo/hybrid_averaging.yaml --np $(NP) --hosts $(HOSTS) --study demo
+	$(BIN)/harness demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS)
