@@ -35,7 +35,8 @@ def own_lab(*options: str) -> Iterator[None]:
         up = [*HARNESS, "lab", "up", *options]
         made = subprocess.run(up, capture_output=True, text=True, check=False)
         if made.returncode == 2:
-            raise NoLab((made.stderr.strip().splitlines() or ["no reason was given"])[-1])
+            last = (made.stderr.strip().splitlines() or ["no reason was given"])[-1]
+            raise NoLab(last.removeprefix("harness: "))
         if made.returncode:
             raise RunFailed(f"the lab does not start: {made.stderr.strip()}")
         yield
