@@ -24,7 +24,13 @@ RIVAL = EXPERIMENTS / "rivals" / "data_parallel_int8.yaml"
 OVERRIDES = (
     "tracking.experiment=demo",
     "train.device=cpu",  # two hosts of one machine would need a card for each of their ranks
+    # To be done in ten minutes on two cores.
+    "train.epochs=5",
+    "train.evaluate_images=500",
+    "train.log_every=2",  # as often the progress bar moves
 )
+SHORT = ("train.epochs=2",)
+"""Without a limit only speed is looked at."""
 SLOW, UNLIMITED = "demo", "demo-unlimited"
 """Studies."""
 LOG_FILE = "comparison.log"
@@ -41,7 +47,7 @@ def demo(folder: Path | None) -> int:
             with own_lab("--hosts", str(HOSTS), "--slots", str(SLOTS)):
                 _say(f"two hosts of {SLOTS} ranks on this machine; everything is kept in {place}\n")
                 _say("1. no limit on the link between them")
-                unlimited = _study(UNLIMITED, place / "unlimited", (BASELINE, METHOD))
+                unlimited = _study(UNLIMITED, place / "unlimited", (BASELINE, METHOD), SHORT)
                 link = Link.for_baseline(baseline_of(unlimited))
                 _say(f"\n2. a limit of {link} on it")
                 set_rate(link.rate)
@@ -56,11 +62,13 @@ def demo(folder: Path | None) -> int:
     return 0
 
 
-def _study(name: str, folder: Path, experiments: Sequence[Path]) -> tuple[Variant, ...]:
+def _study(
+    name: str, folder: Path, experiments: Sequence[Path], overrides: Sequence[str] = ()
+) -> tuple[Variant, ...]:
     """Trains in turn in the lab; tables and verdict go to a file."""
     folder.mkdir()
     hosts = ",".join(f"h{number}:{SLOTS}" for number in range(1, HOSTS + 1))
-    words = ["compare", *map(str, experiments), *OVERRIDES, "--hosts", hosts]
+    words = ["compare", *map(str, experiments), *OVERRIDES, *overrides, "--hosts", hosts]
     command = [sys.executable, "-m", "harness", *words, "--study", name, "--folder", str(folder)]
     # The shell keeps standard output from the terminal that progress is shown on.
     line = ["sh", "-c", 'log=$0; exec "$@" > "$log"', str(folder / LOG_FILE), *command]

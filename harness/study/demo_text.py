@@ -62,8 +62,8 @@ def summary(slow: Sequence[Variant], unlimited: Sequence[Variant], link: Link) -
     parts = [
         f"Two hosts of two ranks, {link} between them",
         _table(slow, target),
-        "The same hosts without a limit: little time is lost, little can be gained",
-        _table(unlimited, target),
+        "The same hosts without a limit on the link: what is left of it there",
+        _speeds(unlimited),
         _filled(
             f"The link: the kernel limits it to {link} in each direction, in place of a network "
             f"between two machines. The rate was chosen so that {baseline}, whose hosts send each "
@@ -98,6 +98,15 @@ def _table(variants: Sequence[Variant], target: Target) -> str:
     primary = (top1_columns(frame) or [PRIMARY])[0]
     rows = [_row(str(name), row, primary) for name, row in frame.iterrows()]
     return aligned([head, *rows])
+
+
+def _speeds(variants: Sequence[Variant]) -> str:
+    frame = comparison(variants, baseline_of(variants), None)
+    rows = [
+        [str(name), f"{row['images_per_second']:,.0f}", f"{row['speedup']:.2f}x"]
+        for name, row in frame.iterrows()
+    ]
+    return aligned([["", "images/s", "ratio"], *rows])
 
 
 def _row(name: str, row: "pd.Series[float]", primary: str) -> list[str]:
