@@ -23,7 +23,7 @@ FROM ${BASE}
 
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-        ca-certificates g++ git iproute2 make openssh-client openssh-server \
+        ca-certificates g++ git make openssh-client openssh-server \
         python3 python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/* \
     # Made anew at the first start: host keys in an image would be everybody's.

@@ -1,9 +1,9 @@
 # One name, one thing. Every target does its own set-up, once; a second call installs nothing.
-#   make demo    two emulated nodes, two ways of parallelising, a table, a chart
+#   make demo    the method against data parallelism over a slow link of this machine's own
 #   make test    every test
 #   make check   format, lint, types
 #   make bench   speed, which is measured and not tested
-#   make lab     the headline on test hosts with slow links: an hour, root, iproute2, openssh-server
+#   make lab     the headline on test hosts with slow links: an hour; root, for the host that stutters
 #   make analysis  draws the notebooks; URI=sqlite:///mlflow.db STUDY=demo: of another store
 #   make predicted  has the planner predict the throughput tables in analysis/lab_first
 #   make scale     simulates the sweep that analysis/7_scale.ipynb draws: five minutes
@@ -18,8 +18,6 @@ PYTHON ?= python3
 EXTRAS ?= tests,analysis
 JOBS ?= 2
 PORT ?= 5000
-HOSTS ?= localhost:2,127.0.0.1:2
-NP ?= 4
 WORKERS ?= 2
 
 BIN := .venv/bin
@@ -36,8 +34,7 @@ $(STAMP): $(INSTALL)
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/harness compare experiments/demo/data_parallel.yaml \
-	    experiments/demo/hybrid_averaging.yaml --np $(NP) --hosts $(HOSTS) --study demo
+	$(BIN)/harness demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(WORKERS)

@@ -3,7 +3,8 @@
 Every rival at its strongest against the method: throughput at several rates and what overlapping is
 worth, time to accuracy over seeds, a wire among many nodes, many ranks on four hosts, one host that
 stutters, torch's DDP, and a map of where lateness pays; into one folder, as a Markdown page and the
-files behind it. Needs root. `--only PART` measures one part again and keeps the others.
+files behind it. The host that stutters needs root. `--only PART` measures one part again and keeps
+the others.
 """
 
 import argparse

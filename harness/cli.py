@@ -13,6 +13,7 @@ from harness.errors import AlikeOnAllRanks, UserError
 from harness.leaving import leave
 from harness.parallel.launcher import is_first, refuse_others
 from harness.study.compare_commands import add_compare
+from harness.study.demo_commands import add_demo
 from harness.study.plan_commands import add_plan
 from harness.study.ui_commands import add_ui
 from harness.terminal import lasting_output
@@ -78,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_launch(commands)
     add_lab(commands)
+    add_demo(commands)
     add_ui(commands)
     return parser
 

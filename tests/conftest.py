@@ -34,6 +34,14 @@ def makes_the_lab(file: str) -> bool:
     return any(name in text for name in MAKE_THE_LAB)
 
 
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """An empty folder, as tmp_path is, that is open to whatever user runs a command in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder)
+
+
 class ByFile(LoadFileScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)

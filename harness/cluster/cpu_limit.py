@@ -1,5 +1,6 @@
 """Limits what a test host's processes get of the cores: control groups, version 1 or 2."""
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,10 +82,12 @@ class Groups:
 
 
 def find_groups(mounts: str) -> Groups | None:
-    """The hierarchy with the controller of cores, in the text of /proc/mounts."""
+    """The hierarchy with the controller of cores, in /proc/mounts; None where it is read only."""
     for line in mounts.splitlines():
         _, folder, kind, options, *_ = line.split()
         mount = Path(folder)
+        if not kind.startswith("cgroup") or not os.access(mount, os.W_OK):
+            continue
         if kind == "cgroup" and "cpu" in options.split(","):
             return Groups(mount, unified=False)
         if kind == "cgroup2" and "cpu" in _words(mount / "cgroup.controllers"):
@@ -102,6 +105,6 @@ def groups_here() -> Groups:
     if groups is None:
         raise UserError(
             "no host's cores can be limited here: /proc/mounts shows no control group hierarchy "
-            "with the cpu controller; run on a machine that has one"
+            "with the cpu controller that this user may write; run with root where there is one"
         )
     return groups

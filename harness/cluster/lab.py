@@ -3,104 +3,97 @@
 import json
 import os
 import shutil
-import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.cluster.cpu_limit import Groups, find_groups, groups_here
+from harness.cluster.entry import PRIVILEGE_FOLDER, entry_of
 from harness.cluster.impairment import Impairment
+from harness.cluster.links import connect, shape, try_links
+from harness.cluster.namespaces import make_network, remove_network
+from harness.cluster.rate import bits_per_second
 from harness.cluster.switch import impairments_of, join, make_switch
 from harness.cluster.testhost import (
-    FILES,
     NAMESPACES,
+    NO_LAB,
     PREFIX,
     STATE,
     LabHost,
-    bits_per_second,
-    connect,
+    boot,
     end_processes,
-    make_login_key,
-    shape,
-    start_sshd,
-    tool,
-    wait_for_sshd,
+    first_process,
+    last_words,
     write_files,
 )
+from harness.cluster.turn import turn
 from harness.errors import UserError
 from harness.parallel.slices import slice_of
 
 MOST_HOSTS = 99
-TOOLS = {
-    "ip": "iproute2",
-    "tc": "iproute2",
-    "sshd": "openssh-server",
-    "ssh": "openssh-client",
-    "ssh-keygen": "openssh-client",
-    "unshare": "util-linux",
-    "taskset": "util-linux",
-    "hostname": "hostname",
-}
-"""Program -> the package that has it on Debian."""
-PRIVILEGE_FOLDER = Path("/run/sshd")
-"""sshd insists on it; a machine whose own sshd runs has it."""
-TURN_SECONDS = 60.0
-PROBE = (
-    "ip link add name probe type bridge && "
-    "tc qdisc add dev probe root tbf rate 1mbit burst 9kb limit 9kb"
-)
+START_SECONDS = 20.0
+HOSTS = STATE / "hosts.json"
+MISSING = STATE / "missing.json"
 
 
-def obstacle(search: str | None = None) -> str | None:
-    """Why no lab can be made here, in a line; None where one can. `search` stands for PATH."""
-    if os.geteuid() != 0:
-        return "needs root, because it makes network namespaces; run it with sudo"
-    path = search or os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-    missing = [name for name in TOOLS if not shutil.which(name, path=path)]
-    if missing:
-        packages = " ".join(dict.fromkeys(TOOLS[name] for name in missing))
-        return f"misses {', '.join(missing)}; install e.g. {packages}"
-    try:
-        tool("unshare", "--net", "sh", "-c", PROBE)
-    except UserError as error:
-        return f"is not allowed to make shaped links in namespaces here: {error}"
-    return None
+@dataclass(frozen=True)
+class Plan:
+    """A lab that is to be made."""
+
+    hosts: tuple[LabHost, ...]
+    rate: str | None
+    shares: Mapping[str, float | None]
+    impairment: Impairment
 
 
-def check_possible() -> None:
-    found = obstacle()
-    if found is not None:
-        raise UserError(f"harness lab {found}")
-
-
-def up(
+def plan(
     count: int,
     slots: int,
+    direct: bool,
     rate: str | None,
     shares: Mapping[str, float | None],
     impairment: Impairment,
-) -> None:
-    """Makes the hosts h1, h2, ... anew, each with so many slots and such a link.
+) -> Plan:
+    """The hosts h1, h2, ..., each with so many slots and such a link.
 
-    Takes down what is left of an earlier lab. When anything fails, nothing is left of this one.
+    Raises UserError for what makes no sense.
     """
     if not 1 <= count <= MOST_HOSTS or slots < 1:
         raise UserError(
             f"found --hosts {count} --slots {slots}; take 1 to {MOST_HOSTS} hosts of 1 slot or more"
         )
-    hosts = _hosts(count, slots, sorted(os.sched_getaffinity(0)))
+    hosts = _hosts(count, slots, direct, sorted(os.sched_getaffinity(0)))
     unknown = sorted(shares.keys() - {host.name for host in hosts})
     if unknown:
         raise UserError(f"--share names {', '.join(unknown)}, the hosts are h1 to h{count}")
     if rate is not None:
         bits_per_second(rate)
-    check_possible()
-    with _turn():
+    return Plan(hosts, rate, shares, impairment)
+
+
+def obstacle() -> str | None:
+    """Why no lab can be made in this process's namespaces, in a line; None where one can."""
+    try:
+        try_links()
+    except UserError as error:
+        return f"is not allowed to make shaped links in namespaces here: {error}"
+    return None
+
+
+def up(wanted: Plan) -> None:
+    """Makes the hosts anew.
+
+    Takes down what is left of an earlier lab. When anything fails, nothing is left of this one.
+    """
+    against = obstacle()
+    if against is not None:
+        raise UserError(f"harness lab {against}")
+    with turn():
         _remove()
         try:
-            _make(hosts, rate, impairment)
-            for name, cores in shares.items():
+            _make(wanted)
+            for name, cores in wanted.shares.items():
                 _limit(name, cores)
         except BaseException:
             _remove()
@@ -109,25 +102,20 @@ def up(
 
 def down() -> None:
     """Ends every process of the lab and removes all of it, also of one that came up halfway."""
-    check_possible()
-    with _turn():
+    with turn():
         _remove()
 
 
 def running() -> tuple[LabHost, ...]:
     """The hosts of the lab. Raises UserError where none is up."""
-    check_possible()
     try:
-        made = json.loads((STATE / "hosts.json").read_text())
+        made = json.loads(HOSTS.read_text())
     except FileNotFoundError as error:
-        raise UserError("no lab is up; start one with: harness lab up --hosts 2") from error
-    return tuple(
-        LabHost(number, each["slots"], tuple(each["cores"]))
-        for number, each in enumerate(made, start=1)
-    )
+        raise UserError(NO_LAB) from error
+    return tuple(map(LabHost.of, made))
 
 
-def _hosts(count: int, slots: int, cores: Sequence[int]) -> tuple[LabHost, ...]:
+def _hosts(count: int, slots: int, direct: bool, cores: Sequence[int]) -> tuple[LabHost, ...]:
     """Each with cores of its own, as machines have them; with more hosts than cores, some share."""
 
     def own(place: int) -> tuple[int, ...]:
@@ -136,7 +124,7 @@ def _hosts(count: int, slots: int, cores: Sequence[int]) -> tuple[LabHost, ...]:
         share = slice_of(len(cores), count, place)
         return tuple(cores[share.start : share.stop])
 
-    return tuple(LabHost(place + 1, slots, own(place)) for place in range(count))
+    return tuple(LabHost(place + 1, slots, own(place), direct) for place in range(count))
 
 
 def host_named(name: str) -> LabHost:
@@ -150,17 +138,16 @@ def set_link(
     rate: str | None, name: str | None = None, figures: Mapping[str, float] | None = None
 ) -> None:
     """Shapes the links of a running lab anew, or one host's; of its impairment, those figures."""
-    if rate is not None:
-        bits_per_second(rate)
+    bits = None if rate is None else bits_per_second(rate)
     hosts = running()
     changed = hosts if name is None else [host_named(name)]
-    with _turn():
+    with turn():
         impairments = impairments_of(hosts)
         for host in changed:
             impairments[host.name] = impairments[host.name].changed(figures or {})
         join(impairments)
         for host in changed:
-            shape(host, rate)
+            shape(host, bits)
 
 
 def set_share(name: str, cores: float | None) -> None:
@@ -169,63 +156,73 @@ def set_share(name: str, cores: float | None) -> None:
 
 
 def _limit(name: str, cores: float | None) -> None:
+    limits_of(name).limit(name, cores)
+
+
+def limits_of(name: str) -> Groups:
+    """What limits the host's cores. Raises UserError where nothing can."""
     groups = groups_here()
     if not groups.entrance(name).exists():
         raise UserError(
             f"the cores of {name} cannot be limited: this machine lets no control group be made "
             f"in {groups.mount}; leave the share out"
         )
-    groups.limit(name, cores)
+    return groups
 
 
-@contextmanager
-def _turn() -> Iterator[None]:
-    """One command at a time changes the lab; a killed one leaves the turn to the next."""
-    with socket.socket(socket.AF_UNIX) as turn:
-        end = time.monotonic() + TURN_SECONDS
-        while True:
-            try:
-                turn.bind(f"\0{PREFIX}")
-                break
-            except OSError as error:
-                if time.monotonic() > end:
-                    raise UserError("another `harness lab` is at work; try again") from error
-                time.sleep(0.1)
-        yield
-
-
-def _make(hosts: tuple[LabHost, ...], rate: str | None, impairment: Impairment) -> None:
+def _make(wanted: Plan) -> None:
+    hosts = wanted.hosts
+    entry = entry_of(hosts[0])
     _note_what_is_missing()
-    for folder in (FILES, PRIVILEGE_FOLDER):
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    make_login_key()
+    NAMESPACES.mkdir(mode=0o755, exist_ok=True)
+    entry.prepare()
     groups = _make_groups(hosts)
     make_switch()
+    bits = None if wanted.rate is None else bits_per_second(wanted.rate)
     for host in hosts:
+        make_network(NAMESPACES / host.namespace)
         connect(host)
         write_files(host, hosts)
-        shape(host, rate)
-    join({host.name: impairment for host in hosts})
-    entrances = [groups.entrance(host.name) if groups else None for host in hosts]
-    servers = [start_sshd(*each) for each in zip(hosts, entrances, strict=True)]
-    for host, server in zip(hosts, servers, strict=True):
-        wait_for_sshd(host, server)
+        entry.write_files(host)
+        shape(host, bits)
+    join({host.name: wanted.impairment for host in hosts})
+    _boot(hosts, groups)
     # Written last: a lab without it is broken, and nobody works in it.
-    made = [{"slots": host.slots, "cores": host.cores} for host in hosts]
-    (STATE / "hosts.json").write_text(json.dumps(made))
+    HOSTS.write_text(json.dumps([asdict(host) for host in hosts]))
+
+
+def _boot(hosts: Sequence[LabHost], groups: Groups | None) -> None:
+    """All beside each other; returns when all let others in."""
+    entry = entry_of(hosts[0])
+    booting = []
+    try:
+        for host in hosts:
+            group = groups.entrance(host.name) if groups else None
+            booting.append(boot(host, entry.program(host), group))
+        firsts = [first_process(*each) for each in zip(hosts, booting, strict=True)]
+    except BaseException:
+        for each in booting:
+            each.kill()  # what is in no host's network yet is not found there
+        raise
+    end = time.monotonic() + START_SECONDS
+    for host, first in zip(hosts, firsts, strict=True):
+        while not entry.is_open(host, first):
+            if not Path(f"/proc/{first}").exists() or time.monotonic() > end:
+                raise UserError(f"{host.name} of the lab does not start: {last_words(host)}")
+            time.sleep(0.01)
 
 
 def _note_what_is_missing() -> None:
     """Keeps in mind, before any of it is made, what this machine did not have."""
-    folders = [path for path in (NAMESPACES, FILES, PRIVILEGE_FOLDER) if not path.exists()]
+    folders = [path for path in (NAMESPACES, PRIVILEGE_FOLDER) if not path.exists()]
     groups = find_groups(Path("/proc/mounts").read_text())
     controller = groups is not None and groups.lacks_controller()
     note = {"folders": [str(path) for path in folders], "controller": controller}
     STATE.mkdir(mode=0o700)
-    (STATE / "missing.json").write_text(json.dumps(note))
+    MISSING.write_text(json.dumps(note))
 
 
-def _make_groups(hosts: tuple[LabHost, ...]) -> Groups | None:
+def _make_groups(hosts: Sequence[LabHost]) -> Groups | None:
     """None where the machine lets nobody limit cores: a lab is of use without."""
     groups = find_groups(Path("/proc/mounts").read_text())
     if groups is None:
@@ -243,9 +240,7 @@ def _remove() -> None:
     names = [path.name for path in NAMESPACES.glob(f"{PREFIX}-*")]
     end_processes(names)
     for name in names:
-        tool("ip", "netns", "delete", name)
-    for folder in FILES.glob(f"{PREFIX}-*"):
-        shutil.rmtree(folder)
+        remove_network(NAMESPACES / name)
     groups = find_groups(Path("/proc/mounts").read_text())
     if groups is not None:
         groups.remove()
@@ -256,14 +251,11 @@ def _remove() -> None:
 def _take_back(groups: Groups | None) -> None:
     """Removes what this machine did not have before the lab, unless others use it by now."""
     try:
-        note = json.loads((STATE / "missing.json").read_text())
+        note = json.loads(MISSING.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return
     if note["controller"] and groups is not None:
         groups.take_back_controller()
     for folder in (Path(text) for text in note["folders"]):
-        if not folder.exists() or any(folder.iterdir()):
-            continue
-        if f" {folder} " in Path("/proc/self/mounts").read_text():  # by `ip netns add`
-            tool("umount", "--no-mtab", str(folder))
-        folder.rmdir()
+        if folder.exists() and not folder.is_mount() and not any(folder.iterdir()):
+            folder.rmdir()

@@ -2,24 +2,38 @@
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from harness.arguments import MOST_RANKS, count
-from harness.cluster import lab
+from harness.cluster import cell, lab
 from harness.cluster.cpu_limit import groups_here
+from harness.cluster.entry import DIRECT, REAL, is_direct
 from harness.cluster.impairment import OPTIONS, Impairment, figures
 from harness.cluster.lab_run import parse_stutter, run_in_lab
+from harness.cluster.links import shaped_to
+from harness.cluster.rate import told
 from harness.cluster.switch import RELAY_IS_GONE, impairments_of, relay_is_gone
-from harness.cluster.testhost import LabHost, processes, shaped_rate
+from harness.cluster.testhost import LabHost, processes
 from harness.errors import UserError
 
 Commands = Any
 """What argparse calls _SubParsersAction, and keeps to itself."""
+Command = Callable[[argparse.Namespace], int]
+ABOUT = """\
+Test hosts on this machine, with slow links between them. With root they are made in the machine's
+own namespaces, and entered by ssh where sshd is installed; else, without root, in a user namespace
+of your own, and entered directly: `ssh` is then a program of the lab, for what runs in it. Where
+that is forbidden, `up` says by what.
+"""
 
 
 def add_lab(commands: Commands) -> None:
     """`harness lab up | run | status | rate | share | down`."""
-    parser = commands.add_parser("lab", help="test hosts on this machine, with slow links; root")
+    parser = commands.add_parser(
+        "lab", help="test hosts on this machine, with slow links", description=ABOUT
+    )
     of_lab = parser.add_subparsers(required=True, metavar="COMMAND")
     up = of_lab.add_parser("up", help="make the hosts h1, h2, ... anew")
     up.add_argument("--hosts", type=count(lab.MOST_HOSTS), default=2, help="how many")
@@ -29,25 +43,41 @@ def add_lab(commands: Commands) -> None:
     up.add_argument(
         "--share", action="append", default=[], metavar="HOST=FRACTION", help="of one core"
     )
+    up.add_argument(
+        "--ssh",
+        choices=(REAL, DIRECT),
+        help="how hosts are entered: by sshd, the default where it can run, or directly",
+    )
     up.set_defaults(command=_up)
     run = of_lab.add_parser("run", help="run a command in the first host")
     run.add_argument("--stutter", action="append", default=[], metavar="HOST:SLOW/EVERY[:SHARE]")
     run.add_argument("arguments", nargs="+", metavar="-- CMD")
-    run.set_defaults(command=_run)
+    run.set_defaults(command=_inside(_run))
     status = of_lab.add_parser("status", help="the hosts, their links and processes")
     status.add_argument("--hosts", action="store_true", help="print the list for horovodrun -H")
-    status.set_defaults(command=_status)
+    status.set_defaults(command=_inside(_status))
     rate = of_lab.add_parser("rate", help="shape the links of a running lab anew")
     rate.add_argument("rate", help="200mbit, none")
     rate.add_argument("host", nargs="?", help="only this one's")
     _add_impairment(rate)
-    rate.set_defaults(command=_rate)
+    rate.set_defaults(command=_inside(_rate))
     share = of_lab.add_parser("share", help="limit a host's processes to a part of one core")
     share.add_argument("host")
     share.add_argument("share", metavar="FRACTION", help="0.3; 1 or none lifts it")
-    share.set_defaults(command=_share)
+    share.set_defaults(command=_inside(_share))
     down = of_lab.add_parser("down", help="end the lab's processes and remove all of it")
     down.set_defaults(command=_down)
+
+
+def _inside(command: Command) -> Command:
+    """Run where the lab of this user is."""
+
+    def run(parsed: argparse.Namespace) -> int:
+        if cell.is_needed():
+            return cell.found().run(partial(command, parsed))
+        return command(parsed)
+
+    return run
 
 
 def _add_impairment(parser: argparse.ArgumentParser) -> None:
@@ -62,9 +92,15 @@ def _figures(parsed: argparse.Namespace) -> dict[str, float]:
 
 def _up(parsed: argparse.Namespace) -> int:
     shares = dict(_host_and_share(text) for text in parsed.share)
-    impairment = Impairment(**_figures(parsed))
-    lab.up(parsed.hosts, parsed.slots, _rate_or_none(parsed.rate), shares, impairment)
-    return _status(argparse.Namespace(hosts=False))
+    impairment, rate = Impairment(**_figures(parsed)), _rate_or_none(parsed.rate)
+    direct = is_direct(parsed.ssh)
+    plan = lab.plan(parsed.hosts, parsed.slots, direct, rate, shares, impairment)
+
+    def make() -> int:
+        lab.up(plan)
+        return _status(argparse.Namespace(hosts=False))
+
+    return cell.run_in_new(make) if cell.is_needed() else make()
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -76,6 +112,8 @@ def _status(parsed: argparse.Namespace) -> int:
     if parsed.hosts:
         print(",".join(f"{host.name}:{host.slots}" for host in hosts))
         return 0
+    entered = "directly" if hosts[0].direct else "by ssh"
+    print(f"made {cell.place()}; hosts are entered {entered}", file=sys.stderr)
     impairments = impairments_of(hosts)
     for host in hosts:
         print(_line(host, impairments[host.name]))
@@ -95,8 +133,11 @@ def _share(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _down(parsed: argparse.Namespace) -> int:
-    lab.check_possible()
+def _down(_: argparse.Namespace) -> int:
+    return cell.end_after(_take_down) if cell.is_needed() else _take_down()
+
+
+def _take_down() -> int:
     if relay_is_gone():
         print(f"{RELAY_IS_GONE}; the rest is taken down", file=sys.stderr)
     lab.down()
@@ -111,7 +152,8 @@ def _line(host: LabHost, impairment: Impairment) -> str:
     share = f"cores {','.join(map(str, host.cores))}"
     if limit is not None:
         share += f", {limit:g} of a core"
-    link = f"link {shaped_rate(host) or 'unshaped'}"
+    rate = shaped_to(host)
+    link = f"link {'unshaped' if rate is None else told(rate)}"
     if impairment:
         link += f", {impairment}"
     count = len(processes(host.namespace))

@@ -14,10 +14,12 @@ from pathlib import Path
 from types import FrameType
 
 from harness.cluster import leash
+from harness.cluster.entry import entry_of
 from harness.cluster.environment import passed_on
-from harness.cluster.lab import host_named, running, set_share
+from harness.cluster.lab import host_named, limits_of, running, set_share
+from harness.cluster.namespaces import network
 from harness.cluster.switch import RELAY_IS_GONE, relay_is_gone
-from harness.cluster.testhost import LabHost
+from harness.cluster.testhost import NAMESPACES, LabHost
 from harness.errors import UserError
 
 STUTTER = re.compile(r"(\w+):(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)(?::(0?\.\d+))?")
@@ -56,7 +58,7 @@ def run_in_lab(command: Sequence[str], stutters: Sequence[Stutter] = ()) -> int:
     if relay_is_gone():
         raise UserError(f"{RELAY_IS_GONE}; start it anew: harness lab rate RATE")
     for stutter in stutters:
-        host_named(stutter.host)
+        limits_of(host_named(stutter.host).name)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     with _stuttering(stutters):
         code = _at_terminal(host, command) if terminal else _passing_on(host, command)
@@ -64,26 +66,30 @@ def run_in_lab(command: Sequence[str], stutters: Sequence[Stutter] = ()) -> int:
 
 
 def _ssh(host: LabHost, command: Sequence[str], terminal: bool) -> list[str]:
-    here = ["env", *(f"{name}={value}" for name, value in passed_on(os.environ).items())]
+    entry, variables = entry_of(host), passed_on(os.environ)
+    variables["PATH"] = entry.search(variables.get("PATH", os.defpath))
+    here = ["env", *(f"{name}={value}" for name, value in variables.items())]
     line = f"cd {shlex.quote(os.getcwd())} && exec {shlex.join([*here, *command])}"
-    inside = ["ip", "netns", "exec", host.namespace]
-    return [*inside, "ssh", "-tt" if terminal else "-T", host.name, line]
+    return entry.ssh(host, terminal, line)
 
 
 def _at_terminal(host: LabHost, command: Sequence[str]) -> int:
     # ssh takes the keys as they come: Ctrl-C is for the command alone.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        return subprocess.run(_ssh(host, command, terminal=True), check=False).returncode
+        with network(NAMESPACES / host.namespace):
+            ssh = subprocess.Popen(_ssh(host, command, terminal=True))
+        return ssh.wait()
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def _passing_on(host: LabHost, command: Sequence[str]) -> int:
     held = [sys.executable, str(Path(leash.__file__)), *command]
-    ssh = subprocess.Popen(
-        _ssh(host, held, terminal=False), stdin=subprocess.PIPE, start_new_session=True
-    )
+    with network(NAMESPACES / host.namespace):
+        ssh = subprocess.Popen(
+            _ssh(host, held, terminal=False), stdin=subprocess.PIPE, start_new_session=True
+        )
     assert ssh.stdin is not None
     to_leash = ssh.stdin.fileno()
 

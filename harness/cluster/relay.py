@@ -26,18 +26,22 @@ from pathlib import Path
 
 from harness.cluster.direction import Direction
 from harness.cluster.impairment import Impairment
+from harness.cluster.links import QUEUE_SECONDS
 from harness.cluster.superframe import NOTE
 
 # From Linux' if_ether.h, if_packet.h and socket.h; Python does not name them.
 ALL_PROTOCOLS = 3
 SOL_PACKET, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 263, 15, 23
 SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMPNS = 32, 33, 35
+ALLOWED = {SO_SNDBUFFORCE: socket.SO_SNDBUF, SO_RCVBUFFORCE: socket.SO_RCVBUF}
 TIMESPEC = struct.Struct("@ll")
 FRAME_BYTES = 1 << 17
 RECEIVE_BYTES = 1 << 26
 """What one host may send while the relay waits for a core."""
 SEND_BYTES = 1 << 30
 """More than tbf lets wait: the kernel counts that as the socket's."""
+FULL_SECONDS = 0.001
+"""Until a port that takes nothing is tried again: with small buffers tbf's queue fills them."""
 HELD_BYTES = 1 << 29
 """On the way between all hosts together; more is dropped. Only links without a rate get there."""
 FRAMES_AT_ONCE = 32
@@ -70,10 +74,11 @@ class Relay:
             for target, there in self._hosts.items()
             if source is not target
         }
-        self._held: list[tuple[float, int, socket.socket, bytes]] = []
-        """Heap of arrival time, order, port, frame."""
+        self._held: list[tuple[float, int, float, socket.socket, bytes]] = []
+        """Heap of the time to send at, order, arrival time, port, frame."""
         self._held_bytes = 0
         self._order = itertools.count()
+        self._full_until = dict.fromkeys(self._hosts, 0.0)
 
     def change(self, impairments: Mapping[str, Impairment]) -> None:
         for (source, target), direction in self._directions.items():
@@ -108,15 +113,31 @@ class Relay:
         for piece in direction.surviving(frame):
             if self._held_bytes + len(piece) <= HELD_BYTES:
                 self._held_bytes += len(piece)
-                heapq.heappush(self._held, (arrival, next(self._order), port, piece))
+                held = (arrival, next(self._order), arrival, port, piece)
+                heapq.heappush(self._held, held)
 
     def _send_what_arrives(self) -> None:
         now = time.monotonic()
         while self._held and self._held[0][0] <= now:
-            _, _, port, frame = heapq.heappop(self._held)
-            self._held_bytes -= len(frame)
-            with suppress(OSError):  # the queue before the host is full, or it is being taken down
-                port.send(frame)
+            _, order, arrival, port, frame = heapq.heappop(self._held)
+            if self._sent(port, frame, now) or now - arrival > QUEUE_SECONDS:
+                self._held_bytes -= len(frame)
+            else:
+                held = (self._full_until[port], order, arrival, port, frame)
+                heapq.heappush(self._held, held)
+
+    def _sent(self, port: socket.socket, frame: bytes, now: float) -> bool:
+        """Or lost; False where it has to wait, behind those that wait already."""
+        if now < self._full_until[port]:
+            return False
+        try:
+            port.send(frame)
+        except BlockingIOError:
+            self._full_until[port] = now + FULL_SECONDS
+            return False
+        except OSError:  # the queue before the host is full, or it is being taken down
+            return True
+        return True
 
 
 def _left_at(stamp: bytes) -> float:
@@ -132,12 +153,19 @@ def open_port(device: str) -> socket.socket:
     port = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     port.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
     port.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-    port.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BYTES)
-    port.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BYTES)
+    _set_buffer(port, SO_RCVBUFFORCE, RECEIVE_BYTES)
+    _set_buffer(port, SO_SNDBUFFORCE, SEND_BYTES)
     port.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
     port.setblocking(False)
     port.bind((device, ALL_PROTOCOLS))
     return port
+
+
+def _set_buffer(port: socket.socket, which: int, size: int) -> None:
+    try:
+        port.setsockopt(socket.SOL_SOCKET, which, size)
+    except PermissionError:  # in a user namespace; then as much as the machine allows everybody
+        port.setsockopt(socket.SOL_SOCKET, ALLOWED[which], size)
 
 
 def _go_before_the_ranks() -> None:

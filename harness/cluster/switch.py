@@ -8,12 +8,20 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 
-import harness
 from harness.cluster.impairment import Impairment
+from harness.cluster.links import make_bridge, put_on_bridge
+from harness.cluster.namespaces import make_network, network
 from harness.cluster.relay import FIGURES, READY, read_impairments
-from harness.cluster.testhost import STATE, SWITCH, LabHost, end_processes, processes, tool
+from harness.cluster.testhost import (
+    NAMESPACES,
+    PACKAGE,
+    STATE,
+    SWITCH,
+    LabHost,
+    end_processes,
+    processes,
+)
 from harness.errors import UserError
 
 LOG = STATE / "relay.log"
@@ -21,9 +29,8 @@ RELAY_IS_GONE = "the relay that joins the lab's hosts has ended: nothing passes 
 
 
 def make_switch() -> None:
-    tool("ip", "netns", "add", SWITCH)
-    tool("ip", "-n", SWITCH, "link", "add", "bridge", "type", "bridge")
-    tool("ip", "-n", SWITCH, "link", "set", "bridge", "up")
+    make_network(NAMESPACES / SWITCH)
+    make_bridge()
 
 
 def impairments_of(hosts: Iterable[LabHost]) -> dict[str, Impairment]:
@@ -36,7 +43,7 @@ def relay_is_gone() -> bool:
     """Where there should be one; False also where no lab is up."""
     try:
         return any(read_impairments(STATE).values()) and not _relay()
-    except (FileNotFoundError, UserError):
+    except FileNotFoundError:
         return False
 
 
@@ -56,9 +63,7 @@ def join(impairments: Mapping[str, Impairment]) -> None:
     if not impaired:
         end_processes([SWITCH])
     # A bridge beside the relay would carry every frame a second time.
-    place = ["nomaster"] if impaired else ["master", "bridge"]
-    for name in impairments:
-        tool("ip", "-n", SWITCH, "link", "set", name, *place)
+    put_on_bridge(impairments, not impaired)
     if impaired:
         _start_relay(list(impairments))
 
@@ -70,10 +75,10 @@ def _relay() -> list[int]:
 
 def _start_relay(hosts: list[str]) -> None:
     relay = [sys.executable, "-m", "harness.cluster.relay", str(STATE), *hosts]
-    with LOG.open("wb") as log:
+    with LOG.open("wb") as log, network(NAMESPACES / SWITCH):
         process = subprocess.Popen(
-            ["ip", "netns", "exec", SWITCH, *relay],
-            cwd=Path(harness.__file__).parent.parent,
+            relay,
+            cwd=PACKAGE,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from harness.cluster.testhost import FILES, PREFIX
-from tests.lab import HARNESS, ROOT, harness, lab_of
+from harness.cluster.testhost import STATE
+from tests.lab import HARNESS, HERE, ROOT, harness, lab_of
 
 HOSTS = "h1:1,h2:1,h3:1,h4:1"
 EXPERIMENT = """
@@ -80,7 +80,7 @@ def faults(found: dict[str, Any], *checks: str) -> list[str]:
 @contextmanager
 def line_of_hosts(host: str, old: str, new: str) -> Iterator[None]:
     """Changes the host's own /etc/hosts, in place: that very file is mounted there."""
-    file = FILES / f"{PREFIX}-{host}" / "hosts"
+    file = HERE.seen(STATE / host / "etc" / "hosts")
     before = file.read_text()
     assert old in before
     file.write_text(before.replace(old, new))

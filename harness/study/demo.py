@@ -1,0 +1,73 @@
+"""`harness demo`: the method over a slow link of this machine's own, and without the limit."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.cluster.own_lab import NoLab, own_lab, run_in_lab, set_rate
+from harness.cluster.testhost import PACKAGE
+from harness.config import config_of_store
+from harness.errors import RunFailed
+from harness.measure.address import store_uri
+from harness.measure.folders import claimed, now
+from harness.study.compare import compare
+from harness.study.demo_text import Link, leads, summary
+from harness.study.folder import variants_in
+from harness.study.results import Terms, Variant, baseline_of
+
+HOSTS, SLOTS = 2, 2
+EXPERIMENTS = PACKAGE / "experiments"
+BASELINE = EXPERIMENTS / "lab" / "data_parallel.yaml"
+METHOD = EXPERIMENTS / "lab" / "hybrid_averaging.yaml"
+RIVAL = EXPERIMENTS / "rivals" / "data_parallel_int8.yaml"
+"""The baseline with as few bytes as the method: what is gained without being late."""
+OVERRIDES = (
+    "tracking.experiment=demo",
+    "train.device=cpu",  # two hosts of one machine would need a card for each of their ranks
+)
+SLOW, UNLIMITED = "demo", "demo-unlimited"
+"""Studies."""
+LOG_FILE = "comparison.log"
+EMULATED = f"localhost:{SLOTS},127.0.0.1:{SLOTS}"
+
+
+def demo(folder: Path | None) -> int:
+    """Trains over both links and shows what came of it; the exit code.
+
+    Raises UserError before the first start.
+    """
+    with claimed(folder, Path("runs") / SLOW / now()) as place:
+        try:
+            with own_lab("--hosts", str(HOSTS), "--slots", str(SLOTS)):
+                _say(f"two hosts of {SLOTS} ranks on this machine; everything is kept in {place}\n")
+                _say("1. no limit on the link between them")
+                unlimited = _study(UNLIMITED, place / "unlimited", (BASELINE, METHOD))
+                link = Link.for_baseline(baseline_of(unlimited))
+                _say(f"\n2. a limit of {link} on it")
+                set_rate(link.rate)
+                slow = _study(SLOW, place / "slow", (BASELINE, RIVAL, METHOD))
+        except NoLab as reason:
+            _say(f"no slow link can be made here, so its gain cannot be shown: {reason}")
+            experiments = (BASELINE, METHOD)
+            terms = Terms()
+            return compare(experiments, OVERRIDES, HOSTS * SLOTS, EMULATED, 1, SLOW, terms, place)
+        store = store_uri(config_of_store(None))
+        print(f"\n{summary(slow, unlimited, link)}\n\n{leads(place / 'slow', store, SLOW)}")
+    return 0
+
+
+def _study(name: str, folder: Path, experiments: Sequence[Path]) -> tuple[Variant, ...]:
+    """Trains in turn in the lab; tables and verdict go to a file."""
+    folder.mkdir()
+    hosts = ",".join(f"h{number}:{SLOTS}" for number in range(1, HOSTS + 1))
+    words = ["compare", *map(str, experiments), *OVERRIDES, "--hosts", hosts]
+    command = [sys.executable, "-m", "harness", *words, "--study", name, "--folder", str(folder)]
+    # The shell keeps standard output from the terminal that progress is shown on.
+    line = ["sh", "-c", 'log=$0; exec "$@" > "$log"', str(folder / LOG_FILE), *command]
+    if code := run_in_lab(line):
+        raise RunFailed(f"the study ended with exit code {code}; its files are in {folder}")
+    return variants_in(folder)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
