@@ -78,7 +78,7 @@ def ship_study(study: Path, place: Path) -> str:
     for path in study.glob("*.*"):
         if path.suffix in (".md", ".csv", ".png"):
             shutil.copy(path, place)
-    runs = [path.parent for path in sorted(study.glob(f"*/{SUMMARY}"))]
+    runs = [path.parent for path in sorted(study.rglob(SUMMARY))]
     for run in runs:
         _copy_files(run, place / run.name, (CONFIG, SUMMARY))
     told = secrets_in(place, [str(study.parent), str(Path.cwd())])

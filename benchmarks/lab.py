@@ -18,7 +18,13 @@ from itertools import product
 from pathlib import Path
 
 from benchmarks.lab_page import page
+from harness.cluster.own_lab import own_lab
+from harness.errors import UserError
+from harness.measure.summary import FILE_NAME as SUMMARY_FILE
+from harness.study.conclude import conclude
 from harness.study.figures.scaling import CONDITIONS, Condition
+from harness.study.folder import variants_in
+from harness.study.results import Results, Terms
 
 SHARES = {"third": 1 / 3, "slow": 0.8, "slower": 0.95, "slowest": 0.98}
 """What data_parallel, by its better route, loses of its step to a link, by the link's name: the
@@ -57,6 +63,8 @@ STRONGEST = tuple(
 WIRES = ("none", "fp16", "int8", "int4")
 LATE_TWIN = "exchange.kind=delayed,exchange.delay=0"
 """The same numbers, exchanged after the backward pass: what overlapping is measured against."""
+SEEDS = (0, 1, 2)
+"""Of a study; none of the sweep's."""
 CYCLE = "HOROVOD_CYCLE_TIME=20"
 """Ranks outnumber the cores: Horovod's threads wake less often. At 5 ms all lose a tenth."""
 
@@ -88,11 +96,8 @@ class Link:
 @contextmanager
 def lab(hosts: int, slots: int, link: Link) -> Iterator[str]:
     """Test hosts while it lasts; the list for -H."""
-    harness("lab", "up", "--hosts", str(hosts), "--slots", str(slots), *link.options)
-    try:
+    with own_lab("--hosts", str(hosts), "--slots", str(slots), *link.options):
         yield ",".join(f"h{number}:{slots}" for number in range(1, hosts + 1))
-    finally:
-        harness("lab", "down")
 
 
 def harness(*words: str, log: Path | None = None) -> None:
@@ -227,10 +232,25 @@ def accuracy(folder: Path, known: dict[str, Link]) -> None:
 
 
 def _study(folder: Path, name: str, link: Link, rivals: Sequence[str]) -> None:
-    words = ["harness", "compare", BASELINE, METHOD, ASYNC, *rivals, "--np", "4"]
+    """Trainings that were made are kept: what was interrupted goes on where it ended."""
+    study = folder / name
+    study.mkdir(exist_ok=True)
     with lab(2, 2, link) as hosts:
-        options = ["--hosts", hosts, "--seeds", "3", "--study", f"lab-{name}"]
-        in_lab([*words, *options, "--folder", str(folder / name)], folder / f"{name}.log")
+        for seed in SEEDS:
+            left = [
+                each
+                for each in (BASELINE, METHOD, ASYNC, *rivals)
+                if not list(study.glob(f"part-*/{Path(each).stem}-s{seed}/{SUMMARY_FILE}"))
+            ]
+            if seed % 2:  # a machine that slows down steadily slows all alike
+                left.reverse()
+            if left:
+                part = f"part-{1 + len(list(study.glob('part-*/')))}"
+                words = ["compare", *left, f"seed={seed}", "--np", "4", "--hosts", hosts]
+                own = ["--study", f"lab-{name}", "--folder", str(study / part)]
+                in_lab(["harness", *words, *own], study / f"{part}.log")
+    whole = len(list(study.glob("part-*/"))) == len(SEEDS)
+    conclude(Results(f"lab-{name}", variants_in(study), in_turn=whole), Terms(), study, None)
 
 
 def nodes(folder: Path, _: dict[str, Link]) -> None:
@@ -320,7 +340,7 @@ def main() -> int:
             if chosen.only is None or name in chosen.only:
                 print(f"lab: {name}", file=sys.stderr, flush=True)
                 part(folder, known)
-    except LabFailed as error:
+    except (LabFailed, UserError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1
     text = page(folder)

@@ -1,4 +1,4 @@
-"""A study as its folder keeps it: each run's config and summary in a folder of the run's own."""
+"""A study as its folder keeps it: each run's config and summary in a folder of its own in there."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def variants_in(folder: Path) -> tuple[Variant, ...]:
     Raises UserError where there are none.
     """
     found: dict[str, list[tuple[RunSummary, Path]]] = {}
-    for path in sorted(folder.glob(f"*/{FILE_NAME}")):
+    for path in sorted(folder.rglob(FILE_NAME)):
         run = RunSummary.read(path.parent)
         found.setdefault(run.name, []).append((run, path.parent / CONFIG_FILE))
     if not found:

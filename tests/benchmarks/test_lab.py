@@ -1,9 +1,17 @@
-"""The page that `make lab` leaves, from numbers at hand."""
+"""The page that `make lab` leaves, from numbers at hand; a study that goes on where it ended."""
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from benchmarks import lab
 from benchmarks.lab_page import page, table
+from harness.config import load
+from harness.measure.folders import CONFIG_FILE
+from tests.study.recorded import summary
 
 
 def variant(name: str, rate: float, ratio: float, wait: float) -> dict[str, object]:
@@ -45,3 +53,51 @@ def test_the_page_holds_what_was_measured_and_no_more(tmp_path: Path) -> None:
     (tmp_path / "comparison").mkdir()
     (tmp_path / "comparison" / "comparison.md").write_text("# lab: 4 ranks\n\n| a |\n")
     assert page(tmp_path).rstrip().endswith("## lab: 4 ranks\n\n| a |")
+
+
+class Hosts:
+    """In place of the lab: `compare` there leaves runs, and ends with the first so many."""
+
+    def __init__(self, trainings: int) -> None:
+        self.left = trainings
+        self.made: list[str] = []
+
+    @contextmanager
+    def up(self, *_: object) -> Iterator[str]:
+        yield "h1:2,h2:2"
+
+    def run(self, words: Sequence[str], log: Path) -> None:
+        experiments = [Path(word) for word in words if word.endswith(".yaml")]
+        (seed,) = [word.removeprefix("seed=") for word in words if word.startswith("seed=")]
+        folder = Path(words[words.index("--folder") + 1])
+        folder.mkdir()
+        for path in experiments:
+            if not self.left:
+                raise lab.LabFailed("interrupted")
+            self.left -= 1
+            run = folder / f"{path.stem}-s{seed}"
+            run.mkdir()
+            (run / CONFIG_FILE).write_text(load(path, (f"seed={seed}",)).to_yaml())
+            summary(path.stem, seed=int(seed)).write(run)
+            self.made.append(run.name)
+
+
+def test_a_study_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rivals = ["experiments/rivals/data_parallel_int8.yaml"]
+    made = []
+    for trainings in (5, 100):
+        hosts = Hosts(trainings)
+        monkeypatch.setattr(lab, "lab", hosts.up)
+        monkeypatch.setattr(lab, "in_lab", hosts.run)
+        if trainings == 5:
+            with pytest.raises(lab.LabFailed):
+                lab._study(tmp_path, "comparison-slow", lab.Link(), rivals)
+        else:
+            lab._study(tmp_path, "comparison-slow", lab.Link(), rivals)
+        made += hosts.made
+    variants = ("data_parallel", "hybrid_averaging", "hybrid_async", "data_parallel_int8")
+    wanted = [f"{name}-s{seed}" for seed in lab.SEEDS for name in variants]
+    assert sorted(made) == sorted(wanted), "each once"
+    assert made[4] == "data_parallel_int8-s1", "and there and back"
+    text = (tmp_path / "comparison-slow" / "comparison.md").read_text()
+    assert "mean \N{PLUS-MINUS SIGN} half of its 95% interval" in text

@@ -23,6 +23,8 @@ KNOWN = (
     "hybrid_sync",
     "world_async",
     "hybrid_async_delay_2",
+    "world_sync_int8",
+    "world_late_int8",
 )
 """Variants of experiments/, each in a place of its own in every study."""
 WAIT_COLOUR = "#D55E00"

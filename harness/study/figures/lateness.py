@@ -1,8 +1,8 @@
-"""Where lateness pays: the late method against whatever waits, over links, measured.
+"""Where lateness pays: the best late variant against the best that waits, measured and simulated.
 
-Throughput comes from tables measured on each link, the images that a variant needs to the target
+Measured: throughput comes from tables of each link, the images that a variant needs to the target
 from a study: what is learnt does not depend on the link, because delays are counted in windows.
-Their quotient is the time to accuracy there.
+Their quotient is the time to accuracy there. Simulated for cards: throughput alone.
 """
 
 import json
@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 
 from harness.errors import UserError
 from harness.measure.summary import RunSummary
 from harness.study.figures.colours import Look, in_order, looks
+from harness.study.figures.scale import CEILING, LABELS, MAPS, in_short
 from harness.study.figures.scaling import CONDITIONS, Condition
 from harness.study.figures.style import Picture, Said, dressed, legend_below, line, picture
 from harness.study.folder import variants_in
@@ -24,7 +28,9 @@ from harness.study.results import baseline_of, target_of
 
 PREFIX = "map-"
 """Of the tables' names."""
-BASELINE, CEILING = "data_parallel", "ceiling"
+BASELINE = "data_parallel"
+WORTH = 4.0
+"""Times as fast, or as slow, at the ends of the map's colours."""
 
 
 @dataclass(frozen=True)
@@ -98,16 +104,29 @@ def places(tables: str | Path, images: Mapping[str, float]) -> list[Place]:
     return sorted(found, key=lambda each: (each.condition.classes, each.link, each.lost))
 
 
-def draw(tables: str | Path, images: Mapping[str, float]) -> Picture:
+def leads(sweep: pd.DataFrame, cards: int) -> pd.DataFrame:
+    """How many times the images/s of the best that waits the best late variant has in the simulated
+    sweep: a row per number of classes, a column per rate. What does not fit is left out; NaN where
+    that leaves nobody to compare."""
+    usable = sweep[(sweep["ranks"] == cards) & sweep["fits"] & (sweep["variant"] != CEILING)]
+    late = usable["delay"] > 0
+    keys = ["classes", "gbit_per_second"]
+    best = [usable[each].groupby(keys)["images_per_second"].max() for each in (late, ~late)]
+    return (best[0] / best[1]).unstack()
+
+
+def draw(tables: str | Path, images: Mapping[str, float], sweep: pd.DataFrame) -> Picture:
     """A panel for each number of classes and kind of link: seconds to the target over the share of
-    its step that data parallelism loses to the link."""
+    its step that data parallelism loses to the link. Below, `leads` on three numbers of cards."""
     found = places(tables, images)
     links = list(dict.fromkeys(each.link for each in found))
     classes = sorted({each.condition.classes for each in found})
     variants = looks(name for each in found for name in each.seconds)
     with dressed():
-        figure = picture(3.4 * len(links), 3.6 * len(classes))
-        grid = figure.subplots(len(classes), len(links), sharey="row", squeeze=False)
+        figure = picture(13, 3.6 * len(classes) + 3.4)
+        ratios = (3.6 * len(classes), 3.4)
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]
+        grid = above.subplots(len(classes), len(links), sharey="row", squeeze=False)
         for row, count in zip(grid, classes, strict=True):
             for axes, link in zip(row, links, strict=True):
                 here = [
@@ -116,8 +135,22 @@ def draw(tables: str | Path, images: Mapping[str, float]) -> Picture:
                 _panel(axes, here, variants)
                 axes.set_title(f"{count:,} classes, {link}", fontsize=9)
             row[0].set_ylabel("seconds to the target")
-        legend_below(figure, list(grid.flat), columns=4)
+        legend_below(above, list(grid.flat), columns=4)
+        for axes, cards in zip(below.subplots(1, len(MAPS)), MAPS, strict=True):
+            _draw_leads(axes, leads(sweep, cards))
+            axes.set_title(f"{cards:,} cards, simulated: late / waiting, images/s", fontsize=9)
     return figure
+
+
+def _draw_leads(axes: Axes, found: pd.DataFrame) -> None:
+    axes.imshow(found, cmap="PuOr_r", norm=LogNorm(1 / WORTH, WORTH), origin="lower", aspect="auto")
+    for (y, x), lead in np.ndenumerate(found.to_numpy()):
+        axes.text(x, y, f"{lead:.2f}x", ha="center", va="center", fontsize=9)
+    axes.set_xticks(range(len(found.columns)), [in_short(float(each)) for each in found.columns])
+    axes.set_yticks(range(len(found.index)), [in_short(float(each)) for each in found.index])
+    axes.set_xlabel(LABELS["gbit_per_second"])
+    axes.set_ylabel(LABELS["classes"])
+    axes.grid(visible=False)
 
 
 def say(tables: str | Path, images: Mapping[str, float]) -> Said:
@@ -142,7 +175,7 @@ def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, Look]) -> 
     for name in in_order(dict.fromkeys(name for each in found for name in each.seconds)):
         seconds = [each.seconds.get(name, math.nan) for each in found]
         axes.plot(spots, seconds, **line(variants[name]), label=name)
-    axes.set_xlim(min(spots) / 1.2, max(spots) * 1.2)
+    axes.set_xlim(min(spots) / 1.4, max(spots) * 1.4)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(spots, [f"{each.lost:.0%}" for each in found])

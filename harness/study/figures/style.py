@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from harness.study.figures.colours import Look
 
@@ -92,7 +92,7 @@ def hollow(look: Look) -> dict[str, Any]:
     }
 
 
-def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 4) -> None:
+def legend_below(figure: FigureBase, axes: Sequence[Axes], columns: int = 4) -> None:
     """One legend for all axes, each label once."""
     found: dict[str, Any] = {}
     for each in axes:

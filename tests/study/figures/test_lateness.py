@@ -4,9 +4,11 @@ import json
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from harness.study.figures import lateness
+from harness.study.figures import lateness, scale
+from tests.study.pictures import assert_readable
 from tests.study.recorded import summary
 
 IMAGES = {"data_parallel": 10_000.0, "hybrid_averaging": 12_000.0, "ddp_powersgd": 15_000.0}
@@ -69,8 +71,39 @@ def test_a_variant_of_which_a_run_misses_the_target_needs_for_ever() -> None:
     assert lateness.images_to(runs, 0.8) == {"one": (25_600 + 12_800) / 2, "other": math.inf}
 
 
-def test_it_is_a_picture(tables: Path) -> None:
-    picture = lateness.draw(tables, IMAGES)
+@pytest.fixture
+def sweep() -> pd.DataFrame:
+    """On 32 and 512 cards; the late one that is faster does not fit with a million classes."""
+    columns = ["ranks", "classes", "gbit_per_second", "variant", "delay", "images_per_second"]
+    rows = [
+        (cards, classes, gbit, name, delay, rate * gbit)
+        for cards in scale.MAPS
+        for classes in (10_000, 1_000_000)
+        for gbit in (10.0, 25.0)
+        for name, delay, rate in (
+            ("data_parallel", 0, 10.0),
+            ("world_sync", 0, 20.0),
+            ("hybrid_averaging", 1, 30.0),
+            ("hybrid_async", 1, 40.0),
+            ("ceiling", 0, 90.0),
+        )
+    ]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.assign(fits=(frame["classes"] < 1e6) | (frame["variant"] != "hybrid_async"))
+
+
+def test_a_lead_is_of_the_best_late_variant_that_fits_over_the_best_that_waits(
+    sweep: pd.DataFrame,
+) -> None:
+    found = lateness.leads(sweep, 512)
+    assert found.loc[10_000].tolist() == [2.0, 2.0]
+    assert found.loc[1_000_000].tolist() == [1.5, 1.5]
+
+
+def test_it_is_a_picture(tables: Path, sweep: pd.DataFrame) -> None:
+    picture = lateness.draw(tables, IMAGES, sweep)
     titles = [axes.get_title() for axes in picture.axes]
-    assert titles == ["1,000 classes, 20ms one way", "1,000 classes, no latency"]
+    assert titles[:2] == ["1,000 classes, 20ms one way", "1,000 classes, no latency"]
+    assert len(titles) == 2 + len(scale.MAPS)
+    assert_readable(picture)
     assert picture.png().startswith(b"\x89PNG")

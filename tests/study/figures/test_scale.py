@@ -55,7 +55,7 @@ def test_the_figure_is_readable_and_has_units() -> None:
 
 def test_what_does_not_fit_is_said() -> None:
     told = scale.say(scale.read(SWEEP))
-    assert "`data_parallel_fp16` does not fit from 10M classes on" in told
+    assert "`data_parallel_int8` does not fit from 10M classes on" in told
 
 
 def test_the_shipped_sweep_is_whole() -> None:
@@ -71,8 +71,8 @@ def test_the_shipped_sweep_is_whole() -> None:
     [
         (Point(8, 10_000, 1), "data_parallel"),
         (Point(32, 1_000_000, 25), "hybrid_averaging"),
-        (Point(128, 100_000, 10), "data_parallel_k4_fp16"),
-        (Point(128, 10_000_000, 100), "world_async"),
+        (Point(128, 100_000, 10), "data_parallel_k4_int8"),
+        (Point(128, 10_000_000, 100), "world_late_int8"),
     ],
 )
 def test_the_shipped_sweep_is_what_the_simulator_says(point: Point, variant: str) -> None:
