@@ -26,8 +26,6 @@ QUESTIONS = (
     "staleness",
     "scale",
     "predictions",
-    "ladder",
-    "lateness",
 )
 NOTEBOOKS = tuple(HERE / f"{number}_{name}.ipynb" for number, name in enumerate(QUESTIONS, start=1))
 TIMEOUT_SECONDS = 300
