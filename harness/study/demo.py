@@ -27,7 +27,6 @@ OVERRIDES = (
     # To be done in ten minutes on two cores.
     "train.epochs=5",
     "train.evaluate_images=500",
-    "train.log_every=2",  # as often the progress bar moves
 )
 SHORT = ("train.epochs=2",)
 """Without a limit only speed is looked at."""
