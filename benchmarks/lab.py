@@ -96,8 +96,8 @@ class Link:
 @contextmanager
 def lab(hosts: int, slots: int, link: Link) -> Iterator[str]:
     """Test hosts while it lasts; the list for -H."""
-    with own_lab("--hosts", str(hosts), "--slots", str(slots), *link.options):
-        yield ",".join(f"h{number}:{slots}" for number in range(1, hosts + 1))
+    with own_lab(hosts, slots, *link.options) as names:
+        yield names
 
 
 def harness(*words: str, log: Path | None = None) -> None:

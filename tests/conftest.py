@@ -17,7 +17,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
-MAKE_THE_LAB = ("lab_of", "require_lab")
+MAKE_THE_LAB = ("in_ways", "lab_of", "require_lab")
 """What a file takes from tests/lab.py that does: a list of files would forget the next one."""
 ALONE = {
     "tests/cluster/test_doctor.py",

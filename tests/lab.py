@@ -94,6 +94,12 @@ EVERY_WAY = (HERE, DIRECT, USER)
 harness, in_lab = HERE.harness, HERE.run
 
 
+def unable(*command: str) -> list[str]:
+    """The command as a user who may make no namespaces."""
+    words = [sys.executable, *AS_USER[1:], "--unable", *command]
+    return [*AS_USER, *words] if IS_ROOT else words
+
+
 def in_ways(*ways: Way) -> pytest.MarkDecorator:
     """For tests whose fixture `lab` makes one; those of one way follow each other."""
     return pytest.mark.parametrize("lab", ways, ids=str, indirect=True, scope="module")

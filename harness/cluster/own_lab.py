@@ -19,29 +19,30 @@ class NoLab(UserError):
 
 
 @contextmanager
-def own_lab(*options: str) -> Iterator[None]:
-    """A lab by the options of `lab up` while the block lasts.
+def own_lab(hosts: int, slots: int, *options: str) -> Iterator[str]:
+    """A lab while the block lasts; yields its hosts for -H. `options` are those of `lab up`.
 
     Raises NoLab, and UserError where a lab is up already, which somebody may be using.
     """
-    if (
-        subprocess.run([*HARNESS, "lab", "status"], capture_output=True, check=False).returncode
-        != 2
-    ):
+    if _lab("status").returncode != 2:
         raise UserError("a lab is up on this machine; take it down first: harness lab down")
     watch = [sys.executable, "-m", "harness.cluster.own_lab"]
     # In a session of its own Ctrl-C does not reach it.
     with subprocess.Popen(watch, stdin=subprocess.PIPE, start_new_session=True) as watcher:
-        up = [*HARNESS, "lab", "up", *options]
-        made = subprocess.run(up, capture_output=True, text=True, check=False)
+        made = _lab("up", "--hosts", str(hosts), "--slots", str(slots), *options)
         if made.returncode == 2:
             last = (made.stderr.strip().splitlines() or ["no reason was given"])[-1]
             raise NoLab(last.removeprefix("harness: "))
         if made.returncode:
             raise RunFailed(f"the lab does not start: {made.stderr.strip()}")
-        yield
+        yield ",".join(f"h{number}:{slots}" for number in range(1, hosts + 1))
     if watcher.returncode:
         raise RunFailed("the lab could not be taken down; try: harness lab down")
+
+
+def _lab(*words: str) -> "subprocess.CompletedProcess[str]":
+    """One command of the lab; what it prints is kept."""
+    return subprocess.run([*HARNESS, "lab", *words], capture_output=True, text=True, check=False)
 
 
 def run_in_lab(command: Sequence[str]) -> int:

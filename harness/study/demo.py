@@ -43,14 +43,15 @@ def demo(folder: Path | None) -> int:
     """
     with claimed(folder, Path("runs") / SLOW / now()) as place:
         try:
-            with own_lab("--hosts", str(HOSTS), "--slots", str(SLOTS)):
+            with own_lab(HOSTS, SLOTS) as hosts:
                 _say(f"two hosts of {SLOTS} ranks on this machine; everything is kept in {place}\n")
                 _say("1. no limit on the link between them")
-                unlimited = _study(UNLIMITED, place / "unlimited", (BASELINE, METHOD), SHORT)
+                pair = BASELINE, METHOD
+                unlimited = _study(hosts, UNLIMITED, place / "unlimited", pair, SHORT)
                 link = Link.for_baseline(baseline_of(unlimited))
                 _say(f"\n2. a limit of {link} on it")
                 set_rate(link.rate)
-                slow = _study(SLOW, place / "slow", (BASELINE, RIVAL, METHOD))
+                slow = _study(hosts, SLOW, place / "slow", (BASELINE, RIVAL, METHOD))
         except NoLab as reason:
             _say(f"no slow link can be made here, so its gain cannot be shown: {reason}")
             experiments = (BASELINE, METHOD)
@@ -62,11 +63,14 @@ def demo(folder: Path | None) -> int:
 
 
 def _study(
-    name: str, folder: Path, experiments: Sequence[Path], overrides: Sequence[str] = ()
+    hosts: str,
+    name: str,
+    folder: Path,
+    experiments: Sequence[Path],
+    overrides: Sequence[str] = (),
 ) -> tuple[Variant, ...]:
     """Trains in turn in the lab; tables and verdict go to a file."""
     folder.mkdir()
-    hosts = ",".join(f"h{number}:{SLOTS}" for number in range(1, HOSTS + 1))
     words = ["compare", *map(str, experiments), *OVERRIDES, *overrides, "--hosts", hosts]
     command = [sys.executable, "-m", "harness", *words, "--study", name, "--folder", str(folder)]
     # The shell keeps standard output from the terminal that progress is shown on.

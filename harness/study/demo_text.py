@@ -102,24 +102,19 @@ def _table(variants: Sequence[Variant], target: Target) -> str:
 
 def _speeds(variants: Sequence[Variant]) -> str:
     frame = comparison(variants, baseline_of(variants), None)
-    rows = [
-        [str(name), f"{row['images_per_second']:,.0f}", f"{row['speedup']:.2f}x"]
-        for name, row in frame.iterrows()
-    ]
+    rows = [_speed(str(name), row) for name, row in frame.iterrows()]
     return aligned([["", "images/s", "ratio"], *rows])
 
 
+def _speed(name: str, row: "pd.Series[float]") -> list[str]:
+    return [name, f"{row['images_per_second']:,.0f}", f"{row['speedup']:.2f}x"]
+
+
 def _row(name: str, row: "pd.Series[float]", primary: str) -> list[str]:
-    reached = row["reached"] == row["runs"]
-    seconds, times = row["seconds_to_target"], row["speedup_to_target"]
-    return [
-        name,
-        f"{row['images_per_second']:,.0f}",
-        f"{row['speedup']:.2f}x",
-        f"{seconds:.1f}" if reached else "not reached",
-        f"{times:.2f}x" if reached else "",
-        f"{row[primary]:.1%}",
-    ]
+    seconds = ["not reached", ""]
+    if row["reached"] == row["runs"]:
+        seconds = [f"{row['seconds_to_target']:.1f}", f"{row['speedup_to_target']:.2f}x"]
+    return [*_speed(name, row), *seconds, f"{row[primary]:.1%}"]
 
 
 def _filled(text: str) -> str:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,7 +16,6 @@ from harness.cluster.rate import bits_per_second, told
 from harness.cluster.testhost import NAMESPACES, STATE
 from harness.errors import UserError
 from tests.lab import (
-    AS_USER,
     EVERY_WAY,
     HARNESS,
     HERE,
@@ -30,27 +28,10 @@ from tests.lab import (
     processes_with,
     require_lab,
     traces,
+    unable,
     wait_for,
     words_of,
 )
-
-
-@pytest.fixture(scope="module")
-def lab(request: pytest.FixtureRequest) -> Way:
-    """None is up yet."""
-    require_lab(request.param)
-    way: Way = request.param
-    return way
-
-
-@pytest.fixture
-def before(lab: Way) -> Iterator[dict[str, object]]:
-    """The machine without a lab; afterwards it is without one again."""
-    lab.harness("lab", "down")
-    try:
-        yield traces()
-    finally:
-        lab.harness("lab", "down")
 
 
 @in_ways(*EVERY_WAY)
@@ -244,8 +225,7 @@ def test_a_full_disk_leaves_nothing_of_a_start(lab: Way, before: dict[str, objec
 
 
 def test_where_users_may_make_no_namespaces_it_is_told_in_a_line() -> None:
-    unable = [sys.executable, *AS_USER[1:], "--unable", *HARNESS, "lab", "up"]
-    command = [*AS_USER, *unable] if IS_ROOT else unable
+    command = unable(*HARNESS, "lab", "up")
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )

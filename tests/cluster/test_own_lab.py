@@ -3,50 +3,31 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.lab import (
-    AS_USER,
     EVERY_WAY,
     HERE,
-    IS_ROOT,
     ROOT,
     USER,
     Way,
     in_ways,
-    require_lab,
     traces,
+    unable,
     wait_for,
 )
 
 USING = """
-import sys, time
+import sys
 from pathlib import Path
 from harness.cluster.own_lab import own_lab, run_in_lab
-with own_lab("--hosts", "2", *sys.argv[2:]):
+with own_lab(2, 1, *sys.argv[2:]):
     assert run_in_lab(["ssh", "h2", "true"]) == 0
     Path(sys.argv[1]).touch()
     run_in_lab(["sleep", "600"])
 """
-
-
-@pytest.fixture(scope="module")
-def lab(request: pytest.FixtureRequest) -> Way:
-    require_lab(request.param)
-    way: Way = request.param
-    return way
-
-
-@pytest.fixture
-def before(lab: Way) -> Iterator[dict[str, object]]:
-    """The machine without a lab; afterwards it is without one again."""
-    try:
-        yield traces()
-    finally:
-        lab.harness("lab", "down")
 
 
 def start(lab: Way, program: str, *words: str) -> "subprocess.Popen[str]":
@@ -77,7 +58,7 @@ def test_nothing_is_left_when_its_command_is_ended(
 @in_ways(HERE, USER)
 def test_a_lab_that_is_up_is_left_as_it_is(lab: Way, before: dict[str, object]) -> None:
     lab.up("--hosts", "1")
-    command = start(lab, "from harness.cluster.own_lab import own_lab\nown_lab().__enter__()")
+    command = start(lab, "from harness.cluster.own_lab import own_lab\nown_lab(1, 1).__enter__()")
     _, said = command.communicate(timeout=60)
     assert said.splitlines()[-1].endswith("take it down first: harness lab down")
     assert lab.run("hostname") == "h1\n"
@@ -87,13 +68,12 @@ def test_where_none_can_be_made_the_reason_is_told() -> None:
     program = """
 from harness.cluster.own_lab import NoLab, own_lab
 try:
-    with own_lab():
+    with own_lab(1, 1):
         pass
 except NoLab as reason:
     print("reason:", reason)
 """
-    unable = [sys.executable, *AS_USER[1:], "--unable", sys.executable, "-c", program]
-    command = [*AS_USER, *unable] if IS_ROOT else unable
+    command = unable(sys.executable, "-c", program)
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
