@@ -1,10 +1,10 @@
 """`make lab`: the headline, from nothing. Test hosts on this machine, with slow links between them.
 
-Every rival at its strongest against the method: throughput at several rates and what overlapping is
-worth, time to accuracy over seeds, a wire among many nodes, many ranks on four hosts, one host that
-stutters, torch's DDP, and a map of where lateness pays; into one folder, as a Markdown page and the
-files behind it. The host that stutters needs root. `--only PART` measures one part again and keeps
-the others.
+Every rival at its strongest against the method: time to accuracy over seeds on three links, a map
+of where lateness pays, what overlapping is worth, a wire among many nodes, many ranks on four
+hosts, one host that stutters, and torch's DDP; into one folder, as a Markdown page and the files
+behind it. What is in the folder is kept, so that what was interrupted goes on where it ended: to
+measure something again, delete its file. The host that stutters needs root.
 """
 
 import argparse
@@ -16,20 +16,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from benchmarks.lab_page import page
+from benchmarks.on_link import HOW, on_link
 from harness.cluster.own_lab import own_lab
 from harness.errors import UserError
 from harness.measure.summary import FILE_NAME as SUMMARY_FILE
-from harness.study.conclude import conclude
+from harness.study.conclude import TABLE_FILE, conclude
 from harness.study.figures.scaling import CONDITIONS, Condition
-from harness.study.folder import variants_in
-from harness.study.results import Results, Terms
+from harness.study.folder import variants_in, write_runs
+from harness.study.results import Results, Terms, Variant
 
 SHARES = {"third": 1 / 3, "slow": 0.8, "slower": 0.95, "slowest": 0.98}
 """What data_parallel, by its better route, loses of its step to a link, by the link's name: the
 ceiling is then 1.5, 5, 20 and 50 times the baseline."""
-HEADLINE = ("slow", "slower")
 GUESS_MBIT = 50
 LATENCY = "20ms"
 DELAYS = {
@@ -46,6 +47,7 @@ ASYNC_2 = "experiments/lab/hybrid_async_delay_2.yaml"
 ALL_RIVALS = sorted(str(path) for path in Path("experiments/rivals").glob("*.yaml"))
 REMEDIES = sorted(str(path) for path in Path("experiments/remedies").glob("*.yaml"))
 """The method where it is weak."""
+EVERYONE = (BASELINE, METHOD, ASYNC, *ALL_RIVALS, *REMEDIES)
 STRONGEST = tuple(
     f"experiments/rivals/{name}.yaml"
     for name in (
@@ -60,6 +62,13 @@ STRONGEST = tuple(
     )
 )
 """Of each kind of rival the one to beat on a slow link: what the map is measured against."""
+ON_THE_LINK = (
+    BASELINE,
+    METHOD,
+    "experiments/rivals/data_parallel_k2_int8.yaml",
+    "experiments/rivals/hybrid_averaging_on_time.yaml",
+)
+"""Trained there, too, by the wall clock: what the headline's times are checked against."""
 WIRES = ("none", "fp16", "int8", "int4")
 LATE_TWIN = "exchange.kind=delayed,exchange.delay=0"
 """The same numbers, exchanged after the backward pass: what overlapping is measured against."""
@@ -126,9 +135,12 @@ def in_lab(words: Sequence[str], log: Path, stutter: Sequence[str] = ()) -> None
 def on_all_ranks(
     folder: Path, name: str, hosts: str, module: str, words: Sequence[str], stutter: Sequence[str]
 ) -> None:
-    """One of our benchmarks; its numbers into NAME.json."""
+    """One of our benchmarks; its numbers into NAME.json, where they are not there yet."""
+    file = folder / f"{name}.json"
+    if file.exists():
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    output = ["--output", str(folder / f"{name}.json")]
+    output = ["--output", str(file)]
     program = [sys.executable, "-m", f"benchmarks.{module}", *words, *output]
     launch = ["harness", "launch", "-H", hosts, "--folder", str(folder / "logs"), "--"]
     in_lab([*launch, *program], folder / f"{name}.log", stutter)
@@ -161,6 +173,22 @@ def note(folder: Path, name: str, link: Link, hosts: int, ranks: int, classes: i
     file.write_text(json.dumps(noted | {name: condition.model_dump()}, indent=2))
 
 
+def measure(
+    folder: Path,
+    name: str,
+    link: Link,
+    classes: int,
+    experiments: Sequence[str],
+    arguments: Sequence[str],
+) -> list[dict[str, Any]]:
+    """The rows of a table of two hosts of two ranks."""
+    with lab(2, 2, link) as hosts:
+        rates(folder, name, hosts, experiments, [f"data.num_classes={classes}", *arguments])
+    note(folder, name, link, hosts=2, ranks=4, classes=classes)
+    found: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text())
+    return found
+
+
 def links(folder: Path) -> dict[str, Link]:
     """By name: rates at which the baseline loses `SHARES` of its step; measured once for a folder.
 
@@ -183,22 +211,6 @@ def links(folder: Path) -> dict[str, Link]:
     return {name: Link(f"{rate:g}mbit") for name, rate in known.items()}
 
 
-def throughput(folder: Path, known: dict[str, Link]) -> None:
-    everyone = (CEILING, METHOD, ASYNC, BASELINE, *ALL_RIVALS)
-    few = ["--rounds", "4", "--micro-batches", "16", "--seconds", "3"]
-    slow = known["slow"]
-    tenfold = Link(f"{10 * (slow.mbit or 0):g}mbit")
-    for name, link, classes in (
-        ("classes-1000-slow", slow, 1000),
-        ("classes-3755-slow", slow, 3755),
-        ("classes-3755-tenfold", tenfold, 3755),
-        ("classes-3755-unshaped", Link(), 3755),
-    ):
-        with lab(2, 2, link) as hosts:
-            rates(folder, name, hosts, everyone, [f"data.num_classes={classes}", *few])
-        note(folder, name, link, hosts=2, ranks=4, classes=classes)
-
-
 def overlap(folder: Path, known: dict[str, Link]) -> None:
     """Each layout, route and wire that waits, beside the backward pass and after it."""
     few = ["--rounds", "4", "--micro-batches", "8", "--seconds", "3"]
@@ -215,31 +227,35 @@ def overlap(folder: Path, known: dict[str, Link]) -> None:
             rates(folder, f"overlap-{layout}", hosts, variants, few)
 
 
-def ceiling(folder: Path, known: dict[str, Link]) -> None:
-    """The method against the ceiling alone: machines are noisy, so many short blocks."""
-    many = ["--rounds", "40", "--micro-batches", "16"]
-    for name in HEADLINE:
-        with lab(2, 2, known[name]) as hosts:
-            rates(folder, f"ceiling-{name}", hosts, (CEILING, METHOD, ASYNC), many)
-
-
 def accuracy(folder: Path, known: dict[str, Link]) -> None:
-    """Everyone on the slow link; where lateness can matter more, all that are not hopeless."""
-    _study(folder, "comparison-slow", known["slow"], ALL_RIVALS)
-    few = (*STRONGEST, *REMEDIES)
-    _study(folder, "comparison-slower", known["slower"], few)
-    _study(folder, "comparison-latency", replace(known["slow"], latency=LATENCY), few)
+    """Trains everyone without a limit; concludes for each link with speeds measured there."""
+    variants = _trained(folder / "trainings", Link(), EVERYONE)
+    many = ["--rounds", f"{2 * len(SEEDS)}", "--micro-batches", "16", "--seconds", "3"]
+    for name, link in (
+        ("slow", known["slow"]),
+        ("slower", known["slower"]),
+        ("latency", replace(known["slow"], latency=LATENCY)),
+    ):
+        table = measure(folder, f"headline-{name}", link, 1000, (CEILING, *EVERYONE), many)
+        study, timed = folder / f"comparison-{name}", on_link(variants, table)
+        _conclude(study, timed, timing=HOW)
+        write_runs(study, timed)
 
 
-def _study(folder: Path, name: str, link: Link, rivals: Sequence[str]) -> None:
-    """Trainings that were made are kept: what was interrupted goes on where it ended."""
-    study = folder / name
+def clock(folder: Path, known: dict[str, Link]) -> None:
+    """Trains some on the slow link itself."""
+    study = folder / "comparison-clock"
+    _conclude(study, _trained(study, known["slow"], ON_THE_LINK), in_turn=True)
+
+
+def _trained(study: Path, link: Link, experiments: Sequence[str]) -> tuple[Variant, ...]:
+    """A run for each experiment and seed; those that were made are kept."""
     study.mkdir(exist_ok=True)
     with lab(2, 2, link) as hosts:
         for seed in SEEDS:
             left = [
                 each
-                for each in (BASELINE, METHOD, ASYNC, *rivals)
+                for each in experiments
                 if not list(study.glob(f"part-*/{Path(each).stem}-s{seed}/{SUMMARY_FILE}"))
             ]
             if seed % 2:  # a machine that slows down steadily slows all alike
@@ -247,20 +263,29 @@ def _study(folder: Path, name: str, link: Link, rivals: Sequence[str]) -> None:
             if left:
                 part = f"part-{1 + len(list(study.glob('part-*/')))}"
                 words = ["compare", *left, f"seed={seed}", "--np", "4", "--hosts", hosts]
-                own = ["--study", f"lab-{name}", "--folder", str(study / part)]
+                own = ["--study", f"lab-{study.name}", "--folder", str(study / part)]
                 in_lab(["harness", *words, *own], study / f"{part}.log")
-    whole = len(list(study.glob("part-*/"))) == len(SEEDS)
-    conclude(Results(f"lab-{name}", variants_in(study), in_turn=whole), Terms(), study, None)
+    return variants_in(study)
+
+
+def _conclude(
+    study: Path, variants: Sequence[Variant], timing: str | None = None, in_turn: bool = False
+) -> None:
+    study.mkdir(exist_ok=True)
+    results = Results(f"lab-{study.name}", tuple(variants), in_turn=in_turn, timing=timing)
+    conclude(results, Terms(), study, None)
 
 
 def nodes(folder: Path, _: dict[str, Link]) -> None:
     """A wire among more and more nodes of one rank, of one batch in all: accuracy and bytes."""
     wires = [f"experiments/rivals/data_parallel_{wire}.yaml" for wire in ("int8", "sign")]
     for count in (2, 4, 8, 16):
+        name = f"comparison-nodes-{count}"
+        if (folder / name / TABLE_FILE).exists():
+            continue
         with lab(count, 1, Link()) as hosts:
             words = ["harness", "compare", BASELINE, *wires, "--np", str(count), "--hosts", hosts]
             options = ["--seeds", "2", "--study", f"lab-nodes-{count}"]
-            name = f"comparison-nodes-{count}"
             batch = f"train.batch_size={128 // count}"
             folders = ["--folder", str(folder / name)]
             in_lab([*words, batch, *options, *folders], folder / f"{name}.log")
@@ -302,23 +327,16 @@ def lateness(folder: Path, known: dict[str, Link]) -> None:
     """The map: rates, classes, a latency, a link that jitters."""
     variants = (CEILING, METHOD, ASYNC, BASELINE, *STRONGEST, *REMEDIES)
     few = ["--rounds", "3", "--micro-batches", "16", "--seconds", "2"]
-    for (name, link), (wait, delays), classes in product(
-        known.items(), DELAYS.items(), (1000, 3755)
-    ):
-        there = replace(link, **delays)
-        table = f"map-{name}{wait}-{classes}"
-        if (folder / f"{table}.json").exists():
-            continue
-        with lab(2, 2, there) as hosts:
-            rates(folder, table, hosts, variants, [f"data.num_classes={classes}", *few])
-        note(folder, table, there, hosts=2, ranks=4, classes=classes)
+    places = [(name, link, wait) for name, link in known.items() for wait in DELAYS]
+    for (name, link, wait), classes in product([*places, ("unlimited", Link(), "")], (1000, 3755)):
+        there = replace(link, **DELAYS[wait])
+        measure(folder, f"map-{name}{wait}-{classes}", there, classes, variants, few)
 
 
 PARTS: dict[str, Callable[[Path, dict[str, Link]], None]] = {
-    "throughput": throughput,
-    "overlap": overlap,
-    "ceiling": ceiling,
     "accuracy": accuracy,
+    "clock": clock,
+    "overlap": overlap,
     "nodes": nodes,
     "many": many,
     "stutter": stutter,

@@ -119,6 +119,7 @@ def report(variants: Sequence[Variant]) -> list[dict[str, object]]:
             {
                 "variant": each.config.name,
                 "images_per_second": statistics.median(each.rates),
+                "rates": each.rates,
                 "route": each.config.exchange.route,
                 "delay": each.config.exchange.delay,
                 "ratio": statistics.median(ratios),

@@ -52,6 +52,12 @@ class Conclusion:
         return cls(results, baseline, target, frame, verdict, scored, ladder)
 
     @property
+    def _meaning(self) -> list[str]:
+        """What the words of the sentences mean, and how times were found."""
+        timing = self.results.timing
+        return [*meaning(self.verdict), *([timing] if timing else [])]
+
+    @property
     def text(self) -> str:
         """For a terminal."""
         parts = [as_text(self.frame, self.baseline, self.target)]
@@ -61,7 +67,7 @@ class Conclusion:
         if self.ladder is not None:
             parts.append(ladder_text.as_text(self.ladder))
         parts.append(as_paragraphs(sentences(self.verdict)))
-        parts.append(as_paragraphs(meaning(self.verdict)))
+        parts.append(as_paragraphs(self._meaning))
         return "\n\n".join(parts)
 
     @property
@@ -73,7 +79,7 @@ class Conclusion:
         if self.scored is not None:
             meant = scores_meaning(self.results.foretold)
             parts.append(f"{piped(score_cells(self.scored))}\n\n* {meant}")
-        parts.append("\n".join(f"* {each}" for each in meaning(self.verdict)))
+        parts.append("\n".join(f"* {each}" for each in self._meaning))
         if self.ladder is not None:
             parts.append(ladder_text.as_markdown(self.ladder))
         return "\n\n".join(parts) + "\n"

@@ -1,5 +1,6 @@
 """A study as its folder keeps it: each run's config and summary in a folder of its own in there."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.config import load_resolved
@@ -26,3 +27,14 @@ def variants_in(folder: Path) -> tuple[Variant, ...]:
         summaries, configs = zip(*runs, strict=True)
         variants.append(Variant(load_resolved(configs[0]), summaries))
     return tuple(variants)
+
+
+def write_runs(folder: Path, variants: Sequence[Variant]) -> None:
+    """What `variants_in` reads."""
+    for each in variants:
+        for run in each.summaries:
+            place = folder / f"{each.name}-s{run.seed}"
+            place.mkdir(parents=True, exist_ok=True)
+            config = each.config.model_copy(update={"seed": run.seed})
+            (place / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+            run.write(place)

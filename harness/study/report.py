@@ -36,10 +36,12 @@ IN_TURN = (
     "Variants ran in turn on the same hosts, seed by seed and there and back, so that what slows "
     "the machines for a while slows all of them."
 )
+CLOCKED = (
+    "Times are wall time on every rank, in phases that add up to the step; the first windows of a "
+    "run are left out. Training time leaves out evaluations, checkpoints and set-up."
+)
 MEASURED = (
     "Runs of the same seed see the same images in the same order.",
-    "Times are wall time on every rank, in phases that add up to the step; the first windows of a "
-    "run are left out. Training time leaves out evaluations, checkpoints and set-up.",
     "Accuracy is of the mean over nodes after the last exchange has landed, on whole validation "
     "sets at the end and on a part of them before. The target counts as reached at the first "
     "evaluation that sees it.",
@@ -59,7 +61,8 @@ def write_report(
     found = looks(each.name for each in results.variants)
     colours = {name: look.colour for name, look in found.items()}
     title = question(verdict)
-    measured = (IN_TURN, *MEASURED) if results.in_turn else MEASURED
+    in_turn = [IN_TURN] if results.in_turn else []
+    measured = [*in_turn, results.timing or CLOCKED, *MEASURED]
     body = [
         f'<header><h1>{escape(title)}</h1><p class="about">{escape(_about(results))}</p></header>',
         *_said(verdict, colours),

@@ -77,6 +77,8 @@ class Results:
     """Whether the variants are known to have run in turn on the same hosts, there and back."""
     failures: tuple[Failure, ...] = ()
     """Of runs that MLflow may not know of."""
+    timing: str | None = None
+    """How times were found, where not by the clocks of the runs."""
 
     @property
     def title(self) -> str:

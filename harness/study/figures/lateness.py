@@ -21,7 +21,7 @@ from harness.errors import UserError
 from harness.measure.summary import RunSummary
 from harness.study.figures.colours import Look, in_order, looks
 from harness.study.figures.scale import CEILING, LABELS, MAPS, in_short
-from harness.study.figures.scaling import CONDITIONS, Condition
+from harness.study.figures.scaling import CONDITIONS, UNSHAPED, Condition
 from harness.study.figures.style import Picture, Said, dressed, legend_below, line, picture
 from harness.study.folder import variants_in
 from harness.study.results import baseline_of, target_of
@@ -162,11 +162,16 @@ def say(tables: str | Path, images: Mapping[str, float]) -> Said:
     for each in places(tables, images):
         late, waits = each.best(late=True), each.best(late=False)
         lines.append(
-            f"| {each.condition.classes:,} | {each.condition.mbit_per_second:g} Mbit/s, "
-            f"{each.link} | {each.lost:.0%} | {late}, {each.seconds[late]:.1f} s | "
+            f"| {each.condition.classes:,} | {_rate(each.condition)}, {each.link} | "
+            f"{each.lost:.0%} | {late}, {each.seconds[late]:.1f} s | "
             f"{waits}, {each.seconds[waits]:.1f} s | {each.faster:.2f}x as fast |"
         )
     return Said("\n".join(lines))
+
+
+def _rate(condition: Condition) -> str:
+    rate = condition.mbit_per_second
+    return UNSHAPED if rate is None else f"{rate:g} Mbit/s"
 
 
 def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, Look]) -> None:

@@ -1,0 +1,85 @@
+"""Trainings timed by the speeds of a link that they did not run on."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.on_link import HOW, on_link
+from harness.config import Config
+from harness.study.conclude import Conclusion
+from harness.study.folder import variants_in, write_runs
+from harness.study.results import Results, Terms, Variant
+from tests.study.recorded import PHASES_MS, summary, variant
+
+SEEDS = (0, 1, 2)
+STEP_IMAGES = 128
+
+
+def row(name: str, *rates: float) -> dict[str, object]:
+    return {"variant": name, "rates": list(rates), "phases_ms": PHASES_MS}
+
+
+TRAINED = (
+    variant("data_parallel", *(summary(seed=seed) for seed in SEEDS)),
+    Variant(
+        Config.model_validate(
+            {
+                "name": "late",
+                "classifier": {"layout": "node"},
+                "exchange": {"kind": "delayed", "delay": 1},
+                "train": {"steps": 300},
+            }
+        ),
+        tuple(summary("late", seed=seed) for seed in SEEDS),
+    ),
+)
+TABLE = [
+    row("ceiling", *[9000.0] * 6),
+    row("late", *[2560.0] * 6),
+    row("data_parallel", 640.0, 320.0, 1280.0, 640.0, 320.0, 1280.0),
+]
+
+
+def test_time_is_images_by_the_speed_of_the_seeds_own_rounds() -> None:
+    baseline, _ = on_link(TRAINED, TABLE)
+    assert [run.images_per_second for run in baseline.summaries] == [640, 320, 1280]
+    for run, step in zip(baseline.summaries, (0.2, 0.4, 0.1), strict=True):
+        seconds = [each.train_seconds for each in run.evaluations]
+        assert seconds == pytest.approx([100 * step, 200 * step, 300 * step])
+        assert run.train_seconds == pytest.approx(300 * step)
+        assert run.step_ms.mean == pytest.approx(1e3 * step)
+        # The table's exchange wait is 30 of 100 ms.
+        assert run.phases_ms["exchange_wait"].mean == pytest.approx(300 * step)
+        assert run.seconds_to(0.8) == pytest.approx(200 * step)
+
+
+def test_what_is_late_is_charged_its_delay_once() -> None:
+    _, late = on_link(TRAINED, TABLE)
+    step = STEP_IMAGES / 2560
+    for run in late.summaries:
+        assert run.seconds_to(0.8) == pytest.approx(201 * step), "before its end"
+        assert run.seconds_to(0.9) == pytest.approx(301 * step), "and at its end, once"
+        assert run.train_seconds == pytest.approx(301 * step)
+
+
+def test_accuracy_is_as_trained_and_who_has_no_speed_is_left_out() -> None:
+    (found,) = on_link(TRAINED, TABLE[:2])
+    assert found.name == "late"
+    assert [run.final for run in found.summaries] == [run.final for run in TRAINED[1].summaries]
+
+
+def test_fewer_rounds_than_seeds_give_all_their_median() -> None:
+    (found,) = on_link(TRAINED[:1], [row("data_parallel", 100.0, 300.0)])
+    assert [run.images_per_second for run in found.summaries] == [100, 300, 200]
+
+
+def test_the_page_tells_how_times_were_found(tmp_path: Path) -> None:
+    timed = on_link(TRAINED, TABLE)
+    Conclusion.of(Results("slow", timed, timing=HOW), Terms()).write(tmp_path)
+    assert HOW in (tmp_path / "comparison.md").read_text()
+    report = (tmp_path / "report.html").read_text()
+    assert HOW in report
+    assert "wall time on every rank" not in report
+    write_runs(tmp_path, timed)
+    again = variants_in(tmp_path)
+    assert [each.summaries for each in again] == [each.summaries for each in timed]
