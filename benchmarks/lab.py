@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.lab_page import page
-from benchmarks.on_link import HOW, on_link
+from benchmarks.on_link import HOW, on_link, with_early
 from harness.cluster.own_lab import own_lab
 from harness.errors import UserError
 from harness.measure.summary import FILE_NAME as SUMMARY_FILE
@@ -230,13 +230,14 @@ def overlap(folder: Path, known: dict[str, Link]) -> None:
 def accuracy(folder: Path, known: dict[str, Link]) -> None:
     """Trains everyone without a limit; concludes for each link with speeds measured there."""
     variants = _trained(folder / "trainings", Link(), EVERYONE)
+    everyone = (CEILING, *with_early(EVERYONE))
     many = ["--rounds", f"{2 * len(SEEDS)}", "--micro-batches", "16", "--seconds", "3"]
     for name, link in (
         ("slow", known["slow"]),
         ("slower", known["slower"]),
         ("latency", replace(known["slow"], latency=LATENCY)),
     ):
-        table = measure(folder, f"headline-{name}", link, 1000, (CEILING, *EVERYONE), many)
+        table = measure(folder, f"headline-{name}", link, 1000, everyone, many)
         study, timed = folder / f"comparison-{name}", on_link(variants, table)
         _conclude(study, timed, timing=HOW)
         write_runs(study, timed)

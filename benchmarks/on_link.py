@@ -6,38 +6,64 @@ comes from a table of `benchmarks.throughput` in which all variants took turns o
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+from harness.config import Config, load
 from harness.measure.summary import RunSummary, Spread
 from harness.study.results import Variant
+
+Row = Mapping[str, Any]
+"""Of `benchmarks.throughput`, with `rates` by round."""
 
 HOW = (
     "Training time is images / (images/s). Speeds were measured on this link, in blocks of all "
     "variants in turn: each seed has rounds of its own. Trainings ran without a limit, which "
     "changes nothing that is learnt: delays are counted in windows. A late exchange is charged "
-    "its delay in whole windows once, as the time until its last transfer has landed."
+    "its delay in whole windows once, as the time until its last transfer has landed. First "
+    "windows that wait, or send whole gradients, are charged at the speed of a variant that "
+    "always does so."
 )
 
 
-def on_link(variants: Sequence[Variant], table: Sequence[Mapping[str, Any]]) -> tuple[Variant, ...]:
+def on_link(variants: Sequence[Variant], table: Sequence[Row]) -> tuple[Variant, ...]:
     """The variants that `table` has, each run at the speed of its seed's rounds.
 
-    `table`: rows of `benchmarks.throughput`, with `rates` by round. The same rounds stand for the
-    same seed in every variant, so that ratios over seeds are of neighbours in time.
+    The same rounds stand for the same seed in every variant, so that ratios over seeds are of
+    neighbours in time.
     """
-    speeds = {row["variant"]: row for row in table}
+    rows = {row["variant"]: row for row in table}
     found = []
     for each in variants:
-        if each.name in speeds:
-            row, seeds = speeds[each.name], sorted(run.seed for run in each.summaries)
-            runs = [
-                _at(run, each, _share(row["rates"], seeds.index(run.seed), len(seeds)), row)
-                for run in each.summaries
-            ]
+        if each.name in rows:
+            early = early_speed(each.config)
+            seeds = sorted(run.seed for run in each.summaries)
+            runs = []
+            for run in each.summaries:
+                turn = seeds.index(run.seed), len(seeds)
+                speed = _share(rows[each.name]["rates"], *turn)
+                first = _share(rows[early]["rates"], *turn) if early else speed
+                runs.append(_Speeds(each.config, speed, first).timed(run, rows[each.name]))
             found.append(replace(each, summaries=tuple(runs)))
     return tuple(found)
+
+
+def early_speed(config: Config) -> str | None:
+    """The row with the speed of the first `synchronous_windows`; None where there are none."""
+    if not config.exchange.synchronous_windows:
+        return None
+    return "ddp" if config.exchange.is_torchs else f"{config.name}_on_time"
+
+
+def with_early(experiments: Sequence[str]) -> tuple[str, ...]:
+    """The experiments, and for the late ones that wait at first themselves without their delay."""
+    late = [
+        f"{path},exchange.delay=0,name={early}"
+        for path in experiments
+        if (early := early_speed(load(path, ()))) and early != "ddp"
+    ]
+    return *experiments, *late
 
 
 def _share(rates: Sequence[float], number: int, of: int) -> float:
@@ -45,31 +71,48 @@ def _share(rates: Sequence[float], number: int, of: int) -> float:
     return median(rates[number::of] or rates)
 
 
-def _at(run: RunSummary, variant: Variant, rate: float, row: Mapping[str, Any]) -> RunSummary:
-    """The run with every time replaced; what ranks did with theirs is not known there."""
-    step = run.images / run.windows / rate
-    phases, measured = row["phases_ms"], sum(row["phases_ms"].values())
-    drain = variant.config.exchange.delay * step
-    ended = run.evaluations[-1].window
-    evaluations = [
-        each.model_copy(
-            update={"train_seconds": each.images / rate + (drain if each.window == ended else 0)}
+@dataclass(frozen=True)
+class _Speeds:
+    """A variant's images/s in the run of one seed."""
+
+    config: Config
+    late: float
+    early: float
+    """Of the first `synchronous_windows`."""
+
+    def timed(self, run: RunSummary, row: Row) -> RunSummary:
+        """The run with every time replaced; what ranks did with theirs is not known there."""
+        window = run.images / run.windows
+        first = self.config.exchange.synchronous_windows * window
+
+        def seconds(images: float) -> float:
+            return min(images, first) / self.early + max(0.0, images - first) / self.late
+
+        step = window / self.late
+        drain = self.config.exchange.delay * step
+        ended = run.evaluations[-1].window
+        phases, measured = row["phases_ms"], sum(row["phases_ms"].values())
+        evaluations = [
+            each.model_copy(
+                update={
+                    "train_seconds": seconds(each.images) + (drain if each.window == ended else 0)
+                }
+            )
+            for each in run.evaluations
+        ]
+        return run.model_copy(
+            update={
+                "images_per_second": self.late,
+                "step_ms": _same(1e3 * step),
+                "phases_ms": {
+                    name: _same(1e3 * step * value / measured) for name, value in phases.items()
+                },
+                "train_seconds": seconds(run.images) + drain,
+                "drain_seconds": drain,
+                "evaluations": tuple(evaluations),
+                "per_rank": (),
+            }
         )
-        for each in run.evaluations
-    ]
-    return run.model_copy(
-        update={
-            "images_per_second": rate,
-            "step_ms": _same(1e3 * step),
-            "phases_ms": {
-                name: _same(1e3 * step * value / measured) for name, value in phases.items()
-            },
-            "train_seconds": run.images / rate + drain,
-            "drain_seconds": drain,
-            "evaluations": tuple(evaluations),
-            "per_rank": (),
-        }
-    )
 
 
 def _same(value: float) -> Spread:

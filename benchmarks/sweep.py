@@ -48,6 +48,7 @@ RULES = {
     "ddp_powersgd_r32": "rivals/ddp_powersgd_r32",
     "ddp_post_local_sgd": "rivals/ddp_post_local_sgd",
     "hybrid_async": "lab/hybrid_async",
+    "hybrid_async_sign": "remedies/hybrid_async_sign",
     "hybrid_averaging": "lab/hybrid_averaging",
     "hybrid_averaging_on_time": "rivals/hybrid_averaging_on_time",
     "hybrid_averaging_on_time_sign": "rivals/hybrid_averaging_on_time_sign",

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
-from benchmarks.on_link import HOW, on_link
-from harness.config import Config
+from benchmarks.on_link import HOW, early_speed, on_link, with_early
+from benchmarks.throughput import loaded
+from harness.config import Config, load
 from harness.study.conclude import Conclusion
 from harness.study.folder import variants_in, write_runs
 from harness.study.results import Results, Terms, Variant
@@ -66,6 +68,24 @@ def test_accuracy_is_as_trained_and_who_has_no_speed_is_left_out() -> None:
     (found,) = on_link(TRAINED, TABLE[:2])
     assert found.name == "late"
     assert [run.final for run in found.summaries] == [run.final for run in TRAINED[1].summaries]
+
+
+def test_first_windows_that_wait_are_charged_so() -> None:
+    values = TRAINED[1].config.to_yaml()
+    config = Config.model_validate(yaml.safe_load(values) | {"name": "late"})
+    exchange = config.exchange.model_copy(update={"synchronous_windows": 50})
+    trained = Variant(config.model_copy(update={"exchange": exchange}), TRAINED[1].summaries)
+    (late,) = on_link([trained], [row("late", 2560.0), row("late_on_time", 1280.0)])
+    step = STEP_IMAGES / 2560
+    assert late.summaries[0].seconds_to(0.8) == pytest.approx((2 * 50 + 150 + 1) * step)
+
+
+def test_who_waits_at_first_brings_a_twin_that_always_does() -> None:
+    async_, powersgd = "experiments/lab/hybrid_async.yaml", "experiments/rivals/ddp_powersgd.yaml"
+    twin = f"{async_},exchange.delay=0,name=hybrid_async_on_time"
+    assert with_early([async_, powersgd]) == (async_, powersgd, twin)
+    assert early_speed(load(powersgd, ())) == "ddp"
+    assert loaded(twin, ()).exchange.delay == 0
 
 
 def test_fewer_rounds_than_seeds_give_all_their_median() -> None:
