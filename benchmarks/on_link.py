@@ -58,12 +58,13 @@ def early_speed(config: Config) -> str | None:
 
 def with_early(experiments: Sequence[str]) -> tuple[str, ...]:
     """The experiments, and for the late ones that wait at first themselves without their delay."""
-    late = [
+    late = {path: config for path in experiments if (config := load(path)).exchange.delay}
+    twins = [
         f"{path},exchange.delay=0,name={early}"
-        for path in experiments
-        if (early := early_speed(load(path, ()))) and early != "ddp"
+        for path, config in late.items()
+        if (early := early_speed(config))
     ]
-    return *experiments, *late
+    return *experiments, *twins
 
 
 def _share(rates: Sequence[float], number: int, of: int) -> float:
@@ -76,7 +77,7 @@ class _Speeds:
     """A variant's images/s in the run of one seed."""
 
     config: Config
-    late: float
+    steady: float
     early: float
     """Of the first `synchronous_windows`."""
 
@@ -86,9 +87,9 @@ class _Speeds:
         first = self.config.exchange.synchronous_windows * window
 
         def seconds(images: float) -> float:
-            return min(images, first) / self.early + max(0.0, images - first) / self.late
+            return min(images, first) / self.early + max(0.0, images - first) / self.steady
 
-        step = window / self.late
+        step = window / self.steady
         drain = self.config.exchange.delay * step
         ended = run.evaluations[-1].window
         phases, measured = row["phases_ms"], sum(row["phases_ms"].values())
@@ -102,7 +103,7 @@ class _Speeds:
         ]
         return run.model_copy(
             update={
-                "images_per_second": self.late,
+                "images_per_second": self.steady,
                 "step_ms": _same(1e3 * step),
                 "phases_ms": {
                     name: _same(1e3 * step * value / measured) for name, value in phases.items()
