@@ -3,7 +3,7 @@
 #   make test    every test
 #   make check   format, lint, types
 #   make bench   speed, which is measured and not tested
-#   make lab     the headline on test hosts with slow links: an hour; root, for the host that stutters
+#   make lab     the headline on test hosts with slow links: hours; root, for the host that stutters
 #   make analysis  draws the notebooks; URI=sqlite:///mlflow.db STUDY=demo: of another store
 #   make predicted  has the planner predict the throughput tables in analysis/lab_first
 #   make scale     simulates the sweep that analysis/7_scale.ipynb draws: five minutes

@@ -102,6 +102,16 @@ class Link:
         return None if self.rate == "none" else float(self.rate.removesuffix("mbit"))
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Ranks on test hosts."""
+
+    link: Link
+    hosts: int = 2
+    slots: int = 2
+    """Ranks of a host."""
+
+
 @contextmanager
 def lab(hosts: int, slots: int, link: Link) -> Iterator[str]:
     """Test hosts while it lasts; the list for -H."""
@@ -132,43 +142,60 @@ def in_lab(words: Sequence[str], log: Path, stutter: Sequence[str] = ()) -> None
     harness("lab", "run", *slow, "--", *program, log=log)
 
 
-def on_all_ranks(
-    folder: Path, name: str, hosts: str, module: str, words: Sequence[str], stutter: Sequence[str]
+def launched(
+    folder: Path,
+    name: str,
+    hosts: str,
+    module: str,
+    words: Sequence[str],
+    stutter: Sequence[str] = (),
 ) -> None:
-    """One of our benchmarks; its numbers into NAME.json, where they are not there yet."""
-    file = folder / f"{name}.json"
-    if file.exists():
-        return
+    """One of our benchmarks on all ranks of a lab; its numbers into NAME.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    output = ["--output", str(file)]
+    output = ["--output", str(folder / f"{name}.json")]
     program = [sys.executable, "-m", f"benchmarks.{module}", *words, *output]
     launch = ["harness", "launch", "-H", hosts, "--folder", str(folder / "logs"), "--"]
     in_lab([*launch, *program], folder / f"{name}.log", stutter)
 
 
+def on_all_ranks(
+    folder: Path,
+    name: str,
+    grid: Grid,
+    module: str,
+    words: Sequence[str],
+    stutter: Sequence[str] = (),
+) -> None:
+    """`launched` in a lab of its own; none is made where the numbers are there."""
+    if (folder / f"{name}.json").exists():
+        return
+    with lab(grid.hosts, grid.slots, grid.link) as hosts:
+        launched(folder, name, hosts, module, words, stutter)
+
+
 def rates(
     folder: Path,
     name: str,
-    hosts: str,
+    grid: Grid,
     experiments: Sequence[str],
     arguments: Sequence[str] = (),
     stutter: Sequence[str] = (),
 ) -> None:
     """Experiments in turn in one run."""
-    on_all_ranks(folder, name, hosts, "throughput", [*experiments, *arguments], stutter)
+    on_all_ranks(folder, name, grid, "throughput", [*experiments, *arguments], stutter)
 
 
-def note(folder: Path, name: str, link: Link, hosts: int, ranks: int, classes: int) -> None:
+def note(folder: Path, name: str, grid: Grid, classes: int) -> None:
     """What a table was measured under, for the figures."""
     file = folder / CONDITIONS
     noted = json.loads(file.read_text()) if file.exists() else {}
     condition = Condition(
-        hosts=hosts,
-        ranks=ranks,
+        hosts=grid.hosts,
+        ranks=grid.hosts * grid.slots,
         classes=classes,
-        mbit_per_second=link.mbit,
-        latency=link.latency,
-        jitter=link.jitter,
+        mbit_per_second=grid.link.mbit,
+        latency=grid.link.latency,
+        jitter=grid.link.jitter,
     )
     file.write_text(json.dumps(noted | {name: condition.model_dump()}, indent=2))
 
@@ -182,9 +209,9 @@ def measure(
     arguments: Sequence[str],
 ) -> list[dict[str, Any]]:
     """The rows of a table of two hosts of two ranks."""
-    with lab(2, 2, link) as hosts:
-        rates(folder, name, hosts, experiments, [f"data.num_classes={classes}", *arguments])
-    note(folder, name, link, hosts=2, ranks=4, classes=classes)
+    grid = Grid(link)
+    rates(folder, name, grid, experiments, [f"data.num_classes={classes}", *arguments])
+    note(folder, name, grid, classes)
     found: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text())
     return found
 
@@ -199,8 +226,7 @@ def links(folder: Path) -> dict[str, Link]:
         few = ["--rounds", "4", "--micro-batches", "8"]
         found = {}
         for name, rate in (("free", "none"), ("guess", f"{GUESS_MBIT}mbit")):
-            with lab(2, 2, Link(rate)) as hosts:
-                rates(folder / "calibration", name, hosts, [BASELINE], few)
+            rates(folder / "calibration", name, Grid(Link(rate)), [BASELINE], few)
             (measured,) = json.loads((folder / "calibration" / f"{name}.json").read_text())
             found[name] = measured["images_per_second"]
         lost = found["free"] / found["guess"] - 1  # x / (guess c)
@@ -223,8 +249,7 @@ def overlap(folder: Path, known: dict[str, Link]) -> None:
                 waits = "exchange.kind=synchronous"
                 variants.append(f"{BASELINE},{own},{waits},exchange.route={route},{name}")
             variants.append(f"{BASELINE},{own},{LATE_TWIN},name=after_backward_{wire}")
-        with lab(2, 2, known["slow"]) as hosts:
-            rates(folder, f"overlap-{layout}", hosts, variants, few)
+        rates(folder, f"overlap-{layout}", Grid(known["slow"]), variants, few)
 
 
 def accuracy(folder: Path, known: dict[str, Link]) -> None:
@@ -239,29 +264,32 @@ def accuracy(folder: Path, known: dict[str, Link]) -> None:
     ):
         table = measure(folder, f"headline-{name}", link, 1000, everyone, many)
         study, timed = folder / f"comparison-{name}", on_link(variants, table)
-        _conclude(study, timed, timing=HOW)
         write_runs(study, timed)
+        _conclude(study, timed, timing=HOW)
 
 
 def clock(folder: Path, known: dict[str, Link]) -> None:
     """Trains some on the slow link itself."""
     study = folder / "comparison-clock"
-    _conclude(study, _trained(study, known["slow"], ON_THE_LINK), in_turn=True)
+    variants = _trained(study, known["slow"], ON_THE_LINK)
+    # Runs of one seed that lie in several parts were not made in turn.
+    in_turn = len(list(study.glob("part-*/"))) == len(SEEDS)
+    _conclude(study, variants, in_turn=in_turn)
 
 
 def _trained(study: Path, link: Link, experiments: Sequence[str]) -> tuple[Variant, ...]:
     """A run for each experiment and seed; those that were made are kept."""
     study.mkdir(exist_ok=True)
-    with lab(2, 2, link) as hosts:
-        for seed in SEEDS:
-            left = [
-                each
-                for each in experiments
-                if not list(study.glob(f"part-*/{Path(each).stem}-s{seed}/{SUMMARY_FILE}"))
-            ]
-            if seed % 2:  # a machine that slows down steadily slows all alike
-                left.reverse()
-            if left:
+    missing = {
+        seed: left
+        for seed in SEEDS
+        if (left := [each for each in experiments if not _is_made(study, each, seed)])
+    }
+    if missing:
+        with lab(2, 2, link) as hosts:
+            for seed, left in missing.items():
+                if seed % 2:  # a machine that slows down steadily slows all alike
+                    left.reverse()
                 part = f"part-{1 + len(list(study.glob('part-*/')))}"
                 words = ["compare", *left, f"seed={seed}", "--np", "4", "--hosts", hosts]
                 own = ["--study", f"lab-{study.name}", "--folder", str(study / part)]
@@ -269,10 +297,13 @@ def _trained(study: Path, link: Link, experiments: Sequence[str]) -> tuple[Varia
     return variants_in(study)
 
 
+def _is_made(study: Path, experiment: str, seed: int) -> bool:
+    return any(study.glob(f"part-*/{Path(experiment).stem}-s{seed}/{SUMMARY_FILE}"))
+
+
 def _conclude(
     study: Path, variants: Sequence[Variant], timing: str | None = None, in_turn: bool = False
 ) -> None:
-    study.mkdir(exist_ok=True)
     results = Results(f"lab-{study.name}", tuple(variants), in_turn=in_turn, timing=timing)
     conclude(results, Terms(), study, None)
 
@@ -293,21 +324,18 @@ def nodes(folder: Path, _: dict[str, Link]) -> None:
 
 
 def many(folder: Path, known: dict[str, Link]) -> None:
-    link = known["slow"]
-    with lab(4, 4, link) as hosts:
-        few = ["--rounds", "3", "--micro-batches", "8", "--untimed", "4"]
-        variants = (CEILING, METHOD, BASELINE, *STRONGEST)
-        rates(folder, "ranks-16", hosts, variants, few)
-    note(folder, "ranks-16", link, hosts=4, ranks=16, classes=1000)
+    grid = Grid(known["slow"], hosts=4, slots=4)
+    few = ["--rounds", "3", "--micro-batches", "8", "--untimed", "4"]
+    rates(folder, "ranks-16", grid, (CEILING, METHOD, BASELINE, *STRONGEST), few)
+    note(folder, "ranks-16", grid, classes=1000)
 
 
 def stutter(folder: Path, _: dict[str, Link]) -> None:
     """One host slowed for 2 s in every 10; a block lasts about as long."""
     variants = (CEILING, METHOD, ASYNC, ASYNC_2, BASELINE)
-    with lab(2, 2, Link()) as hosts:
-        long = ["--rounds", "4", "--micro-batches", "128"]
-        rates(folder, "steady", hosts, variants, long)
-        rates(folder, "stutter", hosts, variants, long, stutter=["h2:2/10"])
+    long = ["--rounds", "4", "--micro-batches", "128"]
+    rates(folder, "steady", Grid(Link()), variants, long)
+    rates(folder, "stutter", Grid(Link()), variants, long, stutter=["h2:2/10"])
 
 
 def baseline(folder: Path, known: dict[str, Link]) -> None:
@@ -320,8 +348,7 @@ def baseline(folder: Path, known: dict[str, Link]) -> None:
         ("baseline-small", known["slow"], small),
         ("baseline-large", fast, large),
     ):
-        with lab(2, 2, link) as hosts:
-            on_all_ranks(folder, name, hosts, "baseline", words, ())
+        on_all_ranks(folder, name, Grid(link), "baseline", words)
 
 
 def lateness(folder: Path, known: dict[str, Link]) -> None:

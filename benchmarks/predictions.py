@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.lab import LabFailed, in_lab, lab, rates
+from benchmarks.lab import LabFailed, Link, in_lab, lab, launched
 from harness.cluster import lab as running_lab
 from harness.config import load
 from harness.measure.calibration import read_calibration
@@ -107,18 +107,27 @@ SETTINGS = (
 def calibrate(folder: Path) -> None:
     output = folder / "calibration.json"
     program = [sys.executable, "-m", "harness.calibrate", BASE, "train.threads=1"]
-    with lab(2, 2, f"{CALIBRATED_MBIT}mbit") as hosts:
-        launch = ["launch", "-H", hosts, "--folder", str(folder / "logs"), "--", *program]
+    with lab(2, 2, Link(f"{CALIBRATED_MBIT}mbit")) as hosts:
+        launch = [
+            "harness",
+            "launch",
+            "-H",
+            hosts,
+            "--folder",
+            str(folder / "logs"),
+            "--",
+            *program,
+        ]
         in_lab([*launch, "--output", str(output)], folder / "calibration.log")
 
 
 def measure(folder: Path, setting: Setting) -> None:
     experiments = [_write(folder, setting, variant) for variant in setting.variants]
-    rate = "none" if setting.mbit is None else f"{setting.mbit}mbit"
+    link = Link() if setting.mbit is None else Link(f"{setting.mbit}mbit")
     arguments = [f"data.num_classes={setting.classes}", *BLOCKS]
-    with lab(setting.hosts, setting.ranks, rate) as hosts:
+    with lab(setting.hosts, setting.ranks, link) as hosts:
         cores = _cores_per_host()
-        rates(folder, setting.name, hosts, experiments, arguments)
+        launched(folder, setting.name, hosts, "throughput", [*experiments, *arguments])
     (folder / f"{setting.name}.cores").write_text(f"{cores}")
 
 

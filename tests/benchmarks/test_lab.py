@@ -11,6 +11,7 @@ from benchmarks import lab
 from benchmarks.lab_page import page, table
 from harness.config import load
 from harness.measure.folders import CONFIG_FILE
+from harness.study.figures.scaling import CONDITIONS
 from tests.study.recorded import summary
 
 
@@ -61,9 +62,11 @@ class Hosts:
     def __init__(self, trainings: int) -> None:
         self.left = trainings
         self.made: list[str] = []
+        self.labs = 0
 
     @contextmanager
     def up(self, *_: object) -> Iterator[str]:
+        self.labs += 1
         yield "h1:2,h2:2"
 
     def run(self, words: Sequence[str], log: Path) -> None:
@@ -101,3 +104,37 @@ def test_a_study_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest.Monk
     assert made[3] == "data_parallel_int8-s1", "and there and back"
     assert [each.name for each in found] == list(variants)
     assert [len(each.summaries) for each in found] == [3, 3, 3]
+    labs = hosts.labs
+    assert lab._trained(tmp_path / "trainings", lab.Link(), experiments) == found
+    assert hosts.labs == labs, "nothing is left to train"
+
+
+def test_a_table_that_is_there_needs_no_lab(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = Hosts(0)
+    monkeypatch.setattr(lab, "lab", hosts.up)
+    (tmp_path / "table.json").write_text(json.dumps(MEASURED))
+    link = lab.Link("9.3mbit", latency="20ms")
+    assert lab.measure(tmp_path, "table", link, 3755, [lab.METHOD], []) == MEASURED
+    assert hosts.labs == 0
+    noted = json.loads((tmp_path / CONDITIONS).read_text())["table"]
+    assert (noted["hosts"], noted["ranks"], noted["classes"]) == (2, 4, 3755)
+    assert (noted["mbit_per_second"], noted["latency"]) == (9.3, "20ms")
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_only_a_study_in_one_go_is_called_in_turn(
+    interrupted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    monkeypatch.setattr(lab, "conclude", lambda results, *_: said.append(results.in_turn))
+    hosts = Hosts(5)
+    monkeypatch.setattr(lab, "lab", hosts.up)
+    monkeypatch.setattr(lab, "in_lab", hosts.run)
+    if interrupted:
+        with pytest.raises(lab.LabFailed):
+            lab.clock(tmp_path, {"slow": lab.Link()})
+    hosts.left = 100
+    lab.clock(tmp_path, {"slow": lab.Link()})
+    assert said == [not interrupted]
