@@ -6,10 +6,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.study.figures.accuracy import draw_target
 from harness.study.figures.colours import Look, looks
 from harness.study.figures.ladder import draw as ladder_figure
-from harness.study.figures.phases import draw_times
+from harness.study.figures.step_bars import draw_times
 from harness.study.figures.style import dressed, line, picture
 from harness.study.ladder import Ladder
 from harness.study.results import PRIMARY, Target, Variant
@@ -54,6 +53,19 @@ def accuracy_figure(variants: Sequence[Variant], target: Target | None) -> Figur
         figure, axes = _single(len(variants))
         _draw_accuracy(axes, variants, target, looks(variant.name for variant in variants))
     return figure
+
+
+def draw_target(axes: Axes, target: Target | None) -> None:
+    if target is None:
+        return
+    axes.axhline(
+        100 * target.top1,
+        color="#555555",
+        linestyle=(0, (6, 3)),
+        linewidth=1,
+        zorder=1,
+        label=f"target {target.top1:.2%}",
+    )
 
 
 def _single(variants: int) -> tuple[Figure, Axes]:

@@ -7,6 +7,7 @@ from statistics import mean
 import pandas as pd
 from matplotlib.axes import Axes
 
+from harness.study.chart import draw_target
 from harness.study.figures.colours import Look, looks
 from harness.study.figures.style import Picture, Said, bar, dressed, legend_below, line, picture
 from harness.study.intervals import mean_interval
@@ -111,19 +112,6 @@ def _told(values: Sequence[float], digits: int, unit: str) -> str:
     found = mean_interval(values)
     spread = "" if math.isnan(found.half) else f" \N{PLUS-MINUS SIGN} {found.half:.{digits}f}"
     return f"{found.estimate:.{digits}f}{spread} {unit}"
-
-
-def draw_target(axes: Axes, target: Target | None) -> None:
-    if target is None:
-        return
-    axes.axhline(
-        100 * target.top1,
-        color="#555555",
-        linestyle=(0, (6, 3)),
-        linewidth=1,
-        zorder=1,
-        label=f"target {target.top1:.2%}",
-    )
 
 
 def _draw_curves(

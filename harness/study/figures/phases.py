@@ -6,19 +6,16 @@ from statistics import mean
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
 
-from harness.measure.summary import RunSummary
-from harness.study.figures.colours import PHASE_LOOKS, Look, looks
+from harness.study.figures.colours import Look, looks
+from harness.study.figures.step_bars import draw_times, scale, steps_differ, waiting_share
 from harness.study.figures.style import Picture, Said, dressed, line, picture
 from harness.study.results import Variant
 from harness.study.store import Study
-from harness.study.table import PHASES, images_per_step, phase_ms
-from harness.study.waits import WAITS, wait_percent
+from harness.study.table import PHASES, phase_ms
+from harness.study.waits import WAITS
 from harness.study.wording import without_result
 
-BAR = 0.7
-"""Thickness, of the distance between two."""
 SPREAD = ("forward", "backward", *WAITS)
 """Phases in which ranks are worth telling apart."""
 
@@ -39,14 +36,14 @@ def draw(study: Study) -> Picture:
 def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
     """A row per variant and phase: `minimum`, `mean` and `maximum` over ranks, each the mean over
     seeds, ms of a step, or of 1,000 images where steps differ in size."""
-    per_images = _per_images(variants)
+    per_images = steps_differ(variants)
     rows = []
     for variant in variants:
         for phase in PHASES:
             row: dict[str, str | float] = {"variant": variant.name, "phase": phase}
             for of in ("minimum", "mean", "maximum"):
                 values = [
-                    getattr(run.phases_ms[phase], of) * _factor(run, per_images)
+                    getattr(run.phases_ms[phase], of) * scale(run, per_images)
                     for run in variant.summaries
                     if phase in run.phases_ms
                 ]
@@ -62,7 +59,7 @@ def say(study: Study) -> Said:
         if not variant.summaries:
             lines.append(f"* `{variant.name}`: {without_result(variant)}")
             continue
-        share = _waiting(variant)
+        share = waiting_share(variant)
         if math.isnan(share):
             lines.append(f"* `{variant.name}`: how long it stands still was not measured")
             continue
@@ -76,69 +73,6 @@ def say(study: Study) -> Said:
             f"it in {most.replace('_', ' ')} ({waited[most]:.0%} of the step)"
         )
     return Said("\n".join(lines))
-
-
-def draw_times(axes: Axes, variants: Sequence[Variant], found: Mapping[str, Look]) -> None:
-    """A bar per variant, its phases stacked; the strip at its foot has the variant's colour."""
-    per_images = _per_images(variants)
-    totals = [_bar(axes, number, variant, per_images) for number, variant in enumerate(variants)]
-    longest = max([*totals, 1e-9])
-    for number, (variant, total) in enumerate(zip(variants, totals, strict=True)):
-        colour = found[variant.name].colour
-        axes.barh(number, -0.015 * longest, color=colour, height=BAR)
-        axes.text(total + 0.015 * longest, number, _bar_label(variant, total), va="center")
-    axes.set_xlim(-0.015 * longest, 1.45 * longest)
-    axes.set_yticks(range(len(variants)), [variant.name for variant in variants])
-    spare = max(0, 4 - len(variants)) / 2  # two bars would be as thick as bricks
-    axes.set_ylim(len(variants) - 0.5 + spare, -0.5 - spare)
-    axes.set_xlabel(f"time of {'1,000 images' if per_images else 'a step'} (ms)")
-    axes.set_title("Where the time goes, mean over ranks")
-    axes.grid(axis="y", visible=False)
-    handles = [
-        Patch(edgecolor="black", linewidth=0.5, label=phase.replace("_", " "), **PHASE_LOOKS[phase])  # type: ignore[arg-type]
-        for phase in PHASES
-    ]
-    axes.legend(handles=handles, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.13))
-
-
-def _per_images(variants: Sequence[Variant]) -> bool:
-    """Steps of different size do not compare; the time of as many images does."""
-    return len({images_per_step(run) for each in variants for run in each.summaries}) > 1
-
-
-def _factor(run: RunSummary, per_images: bool) -> float:
-    return 1000 / images_per_step(run) if per_images else 1.0
-
-
-def _bar(axes: Axes, number: int, variant: Variant, per_images: bool) -> float:
-    """The bar's length."""
-    left = 0.0
-    for phase in PHASES:
-        found = [phase_ms(run, phase) * _factor(run, per_images) for run in variant.summaries]
-        width = mean(found) if found else 0.0
-        axes.barh(
-            number,
-            width,
-            left=left,
-            height=BAR,
-            edgecolor="black",
-            linewidth=0.5,
-            **PHASE_LOOKS[phase],  # type: ignore[arg-type]
-        )
-        left += width
-    return left
-
-
-def _bar_label(variant: Variant, total: float) -> str:
-    if not variant.summaries:
-        return variant.fate
-    share = _waiting(variant)
-    return f"{total:,.0f} ms, {'wait unknown' if math.isnan(share) else f'{share:.0%} waiting'}"
-
-
-def _waiting(variant: Variant) -> float:
-    """Share of the step, mean over seeds."""
-    return mean(wait_percent(variant.config, run) for run in variant.summaries) / 100
 
 
 def _draw_ranks(axes: Axes, variants: Sequence[Variant], found: Mapping[str, Look]) -> None:
@@ -160,7 +94,7 @@ def _draw_ranks(axes: Axes, variants: Sequence[Variant], found: Mapping[str, Loo
     axes.set_yticks(range(len(SPREAD)), [phase.replace("_", " ") for phase in SPREAD])
     axes.set_ylim(len(SPREAD) - 0.5, -0.5)
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"time of {'1,000 images' if _per_images(variants) else 'a step'} (ms)")
+    axes.set_xlabel(f"time of {'1,000 images' if steps_differ(variants) else 'a step'} (ms)")
     axes.set_title("Each phase over ranks: from least to most, mean marked")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
