@@ -69,8 +69,8 @@ def record(folder: Path) -> None:
             f"optimizer.lr={lr}",
             f"tracking.study={STALENESS}",
         )
-        nodes = ("--np", "2", "--hosts", "localhost:1,127.0.0.1:1")
-        harness("launch", *nodes, LATE, *own, *LATE_SHARED, *point)
+        apart = ("--np", "2", "--hosts", "localhost:1,127.0.0.1:1")
+        harness("launch", *apart, LATE, *own, *LATE_SHARED, *point)
 
 
 def harness(*words: str) -> None:

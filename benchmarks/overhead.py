@@ -16,16 +16,16 @@ import torch
 from benchmarks.alternating import alternate
 from benchmarks.task import config, dataset
 from harness.config import Config
-from harness.ledger import Journal, Unheard
 from harness.measure.clock import Clock, HostTimeline, Times, clock_for
 from harness.measure.phase import Phase
 from harness.measure.tally import Tally
-from harness.measure.tracking import Tracker
 from harness.measure.traffic import Bytes, Traffic
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology
 from harness.parallel.world import Links, World, open_links
-from harness.trainer import Trainer
+from harness.tracking.tracker import Tracker
+from harness.train.ledger import Journal, Unheard
+from harness.train.trainer import Trainer
 
 ENDLESS = 1_000_000
 PHASES_A_WINDOW = (Phase.DATA, Phase.FORWARD, Phase.BACKWARD, *[Phase.EXCHANGE_WAIT] * 4)

@@ -17,7 +17,6 @@ from benchmarks.sweep_points import Point, Result
 from harness.config import load
 from harness.data.open import open_dataset
 from harness.errors import Diverged
-from harness.ledger import Unheard
 from harness.measure.clock import clock_for
 from harness.measure.summary import RunSummary
 from harness.measure.traffic import Traffic
@@ -25,7 +24,8 @@ from harness.parallel.cores import cores_of
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology, open_ranks
 from harness.parallel.world import Links, choose_device, link
-from harness.trainer import Trainer
+from harness.train.ledger import Unheard
+from harness.train.trainer import Trainer
 
 
 def train(point: Point, links: Links, number: int) -> RunSummary:

@@ -22,18 +22,18 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from harness.calibrate.window import KeepingClock
 from harness.config import Config, load
 from harness.data.open import open_dataset
-from harness.ledger import Unheard
 from harness.measure.clock import CardTimeline, HostTimeline, Times, clock_for
 from harness.measure.phase import Phase
 from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
 from harness.parallel.ranks import Ranks, launched_topology, open_ranks
 from harness.parallel.world import Links, choose_device, link
-from harness.routing import routed
-from harness.timing.window import KeepingClock
-from harness.trainer import Trainer
+from harness.train.ledger import Unheard
+from harness.train.routing import routed
+from harness.train.trainer import Trainer
 
 ENDLESS = 1_000_000
 

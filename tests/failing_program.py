@@ -9,10 +9,10 @@ import sys
 from datetime import timedelta
 from typing import Any
 
-from harness import trainer
 from harness.cli import main
 from harness.errors import UserError
 from harness.parallel import world
+from harness.train import trainer
 
 WINDOW = 3
 TIMEOUT = timedelta(seconds=8)

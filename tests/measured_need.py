@@ -7,9 +7,9 @@ import torch
 
 from harness.config import Config
 from harness.data.images import ArraySource, Dataset
-from harness.ledger import Unheard
 from harness.parallel.world import World
-from harness.trainer import Trainer
+from harness.train.ledger import Unheard
+from harness.train.trainer import Trainer
 from tests.live_bytes import live_bytes
 
 

@@ -12,50 +12,53 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
-    "errors arguments config layers mistakes paths section yaml_files windows vision stability "
-    "dynamics parallel.slices seeding "
-    "measure.phase measure.clock measure.traffic measure.summary measure.redaction measure.outbox "
-    "measure.calibration measure.utilisation measure.trace measure.folders measure.address "
-    "measure.signs_of_life terminal",
-    "parallel leaving model.backbone model.margins data measure.machine measure.tally "
-    "measure.store",
-    "model.sliced_classifier model.operands model.statistics model.kept model.passes model.kernels "
-    "model.card_passes model.smoothing model.best model.network model.trainable model.flops "
-    "exchange checkpoint evaluation optimizer assembly course ledger finite tracing curvature "
-    "staleness measure.delivery measure.opening measure.tracking measure.node_gauges checks",
-    "trainer trial pace routing run timing calibrate",
-    "cluster study",
+    "errors paths seeding parallel.slices",
+    "measure",
+    "config arguments terminal",
+    "parallel leaving",
+    "model data exchange tracing tracking",
+    "launch train.stability train.dynamics train.curvature train.evaluation",
+    "doctor lab",
+    "train",
+    "calibrate compare",
+    "plan demo",
     "cli __main__",
 ]
 """Lowest first. A module has the floor of the longest name here that it is, or lies in."""
 
 ALLOWED = {
-    "horovod": ("parallel.",),
-    "torch.distributed": ("parallel.",),
+    "horovod": ("parallel.", "doctor.horovod_build", "tracing.horovod_timeline"),
+    "torch.distributed": ("parallel.", "tracing."),
     "torch._C._distributed_c10d": ("parallel.",),
-    "mlflow": (
-        "measure.store",
-        "measure.opening",
-        "measure.delivery",
-        "measure.node_gauges",
-        "study.",
-    ),
-    "pandas": ("study.",),
-    "matplotlib": ("study.",),
-    "simpy": ("study.",),
+    "mlflow": ("tracking.",),
+    "pandas": ("compare.", "demo.text", "tracking.study", "tracking.record"),
+    "matplotlib": ("compare.",),
+    "simpy": ("plan.simulate",),
     "triton": ("model.kernels",),
 }
 """Where a package may be imported: it is meant to be replaceable from there."""
 
 
+STARTS_RUNS = ("launch.", "lab.", "doctor.", "compare.", "plan.", "demo.", "tracking.")
+"""What trains there, trains in processes of its own."""
+
+LATE = ("compare.", "demo.", "tracking.study", "tracking.record", "tracking.ui")
+"""Imported by few commands, and only when these need them: libraries of theirs take seconds."""
+
+
 def module_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT / "harness").with_suffix("").parts)
+    dotted = ".".join(path.relative_to(ROOT / "harness").with_suffix("").parts)
+    return dotted.removesuffix(".__init__")
 
 
-SOURCES = {
-    module_of(path): ast.parse(path.read_text(encoding="utf-8"))
+PARSED = {
+    path: ast.parse(path.read_text(encoding="utf-8"))
     for path in sorted((ROOT / "harness").rglob("*.py"))
-    if path.name != "__init__.py"
+}
+SOURCES = {
+    module_of(path): tree
+    for path, tree in PARSED.items()
+    if path.name != "__init__.py" or len(tree.body) > 1  # more than a docstring
 }
 MODULES = pytest.mark.parametrize("module", SOURCES)
 
@@ -105,8 +108,8 @@ def test_no_module_reaches_itself() -> None:
 
 def test_studies_start_runs_as_processes() -> None:
     for module in SOURCES:
-        if floor_of(module) == 4:
-            assert own_imports(module) & {"trainer", "run"} == set(), module
+        if module.startswith(STARTS_RUNS):
+            assert own_imports(module) & {"train.trainer", "train.run"} == set(), module
 
 
 @MODULES
@@ -115,6 +118,13 @@ def test_packages_stay_where_they_belong(module: str) -> None:
         if not module.startswith(places):
             found = {n for n in imported(SOURCES[module]) if f"{n}.".startswith(f"{package}.")}
             assert found == set(), f"{package} belongs to {places}"
+
+
+@MODULES
+def test_what_draws_for_notebooks_is_not_needed(module: str) -> None:
+    """The harness is installed without analysis/, benchmarks/ and tests/."""
+    beside = {"analysis", "benchmarks", "tests"}
+    assert {name.partition(".")[0] for name in imported(SOURCES[module])} & beside == set()
 
 
 def test_the_list_names_nothing_that_is_gone() -> None:
@@ -129,7 +139,7 @@ IMPORT_ALL = """
 import importlib, json, os, sys, threading
 import horovod.torch, torch
 import torch.distributed as dist
-from harness.vision import torchvision
+from harness.model.torchvision import torchvision
 
 def open_files():
     kinds = []
@@ -152,12 +162,13 @@ def state():
     }
 
 changed = {}
-for module in sys.argv[1:]:
+LATE = tuple(sys.argv[1].split())
+for module in sys.argv[2:]:
     before = state()
     importlib.import_module(f"harness.{module}")
     after = state()
     found = [key for key in before if before[key] != after[key]]
-    if {"mlflow", "pandas", "matplotlib"} & sys.modules.keys() and not module.startswith("study."):
+    if {"mlflow", "pandas", "matplotlib"} & sys.modules.keys() and not module.startswith(LATE):
         found.append("libraries that take seconds, and that most ranks can do without")
     if found:
         changed[module] = found
@@ -170,11 +181,11 @@ def test_importing_opens_nothing(tmp_path: Path) -> None:
     here, home = tmp_path / "here", tmp_path / "home"
     here.mkdir()
     home.mkdir()
-    studies_last = sorted(SOURCES, key=lambda module: module.startswith("study."))
+    late_last = sorted(SOURCES, key=lambda module: module.startswith(LATE))
     if find_spec("triton") is None:
-        studies_last = [each for each in studies_last if each not in FOR_CARDS]
+        late_last = [each for each in late_last if each not in FOR_CARDS]
     found = subprocess.run(
-        [sys.executable, "-c", IMPORT_ALL, *studies_last],
+        [sys.executable, "-c", IMPORT_ALL, " ".join(LATE), *late_last],
         cwd=here,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(home)},
         capture_output=True,

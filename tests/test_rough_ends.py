@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import tracing
+from harness.tracing import gather
 from tests.horovodrun import ROOT
 from tests.stores import new_store
 
@@ -97,9 +97,9 @@ def test_a_trace_that_the_disk_does_not_take_is_left_out(
 ) -> None:
     (tmp_path / "full").symlink_to("/dev/full")
     (tmp_path / "file").touch()
-    assert tracing._written(tmp_path / "well", b"content") == [tmp_path / "well"]
-    assert tracing._written(tmp_path / "full", b"content") == []
-    tracing._make(tmp_path / "file")
+    assert gather._written(tmp_path / "well", b"content") == [tmp_path / "well"]
+    assert gather._written(tmp_path / "full", b"content") == []
+    gather._make(tmp_path / "file")
     first, second = capfd.readouterr().err.splitlines()
     assert "full cannot be written (No space left on device); training goes on" in first
     assert "file cannot be written (File exists); training goes on" in second

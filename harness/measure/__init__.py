@@ -1,1 +1,1 @@
-"""What it cost: time by phase, bytes, the machine's gauges, and MLflow."""
+"""What it cost: time by phase, bytes, and the machine's gauges."""

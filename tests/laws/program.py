@@ -17,12 +17,12 @@ from torch.nn import functional
 from harness.config import Config
 from harness.measure.clock import clock_for
 from harness.measure.traffic import Bytes, Traffic
-from harness.optimizer import lr_at
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology
 from harness.parallel.topology import Topology
 from harness.parallel.world import Links, World, open_links
-from harness.trainer import Trainer
+from harness.train.optimizer import lr_at
+from harness.train.trainer import Trainer
 from tests.laws.cases import WATCHED, Case, cases_for
 from tests.laws.oracles import Dense, Trained, late_gradients, local_steps
 from tests.laws.task import CLASSES, FEATURES, WINDOWS, dataset, world_batches

@@ -1,0 +1,101 @@
+"""Who waits for whom: where a step's time goes, and how unlike the ranks are in it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from harness.compare.colours import Look, looks
+from harness.compare.step_bars import draw_times, scale, steps_differ, waiting_share
+from harness.compare.style import Picture, Said, dressed, line, picture
+from harness.compare.table import PHASES, phase_ms
+from harness.compare.waits import WAITS
+from harness.compare.wording import without_result
+from harness.tracking.results import Variant
+from harness.tracking.study import Study
+
+SPREAD = ("forward", "backward", *WAITS)
+"""Phases in which ranks are worth telling apart."""
+
+
+def draw(study: Study) -> Picture:
+    """Stacked phases, mean over ranks, beside each phase's minimum, mean and maximum over ranks."""
+    variants = study.variants
+    found = looks(variant.name for variant in variants)
+    height = max(4.8, 1.6 + 0.14 * len(SPREAD) * max(4, len(variants)))
+    with dressed():
+        figure = picture(13, height)
+        times, ranks = figure.subplots(1, 2)
+        draw_times(times, variants, found)
+        _draw_ranks(ranks, variants, found)
+    return figure
+
+
+def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
+    """A row per variant and phase: `minimum`, `mean` and `maximum` over ranks, each the mean over
+    seeds, ms of a step, or of 1,000 images where steps differ in size."""
+    per_images = steps_differ(variants)
+    rows = []
+    for variant in variants:
+        for phase in PHASES:
+            row: dict[str, str | float] = {"variant": variant.name, "phase": phase}
+            for of in ("minimum", "mean", "maximum"):
+                values = [
+                    getattr(run.phases_ms[phase], of) * scale(run, per_images)
+                    for run in variant.summaries
+                    if phase in run.phases_ms
+                ]
+                row[of] = mean(values) if values else 0.0
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def say(study: Study) -> Said:
+    """What the store's numbers say."""
+    lines = []
+    for variant in study.variants:
+        if not variant.summaries:
+            lines.append(f"* `{variant.name}`: {without_result(variant)}")
+            continue
+        share = waiting_share(variant)
+        if math.isnan(share):
+            lines.append(f"* `{variant.name}`: how long it stands still was not measured")
+            continue
+        waited = {
+            wait: mean(phase_ms(run, wait) / run.step_ms.mean for run in variant.summaries)
+            for wait in WAITS
+        }
+        most = max(waited, key=lambda wait: waited[wait])
+        lines.append(
+            f"* `{variant.name}` stands still for {share:.0%} of its step, most of "
+            f"it in {most.replace('_', ' ')} ({waited[most]:.0%} of the step)"
+        )
+    return Said("\n".join(lines))
+
+
+def _draw_ranks(axes: Axes, variants: Sequence[Variant], found: Mapping[str, Look]) -> None:
+    """A group of rows for each phase, in it a row per variant: a line from the rank that spent
+    least to the one that spent most, the marker at their mean."""
+    frame = numbers(variants)
+    distance = 1 / (len(variants) + 1)
+    for group, phase in enumerate(SPREAD):
+        rows = frame[frame["phase"] == phase].to_dict("records")
+        for number, row in enumerate(rows):
+            place = group + (number - (len(variants) - 1) / 2) * distance
+            look = found[row["variant"]]
+            axes.hlines(place, row["minimum"], row["maximum"], color=look.colour, linewidth=2)
+            label = row["variant"] if group == 0 else None
+            style = line(look) | {"linestyle": "none", "clip_on": False}
+            axes.plot([row["mean"]], [place], **style, label=label)
+        if group:
+            axes.axhline(group - 0.5, color="#bbbbbb", linewidth=0.6)
+    axes.set_yticks(range(len(SPREAD)), [phase.replace("_", " ") for phase in SPREAD])
+    axes.set_ylim(len(SPREAD) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"time of {'1,000 images' if steps_differ(variants) else 'a step'} (ms)")
+    axes.set_title("Each phase over ranks: from least to most, mean marked")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13))

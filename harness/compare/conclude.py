@@ -1,0 +1,142 @@
+"""From the results of a study to all that a comparison leaves: table, verdict, chart, report."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from harness.compare import ladder_text
+from harness.compare.chart import draw, draw_ladder
+from harness.compare.ladder import Ladder
+from harness.compare.report import write_report
+from harness.compare.scoring import score_cells, scores, scores_meaning
+from harness.compare.sentences import as_paragraphs, meaning, sentences
+from harness.compare.table import aligned, as_markdown, as_text, comparison, piped
+from harness.compare.verdict import Verdict, judge
+from harness.config import Config
+from harness.errors import RunFailed
+from harness.tracking.connection import in_short
+from harness.tracking.failure import FILE_NAME, write_failures
+from harness.tracking.record import record, way_to_see
+from harness.tracking.results import Results, Target, Terms, Variant, baseline_of, target_of
+
+TABLE_FILE = "comparison.md"
+LADDER_FILE = "ladder.png"
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """A study's numbers and what they say."""
+
+    results: Results
+    baseline: Variant
+    target: Target | None
+    frame: pd.DataFrame
+    verdict: Verdict
+    scored: pd.DataFrame | None
+    """Predicted beside measured; None where nothing was predicted."""
+    ladder: Ladder | None
+    """What each lever is worth; None where the variants are no rungs of one ladder."""
+
+    @classmethod
+    def of(cls, results: Results, terms: Terms) -> "Conclusion":
+        variants = results.variants
+        baseline = baseline_of(variants, terms.baseline)
+        target = target_of(baseline, terms.target)
+        frame = comparison(variants, baseline, target)
+        predicted = results.predictions
+        scored = scores(variants, frame, predicted) if predicted else None
+        verdict = judge(variants, baseline, target)
+        ladder = Ladder.of(variants, baseline, target)
+        return cls(results, baseline, target, frame, verdict, scored, ladder)
+
+    @property
+    def _meaning(self) -> list[str]:
+        """What the words of the sentences mean, and how times were found."""
+        timing = self.results.timing
+        return [*meaning(self.verdict), *([timing] if timing else [])]
+
+    @property
+    def text(self) -> str:
+        """For a terminal."""
+        parts = [as_text(self.frame, self.baseline, self.target)]
+        if self.scored is not None:
+            meant = as_paragraphs([scores_meaning(self.results.foretold)])
+            parts.append(f"{aligned(score_cells(self.scored))}\n{meant}")
+        if self.ladder is not None:
+            parts.append(ladder_text.as_text(self.ladder))
+        parts.append(as_paragraphs(sentences(self.verdict)))
+        parts.append(as_paragraphs(self._meaning))
+        return "\n\n".join(parts)
+
+    @property
+    def markdown(self) -> str:
+        first, *rivals = sentences(self.verdict)
+        said = [f"**{first}**", "\n".join(f"* {each}" for each in rivals)]
+        parts = [f"# {self.results.title}", *filter(None, said)]
+        parts.append(as_markdown(self.frame, self.baseline, self.target))
+        if self.scored is not None:
+            meant = scores_meaning(self.results.foretold)
+            parts.append(f"{piped(score_cells(self.scored))}\n\n* {meant}")
+        parts.append("\n".join(f"* {each}" for each in self._meaning))
+        if self.ladder is not None:
+            parts.append(ladder_text.as_markdown(self.ladder))
+        return "\n\n".join(parts) + "\n"
+
+    def write(self, folder: Path) -> list[Path]:
+        """All files, the Markdown first."""
+        table = folder / TABLE_FILE
+        numbers, chart = (table.with_suffix(kind) for kind in (".csv", ".png"))
+        tests, report, errors = (
+            folder / name for name in ("verdict.csv", "report.html", "predictions.csv")
+        )
+        table.write_text(self.markdown, encoding="utf-8")
+        self.frame.to_csv(numbers)
+        draw(self.results.variants, self.target, self.results.title, chart)
+        self.verdict.frame.to_csv(tests, index=False)
+        write_report(self.results, self.frame, self.verdict, self.scored, self.ladder, report)
+        files = [table, numbers, chart, tests, report]
+        if self.ladder is not None:
+            draw_ladder(self.ladder, folder / LADDER_FILE)
+            files.append(folder / LADDER_FILE)
+        if self.scored is not None:
+            self.scored.to_csv(errors)
+            files.append(errors)
+        if self.results.failures:
+            write_failures(self.results.failures, folder / FILE_NAME)
+            files.append(folder / FILE_NAME)
+        return files
+
+
+def conclude(results: Results, terms: Terms, folder: Path, store: Config | None) -> None:
+    """Shows the comparison, leaves its files in `folder`, and logs them where `store`, a config
+    with `tracking`, says; None logs nothing.
+
+    Raises RunFailed where the files cannot be written.
+    """
+    found = Conclusion.of(results, terms)
+    print(f"\n{found.text}", flush=True)
+    try:
+        files = found.write(folder)
+    except OSError as error:
+        raise RunFailed(
+            f"the comparison's files cannot be written to {folder} ({error.strerror}); make room, "
+            f"and take it up again: harness compare --from-study {results.study}"
+        ) from error
+    table, _, chart, _, report = files[:5]
+    ladder = f"\nladder {folder / LADDER_FILE}" if found.ladder is not None else ""
+    print(f"\ntable {table}\nchart {chart}{ladder}\nreport {report}", flush=True)
+    if store is not None and store.tracking.enabled:
+        _log(store, found, files)
+
+
+def _log(store: Config, found: Conclusion, files: list[Path]) -> None:
+    results = found.results
+    try:
+        experiment_id = record(store, results.study, found.frame, files, len(results.failures))
+    except Exception as error:  # the table is shown and lies in the folder, whatever MLflow does
+        told = in_short(error)
+        print(f"warning: the comparison is not in MLflow: {told}", file=sys.stderr, flush=True)
+        return
+    print(way_to_see(store, experiment_id, results.study), flush=True)

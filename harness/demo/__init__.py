@@ -1,0 +1,1 @@
+"""`harness demo`: the method against data parallelism, on this machine."""

@@ -1,0 +1,1 @@
+"""What training would cost on a cluster, predicted: every way of it, and which to take."""

@@ -1,1 +1,0 @@
-"""Many runs: trains experiments in turn and sets what they cost beside what they learned."""

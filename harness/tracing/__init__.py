@@ -1,0 +1,1 @@
+"""Profiles of chosen windows: all ranks in one file, on one clock."""
