@@ -27,7 +27,7 @@ FLOORS = [
 """Lowest first. A module has the floor of the longest name here that it is, or lies in."""
 
 ALLOWED = {
-    "horovod": ("parallel.", "doctor.horovod_build", "tracing.horovod_timeline"),
+    "horovod": ("parallel.", "doctor.versions", "tracing.horovod_timeline"),
     "torch.distributed": ("parallel.", "tracing."),
     "torch._C._distributed_c10d": ("parallel.",),
     "mlflow": ("tracking.",),

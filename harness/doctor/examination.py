@@ -8,17 +8,23 @@ import torch
 from harness.config import Config
 from harness.doctor.compute import Speed, best_speeds, judge_compute, measure_speed, slow_ranks
 from harness.doctor.finding import Finding
-from harness.doctor.link import Link, better, pairs_between, pairs_within
-from harness.doctor.links import judge_between, slow_pairs
+from harness.doctor.links import (
+    Link,
+    better,
+    judge_between,
+    judge_clocks,
+    judge_within,
+    pairs_between,
+    pairs_within,
+    slow_pairs,
+)
 from harness.doctor.meeting import Meeting, own_address
 from harness.doctor.messages import in_short
 from harness.doctor.names import NameFacts, machines_of
 from harness.doctor.need import Need
 from harness.doctor.probe import Answerer, measure, name_behind
 from harness.doctor.seat import Seat
-from harness.doctor.skew import judge_clocks
 from harness.doctor.static import judge_static, static_facts
-from harness.doctor.within import judge_within
 
 ROUNDS, ROUND_SECONDS = 5, 0.3
 """Of matrix products. A limit on the processor holds over periods of 0.1 s."""

@@ -1,20 +1,51 @@
-"""Is every link between hosts as fast as the others? Names the host whose link is slow."""
+"""Is every link as fast as the others, between hosts and inside them, and do clocks agree?"""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from statistics import median
 
-from harness.doctor.finding import Finding, median_of_rest, told
-from harness.doctor.link import Link, because, figures_of, in_speed
+from harness.doctor.finding import Facts, Finding, in_bytes, median_of_rest, told
 from harness.doctor.names import hosts_of, machines_of
 from harness.doctor.seat import Seat
 
-CHECK = "links"
+BETWEEN, INSIDE, CLOCKS = "links", "in-host", "clocks"
+"""What these checks are called."""
 SLOW = 0.5
-"""Share of the others' median below which a link is at fault."""
+"""Share of the others' median below which a link is at fault, and a host slow inside."""
 LATE = 3.0
 """Times the others' median latency above which a host's is at fault,"""
 LATE_SECONDS = 0.001
 """where it is also this much longer."""
+TOLERATED_SECONDS = 0.1
+"""By which clocks may differ."""
+
+
+class Link(Facts):
+    """What one rank measured of the way to another."""
+
+    source: int
+    target: int
+    latency_seconds: float = 0.0
+    """Half the shortest round trip."""
+    there: float = 0.0
+    """Bytes per second, source to target."""
+    back: float = 0.0
+    clock_ahead_seconds: float = 0.0
+    """Of the target's clock before the source's."""
+    error: str = ""
+    """Why there is nothing else to tell."""
+
+
+def pairs_between(seats: Sequence[Seat]) -> list[tuple[int, int]]:
+    """Each two hosts once, by the ranks that speak for them; those of the first host first."""
+    speakers = [next(s.rank for s in seats if s.host == host) for host in hosts_of(seats)]
+    return list(combinations(speakers, 2))
+
+
+def pairs_within(seats: Sequence[Seat]) -> list[tuple[int, int]]:
+    """The first and the last rank of each host that has two."""
+    ranks = [[s.rank for s in seats if s.host == host] for host in hosts_of(seats)]
+    return [(own[0], own[-1]) for own in ranks if len(own) > 1]
 
 
 def slow_pairs(seats: Sequence[Seat], links: Sequence[Link]) -> set[tuple[int, int]]:
@@ -33,11 +64,11 @@ def slow_pairs(seats: Sequence[Seat], links: Sequence[Link]) -> set[tuple[int, i
 def judge_between(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
     """Of `pairs_between`."""
     if not links:
-        return [Finding(check=CHECK, level="ok", found="one host: no link between hosts")]
+        return [Finding(check=BETWEEN, level="ok", found="one host: no link between hosts")]
     figures = figures_of(links)
     if len(machines_of(seats)) == 1:
         figures = f"hosts are emulated on this machine: {figures}, not judged"
-        return [Finding(check=CHECK, level="ok", found=figures)]
+        return [Finding(check=BETWEEN, level="ok", found=figures)]
     slow = _slow_hosts(seats, links)
     faults = [_slow_host(host, seats, links) for host in slow]
     rest = [
@@ -45,7 +76,7 @@ def judge_between(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]
     ]
     faults += _slow_links(seats, rest) + _late_hosts(seats, links)
     known = "" if len(links) > 1 else "; one link, compared with nothing"
-    return told(faults, Finding(check=CHECK, level="ok", found=figures + known))
+    return told(faults, Finding(check=BETWEEN, level="ok", found=figures + known))
 
 
 def _best(seats: Sequence[Seat], links: Sequence[Link]) -> dict[str, tuple[float, float]]:
@@ -81,7 +112,7 @@ def _slow_host(host: str, seats: Sequence[Seat], links: Sequence[Link]) -> Findi
     usual_in = median_of_rest([each for _, each in best.values()], number)
     errors = [e.error for e in links if e.error and host in _ends(seats, e)]
     return Finding(
-        check=CHECK,
+        check=BETWEEN,
         level="fail",
         found=f"the link of {host}: {in_speed(out)} out and {in_speed(into)} in, the other hosts' "
         f"median is {in_speed(usual_out)} and {in_speed(usual_in)}"
@@ -110,7 +141,7 @@ def _slow_links(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
 
 def _fault(source: str, target: str, found: str) -> Finding:
     return Finding(
-        check=CHECK,
+        check=BETWEEN,
         level="fail",
         found=f"from {source} to {target} {found}",
         advice=f"look at what lies between {source} and {target}",
@@ -126,7 +157,7 @@ def _late_hosts(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
                 shortest[host] = min(known, link.latency_seconds)
     return [
         Finding(
-            check=CHECK,
+            check=BETWEEN,
             level="warn",
             found=f"{host} answers after {latency * 1e3:.2f} ms, the other hosts' median is "
             f"{usual * 1e3:.2f} ms",
@@ -149,3 +180,81 @@ def _with_usual(values: Mapping[str, float]) -> list[tuple[str, float, float]]:
 
 def _ends(seats: Sequence[Seat], link: Link) -> tuple[str, str]:
     return seats[link.source].host, seats[link.target].host
+
+
+def better(first: Link, second: Link) -> Link:
+    """The better figures of two measurements: a disturbance only ever takes away."""
+    if first.error or second.error:
+        return second if first.error else first
+    return first.model_copy(
+        update={
+            "latency_seconds": min(first.latency_seconds, second.latency_seconds),
+            "there": max(first.there, second.there),
+            "back": max(first.back, second.back),
+        }
+    )
+
+
+def figures_of(links: Sequence[Link]) -> str:
+    good = [link for link in links if not link.error]
+    if not good:
+        return "nothing could be measured"
+    rates = [rate for link in good for rate in (link.there, link.back)]
+    late = [link.latency_seconds * 1e3 for link in good]
+    return (
+        f"{len(links)} pairs, {in_speed(min(rates))} to {in_speed(max(rates))}, "
+        f"latency {min(late):.2f} to {max(late):.2f} ms"
+    )
+
+
+def because(link: Link) -> str:
+    return f" ({link.error})" if link.error else ""
+
+
+def in_speed(bytes_per_second: float) -> str:
+    return f"{in_bytes(bytes_per_second)}/s"
+
+
+def judge_within(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
+    """Of `pairs_within`. A warning only: cards of a host have ways of their own."""
+    if not links:
+        return [Finding(check=INSIDE, level="ok", found="one rank on each host: no link inside")]
+    rates = [min(link.there, link.back) for link in links]
+    faults = [
+        Finding(
+            check=INSIDE,
+            level="warn",
+            found=f"inside {seats[link.source].host} {in_speed(rates[number])}, the other hosts' "
+            f"median is {in_speed(median_of_rest(rates, number))}" + because(link),
+            advice=f"look for other work on {seats[link.source].host}",
+        )
+        for number, link in enumerate(links)
+        if len(machines_of(seats)) > 1 and rates[number] < SLOW * median_of_rest(rates, number)
+    ]
+    return told(faults, Finding(check=INSIDE, level="ok", found=figures_of(links)))
+
+
+def judge_clocks(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
+    """Against the first host's clock, by the links that it measured: times of runs, checkpoints and
+    logs are compared across hosts."""
+    compared = [link for link in links if link.source == 0 and not link.error]
+    faults = [
+        Finding(
+            check=CLOCKS,
+            level="warn",
+            found=f"the clock of {seats[link.target].host} is {_clock_apart(link)} that of "
+            f"{seats[0].host}",
+            advice=f"let a time service (chrony, ntpd) run on {seats[link.target].host}",
+        )
+        for link in compared
+        # Half a round trip is how well two clocks can be compared.
+        if abs(link.clock_ahead_seconds) - link.latency_seconds > TOLERATED_SECONDS
+    ]
+    most = max((abs(link.clock_ahead_seconds) for link in compared), default=0.0)
+    well = f"{most * 1e3:.1f} ms apart at most" if compared else "one clock"
+    return told(faults, Finding(check=CLOCKS, level="ok", found=well))
+
+
+def _clock_apart(link: Link) -> str:
+    ahead = link.clock_ahead_seconds
+    return f"{abs(ahead):.2f} s {'ahead of' if ahead > 0 else 'behind'}"

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from harness.doctor.link import Link
+from harness.doctor.links import Link
 from harness.doctor.messages import in_short, receive, send
 
 CONNECT_SECONDS = 5.0

@@ -5,15 +5,20 @@ from collections.abc import Sequence
 import torch
 
 from harness.config import Config
-from harness.doctor.build import judge_build
 from harness.doctor.disk import DiskFacts, disk_facts, judge_disk
 from harness.doctor.finding import Facts, Finding
-from harness.doctor.horovod_build import Build, horovod_build
 from harness.doctor.memory import MemoryFacts, judge_memory, memory_facts
 from harness.doctor.names import NameFacts, judge_names, name_facts
 from harness.doctor.need import Need
 from harness.doctor.seat import Seat
-from harness.doctor.versions import VersionFacts, judge_versions, version_facts
+from harness.doctor.versions import (
+    Build,
+    VersionFacts,
+    horovod_build,
+    judge_build,
+    judge_versions,
+    version_facts,
+)
 
 
 class StaticFacts(Facts):

@@ -1,7 +1,8 @@
-"""Do all hosts run the same software? Names the host that differs, and both versions."""
+"""Do all hosts run the same software, and has every rank's Horovod what this run asks of it?"""
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import re
 from collections import Counter
@@ -9,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel, ConfigDict
 
 from harness.doctor.finding import Facts, Finding, listed, told
 from harness.doctor.seat import Seat
 
-CHECK = "versions"
+VERSIONS, BUILD = "versions", "horovod"
+"""What these checks are called."""
 MUST_BE_EQUAL = ("harness", "torch", "horovod")
 """Ranks of other versions of these would compute or send something else; the rest is a warning."""
 MISSING = "none"
@@ -44,7 +47,7 @@ def judge_versions(seats: Sequence[Seat], facts: Sequence[VersionFacts]) -> list
     here = facts[0].versions
     main = [f"{name} {here[name]}" for name in ("torch", "horovod", "python", "harness")]
     cards = [f"{name} {here[name]}" for name in ("CUDA", "driver") if here[name] != MISSING]
-    return told(faults, Finding(check=CHECK, level="ok", found=listed(main + cards)))
+    return told(faults, Finding(check=VERSIONS, level="ok", found=listed(main + cards)))
 
 
 def _differing(package: str, seats: Sequence[Seat], facts: Sequence[VersionFacts]) -> list[Finding]:
@@ -55,7 +58,7 @@ def _differing(package: str, seats: Sequence[Seat], facts: Sequence[VersionFacts
     others = [host for host, version in found.items() if version == usual]
     return [
         Finding(
-            check=CHECK,
+            check=VERSIONS,
             level="fail" if package in MUST_BE_EQUAL else "warn",
             found=f"{package} is {version} on {host} and {usual} on {listed(others)}",
             advice=f"make {host} like the others",
@@ -88,3 +91,78 @@ def _driver() -> str:
         return MISSING
     found = re.search(r"\b\d+\.\d+(\.\d+)?\b", text)
     return found[0] if found else MISSING
+
+
+class Build(BaseModel):
+    """One rank's Horovod."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: str | None
+    """With the local part that a mended build has; none: not installed."""
+    error: str | None = None
+    """Why it cannot be imported."""
+    has: tuple[str, ...] = ()
+    """gloo, mpi, nccl: what it was built with."""
+    asked: tuple[str, ...] = ("gloo",)
+    """What the variables of this process ask for."""
+
+    @property
+    def mended(self) -> bool:
+        """Built by this project's set-up: see install/horovod.py for what is mended."""
+        return "+mended" in (self.version or "")
+
+
+def horovod_build() -> Build:
+    """Starts nothing."""
+    try:
+        installed = importlib.metadata.version("horovod")
+    except importlib.metadata.PackageNotFoundError:
+        return Build(version=None, error="it is not installed")
+    try:
+        import horovod.torch as hvd
+    except Exception as error:  # the loader's, the linker's or its own: all are told
+        return Build(version=installed, error=" ".join(str(error).split())[:200])
+    built = {"gloo": hvd.gloo_built(), "mpi": hvd.mpi_built(), "nccl": hvd.nccl_built()}
+    return Build(version=installed, has=tuple(key for key in built if built[key]), asked=_asked())
+
+
+def _asked() -> tuple[str, ...]:
+    names = ("HOROVOD_CONTROLLER", "HOROVOD_CPU_OPERATIONS", "HOROVOD_GPU_OPERATIONS")
+    chosen = {os.environ.get(name, "").lower() for name in names}
+    # Without a choice the launcher of this project takes gloo.
+    return tuple(sorted(chosen & {"gloo", "mpi", "nccl"})) or ("gloo",)
+
+
+def judge_build(seats: Sequence[Seat], builds: Sequence[Build]) -> list[Finding]:
+    by_host = {seat.host: build for seat, build in zip(seats, builds, strict=True)}
+    faults = [fault for host, build in by_host.items() for fault in _build_faults(host, build)]
+    stock = [host for host, build in by_host.items() if build.version and not build.mended]
+    if stock:
+        faults.append(
+            Finding(
+                check=BUILD,
+                level="warn",
+                found=f"Horovod on {listed(stock)} is not the mended one: no warning of stalled "
+                f"ranks, process sets ignore the network interface, waiting ranks spin",
+                advice="build it by install/horovod.py, as make setup does",
+            )
+        )
+    has = f"{builds[0].version} with {listed(builds[0].has)}"
+    return told(faults, Finding(check=BUILD, level="ok", found=has))
+
+
+def _build_faults(host: str, build: Build) -> list[Finding]:
+    if build.error is not None:
+        found = f"Horovod cannot be used on {host} ({build.error})"
+        return [Finding(check=BUILD, level="fail", found=found, advice="run make setup there")]
+    missing = [kind for kind in build.asked if kind not in build.has]
+    return [
+        Finding(
+            check=BUILD,
+            level="fail",
+            found=f"Horovod on {host} was built without {kind}, which this run asks for",
+            advice=f"build it with {kind}, see install/horovod.py, or ask for gloo",
+        )
+        for kind in missing
+    ]

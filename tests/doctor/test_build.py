@@ -1,7 +1,6 @@
 """What Horovod was built with, against what a run asks of it."""
 
-from harness.doctor.build import judge_build
-from harness.doctor.horovod_build import Build, horovod_build
+from harness.doctor.versions import Build, horovod_build, judge_build
 from tests.doctor.seats import FOUR
 
 GOOD = Build(version="0.28.1+mended.12345678.1", has=("gloo",))

@@ -2,11 +2,17 @@
 
 import pytest
 
-from harness.doctor.link import Link, better, pairs_between, pairs_within
-from harness.doctor.links import judge_between, slow_pairs
+from harness.doctor.links import (
+    Link,
+    better,
+    judge_between,
+    judge_clocks,
+    judge_within,
+    pairs_between,
+    pairs_within,
+    slow_pairs,
+)
 from harness.doctor.seat import Seat
-from harness.doctor.skew import judge_clocks
-from harness.doctor.within import judge_within
 from tests.doctor.seats import EMULATED, FOUR, seats
 
 FAST = 25e6
