@@ -22,8 +22,7 @@ from harness.compare.style import (
     say_nothing,
 )
 from harness.tracking.study import RecordedRun, Study
-from harness.train.dynamics import dynamics_of
-from harness.train.stability import Dynamics, largest_stable_product
+from harness.train.stability import Dynamics, dynamics_of, largest_stable_product
 
 CURVATURE, OVER_STABLE = "staleness/curvature", "staleness/lr_over_stable"
 AFTER_WARMUP = 2**31

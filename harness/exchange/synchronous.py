@@ -1,13 +1,39 @@
 """Averages each window's gradients over all ranks and waits: overlapped with the backward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
 from harness.exchange.buckets import Buckets
 from harness.exchange.carried import Strip
-from harness.exchange.on_time import OnTime
+from harness.exchange.lateness import ON_TIME, Lateness
 from harness.exchange.ways import Way
+
+
+class OnTime:
+    """After each step all nodes hold the same values, and there is nothing to land."""
+
+    def after_step(self) -> None:
+        return None
+
+    def averaged(self) -> AbstractContextManager[Tensor | None]:
+        return nullcontext()
+
+    def apart(self) -> Callable[[], Tensor] | None:
+        return None
+
+    def lateness(self) -> Lateness:
+        return ON_TIME
+
+    def drain(self, step: Callable[[], None]) -> None:
+        return None
+
+    def carried(self) -> list[Strip]:
+        return []
+
+    def agree_on(self, states: Sequence[Tensor]) -> None:
+        return None
 
 
 class Synchronous(OnTime):

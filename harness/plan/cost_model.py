@@ -17,7 +17,7 @@ thread for c; b is what a port that has rested takes at once:
 
 and never T < the sum of all w: a port cannot do more. So delay hides at most the compute: speed-up
 <= (T_compute + T_transfer) / max of the two. `world` adds its gathers, blocking, to each m.
-Steps of rings and trees, in s, are counted in harness/plan/hops.py.
+Steps of rings and trees, in s, are counted in harness/plan/transfers.py.
 
 Ranks that vary wait for the slowest at each meeting: e(n) standard deviations, the mean of the
 largest of n normal values. A node's ranks meet in every micro-batch where they share anything but

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from harness.calibrate.result import Calibration, Point
-from harness.plan.hops import of_all_reduce, step_of
 from harness.plan.machines import Late, Link
+from harness.plan.transfers import of_all_reduce, step_of
 
 SLOWER = 0.8
 """Share of the link's rate below which, between cores, something else is the limit."""

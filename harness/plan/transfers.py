@@ -1,15 +1,74 @@
 """What ranks send to each other in a window, on either route, and how long it is under way."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from harness.measure.traffic import Bytes
-from harness.plan import hops
 from harness.plan.machines import Cluster
 from harness.plan.workload import Workload
 
 POWER_SGD_COLLECTIVES = 3
 """In turn: vectors as they are, then one factor, then the other."""
+
+
+@dataclass(frozen=True)
+class Hops:
+    """One after the other, for the first byte to have been everywhere."""
+
+    across: int
+    """Between nodes."""
+    inside: int = 0
+    """Within one."""
+
+    def __mul__(self, times: int) -> "Hops":
+        return Hops(self.across * times, self.inside * times)
+
+    def seconds(self, step: float, latency: float) -> float:
+        """`step`: of a hop between nodes, `latency`: of one within a node."""
+        return self.across * step + self.inside * latency
+
+    def step(self, seconds: float, latency: float) -> float:
+        """Of a hop between nodes, where all hops take so many seconds."""
+        return max(0.0, seconds - self.inside * latency) / self.across
+
+
+def of_gather(nodes: int, per_node: int, on_cards: bool) -> Hops:
+    """Once round a ring of all ranks, which lie in order on nodes: a reduce-scatter's too.
+
+    Between processes on cores every hop counts as one between nodes: what it takes is waking up.
+    """
+    ranks = nodes * per_node
+    if not on_cards:
+        return Hops(ranks - 1)
+    across = 0 if nodes == 1 else min(nodes, ranks - 1)
+    return Hops(across, ranks - 1 - across)
+
+
+def of_all_reduce(nodes: int, per_node: int, on_cards: bool) -> tuple[Hops, ...]:
+    """The ways that it can go: twice round the ring; on cards also up and down a tree of nodes, as
+    NCCL does where there are many of them."""
+    ring = of_gather(nodes, per_node, on_cards) * 2
+    if not on_cards:
+        return (ring,)
+    return ring, Hops(math.ceil(math.log2(nodes)), per_node - 1) * 2
+
+
+def of_crossing(nodes: int, lossy: bool, on_cards: bool) -> tuple[Hops, ...]:
+    """Of a mean over one rank on each node: over a lossy wire two swap their parts in one step."""
+    if lossy and nodes == 2:
+        return (of_gather(nodes, 1, on_cards),)
+    return of_all_reduce(nodes, 1, on_cards)
+
+
+def quickest(ways: Sequence[Hops], step: float, latency: float) -> float:
+    """Seconds."""
+    return min(way.seconds(step, latency) for way in ways)
+
+
+def step_of(ways: Sequence[Hops], seconds: float, latency: float) -> float:
+    """The `step` for which `quickest` takes so many seconds."""
+    return max(way.step(seconds, latency) for way in ways)
 
 
 @dataclass(frozen=True)
@@ -83,7 +142,7 @@ class Transfers:
             return (Launch(1.0, self._flat(work.window, start)),)
         if exchange.kind == "ddp_post_local_sgd":
             return (Launch(1.0, self._flat(_across(work), self._all_reduce())),)
-        peers = self._quickest(hops.of_crossing(work.nodes, self._lossy, self._cluster.on_cards))
+        peers = self._quickest(of_crossing(work.nodes, self._lossy, self._cluster.on_cards))
         through = work.route == "hierarchical"
         return tuple(
             Launch(
@@ -129,7 +188,7 @@ class Transfers:
             return Transfer()
         late, link = cluster.late, cluster.link
         step = link.step_seconds if late.step_seconds is None else late.step_seconds
-        (turns,) = hops.of_crossing(work.nodes, self._lossy, on_cards=False)  # by Horovod
+        (turns,) = of_crossing(work.nodes, self._lossy, on_cards=False)  # by Horovod
         waits = self._exchange.delay == 0
         cpu = link.cpu_seconds_per_byte if waits else late.cpu_seconds_per_byte
         thread = work.exchanged / (late.bytes_per_second or math.inf)
@@ -166,14 +225,14 @@ class Transfers:
         return self._cluster.slowdown * seconds
 
     def _gather(self) -> float:
-        return self._quickest((hops.of_gather(*self._grid),))
+        return self._quickest((of_gather(*self._grid),))
 
     def _all_reduce(self) -> float:
-        return self._quickest(hops.of_all_reduce(*self._grid))
+        return self._quickest(of_all_reduce(*self._grid))
 
-    def _quickest(self, ways: tuple[hops.Hops, ...]) -> float:
+    def _quickest(self, ways: tuple[Hops, ...]) -> float:
         cluster = self._cluster
-        return hops.quickest(ways, cluster.link.step_seconds, cluster.node.latency_seconds)
+        return quickest(ways, cluster.link.step_seconds, cluster.node.latency_seconds)
 
     def _flat(self, sent: Bytes, start: float) -> Transfer:
         """Of all ranks; what it sends inside nodes costs their processors too."""

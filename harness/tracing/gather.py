@@ -1,15 +1,18 @@
 """The traced windows of a run: profiles them on its ranks and gathers one file of all."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
+import torch.distributed as dist
 
 from harness.config import TraceConfig
 from harness.errors import UserError
 from harness.parallel.world import World
 from harness.tracing.chrome_trace import Profile, RankTrace, merged
 from harness.tracing.clock_offset import clock_offsets
-from harness.tracing.collect import collect
 from harness.tracing.horovod_timeline import start_timeline, stop_timeline
 
 FOLDER = "traces"
@@ -143,3 +146,27 @@ def _tell_too_large(rank: int, size: int) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+def collect(rank: int, ranks: int, content: bytes, take: Callable[[int, bytes], None]) -> None:
+    """Calls `take(rank, content)` on rank 0 for every rank, in their order.
+
+    Point to point, through the host's memory. Collective over the world.
+    """
+    if rank:
+        dist.send(torch.tensor([len(content)]), 0)
+        if content:
+            dist.send(torch.frombuffer(bytearray(content), dtype=torch.uint8), 0)
+        return
+    take(0, content)
+    for other in range(1, ranks):
+        take(other, _received(other))
+
+
+def _received(other: int) -> bytes:
+    size = torch.zeros(1, dtype=torch.int64)
+    dist.recv(size, other)
+    content = torch.empty(int(size), dtype=torch.uint8)
+    if len(content):
+        dist.recv(content, other)
+    return content.numpy().tobytes()

@@ -11,11 +11,17 @@ from functools import lru_cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.config import Config
+
 Rows = NDArray[np.float64]
 """Some numbers of a state, [numbers, states]."""
 
 SMALLEST, LARGEST, STEP = 1e-6, 1e3, 1.03
 """The grid of lr * c on which the first unstable one is looked for."""
+LATE = ("delayed", "averaging")
+"""Kinds of exchange that have something under way when a window ends."""
+LOCAL_STEPS = ("averaging", "ddp_post_local_sgd")
+"""Kinds whose nodes step on their own, and average what comes of it."""
 NEUTRAL = 1e-9
 """How far above 1 an eigenvalue of a direction without curvature may come out."""
 
@@ -166,4 +172,33 @@ def _nodes_together(dynamics: Dynamics, direction: Rows, product: float) -> Rows
     nodes.cycle(dynamics, product, apart=False)
     return np.vstack(
         (nodes.values, nodes.velocity, nodes.unsent, nodes.outer_velocity, *nodes.flight)
+    )
+
+
+def dynamics_of(config: Config, window: int, nodes: int) -> Dynamics | None:
+    """What decides how large lr may be in a window; None: not known, for AdamW.
+
+    On one node an average is the node's own: plain SGD, but for an outer optimizer. `isolated`
+    nodes are undelayed SGD each. What a lossy wire holds back, and what PowerSGD leaves out, is
+    taken for noise: their limits are those of the exact averages.
+    """
+    given, optimizer = config.exchange, config.optimizer
+    if optimizer.name != "sgd":
+        return None
+    alone = nodes == 1 and given.kind in LOCAL_STEPS
+    outer = (given.outer_lr, given.outer_momentum) != (1.0, 0.0)
+    late = given.kind in LATE and window >= given.synchronous_windows
+    local = given.kind in LOCAL_STEPS
+    if alone and not outer:
+        late = local = False
+    return Dynamics(
+        momentum=optimizer.momentum,
+        nesterov=optimizer.nesterov and optimizer.momentum > 0,
+        delay=given.delay if late else 0,
+        averaging=local,
+        passes=given.backward_passes_per_step if local else 1,
+        alone=local and alone,
+        pieces=given.pieces if local else 1,
+        outer_lr=given.outer_lr,
+        outer_momentum=given.outer_momentum,
     )

@@ -8,9 +8,8 @@ from harness.exchange.lateness import cosine
 from harness.parallel.ranks import Gathered
 from harness.parallel.world import World
 from harness.train.course import Course
-from harness.train.dynamics import dynamics_of
 from harness.train.ledger import Journal
-from harness.train.stability import Dynamics, largest_stable_product
+from harness.train.stability import Dynamics, dynamics_of, largest_stable_product
 
 ABOVE = 3.0
 """lr over the largest stable one from which on a run is told so.

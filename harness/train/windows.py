@@ -10,7 +10,7 @@ import torch
 
 from harness.config import Config, TraceConfig
 from harness.errors import UserError
-from harness.train.dynamics import LATE
+from harness.train.stability import LATE
 
 
 class Stopwatch:

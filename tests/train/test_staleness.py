@@ -10,8 +10,7 @@ from harness.config import Config
 from harness.exchange.lateness import Lateness
 from harness.parallel.topology import Topology
 from harness.train.course import course_of
-from harness.train.dynamics import dynamics_of
-from harness.train.stability import Dynamics, largest_stable_product
+from harness.train.stability import Dynamics, dynamics_of, largest_stable_product
 from harness.train.staleness import StalenessLedger
 from tests.alone import world_of_one
 

@@ -2,7 +2,7 @@
 
 import torch.distributed as dist
 
-from harness.tracing.collect import collect
+from harness.tracing.gather import collect
 from tests.ranks import run_on_ranks
 
 CONTENTS = (b"of the first", b"", b"x" * 3_000_000, b"of the last")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.plan.hops import Hops, of_all_reduce, of_crossing, of_gather, quickest, step_of
+from harness.plan.transfers import Hops, of_all_reduce, of_crossing, of_gather, quickest, step_of
 
 STEP, LATENCY = 3e-5, 1e-6
 
