@@ -44,6 +44,7 @@ WORKDIR /harness
 COPY Makefile pyproject.toml ./
 COPY install install
 COPY harness/__init__.py harness/
+COPY analysis/__init__.py analysis/
 RUN make setup EXTRAS=${EXTRAS} JOBS=${JOBS}
 COPY . .
 
