@@ -13,6 +13,7 @@ from harness.ledger import expected_bytes
 from harness.measure.traffic import Bytes
 from harness.model.backbone import Backbone, make_backbone
 from harness.model.flops import micro_batch_flops
+from harness.model.network import Network
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.slices import slice_of
 from harness.parallel.world import World
@@ -35,10 +36,28 @@ class Assembly:
     """What only this rank owns."""
 
     @property
+    def flats(self) -> tuple[Flat, Flat]:
+        return self.shared, self.sliced
+
+    @property
+    def network(self) -> Network:
+        """Backbone and classifier as one module."""
+        return Network(self.backbone, self.classifier)
+
+    @property
     def numbers(self) -> list[Tensor]:
         """All that training changes: the parameters, and batch statistics."""
         statistics = [each for each in self.backbone.buffers() if each.is_floating_point()]
         return [self.shared.values, self.sliced.values, *statistics]
+
+    @property
+    def parameters_backbone(self) -> int:
+        return sum(parameter.numel() for parameter in self.backbone.parameters())
+
+    @property
+    def parameters_classifier(self) -> int:
+        """All classes, those of other ranks too."""
+        return self.data.num_classes * self.parameters_of_class
 
     @property
     def parameters_of_class(self) -> int:

@@ -42,7 +42,8 @@ from harness.parallel.topology import Topology, check_classes
 from harness.parallel.world import World, choose_device, link
 from harness.routing import routed
 from harness.tracing import check_trace
-from harness.trainer import Trainer
+from harness.train.step import make_step
+from harness.train.training import Training
 
 
 class Stopped(KeyboardInterrupt):
@@ -84,13 +85,13 @@ def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) ->
         check_shared_folder(config.train, own, world)
         capacity = _capacity(config, world, cores)
         with world.together():
-            config = routed(paced(config, dataset, world, own), dataset, world, own)
-            trainer = Trainer(config, dataset, world, own, capacity)
+            config = routed(paced(config, dataset, world), dataset, world)
+            training = Training(make_step(config, dataset, world), own, capacity)
         with _journal(config, own, world) as journal:
             if notes:
                 journal.warn("data", "; ".join(notes))
-            summary = journal.conclude(trainer.train(journal))
-            trainer.check_saved()
+            summary = journal.conclude(training.run(journal))
+            training.check_saved()
             if summary.diverged:
                 raise Diverged(summary.diverged, "lower optimizer.lr, or end earlier")
             return summary

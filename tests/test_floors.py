@@ -21,9 +21,10 @@ FLOORS = [
     "measure.store",
     "model.sliced_classifier model.operands model.statistics model.kept model.passes model.kernels "
     "model.card_passes model.smoothing model.best model.network model.trainable model.flops "
-    "exchange checkpoint evaluation optimizer assembly course ledger finite tracing curvature "
-    "staleness measure.delivery measure.opening measure.tracking measure.node_gauges checks",
-    "trainer trial pace routing run timing calibrate",
+    "exchange checkpoint evaluation optimizer assembly course ledger finite tracing train.step "
+    "curvature staleness measure.delivery measure.opening measure.tracking measure.node_gauges "
+    "checks",
+    "trial pace routing train.training run timing calibrate",
     "cluster study",
     "cli __main__",
 ]
@@ -106,7 +107,7 @@ def test_no_module_reaches_itself() -> None:
 def test_studies_start_runs_as_processes() -> None:
     for module in SOURCES:
         if floor_of(module) == 4:
-            assert own_imports(module) & {"trainer", "run"} == set(), module
+            assert own_imports(module) & {"train.training", "run"} == set(), module
 
 
 @MODULES

@@ -1,0 +1,1 @@
+"""One training: its steps, its pauses, and what it leaves behind."""
