@@ -10,6 +10,7 @@ from harness.data.images import Dataset
 from harness.exchange.exchange import steps_alone
 from harness.exchange.flat import Flat
 from harness.ledger import expected_bytes
+from harness.measure.summary import Trained
 from harness.measure.traffic import Bytes
 from harness.model.backbone import Backbone, make_backbone
 from harness.model.flops import micro_batch_flops
@@ -51,17 +52,18 @@ class Assembly:
         return [self.shared.values, self.sliced.values, *statistics]
 
     @property
-    def parameters_backbone(self) -> int:
-        return sum(parameter.numel() for parameter in self.backbone.parameters())
-
-    @property
-    def parameters_classifier(self) -> int:
-        """All classes, those of other ranks too."""
-        return self.data.num_classes * self.parameters_of_class
-
-    @property
     def parameters_of_class(self) -> int:
         return self.classifier.weight.shape[1] + (self.classifier.bias is not None)
+
+    def trained(self) -> Trained:
+        """What the summary of a run tells of its model, once it has been trained."""
+        return Trained(
+            parameters_backbone=sum(each.numel() for each in self.backbone.parameters()),
+            parameters_classifier=self.data.num_classes * self.parameters_of_class,
+            expected=self.expected_bytes(),
+            validation_images={name: len(each) for name, each in self.data.validation.items()},
+            exponentials=", later ".join(self.classifier.places),
+        )
 
     def flop_per_window(self) -> float:
         """Of this rank, by formula."""

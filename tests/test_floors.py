@@ -24,7 +24,7 @@ FLOORS = [
     "exchange checkpoint evaluation optimizer assembly course ledger finite tracing train.step "
     "curvature staleness measure.delivery measure.opening measure.tracking measure.node_gauges "
     "checks",
-    "trial pace routing train.training run timing calibrate",
+    "trial pace routing train.training train.run_journal run timing calibrate",
     "cluster study",
     "cli __main__",
 ]

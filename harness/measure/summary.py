@@ -1,12 +1,15 @@
 """What one run says of itself at the end: the file that a comparison reads."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from harness.measure.phase import Phase
+from harness.measure.traffic import Bytes
 
 COMPUTED = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)
 """What a step is for; the rest of it is waiting, loading and bookkeeping."""
@@ -88,6 +91,34 @@ class Evaluation(Record):
     what a late exchange sent before such a pause count as long as a timed one."""
     metrics: dict[str, Metric]
     """`val/top1` and the like; shares, not per cent."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the record of a run is kept, and which code it ran."""
+
+    mlflow_run_id: str | None = None
+    """None: nothing goes to MLflow."""
+    commit: str | None = None
+    """None: not known, or another rank's to know."""
+
+
+UNRECORDED = Provenance()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a summary holds beside times, bytes and evaluations."""
+
+    parameters_backbone: int
+    parameters_classifier: int
+    """All classes, those of other ranks too."""
+    expected: Bytes
+    """What a window sends, by formula."""
+    validation_images: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of the validation sets, the primary one first."""
+    exponentials: str = ""
+    """Where the classifier's waited for its second pass."""
 
 
 class RunSummary(Record):

@@ -20,7 +20,7 @@ from harness.evaluation import (
     evaluate_sets,
 )
 from harness.ledger import Journal, Ledger
-from harness.measure.summary import RunSummary
+from harness.measure.summary import UNRECORDED, Provenance, RunSummary
 from harness.measure.utilisation import UNKNOWN, Capacity
 from harness.staleness import StalenessLedger
 from harness.tracing import FOLDER as TRACES
@@ -54,7 +54,7 @@ class Training:
         self._staleness = StalenessLedger(config, world, course, warned)
         self._saves = Saves(config.train, course.windows, folder, step.checkpoint)
 
-    def run(self, journal: Journal) -> RunSummary:
+    def run(self, journal: Journal, provenance: Provenance = UNRECORDED) -> RunSummary:
         """All windows, with evaluations in between and, on the drained model, at the end.
 
         An evaluation leaves no trace in the training, and its time is not the training's.
@@ -83,7 +83,7 @@ class Training:
                 with self._ledger.paused(ended):
                     self._pause(ended, journal)
         batches.close()
-        return self._summary()
+        return self._ledger.summary(self._step.model.trained(), provenance)
 
     def _window(self, window: int, batches: Iterator[Batch], journal: Journal) -> None:
         """One window and its bookkeeping."""
@@ -199,12 +199,3 @@ class Training:
         self._step.watch.settle(ended, journal)
         for file in self._tracing.stop():
             journal.attach(file, TRACES)
-
-    def _summary(self) -> RunSummary:
-        model = self._step.model
-        summary = self._ledger.summary(
-            model.parameters_backbone, model.parameters_classifier, model.expected_bytes()
-        )
-        sizes = {name: len(source) for name, source in model.data.validation.items()}
-        kept = ", later ".join(model.classifier.places)
-        return summary.model_copy(update={"validation_images": sizes, "exponentials": kept})

@@ -17,10 +17,10 @@ import pytest
 from harness.config import Config
 from harness.measure.store import open_store
 from harness.measure.tracking import Tracker
-from harness.run import summary_metrics
 from harness.study.conclude import Conclusion
 from harness.study.figures.colours import looks
 from harness.study.results import Results, Terms
+from harness.train.run_journal import summary_metrics
 from tests.browser import Browser, browser, end_group, needs_browser
 
 from .recorded import variant
