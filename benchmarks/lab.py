@@ -22,11 +22,11 @@ from benchmarks.lab_page import page
 from benchmarks.on_link import HOW, on_link, with_early
 from harness.cluster.own_lab import own_lab
 from harness.errors import UserError
-from harness.measure.summary import FILE_NAME as SUMMARY_FILE
 from harness.study.conclude import TABLE_FILE, conclude
 from harness.study.figures.scaling import CONDITIONS, Condition
 from harness.study.folder import variants_in, write_runs
 from harness.study.results import Results, Terms, Variant
+from harness.tracking.run_folder import SUMMARY
 
 SHARES = {"third": 1 / 3, "slow": 0.8, "slower": 0.95, "slowest": 0.98}
 """What data_parallel, by its better route, loses of its step to a link, by the link's name: the
@@ -298,7 +298,7 @@ def _trained(study: Path, link: Link, experiments: Sequence[str]) -> tuple[Varia
 
 
 def _is_made(study: Path, experiment: str, seed: int) -> bool:
-    return any(study.glob(f"part-*/{Path(experiment).stem}-s{seed}/{SUMMARY_FILE}"))
+    return any(study.glob(f"part-*/{Path(experiment).stem}-s{seed}/{SUMMARY}"))
 
 
 def _conclude(

@@ -21,6 +21,7 @@ from harness.errors import Diverged, UserError
 from harness.finite import lag_of
 from harness.ledger import Unheard
 from harness.measure.summary import RunSummary
+from harness.tracking.run_folder import RunFolder
 from harness.train.step import make_step
 from harness.train.training import Training
 from tests.alone import world_of_one
@@ -274,7 +275,7 @@ def test_a_run_whose_last_evaluation_is_not_finite_has_failed(
     last = capfd.readouterr().err.splitlines()[-1]  # a bar of progress may be before it
     assert "harness: training diverged: the validation loss after window 1 is not" in last
     (folder,) = (tmp_path / "runs").iterdir()
-    assert RunSummary.read(folder).diverged
+    assert RunFolder(folder).read_summary().diverged
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
         assert store.execute("select status from runs").fetchall() == [("FAILED",)]
 

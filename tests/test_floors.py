@@ -16,7 +16,7 @@ FLOORS = [
     "dynamics parallel.slices seeding "
     "measure.phase measure.clock measure.traffic measure.summary measure.redaction measure.outbox "
     "measure.calibration measure.utilisation measure.trace measure.folders measure.address "
-    "measure.signs_of_life terminal",
+    "measure.signs_of_life tracking.run_folder terminal",
     "parallel leaving model.backbone model.margins data measure.machine measure.tally "
     "measure.store",
     "model.sliced_classifier model.operands model.statistics model.kept model.passes model.kernels "

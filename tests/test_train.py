@@ -27,6 +27,7 @@ from harness.measure.phase import Phase
 from harness.measure.summary import RunSummary
 from harness.model.backbone import make_backbone
 from harness.model.flops import micro_batch_flops
+from harness.tracking.run_folder import RunFolder
 from harness.train.step import make_step
 from harness.train.training import Training
 from tests.alone import world_of_one
@@ -80,7 +81,7 @@ class Trained:
 
     @property
     def summary(self) -> RunSummary:
-        return RunSummary.read(self.folder)
+        return RunFolder(self.folder).read_summary()
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(self.store)) as connection:

@@ -9,6 +9,7 @@ from harness.config import TrainConfig
 from harness.errors import RunFailed
 from harness.exchange.carried import Strip
 from harness.ledger import Journal
+from harness.tracking.run_folder import RunFolder
 
 
 class Saves:
@@ -64,4 +65,4 @@ class Saves:
             raise RunFailed(f"{self._unsaved}; the run has ended, and its model is not saved")
 
     def _folder_of(self, window: int) -> Path:
-        return self._folder / "checkpoints" / f"{window:09d}"
+        return RunFolder(self._folder).checkpoint(window)

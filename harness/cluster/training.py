@@ -7,8 +7,8 @@ from pathlib import Path
 from harness.cluster.launch import Outcome, launch
 from harness.config import Config
 from harness.measure.address import store_uri
-from harness.measure.opening import run_id_of
 from harness.measure.store import Status, set_status
+from harness.tracking.run_folder import RunFolder
 
 
 def train_command(experiment: Path, overrides: Sequence[str], folder: Path) -> list[str]:
@@ -22,7 +22,7 @@ def launch_training(
 ) -> Outcome:
     """Runs what `train_command` gave for this config and folder."""
     outcome = launch(command, ranks, hosts, log)
-    run_id = run_id_of(folder) if outcome.exit_code else None
+    run_id = RunFolder(folder).mlflow_run_id if outcome.exit_code else None
     if run_id is not None:
         status: Status = "KILLED" if outcome.stopped else "FAILED"
         set_status(store_uri(config), run_id, status)

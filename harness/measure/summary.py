@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -13,7 +12,6 @@ from harness.measure.traffic import Bytes
 
 COMPUTED = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)
 """What a step is for; the rest of it is waiting, loading and bookkeeping."""
-FILE_NAME = "summary.json"
 DIVERGED_TAG = "diverged"
 """Tag of a run in MLflow: what was not finite, and in which window."""
 
@@ -199,13 +197,3 @@ class RunSummary(Record):
                 ended = evaluation.window == self.windows
                 return evaluation.train_seconds + (0.0 if ended else self.drain_seconds)
         return None
-
-    def write(self, folder: Path) -> None:
-        """Write beside, then rename: a reader sees all of it or nothing."""
-        partial = folder / (FILE_NAME + ".partial")
-        partial.write_text(self.model_dump_json(indent=2), encoding="utf-8")
-        partial.replace(folder / FILE_NAME)
-
-    @classmethod
-    def read(cls, folder: Path) -> "RunSummary":
-        return cls.model_validate_json((folder / FILE_NAME).read_text(encoding="utf-8"))

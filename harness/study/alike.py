@@ -7,7 +7,7 @@ from harness.config import Config
 from harness.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.study.store import RecordedRun
+    from harness.study.recorded import RecordedRun
 
 SAME_IMAGES = (
     *("dataset", "num_classes", "root", "image_size"),

@@ -1,6 +1,5 @@
 """Trains experiments in turn on the same hosts with the same seeds, and shows what came of each."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -11,14 +10,12 @@ from harness.cluster.environment import withheld
 from harness.cluster.hosts import parse_hosts, topology_of
 from harness.cluster.launch import Outcome
 from harness.cluster.training import launch_training, train_command
-from harness.config import Config, load, load_resolved
+from harness.config import Config, load
 from harness.errors import UserError
 from harness.layers import override_of
 from harness.measure.address import store_uri
-from harness.measure.folders import CONFIG_FILE, claim, now
+from harness.measure.folders import claim, now
 from harness.measure.store import check_store
-from harness.measure.summary import RunSummary
-from harness.measure.tracking import ENVIRONMENT_FILE
 from harness.parallel.topology import check_classes
 from harness.paths import folder_name
 from harness.study.alike import check_same_images
@@ -26,8 +23,10 @@ from harness.study.conclude import TABLE_FILE, conclude
 from harness.study.failure import Failure
 from harness.study.prediction import Prediction
 from harness.study.record import record_predictions
-from harness.study.results import Results, Terms, Variant
+from harness.study.recorded import RecordedRun, environments_of, variants_of
+from harness.study.results import Results, Terms
 from harness.study.store import foretold_of
+from harness.tracking.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,17 @@ def compare(
         check_store(first)
     plan = plan.at(claim(folder, plan.folder).folder)
     _announce(plan)
-    known = _predictions(plan, predictions)
-    finished, failures, code = _run_all(plan)
-    results = _results(plan, finished, failures, *known)
+    predictions, foretold = _predictions(plan, predictions)
+    runs, failures, code = _run_all(plan)
+    results = Results(
+        plan.study,
+        variants_of(runs, planned=plan.variants),
+        environments_of(runs),
+        predictions,
+        foretold=foretold,
+        in_turn=True,
+        failures=tuple(failures),
+    )
     if any(variant.summaries for variant in results.variants):
         conclude(results, terms, plan.folder, first)
     return code
@@ -168,24 +175,36 @@ def _length(config: Config, ranks: int) -> str:
     return f"{images:,} images"
 
 
-def _run_all(plan: Plan) -> tuple[dict[str, list[RunSummary]], list[Failure], int]:
-    """Summaries by variant, what failed, and the exit code."""
-    finished: dict[str, list[RunSummary]] = {config.name: [] for config in plan.variants}
+def _run_all(plan: Plan) -> tuple[list[RecordedRun], list[Failure], int]:
+    """The runs, those of them that failed, and the exit code."""
+    runs: list[RecordedRun] = []
     failures: list[Failure] = []
     code = 0
     for number, trial in enumerate(plan.trials, start=1):
         _say(f"\n[{number}/{len(plan.trials)}] {trial.config.name}, seed {trial.config.seed}")
         outcome = _run(plan, trial)
-        summary = RunSummary.read(trial.folder) if outcome.exit_code == 0 else None
-        if summary is not None:
-            finished[trial.config.name].append(summary)
+        runs.append(_recorded(trial, outcome))
+        if outcome.exit_code == 0:
             continue
         failures.append(Failure(config=trial.config, reason=outcome.reason))
         code = max(code, outcome.exit_code)
         if outcome.stopped or outcome.exit_code == 2:
             _say("the study ends here")
             break
-    return finished, failures, code
+    return runs, failures, code
+
+
+def _recorded(trial: Trial, outcome: Outcome) -> RecordedRun:
+    """The run as a store would give it back: its config is the one that it resolved."""
+    files, ended_well = RunFolder(trial.folder), outcome.exit_code == 0
+    return RecordedRun(
+        files.mlflow_run_id or "",
+        files.config or trial.config,
+        "FINISHED" if ended_well else "KILLED" if outcome.stopped else "FAILED",
+        files.read_summary() if ended_well else None,
+        trial.folder,
+        None if ended_well else outcome.reason,
+    )
 
 
 def _run(plan: Plan, trial: Trial) -> Outcome:
@@ -196,40 +215,6 @@ def _run(plan: Plan, trial: Trial) -> Outcome:
         _say(outcome.reason)
         _say(f"all that the ranks said: {log}")
     return outcome
-
-
-def _results(
-    plan: Plan,
-    summaries: dict[str, list[RunSummary]],
-    failures: Sequence[Failure],
-    predictions: tuple[Prediction, ...],
-    foretold: bool,
-) -> Results:
-    """As a store would give them back: a config is the one that the first run resolved."""
-    resolved = {config.name: config for config in plan.variants}
-    environments = []
-    for trial in reversed(plan.trials):
-        if os.path.exists(trial.folder / CONFIG_FILE):
-            resolved[trial.config.name] = load_resolved(trial.folder / CONFIG_FILE)
-        if os.path.exists(trial.folder / ENVIRONMENT_FILE):
-            found = (trial.folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")
-            environments.append(json.loads(found))
-    reasons = {
-        name: tuple(each.reason for each in failures if each.config.name == name)
-        for name in resolved
-    }
-    variants = tuple(
-        Variant(resolved[name], tuple(summaries[name]), reasons[name]) for name in resolved
-    )
-    return Results(
-        plan.study,
-        variants,
-        tuple(reversed(environments)),
-        predictions,
-        foretold=foretold,
-        in_turn=True,
-        failures=tuple(failures),
-    )
 
 
 def _say(text: str) -> None:

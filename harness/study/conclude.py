@@ -11,7 +11,7 @@ from harness.errors import RunFailed
 from harness.measure.store import in_short
 from harness.study import ladder_text
 from harness.study.chart import draw, draw_ladder
-from harness.study.failure import FILE_NAME, write_failures
+from harness.study.failure import FAILURES_FILE, write_failures
 from harness.study.ladder import Ladder
 from harness.study.record import record, way_to_see
 from harness.study.report import write_report
@@ -104,8 +104,8 @@ class Conclusion:
             self.scored.to_csv(errors)
             files.append(errors)
         if self.results.failures:
-            write_failures(self.results.failures, folder / FILE_NAME)
-            files.append(folder / FILE_NAME)
+            write_failures(self.results.failures, folder / FAILURES_FILE)
+            files.append(folder / FAILURES_FILE)
         return files
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from harness.measure.store import connect
-from harness.study.store import RecordedRun
+from harness.study.recorded import RecordedRun
 
 CPU = "cpu_utilization_percentage"
 GPU = ("gpu_", "_utilization_percentage")

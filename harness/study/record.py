@@ -12,7 +12,7 @@ from harness.measure.address import store_uri
 from harness.measure.redaction import masked
 from harness.measure.store import connect, open_experiment, open_store, still_answering
 from harness.study import failure
-from harness.study.prediction import FILE_NAME, TAG, Prediction, write_predictions
+from harness.study.prediction import PREDICTIONS_FILE, TAG, Prediction, write_predictions
 from harness.study.ui import command_of, page_of
 
 
@@ -63,7 +63,7 @@ def record_predictions(config: Config, study: str, predictions: Sequence[Predict
         run_id = client.create_run(experiment_id, run_name=f"prediction {study}").info.run_id
         tags = {"study": study, "variant": TAG}
         client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-        path = Path(folder) / FILE_NAME
+        path = Path(folder) / PREDICTIONS_FILE
         write_predictions(predictions, path)
         client.log_artifact(run_id, str(path))
         client.set_terminated(run_id)

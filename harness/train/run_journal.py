@@ -7,9 +7,10 @@ from tqdm import tqdm
 
 from harness.errors import RunFailed
 from harness.ledger import Unheard
-from harness.measure.summary import DIVERGED_TAG, FILE_NAME, UNRECORDED, Provenance, RunSummary
+from harness.measure.summary import DIVERGED_TAG, UNRECORDED, Provenance, RunSummary
 from harness.measure.tracking import Tracker
 from harness.measure.utilisation import in_a_line, summary_bars
+from harness.tracking.run_folder import RunFolder
 
 
 class OtherRank(Unheard):
@@ -57,8 +58,7 @@ class RunJournal:
         """
         problem = None
         try:
-            summary.write(self._folder)
-            self._tracker.artifact(self._folder / FILE_NAME)
+            self._tracker.artifact(RunFolder(self._folder).write_summary(summary))
         except OSError as error:
             problem = error
         self._tracker.log(0, summary_metrics(summary))

@@ -23,8 +23,8 @@ from harness.ledger import Journal, Ledger
 from harness.measure.summary import UNRECORDED, Provenance, RunSummary
 from harness.measure.utilisation import UNKNOWN, Capacity
 from harness.staleness import StalenessLedger
-from harness.tracing import FOLDER as TRACES
 from harness.tracing import Tracing
+from harness.tracking.run_folder import TRACES
 from harness.train.step import Step
 from harness.windows import traced_windows
 

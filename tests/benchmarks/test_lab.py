@@ -10,8 +10,8 @@ import pytest
 from benchmarks import lab
 from benchmarks.lab_page import page, table
 from harness.config import load
-from harness.measure.folders import CONFIG_FILE
 from harness.study.figures.scaling import CONDITIONS
+from harness.tracking.run_folder import CONFIG
 from tests.study.recorded import summary
 
 
@@ -80,7 +80,7 @@ class Hosts:
             self.left -= 1
             run = folder / f"{path.stem}-s{seed}"
             run.mkdir()
-            (run / CONFIG_FILE).write_text(load(path, (f"seed={seed}",)).to_yaml())
+            (run / CONFIG).write_text(load(path, (f"seed={seed}",)).to_yaml())
             summary(path.stem, seed=int(seed)).write(run)
             self.made.append(run.name)
 

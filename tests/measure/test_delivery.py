@@ -19,6 +19,7 @@ from harness.measure import delivery, outbox, signs_of_life
 from harness.measure.store import connect, open_store
 from harness.measure.tracking import Tracker
 from harness.study.store import read_study
+from harness.tracking.run_folder import RunFolder
 from tests.measure.test_tracking import mlflow_server
 from tests.stores import new_store
 from tests.study.recorded import summary
@@ -55,7 +56,7 @@ def test_artifacts_that_cannot_be_written_hold_up_nothing(
     tracker = begin(uri, folder, "remote")
     for step in range(400):
         tracker.log(step, {"train/loss": 1.0})
-    summary("t").write(folder)
+    RunFolder(folder).write_summary(summary("t"))
     tracker.artifact(folder / "summary.json")
     tracker.finish("FINISHED")
     assert status_of(uri, tracker.run_id) == "FINISHED"

@@ -24,9 +24,9 @@ from harness.config import Config
 from harness.errors import UserError
 from harness.measure.address import store_uri
 from harness.measure.node_gauges import monitor_node
-from harness.measure.opening import run_id_of
 from harness.measure.store import check_store, connect, open_store, set_status
 from harness.measure.tracking import Tracker
+from harness.tracking.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -83,7 +83,7 @@ def test_a_run_is_whole_in_the_store_and_in_its_folder(store: str, tmp_path: Pat
     tracker.finish("FINISHED")
 
     assert tracker.run_id is not None
-    assert run_id_of(folder) == tracker.run_id
+    assert RunFolder(folder).mlflow_run_id == tracker.run_id
     client = connect(store)
     run = client.get_run(tracker.run_id)
     assert run.info.status == "FINISHED"
@@ -156,6 +156,7 @@ import sys
 from pathlib import Path
 from harness.config import Config
 from harness.measure.tracking import Tracker
+from harness.tracking.run_folder import RunFolder
 tracking = {"uri": sys.argv[1]}
 config = Config.model_validate({"train": {"steps": 5}, "tracking": tracking})
 Tracker.start(config, Path(sys.argv[2]), {}).log(0, {"train/loss": 1.0})
@@ -170,7 +171,7 @@ def test_a_run_that_died_is_not_called_finished_and_the_launcher_can_say_so(
     died = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert "without saying how" in died.stderr
     assert [line["metrics"] for line in in_file(tmp_path)] == [{"train/loss": 1.0}]
-    run_id = run_id_of(tmp_path)
+    run_id = RunFolder(tmp_path).mlflow_run_id
     assert run_id is not None
     assert connect(store).get_run(run_id).info.status == "RUNNING"
     set_status(store, run_id, "KILLED")
@@ -204,7 +205,7 @@ def test_without_tracking_the_folder_has_everything(tmp_path: Path) -> None:
     with monitor_node(config("http://127.0.0.1:9", enabled=False), tracker.run_id, 0):
         tracker.finish("FINISHED")
     assert tracker.run_id is None
-    assert run_id_of(tmp_path) is None
+    assert RunFolder(tmp_path).mlflow_run_id is None
     assert [(line["step"], line["metrics"]) for line in in_file(tmp_path)] == [
         (1, {"train/loss": 2.0})
     ]

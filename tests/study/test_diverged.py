@@ -19,6 +19,7 @@ from harness.study.intervals import mean_interval
 from harness.study.results import Results, Terms, Variant, baseline_of, target_of
 from harness.study.sentences import sentences
 from harness.study.store import read_study
+from harness.tracking.run_folder import RunFolder
 from tests.study.recorded import summary, variant
 
 LOSS = "the loss of window 12 is not finite"
@@ -132,7 +133,7 @@ def train(store: Path, seed: int, kept: str) -> None:
         last = whole.evaluations[-1]
         bad = last.model_copy(update={"metrics": last.metrics | {"val/loss": math.nan}})
         whole = whole.model_copy(update={"evaluations": (*whole.evaluations[:-1], bad)})
-    whole.write(folder)
+    RunFolder(folder).write_summary(whole)
     tracker.artifact(folder / "summary.json")
     tracker.finish("FINISHED")
 
@@ -160,7 +161,7 @@ def test_a_summary_without_a_number_comes_back_from_a_file(tmp_path: Path) -> No
     for value in (None, math.inf):
         whole["evaluations"][-1]["metrics"]["val/loss"] = value
         (tmp_path / "summary.json").write_text(json.dumps(whole))
-        found = RunSummary.read(tmp_path)
+        found = RunFolder(tmp_path).read_summary()
         assert found.diverged == "the validation loss after window 300 is not finite"
         assert found.seconds_to(0.9) is None
         assert found.seconds_to(0.8) == 20.0

@@ -7,9 +7,9 @@ import pytest
 from analysis.shipping import NotFit, ship_study
 from harness.config import Config
 from harness.errors import UserError
-from harness.measure.folders import CONFIG_FILE
 from harness.study.figures import ladder, lateness
 from harness.study.folder import variants_in
+from harness.tracking.run_folder import CONFIG, RunFolder
 from tests.study.recorded import summary
 
 INT8 = {"exchange": {"route": "hierarchical", "compression": "int8"}}
@@ -25,8 +25,8 @@ def keep(study: Path, name: str, seed: int, speed: float = 1000.0, **values: obj
     folder.mkdir(parents=True)
     tracking = {"uri": f"sqlite:///{study}/mlflow.db", "folder": str(study)}
     given = {"name": name, "seed": seed, "train": {"steps": 300}, "tracking": tracking}
-    (folder / CONFIG_FILE).write_text(Config.model_validate(given | values).to_yaml())
-    summary(name, seed=seed, images_per_second=speed).write(folder)
+    (folder / CONFIG).write_text(Config.model_validate(given | values).to_yaml())
+    RunFolder(folder).write_summary(summary(name, seed=seed, images_per_second=speed))
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ from harness.config import Config
 from harness.errors import UserError
 from harness.measure.store import connect, open_experiment, open_store
 from harness.measure.tracking import Tracker
-from harness.study.store import RecordedRun, read_study
+from harness.study.recorded import RecordedRun
+from harness.study.store import read_study
+from harness.tracking.run_folder import RunFolder
 from tests.study.recorded import summary
 
 
@@ -51,7 +53,7 @@ def train(
     tracker.log(20, {"train/loss": 1.0, "time/step_ms": 7.0})
     if ends:
         tracker.log(20, {"val/top1": 0.5})
-        summary(name, seed=seed).write(folder)
+        RunFolder(folder).write_summary(summary(name, seed=seed))
         tracker.artifact(folder / "summary.json")
         tracker.log(0, {"summary/step_ms": 7.0})
     tracker.finish(status or ("FINISHED" if ends else "FAILED"))

@@ -17,6 +17,7 @@ from harness.study.record import record_predictions
 from harness.study.report import IN_TURN
 from harness.study.results import Terms
 from harness.study.store import read_study
+from harness.tracking.run_folder import RunFolder
 
 from .recorded import summary
 from .test_compare import client, experiment, fake_command
@@ -242,7 +243,7 @@ def other_run(here: Path, name: str, **changes: object) -> None:
     folder = here / f"{name}-run"
     folder.mkdir()
     tracker = Tracker.start(Config.model_validate(values), folder, {})
-    summary(name, seed=5).model_copy(update=changes).write(folder)
+    RunFolder(folder).write_summary(summary(name, seed=5).model_copy(update=changes))
     tracker.artifact(folder / "summary.json")
     tracker.finish("FINISHED")
 

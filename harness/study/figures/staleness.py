@@ -23,7 +23,8 @@ from harness.study.figures.style import (
     picture,
     say_nothing,
 )
-from harness.study.store import RecordedRun, Study
+from harness.study.recorded import RecordedRun
+from harness.study.store import Study
 
 CURVATURE, OVER_STABLE = "staleness/curvature", "staleness/lr_over_stable"
 AFTER_WARMUP = 2**31

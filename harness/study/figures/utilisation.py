@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 from harness.study.figures.colours import Look, looks
 from harness.study.figures.style import Picture, Said, dressed, few, line, picture, say_nothing
 from harness.study.gauges import counters
-from harness.study.store import RecordedRun, Study
+from harness.study.recorded import RecordedRun
+from harness.study.store import Study
 from harness.study.waits import waits_told_apart
 
 COMPUTING = ("forward", "backward", "optimizer")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from harness.config import Config
 from harness.measure.summary import RunSummary
-from harness.study.store import RecordedRun, Study
+from harness.study.recorded import RecordedRun
+from harness.study.store import Study
 from tests.study.recorded import summary
 
 MOMENTUM = {"name": "sgd", "momentum": 0.9, "nesterov": False}

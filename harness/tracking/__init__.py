@@ -1,0 +1,1 @@
+"""What a run keeps of itself, in its folder and in MLflow, written and read."""
