@@ -454,10 +454,10 @@ def study_name(text: str) -> str:
     return str(validated(TrackingConfig, given, "--study").study)
 
 
-def config_of_store(uri: str | None, experiment: str | None = None) -> Config:
-    """A config of nothing but the place of its records. Raises UserError."""
-    tracking = {"uri": uri} | ({"experiment": experiment} if experiment else {})
-    return validated(Config, {"tracking": tracking, "train": {"steps": 1}}, "command line")
+def tracking_in(uri: str | None, experiment: str | None = None) -> TrackingConfig:
+    """Where records are kept, by what the command line gives. Raises UserError."""
+    given = {"uri": uri} | ({"experiment": experiment} if experiment else {})
+    return validated(TrackingConfig, given, "command line")
 
 
 def _per_host(model: type[Section], prefix: str = "") -> Iterator[str]:

@@ -106,7 +106,7 @@ def _prepare(config: Config, topology: Topology, folder: Path | None) -> Dataset
     if topology.rank == 0 and folder is not None:
         check_free(folder)
     if topology.rank == 0 and config.tracking.enabled:
-        check_store(config)
+        check_store(config.tracking)
     dataset = open_dataset(config.data)
     share = (config.train.batch_size, topology.rank, topology.world_size, config.seed)
     Shares(len(dataset.train), *share)

@@ -25,5 +25,5 @@ def launch_training(
     run_id = RunFolder(folder).mlflow_run_id if outcome.exit_code else None
     if run_id is not None:
         status: Status = "KILLED" if outcome.stopped else "FAILED"
-        set_status(store_uri(config), run_id, status)
+        set_status(store_uri(config.tracking), run_id, status)
     return outcome

@@ -25,7 +25,7 @@ REQUEST_PARAMS = 100
 
 def open_run(config: Config, folder: Path, environment: dict[str, Any]) -> RunInStore:
     """Raises UserError if the store does not answer or does not take a run."""
-    uri = store_uri(config)
+    uri = store_uri(config.tracking)
     client = open_store(uri)
     with still_answering(uri, does="does not take a run"):
         experiment_id = open_experiment(client, uri, config.tracking.experiment)

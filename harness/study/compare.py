@@ -73,9 +73,9 @@ def compare(
     """
     plan = make_plan(experiments, overrides, np, hosts, seeds, study, folder)
     terms.check([config.name for config in plan.variants])
-    first = plan.variants[0]
-    if first.tracking.enabled:
-        check_store(first)
+    tracking = plan.variants[0].tracking
+    if tracking.enabled:
+        check_store(tracking)
     plan = plan.at(claim(folder, plan.folder).folder)
     _announce(plan)
     predictions, foretold = _predictions(plan, predictions)
@@ -90,7 +90,7 @@ def compare(
         failures=tuple(failures),
     )
     if any(variant.summaries for variant in results.variants):
-        conclude(results, terms, plan.folder, first)
+        conclude(results, terms, plan.folder, tracking)
     return code
 
 
@@ -144,12 +144,12 @@ def _check(configs: Sequence[Config], np: int, hosts: str) -> None:
 
 def _predictions(plan: Plan, given: tuple[Prediction, ...]) -> tuple[tuple[Prediction, ...], bool]:
     """Those given, kept with the study, else those that it has; and whether no run is older."""
-    first = plan.variants[0]
-    if not first.tracking.enabled:
+    tracking = plan.variants[0].tracking
+    if not tracking.enabled:
         return given, bool(given)
     if given:
-        record_predictions(first, plan.study, given)
-    found, before = foretold_of(store_uri(first), plan.study, first.tracking.experiment)
+        record_predictions(tracking, plan.study, given)
+    found, before = foretold_of(store_uri(tracking), plan.study, tracking.experiment)
     return given or found, before and given in ((), found)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.config import Config
+from harness.config import TrackingConfig
 from harness.errors import RunFailed
 from harness.measure.store import in_short
 from harness.study import ladder_text
@@ -109,9 +109,9 @@ class Conclusion:
         return files
 
 
-def conclude(results: Results, terms: Terms, folder: Path, store: Config | None) -> None:
-    """Shows the comparison, leaves its files in `folder`, and logs them where `store`, a config
-    with `tracking`, says; None logs nothing.
+def conclude(results: Results, terms: Terms, folder: Path, tracking: TrackingConfig | None) -> None:
+    """Shows the comparison, leaves its files in `folder`, and logs them in MLflow where
+    `tracking` says; None logs nothing.
 
     Raises RunFailed where the files cannot be written.
     """
@@ -127,16 +127,16 @@ def conclude(results: Results, terms: Terms, folder: Path, store: Config | None)
     table, _, chart, _, report = files[:5]
     ladder = f"\nladder {folder / LADDER_FILE}" if found.ladder is not None else ""
     print(f"\ntable {table}\nchart {chart}{ladder}\nreport {report}", flush=True)
-    if store is not None and store.tracking.enabled:
-        _log(store, found, files)
+    if tracking is not None and tracking.enabled:
+        _log(tracking, found, files)
 
 
-def _log(store: Config, found: Conclusion, files: list[Path]) -> None:
+def _log(tracking: TrackingConfig, found: Conclusion, files: list[Path]) -> None:
     results = found.results
     try:
-        experiment_id = record(store, results.study, found.frame, files, len(results.failures))
+        experiment_id = record(tracking, results.study, found.frame, files, len(results.failures))
     except Exception as error:  # the table is shown and lies in the folder, whatever MLflow does
         told = in_short(error)
         print(f"warning: the comparison is not in MLflow: {told}", file=sys.stderr, flush=True)
         return
-    print(way_to_see(store, experiment_id, results.study), flush=True)
+    print(way_to_see(tracking, experiment_id, results.study), flush=True)

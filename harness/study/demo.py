@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.cluster.own_lab import NoLab, own_lab, run_in_lab, set_rate
 from harness.cluster.testhost import PACKAGE
-from harness.config import config_of_store
+from harness.config import tracking_in
 from harness.errors import RunFailed
 from harness.measure.address import store_uri
 from harness.measure.folders import claimed, now
@@ -57,7 +57,7 @@ def demo(folder: Path | None) -> int:
             experiments = (BASELINE, METHOD)
             terms = Terms()
             return compare(experiments, OVERRIDES, HOSTS * SLOTS, EMULATED, 1, SLOW, terms, place)
-        store = store_uri(config_of_store(None))
+        store = store_uri(tracking_in(None))
         print(f"\n{summary(slow, unlimited, link)}\n\n{leads(place / 'slow', store, SLOW)}")
     return 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.config import Config
+from harness.config import TrackingConfig
 from harness.measure.address import store_uri
 from harness.measure.redaction import masked
 from harness.measure.store import connect, open_experiment, open_store, still_answering
@@ -17,7 +17,11 @@ from harness.study.ui import command_of, page_of
 
 
 def record(
-    config: Config, study: str, frame: pd.DataFrame, artifacts: list[Path], failures: int = 0
+    tracking: TrackingConfig,
+    study: str,
+    frame: pd.DataFrame,
+    artifacts: list[Path],
+    failures: int = 0,
 ) -> str:
     """Logs all that was written, the table first; the id of the experiment they lie in.
 
@@ -25,9 +29,9 @@ def record(
     """
     from mlflow.entities import Metric, RunTag
 
-    uri = store_uri(config)
+    uri = store_uri(tracking)
     client = connect(uri)
-    experiment_id = open_experiment(client, uri, config.tracking.experiment)
+    experiment_id = open_experiment(client, uri, tracking.experiment)
     run = client.create_run(experiment_id, run_name=f"comparison {study}")
     run_id = run.info.run_id
     shown = artifacts[0].read_text(encoding="utf-8")
@@ -51,15 +55,17 @@ def record(
     return experiment_id
 
 
-def record_predictions(config: Config, study: str, predictions: Sequence[Prediction]) -> str:
+def record_predictions(
+    tracking: TrackingConfig, study: str, predictions: Sequence[Prediction]
+) -> str:
     """Logs them as a run of its own beside those of the study to come; the id of the experiment it
     lies in."""
     from mlflow.entities import RunTag
 
-    uri = store_uri(config)
+    uri = store_uri(tracking)
     client = open_store(uri)
     with still_answering(uri), tempfile.TemporaryDirectory() as folder:
-        experiment_id = open_experiment(client, uri, config.tracking.experiment)
+        experiment_id = open_experiment(client, uri, tracking.experiment)
         run_id = client.create_run(experiment_id, run_name=f"prediction {study}").info.run_id
         tags = {"study": study, "variant": TAG}
         client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
@@ -70,9 +76,9 @@ def record_predictions(config: Config, study: str, predictions: Sequence[Predict
     return experiment_id
 
 
-def way_to_see(config: Config, experiment_id: str, study: str) -> str:
+def way_to_see(tracking: TrackingConfig, experiment_id: str, study: str) -> str:
     """The line that leads to the comparison in MLflow's pages."""
-    uri = store_uri(config)
+    uri = store_uri(tracking)
     if uri.startswith("http"):
         return f"see it at {masked(uri).rstrip('/')}/{page_of(experiment_id, study)}"
     return f"see it by: {shlex.join(command_of(uri, study))}"

@@ -116,7 +116,7 @@ def test_predictions_of_the_study_are_found_and_scored(
     here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings = load(here / "base.yaml", ["tracking.experiment=recorded"])
-    record_predictions(settings, "which", [prediction("base", 110.0)])
+    record_predictions(settings.tracking, "which", [prediction("base", 110.0)])
     found = read_study("sqlite:///mlflow.db", "which")
     assert found.predictions == (prediction("base", 110.0),)
     assert not found.foretold
@@ -189,11 +189,11 @@ def test_predictions_kept_before_the_runs_are_scored_by_both_ways(
     fresh: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = experiment(fresh, "base", MORE)
-    record_predictions(load(path), "which", [prediction("base", 90.0)])
-    record_predictions(load(path), "which", [prediction("base", 110.0)])
+    record_predictions(load(path).tracking, "which", [prediction("base", 90.0)])
+    record_predictions(load(path).tracking, "which", [prediction("base", 110.0)])
     assert main(["compare", str(path), "--study", "which"]) == 0
     live = capfd.readouterr().out
-    record_predictions(load(path), "which", [prediction("base", 100.0)])  # hindsight
+    record_predictions(load(path).tracking, "which", [prediction("base", 100.0)])  # hindsight
     assert main(["compare", "--from-study", "which", "--no-record", "--folder", "again"]) == 0
     for out in (live, capfd.readouterr().out):
         assert "predicted before the runs, measured" in out
