@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from harness.study.conclude import TABLE_FILE
+from harness.study.comparison_files import TABLE_FILE
 from harness.study.prediction import PREDICTIONS_FILE
 from harness.tracking.run_folder import CONFIG, ENVIRONMENT, METRICS, RECORD, SUMMARY
 

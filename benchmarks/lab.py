@@ -22,7 +22,8 @@ from benchmarks.lab_page import page
 from benchmarks.on_link import HOW, on_link, with_early
 from harness.cluster.own_lab import own_lab
 from harness.errors import UserError
-from harness.study.conclude import TABLE_FILE, conclude
+from harness.study.comparison_files import TABLE_FILE
+from harness.study.conclude import conclude
 from harness.study.figures.scaling import CONDITIONS, Condition
 from harness.study.folder import variants_in, write_runs
 from harness.study.results import Results, Terms, Variant

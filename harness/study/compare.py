@@ -19,7 +19,8 @@ from harness.measure.store import check_store
 from harness.parallel.topology import check_classes
 from harness.paths import folder_name
 from harness.study.alike import check_same_images
-from harness.study.conclude import TABLE_FILE, conclude
+from harness.study.comparison_files import TABLE_FILE
+from harness.study.conclude import conclude
 from harness.study.failure import Failure
 from harness.study.prediction import Prediction
 from harness.study.record import record_predictions

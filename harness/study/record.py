@@ -12,6 +12,7 @@ from harness.measure.address import store_uri
 from harness.measure.redaction import masked
 from harness.measure.store import connect, open_experiment, open_store, still_answering
 from harness.study import failure
+from harness.study.comparison_files import ComparisonFiles
 from harness.study.prediction import PREDICTIONS_FILE, TAG, Prediction, write_predictions
 from harness.study.ui import command_of, page_of
 
@@ -20,12 +21,12 @@ def record(
     tracking: TrackingConfig,
     study: str,
     frame: pd.DataFrame,
-    artifacts: list[Path],
+    files: ComparisonFiles,
     failures: int = 0,
 ) -> str:
-    """Logs all that was written, the table first; the id of the experiment they lie in.
+    """Logs all that was written; the id of the experiment that holds it.
 
-    `failures`: how many an artifact holds for those who take the study up.
+    `failures`: how many the files hold for those who take the study up.
     """
     from mlflow.entities import Metric, RunTag
 
@@ -34,7 +35,7 @@ def record(
     experiment_id = open_experiment(client, uri, tracking.experiment)
     run = client.create_run(experiment_id, run_name=f"comparison {study}")
     run_id = run.info.run_id
-    shown = artifacts[0].read_text(encoding="utf-8")
+    shown = files.table.read_text(encoding="utf-8")
     tags = {"study": study, "variant": "comparison", "mlflow.note.content": shown}
     if failures:
         tags[failure.TAG] = str(failures)
@@ -49,7 +50,7 @@ def record(
         metrics=[Metric(name, value, run.info.start_time, 0) for name, value in numbers.items()],
         tags=[RunTag(name, value) for name, value in tags.items()],
     )
-    for path in artifacts:
+    for path in files.all:
         client.log_artifact(run_id, str(path))
     client.set_terminated(run_id)
     return experiment_id
@@ -58,8 +59,8 @@ def record(
 def record_predictions(
     tracking: TrackingConfig, study: str, predictions: Sequence[Prediction]
 ) -> str:
-    """Logs them as a run of its own beside those of the study to come; the id of the experiment it
-    lies in."""
+    """Logs them as a run of its own beside those of the study to come; the id of the experiment
+    that holds it."""
     from mlflow.entities import RunTag
 
     uri = store_uri(tracking)

@@ -101,7 +101,7 @@ def test_a_target_is_of_the_runs_that_did_not_diverge() -> None:
 
 def test_everything_that_a_study_leaves_can_be_written(tmp_path: Path) -> None:
     files = concluded(BASE, WILD, SOME).write(tmp_path)
-    report = next(each for each in files if each.suffix == ".html").read_text()
+    report = files.report.read_text()
     assert f"all 3 runs diverged ({LOSS})" in report
     only = tmp_path / "only"
     only.mkdir()
