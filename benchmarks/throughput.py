@@ -126,7 +126,7 @@ def report(variants: Sequence[Variant]) -> list[dict[str, object]]:
     return found
 
 
-def main() -> None:
+def _chosen() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
     parser.add_argument("--rounds", type=int, default=7)
@@ -136,7 +136,11 @@ def main() -> None:
     )
     parser.add_argument("--untimed", type=int, default=8, help="micro-batches, before those")
     parser.add_argument("--output", type=Path, help="JSON file, besides the last line printed")
-    chosen = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = _chosen()
     experiments = [each for each in chosen.arguments if each.split(",")[0].endswith(".yaml")]
     overrides = [each for each in chosen.arguments if each not in experiments]
     configs = [loaded(each, overrides) for each in experiments]

@@ -18,7 +18,10 @@ ENDLESS = 1_000_000
 
 
 def endless(config: Config) -> Config:
-    """The same run from its seed on, without an end; `log_every` is what nodes apart meet for."""
+    """The same run from its seed on, without an end.
+
+    It logs nothing: nodes apart would wait for each other to gather their metrics.
+    """
     train = {"steps": ENDLESS, "epochs": None, "resume": None, "log_every": ENDLESS}
     return config.model_copy(update={"train": config.train.model_copy(update=train)})
 

@@ -98,7 +98,7 @@ class Provenance:
     mlflow_run_id: str | None = None
     """None: nothing goes to MLflow."""
     commit: str | None = None
-    """None: not known, or another rank's to know."""
+    """None: not known; only the first rank looks it up."""
 
 
 UNRECORDED = Provenance()

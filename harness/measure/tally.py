@@ -55,7 +55,7 @@ COLUMNS = (
     Column("cores"),
     *(Column(phase, "windows") for phase in PHASES),
 )
-"""All that a rank tells the others of an interval or a run, in the order of the vector."""
+"""All that ranks gather of an interval or a run, in the order of the vector."""
 
 
 class Tally:
@@ -89,7 +89,7 @@ class Tally:
         self.add("cpu_seconds", seconds)
 
     def add_scores(self, loss: Tensor, top1: Tensor) -> None:
-        """Of one micro-batch; kept on the device until `vector`."""
+        """The scores of one micro-batch, kept on the device until `vector`."""
         self._scores.append(torch.stack((loss.detach(), top1.detach())))
         self.add("micro_batches", 1)
 
@@ -105,7 +105,7 @@ class Tally:
 class Totals:
     """Tallies of all ranks, [world, columns] as gathered from `Tally.vector`.
 
-    `images`: of one rank in a window. `waits_in_backward`: see `RankCost`.
+    `images`: those of one rank in a window. `waits_in_backward`: see `RankCost`.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class Training:
     """One training on one rank. Every method is collective over the world."""
 
     def __init__(self, step: Step, folder: Path, capacity: Capacity = UNKNOWN) -> None:
-        """`capacity`: what this rank's processor can do, operations of a window aside."""
+        """`capacity`: what this rank's processor can do, but for the operations of a window."""
         self._step = step
         self._config = config = step.config
         self._world = world = step.world
@@ -139,7 +139,7 @@ class Training:
         self._judge_drained(ended, apart, journal)
 
     def _end(self, ended: int, journal: Journal) -> None:
-        """What is under way when the last window ends is waited for in the training's time."""
+        """Waits for what is under way when the last window ends, in the training's time."""
         apart = self._step.exchange.apart()
         before = self._ledger.stopwatch.lap()
         self._step.exchange.drain(self._step.update)
@@ -150,8 +150,9 @@ class Training:
     def _judge_drained(
         self, ended: int, apart: Callable[[], Tensor] | None, journal: Journal
     ) -> None:
-        """Saves and evaluates what is due, in this order: whatever an evaluation meets with, the
-        model is there. `apart` is how far nodes were apart before the drain."""
+        """Saves and then evaluates what is due: the model is there if an evaluation fails.
+
+        `apart` is how far nodes were apart before the drain."""
         self._step.watch.settle(ended, journal)
         apart_before = distance(apart() if apart else None, self._world)
         if self._saves.due(ended):
