@@ -8,12 +8,12 @@ import json
 import sys
 from pathlib import Path
 
+from analysis.draw.scaling import CONDITIONS, PREDICTIONS, Condition
 from benchmarks.predictions import lab_like
 from harness.config import load
-from harness.study.cluster import Cluster, read_cluster
-from harness.study.cost_model import predict
-from harness.study.figures.scaling import CONDITIONS, PREDICTIONS, Condition
-from harness.study.prediction import Prediction, write_predictions
+from harness.plan.cost_model import predict
+from harness.plan.machines import Cluster, read_cluster
+from harness.tracking.prediction import Prediction, write_predictions
 
 CALIBRATED = Path("experiments/clusters/lab-2x2.yaml")
 TABLES = Path("analysis/lab_first")

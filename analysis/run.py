@@ -14,7 +14,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-from harness.measure.address import sqlite_file
+from harness.tracking.address import sqlite_file
 
 HERE = Path(__file__).resolve().parent
 QUESTIONS = (

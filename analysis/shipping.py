@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from harness.study.comparison_files import TABLE_FILE
-from harness.study.prediction import PREDICTIONS_FILE
+from harness.compare.comparison_files import TABLE_FILE
+from harness.tracking.prediction import PREDICTIONS_FILE
 from harness.tracking.run_folder import CONFIG, ENVIRONMENT, METRICS, RECORD, SUMMARY
 
 KEPT_FILES = (*RECORD, TABLE_FILE, PREDICTIONS_FILE)

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from harness.study.cluster import read_cluster
-from harness.study.scale import sweep
+from analysis.scale_grid import sweep
+from harness.plan.machines import read_cluster
 
 MACHINES = Path("experiments/clusters/h100-400g.yaml")
 TABLE = Path("analysis/scale/sweep.csv")

@@ -12,8 +12,8 @@ from typing import Any
 
 from benchmarks.alternating import Timing
 from benchmarks.lab_page import timing_table
-from harness.cluster.hosts import cores
-from harness.cluster.launch import launch
+from harness.launch.hosts import cores
+from harness.launch.launch import launch
 from harness.measure.machine import environment
 
 RANKS, HOSTS = 4, "localhost:2,127.0.0.1:2"

@@ -23,10 +23,10 @@ from harness.measure.clock import clock_for
 from harness.measure.traffic import Traffic
 from harness.model.backbone import make_backbone
 from harness.model.sliced_classifier import SlicedClassifier
-from harness.optimizer import make_optimizer
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology
 from harness.parallel.world import World, open_world
+from harness.train.optimizer import make_optimizer
 
 CLASSES, FEATURES = 1000, 256
 

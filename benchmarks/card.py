@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from harness.checks.need import need_of
 from harness.config import ClassifierConfig, Config
 from harness.data.open import open_dataset
+from harness.doctor.need import need_of
 from harness.measure.clock import clock_for
 from harness.measure.traffic import Traffic
 from harness.model.margins import margin_of
@@ -31,7 +31,7 @@ from harness.parallel.group import Group, Meters
 from harness.parallel.replicas import ReplicaGroup
 from harness.parallel.topology import Topology
 from harness.parallel.world import World, one_precision
-from harness.trial import Trial
+from harness.train.trial import Trial
 
 FEATURES, SCALE, MARGIN = 512, 64.0, 0.35
 SHAPES = ((125_000, 1024), (1_000_000, 1024), (1_000_000, 256))

@@ -18,15 +18,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from analysis.draw.scaling import CONDITIONS, Condition
 from benchmarks.lab_page import page
 from benchmarks.on_link import HOW, on_link, with_early
-from harness.cluster.own_lab import own_lab
+from harness.compare.comparison_files import TABLE_FILE
+from harness.compare.conclude import conclude
+from harness.compare.folder import variants_in, write_runs
 from harness.errors import UserError
-from harness.study.comparison_files import TABLE_FILE
-from harness.study.conclude import conclude
-from harness.study.figures.scaling import CONDITIONS, Condition
-from harness.study.folder import variants_in, write_runs
-from harness.study.results import Results, Terms, Variant
+from harness.lab.own_lab import own_lab
+from harness.tracking.results import Results, Terms, Variant
 from harness.tracking.run_folder import SUMMARY
 
 SHARES = {"third": 1 / 3, "slow": 0.8, "slower": 0.95, "slowest": 0.98}

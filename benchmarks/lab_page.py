@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.draw.scaling import CONDITIONS
 from benchmarks.alternating import Timing
 from harness.measure.machine import environment
-from harness.study.figures.scaling import CONDITIONS
 
 NOT_TABLES = ("rate.json", CONDITIONS)
 

@@ -10,7 +10,6 @@ import torch
 from benchmarks.task import config, dataset
 from harness.config import Config
 from harness.exchange.flat import Flat
-from harness.ledger import Unheard
 from harness.measure.clock import clock_for
 from harness.measure.machine import peak_memory_bytes
 from harness.measure.traffic import Traffic
@@ -18,6 +17,7 @@ from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology
 from harness.parallel.topology import Layout
 from harness.parallel.world import open_world
+from harness.train.ledger import Unheard
 from harness.train.step import Step, make_step
 from harness.train.training import Training
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.config import Config, load
 from harness.measure.summary import RunSummary, Spread
-from harness.study.results import Variant
+from harness.tracking.results import Variant
 
 Row = Mapping[str, Any]
 """Of `benchmarks.throughput`, with `rates` by round."""

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.compare.table import PHASES
 from harness.config import Config
-from harness.measure.address import sqlite_file
 from harness.measure.summary import Evaluation, RunSummary, Spread
-from harness.measure.tracking import Tracker
-from harness.study.table import PHASES
+from harness.tracking.address import sqlite_file
 from harness.tracking.run_folder import METRICS, RunFolder
+from harness.tracking.tracker import Tracker
 
 RUNS, WINDOWS, STUDY = 50, 1000, "large"
 VARIANTS = ("data_parallel", "hybrid_averaging", "hybrid_async", "world_sync", "hybrid_sync")
@@ -29,10 +29,10 @@ ROUNDS = 3
 OPEN = """
 import sys
 from importlib import import_module
-from harness.study.store import read_study
+from harness.tracking.study import read_study
 uri, name = sys.argv[1:]
 study = read_study(uri, "large")
-figure = import_module(f"harness.study.figures.{name}").draw(study)
+figure = import_module(f"analysis.draw.{name}").draw(study)
 assert len(figure.png()) > 10_000
 """
 

@@ -16,17 +16,17 @@ import torch
 from benchmarks.alternating import alternate
 from benchmarks.task import config, dataset
 from harness.config import Config
-from harness.ledger import Journal, Ledger, Unheard
 from harness.measure.clock import Clock, HostTimeline, Times, clock_for
 from harness.measure.phase import Phase
 from harness.measure.tally import Tally
-from harness.measure.tracking import Tracker
 from harness.measure.traffic import Bytes, Traffic
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology
 from harness.parallel.world import Links, World, open_links
+from harness.tracking.tracker import Tracker
+from harness.train.ledger import Journal, Ledger, Unheard
 from harness.train.step import make_step
-from harness.trial import ENDLESS
+from harness.train.trial import ENDLESS
 
 PHASES_A_WINDOW = (Phase.DATA, Phase.FORWARD, Phase.BACKWARD, *[Phase.EXCHANGE_WAIT] * 4)
 

@@ -18,13 +18,13 @@ from typing import Any
 import yaml
 
 from benchmarks.lab import LabFailed, Link, in_lab, lab, launched
-from harness.cluster import lab as running_lab
+from harness.calibrate.result import read_calibration
 from harness.config import load
-from harness.measure.calibration import read_calibration
+from harness.lab import lab as running_lab
 from harness.measure.machine import environment
-from harness.study.calibration import cluster_from
-from harness.study.cluster import Cluster
-from harness.study.cost_model import predict
+from harness.plan.cost_model import predict
+from harness.plan.from_calibration import cluster_from
+from harness.plan.machines import Cluster
 
 NAME = "lab-2x2"
 """Of the calibrated cluster; experiments/clusters/ has what was recorded."""
@@ -106,7 +106,7 @@ SETTINGS = (
 
 def calibrate(folder: Path) -> None:
     output = folder / "calibration.json"
-    program = [sys.executable, "-m", "harness.calibrate", BASE, "train.threads=1"]
+    program = [sys.executable, "-m", "harness.calibrate.main", BASE, "train.threads=1"]
     with lab(2, 2, Link(f"{CALIBRATED_MBIT}mbit")) as hosts:
         launch = [
             "harness",

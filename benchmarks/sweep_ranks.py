@@ -17,7 +17,6 @@ from benchmarks.sweep_points import Point, Result
 from harness.config import load
 from harness.data.open import open_dataset
 from harness.errors import Diverged
-from harness.ledger import Unheard
 from harness.measure.clock import clock_for
 from harness.measure.summary import RunSummary
 from harness.measure.traffic import Traffic
@@ -25,6 +24,7 @@ from harness.parallel.cores import cores_of
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology, open_ranks
 from harness.parallel.world import Links, choose_device, link
+from harness.train.ledger import Unheard
 from harness.train.step import make_step
 from harness.train.training import Training
 

@@ -21,6 +21,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from harness.calibrate.window import KeepingClock
 from harness.config import Config, load
 from harness.data.open import open_dataset
 from harness.measure.clock import CardTimeline, HostTimeline, Times, clock_for
@@ -29,9 +30,8 @@ from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
 from harness.parallel.ranks import Ranks, launched_topology, open_ranks
 from harness.parallel.world import Links, choose_device, link
-from harness.routing import routed
-from harness.timing.window import KeepingClock
-from harness.trial import Trial
+from harness.train.routing import routed
+from harness.train.trial import Trial
 
 
 @dataclass

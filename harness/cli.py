@@ -7,16 +7,16 @@ from functools import partial
 from typing import Any, NoReturn
 
 from harness.arguments import MOST_RANKS, Arguments, count, path
-from harness.cluster.lab_commands import add_lab
-from harness.cluster.launch_commands import add_launch
+from harness.compare.command import add_compare
+from harness.demo.command import add_demo
 from harness.errors import AlikeOnAllRanks, UserError
+from harness.lab.command import add_lab
+from harness.launch.command import add_launch
 from harness.leaving import leave
 from harness.parallel.launcher import is_first, refuse_others
-from harness.study.compare_commands import add_compare
-from harness.study.demo_commands import add_demo
-from harness.study.plan_commands import add_plan
-from harness.study.ui_commands import add_ui
+from harness.plan.command import add_plan
 from harness.terminal import lasting_output
+from harness.tracking.command import add_ui
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,7 +92,7 @@ def _train(parsed: argparse.Namespace) -> int:
         loaded = load_with_notes(given.only_experiment("train"), given.overrides)
     except UserError as error:
         raise AlikeOnAllRanks(str(error)) from error
-    from harness.run import run
+    from harness.train.run import run
 
     if is_first():
         for note in loaded.notes:
@@ -102,7 +102,7 @@ def _train(parsed: argparse.Namespace) -> int:
 
 
 def _doctor(parsed: argparse.Namespace) -> int:
-    from harness.cluster.doctor import diagnose, start
+    from harness.doctor.doctor import diagnose, start
 
     if parsed.np or parsed.hosts:
         return start(parsed.arguments, parsed.np or 0, parsed.hosts, parsed.json)

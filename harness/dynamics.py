@@ -1,7 +1,7 @@
 """Which of a run's settings decide how large its learning rate may be: for `stability`."""
 
 from harness.config import Config
-from harness.stability import Dynamics
+from harness.train.stability import Dynamics
 
 LATE = ("delayed", "averaging")
 """Kinds of exchange that have something under way when a window ends."""

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from harness.cluster.namespaces import BIND, RECURSIVE, USERS, mount, part_mounts, unshare
+from harness.lab.namespaces import BIND, RECURSIVE, USERS, mount, part_mounts, unshare
 
 ROOT = Path(__file__).resolve().parent.parent
 NOBODY = 65534

@@ -18,13 +18,13 @@ from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKE_THE_LAB = ("in_ways", "lab_of", "require_lab")
-"""What a file takes from tests/lab.py that does: a list of files would forget the next one."""
+"""What a file takes from tests/labs.py that does: a list of files would forget the next one."""
 ALONE = {
-    "tests/cluster/test_doctor.py",
-    "tests/cluster/test_doctor_lab.py",
-    "tests/study/test_calibration.py",
-    "tests/test_pace.py",
-    "tests/test_train.py",
+    "tests/doctor/test_doctor.py",
+    "tests/doctor/test_doctor_lab.py",
+    "tests/plan/test_from_calibration.py",
+    "tests/train/test_pace.py",
+    "tests/train/test_train.py",
 }
 
 

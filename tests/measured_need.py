@@ -7,8 +7,8 @@ import torch
 
 from harness.config import Config
 from harness.data.images import ArraySource, Dataset
-from harness.ledger import Unheard
 from harness.parallel.world import World
+from harness.train.ledger import Unheard
 from harness.train.step import make_step
 from harness.train.training import Training
 from tests.live_bytes import live_bytes

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-from harness.measure.store import open_store
+from harness.tracking.connection import open_store
 
 
 @lru_cache

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from harness.arguments import Arguments
 from harness.cli import main
-from tests.test_config import NASTY
+from tests.config.test_config import NASTY
 
 EXPERIMENT = (
     "name: t\ndata: {dataset: synthetic, num_classes: 12, image_size: 8}\ntrain: {steps: 2}\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cluster.launch import launch
+from harness.launch.launch import launch
 from harness.leaving import VICTIM
 from tests.horovodrun import ROOT, horovodrun
 
@@ -68,7 +68,7 @@ def test_a_stopped_rank_is_named(here: Path) -> None:
     screen = io.StringIO()
     with pytest.MonkeyPatch.context() as patched:
         # The others notice after this: closing Horovod waits for a stopped rank as well.
-        patched.setattr("harness.cluster.launch.START_SECONDS", 40)
+        patched.setattr("harness.launch.launch.START_SECONDS", 40)
         patched.setenv("PYTHONPATH", str(ROOT))
         patched.setenv("OMP_NUM_THREADS", "1")
         outcome = launch(

@@ -130,7 +130,7 @@ IMPORT_ALL = """
 import importlib, json, os, sys, threading
 import horovod.torch, torch
 import torch.distributed as dist
-from harness.vision import torchvision
+from harness.model.torchvision import torchvision
 
 def open_files():
     kinds = []

@@ -14,13 +14,13 @@ from harness.cli import main
 from harness.config import Config, load, load_resolved
 from harness.data.pixel_cache import cached_pixels
 from harness.errors import UserError
-from harness.measure.folders import check_free
-from harness.measure.node_gauges import monitor_node
-from harness.measure.store import check_store, sqlite_file, store_uri
 from harness.paths import expanded, expanded_uri
-from harness.study.plan_commands import _require_writable
+from harness.plan.command import _require_writable
+from harness.tracking.connection import check_store, sqlite_file, store_uri
+from harness.tracking.folders import check_free
+from harness.tracking.node_gauges import monitor_node
+from tests.plan.clusters import cluster
 from tests.rights import without_rights
-from tests.study.clusters import cluster
 
 KEYS = ("data.root", "data.cache", "train.resume", "tracking.folder")
 EXPERIMENT = """

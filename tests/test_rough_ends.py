@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import tracing
+from harness.tracing.gather import gather as tracing
 from tests.horovodrun import ROOT
 from tests.stores import new_store
 

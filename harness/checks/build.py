@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from harness.checks.finding import Finding, listed, told
-from harness.parallel.build import Build
-from harness.parallel.seat import Seat
+from harness.doctor.finding import Finding, listed, told
+from harness.doctor.seat import Seat
+from harness.doctor.versions import Build
 
 CHECK = "horovod"
 

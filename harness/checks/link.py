@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from itertools import combinations
 
-from harness.checks.finding import Facts, in_bytes
-from harness.checks.names import hosts_of
-from harness.parallel.seat import Seat
+from harness.doctor.finding import Facts, in_bytes
+from harness.doctor.names import hosts_of
+from harness.doctor.seat import Seat
 
 
 class Link(Facts):

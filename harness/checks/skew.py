@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from harness.checks.finding import Finding, told
-from harness.checks.link import Link
-from harness.parallel.seat import Seat
+from harness.doctor.finding import Finding, told
+from harness.doctor.links import Link
+from harness.doctor.seat import Seat
 
 CHECK = "clocks"
 TOLERATED_SECONDS = 0.1

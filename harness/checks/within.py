@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from harness.checks.finding import Finding, median_of_rest, told
-from harness.checks.link import Link, because, figures_of, in_speed
-from harness.checks.names import machines_of
-from harness.parallel.seat import Seat
+from harness.doctor.finding import Finding, median_of_rest, told
+from harness.doctor.links import Link, because, figures_of, in_speed
+from harness.doctor.names import machines_of
+from harness.doctor.seat import Seat
 
 CHECK = "in-host"
 SLOW = 0.5

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from harness.config import DataConfig
 from harness.data.augment import GlyphAugmentation
-from harness.data.characters import characters
 from harness.data.fonts import FontFile, find_fonts, require_characters
+from harness.data.glyphs import characters
 from harness.data.images import ArraySource, Dataset, Part
 from harness.data.pixel_cache import cached_pixels
 from harness.errors import UserError

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from harness.config import ExchangeConfig
+from harness.exchange.averaging import Outer
 from harness.exchange.carried import Strip, agree
 from harness.exchange.lateness import Lateness, LatenessMeter
-from harness.exchange.outer import Outer
 from harness.exchange.parts import Chunk, Part, apart, mean_values
 from harness.exchange.wire import Sent
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from harness.exchange.buckets import Buckets
 from harness.exchange.carried import Strip
-from harness.exchange.on_time import OnTime
+from harness.exchange.synchronous import OnTime
 from harness.exchange.ways import Way
 
 

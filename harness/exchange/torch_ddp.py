@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from harness.config import ExchangeConfig
 from harness.exchange.carried import Strip, agree
 from harness.exchange.flat import Flat
-from harness.exchange.on_time import OnTime
 from harness.exchange.parts import squares_of
+from harness.exchange.synchronous import OnTime
 from harness.parallel.ddp import (
     Averager,
     PowerSgdErrors,

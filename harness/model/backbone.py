@@ -111,7 +111,7 @@ def _torchvision_body(config: BackboneConfig, channels: int, image_size: int) ->
             f"use norm=batch"
         )
     # Here, because it takes a second and our own backbone has no need of it.
-    from harness.vision import torchvision
+    from harness.model.torchvision import torchvision
 
     models = torchvision.models
     known = models.list_models(module=models)

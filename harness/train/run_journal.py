@@ -6,11 +6,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from harness.errors import RunFailed
-from harness.ledger import Unheard
 from harness.measure.summary import DIVERGED_TAG, UNRECORDED, Provenance, RunSummary
-from harness.measure.tracking import Tracker
 from harness.measure.utilisation import in_a_line, summary_bars
 from harness.tracking.run_folder import RunFolder
+from harness.tracking.tracker import Tracker
+from harness.train.ledger import Unheard
 
 
 class OtherRank(Unheard):

@@ -8,23 +8,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from harness.assembly import Assembly, assemble
-from harness.checkpoint.checkpoint import Checkpoint
-from harness.checkpoint.meta import Meta
 from harness.config import Config
-from harness.course import Course, course_of
 from harness.data.images import Dataset, OneAtATime
 from harness.data.loader import Batch, train_batches
 from harness.errors import UserError
 from harness.exchange.exchange import Exchange, make_exchange
 from harness.exchange.torch_ddp import through_ddp
-from harness.finite import Watch, all_finite
-from harness.ledger import Journal
 from harness.measure.phase import Phase
 from harness.model.sliced_classifier import Scores
-from harness.optimizer import make_optimizer
 from harness.parallel.world import World
 from harness.seeding import seed_default
+from harness.train.assembly import Assembly, assemble
+from harness.train.checkpoint.checkpoint import Checkpoint
+from harness.train.checkpoint.meta import Meta
+from harness.train.course import Course, course_of
+from harness.train.finite import Watch, all_finite
+from harness.train.ledger import Journal
+from harness.train.optimizer import make_optimizer
 
 
 @dataclass(frozen=True, eq=False)

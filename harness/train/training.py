@@ -6,27 +6,27 @@ from pathlib import Path
 
 from torch import Tensor
 
-from harness.checkpoint.meta import STARTED, Meta
-from harness.checkpoint.saves import Saves
-from harness.checkpoint.states import optimizer_strips
-from harness.course import what_changed
-from harness.curvature import Curvature
 from harness.data.loader import Batch
-from harness.evaluation import (
+from harness.measure.summary import UNRECORDED, Provenance, RunSummary
+from harness.measure.utilisation import UNKNOWN, Capacity
+from harness.tracing.gather import Tracing
+from harness.tracking.run_folder import TRACES
+from harness.train.checkpoint.meta import STARTED, Meta
+from harness.train.checkpoint.saves import Saves
+from harness.train.checkpoint.states import optimizer_strips
+from harness.train.course import what_changed
+from harness.train.curvature import Curvature
+from harness.train.evaluation import (
     NONFINITE,
     average_statistics,
     averaged_statistics,
     distance,
     evaluate_sets,
 )
-from harness.ledger import Journal, Ledger
-from harness.measure.summary import UNRECORDED, Provenance, RunSummary
-from harness.measure.utilisation import UNKNOWN, Capacity
-from harness.staleness import StalenessLedger
-from harness.tracing import Tracing
-from harness.tracking.run_folder import TRACES
+from harness.train.ledger import Journal, Ledger
+from harness.train.staleness import StalenessLedger
 from harness.train.step import Step
-from harness.windows import traced_windows
+from harness.train.windows import traced_windows
 
 
 class Training:

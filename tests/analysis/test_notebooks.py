@@ -12,7 +12,7 @@ from nbformat import NotebookNode
 
 from analysis.run import HERE, NOTEBOOKS, execute, figures
 from analysis.shipping import PATHS
-from harness.study.store import read_study
+from harness.tracking.study import read_study
 
 MOST_BYTES = 400_000
 BOOKS = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

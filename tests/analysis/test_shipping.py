@@ -9,10 +9,10 @@ import pytest
 from analysis.run import HERE
 from analysis.shipping import MOST_BYTES, NotFit, secrets_in, ship
 from harness.config import Config
-from harness.measure.tracking import Tracker
-from harness.study.store import read_study
 from harness.tracking.run_folder import RunFolder
-from tests.study.recorded import summary
+from harness.tracking.study import read_study
+from harness.tracking.tracker import Tracker
+from tests.recorded import summary
 
 STORE = HERE / "store"
 SHIPPED = f"sqlite:///{STORE / 'mlflow.db'}"

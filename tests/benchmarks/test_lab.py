@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from analysis.draw.scaling import CONDITIONS
 from benchmarks import lab
 from benchmarks.lab_page import page, table
 from harness.config import load
-from harness.study.figures.scaling import CONDITIONS
 from harness.tracking.run_folder import CONFIG
-from tests.study.recorded import summary
+from tests.recorded import summary
 
 
 def variant(name: str, rate: float, ratio: float, wait: float) -> dict[str, object]:

@@ -7,11 +7,11 @@ import yaml
 
 from benchmarks.on_link import HOW, early_speed, on_link, with_early
 from benchmarks.throughput import loaded
+from harness.compare.conclude import Conclusion
+from harness.compare.folder import variants_in, write_runs
 from harness.config import Config, load
-from harness.study.conclude import Conclusion
-from harness.study.folder import variants_in, write_runs
-from harness.study.results import Results, Terms, Variant
-from tests.study.recorded import PHASES_MS, summary, variant
+from harness.tracking.results import Results, Terms, Variant
+from tests.recorded import PHASES_MS, summary, variant
 
 SEEDS = (0, 1, 2)
 STEP_IMAGES = 128

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.data.characters import characters
+from harness.data.glyphs import characters
 from harness.errors import UserError
 
 LEVEL_1, BOTH_LEVELS, ALL = 3755, 6763, 20902

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.data import fonts
-from harness.data.characters import characters
+from harness.data.glyphs import characters
 from harness.errors import UserError
 
 

@@ -17,9 +17,9 @@ from harness.exchange.delayed import Delayed
 from harness.exchange.flat import Flat
 from harness.exchange.parts import Chunk, Part
 from harness.measure.phase import Phase
-from harness.optimizer import make_optimizer
 from harness.parallel.group import Group
-from harness.stability import Dynamics, largest_stable_product
+from harness.train.optimizer import make_optimizer
+from harness.train.stability import Dynamics, largest_stable_product
 from tests.alone import group_of_one, meters, world_of_one
 from tests.ranks import run_on_ranks
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from harness.config import ClassifierConfig, Config, ExchangeConfig
 from harness.exchange.exchange import Exchange, make_exchange, route_of
 from harness.exchange.flat import Flat
-from harness.ledger import expected_bytes
 from harness.measure.traffic import Bytes
 from harness.parallel.topology import Topology
 from harness.parallel.world import World
+from harness.train.ledger import expected_bytes
 from tests.alone import meters, world_of_one
 from tests.grid import world_of_ranks
 from tests.ranks import run_on_ranks

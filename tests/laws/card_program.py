@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.ledger import Unheard
 from harness.measure.clock import clock_for
 from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology, open_ranks
 from harness.parallel.world import World, link
+from harness.train.ledger import Unheard
 from harness.train.step import make_step
 from harness.train.training import Training
 from tests.laws.cases import Case

@@ -10,7 +10,7 @@ from torch.nn import functional
 from harness.config import Config
 from harness.model.backbone import make_backbone
 from harness.model.sliced_classifier import initial_weight
-from harness.optimizer import lr_at
+from harness.train.optimizer import lr_at
 from tests.laws.task import CLASSES, FEATURES, SIZE, WINDOWS, world_batches
 
 

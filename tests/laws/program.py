@@ -17,11 +17,11 @@ from torch.nn import functional
 from harness.config import Config
 from harness.measure.clock import clock_for
 from harness.measure.traffic import Bytes, Traffic
-from harness.optimizer import lr_at
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology
 from harness.parallel.topology import Topology
 from harness.parallel.world import Links, World, open_links
+from harness.train.optimizer import lr_at
 from harness.train.step import Step, make_step
 from harness.train.training import Training
 from tests.laws.cases import WATCHED, Case, cases_for

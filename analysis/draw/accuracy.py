@@ -1,0 +1,170 @@
+"""Speed against accuracy: what was learned by when, from how much, and how soon it is enough."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from harness.compare.colours import Look, looks
+from harness.compare.intervals import mean_interval
+from harness.compare.style import Picture, Said, bar, dressed, legend_below, line, picture
+from harness.compare.table import primary_set
+from harness.compare.wording import without_result
+from harness.tracking.results import PRIMARY, Target, Variant, baseline_of, target_of
+from harness.tracking.study import Study
+
+NOT_EVALUATED = "no run evaluated the primary set"
+
+
+def draw(study: Study, target: float | None = None) -> Picture:
+    """Accuracy over time, over images, and time to the target. `target`: top-1, a share; else what
+    the baseline ends at less a point."""
+    variants = study.variants
+    found = looks(variant.name for variant in variants)
+    goal = target_of(baseline_of(variants), target)
+    with dressed():
+        figure = picture(13, 4.8)
+        times, images, sooner = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
+        for axes, over in ((times, "seconds"), (images, "images")):
+            _draw_curves(axes, variants, over, found)
+            draw_target(axes, goal)
+            axes.set_ylabel(f"top-1 on {primary_set(variants)} (%)")
+        times.set_xlabel("training time, evaluations left out (s)")
+        images.set_xlabel("training images of all ranks (thousands)")
+        times.set_title("By when: mean and range over seeds")
+        images.set_title("From how many images")
+        _draw_target_times(sooner, variants, goal, found)
+        legend_below(figure, [times], columns=6)
+    return figure
+
+
+def curve(variant: Variant) -> pd.DataFrame:
+    """A row per evaluation, by window: `seconds` and `images`, and top-1 in per cent as `mean`,
+    `low` and `high` over the seeds that have all evaluations."""
+    rows = [
+        (each.window, each.train_seconds, each.images, 100 * each.metrics[PRIMARY])
+        for run in variant.summaries
+        for each in run.evaluations
+        if PRIMARY in each.metrics
+    ]
+    frame = pd.DataFrame(rows, columns=["window", "seconds", "images", "top1"], dtype=float)
+    groups = frame.groupby("window")
+    return pd.DataFrame(
+        {
+            "seconds": groups["seconds"].mean(),
+            "images": groups["images"].mean(),
+            "mean": groups["top1"].mean(),
+            "low": groups["top1"].min(),
+            "high": groups["top1"].max(),
+        }
+    )
+
+
+def target_seconds(variant: Variant, target: Target | None) -> list[float] | None:
+    """Of each seed; None where one did not reach it: a mean over the lucky ones would flatter."""
+    if target is None or not variant.summaries:
+        return None
+    found = [run.seconds_to(target.top1) for run in variant.summaries]
+    reached = [seconds for seconds in found if seconds is not None]
+    return reached if len(reached) == len(found) else None
+
+
+def say(study: Study, target: float | None = None) -> Said:
+    """What the store's numbers say."""
+    variants = study.variants
+    baseline = baseline_of(variants)
+    goal = target_of(baseline, target)
+    if goal is None:
+        return Said(f"* `{baseline.name}` learned nothing: there is no target")
+    lines = [f"* the target is top-1 of {goal.told}"]
+    own = target_seconds(baseline, goal)
+    for variant in variants:
+        ends = [100 * run.final[PRIMARY] for run in variant.summaries if PRIMARY in run.final]
+        if not ends:
+            told = NOT_EVALUATED if variant.summaries else without_result(variant)
+            lines.append(f"* `{variant.name}`: {told}")
+            continue
+        told = f"ends at {_told(ends, 2, '%')}"
+        seconds = target_seconds(variant, goal)
+        if seconds is None:
+            told += " and not every seed reaches the target"
+        else:
+            told += f", at the target after {_told(seconds, 1, 's')}"
+            if own and variant is not baseline:
+                told += f": {mean(seconds) / mean(own):.2f} of the time of `{baseline.name}`"
+        lines.append(f"* `{variant.name}` {told}")
+    return Said("\n".join(lines))
+
+
+def _missed(variant: Variant, target: Target | None) -> str:
+    if not variant.summaries:
+        return variant.fate
+    if target is None:
+        return "no target"
+    reached = [run for run in variant.summaries if run.seconds_to(target.top1) is not None]
+    return f"reached in {len(reached)} of {len(variant.summaries)}"
+
+
+def _told(values: Sequence[float], digits: int, unit: str) -> str:
+    found = mean_interval(values)
+    spread = "" if math.isnan(found.half) else f" \N{PLUS-MINUS SIGN} {found.half:.{digits}f}"
+    return f"{found.estimate:.{digits}f}{spread} {unit}"
+
+
+def draw_target(axes: Axes, target: Target | None) -> None:
+    if target is None:
+        return
+    axes.axhline(
+        100 * target.top1,
+        color="#555555",
+        linestyle=(0, (6, 3)),
+        linewidth=1,
+        zorder=1,
+        label=f"target {target.top1:.2%}",
+    )
+
+
+def _draw_curves(
+    axes: Axes, variants: Sequence[Variant], over: str, found: Mapping[str, Look]
+) -> None:
+    for variant in variants:
+        frame = curve(variant)
+        look = found[variant.name]
+        across = frame[over] / (1000 if over == "images" else 1)
+        label = variant.name if variant.summaries else f"{variant.name} ({variant.fate})"
+        axes.fill_between(
+            across, frame["low"], frame["high"], color=look.colour, alpha=0.2, linewidth=0
+        )
+        axes.plot(across, frame["mean"], **line(look), markersize=4, label=label)
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 102)
+
+
+def _draw_target_times(
+    axes: Axes, variants: Sequence[Variant], target: Target | None, found: Mapping[str, Look]
+) -> None:
+    longest = 0.0
+    labels = []
+    for number, variant in enumerate(variants):
+        seconds = target_seconds(variant, target)
+        if seconds is None:
+            labels.append((0.0, _missed(variant, target)))
+            continue
+        over_seeds = mean_interval(seconds)
+        middle, half = over_seeds.estimate, over_seeds.half
+        axes.barh(number, middle, height=0.6, **bar(found[variant.name]))
+        if not math.isnan(half):
+            axes.errorbar(middle, number, xerr=half, color="black", capsize=4, linewidth=1.2)
+        labels.append((middle + (0.0 if math.isnan(half) else half), _told(seconds, 1, "s")))
+        longest = max(longest, labels[-1][0])
+    longest = longest or 1.0
+    for number, (end, label) in enumerate(labels):
+        axes.text(end + 0.03 * longest, number, label, va="center")
+    axes.set_xlim(0, 1.7 * longest)
+    axes.set_yticks(range(len(variants)), [variant.name for variant in variants])
+    axes.set_ylim(len(variants) - 0.4, -0.6)
+    axes.set_xlabel("training time to the target (s)")
+    axes.set_title("How soon: mean, 95 % interval")
+    axes.grid(axis="y", visible=False)

@@ -1,0 +1,188 @@
+"""Where lateness pays: the best late variant against the best that waits, measured and simulated.
+
+Measured: throughput comes from tables of each link, the images that a variant needs to the target
+from a study: what is learnt does not depend on the link, because delays are counted in windows.
+Their quotient is the time to accuracy there. Simulated for cards: throughput alone.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+
+from analysis.draw.scale import CEILING, LABELS, MAPS, in_short
+from analysis.draw.scaling import CONDITIONS, UNSHAPED, Condition
+from harness.compare.colours import Look, in_order, looks
+from harness.compare.folder import variants_in
+from harness.compare.style import Picture, Said, dressed, legend_below, line, picture
+from harness.errors import UserError
+from harness.measure.summary import RunSummary
+from harness.tracking.results import baseline_of, target_of
+
+PREFIX = "map-"
+"""Of the tables' names."""
+BASELINE = "data_parallel"
+WORTH = 4.0
+"""Times as fast, or as slow, at the ends of the map's colours."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A link and a number of classes."""
+
+    condition: Condition
+    lost: float
+    """The share of its step that the baseline loses to the link."""
+    seconds: Mapping[str, float]
+    """To the target, by variant; inf: it does not reach it."""
+    late: frozenset[str]
+    """Variants that use what is exchanged in a later window."""
+
+    @property
+    def link(self) -> str:
+        """What it is beside its rate."""
+        latency, jitter = self.condition.latency, self.condition.jitter
+        told = f"{latency} one way" if latency else "no latency"
+        return f"{told}, jitter {jitter}" if jitter else told
+
+    def best(self, late: bool) -> str:
+        """The variant that is first at the target, of those that are late or of those that wait."""
+        among = [name for name in self.seconds if (name in self.late) == late]
+        return min(among, key=lambda name: self.seconds[name])
+
+    @property
+    def faster(self) -> float:
+        """How many times as fast the best late variant is as the best that waits."""
+        return self.seconds[self.best(late=False)] / self.seconds[self.best(late=True)]
+
+
+def images_of(study: str) -> dict[str, float]:
+    """Training images to the target that the study in this folder was judged by."""
+    variants = variants_in(Path(study))
+    target = target_of(baseline_of(variants), None)
+    if target is None:
+        raise UserError(f"the baseline of {study} learned nothing: there is no target")
+    return images_to([run for each in variants for run in each.summaries], target.top1)
+
+
+def images_to(summaries: Sequence[RunSummary], target: float) -> dict[str, float]:
+    """Training images at the first evaluation that reaches the target, the mean over seeds; inf for
+    a variant of which a run does not."""
+    found: dict[str, list[float]] = {}
+    for run in summaries:
+        reached = [each.images for each in run.evaluations if each.metrics["val/top1"] >= target]
+        found.setdefault(run.name, []).append(float(min(reached, default=math.inf)))
+    return {name: mean(images) for name, images in found.items()}
+
+
+def places(tables: str | Path, images: Mapping[str, float]) -> list[Place]:
+    """Of all tables of the map, by classes, kind of link and rate."""
+    folder, found = Path(tables), []
+    conditions = json.loads((folder / CONDITIONS).read_text(encoding="utf-8"))
+    for name, values in conditions.items():
+        if not name.startswith(PREFIX):
+            continue
+        table = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        rates = {each["variant"]: float(each["images_per_second"]) for each in table}
+        found.append(
+            Place(
+                condition=Condition.model_validate(values),
+                lost=1 - rates[BASELINE] / rates[CEILING],
+                seconds={
+                    name: images[name] / rate for name, rate in rates.items() if name in images
+                },
+                late=frozenset(each["variant"] for each in table if each["delay"]),
+            )
+        )
+    return sorted(found, key=lambda each: (each.condition.classes, each.link, each.lost))
+
+
+def leads(sweep: pd.DataFrame, cards: int) -> pd.DataFrame:
+    """How many times the images/s of the best that waits the best late variant has in the simulated
+    sweep: a row per number of classes, a column per rate. What does not fit is left out; NaN where
+    that leaves nobody to compare."""
+    usable = sweep[(sweep["ranks"] == cards) & sweep["fits"] & (sweep["variant"] != CEILING)]
+    late = usable["delay"] > 0
+    keys = ["classes", "gbit_per_second"]
+    best = [usable[each].groupby(keys)["images_per_second"].max() for each in (late, ~late)]
+    return (best[0] / best[1]).unstack()
+
+
+def draw(tables: str | Path, images: Mapping[str, float], sweep: pd.DataFrame) -> Picture:
+    """A panel for each number of classes and kind of link: seconds to the target over the share of
+    its step that data parallelism loses to the link. Below, `leads` on three numbers of cards."""
+    found = places(tables, images)
+    links = list(dict.fromkeys(each.link for each in found))
+    classes = sorted({each.condition.classes for each in found})
+    variants = looks(name for each in found for name in each.seconds)
+    with dressed():
+        figure = picture(13, 3.6 * len(classes) + 3.4)
+        ratios = (3.6 * len(classes), 3.4)
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]
+        grid = above.subplots(len(classes), len(links), sharey="row", squeeze=False)
+        for row, count in zip(grid, classes, strict=True):
+            for axes, link in zip(row, links, strict=True):
+                here = [
+                    each for each in found if (each.condition.classes, each.link) == (count, link)
+                ]
+                _panel(axes, here, variants)
+                axes.set_title(f"{count:,} classes, {link}", fontsize=9)
+            row[0].set_ylabel("seconds to the target")
+        legend_below(above, list(grid.flat), columns=4)
+        for axes, cards in zip(below.subplots(1, len(MAPS)), MAPS, strict=True):
+            _draw_leads(axes, leads(sweep, cards))
+            axes.set_title(f"{cards:,} cards, simulated: late / waiting, images/s", fontsize=9)
+    return figure
+
+
+def _draw_leads(axes: Axes, found: pd.DataFrame) -> None:
+    axes.imshow(found, cmap="PuOr_r", norm=LogNorm(1 / WORTH, WORTH), origin="lower", aspect="auto")
+    for (y, x), lead in np.ndenumerate(found.to_numpy()):
+        axes.text(x, y, f"{lead:.2f}x", ha="center", va="center", fontsize=9)
+    axes.set_xticks(range(len(found.columns)), [in_short(float(each)) for each in found.columns])
+    axes.set_yticks(range(len(found.index)), [in_short(float(each)) for each in found.index])
+    axes.set_xlabel(LABELS["gbit_per_second"])
+    axes.set_ylabel(LABELS["classes"])
+    axes.grid(visible=False)
+
+
+def say(tables: str | Path, images: Mapping[str, float]) -> Said:
+    """Of each link the best late variant against the best that waits."""
+    lines = [
+        "| classes | link | data_parallel loses | best late | best that waits | late is |",
+        "|--:|:--|--:|:--|:--|--:|",
+    ]
+    for each in places(tables, images):
+        late, waits = each.best(late=True), each.best(late=False)
+        lines.append(
+            f"| {each.condition.classes:,} | {_rate(each.condition)}, {each.link} | "
+            f"{each.lost:.0%} | {late}, {each.seconds[late]:.1f} s | "
+            f"{waits}, {each.seconds[waits]:.1f} s | {each.faster:.2f}x as fast |"
+        )
+    return Said("\n".join(lines))
+
+
+def _rate(condition: Condition) -> str:
+    rate = condition.mbit_per_second
+    return UNSHAPED if rate is None else f"{rate:g} Mbit/s"
+
+
+def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, Look]) -> None:
+    # A step takes 1 / (1 - lost) of what it takes without the link.
+    spots = [1 / (1 - each.lost) for each in found]
+    for name in in_order(dict.fromkeys(name for each in found for name in each.seconds)):
+        seconds = [each.seconds.get(name, math.nan) for each in found]
+        axes.plot(spots, seconds, **line(variants[name]), label=name)
+    axes.set_xlim(min(spots) / 1.4, max(spots) * 1.4)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(spots, [f"{each.lost:.0%}" for each in found])
+    axes.minorticks_off()
+    axes.set_xlabel("of its step data_parallel loses")

@@ -1,0 +1,155 @@
+"""Scale: the simulated sweep, for ranks, classes and rates that cannot be measured here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from harness.compare.colours import Look, looks
+from harness.compare.style import Picture, Said, dressed, legend_below, line, picture
+
+CEILING = "ceiling"
+CLEAR = 1.05
+"""Times the next one's speed; who leads by less is shown pale, as no difference to build on."""
+LABELS = {
+    "ranks": "cards, eight to a machine",
+    "classes": "classes",
+    "gbit_per_second": "rate of a machine's port (Gbit/s)",
+}
+PLACE = {"ranks": 512, "classes": 1_000_000, "gbit_per_second": 25.0}
+"""Where the lines go through: one of the three varies, the others stay."""
+MAPS = (32, 512, 4096)
+"""Cards of the maps."""
+
+
+def read(sweep: str | Path) -> pd.DataFrame:
+    """What `make scale` wrote: see `study.scale.simulated` for its columns."""
+    return pd.read_csv(sweep)
+
+
+def draw(frame: pd.DataFrame) -> Picture:
+    """Above, images per second as a share of nodes that exchange nothing, over each of the three;
+    below, which variant has the most of them, by classes and rate."""
+    found = looks(frame["variant"])
+    with dressed():
+        figure = picture(13, 9.6)
+        lines, maps = figure.subplots(2, 3, height_ratios=(1, 0.9))
+        for axes, over in zip(lines, LABELS, strict=True):
+            _draw_lines(axes, frame, over, found)
+        for axes, ranks in zip(maps, MAPS, strict=True):
+            _draw_map(axes, winners(frame, ranks), found)
+            axes.set_title(f"{ranks:,} cards: the fastest, by times the next")
+        legend_below(figure, list(lines[:1]), columns=6)
+    return figure
+
+
+def _draw_lines(axes: Axes, frame: pd.DataFrame, over: str, found: Mapping[str, Look]) -> None:
+    """Places on the axis are settings, not a scale."""
+    values = sorted(frame[over].unique())
+    for variant, rows in along(frame, over).groupby("variant"):
+        places = [values.index(value) for value in rows[over]]
+        axes.plot(places, rows["share"], label=variant, **line(found[str(variant)]))
+    axes.set_xticks(range(len(values)), [in_short(value) for value in values])
+    axes.set_xlabel(LABELS[over])
+    axes.set_ylabel("images/s, share of the ceiling's (1)")
+    axes.set_title(_elsewhere(over))
+    axes.set_ylim(0, 1.05)
+
+
+def along(frame: pd.DataFrame, over: str) -> pd.DataFrame:
+    """The rows through PLACE that vary in `over`; `share` of the ceiling there. What does not fit a
+    card's memory is left out."""
+    others = [name for name in LABELS if name != over]
+    # One machine has no port that matters: its rows stand for every rate.
+    single = frame["ranks"] == frame["ranks"].min()
+    kept = pd.Series(True, index=frame.index)
+    for name in others:
+        fits = frame[name] == PLACE[name]
+        kept &= (fits | single) if name == "gbit_per_second" else fits
+    rows = frame[kept].sort_values(over)
+    keys = list(LABELS)
+    ceiling = rows[rows["variant"] == CEILING].set_index(keys)["images_per_second"]
+    rates = rows.set_index(keys)["images_per_second"]
+    rows = rows.assign(share=(rates / ceiling.reindex(rates.index)).to_numpy())
+    return rows[rows["fits"] & (rows["variant"] != CEILING)]
+
+
+def winners(frame: pd.DataFrame, ranks: int) -> pd.DataFrame:
+    """A row per classes and rate: the fastest `variant` that fits, and `lead`, how many times the
+    next one's images per second it has."""
+    usable = frame[(frame["ranks"] == ranks) & frame["fits"] & (frame["variant"] != CEILING)]
+    rows = []
+    for (classes, gbit), group in usable.groupby(["classes", "gbit_per_second"]):
+        best = group.sort_values("images_per_second", ascending=False)
+        rates = list(best["images_per_second"])
+        rows.append(
+            {
+                "classes": classes,
+                "gbit_per_second": gbit,
+                "variant": best["variant"].iloc[0],
+                "lead": rates[0] / rates[1] if len(rates) > 1 else float("nan"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _draw_map(axes: Axes, best: pd.DataFrame, found: Mapping[str, Look]) -> None:
+    rates = sorted(best["gbit_per_second"].unique())
+    counts = sorted(best["classes"].unique())
+    for row in best.to_dict("records"):
+        x, y = rates.index(row["gbit_per_second"]), counts.index(row["classes"])
+        look = found[row["variant"]]
+        axes.add_patch(_tile(x, y, look.colour, 0.6 if row["lead"] >= CLEAR else 0.2))
+        axes.plot([x], [y + 0.28], look.marker, color=look.colour, markersize=6)
+        axes.text(x, y - 0.12, f"{row['lead']:.2f}x", ha="center", va="center", fontsize=9)
+    axes.set_xticks(range(len(rates)), [in_short(rate) for rate in rates])
+    axes.set_yticks(range(len(counts)), [in_short(count) for count in counts])
+    axes.set_xlim(-0.5, len(rates) - 0.5)
+    axes.set_ylim(-0.5, len(counts) - 0.5)
+    axes.set_xlabel(LABELS["gbit_per_second"])
+    axes.set_ylabel(LABELS["classes"])
+    axes.grid(visible=False)
+
+
+def _tile(x: int, y: int, colour: str, alpha: float) -> Rectangle:
+    return Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", alpha=alpha)
+
+
+def in_short(value: float) -> str:
+    """1,000,000 -> 1M; what is no round number stays as it is."""
+    for size, sign in ((1e6, "M"), (1e3, "k")):
+        if value >= size and value % size == 0:
+            return f"{value / size:g}{sign}"
+    return f"{value:g}"
+
+
+def _elsewhere(over: str) -> str:
+    told = {
+        "ranks": f"{PLACE['ranks']:,} cards",
+        "classes": f"{in_short(PLACE['classes'])} classes",
+        "gbit_per_second": f"{PLACE['gbit_per_second']:g} Gbit/s",
+    }
+    return ", ".join(text for name, text in told.items() if name != over)
+
+
+def say(frame: pd.DataFrame) -> Said:
+    """Who is the fastest, how often and by how much; and what does not fit."""
+    lines = []
+    for ranks in MAPS:
+        best = winners(frame, ranks)
+        clear = best[best["lead"] >= CLEAR]
+        told = [
+            f"`{name}` in {len(rows)} (up to {rows['lead'].max():.2f} times the next one)"
+            for name, rows in clear.groupby("variant")
+        ]
+        lines.append(
+            f"* {ranks:,} cards, {len(best)} settings: {', '.join(told)}; no clear winner in "
+            f"{len(best) - len(clear)}"
+        )
+    lost = frame[~frame["fits"]].groupby("variant")["classes"].min()
+    lines += [
+        f"* `{name}` does not fit from {in_short(least)} classes on" for name, least in lost.items()
+    ]
+    return Said("\n".join(lines))

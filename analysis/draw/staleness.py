@@ -1,0 +1,216 @@
+"""Staleness: learning rate, delay and momentum against the limit of stability; the losses."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter
+
+from harness.compare.colours import Look, looks
+from harness.compare.recorded import RecordedRun
+from harness.compare.style import (
+    Picture,
+    Said,
+    dressed,
+    few,
+    legend_below,
+    line,
+    picture,
+    say_nothing,
+)
+from harness.tracking.study import Study
+from harness.train.stability import Dynamics, dynamics_of, largest_stable_product
+
+CURVATURE, OVER_STABLE = "staleness/curvature", "staleness/lr_over_stable"
+AFTER_WARMUP = 2**31
+"""A window in which any exchange is as late as it gets."""
+MANY = 2
+"""Nodes: what more of them do to stability is the same."""
+DELAY_GREYS = ("#000000", "#4d4d4d", "#808080", "#b0b0b0")
+MOMENTA = 16
+"""Points of a line."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run on the map."""
+
+    name: str
+    seed: int
+    dynamics: Dynamics
+    """Once its exchange is late, and its lr at the peak."""
+    lr: float
+    """The largest of the run."""
+    curvature: float
+    """The largest that was sampled; NaN where none was."""
+    of_limit: float
+    """lr as a share of what is stable, the largest that was logged, of one window each; else the
+    largest lr x curvature of the run as a share of it. Above 1 it is not stable; NaN: not known."""
+    first_loss: float
+    """Of the first training windows that were logged; NaN where none were."""
+    loss: float
+    """Of the last; infinite where one was no number."""
+
+    @property
+    def ran_away(self) -> bool:
+        return not self.loss <= self.first_loss
+
+
+def draw(study: Study) -> Picture:
+    """The map of the limit with the study's runs on it, what became of them on either side of it,
+    and their losses."""
+    found = looks(run.name for run in study.runs)
+    placed = points(study)
+    with dressed():
+        figure = picture(13, 5.6)
+        map_, sides, losses = figure.subplots(1, 3)
+        _draw_map(map_, placed, found)
+        _draw_sides(sides, placed, found)
+        _draw_losses(losses, study, found)
+        legend_below(figure, [losses], columns=4)
+    return figure
+
+
+def points(study: Study) -> tuple[Point, ...]:
+    """Of every run, whether it ended well or not; but AdamW's limit is not known."""
+    found = ((run, dynamics_of(run.config, AFTER_WARMUP, _nodes(run))) for run in study.runs)
+    return tuple(_point(run, dynamics) for run, dynamics in found if dynamics is not None)
+
+
+def say(study: Study) -> Said:
+    """What the store's numbers say."""
+    lines = []
+    for each in points(study):
+        told = f"lr {each.lr:g}, momentum {each.dynamics.momentum:g}, delay {each.dynamics.delay}"
+        if math.isnan(each.curvature):
+            most = largest_stable_product(each.dynamics)
+            known = f"stable up to lr x curvature {most:.3g}; the curvature was not sampled"
+        else:
+            known = f"at {each.of_limit:.2f} of the limit"
+        end = "is no number" if math.isinf(each.loss) else f"ends at {each.loss:.2f}"
+        lines.append(f"* `{each.name}`, seed {each.seed} ({told}): {known}; its loss {end}")
+    return Said("\n".join(lines))
+
+
+def _nodes(run: RecordedRun) -> int:
+    """Several, where the run did not live to say."""
+    return MANY if run.summary is None else run.summary.nodes
+
+
+def _point(run: RecordedRun, dynamics: Dynamics) -> Point:
+    sampled, losses = run.metric(CURVATURE), run.metric("train/loss")
+    over = run.metric(OVER_STABLE)
+    curvature = float(sampled.max()) if len(sampled) else math.nan
+    apart = run.config.optimizer.lr * curvature / largest_stable_product(dynamics)
+    # A loss that is no number is left out of the journal, and counted there.
+    lost = losses.empty or not run.metric("train/loss_nonfinite").empty
+    return Point(
+        name=run.name,
+        seed=run.seed,
+        dynamics=dynamics,
+        lr=run.config.optimizer.lr,
+        curvature=curvature,
+        of_limit=float(over.max()) if len(over) else apart,
+        first_loss=math.nan if losses.empty else float(losses.iloc[0]),
+        loss=math.inf if lost else float(losses.iloc[-1]),
+    )
+
+
+def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) -> None:
+    momenta = np.linspace(0, 0.98, MOMENTA)
+    late = {point.dynamics.delay for point in placed if not point.dynamics.averaging}
+    delays = sorted({0, 1, *late})
+    for number, delay in enumerate(delays):
+        grey = DELAY_GREYS[min(number, len(DELAY_GREYS) - 1)]
+        for nesterov, dash in ((False, "-"), (True, "--")):
+            limits = [
+                largest_stable_product(Dynamics(float(momentum), nesterov, delay))
+                for momentum in momenta
+            ]
+            axes.plot(momenta, limits, color=grey, linestyle=dash, linewidth=1.4)
+            if not nesterov:
+                at = len(momenta) // 3
+                axes.annotate(
+                    f"delay {delay}",
+                    (momenta[at], limits[at]),
+                    textcoords="offset points",
+                    xytext=(-8, 7),
+                    color=grey,
+                )
+    sampled = [point for point in placed if not math.isnan(point.curvature)]
+    # Nodes that step alone have limits of their own, which the panel beside it draws.
+    known = [point for point in sampled if not point.dynamics.averaging]
+    missing = "nodes step alone in those that" if sampled else "no run here"
+    for point in known:
+        _mark(axes, point, point.dynamics.momentum, point.lr * point.curvature, found)
+    _log(axes, "y")
+    axes.set_xlim(-0.04, 1)
+    axes.set_xlabel("momentum (1)")
+    axes.set_ylabel("learning rate x curvature (1)")
+    axes.set_title(
+        "Stable is below its delay's line"
+        + ("" if known else f"\n({missing} sampled its curvature)")
+    )
+    lines = [Line2D([], [], color="black", linestyle=dash) for dash in ("-", "--")]
+    axes.legend(lines, ["heavy ball", "Nesterov"], loc="lower left")
+
+
+def _mark(axes: Axes, point: Point, x: float, y: float, found: Mapping[str, Look]) -> None:
+    """A run that ran away is hollow."""
+    look = found[point.name]
+    face = "white" if point.ran_away else look.colour
+    axes.plot([x], [y], look.marker, color=look.colour, markerfacecolor=face, markersize=8)
+
+
+def _draw_sides(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) -> None:
+    known = [p for p in placed if not math.isnan(p.curvature) and not math.isnan(p.first_loss)]
+    axes.set_title("What became of them on either side of it")
+    if not known:
+        say_nothing(axes, "no run here sampled its curvature")
+        return
+    ends = [point.loss / point.first_loss for point in known]
+    worst = max([2.0, *(end for end in ends if math.isfinite(end))])
+    for point, end in zip(known, ends, strict=True):
+        _mark(axes, point, point.of_limit, min(end, 3 * worst), found)  # no number lies on top
+    axes.axvline(1, color="#555555", linestyle=(0, (6, 3)), linewidth=1)
+    axes.axhline(1, color="#555555", linewidth=0.8)
+    _log(axes, "x")
+    _log(axes, "y")
+    axes.set_xlabel("learning rate x curvature, of its limit (1)")
+    axes.set_ylabel("last loss / first loss (1)")
+
+
+class Plain(LogFormatter):
+    """0.6, not 6e-01; the same ticks are named."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def _log(axes: Axes, which: str) -> None:
+    if which == "x":
+        axes.set_xscale("log")
+        axis: Axis = axes.xaxis
+    else:
+        axes.set_yscale("log")
+        axis = axes.yaxis
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(minor_thresholds=(1, 0.4)))
+
+
+def _draw_losses(axes: Axes, study: Study, found: Mapping[str, Look]) -> None:
+    named = set()
+    for run in study.runs:
+        losses = run.metric("train/loss")
+        label = None if run.name in named else run.name
+        named.add(run.name)
+        axes.plot(losses.index, losses, **line(found[run.name]), **few(len(losses)), label=label)
+    _log(axes, "y")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("window")
+    axes.set_ylabel("training loss (nat)")
+    axes.set_title("What the runs' losses did")

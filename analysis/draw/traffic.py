@@ -1,0 +1,97 @@
+"""Bytes: what was counted at the collectives beside what the formula says, by link."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from harness.compare.colours import Look, looks
+from harness.compare.style import Picture, Said, bar, dressed, picture
+from harness.compare.table import images_per_step
+from harness.tracking.results import Variant
+from harness.tracking.study import Study
+
+LINKS = {
+    "cross_node": "between nodes, out of one node",
+    "in_node": "inside a node, out of one rank",
+}
+
+
+def draw(study: Study) -> Picture:
+    """Bars are counted, diamonds are the formula: a row of panels per link."""
+    variants = study.variants
+    found = looks(variant.name for variant in variants)
+    frame = numbers(variants)
+    fates = {variant.name: variant.fate for variant in variants}
+    with dressed():
+        figure = picture(13, 2.6 + 0.56 * max(4, len(variants)))
+        rows = figure.subplots(2, 2, sharey=True)
+        for row, (link, told) in zip(rows, LINKS.items(), strict=True):
+            for axes, per in zip(row, ("window", "images"), strict=True):
+                _draw_panel(axes, frame[frame["link"] == link], per, found, fates)
+                axes.set_title(told[0].upper() + told[1:])
+        diamond = Line2D([], [], color="black", marker="D", markerfacecolor="white", linestyle="")
+        figure.legend([diamond], ["by formula (the bar is counted)"], loc="outside lower center")
+    return figure
+
+
+def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
+    """A row per variant and link, MB (1e6 bytes), means over seeds: `counted_window`,
+    `formula_window`, and `counted_images`, `formula_images` of 1,000 images of all ranks."""
+    rows = []
+    for variant in variants:
+        for link in LINKS:
+            values: dict[str, str | float] = {"variant": variant.name, "link": link}
+            for kind, name in (("counted", ""), ("formula", "_formula")):
+                windows = [getattr(run, f"{link}_mb_per_step{name}") for run in variant.summaries]
+                per_image = [
+                    1000 * window / images_per_step(run)
+                    for window, run in zip(windows, variant.summaries, strict=True)
+                ]
+                values[f"{kind}_window"] = mean(windows) if windows else math.nan
+                values[f"{kind}_images"] = mean(per_image) if windows else math.nan
+            rows.append(values)
+    return pd.DataFrame(rows)
+
+
+def say(study: Study) -> Said:
+    """What the store's numbers say."""
+    frame = numbers(study.variants)
+    apart = (frame["counted_window"] / frame["formula_window"] - 1).abs().max()
+    cross = frame[frame["link"] == "cross_node"].set_index("variant")["counted_images"].dropna()
+    lines = [f"* counted and formula differ by {100 * apart:.2g} % at most"]
+    if len(cross) > 1 and cross.min() > 0:
+        lines.append(
+            f"* between nodes, `{cross.idxmax()}` sends most for the same images "
+            f"({cross.max():.3g} MB for 1,000) and `{cross.idxmin()}` least "
+            f"({cross.min():.3g} MB): {cross.max() / cross.min():.1f} times less"
+        )
+    return Said("\n".join(lines))
+
+
+def _draw_panel(
+    axes: Axes,
+    frame: pd.DataFrame,
+    per: str,
+    found: Mapping[str, Look],
+    fates: Mapping[str, str],
+) -> None:
+    names = list(frame["variant"])
+    counted, formula = list(frame[f"counted_{per}"]), list(frame[f"formula_{per}"])
+    longest = max([1e-9, *(value for value in counted + formula if not math.isnan(value))])
+    for number, name in enumerate(names):
+        if math.isnan(counted[number]):
+            axes.text(0.03 * longest, number, fates[name], va="center")
+            continue
+        axes.barh(number, counted[number], height=0.6, **bar(found[name]))
+        axes.plot([formula[number]], [number], "D", color="black", markerfacecolor="white")
+        end = max(counted[number], formula[number]) + 0.03 * longest
+        axes.text(end, number, f"{counted[number]:,.3g}", va="center")
+    axes.set_xlim(0, 1.2 * longest)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel("MB in a window" if per == "window" else "MB for 1,000 images of all ranks")
+    axes.grid(axis="y", visible=False)

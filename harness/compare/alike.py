@@ -1,0 +1,41 @@
+"""What runs must have in common for their times and accuracies to be compared."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from harness.config import Config
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.compare.recorded import RecordedRun
+
+SAME_IMAGES = (
+    *("dataset", "num_classes", "root", "image_size"),
+    *("train_fonts", "validation_fonts", "synthetic_images"),
+)
+"""Keys of `data` without which accuracies mean different things."""
+
+
+def check_same_images(first: Config, other: Config) -> None:
+    """Raises UserError for other data settings."""
+    for key in SAME_IMAGES:
+        here, there = getattr(first.data, key), getattr(other.data, key)
+        if here != there:
+            raise UserError(
+                f"{first.name} has data.{key}={here}, {other.name} has {there}: their accuracies "
+                f"do not compare; give both the same"
+            )
+
+
+def check_alike(runs: Sequence["RecordedRun"]) -> None:
+    """Of a recorded study. Raises UserError for runs on other ranks, nodes or images."""
+    ended = [(run, run.summary) for run in runs if run.summary is not None]
+    for run, summary in ended[1:]:
+        first, whole = ended[0]
+        here, there = (f"{each.ranks} ranks on {each.nodes} nodes" for each in (whole, summary))
+        if here != there:
+            raise UserError(
+                f"{first.name} with seed {first.seed} ran with {here}, {run.name} with seed "
+                f"{run.seed} with {there}: their times do not compare; give each its own --study"
+            )
+        check_same_images(first.config, run.config)

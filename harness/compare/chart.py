@@ -1,0 +1,86 @@
+"""The picture of a comparison: where a step's time goes, and accuracy over training time."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.draw.accuracy import draw_target
+from analysis.draw.phases import draw_times
+from harness.compare.colours import Look, looks
+from harness.compare.ladder import Ladder
+from harness.compare.ladder_chart import draw as ladder_figure
+from harness.compare.style import dressed, line, picture
+from harness.compare.table import primary_set
+from harness.tracking.results import PRIMARY, Target, Variant
+
+
+def draw(variants: Sequence[Variant], target: Target | None, title: str, path: Path) -> None:
+    """Writes the picture as a PNG."""
+    with dressed():
+        compose(variants, target, title).savefig(path, dpi=130)
+
+
+def draw_ladder(ladder: Ladder, path: Path) -> None:
+    """Writes the picture of what each lever is worth, as a PNG."""
+    with dressed():
+        ladder_figure(ladder).savefig(path, dpi=130)
+
+
+def compose(variants: Sequence[Variant], target: Target | None, title: str) -> Figure:
+    """Times on the left, accuracy on the right; a variant has the same colour in both."""
+    found = looks(variant.name for variant in variants)
+    height = max(4.8, 1.9 + 0.55 * len(variants))
+    with dressed():
+        figure = picture(13, height, title)
+        times, accuracy = figure.subplots(1, 2)
+        draw_times(times, variants, found)
+        _draw_accuracy(accuracy, variants, target, found)
+    return figure
+
+
+def times_figure(variants: Sequence[Variant]) -> Figure:
+    """The left half alone."""
+    with dressed():
+        figure, axes = _single(len(variants))
+        draw_times(axes, variants, looks(variant.name for variant in variants))
+    return figure
+
+
+def accuracy_figure(variants: Sequence[Variant], target: Target | None) -> Figure:
+    """The right half alone."""
+    with dressed():
+        figure, axes = _single(len(variants))
+        _draw_accuracy(axes, variants, target, looks(variant.name for variant in variants))
+    return figure
+
+
+def _single(variants: int) -> tuple[Figure, Axes]:
+    figure = picture(7.2, max(4.4, 1.9 + 0.5 * variants))
+    return figure, figure.subplots()
+
+
+def _draw_accuracy(
+    axes: Axes, variants: Sequence[Variant], target: Target | None, found: Mapping[str, Look]
+) -> None:
+    for variant in variants:
+        label: str | None = (
+            variant.name if variant.summaries else f"{variant.name} ({variant.fate})"
+        )
+        for run in variant.summaries or [None]:
+            points = [] if run is None else [e for e in run.evaluations if PRIMARY in e.metrics]
+            axes.plot(
+                [point.train_seconds for point in points],
+                [100 * point.metrics[PRIMARY] for point in points],
+                **line(found[variant.name]),
+                markersize=4,
+                label=label,
+            )
+            label = None  # one entry for all seeds
+    draw_target(axes, target)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("training time, evaluations left out (s)")
+    axes.set_ylabel(f"top-1 on {primary_set(variants)} (%)")
+    axes.set_title("What it learned by then, a line per run")
+    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13))

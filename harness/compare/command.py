@@ -1,0 +1,105 @@
+"""The command line of `harness compare`: runs experiments, or takes up a study that was run."""
+
+import argparse
+from typing import Any
+
+from harness.arguments import MOST_RANKS, MOST_SEEDS, Arguments, count, path, text
+from harness.errors import UserError
+
+RUNNING = ("np", "hosts", "seeds", "study")
+"""Options of runs to come."""
+READING = ("uri", "experiment", "no_record")
+"""Options of runs that were."""
+
+
+def add_compare(commands: Any) -> None:
+    """Adds `compare` to the commands that argparse knows."""
+    compare = commands.add_parser(
+        "compare", help="several experiments in turn, or a recorded study: table, verdict, report"
+    )
+    compare.add_argument("arguments", nargs="*", metavar="EXPERIMENT.yaml|key=value")
+    compare.add_argument(
+        "--np", "-np", type=count(MOST_RANKS), help="ranks; else as many as there are slots"
+    )
+    compare.add_argument("--hosts", "-H", help="host:slots,host:slots; else this machine alone")
+    compare.add_argument(
+        "--seeds", type=count(MOST_SEEDS), help="repeat with so many seeds; a verdict needs 3"
+    )
+    compare.add_argument("--study", type=text, help="tag that joins the runs in MLflow")
+    compare.add_argument(
+        "--from-study", type=text, metavar="NAME", help="runs nothing: reads it from MLflow"
+    )
+    compare.add_argument(
+        "--uri", type=text, help="MLflow store to read from; none: as tracking.uri says"
+    )
+    compare.add_argument(
+        "--experiment", type=text, metavar="NAME", help="MLflow experiment to read from"
+    )
+    compare.add_argument("--no-record", action="store_true", help="log no comparison to MLflow")
+    compare.add_argument(
+        "--target",
+        type=float,
+        help="accuracy (0 to 1) to time variants to; else the baseline's at its end - 0.01",
+    )
+    compare.add_argument(
+        "--baseline",
+        type=text,
+        metavar="NAME",
+        help="variant to compare with; else the first replicated and synchronous one",
+    )
+    compare.add_argument(
+        "--predictions", type=path, metavar="FILE", help="of harness plan, to set beside"
+    )
+    compare.add_argument("--folder", type=path, help="where runs, table, chart and report go")
+    compare.set_defaults(command=_compare)
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    _check(parsed)
+    # They bring pandas and matplotlib, which take seconds.
+    from harness.tracking.prediction import read_predictions
+    from harness.tracking.results import Terms
+
+    terms = Terms(parsed.target, parsed.baseline)
+    predictions = read_predictions(parsed.predictions) if parsed.predictions else ()
+    if parsed.from_study is not None:
+        from harness.compare.from_store import Source, take_up
+
+        source = Source(parsed.from_study, parsed.uri, parsed.experiment)
+        return take_up(source, terms, predictions, parsed.folder, not parsed.no_record)
+    from harness.compare.run_all import compare
+    from harness.config import study_name
+    from harness.launch.hosts import slots_of
+
+    given = Arguments.split(parsed.arguments)
+    return compare(
+        given.experiments,
+        given.overrides,
+        np=parsed.np or slots_of(parsed.hosts),
+        hosts=parsed.hosts,
+        seeds=1 if parsed.seeds is None else parsed.seeds,
+        study=study_name(parsed.study) if parsed.study else None,
+        terms=terms,
+        folder=parsed.folder,
+        predictions=predictions,
+    )
+
+
+def _check(parsed: argparse.Namespace) -> None:
+    reads = parsed.from_study is not None
+    if reads and parsed.arguments:
+        raise UserError(
+            f"--from-study {parsed.from_study} runs nothing, found {parsed.arguments[0]}; give "
+            f"either experiments or --from-study"
+        )
+    foreign = [
+        name
+        for name in (RUNNING if reads else READING)
+        if getattr(parsed, name) not in (None, False)
+    ]
+    if foreign:
+        option = foreign[0].replace("_", "-")
+        other = "leave it out" if reads else "add --from-study NAME"
+        raise UserError(
+            f"--{option} belongs to {'runs to come' if reads else 'a recorded study'}; {other}"
+        )

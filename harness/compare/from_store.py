@@ -1,0 +1,61 @@
+"""Takes up a study that lies in MLflow: the same comparison as after its runs, without running."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.compare.alike import check_alike
+from harness.compare.conclude import conclude
+from harness.config import tracking_in
+from harness.errors import UserError
+from harness.paths import folder_name
+from harness.tracking.address import store_uri
+from harness.tracking.folders import claimed, now
+from harness.tracking.prediction import Prediction
+from harness.tracking.results import Terms
+from harness.tracking.study import read_study
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a recorded study lies."""
+
+    study: str
+    uri: str | None = None
+    """None: MLFLOW_TRACKING_URI, else the SQLite file mlflow.db here."""
+    experiment: str | None = None
+    """None: the only one that holds the study."""
+
+
+def take_up(
+    source: Source,
+    terms: Terms,
+    predictions: tuple[Prediction, ...],
+    folder: Path | None,
+    recorded: bool,
+) -> int:
+    """The exit code. `predictions` stand instead of the study's own; `recorded`: MLflow gets the
+    comparison too. Raises UserError for a study that cannot be read."""
+    asked = tracking_in(source.uri, source.experiment)
+    study = read_study(store_uri(asked), source.study, source.experiment)
+    results = study.results
+    if predictions:
+        results = replace(results, predictions=predictions, foretold=False)
+    check_alike(study.runs)
+    terms.check([variant.name for variant in results.variants])
+    if not any(variant.summaries for variant in results.variants):
+        told = "; ".join(study.unended) or "all of them failed"
+        raise UserError(
+            f"no run of the study {source.study} ended well, so that there is nothing to show "
+            f"({told}); mend that, and run its experiments again with --study {source.study}"
+        )
+    for line in study.unended:
+        print(line, file=sys.stderr, flush=True)
+    with claimed(folder, Path("runs") / folder_name(source.study) / f"{now()}-again") as place:
+        conclude(
+            results,
+            terms,
+            place,
+            tracking_in(source.uri, study.experiment) if recorded else None,
+        )
+    return 0

@@ -1,0 +1,184 @@
+"""A study's ladder in words: its table, a closing sentence, and what a reader must know."""
+
+import math
+from collections.abc import Sequence
+
+from harness.compare.intervals import FEWEST_PAIRS, Difference, Interval
+from harness.compare.ladder import Ladder, Rung, Worth
+from harness.compare.levers import Lever
+from harness.compare.sentences import as_paragraphs
+from harness.compare.table import aligned, piped
+from harness.compare.wording import joined, ratio_of, too_few
+
+TITLE = "The ladder: what each lever is worth"
+HEADS = (
+    *("rung", "variant", "images/s", "x the rung below (95% CI)", "x the baseline (95% CI)"),
+    *("seconds to target", "x faster than the rung below (95% CI)"),
+    "x faster than the baseline (95% CI)",
+)
+NOUNS = {
+    Lever.HIERARCHICAL: "the hierarchical route",
+    Lever.FEWER_BYTES: "fewer bytes",
+    Lever.RARER: "rarer exchanges",
+    Lever.SLICED: "the sliced classifier",
+    Lever.LOCAL_STEPS: "local steps",
+    Lever.LATE: "lateness",
+}
+SINGULAR = (Lever.HIERARCHICAL, Lever.SLICED, Lever.LATE)
+
+
+def as_text(ladder: Ladder) -> str:
+    """For a terminal: speed, then time to the target, each with the rung."""
+    cells = ladder_cells(ladder)
+    speed = [row[:5] for row in cells]
+    blocks = [f"{TITLE}\n{aligned(speed)}"]
+    if ladder.target is not None:
+        blocks.append(aligned([[row[0], *row[5:]] for row in cells]))
+    return "\n\n".join([*blocks, as_paragraphs([closing(ladder), *ladder_notes(ladder)])])
+
+
+def as_markdown(ladder: Ladder) -> str:
+    notes = "\n".join(f"* {note}" for note in ladder_notes(ladder))
+    return "\n\n".join([f"## {TITLE}", piped(ladder_cells(ladder)), closing(ladder), notes])
+
+
+def ladder_cells(ladder: Ladder) -> list[list[str]]:
+    """Rows of cells under a head."""
+    rows = [list(HEADS)]
+    for number, rung in enumerate(ladder.rungs):
+        below, base = rung.over_below, rung.over_baseline
+        row = [rung_name(rung, first=number == 0), rung.variant.name]
+        row.append(_mean(rung.images_per_second, 0))
+        row += [_ratio(each.speed if each else None) for each in (below, base)]
+        row.append(_seconds(rung, ladder))
+        row += [_ratio(each.time if each else None) for each in (below, base)]
+        rows.append(row)
+    return rows
+
+
+def rung_name(rung: Rung, first: bool = False) -> str:
+    """The levers that it pulls, and those that it only pushes further."""
+    pulled = " + ".join(rung.pulled)
+    if first:
+        return f"baseline ({pulled})" if pulled else "baseline"
+    return ", ".join([pulled, *rung.pushed])
+
+
+def closing(ladder: Ladder) -> str:
+    """How much of the whole each lever is worth: of time to the target, where all rungs reach it
+    in all of their runs, else of images/s."""
+    total = _of(ladder, ladder.rungs[-1].over_baseline)
+    parts = [(rung, _of(ladder, rung.over_below)) for rung in ladder.rungs[1:]]
+    known = [(rung, found) for rung, found in parts if found is not None]
+    if total is None or not known:
+        return "The rungs have no seed in common of which a speed was measured."
+    (first, its), *others = known
+    verb = "is" if first.pulled[0] in SINGULAR else "are"
+    said = [f"{_noun(first)} {verb} worth {_worth(its)}"]
+    said += [f"{_noun(rung)} {_worth(found)}" for rung, found in others]
+    return f"{_whole(ladder, total.interval)}, {joined(said)}."
+
+
+def _of(ladder: Ladder, worth: Worth | None) -> Difference | None:
+    """What the closing sentence speaks of."""
+    if worth is None:
+        return None
+    return worth.time if ladder.timed else worth.speed
+
+
+def ladder_notes(ladder: Ladder) -> list[str]:
+    """What a reader must know to read the table."""
+    found = ["Each rung keeps the levers of the rung below it and pulls the one it is named after"]
+    if any(len(rung.pulled) + len(rung.pushed) > 1 for rung in ladder.rungs[1:]):
+        found.append(
+            "A rung of several names changes as many things: the study has no variant between"
+        )
+    top = ladder.rungs[-1].levers
+    how_far = [told for lever in top.in_order if (told := top.told(lever))]
+    if how_far:
+        found.append(f"Settings of the top rung: {', '.join(how_far)}")
+    if ladder.differs:
+        found.append(
+            f"Beside the levers the rungs differ in {', '.join(ladder.differs)}: the ratios hold "
+            f"what these do too"
+        )
+    pairs = ladder.fewest_pairs
+    if pairs < FEWEST_PAIRS:
+        found.append(
+            f"{too_few(pairs).capitalize()} whether a ratio is chance: below {FEWEST_PAIRS} seeds "
+            f"in common ratios stand without intervals"
+        )
+    else:
+        found.append(f"95% CI: seeds in pairs ({pairs} or more), Student's t on logs")
+    if ladder.target is None:
+        found.append("There is no target accuracy, so there is no time to it")
+    elif not ladder.timed:
+        found.append(
+            f"'1 of 3': so many runs reached {ladder.target.top1:.2%}; times are compared only "
+            f"where both rungs reached it in all of their runs"
+        )
+    return [f"{each}." for each in found]
+
+
+def ratio_told(interval: Interval) -> str:
+    """3.10x (2.90-3.31)."""
+    if math.isnan(interval.low):
+        return f"{ratio_of(interval.estimate)}x"
+    return f"{ratio_of(interval.estimate)}x ({_range(interval)})"
+
+
+def _ratio(found: Difference | None) -> str:
+    return "-" if found is None else ratio_told(found.interval)
+
+
+def _range(interval: Interval) -> str:
+    return f"{ratio_of(interval.low)}-{ratio_of(interval.high)}"
+
+
+def _noun(rung: Rung) -> str:
+    return " with ".join([*(NOUNS[lever] for lever in rung.pulled), *rung.pushed])
+
+
+def _worth(found: Difference) -> str:
+    interval = found.interval
+    if not found.tested:
+        return f"{ratio_of(interval.estimate)}x"
+    unclear = ", not distinguishable from 1" if interval.low <= 1 <= interval.high else ""
+    return f"{ratio_of(interval.estimate)}x ({_range(interval)}{unclear})"
+
+
+def _whole(ladder: Ladder, interval: Interval) -> str:
+    if ladder.target is None or not ladder.timed:
+        return f"Of {_times(interval, '')} the images/s"
+    if interval.estimate >= 1:
+        return f"Of {_times(interval, ' faster')} at {ladder.target.top1:.2%}"
+    return f"Though all together are {_times(interval.through(-1), ' slower')}"
+
+
+def _times(interval: Interval, what: str) -> str:
+    told = f"{ratio_of(interval.estimate)}x{what}"
+    return told if math.isnan(interval.low) else f"{told} (95% CI {_range(interval)})"
+
+
+def _mean(interval: Interval, digits: int) -> str:
+    if math.isnan(interval.estimate):
+        return "-"
+    told = f"{interval.estimate:,.{digits}f}"
+    if math.isnan(interval.half):
+        return told
+    return f"{told}\N{PLUS-MINUS SIGN}{interval.half:,.{digits}f}"
+
+
+def _seconds(rung: Rung, ladder: Ladder) -> str:
+    missed = rung.reached < len(rung.variant.summaries)
+    if ladder.target is not None and missed:
+        return f"{rung.reached} of {len(rung.variant.summaries)}"
+    return _mean(rung.seconds, 1)
+
+
+def labels(rungs: Sequence[Rung]) -> list[str]:
+    """Of each rung, for a picture: its levers and its variant."""
+    return [
+        f"{rung_name(rung, first=number == 0)}\n{rung.variant.name}"
+        for number, rung in enumerate(rungs)
+    ]

@@ -1,0 +1,222 @@
+"""Trains experiments in turn on the same hosts with the same seeds, and shows what came of each."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.compare.alike import check_same_images
+from harness.compare.comparison_files import TABLE_FILE
+from harness.compare.conclude import conclude
+from harness.compare.recorded import RecordedRun, environments_of, variants_of
+from harness.config import Config, load
+from harness.config.layers import override_of
+from harness.errors import UserError
+from harness.launch.environment import withheld
+from harness.launch.hosts import parse_hosts, topology_of
+from harness.launch.launch import Outcome
+from harness.launch.training import launch_training, train_command
+from harness.parallel.topology import check_classes
+from harness.paths import folder_name
+from harness.tracking.address import store_uri
+from harness.tracking.connection import check_store
+from harness.tracking.failure import Failure
+from harness.tracking.folders import claim, now
+from harness.tracking.prediction import Prediction
+from harness.tracking.record import record_predictions
+from harness.tracking.results import Results, Terms
+from harness.tracking.run_folder import RunFolder
+from harness.tracking.study import foretold_of
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a study."""
+
+    experiment: Path
+    config: Config
+    overrides: tuple[str, ...]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All trainings of a study, in the order they run."""
+
+    study: str
+    folder: Path
+    ranks: int
+    hosts: str
+    variants: tuple[Config, ...]
+    trials: tuple[Trial, ...]
+
+    def at(self, folder: Path) -> "Plan":
+        """The same in another folder."""
+        trials = (replace(trial, folder=folder / trial.folder.name) for trial in self.trials)
+        return replace(self, folder=folder, trials=tuple(trials))
+
+
+def compare(
+    experiments: Sequence[Path],
+    overrides: Sequence[str],
+    np: int,
+    hosts: str | None,
+    seeds: int,
+    study: str | None,
+    terms: Terms,
+    folder: Path | None,
+    predictions: tuple[Prediction, ...] = (),
+) -> int:
+    """The whole study; its exit code. Raises UserError before the first start.
+
+    `folder`: where the runs' folders and what comes of the comparison go.
+    """
+    plan = make_plan(experiments, overrides, np, hosts, seeds, study, folder)
+    terms.check([config.name for config in plan.variants])
+    tracking = plan.variants[0].tracking
+    if tracking.enabled:
+        check_store(tracking)
+    plan = plan.at(claim(folder, plan.folder).folder)
+    _announce(plan)
+    predictions, foretold = _predictions(plan, predictions)
+    runs, failures, code = _run_all(plan)
+    results = Results(
+        plan.study,
+        variants_of(runs, planned=plan.variants),
+        environments_of(runs),
+        predictions,
+        foretold=foretold,
+        in_turn=True,
+        failures=tuple(failures),
+    )
+    if any(variant.summaries for variant in results.variants):
+        conclude(results, terms, plan.folder, tracking)
+    return code
+
+
+def make_plan(
+    experiments: Sequence[Path],
+    overrides: Sequence[str],
+    np: int,
+    hosts: str | None,
+    seeds: int,
+    study: str | None,
+    folder: Path | None,
+) -> Plan:
+    """Reads and checks every experiment. Raises UserError for any that could not run."""
+    if not experiments or seeds < 1 or np < 1:
+        raise UserError(
+            f"found {len(experiments)} experiments, --seeds {seeds}, --np {np}; give at least one "
+            f"of each"
+        )
+    configs = tuple(load(path, overrides) for path in experiments)
+    where = hosts or f"localhost:{np}"
+    _check(configs, np, where)
+    time = now()
+    study = study or configs[0].tracking.study or f"study-{time}"
+    place = (folder or Path(configs[0].tracking.folder) / folder_name(study) / time).absolute()
+    if os.path.exists(place / TABLE_FILE):
+        raise UserError(f"{place} holds a comparison already; give another --folder")
+    trials = []
+    pairs = list(zip(experiments, configs, strict=True))
+    for number in range(seeds):
+        seed = configs[0].seed + number
+        # There and back: a machine that slows down steadily slows all variants alike.
+        for path, config in pairs if number % 2 == 0 else reversed(pairs):
+            own = (*overrides, f"seed={seed}", override_of("tracking.study", study))
+            trial = place / f"{config.name}-s{seed}"
+            if os.path.exists(trial):
+                raise UserError(f"{trial} exists already; give another --folder")
+            trials.append(Trial(path, load(path, own), own, trial))
+    return Plan(study, place, np, where, configs, tuple(trials))
+
+
+def _check(configs: Sequence[Config], np: int, hosts: str) -> None:
+    names = [config.name for config in configs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"two experiments have the name {twice[0]}; give each its own `name`")
+    topology = topology_of(parse_hosts(hosts, np), np)
+    for config in configs:
+        check_classes(topology, config.classifier.layout, config.data.num_classes)
+        check_same_images(configs[0], config)
+
+
+def _predictions(plan: Plan, given: tuple[Prediction, ...]) -> tuple[tuple[Prediction, ...], bool]:
+    """Those given, kept with the study, else those that it has; and whether no run is older."""
+    tracking = plan.variants[0].tracking
+    if not tracking.enabled:
+        return given, bool(given)
+    if given:
+        record_predictions(tracking, plan.study, given)
+    found, before = foretold_of(store_uri(tracking), plan.study, tracking.experiment)
+    return given or found, before and given in ((), found)
+
+
+def _announce(plan: Plan) -> None:
+    seeds = len(plan.trials) // len(plan.variants)
+    _say(
+        f"study {plan.study}: {len(plan.trials)} runs ({len(plan.variants)} variants, seeds: "
+        f"{seeds}) of {plan.ranks} ranks on {plan.hosts}, into {plan.folder}"
+    )
+    lengths = {config.name: _length(config, plan.ranks) for config in plan.variants}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        _say(f"warning: the variants do not see the same number of images: {told}")
+    for line in withheld(plan.variants[0]):
+        _say(line)
+
+
+def _length(config: Config, ranks: int) -> str:
+    train = config.train
+    if train.steps is None:
+        return f"{train.epochs:g} epochs"
+    images = train.steps * config.exchange.backward_passes_per_step * train.batch_size * ranks
+    return f"{images:,} images"
+
+
+def _run_all(plan: Plan) -> tuple[list[RecordedRun], list[Failure], int]:
+    """The runs, those of them that failed, and the exit code."""
+    runs: list[RecordedRun] = []
+    failures: list[Failure] = []
+    code = 0
+    for number, trial in enumerate(plan.trials, start=1):
+        _say(f"\n[{number}/{len(plan.trials)}] {trial.config.name}, seed {trial.config.seed}")
+        outcome = _run(plan, trial)
+        runs.append(_recorded(trial, outcome))
+        if outcome.exit_code == 0:
+            continue
+        failures.append(Failure(config=trial.config, reason=outcome.reason))
+        code = max(code, outcome.exit_code)
+        if outcome.stopped or outcome.exit_code == 2:
+            _say("the study ends here")
+            break
+    return runs, failures, code
+
+
+def _recorded(trial: Trial, outcome: Outcome) -> RecordedRun:
+    """The run as a store would give it back: its config is the one that it resolved."""
+    files, ended_well = RunFolder(trial.folder), outcome.exit_code == 0
+    return RecordedRun(
+        files.mlflow_run_id or "",
+        files.config or trial.config,
+        "FINISHED" if ended_well else "KILLED" if outcome.stopped else "FAILED",
+        files.read_summary() if ended_well else None,
+        trial.folder,
+        None if ended_well else outcome.reason,
+    )
+
+
+def _run(plan: Plan, trial: Trial) -> Outcome:
+    command = train_command(trial.experiment, trial.overrides, trial.folder)
+    log = plan.folder / f"{trial.folder.name}.log"
+    outcome = launch_training(command, trial.config, trial.folder, plan.ranks, plan.hosts, log)
+    if outcome.exit_code:
+        _say(outcome.reason)
+        _say(f"all that the ranks said: {log}")
+    return outcome
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

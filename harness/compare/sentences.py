@@ -1,0 +1,208 @@
+"""The verdict in words: who wins, a line per rival, and what the words mean."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.compare.intervals import FEWEST_PAIRS
+from harness.compare.verdict import (
+    ACCURACY,
+    SECONDS,
+    THROUGHPUT,
+    Finding,
+    Judgement,
+    Verdict,
+    accuracy_grain,
+)
+from harness.compare.winner import overall
+from harness.compare.wording import (
+    hidden_in,
+    lost_runs,
+    p_of,
+    points_of,
+    ratio_of,
+    ratio_range,
+    sooner_or_later,
+    times,
+    too_few,
+    without_result,
+)
+from harness.tracking.results import Variant
+
+_B, _W, _S, _O = Judgement.BETTER, Judgement.WORSE, Judgement.SAME, Judgement.OPEN
+HEADS = {
+    (_B, _B): "better: faster and more accurate",
+    (_B, _S): "better: faster and as accurate",
+    (_B, _O): "faster; accuracy: cannot tell",
+    (_B, _W): "faster but less accurate",
+    (_S, _B): "better: as fast and more accurate",
+    (_S, _S): "no difference here",
+    (_S, _O): "no difference in speed; accuracy: cannot tell",
+    (_S, _W): "worse: as fast but less accurate",
+    (_O, _B): "more accurate; speed: cannot tell",
+    (_O, _S): "no difference in accuracy; speed: cannot tell",
+    (_O, _O): "cannot tell",
+    (_O, _W): "less accurate; speed: cannot tell",
+    (_W, _B): "slower but more accurate",
+    (_W, _S): "worse: slower and as accurate",
+    (_W, _O): "slower; accuracy: cannot tell",
+    (_W, _W): "worse: slower and less accurate",
+}
+"""What a rival is called, by its time to the target and its accuracy."""
+COUNTS = {_B: "more images/s", _S: "as many images/s", _W: "fewer images/s"}
+ENDS = {_B: "more accurate", _S: "as accurate", _W: "less accurate"}
+"""What it is called without times to the target: more images are not yet better."""
+WIDTH = 118
+
+
+@dataclass(frozen=True)
+class RivalLine:
+    """What the verdict is on one rival."""
+
+    variant: str
+    head: str
+    """What it is, in a few words."""
+    why: str = ""
+    """A sentence of the numbers behind that; empty: there are none."""
+
+    @property
+    def text(self) -> str:
+        return f"{self.variant}: {self.head}. {self.why}".rstrip()
+
+
+def sentences(verdict: Verdict) -> list[str]:
+    """Who wins, then a line per rival."""
+    return [overall(verdict), *(each.text for each in rival_lines(verdict))]
+
+
+def rival_lines(verdict: Verdict) -> list[RivalLine]:
+    return [_rival(verdict, each) for each in verdict.rivals]
+
+
+def as_paragraphs(lines: Sequence[str], width: int = WIDTH) -> str:
+    """For a terminal: wrapped, each sentence's further lines set in."""
+    return "\n".join(textwrap.fill(line, width, subsequent_indent="    ") for line in lines)
+
+
+def _rival(verdict: Verdict, rival: Variant) -> RivalLine:
+    baseline = verdict.baseline
+    if not rival.summaries:
+        return RivalLine(rival.name, f"no result, {without_result(rival)}")
+    if not baseline.summaries:
+        return RivalLine(rival.name, f"nothing to compare it with, {baseline.name} {baseline.fate}")
+    clauses = [_to_target(verdict, rival), _accuracy(verdict, rival), _throughput(verdict, rival)]
+    for variant, whose in ((rival, "its"), (baseline, f"{baseline.name}'s")):
+        clauses += lost_runs(variant, whose)
+    text = "; ".join(clause for clause in clauses if clause)
+    return RivalLine(rival.name, head(verdict, rival.name), f"It {text}.")
+
+
+def head(verdict: Verdict, rival: str) -> str:
+    """What the rival is, in a few words."""
+    throughput, accuracy = verdict.of(rival, THROUGHPUT), verdict.of(rival, ACCURACY)
+    speed = verdict.of(rival, SECONDS) or throughput
+    if speed is None and accuracy is not None:
+        return "no speed was measured"
+    if speed is None:
+        return f"no seed in common with {verdict.baseline.name}"
+    if speed.judged is Judgement.UNTESTED:
+        return too_few(speed.difference.pairs)
+    ends = Judgement.OPEN if accuracy is None else accuracy.judged
+    ends = Judgement.OPEN if ends is Judgement.UNTESTED else ends
+    found = _by_count(speed.judged, ends) if speed is throughput else HEADS[speed.judged, ends]
+    return f"misses the target; {found}" if _misses(verdict, rival) else found
+
+
+def _by_count(images: Judgement, ends: Judgement) -> str:
+    """By images/s and accuracy alone, which do not say who is sooner at an accuracy."""
+    if images is Judgement.OPEN:
+        unknown = "images/s: cannot tell"
+        return "cannot tell" if ends is Judgement.OPEN else f"{ENDS[ends]}; {unknown}"
+    if ends is Judgement.OPEN:
+        return f"{COUNTS[images]}; accuracy: cannot tell"
+    joint = "but" if {images, ends} == {Judgement.BETTER, Judgement.WORSE} else "and"
+    return f"{COUNTS[images]} {joint} {ENDS[ends]}"
+
+
+def _misses(verdict: Verdict, rival: str) -> bool:
+    """A target that the baseline always reached."""
+    return verdict.reached[verdict.baseline.name].always and not verdict.reached[rival].always
+
+
+def _to_target(verdict: Verdict, rival: Variant) -> str:
+    if verdict.target is None:
+        return ""
+    finding = verdict.of(rival.name, SECONDS)
+    goal, baseline = f"{verdict.target.top1:.2%}", verdict.baseline.name
+    if finding is None:
+        own, other = verdict.reached[rival.name], verdict.reached[baseline]
+        return (
+            f"reaches {goal} in {own.runs} of {own.of} runs, {baseline} in {other.runs} of "
+            f"{other.of}: no time to compare"
+        )
+    apart = sooner_or_later(finding.interval.estimate)
+    if finding.judged is Judgement.OPEN:
+        one_side = (finding.interval.low - 1) * (finding.interval.high - 1) > 0
+        hidden = hidden_in(finding) + _among(verdict, finding, one_side)
+        return f"reaches {goal} {hidden} than {baseline}"
+    if finding.judged is Judgement.SAME:
+        return f"reaches {goal} as soon as {baseline}, {hidden_in(finding)}"
+    if finding.judged is Judgement.UNTESTED:
+        return f"reaches {goal} {apart} than {baseline}"
+    return f"reaches {goal} {apart} than {baseline} ({ratio_range(finding)})"
+
+
+def _accuracy(verdict: Verdict, rival: Variant) -> str:
+    finding = verdict.of(rival.name, ACCURACY)
+    if finding is None:
+        return ""
+    interval = finding.interval
+    estimate = f"{points_of(verdict, interval.estimate)} points"
+    if finding.judged is Judgement.UNTESTED:
+        return f"ends {estimate} from {verdict.baseline.name}'s accuracy"
+    low, high = (points_of(verdict, each) for each in (interval.low, interval.high))
+    told = f"95%: {low} .. {high}"
+    if finding.judged is Judgement.SAME:
+        return f"ends as accurate ({estimate}, {told})"
+    if finding.judged is Judgement.OPEN:
+        ends = f"ends anything from {low} to {high} points from {verdict.baseline.name}'s accuracy"
+        return ends + _among(verdict, finding, interval.low * interval.high > 0)
+    word = "more" if finding.judged is Judgement.BETTER else "less"
+    return f"ends {word} accurate ({estimate}, {told}, {p_of(finding.p)})"
+
+
+def _among(verdict: Verdict, finding: Finding, one_side: bool) -> str:
+    """Why an interval on one side of no difference still decides nothing."""
+    return f" ({p_of(finding.p)} among {len(verdict.rivals)} rivals)" if one_side else ""
+
+
+def _throughput(verdict: Verdict, rival: Variant) -> str:
+    finding = verdict.of(rival.name, THROUGHPUT)
+    if finding is None:
+        return ""
+    text = f"has {times(finding.interval.estimate)} the images/s"
+    interval = finding.interval
+    if finding.judged is not Judgement.UNTESTED:
+        text += f" (95%: {ratio_of(interval.low)} - {ratio_of(interval.high)}"
+        decided = finding.judged in (Judgement.BETTER, Judgement.WORSE)
+        text += f", {p_of(finding.p)})" if decided else ")"
+    return text
+
+
+def meaning(verdict: Verdict) -> list[str]:
+    """What the words stand on: pairing, margins, corrections, and how fine the measures are."""
+    found = [
+        f"verdict: seeds in pairs, Student's t (times and speeds as logs), 95% intervals, at least "
+        f"{FEWEST_PAIRS} seeds. 'No difference' is said only where the whole interval lies within "
+        f"{SECONDS.margin:.0%} of time or speed, {ACCURACY.margin:g} points of accuracy"
+    ]
+    if len(verdict.rivals) > 1:
+        found.append(f"p is corrected for {len(verdict.rivals)} rivals (Holm)")
+    runs = [run for each in verdict.variants for run in each.summaries]
+    grain = accuracy_grain(runs)
+    if grain:
+        found.append(
+            f"accuracy of {100 / grain:,.0f} images: one is {grain:.2g} points. Intervals are over "
+            f"seeds, with these images; others would move all accuracies"
+        )
+    return found

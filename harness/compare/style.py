@@ -1,0 +1,111 @@
+"""The dress of all figures: sizes, grid, legends; a figure that a notebook shows as a PNG."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure, FigureBase
+
+from harness.compare.colours import Look
+
+DPI = 90
+DRESS: dict[Any, Any] = {
+    "font.size": 10.0,
+    "axes.titlesize": 11.0,
+    "axes.labelsize": 10.0,
+    "legend.fontsize": 9.0,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e5e5",
+    "hatch.linewidth": 0.7,
+    "lines.markersize": 5.0,
+}
+"""matplotlib's parameters."""
+
+
+class Picture(Figure):
+    """A figure that shows itself in a notebook; no window, no global state."""
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
+
+    def png(self) -> bytes:
+        stream = BytesIO()
+        with dressed():  # hatches and the like are looked up when it is drawn
+            self.savefig(stream, dpi=DPI, metadata={"Software": None})
+        return stream.getvalue()
+
+
+class Said(str):
+    """Sentences made from a store's numbers, as Markdown."""
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+@contextmanager
+def dressed() -> Iterator[None]:
+    with matplotlib.rc_context(DRESS):
+        yield
+
+
+def picture(width: float, height: float, title: str = "") -> Picture:
+    """An empty one, in inches."""
+    figure = Picture(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def line(look: Look, marker: bool = True) -> dict[str, Any]:
+    """Keywords of a variant's line."""
+    kept = {"marker": look.marker} if marker else {}
+    return {"color": look.colour, "linestyle": look.dash, **kept}
+
+
+def few(points: int) -> dict[str, Any]:
+    """Keywords of a line with so many points: markers at some of them, small."""
+    return {"markevery": max(1, points // 25), "markersize": 3.5}
+
+
+def bar(look: Look) -> dict[str, Any]:
+    """Keywords of a variant's bar."""
+    return {"facecolor": look.colour, "hatch": look.hatch, "edgecolor": "white", "linewidth": 0.5}
+
+
+def hollow(look: Look) -> dict[str, Any]:
+    """Keywords of what was not measured but predicted: the variant's marker, empty."""
+    return {
+        "color": look.colour,
+        "marker": look.marker,
+        "markerfacecolor": "white",
+        "markersize": 9,
+        "linestyle": "none",
+    }
+
+
+def legend_below(figure: FigureBase, axes: Sequence[Axes], columns: int = 4) -> None:
+    """One legend for all axes, each label once."""
+    found: dict[str, Any] = {}
+    for each in axes:
+        handles, labels = each.get_legend_handles_labels()
+        for handle, label in zip(handles, labels, strict=True):
+            found.setdefault(str(label), handle)
+    if found:
+        figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)
+
+
+def say_nothing(axes: Axes, why: str) -> None:
+    """An empty picture that says why it is empty."""
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color="#555555")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)

@@ -1,0 +1,263 @@
+"""The table of a comparison: numbers as a frame, and the frame as text, Markdown and CSV."""
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import mean, stdev
+
+import pandas as pd
+
+from harness.compare.intervals import mean_interval
+from harness.compare.waits import WAITS, wait_ms, wait_percent, waits_told_apart
+from harness.config import Config
+from harness.measure.summary import RunSummary
+from harness.tracking.results import PRIMARY, Target, Variant
+
+COLUMNS = 118
+"""What a terminal is taken to have."""
+PHASES = ("data", "forward", "backward", *WAITS, "optimizer", "other")
+
+Measure = Callable[[RunSummary], float]
+
+
+def phase_ms(run: RunSummary, phase: str) -> float:
+    return run.phases_ms[phase].mean if phase in run.phases_ms else 0.0
+
+
+def images_per_step(run: RunSummary) -> float:
+    return run.images / run.windows
+
+
+def comparison(
+    variants: Sequence[Variant], baseline: Variant, target: Target | None
+) -> pd.DataFrame:
+    """A row per variant: means over its seeds, and where there are several `<column>_sd`, the
+    standard deviation, and `<column>_ci`, half of the mean's 95 % interval. NaN stands for what did
+    not happen."""
+    sets = _validation_sets(variants)
+    rows = [_row(variant, target, sets) for variant in variants]
+    frame = pd.DataFrame(rows, index=pd.Index([v.name for v in variants], name="variant"))
+    speed, seconds = frame["images_per_second"], frame["seconds_to_target"]
+    speed = speed.where(speed > 0)  # no window of it was timed
+    frame.insert(1, "speedup", speed / speed[baseline.name])
+    frame["speedup_to_target"] = seconds[baseline.name] / seconds
+    return frame
+
+
+def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[str, float]:
+    measures: dict[str, Measure] = {
+        "images_per_second": lambda run: run.images_per_second,
+        "images_per_step": images_per_step,
+        "step_ms": lambda run: run.step_ms.mean,
+    }
+    config = variant.config
+    measures |= {f"{phase}_ms": _phase(config, phase) for phase in PHASES}
+    measures |= {
+        "wait_ms": lambda run: wait_ms(config, run),
+        "wait_percent": lambda run: wait_percent(config, run),
+        "cross_node_mb_per_step": lambda run: run.cross_node_mb_per_step,
+        "cross_node_mb_per_1000_images": lambda run: (
+            1000 * run.cross_node_mb_per_step / images_per_step(run)
+        ),
+    }
+    measures |= {name: _final(name) for name in sets}
+    measures |= {
+        "images": lambda run: run.images,
+        "train_seconds": lambda run: run.train_seconds,
+        "seconds_to_target": lambda run: _seconds(run, target),
+    }
+    row: dict[str, float] = {}
+    for name, measure in measures.items():
+        found = [measure(run) for run in variant.summaries]
+        # A mean over the lucky seeds alone would flatter: one that missed makes it NaN.
+        row[name] = mean(found) if found else math.nan
+        if len(found) > 1:
+            row[f"{name}_sd"] = stdev(found) if math.isfinite(row[name]) else math.nan
+            row[f"{name}_ci"] = mean_interval(found).half
+    row["reached"] = sum(_seconds(run, target) > 0 for run in variant.summaries)
+    row["runs"] = len(variant.summaries)
+    row["failed"] = variant.failed
+    row["diverged"] = len(variant.diverged)
+    row["running"] = variant.running
+    return row
+
+
+def _phase(config: Config, name: str) -> Measure:
+    def measure(run: RunSummary) -> float:
+        found = phase_ms(run, name)
+        hidden = name in WAITS and not found and not waits_told_apart(config)
+        return math.nan if hidden else found
+
+    return measure
+
+
+def _final(name: str) -> Measure:
+    return lambda run: run.final.get(name, math.nan)
+
+
+def _seconds(run: RunSummary, target: Target | None) -> float:
+    seconds = None if target is None else run.seconds_to(target.top1)
+    return math.nan if seconds is None else seconds
+
+
+def _validation_sets(variants: Sequence[Variant]) -> list[str]:
+    """Metrics of the final top-1, the primary set's first; per set where runs name their sets."""
+    finals = [run.final for variant in variants for run in variant.summaries]
+    names = dict.fromkeys(name for final in finals for name in final if name.endswith("/top1"))
+    named = [name for name in names if name != PRIMARY]
+    return named or list(names)
+
+
+def top1_columns(frame: pd.DataFrame) -> list[str]:
+    return [str(name) for name in frame.columns if str(name).endswith("/top1")]
+
+
+def as_text(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> str:
+    """Blocks of at most 120 columns, and what their words mean."""
+    blocks = [aligned(cells) for cells in cell_blocks(frame)]
+    return "\n\n".join([*blocks, "\n".join(notes(frame, baseline, target))])
+
+
+def as_markdown(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> str:
+    blocks = [piped(cells) for cells in cell_blocks(frame)]
+    return "\n\n".join([*blocks, "\n".join(f"* {note}" for note in notes(frame, baseline, target))])
+
+
+def piped(cells: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    head, *rows = cells
+    lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def notes(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> list[str]:
+    """What a reader must know to read the numbers."""
+    found = [
+        f"baseline: {baseline.name}; a ratio above 1 is faster than it. Times are ms of a step "
+        f"(one window), means over ranks",
+        "wait = slice + node + exchange: standing still for others. MB/step: out of one node. "
+        "Accuracy: final top-1",
+    ]
+    if target is None:
+        found.append(f"no target accuracy: {baseline.name} learned nothing; give one with --target")
+    else:
+        set_name = _set_name((top1_columns(frame) or [PRIMARY])[0])
+        found.append(f"target: top-1 of {target.told}, on {set_name}")
+        if (frame["reached"] < frame["runs"]).any():
+            found.append("'1 of 3' to target: so many runs reached it, the others have no time")
+    found += _caveats(frame)
+    if frame["runs"].max() > 1:
+        found.append("mean \N{PLUS-MINUS SIGN} half of its 95% interval over seeds (Student's t)")
+    return found
+
+
+def _caveats(frame: pd.DataFrame) -> list[str]:
+    """Where numbers beside each other do not mean the same."""
+    found = []
+    hidden = frame.index[frame["wait_ms"].isna() & (frame["runs"] > 0)]
+    if len(hidden):
+        found.append(
+            f"wait '-': torch's DDP waits inside its backward pass, where no clock tells it from "
+            f"computing ({', '.join(hidden)})"
+        )
+    if untimed := list(frame.index[(frame["images_per_second"] == 0) & (frame["runs"] > 0)]):
+        found.append(
+            f"warning: no window of {', '.join(untimed)} was timed, so that no speed is known; "
+            f"lower train.untimed_windows or train for longer"
+        )
+    images = frame["images"].dropna()
+    # Runs of as many epochs differ by less than a step, to end with a whole one.
+    if len(images) and images.max() - images.min() > frame["images_per_step"].max():
+        told = ", ".join(f"{name} {seen:,.0f}" for name, seen in images.items())
+        found.append(f"warning: the variants did not see the same number of images: {told}")
+    return found
+
+
+def cell_blocks(frame: pd.DataFrame) -> tuple[list[list[str]], ...]:
+    """Speed, waits with bytes, and accuracy, as rows of cells under a head."""
+    # No decimals where a step takes seconds: the columns have to fit a terminal.
+    ms = _plain("{:.0f}" if frame["step_ms"].max() >= 1000 else "{:.1f}")
+    speed = {
+        "images/s": ("images_per_second", _spread(0)),
+        "ratio": ("speedup", _plain("{:.2f}x")),
+        "step ms": ("step_ms", ms),
+    }
+    short = ("data", "fwd", "bwd", "slice", "node", "exch", "optim", "other")
+    for phase, name in zip(PHASES, short, strict=True):
+        speed[name] = (f"{phase}_ms", ms)
+    waits = {
+        "wait ms": ("wait_ms", _spread(1)),
+        "wait %": ("wait_percent", _spread(1)),
+        "MB/step": ("cross_node_mb_per_step", _spread(2)),
+    }
+    if frame["images_per_step"].nunique() > 1:
+        waits["MB/1,000 images"] = ("cross_node_mb_per_1000_images", _spread(2))
+    accuracy = {f"{_set_name(name)} %": (name, _percent) for name in top1_columns(frame)}
+    accuracy |= {
+        "to target s": ("seconds_to_target", _to_target),
+        "ratio": ("speedup_to_target", _plain("{:.2f}x")),
+        "training s": ("train_seconds", _spread(1)),
+        "images": ("images", _plain("{:,.0f}")),
+        "img/step": ("images_per_step", _plain("{:,.0f}")),
+        "runs": ("runs", _runs),
+    }
+    return tuple(_cells(frame, columns) for columns in (speed, waits, accuracy))
+
+
+def primary_set(variants: Sequence[Variant]) -> str:
+    """The name of the first validation set."""
+    return _set_name(next(iter(_validation_sets(variants)), PRIMARY))
+
+
+def _set_name(metric: str) -> str:
+    return metric.removeprefix("val/").removesuffix("top1").strip("/") or "the validation set"
+
+
+Cell = Callable[["pd.Series[float]", str], str]
+
+
+def _cells(frame: pd.DataFrame, columns: dict[str, tuple[str, Cell]]) -> list[list[str]]:
+    rows = [["variant", *columns]]
+    for name, row in frame.iterrows():
+        rows.append([str(name), *(cell(row, column) for column, cell in columns.values())])
+    return rows
+
+
+def _plain(form: str) -> Cell:
+    return lambda row, name: "-" if math.isnan(row[name]) else form.format(row[name])
+
+
+def _spread(digits: int, factor: float = 1.0) -> Cell:
+    def cell(row: "pd.Series[float]", name: str) -> str:
+        value, half = row[name] * factor, row.get(f"{name}_ci", math.nan) * factor
+        if math.isnan(value):
+            return "-"
+        text = f"{value:.{digits}f}"
+        return text if math.isnan(half) else f"{text}\N{PLUS-MINUS SIGN}{half:.{digits}f}"
+
+    return cell
+
+
+_percent = _spread(2, 100.0)
+
+
+def _to_target(row: "pd.Series[float]", name: str) -> str:
+    """No mean of the lucky seeds alone, but in how many it was reached."""
+    missed = math.isnan(row[name]) and row["runs"] > 0
+    return f"{int(row['reached'])} of {int(row['runs'])}" if missed else _spread(1)(row, name)
+
+
+def _runs(row: "pd.Series[float]", name: str) -> str:
+    others = [f"{int(row[kind])} {kind}" for kind in ("failed", "diverged", "running") if row[kind]]
+    return ", ".join([f"{int(row[name])}", *others])
+
+
+def aligned(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    gap = "  " if sum(widths) + 2 * len(widths) <= COLUMNS else " "
+    return "\n".join(
+        gap.join(
+            cell.ljust(width) if number == 0 else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,283 @@
+"""Which variant wins by how much, or that nobody can tell: tests over seeds, and what they mean."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from statistics import fmean
+
+import pandas as pd
+
+from harness.compare.intervals import Difference, Interval, differences, holm, ratios
+from harness.compare.waits import wait_percent
+from harness.measure.summary import RunSummary
+from harness.tracking.results import PRIMARY, Target, Variant
+
+ALPHA = 0.05
+
+
+class Judgement(StrEnum):
+    """What a test came to, for the variant against the other."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    SAME = "no difference"
+    OPEN = "cannot tell"
+    UNTESTED = "too few seeds"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What two variants are compared in."""
+
+    name: str
+    unit: str
+    """Of the estimate."""
+    margin: float
+    """Differences within it do not matter: a share for ratios, else in the unit."""
+    relative: bool
+    """A ratio, above 1 where the variant is better; else a difference."""
+    sign: int = 1
+    """-1 where less is better."""
+
+
+SECONDS = Question("seconds_to_target", "times sooner", 0.05, True, -1)
+THROUGHPUT = Question("images_per_second", "times as many", 0.05, True)
+ACCURACY = Question("final_top1", "points", 0.5, False)
+WAIT = Question("wait_percent", "points of the step", 2.0, False, -1)
+QUESTIONS = (SECONDS, THROUGHPUT, ACCURACY, WAIT)
+TIMING_GRAIN = 1e-3
+"""Share of a time below which clocks of two runs are not compared."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One question about one variant against another."""
+
+    question: Question
+    variant: str
+    against: str
+    difference: Difference
+    p: float
+    """Corrected for the number of rivals that were asked the same."""
+    judged: Judgement
+
+    @property
+    def interval(self) -> Interval:
+        return self.difference.interval
+
+
+@dataclass(frozen=True)
+class Reached:
+    """In how many of its runs a variant reached the target."""
+
+    runs: int
+    of: int
+
+    @property
+    def always(self) -> bool:
+        return 0 < self.of == self.runs
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All tests of a study."""
+
+    variants: tuple[Variant, ...]
+    baseline: Variant
+    target: Target | None
+    findings: tuple[Finding, ...]
+    """Of every rival against the baseline."""
+    contest: tuple[Finding, ...]
+    """Of the first at the target against all others that always reach it, the next best first;
+    without pairs where the two have no seed in common."""
+    reached: Mapping[str, Reached]
+
+    def of(self, variant: str, question: Question) -> Finding | None:
+        """Of a rival; None where it was not asked, as times to a target that some run missed."""
+        found = [f for f in self.findings if (f.variant, f.question) == (variant, question)]
+        return found[0] if found else None
+
+    @property
+    def rivals(self) -> tuple[Variant, ...]:
+        return tuple(each for each in self.variants if each is not self.baseline)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A row per test."""
+        asked = [("baseline", each) for each in self.findings]
+        asked += [("first at the target", each) for each in self.contest]
+        return pd.DataFrame([_row(kind, each) for kind, each in asked], columns=list(_COLUMNS))
+
+
+_COLUMNS = (
+    *("compared_with", "variant", "against", "question", "unit", "seeds", "estimate"),
+    *("low", "high", "p", "p_corrected", "judgement"),
+)
+
+
+def _row(kind: str, finding: Finding) -> dict[str, object]:
+    difference = finding.difference
+    return {
+        "compared_with": kind,
+        "variant": finding.variant,
+        "against": finding.against,
+        "question": finding.question.name,
+        "unit": finding.question.unit,
+        "seeds": difference.pairs,
+        "estimate": difference.interval.estimate,
+        "low": difference.interval.low,
+        "high": difference.interval.high,
+        "p": difference.p,
+        "p_corrected": finding.p,
+        "judgement": str(finding.judged),
+    }
+
+
+def judge(variants: Sequence[Variant], baseline: Variant, target: Target | None) -> Verdict:
+    """Every rival against the baseline, and the first at the target against the others."""
+    rivals = [each for each in variants if each is not baseline]
+    reached = {each.name: _reached(each, target) for each in variants}
+    findings = [
+        finding
+        for question in QUESTIONS
+        for finding in _ask(question, rivals, baseline, target, reached)
+    ]
+    contest = _contest(variants, target, reached)
+    return Verdict(tuple(variants), baseline, target, tuple(findings), contest, reached)
+
+
+def _ask(
+    question: Question,
+    rivals: Sequence[Variant],
+    baseline: Variant,
+    target: Target | None,
+    reached: Mapping[str, Reached],
+) -> list[Finding]:
+    """One question to all rivals: together they give a false alarm no oftener than one would."""
+    if question is SECONDS:
+        # The mean of the seeds that made it would flatter whoever missed it in the others.
+        rivals = [each for each in (*rivals, baseline) if reached[each.name].always]
+        rivals = rivals[:-1] if baseline in rivals else []
+    found = [_compare(question, each, baseline, target) for each in rivals]
+    corrected = holm([each.difference.p for each in found])
+    return [
+        replace(each, p=p, judged=_judged(question, each.difference, p))
+        for each, p in zip(found, corrected, strict=True)
+        if each.difference.pairs
+    ]
+
+
+def _contest(
+    variants: Sequence[Variant], target: Target | None, reached: Mapping[str, Reached]
+) -> tuple[Finding, ...]:
+    """Needs no correction: that one is first of all is claimed only where each test says so."""
+    made_it = [each for each in variants if reached[each.name].always]
+    times = {each.name: _seconds(each, target) for each in made_it}
+    # A seed that only one of them ran, an easy one say, must not make it the first.
+    shared = set.intersection(*(set(each) for each in times.values())) if times else set()
+
+    def mean_time(variant: Variant) -> float:
+        own = times[variant.name]
+        return _geometric_mean(own[seed] for seed in shared or own)
+
+    ranked = sorted(made_it, key=mean_time)
+    return tuple(_compare(SECONDS, ranked[0], other, target) for other in ranked[1:])
+
+
+def _compare(
+    question: Question, variant: Variant, other: Variant, target: Target | None
+) -> Finding:
+    own, others = (_values(question, each, target) for each in (variant, other))
+    seeds = sorted(own.keys() & others.keys())
+    pairs = [own[seed] for seed in seeds], [others[seed] for seed in seeds]
+    grain, shared = _steps(question, (variant, other), target)
+    if question.relative:
+        difference = ratios(*(pairs if question.sign > 0 else pairs[::-1]), grain, shared)
+    else:
+        difference = differences(*pairs, grain, shared)
+    judged = _judged(question, difference, difference.p)
+    return Finding(question, variant.name, other.name, difference, difference.p, judged)
+
+
+def _judged(question: Question, difference: Difference, p: float) -> Judgement:
+    if not difference.tested:
+        return Judgement.UNTESTED
+    interval, margin = difference.interval, question.margin
+    low, high = (1 / (1 + margin), 1 + margin) if question.relative else (-margin, margin)
+    if low <= interval.low and interval.high <= high:
+        return Judgement.SAME
+    if p >= ALPHA:
+        return Judgement.OPEN
+    more = interval.estimate > (1 if question.relative else 0)
+    less_wins = question.sign < 0 and not question.relative
+    return Judgement.BETTER if more != less_wins else Judgement.WORSE
+
+
+def _values(question: Question, variant: Variant, target: Target | None) -> dict[int, float]:
+    """By seed, what can be compared: above zero for ratios."""
+    measures: dict[Question, Callable[[RunSummary], float]] = {
+        THROUGHPUT: lambda run: run.images_per_second,
+        ACCURACY: lambda run: 100 * run.final.get(PRIMARY, math.nan),
+        WAIT: lambda run: wait_percent(variant.config, run),
+    }
+    if question is SECONDS:
+        found = _seconds(variant, target)
+    else:
+        found = {run.seed: measures[question](run) for run in variant.summaries}
+    return {
+        seed: value
+        for seed, value in found.items()
+        if math.isfinite(value) and (value > 0 or not question.relative)
+    }
+
+
+def _seconds(variant: Variant, target: Target | None) -> dict[int, float]:
+    found = {run.seed: seconds_to(run, target) for run in variant.summaries}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def seconds_to(run: RunSummary, target: Target | None) -> float | None:
+    return None if target is None else run.seconds_to(target.top1)
+
+
+def _reached(variant: Variant, target: Target | None) -> Reached:
+    """A run that failed did not reach it either, but is told as failed."""
+    return Reached(len(_seconds(variant, target)), len(variant.summaries))
+
+
+def _geometric_mean(values: Iterable[float]) -> float:
+    logs = [math.log(value) for value in values if value > 0]
+    return math.exp(fmean(logs)) if logs else math.inf
+
+
+def _steps(
+    question: Question, variants: Sequence[Variant], target: Target | None
+) -> tuple[float, float]:
+    """The steps in which values of this question come: `grain` and `shared` of `differences`.
+
+    Only evaluations can see that the target is reached, and they lie at the same windows in every
+    seed. Validation images are the same too, but which of them a training gets right is not: to
+    one image more or less each seed is rounded for itself.
+    """
+    if question is SECONDS:
+        shares = [fmean(_share_between(run, target) for run in v.summaries) for v in variants]
+        return 0.0, max(TIMING_GRAIN, math.sqrt(fmean(share**2 for share in shares)))
+    if question is ACCURACY:
+        return accuracy_grain([run for each in variants for run in each.summaries]), 0.0
+    return (TIMING_GRAIN if question is THROUGHPUT else 0.0), 0.0
+
+
+def _share_between(run: RunSummary, target: Target | None) -> float:
+    """Time since the evaluation before the one that saw the target, as a share of the whole."""
+    seconds = seconds_to(run, target)
+    if not seconds:
+        return 0.0
+    before = [e.train_seconds for e in run.evaluations if e.train_seconds < seconds]
+    return (seconds - max(before, default=0.0)) / seconds
+
+
+def accuracy_grain(runs: Sequence[RunSummary]) -> float:
+    """Points that one image of the primary validation set is; 0 where runs do not tell its size."""
+    sizes = [next(iter(run.validation_images.values()), 0) for run in runs]
+    return max((100 / size for size in sizes if size), default=0.0)

@@ -1,0 +1,97 @@
+"""Numbers of a verdict, and runs without one, in words."""
+
+import math
+from collections.abc import Sequence
+
+from harness.compare.intervals import Interval
+from harness.compare.verdict import Finding, Judgement, Verdict, accuracy_grain
+from harness.tracking.results import Variant
+
+
+def too_few(pairs: int) -> str:
+    return "one seed cannot tell" if pairs == 1 else f"{pairs} seeds cannot tell"
+
+
+def unfinished(variant: Variant) -> str:
+    """What became of its runs that have no result."""
+    return ", ".join(
+        f"{count} more run{'s' * (count > 1)} {what}" for count, what in _ends(variant)
+    )
+
+
+def lost_runs(variant: Variant, whose: str) -> list[str]:
+    """The same, of a variant that has results too, a clause for each kind of end."""
+    return [f"{count} of {whose} runs {what}" for count, what in _ends(variant)]
+
+
+def _ends(variant: Variant) -> list[tuple[int, str]]:
+    """How many of its runs came to which end, but the good one."""
+    where = ", ".join(dict.fromkeys(variant.diverged))
+    found = [
+        (len(variant.diverged), f"diverged ({where})"),
+        (variant.failed, "failed"),
+        (variant.running, "still running"),
+    ]
+    return [(count, what) for count, what in found if count]
+
+
+def without_result(variant: Variant) -> str:
+    """Of a variant none of whose runs ended well."""
+    ends = _ends(variant)
+    if not ends:
+        return "no run was started"
+    if len(ends) == 1 and not variant.running:
+        ((count, what),) = ends
+        return f"all {count} runs {what}"
+    return ", ".join(f"{count} {what}" for count, what in reversed(ends))
+
+
+def ratio_range(finding: Finding) -> str:
+    """Of how many times sooner, or, below 1, later."""
+    interval = finding.interval
+    if interval.estimate < 1:
+        interval = interval.through(-1)
+    return f"95%: {ratio_of(interval.low)} - {ratio_of(interval.high)}, {p_of(finding.p)}"
+
+
+def hidden_in(finding: Finding) -> str:
+    """What difference in time the interval still leaves room for."""
+    low, high = finding.interval.low, finding.interval.high
+    if finding.judged is Judgement.SAME:
+        return f"within \N{PLUS-MINUS SIGN}{100 * _furthest(finding.interval):.1f}%"
+    return f"anything from {sooner_or_later(low)} to {sooner_or_later(high)}"
+
+
+def _furthest(interval: Interval) -> float:
+    return max(abs(math.log(interval.low)), abs(math.log(interval.high)))
+
+
+def sooner_or_later(ratio: float) -> str:
+    return f"{times(ratio)} sooner" if ratio >= 1 else f"{times(1 / ratio)} later"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio_of(ratio)} times"
+
+
+def ratio_of(ratio: float) -> str:
+    """Three digits are more than seeds can hold."""
+    return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"
+
+
+def points_of(verdict: Verdict, points: float) -> str:
+    """As many decimals as the validation images can hold."""
+    grain = accuracy_grain([run for each in verdict.variants for run in each.summaries])
+    return f"{points:+.{1 if grain >= 0.05 else 2}f}"
+
+
+def seconds_of(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:,.0f} s"
+
+
+def p_of(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def joined(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -1,0 +1,84 @@
+"""`harness demo`: the method over a slow link of this machine's own, and without the limit."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.compare.folder import variants_in
+from harness.compare.run_all import compare
+from harness.config import tracking_in
+from harness.demo.text import Link, leads, summary
+from harness.errors import RunFailed
+from harness.lab.host import PACKAGE
+from harness.lab.own_lab import NoLab, own_lab, run_in_lab, set_rate
+from harness.tracking.address import store_uri
+from harness.tracking.folders import claimed, now
+from harness.tracking.results import Terms, Variant, baseline_of
+
+HOSTS, SLOTS = 2, 2
+EXPERIMENTS = PACKAGE / "experiments"
+BASELINE = EXPERIMENTS / "lab" / "data_parallel.yaml"
+METHOD = EXPERIMENTS / "lab" / "hybrid_averaging.yaml"
+RIVAL = EXPERIMENTS / "rivals" / "data_parallel_int8.yaml"
+"""The baseline with as few bytes as the method: what is gained without being late."""
+OVERRIDES = (
+    "tracking.experiment=demo",
+    "train.device=cpu",  # two hosts of one machine would need a card for each of their ranks
+    # To be done in ten minutes on two cores.
+    "train.epochs=5",
+    "train.evaluate_images=500",
+)
+SHORT = ("train.epochs=2",)
+"""Without a limit only speed is looked at."""
+SLOW, UNLIMITED = "demo", "demo-unlimited"
+"""Studies."""
+LOG_FILE = "comparison.log"
+EMULATED = f"localhost:{SLOTS},127.0.0.1:{SLOTS}"
+
+
+def demo(folder: Path | None) -> int:
+    """Trains over both links and shows what came of it; the exit code.
+
+    Raises UserError before the first start.
+    """
+    with claimed(folder, Path("runs") / SLOW / now()) as place:
+        try:
+            with own_lab(HOSTS, SLOTS) as hosts:
+                _say(f"two hosts of {SLOTS} ranks on this machine; everything is kept in {place}\n")
+                _say("1. no limit on the link between them")
+                pair = BASELINE, METHOD
+                unlimited = _study(hosts, UNLIMITED, place / "unlimited", pair, SHORT)
+                link = Link.for_baseline(baseline_of(unlimited))
+                _say(f"\n2. a limit of {link} on it")
+                set_rate(link.rate)
+                slow = _study(hosts, SLOW, place / "slow", (BASELINE, RIVAL, METHOD))
+        except NoLab as reason:
+            _say(f"no slow link can be made here, so its gain cannot be shown: {reason}")
+            experiments = (BASELINE, METHOD)
+            terms = Terms()
+            return compare(experiments, OVERRIDES, HOSTS * SLOTS, EMULATED, 1, SLOW, terms, place)
+        store = store_uri(tracking_in(None))
+        print(f"\n{summary(slow, unlimited, link)}\n\n{leads(place / 'slow', store, SLOW)}")
+    return 0
+
+
+def _study(
+    hosts: str,
+    name: str,
+    folder: Path,
+    experiments: Sequence[Path],
+    overrides: Sequence[str] = (),
+) -> tuple[Variant, ...]:
+    """Trains in turn in the lab; tables and verdict go to a file."""
+    folder.mkdir()
+    words = ["compare", *map(str, experiments), *OVERRIDES, *overrides, "--hosts", hosts]
+    command = [sys.executable, "-m", "harness", *words, "--study", name, "--folder", str(folder)]
+    # The shell keeps standard output from the terminal that progress is shown on.
+    line = ["sh", "-c", 'log=$0; exec "$@" > "$log"', str(folder / LOG_FILE), *command]
+    if code := run_in_lab(line):
+        raise RunFailed(f"the study ended with exit code {code}; its files are in {folder}")
+    return variants_in(folder)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

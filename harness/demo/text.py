@@ -1,0 +1,121 @@
+"""What the demo shows at its end: two tables, what they mean, and where to go on."""
+
+import shlex
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from harness.compare.table import aligned, comparison, top1_columns
+from harness.errors import RunFailed
+from harness.measure.summary import RunSummary
+from harness.tracking.results import PRIMARY, Target, Variant, baseline_of, target_of
+from harness.tracking.ui import command_of
+
+COLUMNS = 80
+LOST = 0.75
+"""The share of its step that the baseline shall lose to the slow link."""
+BYTES = 4
+"""Of a gradient's value."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """The slow one, and what its rate was chosen by."""
+
+    megabits_per_second: float
+    sent_bytes: float
+    """By each node in a step of the baseline."""
+    step_seconds: float
+    """Of the baseline, without a limit."""
+
+    @classmethod
+    def for_baseline(cls, variant: Variant) -> "Link":
+        """By its run without a limit.
+
+        A step of c seconds that sends x bytes takes c + x / rate over a link, and loses the share s
+        of that to it where rate = x (1 - s) / (c s).
+        """
+        run: RunSummary = variant.summaries[0]
+        sent = BYTES * (run.parameters_backbone + run.parameters_classifier)
+        seconds = run.step_ms.mean / 1000
+        megabits = 8e-6 * sent * (1 - LOST) / (LOST * seconds)
+        return cls(float(f"{megabits:.2g}"), sent, seconds)
+
+    @property
+    def rate(self) -> str:
+        """As `harness lab rate` takes it."""
+        return f"{self.megabits_per_second:g}mbit"
+
+    def __str__(self) -> str:
+        return f"{self.megabits_per_second:g} Mbit/s"
+
+
+def summary(slow: Sequence[Variant], unlimited: Sequence[Variant], link: Link) -> str:
+    """Both tables and what they mean; no line has more than 80 columns."""
+    target = target_of(baseline_of(slow), None)
+    if target is None:
+        raise RunFailed("the baseline learned nothing: there is no accuracy to measure a time to")
+    baseline = baseline_of(slow).name
+    parts = [
+        f"Two hosts of two ranks, {link} between them",
+        _table(slow, target),
+        "The same hosts without a limit on the link: what is left of it there",
+        _speeds(unlimited),
+        _filled(
+            f"The link: the kernel limits it to {link} in each direction, in place of a network "
+            f"between two machines. The rate was chosen so that {baseline}, whose hosts send each "
+            f"other {link.sent_bytes / 1e6:.1f} MB in a step of {1000 * link.step_seconds:.0f} ms, "
+            f"loses {LOST:.0%} of its time to it."
+        ),
+        _filled(
+            "What it shows: one seed, so that a few per cent are chance. int8 is a quarter of the "
+            "bytes; what the method has beyond that comes from rarer and later exchanges. All "
+            "rivals, three seeds: analysis/README.md."
+        ),
+    ]
+    return "\n\n".join(parts)
+
+
+def leads(folder: Path, store: str, study: str) -> str:
+    """Where to look and what to try next."""
+    harness = command_of(store, study)[0]
+    lines = [
+        ("chart", folder / "comparison.png"),
+        ("report", folder / "report.html"),
+        ("details", folder / "comparison.md"),
+        ("MLflow", shlex.join(command_of(store, study))),
+        ("your own machines", f"{harness} doctor --np 8 -H host1:4,host2:4"),
+    ]
+    return "\n".join(f"{name:18} {what}" for name, what in lines)
+
+
+def _table(variants: Sequence[Variant], target: Target) -> str:
+    frame = comparison(variants, baseline_of(variants), target)
+    head = ["", "images/s", "ratio", f"seconds to {target.top1:.1%}", "ratio", "ends at"]
+    primary = (top1_columns(frame) or [PRIMARY])[0]
+    rows = [_row(str(name), row, primary) for name, row in frame.iterrows()]
+    return aligned([head, *rows])
+
+
+def _speeds(variants: Sequence[Variant]) -> str:
+    frame = comparison(variants, baseline_of(variants), None)
+    rows = [_speed(str(name), row) for name, row in frame.iterrows()]
+    return aligned([["", "images/s", "ratio"], *rows])
+
+
+def _speed(name: str, row: "pd.Series[float]") -> list[str]:
+    return [name, f"{row['images_per_second']:,.0f}", f"{row['speedup']:.2f}x"]
+
+
+def _row(name: str, row: "pd.Series[float]", primary: str) -> list[str]:
+    seconds = ["not reached", ""]
+    if row["reached"] == row["runs"]:
+        seconds = [f"{row['seconds_to_target']:.1f}", f"{row['speedup_to_target']:.2f}x"]
+    return [*_speed(name, row), *seconds, f"{row[primary]:.1%}"]
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, COLUMNS)

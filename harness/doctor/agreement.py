@@ -1,0 +1,193 @@
+"""Do all ranks train the same? Config, checkpoint and data are compared before the training."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from harness.config import Config
+from harness.data.images import Dataset, ImageSource, Part
+from harness.errors import UserError
+from harness.parallel.launcher import launched
+from harness.parallel.ranks import Ranks
+from harness.tracking.folders import META
+
+VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+"""Of the environment: they change the products of matrices, and no library compares them."""
+SHOWN_LETTERS = 80
+CHECKPOINT = "the checkpoint of train.resume"
+
+Items = TypeVar("Items", dict[str, str], list[str])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Between one rank and one of those that are like most."""
+
+    key: str
+    usual: int
+    """The lowest rank of the most; of as many on both sides, rank 0's side is the usual one."""
+    odd: int
+    """The lowest rank that has something else."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Of one set of images."""
+
+    count: int
+    digest: str
+    """Of all its parts, in order."""
+
+
+def agree_on_settings(config: Config, ranks: Ranks) -> None:
+    """Raises UserError, on the first rank, for a key that has another value on some rank.
+
+    Collective over the world.
+    """
+    own = settings_of(config)
+    settings = ranks.gather_objects(own, "settings")
+    hosts = ranks.gather_objects(launched().host, "launcher's hosts")
+    found = first_difference(settings)
+    with ranks.together():
+        if found and ranks.is_first:
+            usual, odd = (
+                f"{_shown(settings[rank].get(found.key))} on {_place(hosts, rank)}"
+                for rank in (found.usual, found.odd)
+            )
+            raise UserError(
+                f"ranks would not train the same: {found.key} is {odd} and {usual}; "
+                f"{_advice(found.key)}"
+            )
+
+
+def agree_on_data(dataset: Dataset, ranks: Ranks) -> None:
+    """Raises UserError, on the first rank, for a set that some rank has another copy of.
+
+    Collective over the world; how many collectives follow depends on what all of them have seen.
+    """
+    if ranks.topology.world_size == 1:
+        return  # a million files have sizes that nobody would compare
+    sets = {"train": dataset.train, **dataset.validation}
+    own: dict[str, Contents] = {}
+    with ranks.together():
+        try:
+            own = {name: contents_of(source) for name, source in sets.items()}
+        except OSError as error:
+            raise UserError(
+                f"cannot look at the image {error.filename}: {error.strerror}; mend or remove it"
+            ) from error
+    contents = ranks.gather_objects(own, "contents")
+    found = first_difference(contents)
+    if found is None:
+        return
+    hosts = ranks.gather_objects(launched().host, "launcher's hosts")
+    example = _example(found, sets[found.key], hosts, ranks)
+    with ranks.together():
+        if ranks.is_first:
+            usual, odd = _place(hosts, found.usual), _place(hosts, found.odd)
+            counts = [contents[rank][found.key].count for rank in (found.odd, found.usual)]
+            raise UserError(
+                f"ranks see other images in the {found.key} set: {odd} has {counts[0]}, {usual} "
+                f"has {counts[1]}; {example}; give all hosts the same copy of the data"
+            )
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """What must be the same on all ranks before any of them looks at its data."""
+    found = config.alike()
+    found |= {name: os.environ.get(name) for name in VARIABLES}
+    if config.train.resume:
+        found[CHECKPOINT] = _digest_of(Path(config.train.resume) / META)
+    return found
+
+
+def _advice(key: str) -> str:
+    if key == CHECKPOINT:
+        return "copy the folder of the checkpoint to every host"
+    return "start all ranks with the same experiment, key=value arguments and variables"
+
+
+def contents_of(source: ImageSource) -> Contents:
+    """Looks at all files and opens none. Raises OSError where one is gone."""
+    digest = hashlib.sha256()
+    for part in source.parts():
+        digest.update(f"{part.of}\0{part.item}\n".encode("utf-8", "surrogateescape"))
+    return Contents(len(source), digest.hexdigest())
+
+
+def first_difference(values: Sequence[Mapping[str, Any]]) -> Difference | None:
+    """The first key, in the order of the first rank's, with other values on some of the ranks."""
+    for key in dict.fromkeys(key for each in values for key in each):
+        found = [repr(each.get(key)) for each in values]
+        counts = Counter(found)
+        if len(counts) > 1:
+            usual = max(counts, key=lambda value: (counts[value], value == found[0]))
+            odd = next(rank for rank, value in enumerate(found) if value != usual)
+            return Difference(key, found.index(usual), odd)
+    return None
+
+
+def _example(found: Difference, source: ImageSource, hosts: Sequence[str], ranks: Ranks) -> str:
+    """What only one of the two ranks has: a class, else a file of a class. Collective."""
+    compared = ranks.topology.rank in (found.usual, found.odd)
+    own = _by_owner(source.parts()) if compared else {}
+    digests = {of: _digest(items) for of, items in own.items()}
+    usual, odd = _of_both(digests, found, ranks)
+    differing = next((of for of in usual if of in odd and usual[of] != odd[of]), "")
+    items = _of_both(own.get(differing, []), found, ranks)
+    lone = [_only(usual, odd), _only(odd, usual)]
+    if not any(lone):
+        lone = [
+            f"{item} of {differing}" if item else ""
+            for item in (_only(*items), _only(*items[::-1]))
+        ]
+    said = [
+        f"only {_place(hosts, rank)} has {_shown(what)}"
+        for rank, what in zip((found.usual, found.odd), lone, strict=True)
+        if what
+    ]
+    return ", ".join(said) or "they come in another order"
+
+
+def _of_both(own: Items, found: Difference, ranks: Ranks) -> tuple[Items, Items]:
+    """The values of the usual and of the odd rank; the others' are empty. Collective."""
+    gathered = ranks.gather_objects(own, "compared contents")
+    return gathered[found.usual], gathered[found.odd]
+
+
+def _by_owner(parts: Iterable[Part]) -> dict[str, list[str]]:
+    items: dict[str, list[str]] = {}
+    for part in parts:
+        items.setdefault(part.of, []).append(part.item)
+    return items
+
+
+def _only(these: Iterable[str], those: Iterable[str]) -> str:
+    """The first of these that is not among those."""
+    return min(set(these) - set(those), default="")
+
+
+def _digest(items: Iterable[str]) -> str:
+    text = "\n".join(items)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _digest_of(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    except OSError:
+        return "not there"
+
+
+def _place(hosts: Sequence[str], rank: int) -> str:
+    return f"{hosts[rank]} (rank {rank})"
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= SHOWN_LETTERS else text[:SHOWN_LETTERS] + "..."

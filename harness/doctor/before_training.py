@@ -1,0 +1,45 @@
+"""The doctor's cheap part, before a training: a fault ends the run, a warning is told once."""
+
+import sys
+
+from harness.config import Config
+from harness.doctor.finding import Finding, worst
+from harness.doctor.need import Need, exponentials_of, need_of, products_of
+from harness.doctor.seat import launched_seat
+from harness.doctor.static import judge_static, static_facts
+from harness.errors import UserError
+from harness.model.flops import PRODUCTS
+from harness.parallel.world import World
+
+
+def check_before_training(config: Config, world: World) -> None:
+    """Raises UserError on the first rank for a fault. Collective over the world."""
+    if not config.doctor.before_training:
+        return
+    seat = launched_seat()
+    seats = world.gather_objects(seat, "doctor seats")
+    need: Need | None = None
+    with world.together():
+        if world.is_first:
+            given = config, world.topology.nodes, world.topology.ranks_per_node
+            cards = world.device.type == "cuda"
+            need = need_of(*given, cards)
+            if products_of(*given, cards) > PRODUCTS:
+                told = f"classifier: {exponentials_of(*given, cards)}; fewer images do without"
+                print(told, file=sys.stderr, flush=True)
+    facts = static_facts(config, seats, seat, world.device, need)
+    gathered = world.gather_objects(facts, "doctor facts")
+    with world.together():
+        if world.is_first:
+            findings = judge_static(seats, gathered, need)
+            _tell(findings)
+
+
+def _tell(findings: list[Finding]) -> None:
+    faults = [finding for finding in findings if finding.level == "fail"]
+    for finding in findings:
+        if finding.level == "warn":
+            print(f"harness doctor: {finding.line()}", file=sys.stderr, flush=True)
+    if worst(findings) == "fail":
+        told = " | ".join(f"{each.check}: {each.found}; {each.advice}" for each in faults)
+        raise UserError(f"{told} (doctor.before_training=false trains all the same)")

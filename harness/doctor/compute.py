@@ -1,0 +1,123 @@
+"""Does each card, or core, multiply matrices as fast as the others do at the same time?"""
+
+import time
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+
+from harness.doctor.finding import Facts, Finding, Level, listed, median_of_rest, told
+from harness.doctor.seat import Seat
+
+CHECK = "compute"
+TOLERANCE = 0.2
+"""A rank may be slower than the median of the others by so much."""
+CROWDED_TOLERANCE = 0.5
+"""Where ranks outnumber the cores these are not divided evenly: less than this is a warning."""
+SIZES = {"cpu": 256, "cuda": 4096}
+"""Side of the square matrices."""
+AT_ONCE = {"cpu": 1, "cuda": 16}
+"""Products that are started before any is waited for: a card must not stand idle in between."""
+BUSY = 0.9
+"""A process that got less of its cores than this was kept from them."""
+
+
+class Speed(Facts):
+    """One rank's matrix products."""
+
+    device: str
+    flop_per_second: float
+    cpu_share: float | None
+    """Processor time by wall time and threads; None on a card."""
+
+
+def measure_speed(
+    device: torch.device, seconds: float, dtype: torch.dtype = torch.float32
+) -> Speed:
+    """So long, for several periods of a processor limit: less would measure a burst."""
+    size = SIZES[device.type]
+    left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    result = left @ right
+    _finish(device)
+    began, busy, products = time.perf_counter(), time.process_time(), 0
+    while (elapsed := time.perf_counter() - began) < seconds or not products:
+        for _ in range(AT_ONCE[device.type]):
+            torch.mm(left, right, out=result)
+            products += 1
+        _finish(device)
+    share = (time.process_time() - busy) / elapsed / torch.get_num_threads()
+    on_card = device.type == "cuda"
+    return Speed(
+        device=torch.cuda.get_device_name(device) if on_card else "cpu",
+        flop_per_second=products * 2 * size**3 / elapsed,
+        cpu_share=None if on_card else share,
+    )
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def best_speeds(rounds: Sequence[Sequence[Speed]]) -> list[Speed]:
+    """The best of each rank: a disturbance only ever takes speed away."""
+    by_rank = zip(*rounds, strict=True)
+    return [max(speeds, key=lambda speed: speed.flop_per_second) for speeds in by_rank]
+
+
+def slow_ranks(speeds: Sequence[Speed]) -> list[int]:
+    rates = [speed.flop_per_second for speed in speeds]
+    if len(rates) < 2:
+        return []
+    floor = 1 - TOLERANCE
+    return [rank for rank, rate in enumerate(rates) if rate < floor * median_of_rest(rates, rank)]
+
+
+def judge_compute(seats: Sequence[Seat], speeds: Sequence[Speed]) -> list[Finding]:
+    rates = [speed.flop_per_second for speed in speeds]
+    slow = slow_ranks(speeds)
+    hosts = dict.fromkeys(seats[rank].host for rank in slow)
+    faults = [
+        _slow_on(host, [rank for rank in slow if seats[rank].host == host], speeds)
+        for host in hosts
+    ]
+    device = speeds[0].device
+    well = f"{_rate(min(rates))} to {_rate(max(rates))} on each of {len(rates)} ranks, {device}"
+    well += ", whose cores they share" if _crowded(speeds) else ""
+    if len(rates) == 1:
+        well = f"{_rate(rates[0])} on the only rank, {device}: nothing to compare it with"
+    return told(faults, Finding(check=CHECK, level="ok", found=well))
+
+
+def _slow_on(host: str, ranks: Sequence[int], speeds: Sequence[Speed]) -> Finding:
+    rates = [speed.flop_per_second for speed in speeds]
+    slowest = min(ranks, key=lambda rank: rates[rank])
+    usual = median_of_rest(rates, slowest)
+    speed = speeds[slowest]
+    who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {listed(ranks)}"
+    found = (
+        f"{who} on {host} ({speed.device}): {_rate(rates[slowest])}, "
+        f"{rates[slowest] / usual:.0%} of the others' median of {_rate(usual)}"
+    )
+    if speed.cpu_share is None:
+        advice = f"look at the card's clock, heat and power, and who else uses it, on {host}"
+    elif speed.cpu_share < BUSY:
+        found += f"; it was given {speed.cpu_share:.0%} of its cores"
+        advice = f"look on {host} for a limit on the processor and for other work"
+    else:
+        advice = f"look at the processor's clock on {host}, or leave it out of the run"
+    harmless = _crowded(speeds) and rates[slowest] >= (1 - CROWDED_TOLERANCE) * usual
+    level: Level = "warn" if harmless else "fail"
+    return Finding(check=CHECK, level=level, found=found, advice=advice)
+
+
+def _crowded(speeds: Sequence[Speed]) -> bool:
+    """Most ranks have to wait for a core."""
+    shares = [speed.cpu_share for speed in speeds if speed.cpu_share is not None]
+    return len(shares) > 1 and median(shares) < BUSY
+
+
+def _rate(flop_per_second: float) -> str:
+    if flop_per_second >= 1e12:
+        return f"{flop_per_second / 1e12:.1f} TFLOP/s"
+    return f"{flop_per_second / 1e9:.1f} GFLOP/s"

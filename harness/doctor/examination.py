@@ -1,0 +1,114 @@
+"""The doctor's checks on one rank, one after the other; every method is collective."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from harness.config import Config
+from harness.doctor.compute import Speed, best_speeds, judge_compute, measure_speed, slow_ranks
+from harness.doctor.finding import Finding
+from harness.doctor.links import (
+    Link,
+    better,
+    judge_between,
+    judge_clocks,
+    judge_within,
+    pairs_between,
+    pairs_within,
+    slow_pairs,
+)
+from harness.doctor.meeting import Meeting, own_address
+from harness.doctor.messages import in_short
+from harness.doctor.names import NameFacts, machines_of
+from harness.doctor.need import Need
+from harness.doctor.probe import Answerer, measure, name_behind
+from harness.doctor.seat import Seat
+from harness.doctor.static import judge_static, static_facts
+
+ROUNDS, ROUND_SECONDS = 5, 0.3
+"""Of matrix products. A limit on the processor holds over periods of 0.1 s."""
+ATTEMPTS = 3
+"""A rank is slow if it is so in all rounds of as many attempts."""
+WAY_SECONDS, ALL_WAYS_SECONDS = 0.5, 60.0
+"""For one direction between two hosts; less where all together would take longer."""
+
+
+class Examination:
+    """Facts are gathered on all ranks, so that all judge alike and go the same way."""
+
+    def __init__(self, config: Config, meeting: Meeting, answerer: Answerer) -> None:
+        self._config = config
+        self._meeting = meeting
+        self._answerer = answerer
+        seat = meeting.seat
+        own = [seat.model_dump(mode="json"), own_address(seat), answerer.port]
+        gathered = meeting.gather(own, "seats")
+        self.seats = [Seat.model_validate(each[0]) for each in gathered]
+        self._places = [(str(address), int(port)) for _, address, port in gathered]
+
+    def static(self, device: torch.device, need: Need | None) -> list[Finding]:
+        """Software, names, memory, disk. `need`: the first rank's."""
+        seats, seat = self.seats, self._meeting.seat
+        facts = static_facts(self._config, seats, seat, device, need)
+        if facts.names is not None:
+            reached = facts.names.model_copy(update={"unreached": self._unreached(facts.names)})
+            facts = facts.model_copy(update={"names": reached})
+        return judge_static(seats, self._gather(facts, "facts"), need)
+
+    def _unreached(self, names: NameFacts) -> dict[str, str]:
+        """Hosts whose address, as this one knows it, leads to nobody or to another host."""
+        speakers = {seat.host: seat for seat in self.seats if seat.speaks}
+        unreached = {}
+        for host, address in names.addresses.items():
+            port = self._places[speakers[host].rank][1]
+            try:
+                if address is not None:
+                    found = name_behind(address, port, self._meeting.token)
+                    if found != speakers[host].machine:
+                        unreached[host] = f"it is {found} that answers there"
+            except (OSError, ValueError) as error:
+                unreached[host] = in_short(error)
+        return unreached
+
+    def compute(self, device: torch.device) -> tuple[list[Finding], list[Speed]]:
+        """Matrix products of all ranks at the same time; a slow rank is measured again."""
+        rounds: list[Sequence[Speed]] = []
+        best: list[Speed] = []
+        for _ in range(ATTEMPTS):
+            for _ in range(ROUNDS):
+                rounds.append(self._gather(measure_speed(device, ROUND_SECONDS), "speed"))
+            best = best_speeds(rounds)
+            if not slow_ranks(best):
+                break
+        return judge_compute(self.seats, best), best
+
+    def links(self) -> tuple[list[Finding], list[Link]]:
+        """All pairs of hosts, one at a time; slow ones again. Then inside the hosts."""
+        pairs = pairs_between(self.seats)
+        links = [self._link(*pair, len(pairs)) for pair in pairs]
+        again = slow_pairs(self.seats, links)
+        if len(machines_of(self.seats)) > 1:
+            links = [
+                better(link, self._link(link.source, link.target, len(pairs)))
+                if (link.source, link.target) in again
+                else link
+                for link in links
+            ]
+        inside = pairs_within(self.seats)
+        within = [self._link(*pair, len(inside)) for pair in inside]
+        findings = judge_between(self.seats, links) + judge_within(self.seats, within)
+        return findings + judge_clocks(self.seats, links), links + within
+
+    def _link(self, source: int, target: int, pairs: int) -> Link:
+        measured = None
+        if self._meeting.seat.rank == source:
+            seconds = min(WAY_SECONDS, ALL_WAYS_SECONDS / pairs)
+            place, token = self._places[target], self._meeting.token
+            measured = measure(source, target, place, token, seconds).model_dump(mode="json")
+        gathered = self._meeting.gather(measured, f"link {source} {target}")
+        return Link.model_validate(gathered[source])
+
+    def _gather(self, facts: Any, name: str) -> list[Any]:
+        kind: Callable[[Any], Any] = type(facts).model_validate
+        return [kind(each) for each in self._meeting.gather(facts.model_dump(mode="json"), name)]

@@ -1,0 +1,176 @@
+"""All ranks of a launch meet at the first one's, without Horovod: whatever is wrong with it.
+
+What every rank can reach is the launcher's key-value store, at an address: no name is looked up.
+"""
+
+import json
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException
+from typing import Any
+
+from harness.doctor.messages import Broken, in_short, receive, send
+from harness.doctor.names import interface_address
+from harness.doctor.seat import Seat
+
+ARRIVAL_SECONDS = 240.0
+"""Many ranks on few cores import torch that long."""
+STEP_SECONDS = 180.0
+"""More than any check takes."""
+HTTP_SECONDS = 10.0
+PLACE = "/doctor/meeting"
+
+
+class Meeting:
+    """A star: every rank has a connection to the first, which has one to each."""
+
+    def __init__(self, seat: Seat, token: str, connections: dict[int, socket.socket]) -> None:
+        self.seat = seat
+        self.token = token
+        """Known to the ranks of this launch."""
+        self._connections = connections
+        """By rank; of others than the first only that to it."""
+
+    def gather(self, value: Any, name: str) -> list[Any]:
+        """The JSON `value` of every rank on all. Collective. Raises Broken if one has left."""
+        if self.seat.size == 1:
+            return [json.loads(json.dumps(value))]
+        try:
+            if self.seat.rank:
+                send(self._connections[0], [name, value])
+                return list(receive(self._connections[0]))
+            return self._collect(value, name)
+        except (OSError, ValueError) as error:
+            raise Broken(
+                f"rank {self.seat.rank} on {self.seat.host} lost the first rank at {name} "
+                f"({in_short(error)})"
+            ) from error
+
+    def _collect(self, value: Any, name: str) -> list[Any]:
+        values = [value]
+        for rank in range(1, self.seat.size):
+            try:
+                at, found = receive(self._connections[rank])
+            except (OSError, ValueError) as error:
+                raise Broken(f"rank {rank} left at {name} ({in_short(error)})") from error
+            if at != name:
+                raise Broken(f"rank {rank} is at {at}, the first at {name}")
+            values.append(found)
+        for connection in self._connections.values():
+            send(connection, values)
+        return values
+
+
+@contextmanager
+def open_meeting(seat: Seat) -> Iterator[Meeting]:
+    """Collective over all ranks of a launch. Raises Broken where they do not come together."""
+    if seat.size == 1:
+        yield Meeting(seat, secrets.token_hex(16), {})
+        return
+    if seat.rendezvous is None:
+        raise Broken("the launcher told no address to meet at; start with horovodrun --gloo")
+    token, connections = _receive_all(seat) if seat.rank == 0 else _go(seat)
+    try:
+        yield Meeting(seat, token, connections)
+    finally:
+        for connection in connections.values():
+            connection.close()
+
+
+def own_address(seat: Seat) -> str:
+    """Of the interface that the launcher chose, else the one on the way to the launcher."""
+    address = interface_address(seat.interface)
+    if address is not None:
+        return address
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((seat.rendezvous[0] if seat.rendezvous else "127.0.0.1", 9))
+        return str(probe.getsockname()[0])
+
+
+def _receive_all(seat: Seat) -> tuple[str, dict[int, socket.socket]]:
+    token, connections = secrets.token_hex(16), dict[int, socket.socket]()
+    deadline = time.monotonic() + ARRIVAL_SECONDS
+    with socket.create_server((own_address(seat), 0), backlog=seat.size) as server:
+        _publish(seat, [*server.getsockname()[:2], token])
+        while len(connections) < seat.size - 1:
+            server.settimeout(max(0.1, deadline - time.monotonic()))
+            try:
+                connection, _ = server.accept()
+            except TimeoutError:
+                missing = [str(n) for n in range(1, seat.size) if n not in connections]
+                raise Broken(
+                    f"ranks {', '.join(missing)} did not come to {seat.host} in "
+                    f"{ARRIVAL_SECONDS:.0f} s; look at their hosts, and let the firewall pass "
+                    f"all ports between hosts"
+                ) from None
+            rank = _greeted(connection, token)
+            if rank is not None:
+                connections[rank] = connection
+    return token, connections
+
+
+def _greeted(connection: socket.socket, token: str) -> int | None:
+    """The rank that came; None for whoever is not of this launch."""
+    connection.settimeout(HTTP_SECONDS)
+    try:
+        said, rank = receive(connection)
+    except (OSError, ValueError, TypeError):
+        connection.close()
+        return None
+    if not secrets.compare_digest(str(said), token):
+        connection.close()
+        return None
+    connection.settimeout(STEP_SECONDS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return int(rank)
+
+
+def _go(seat: Seat) -> tuple[str, dict[int, socket.socket]]:
+    host, port, token = _look_up(seat)
+    try:
+        connection = socket.create_connection((host, port), timeout=HTTP_SECONDS)
+        connection.settimeout(STEP_SECONDS)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        send(connection, [token, seat.rank])
+    except OSError as error:
+        raise Broken(
+            f"rank {seat.rank} on {seat.host} does not reach the first rank at {host} "
+            f"({in_short(error)}); let the firewall pass all ports between hosts"
+        ) from error
+    return token, {0: connection}
+
+
+def _publish(seat: Seat, place: list[Any]) -> None:
+    status, _ = _request(seat, "PUT", json.dumps(place).encode())
+    if status != 200:
+        raise Broken(f"the launcher's store answers {status}; start with horovodrun --gloo")
+
+
+def _look_up(seat: Seat) -> tuple[str, int, str]:
+    deadline = time.monotonic() + ARRIVAL_SECONDS
+    while time.monotonic() < deadline:
+        status, content = _request(seat, "GET", None)
+        if status == 200:
+            host, port, token = json.loads(content)
+            return str(host), int(port), str(token)
+        time.sleep(0.1)
+    raise Broken(f"the first rank did not come in {ARRIVAL_SECONDS:.0f} s; look at its host")
+
+
+def _request(seat: Seat, method: str, body: bytes | None) -> tuple[int, bytes]:
+    assert seat.rendezvous is not None
+    connection = HTTPConnection(*seat.rendezvous, timeout=HTTP_SECONDS)
+    try:
+        connection.request(method, PLACE, body)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, HTTPException) as error:
+        raise Broken(
+            f"rank {seat.rank} on {seat.host} does not reach the launcher at "
+            f"{seat.rendezvous[0]} ({in_short(error)})"
+        ) from error
+    finally:
+        connection.close()

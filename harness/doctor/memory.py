@@ -1,0 +1,102 @@
+"""Is there memory enough for this run, on every host and every card?"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import torch
+
+from harness.doctor.finding import Facts, Finding, in_bytes, listed, told
+from harness.doctor.need import Need
+from harness.doctor.seat import Seat
+
+CHECK = "memory"
+TIGHT = 0.8
+"""More of what is free is a warning."""
+CONTROL_GROUPS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
+"""Of a container, in control groups of version 2 and 1: limit, use, and what of it is file cache
+that would be given up."""
+
+
+class MemoryFacts(Facts):
+    host_free: int
+    """Bytes that the host, or this container, can still give."""
+    card_free: int | None
+    """Bytes that the rank's card can still give; None where it has none."""
+
+
+def memory_facts(device: torch.device) -> MemoryFacts:
+    card = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    free = psutil.virtual_memory().available
+    return MemoryFacts(host_free=_left_in_container(free), card_free=card)
+
+
+def judge_memory(
+    seats: Sequence[Seat], facts: Sequence[MemoryFacts], need: Need | None
+) -> list[Finding]:
+    """Without a `need` it only tells what is free."""
+    by_machine: dict[tuple[str, str], list[int]] = {}
+    for number, seat in enumerate(seats):
+        by_machine.setdefault((seat.machine, seat.boot), []).append(number)
+    faults, hosts, cards = [], [], [fact.card_free for fact in facts if fact.card_free is not None]
+    for ranks in by_machine.values():
+        free = min(facts[rank].host_free for rank in ranks)
+        hosts.append(free)
+        on_host = [rank for rank in ranks if facts[rank].card_free is None]
+        if need is not None:
+            where = f"host {seats[ranks[0]].host}"
+            faults += _short(where, free, need.total, need, len(on_host))
+    for seat, fact in zip(seats, facts, strict=True):
+        if need is not None and fact.card_free is not None:
+            where = f"the card of rank {seat.rank} on {seat.host}"
+            faults += _short(where, fact.card_free, need.on_card, need)
+    well = f"{in_bytes(min(hosts))} free on every host"
+    well += f", {in_bytes(min(cards))} on every card" if cards else ""
+    well += f"; a rank of this run takes {_parts(need)}" if need else ""
+    return told(faults, Finding(check=CHECK, level="ok", found=well))
+
+
+def _short(where: str, free: int, total: int, need: Need, ranks: int = 1) -> list[Finding]:
+    if ranks * total <= TIGHT * free:
+        return []
+    each = f"{ranks} ranks of {_parts(need)}" if ranks > 1 else f"a rank of {_parts(need)}"
+    return [
+        Finding(
+            check=CHECK,
+            # The activations are an estimate: only what is sure to be taken ends a run.
+            level="fail" if ranks * need.certain > free else "warn",
+            found=f"{where} has {in_bytes(free)} free for {each}",
+            advice="lower train.batch_size or exchange.delay, slice the classifier "
+            "(classifier.layout=node), or free memory",
+        )
+    ]
+
+
+def _parts(need: Need) -> str:
+    """All of it, what stays, and each moment that adds to it: one at a time."""
+    stays = f"model {in_bytes(need.model)}, exchange {in_bytes(need.exchange)}"
+    moments = listed(f"{name} {in_bytes(size)}" for name, size in need.moments.items() if size)
+    return f"{in_bytes(need.total)} ({stays}, and by turns {moments})"
+
+
+def _left_in_container(most: int) -> int:
+    """What the limit of this process's control group leaves, up to `most`."""
+    root = Path("/sys/fs/cgroup")
+    for limit, usage, statistics, cache in CONTROL_GROUPS:
+        try:
+            allowed = int((root / limit).read_text(encoding="ascii"))
+            used = int((root / usage).read_text(encoding="ascii"))
+            lines = (root / statistics).read_text(encoding="ascii").splitlines()
+        except (OSError, ValueError):
+            continue  # the other version, or no limit
+        fields = dict(line.split(maxsplit=1) for line in lines)
+        return max(0, min(most, allowed - used + int(fields.get(cache, 0))))
+    return most

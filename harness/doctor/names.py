@@ -1,0 +1,159 @@
+"""Does every host name lead, on every host, to an address that the other hosts reach?"""
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+import psutil
+from pydantic import Field
+
+from harness.doctor.finding import Facts, Finding, listed, told
+from harness.doctor.seat import Seat
+
+CHECK = "names"
+
+
+class NameFacts(Facts):
+    """What the names of all hosts lead to on one of them."""
+
+    addresses: dict[str, str | None]
+    """None: the name leads nowhere."""
+    own_address: str | None
+    """Of the name that the machine gives itself."""
+    interface_address: str | None = None
+    """Of the launcher's network interface; None where there is no such."""
+    unreached: dict[str, str] = Field(default_factory=dict)
+    """Hosts that did not answer at their address, and why."""
+
+
+def name_facts(seats: Sequence[Seat], seat: Seat) -> NameFacts:
+    return NameFacts(
+        addresses={host: address_of(host) for host in hosts_of(seats)},
+        own_address=address_of(seat.machine),
+        interface_address=interface_address(seat.interface),
+    )
+
+
+def hosts_of(seats: Sequence[Seat]) -> list[str]:
+    """Names in the order of ranks."""
+    return list(dict.fromkeys(seat.host for seat in seats))
+
+
+def machines_of(seats: Sequence[Seat]) -> set[tuple[str, str]]:
+    """Fewer than hosts where several nodes are emulated on one."""
+    return {(seat.machine, seat.boot) for seat in seats}
+
+
+def address_of(name: str) -> str | None:
+    """The first that the system knows, IPv4 before others, as Horovod looks it up."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return None
+    found.sort(key=lambda each: each[0] != socket.AF_INET)
+    return str(found[0][4][0])
+
+
+def interface_address(interface: str | None) -> str | None:
+    addresses = psutil.net_if_addrs().get(interface or "", [])
+    return next((each.address for each in addresses if each.family == socket.AF_INET), None)
+
+
+def is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def judge_names(
+    seats: Sequence[Seat], facts: Sequence[NameFacts | None], mended: bool
+) -> list[Finding]:
+    """`facts` are None for ranks that do not speak; `mended`: see parallel/build.py."""
+    several = len(machines_of(seats)) > 1
+    faults = []
+    for seat, fact in zip(seats, facts, strict=True):
+        if fact is not None:
+            faults += _names_there(seat, fact, several)
+            faults += _own_name(seat, fact, mended) if several else []
+            faults += _interface(seat, fact) if several else []
+    shape = f"{len(seats)} ranks on {len(hosts_of(seats))} hosts"
+    if several:
+        well = f"{shape}, each name leads to its host: {_addresses(seats, facts)}"
+    else:
+        well = f"{shape}, all of them this machine, {seats[0].machine}"
+    return told(faults + _uneven(seats), Finding(check=CHECK, level="ok", found=well))
+
+
+def _addresses(seats: Sequence[Seat], facts: Sequence[NameFacts | None]) -> str:
+    first = next(fact for fact in facts if fact is not None)
+    return listed(f"{host} {first.addresses[host]}" for host in hosts_of(seats))
+
+
+def _names_there(seat: Seat, fact: NameFacts, several: bool) -> list[Finding]:
+    faults = []
+    for host, address in fact.addresses.items():
+        if address is None and not several:
+            continue  # nobody else has to find this machine
+        if address is None:
+            found = f"the name {host} leads nowhere on {seat.host}"
+            advice = f"add it to /etc/hosts on {seat.host}, or to its name server"
+        elif is_loopback(address) and several:
+            found = f"the name {host} is {address} on {seat.host}, where no other host reaches it"
+            advice = f"give {host} its routable address in /etc/hosts on {seat.host}"
+        elif is_loopback(address) and not _is_this_machine(host, seat):
+            found = f"the name {host} is {address} on {seat.host}: its ranks run on {seat.machine}"
+            advice = f"give {host} its routable address in /etc/hosts on {seat.host}"
+        elif host in fact.unreached and several:
+            reason = fact.unreached[host]
+            found = f"{seat.host} does not reach {host} at {address} ({reason})"
+            advice = f"correct the address on {seat.host}, or let the firewall pass all ports"
+        else:
+            continue
+        faults.append(Finding(check=CHECK, level="fail", found=found, advice=advice))
+    return faults
+
+
+def _is_this_machine(host: str, seat: Seat) -> bool:
+    """A name that is meant for this machine, so that it may lead to itself."""
+    if host == "localhost" or host.startswith("localhost."):
+        return True
+    try:
+        return is_loopback(host)
+    except ValueError:
+        return host.partition(".")[0] == seat.machine.partition(".")[0]
+
+
+def _own_name(seat: Seat, fact: NameFacts, mended: bool) -> list[Finding]:
+    """A stock Horovod listens at the address of the machine's own name."""
+    address = fact.own_address
+    if seat.machine in fact.addresses or (address is not None and not is_loopback(address)):
+        return []
+    leads = "leads nowhere" if address is None else f"is {address}"
+    harmless = mended and fact.interface_address is not None
+    return [
+        Finding(
+            check=CHECK,
+            level="warn" if harmless else "fail",
+            found=f"{seat.host} calls itself {seat.machine}, and that {leads} there",
+            advice=f"give {seat.machine} its routable address in /etc/hosts on {seat.host}",
+        )
+    ]
+
+
+def _interface(seat: Seat, fact: NameFacts) -> list[Finding]:
+    if seat.interface is None:
+        return []
+    if fact.interface_address is None:
+        found = f"{seat.host} has no address on the network interface {seat.interface}"
+    elif is_loopback(fact.interface_address):
+        found = f"the launcher chose the interface {seat.interface}, by which no host is reached"
+    else:
+        return []
+    advice = "name one that all hosts have: horovodrun --network-interfaces"
+    return [Finding(check=CHECK, level="fail", found=found, advice=advice)]
+
+
+def _uneven(seats: Sequence[Seat]) -> list[Finding]:
+    counts = {host: sum(seat.host == host for seat in seats) for host in hosts_of(seats)}
+    if len(set(counts.values())) == 1:
+        return []
+    found = "hosts differ in ranks: " + listed(f"{host} {count}" for host, count in counts.items())
+    return [Finding(check=CHECK, level="fail", found=found, advice="give -H equal slots")]

@@ -1,0 +1,181 @@
+"""The command line of the lab: its options, and what its state looks like."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from harness.arguments import MOST_RANKS, count
+from harness.errors import UserError
+from harness.lab import cell, lab
+from harness.lab.cpu_limit import groups_here
+from harness.lab.entry import DIRECT, REAL, is_direct
+from harness.lab.host import LabHost, processes
+from harness.lab.impairment import OPTIONS, Impairment, figures
+from harness.lab.links import shaped_to
+from harness.lab.rate import told
+from harness.lab.run import parse_stutter, run_in_lab
+from harness.lab.switch import RELAY_IS_GONE, impairments_of, relay_is_gone
+
+Commands = Any
+"""What argparse calls _SubParsersAction, and keeps to itself."""
+Command = Callable[[argparse.Namespace], int]
+ABOUT = """\
+Test hosts on this machine, with slow links between them. With root they are made in the machine's
+own namespaces, and entered by ssh where sshd is installed; else, without root, in a user namespace
+of your own, and entered directly: `ssh` is then a program of the lab, for what runs in it. Where
+that is forbidden, `up` says by what.
+"""
+
+
+def add_lab(commands: Commands) -> None:
+    """`harness lab up | run | status | rate | share | down`."""
+    parser = commands.add_parser(
+        "lab", help="test hosts on this machine, with slow links", description=ABOUT
+    )
+    of_lab = parser.add_subparsers(required=True, metavar="COMMAND")
+    up = of_lab.add_parser("up", help="make the hosts h1, h2, ... anew")
+    up.add_argument("--hosts", type=count(lab.MOST_HOSTS), default=2, help="how many")
+    up.add_argument("--slots", type=count(MOST_RANKS), default=4, help="ranks that a host takes")
+    up.add_argument("--rate", default="none", help="of each host's link: 200mbit, none")
+    _add_impairment(up)
+    up.add_argument(
+        "--share", action="append", default=[], metavar="HOST=FRACTION", help="of one core"
+    )
+    up.add_argument(
+        "--ssh",
+        choices=(REAL, DIRECT),
+        help="how hosts are entered: by sshd, the default where it can run, or directly",
+    )
+    up.set_defaults(command=_up)
+    run = of_lab.add_parser("run", help="run a command in the first host")
+    run.add_argument("--stutter", action="append", default=[], metavar="HOST:SLOW/EVERY[:SHARE]")
+    run.add_argument("arguments", nargs="+", metavar="-- CMD")
+    run.set_defaults(command=_inside(_run))
+    status = of_lab.add_parser("status", help="the hosts, their links and processes")
+    status.add_argument("--hosts", action="store_true", help="print the list for horovodrun -H")
+    status.set_defaults(command=_inside(_status))
+    rate = of_lab.add_parser("rate", help="shape the links of a running lab anew")
+    rate.add_argument("rate", help="200mbit, none")
+    rate.add_argument("host", nargs="?", help="only this one's")
+    _add_impairment(rate)
+    rate.set_defaults(command=_inside(_rate))
+    share = of_lab.add_parser("share", help="limit a host's processes to a part of one core")
+    share.add_argument("host")
+    share.add_argument("share", metavar="FRACTION", help="0.3; 1 or none lifts it")
+    share.set_defaults(command=_inside(_share))
+    down = of_lab.add_parser("down", help="end the lab's processes and remove all of it")
+    down.set_defaults(command=_down)
+
+
+def _inside(command: Command) -> Command:
+    """Run where the lab of this user is."""
+
+    def run(parsed: argparse.Namespace) -> int:
+        if cell.is_needed():
+            return cell.found().run(partial(command, parsed))
+        return command(parsed)
+
+    return run
+
+
+def _add_impairment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--latency", help="one way between two hosts, half a ping: 20ms, none")
+    parser.add_argument("--jitter", help="by how much the latency varies up and down: 5ms, none")
+    parser.add_argument("--loss", help="of packets, one way: 0.1%%, none")
+
+
+def _figures(parsed: argparse.Namespace) -> dict[str, float]:
+    return figures({name: getattr(parsed, name) for name in OPTIONS})
+
+
+def _up(parsed: argparse.Namespace) -> int:
+    shares = dict(_host_and_share(text) for text in parsed.share)
+    impairment, rate = Impairment(**_figures(parsed)), _rate_or_none(parsed.rate)
+    direct = is_direct(parsed.ssh)
+    plan = lab.plan(parsed.hosts, parsed.slots, direct, rate, shares, impairment)
+
+    def make() -> int:
+        lab.up(plan)
+        return _status(argparse.Namespace(hosts=False))
+
+    return cell.run_in_new(make) if cell.is_needed() else make()
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    return run_in_lab(parsed.arguments, [parse_stutter(text) for text in parsed.stutter])
+
+
+def _status(parsed: argparse.Namespace) -> int:
+    hosts = lab.running()
+    if parsed.hosts:
+        print(",".join(f"{host.name}:{host.slots}" for host in hosts))
+        return 0
+    entered = "directly" if hosts[0].direct else "by ssh"
+    print(f"made {cell.place()}; hosts are entered {entered}", file=sys.stderr)
+    impairments = impairments_of(hosts)
+    for host in hosts:
+        print(_line(host, impairments[host.name]))
+    if relay_is_gone():
+        print(f"{RELAY_IS_GONE}; start it anew: harness lab rate RATE")
+        return 1
+    return 0
+
+
+def _rate(parsed: argparse.Namespace) -> int:
+    lab.set_link(_rate_or_none(parsed.rate), parsed.host, _figures(parsed))
+    return 0
+
+
+def _share(parsed: argparse.Namespace) -> int:
+    lab.set_share(parsed.host, _cores(parsed.share))
+    return 0
+
+
+def _down(_: argparse.Namespace) -> int:
+    return cell.end_after(_take_down) if cell.is_needed() else _take_down()
+
+
+def _take_down() -> int:
+    if relay_is_gone():
+        print(f"{RELAY_IS_GONE}; the rest is taken down", file=sys.stderr)
+    lab.down()
+    return 0
+
+
+def _line(host: LabHost, impairment: Impairment) -> str:
+    try:
+        limit = groups_here().limit_of(host.name)
+    except (UserError, OSError):
+        limit = None
+    share = f"cores {','.join(map(str, host.cores))}"
+    if limit is not None:
+        share += f", {limit:g} of a core"
+    rate = shaped_to(host)
+    link = f"link {'unshaped' if rate is None else told(rate)}"
+    if impairment:
+        link += f", {impairment}"
+    count = len(processes(host.namespace))
+    return f"{host.name}  {host.address}  {host.slots} slots  {link}  {share}  {count} processes"
+
+
+def _rate_or_none(text: str) -> str | None:
+    return None if text == "none" else text
+
+
+def _host_and_share(text: str) -> tuple[str, float | None]:
+    name, _, share = text.partition("=")
+    return name, _cores(share)
+
+
+def _cores(text: str) -> float | None:
+    if text == "none":
+        return None
+    try:
+        cores = float(text)
+    except ValueError:
+        cores = 0.0
+    if not 0 < cores <= 1:
+        raise UserError(f"{text!r} is no share of a core; give e.g. 0.3, and 1 or none to lift it")
+    return None if cores == 1 else cores

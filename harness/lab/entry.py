@@ -1,0 +1,183 @@
+"""How a lab's hosts are entered: over real ssh, or directly, where no sshd can run."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Protocol
+
+from harness.errors import UserError
+from harness.lab import direct_ssh, direct_sshd
+from harness.lab.host import PREFIX, STATE, LabHost
+
+REAL, DIRECT = "real", "direct"
+TOOLS = {
+    "sshd": "openssh-server",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+}
+"""Program -> the package that has it on Debian."""
+PLACES = ("/usr/sbin", "/sbin", "/usr/local/sbin")
+"""Of sshd, which a user's PATH may lack."""
+PRIVILEGE_FOLDER = Path("/run/sshd")
+"""sshd insists on it; a machine whose own sshd runs has it."""
+PROGRAMS, DOORS = STATE / "bin", STATE / "doors"
+KNOWN_HOSTS = STATE / "known_hosts"
+CLIENT = f"""\
+Host *
+  User root
+  IdentityFile {STATE}/key
+  IdentitiesOnly yes
+  UserKnownHostsFile /dev/null
+  GlobalKnownHostsFile {KNOWN_HOSTS}
+  StrictHostKeyChecking yes
+  BatchMode yes
+  LogLevel ERROR
+"""
+SERVER = """\
+ListenAddress {address}
+HostKey {folder}/host_key
+PidFile none
+AuthorizedKeysFile {state}/key.pub
+PermitRootLogin prohibit-password
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+UsePAM no
+UseDNS no
+PrintMotd no
+PrintLastLog no
+MaxStartups 512
+MaxSessions 512
+LogLevel ERROR
+"""
+
+
+class Entry(Protocol):
+    """Of hosts of one lab: all are entered alike."""
+
+    def prepare(self) -> None:
+        """Once a lab, before its hosts."""
+
+    def write_files(self, host: LabHost) -> None:
+        """In the host's folders, which must be there."""
+
+    def program(self, host: LabHost) -> list[str]:
+        """The host's first process."""
+
+    def is_open(self, host: LabHost, first: int) -> bool:
+        """Whether the host, whose first process has that number here, lets anybody in yet."""
+
+    def ssh(self, host: LabHost, terminal: bool, line: str) -> list[str]:
+        """Runs a shell's line in the host; to be started in the host's own network."""
+
+    def search(self, path: str) -> str:
+        """PATH for what runs in the hosts, by that of the user."""
+
+
+class RealSsh:
+    """sshd in each host, one login key for all; for root."""
+
+    def prepare(self) -> None:
+        PRIVILEGE_FOLDER.mkdir(mode=0o755, exist_ok=True)
+        _make_key(STATE / "key")
+
+    def write_files(self, host: LabHost) -> None:
+        (host.files / "ssh").mkdir()
+        self._configuration(host).write_text(CLIENT)
+        # sshd without PAM refuses an account whose password is locked, as root's is on some
+        # systems.
+        (host.files / "shadow").write_text("root:*:19000:0:99999:7:::\n")
+        (host.files / "shadow").chmod(0o600)
+        server = SERVER.format(address=host.address, folder=host.folder, state=STATE)
+        (host.folder / "sshd_config").write_text(server)
+        _make_key(host.folder / "host_key")
+        public = (host.folder / "host_key.pub").read_text()
+        with KNOWN_HOSTS.open("a") as known:
+            known.write(f"{host.name},{host.address} {public}")
+
+    def program(self, host: LabHost) -> list[str]:
+        sshd = shutil.which("sshd", path=os.pathsep.join(PLACES)) or "/usr/sbin/sshd"
+        return [sshd, "-D", "-e", "-f", str(host.folder / "sshd_config")]
+
+    def is_open(self, host: LabHost, first: int) -> bool:
+        octets = [int(octet) for octet in host.address.split(".")]
+        listening = bytes(reversed(octets)).hex().upper() + ":0016 00000000:0000 0A"
+        return listening in Path(f"/proc/{first}/net/tcp").read_text()
+
+    def ssh(self, host: LabHost, terminal: bool, line: str) -> list[str]:
+        options = ["-F", str(self._configuration(host)), "-tt" if terminal else "-T"]
+        return ["ssh", *options, host.address, line]
+
+    def search(self, path: str) -> str:
+        return path
+
+    def _configuration(self, host: LabHost) -> Path:
+        return host.files / "ssh" / "ssh_config"
+
+
+class Direct:
+    """A program in each host that runs what is asked for at a socket in the file system.
+
+    Namespaces of networks do not part such sockets. In the hosts `ssh` is a program that asks.
+    """
+
+    def prepare(self) -> None:
+        PROGRAMS.mkdir()
+        DOORS.mkdir()
+        words = [sys.executable, "-I", "-S", str(Path(direct_ssh.__file__)), str(DOORS)]
+        (PROGRAMS / "ssh").write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        (PROGRAMS / "ssh").chmod(0o755)
+
+    def write_files(self, host: LabHost) -> None:
+        (DOORS / host.address).symlink_to(host.name)
+
+    def program(self, host: LabHost) -> list[str]:
+        words = [Path(direct_sshd.__file__), DOORS / host.name, PROGRAMS]
+        return [sys.executable, "-I", "-S", *map(str, words)]
+
+    def is_open(self, host: LabHost, first: int) -> bool:
+        return (DOORS / host.name).exists()
+
+    def ssh(self, host: LabHost, terminal: bool, line: str) -> list[str]:
+        return [str(PROGRAMS / "ssh"), "-tt" if terminal else "-T", host.name, line]
+
+    def search(self, path: str) -> str:
+        return os.pathsep.join([str(PROGRAMS), path])
+
+
+def entry_of(host: LabHost) -> Entry:
+    return Direct() if host.direct else RealSsh()
+
+
+def is_direct(asked: str | None) -> bool:
+    """Whether to enter directly: as asked for, by default where ssh cannot work.
+
+    Raises UserError where it is asked for there.
+    """
+    against = obstacle_to_ssh()
+    if asked == REAL and against is not None:
+        raise UserError(f"--ssh real {against}; or leave it out, to enter the hosts directly")
+    return asked == DIRECT or against is not None
+
+
+def obstacle_to_ssh(search: str | None = None) -> str | None:
+    """Why no sshd can run in the hosts; None where one can. `search` stands for PATH."""
+    groups = Path("/proc/self/setgroups")
+    if os.geteuid() != 0 or (groups.exists() and groups.read_text().strip() == "deny"):
+        return "needs root, because sshd changes users and groups; run it with sudo"
+    path = search or os.pathsep.join([os.environ.get("PATH", ""), *PLACES])
+    missing = [name for name in TOOLS if not shutil.which(name, path=path)]
+    if missing:
+        packages = " ".join(dict.fromkeys(TOOLS[name] for name in missing))
+        return f"misses {', '.join(missing)}; install e.g. {packages}"
+    return None
+
+
+def _make_key(path: Path) -> None:
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", PREFIX, "-f", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"the lab's `{shlex.join(command)}` failed: {said}")

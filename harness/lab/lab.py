@@ -1,0 +1,261 @@
+"""Many machines on one: test hosts on a switch, made, changed and taken down without a trace."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from harness.errors import UserError
+from harness.lab.cpu_limit import Groups, find_groups, groups_here
+from harness.lab.entry import PRIVILEGE_FOLDER, entry_of
+from harness.lab.host import (
+    NAMESPACES,
+    NO_LAB,
+    PREFIX,
+    STATE,
+    LabHost,
+    boot,
+    end_processes,
+    first_process,
+    last_words,
+    write_files,
+)
+from harness.lab.impairment import Impairment
+from harness.lab.links import connect, shape, try_links
+from harness.lab.namespaces import make_network, remove_network
+from harness.lab.rate import bits_per_second
+from harness.lab.switch import impairments_of, join, make_switch
+from harness.lab.turn import turn
+from harness.parallel.slices import slice_of
+
+MOST_HOSTS = 99
+START_SECONDS = 20.0
+HOSTS = STATE / "hosts.json"
+MISSING = STATE / "missing.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A lab that is to be made."""
+
+    hosts: tuple[LabHost, ...]
+    rate: str | None
+    shares: Mapping[str, float | None]
+    impairment: Impairment
+
+
+def plan(
+    count: int,
+    slots: int,
+    direct: bool,
+    rate: str | None,
+    shares: Mapping[str, float | None],
+    impairment: Impairment,
+) -> Plan:
+    """The hosts h1, h2, ..., each with so many slots and such a link.
+
+    Raises UserError for what makes no sense.
+    """
+    if not 1 <= count <= MOST_HOSTS or slots < 1:
+        raise UserError(
+            f"found --hosts {count} --slots {slots}; take 1 to {MOST_HOSTS} hosts of 1 slot or more"
+        )
+    hosts = _hosts(count, slots, direct, sorted(os.sched_getaffinity(0)))
+    unknown = sorted(shares.keys() - {host.name for host in hosts})
+    if unknown:
+        raise UserError(f"--share names {', '.join(unknown)}, the hosts are h1 to h{count}")
+    if rate is not None:
+        bits_per_second(rate)
+    return Plan(hosts, rate, shares, impairment)
+
+
+def obstacle() -> str | None:
+    """Why no lab can be made in this process's namespaces, in a line; None where one can."""
+    try:
+        try_links()
+    except UserError as error:
+        return f"is not allowed to make shaped links in namespaces here: {error}"
+    return None
+
+
+def up(wanted: Plan) -> None:
+    """Makes the hosts anew.
+
+    Takes down what is left of an earlier lab. When anything fails, nothing is left of this one.
+    """
+    against = obstacle()
+    if against is not None:
+        raise UserError(f"harness lab {against}")
+    with turn():
+        _remove()
+        try:
+            _make(wanted)
+            for name, cores in wanted.shares.items():
+                _limit(name, cores)
+        except BaseException:
+            _remove()
+            raise
+
+
+def down() -> None:
+    """Ends every process of the lab and removes all of it, also of one that came up halfway."""
+    with turn():
+        _remove()
+
+
+def running() -> tuple[LabHost, ...]:
+    """The hosts of the lab. Raises UserError where none is up."""
+    try:
+        made = json.loads(HOSTS.read_text())
+    except FileNotFoundError as error:
+        raise UserError(NO_LAB) from error
+    return tuple(map(LabHost.of, made))
+
+
+def _hosts(count: int, slots: int, direct: bool, cores: Sequence[int]) -> tuple[LabHost, ...]:
+    """Each with cores of its own, as machines have them; with more hosts than cores, some share."""
+
+    def own(place: int) -> tuple[int, ...]:
+        if count > len(cores):
+            return (cores[place % len(cores)],)
+        share = slice_of(len(cores), count, place)
+        return tuple(cores[share.start : share.stop])
+
+    return tuple(LabHost(place + 1, slots, own(place), direct) for place in range(count))
+
+
+def host_named(name: str) -> LabHost:
+    hosts = {host.name: host for host in running()}
+    if name not in hosts:
+        raise UserError(f"the lab has no host {name!r}; name one of {', '.join(hosts)}")
+    return hosts[name]
+
+
+def set_link(
+    rate: str | None, name: str | None = None, figures: Mapping[str, float] | None = None
+) -> None:
+    """Shapes the links of a running lab anew, or one host's; of its impairment, those figures."""
+    bits = None if rate is None else bits_per_second(rate)
+    hosts = running()
+    changed = hosts if name is None else [host_named(name)]
+    with turn():
+        impairments = impairments_of(hosts)
+        for host in changed:
+            impairments[host.name] = impairments[host.name].changed(figures or {})
+        join(impairments)
+        for host in changed:
+            shape(host, bits)
+
+
+def set_share(name: str, cores: float | None) -> None:
+    """Limits the host's processes, all together, to so much of one core; None lifts it."""
+    _limit(host_named(name).name, cores)
+
+
+def _limit(name: str, cores: float | None) -> None:
+    limits_of(name).limit(name, cores)
+
+
+def limits_of(name: str) -> Groups:
+    """What limits the host's cores. Raises UserError where nothing can."""
+    groups = groups_here()
+    if not groups.entrance(name).exists():
+        raise UserError(
+            f"the cores of {name} cannot be limited: this machine lets no control group be made "
+            f"in {groups.mount}; leave the share out"
+        )
+    return groups
+
+
+def _make(wanted: Plan) -> None:
+    hosts = wanted.hosts
+    entry = entry_of(hosts[0])
+    _note_what_is_missing()
+    NAMESPACES.mkdir(mode=0o755, exist_ok=True)
+    entry.prepare()
+    groups = _make_groups(hosts)
+    make_switch()
+    bits = None if wanted.rate is None else bits_per_second(wanted.rate)
+    for host in hosts:
+        make_network(NAMESPACES / host.namespace)
+        connect(host)
+        write_files(host, hosts)
+        entry.write_files(host)
+        shape(host, bits)
+    join({host.name: wanted.impairment for host in hosts})
+    _boot(hosts, groups)
+    # Written last: a lab without it is broken, and nobody works in it.
+    HOSTS.write_text(json.dumps([asdict(host) for host in hosts]))
+
+
+def _boot(hosts: Sequence[LabHost], groups: Groups | None) -> None:
+    """All beside each other; returns when all let others in."""
+    entry = entry_of(hosts[0])
+    booting = []
+    try:
+        for host in hosts:
+            group = groups.entrance(host.name) if groups else None
+            booting.append(boot(host, entry.program(host), group))
+        firsts = [first_process(*each) for each in zip(hosts, booting, strict=True)]
+    except BaseException:
+        for each in booting:
+            each.kill()  # what is in no host's network yet is not found there
+        raise
+    end = time.monotonic() + START_SECONDS
+    for host, first in zip(hosts, firsts, strict=True):
+        while not entry.is_open(host, first):
+            if not Path(f"/proc/{first}").exists() or time.monotonic() > end:
+                raise UserError(f"{host.name} of the lab does not start: {last_words(host)}")
+            time.sleep(0.01)
+
+
+def _note_what_is_missing() -> None:
+    """Keeps in mind, before any of it is made, what this machine did not have."""
+    folders = [path for path in (NAMESPACES, PRIVILEGE_FOLDER) if not path.exists()]
+    groups = find_groups(Path("/proc/mounts").read_text())
+    controller = groups is not None and groups.lacks_controller()
+    note = {"folders": [str(path) for path in folders], "controller": controller}
+    STATE.mkdir(mode=0o700)
+    MISSING.write_text(json.dumps(note))
+
+
+def _make_groups(hosts: Sequence[LabHost]) -> Groups | None:
+    """None where the machine lets nobody limit cores: a lab is of use without."""
+    groups = find_groups(Path("/proc/mounts").read_text())
+    if groups is None:
+        return None
+    try:
+        groups.make([host.name for host in hosts])
+    except OSError:
+        groups.remove()
+        return None
+    return groups
+
+
+def _remove() -> None:
+    """Finds everything by its prefix: whoever made it may have been killed in the middle."""
+    names = [path.name for path in NAMESPACES.glob(f"{PREFIX}-*")]
+    end_processes(names)
+    for name in names:
+        remove_network(NAMESPACES / name)
+    groups = find_groups(Path("/proc/mounts").read_text())
+    if groups is not None:
+        groups.remove()
+    _take_back(groups)
+    shutil.rmtree(STATE, ignore_errors=True)
+
+
+def _take_back(groups: Groups | None) -> None:
+    """Removes what this machine did not have before the lab, unless others use it by now."""
+    try:
+        note = json.loads(MISSING.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return
+    if note["controller"] and groups is not None:
+        groups.take_back_controller()
+    for folder in (Path(text) for text in note["folders"]):
+        if folder.exists() and not folder.is_mount() and not any(folder.iterdir()):
+            folder.rmdir()

@@ -1,0 +1,128 @@
+"""Runs a command in the lab's first host, over its ssh; may slow a host down meanwhile."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from harness.errors import UserError
+from harness.lab.entry import entry_of
+from harness.lab.host import NAMESPACES, LabHost
+from harness.lab.lab import host_named, limits_of, running, set_share
+from harness.lab.namespaces import network
+from harness.lab.switch import RELAY_IS_GONE, relay_is_gone
+from harness.launch import leash
+from harness.launch.environment import passed_on
+
+STUTTER = re.compile(r"(\w+):(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)(?::(0?\.\d+))?")
+SLOW_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Stutter:
+    """One host is slow for some seconds again and again."""
+
+    host: str
+    slow_seconds: float
+    every_seconds: float
+    share: float
+    """Of one core, for all the host's processes together, while it is slow."""
+
+
+def parse_stutter(text: str) -> Stutter:
+    """`h2:2/10`, or `h2:2/10:0.3` for another share than 0.1."""
+    found = STUTTER.fullmatch(text)
+    if not found or not 0 < float(found[2]) < float(found[3]):
+        raise UserError(
+            f"--stutter {text!r} is not understood; h2:2/10 slows h2 for 2 s every 10 s, "
+            f"h2:2/10:0.3 to 0.3 of a core"
+        )
+    return Stutter(found[1], float(found[2]), float(found[3]), float(found[4] or SLOW_SHARE))
+
+
+def run_in_lab(command: Sequence[str], stutters: Sequence[Stutter] = ()) -> int:
+    """Exit code of the command, run where the caller stands, with the caller's environment.
+
+    At a terminal it has one too. Else its output is passed on, it has no input, and the signals
+    that come here go to its process group; when this process is killed, so is it.
+    """
+    host = running()[0]
+    if relay_is_gone():
+        raise UserError(f"{RELAY_IS_GONE}; start it anew: harness lab rate RATE")
+    for stutter in stutters:
+        limits_of(host_named(stutter.host).name)
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    with _stuttering(stutters):
+        code = _at_terminal(host, command) if terminal else _passing_on(host, command)
+    return code if code >= 0 else 128 - code  # the lab was taken down, ssh with it
+
+
+def _ssh(host: LabHost, command: Sequence[str], terminal: bool) -> list[str]:
+    entry, variables = entry_of(host), passed_on(os.environ)
+    variables["PATH"] = entry.search(variables.get("PATH", os.defpath))
+    here = ["env", *(f"{name}={value}" for name, value in variables.items())]
+    line = f"cd {shlex.quote(os.getcwd())} && exec {shlex.join([*here, *command])}"
+    return entry.ssh(host, terminal, line)
+
+
+def _at_terminal(host: LabHost, command: Sequence[str]) -> int:
+    # ssh takes the keys as they come: Ctrl-C is for the command alone.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with network(NAMESPACES / host.namespace):
+            ssh = subprocess.Popen(_ssh(host, command, terminal=True))
+        return ssh.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _passing_on(host: LabHost, command: Sequence[str]) -> int:
+    held = [sys.executable, str(Path(leash.__file__)), *command]
+    with network(NAMESPACES / host.namespace):
+        ssh = subprocess.Popen(
+            _ssh(host, held, terminal=False), stdin=subprocess.PIPE, start_new_session=True
+        )
+    assert ssh.stdin is not None
+    to_leash = ssh.stdin.fileno()
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        with suppress(BrokenPipeError):  # it has just ended
+            os.write(to_leash, bytes([number]))
+
+    before = [(number, signal.signal(number, pass_on)) for number in leash.PASSED_ON]
+    try:
+        return ssh.wait()
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+        ssh.stdin.close()
+
+
+@contextmanager
+def _stuttering(stutters: Sequence[Stutter]) -> Iterator[None]:
+    ended = threading.Event()
+    threads = [threading.Thread(target=_stutter, args=(each, ended)) for each in stutters]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def _stutter(stutter: Stutter, ended: threading.Event) -> None:
+    fast_seconds = stutter.every_seconds - stutter.slow_seconds
+    while not ended.wait(fast_seconds):
+        set_share(stutter.host, stutter.share)
+        ended.wait(stutter.slow_seconds)
+        set_share(stutter.host, None)

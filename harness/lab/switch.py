@@ -1,0 +1,91 @@
+"""What joins the lab's hosts: a bridge, or the relay where a link has latency, jitter or loss."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+
+from harness.errors import UserError
+from harness.lab.host import (
+    NAMESPACES,
+    PACKAGE,
+    STATE,
+    SWITCH,
+    LabHost,
+    end_processes,
+    processes,
+)
+from harness.lab.impairment import Impairment
+from harness.lab.links import make_bridge, put_on_bridge
+from harness.lab.namespaces import make_network, network
+from harness.lab.relay import FIGURES, READY, read_impairments
+
+LOG = STATE / "relay.log"
+RELAY_IS_GONE = "the relay that joins the lab's hosts has ended: nothing passes between them"
+
+
+def make_switch() -> None:
+    make_network(NAMESPACES / SWITCH)
+    make_bridge()
+
+
+def impairments_of(hosts: Iterable[LabHost]) -> dict[str, Impairment]:
+    with suppress(FileNotFoundError):
+        return read_impairments(STATE)
+    return {host.name: Impairment() for host in hosts}
+
+
+def relay_is_gone() -> bool:
+    """Where there should be one; False also where no lab is up."""
+    try:
+        return any(read_impairments(STATE).values()) and not _relay()
+    except FileNotFoundError:
+        return False
+
+
+def join(impairments: Mapping[str, Impairment]) -> None:
+    """All hosts that are connected, by name, with what each one's link does to packets.
+
+    Changes a relay that runs, starts one where one is needed, ends one that is not any more.
+    """
+    beside = STATE / f"{FIGURES}.new"
+    beside.write_text(json.dumps({name: asdict(each) for name, each in impairments.items()}))
+    beside.rename(STATE / FIGURES)
+    impaired = any(impairments.values())
+    if impaired and (running := _relay()):
+        for pid in running:
+            os.kill(pid, signal.SIGHUP)
+        return
+    if not impaired:
+        end_processes([SWITCH])
+    # A bridge beside the relay would carry every frame a second time.
+    put_on_bridge(impairments, not impaired)
+    if impaired:
+        _start_relay(list(impairments))
+
+
+def _relay() -> list[int]:
+    """Its process; nothing else runs in the switch."""
+    return processes(SWITCH)
+
+
+def _start_relay(hosts: list[str]) -> None:
+    relay = [sys.executable, "-m", "harness.lab.relay", str(STATE), *hosts]
+    with LOG.open("wb") as log, network(NAMESPACES / SWITCH):
+        process = subprocess.Popen(
+            relay,
+            cwd=PACKAGE,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+    assert process.stdout is not None
+    with process.stdout:
+        if process.stdout.readline() != READY:
+            said = LOG.read_text().strip().splitlines()[-1:]
+            raise UserError(f"the lab's relay does not start: {' '.join(said) or 'no word'}")

@@ -1,0 +1,91 @@
+"""The command line of launch: an experiment or any program, on all ranks of all hosts."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.arguments import MOST_RANKS, SUFFIXES, Arguments, count, is_override, path
+from harness.errors import UserError
+
+
+def add_launch(commands: Any) -> None:
+    """`harness launch`."""
+    parser = commands.add_parser(
+        "launch",
+        help="one training, or any program, on many machines by horovodrun",
+        epilog="-- CMD starts a program instead of an experiment",
+    )
+    parser.add_argument(
+        "--np", "-np", type=count(MOST_RANKS), help="ranks; else as many as there are slots"
+    )
+    parser.add_argument("--hosts", "-H", help="host:slots,host:slots; else this machine alone")
+    parser.add_argument(
+        "--folder",
+        type=path,
+        help="where the run's files go; what its ranks print goes to FOLDER.log",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the line and end")
+    parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
+    parser.set_defaults(command=_launch)
+
+
+def _launch(parsed: argparse.Namespace) -> int:
+    from harness.launch.hosts import slots_of
+    from harness.launch.launch import launch, plan_launch
+    from harness.tracking.folders import new_file, now
+
+    ranks = parsed.np or slots_of(parsed.hosts)
+    first = parsed.arguments[0]
+    if first.endswith(SUFFIXES) or is_override(first):
+        given = Arguments.split(parsed.arguments)
+        return _train(parsed, given.only_experiment("launch"), given.overrides, ranks)
+    _announce(plan_launch(parsed.arguments, ranks, parsed.hosts).line())
+    if parsed.dry_run:
+        return 0
+    log = new_file((parsed.folder or Path("runs")) / f"launch-{now()}.log")
+    outcome = launch(parsed.arguments, ranks, parsed.hosts, log, sys.stdout)
+    return _end(outcome.exit_code, outcome.reason, log)
+
+
+def _train(
+    parsed: argparse.Namespace, experiment: Path, overrides: Sequence[str], ranks: int
+) -> int:
+    from harness.config import load
+    from harness.launch.environment import withheld
+    from harness.launch.hosts import parse_hosts, topology_of
+    from harness.launch.launch import plan_launch
+    from harness.launch.training import launch_training, train_command
+    from harness.parallel.topology import check_classes
+    from harness.tracking.folders import claimed, new_file, now
+
+    config = load(experiment, overrides)
+    topology = topology_of(parse_hosts(parsed.hosts or f"localhost:{ranks}", ranks), ranks)
+    check_classes(topology, config.classifier.layout, config.data.num_classes)
+    automatic = Path(config.tracking.folder) / f"{config.name}-s{config.seed}-{now()}"
+    if parsed.dry_run:
+        shown = (parsed.folder or automatic).absolute()
+        command = train_command(experiment, overrides, shown)
+        _announce(plan_launch(command, ranks, parsed.hosts).line())
+        return 0
+    for line in withheld(config):
+        _announce(line)
+    with claimed(parsed.folder, automatic) as folder:
+        command = train_command(experiment, overrides, folder)
+        _announce(plan_launch(command, ranks, parsed.hosts).line())
+        log = new_file(folder.with_name(f"{folder.name}.log"))
+        outcome = launch_training(command, config, folder, ranks, parsed.hosts, log)
+        return _end(outcome.exit_code, outcome.reason, log)
+
+
+def _announce(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _end(code: int, reason: str, log: Path) -> int:
+    if code == 2:
+        raise UserError(reason.removeprefix("harness: "))
+    if code:
+        _announce(f"{reason}\nall that the ranks said: {log}")
+    return code

@@ -1,0 +1,29 @@
+"""Starts one training on all ranks; where it fails, its MLflow run says so."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.config import Config
+from harness.launch.launch import Outcome, launch
+from harness.tracking.address import store_uri
+from harness.tracking.connection import Status, set_status
+from harness.tracking.run_folder import RunFolder
+
+
+def train_command(experiment: Path, overrides: Sequence[str], folder: Path) -> list[str]:
+    """What each rank runs."""
+    program = [sys.executable, "-m", "harness", "train", str(experiment)]
+    return [*program, *overrides, "--folder", str(folder)]
+
+
+def launch_training(
+    command: Sequence[str], config: Config, folder: Path, ranks: int, hosts: str | None, log: Path
+) -> Outcome:
+    """Runs what `train_command` gave for this config and folder."""
+    outcome = launch(command, ranks, hosts, log)
+    run_id = RunFolder(folder).mlflow_run_id if outcome.exit_code else None
+    if run_id is not None:
+        status: Status = "KILLED" if outcome.stopped else "FAILED"
+        set_status(store_uri(config.tracking), run_id, status)
+    return outcome

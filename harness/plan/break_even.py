@@ -1,0 +1,86 @@
+"""Where one way of training overtakes another: so many classes, so slow a link."""
+
+from dataclasses import dataclass
+
+from harness.config import Config
+from harness.errors import UserError
+from harness.plan.cost_model import predict
+from harness.plan.machines import Cluster
+from harness.plan.ways import PAYS, crossing, on_each_route, with_exchange
+
+MOST_CLASSES = 100_000_000
+SLOWEST, FASTEST = 1e4, 1e12
+"""Links, bytes/s."""
+SCALE = 40
+"""Rates that are tried, evenly on a scale of logarithms, to find where the curve lies above."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Links on which the late exchange pays, bytes/s: the slowest and the fastest."""
+
+    slowest: float
+    """SLOWEST where it pays there too."""
+    fastest: float
+    best: float
+    """The largest ratio on the way."""
+
+
+def classes_for_world(cluster: Cluster, config: Config, kind: str) -> int | None:
+    """The least number of classes at which `world` is faster than `node`; None: never.
+
+    `kind`: synchronous or delayed, alike for both.
+    """
+    passes = config.exchange.backward_passes_per_step
+
+    def difference(classes: float) -> float:
+        data = config.data.model_copy(update={"num_classes": round(classes)})
+        given = config.model_copy(update={"data": data})
+        world, node = (
+            _step_ms(cluster, with_exchange(given, layout, kind, passes))
+            for layout in ("world", "node")
+        )
+        return node - world
+
+    least = max(2, cluster.ranks)
+    if difference(least) > 0:
+        return least
+    found = crossing(difference, least, MOST_CLASSES)
+    return None if found is None else round(found)
+
+
+def rates_for_late(cluster: Cluster, config: Config, layout: str) -> Rates | None:
+    """Links on which `delayed` with a sliced classifier beats `synchronous` of `layout`."""
+    passes = config.exchange.backward_passes_per_step
+    late = with_exchange(config, "node", "delayed", passes)
+    waiting = with_exchange(config, layout, "synchronous", passes)
+
+    def gain(rate: float) -> float:
+        there = cluster.with_rate(rate)
+        return _step_ms(there, waiting) / _step_ms(there, late) - PAYS
+
+    tried = [SLOWEST * (FASTEST / SLOWEST) ** (n / SCALE) for n in range(SCALE + 1)]
+    gains = [gain(rate) for rate in tried]
+    paying = [number for number, each in enumerate(gains) if each > 0]
+    if not paying:
+        return None
+    first, last = paying[0], paying[-1]
+    below = crossing(gain, tried[first - 1], tried[first]) if first else SLOWEST
+    above = crossing(gain, tried[last], tried[last + 1]) if last < SCALE else FASTEST
+    return Rates(below or SLOWEST, above or FASTEST, max(gains) + PAYS)
+
+
+def _step_ms(cluster: Cluster, config: Config) -> float:
+    """By the quicker route."""
+    return min(predict(cluster, each).step_ms for each in on_each_route(config))
+
+
+def applies(cluster: Cluster, config: Config) -> bool:
+    """There is something between nodes to ask about, and both layouts can be."""
+    if cluster.nodes == 1:
+        return False
+    try:
+        predict(cluster, with_exchange(config, "world", "synchronous", 1))
+    except UserError:
+        return False
+    return True

@@ -1,0 +1,161 @@
+"""The command line of plan: predicts experiments, and all other ways, on a cluster."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.arguments import MOST_RANKS, Arguments, count, path, positive, text
+from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.config import Config
+    from harness.plan.machines import Cluster
+
+
+MOST_SECONDS = 600.0
+MOST_WINDOWS = 100_000
+
+
+def add_plan(commands: Any) -> None:
+    """`harness plan`."""
+    parser = commands.add_parser("plan", help="predicts speed, waits, memory and bytes of a run")
+    parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
+    parser.add_argument("--cluster", type=path, help="figures of a cluster: experiments/clusters/")
+    parser.add_argument("--doctor", type=path, help="what harness doctor --json printed")
+    parser.add_argument("--hosts", "-H", help="measure these now: host:slots,host:slots")
+    parser.add_argument(
+        "--np", "-np", type=count(MOST_RANKS), default=0, help="ranks to measure with"
+    )
+    parser.add_argument("--calibrate", type=path, metavar="OUT.yaml", help="keep what was measured")
+    parser.add_argument(
+        "--seconds",
+        type=positive(MOST_SECONDS),
+        default=0.6,
+        help="to spend on each timing, 0.6 by default",
+    )
+    parser.add_argument(
+        "--nodes", type=count(MOST_RANKS), help="machines to predict for; else the cluster's"
+    )
+    parser.add_argument(
+        "--ranks-per-node", type=count(MOST_RANKS), help="ranks on each of them; else the cluster's"
+    )
+    parser.add_argument(
+        "--simulate",
+        type=count(MOST_WINDOWS),
+        default=0,
+        metavar="WINDOWS",
+        help="simulate so many windows on nodes that vary",
+    )
+    parser.add_argument("--output", type=path, help="predictions of the experiments, JSON")
+    parser.add_argument(
+        "--study", type=text, help="keep them in MLflow for compare --study of this name"
+    )
+    parser.set_defaults(command=_plan)
+
+
+def _plan(parsed: argparse.Namespace) -> int:
+    from harness.config import load, study_name
+    from harness.plan import text as plan_text
+    from harness.plan.cost_model import predict
+    from harness.plan.from_calibration import CalibrationFailed
+    from harness.plan.ladder import ladder_lines
+    from harness.plan.ways import all_ways
+    from harness.tracking.prediction import write_predictions
+    from harness.tracking.record import record_predictions
+
+    given = Arguments.split(parsed.arguments)
+    experiments, overrides = given.experiments, given.overrides
+    if not experiments:
+        raise UserError("harness plan predicts experiments; name a YAML file")
+    configs = [load(each, overrides) for each in experiments]
+    study = study_name(parsed.study) if parsed.study else None
+    for file in (parsed.output, parsed.calibrate):
+        _require_writable(file)
+    try:
+        cluster = _cluster(parsed, experiments[0], overrides)
+    except CalibrationFailed as error:
+        print(f"harness: {error}", file=sys.stderr, flush=True)
+        return 1
+    predictions = [predict(cluster, config) for config in configs]
+    simulated = []
+    if parsed.simulate:
+        simulated = [_simulated(cluster, config, parsed.simulate) for config in configs]
+    ways = all_ways(configs[0], cluster)
+    _show([plan_text.cluster_line(cluster), *plan_text.defaults_line(cluster)])
+    _show(plan_text.of_experiments(predictions))
+    if simulated:
+        _show(simulated)
+    _show(plan_text.of_ways(ways, cluster))
+    _show(plan_text.verdict(ways, cluster))
+    _show(ladder_lines(configs[0], cluster))
+    _show(plan_text.break_even(cluster, configs[0]))
+    if parsed.output:
+        write_predictions(predictions, parsed.output)
+    if study:
+        record_predictions(configs[0].tracking, study, predictions)
+        print(f"predictions are kept for harness compare --study {shlex.quote(study)}", flush=True)
+    return 0
+
+
+def _require_writable(file: Path | None) -> None:
+    """Before minutes of measuring. Raises UserError."""
+    if file is not None and (os.path.isdir(file) or not os.access(file.absolute().parent, os.W_OK)):
+        raise UserError(f"cannot write {file}; give a file in a folder that is there")
+
+
+def _cluster(parsed: argparse.Namespace, experiment: Path, overrides: Sequence[str]) -> "Cluster":
+    from harness.plan.from_doctor import cluster_of_doctor
+    from harness.plan.machines import read_cluster
+
+    measures = bool(parsed.hosts or parsed.np)
+    if [bool(parsed.cluster), bool(parsed.doctor), measures].count(True) != 1:
+        raise UserError("say where: --cluster FILE.yaml, --doctor FILE.json, or --hosts to measure")
+    if parsed.calibrate and not measures:
+        raise UserError("--calibrate keeps what --hosts measures; name hosts, or leave it out")
+    if parsed.cluster:
+        cluster = read_cluster(parsed.cluster)
+    elif parsed.doctor:
+        cluster = cluster_of_doctor(parsed.doctor)
+    else:
+        cluster = _measured(parsed, experiment, overrides)
+    nodes = parsed.nodes or cluster.nodes
+    if nodes > 1 and not cluster.link_known:
+        raise UserError(
+            f"the figures of {cluster.name} are of one machine: no link between machines was "
+            f"measured, and nothing is known of {nodes}; measure on two, or leave --nodes out"
+        )
+    return cluster.on(nodes, parsed.ranks_per_node or cluster.ranks_per_node)
+
+
+def _measured(parsed: argparse.Namespace, experiment: Path, overrides: Sequence[str]) -> "Cluster":
+    from harness.plan.from_calibration import calibrate, cluster_from
+
+    found = calibrate(experiment, overrides, parsed.np, parsed.hosts, parsed.seconds)
+    cluster = cluster_from(found, name=parsed.calibrate.stem if parsed.calibrate else "measured")
+    if parsed.calibrate:
+        cluster.write(parsed.calibrate)
+    return cluster
+
+
+def _simulated(cluster: "Cluster", config: "Config", windows: int) -> str:
+    from harness.plan.cost_model import paced
+    from harness.plan.simulate import simulate
+    from harness.plan.workload import workload_of
+
+    where = cluster.nodes, cluster.ranks_per_node
+    work = workload_of(paced(cluster, config, *where), *where, cluster.on_cards)
+    found = simulate(cluster, work, windows, config.seed)
+    step = found.step_seconds
+    return (
+        f"{config.name}, simulated over {windows} windows: {step * 1e3:.1f} ms a window, "
+        f"{work.images / step:,.0f} images/s, {found.wait_seconds / step:.1%} waiting for other "
+        f"nodes, the longest window {found.slowest_seconds * 1e3:.1f} ms"
+    )
+
+
+def _show(lines: list[str]) -> None:
+    print("\n".join(lines), end="\n\n", flush=True)

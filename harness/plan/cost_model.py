@@ -1,0 +1,193 @@
+"""Predicts a window on a cluster from the pieces it is made of.
+
+With m a micro-batch, K of them in a window, a what follows a step (in the node, the optimizer), e
+the packing, and an exchange that begins after s seconds, fills a port for w and each rank's
+thread for c; b is what a port that has rested takes at once:
+
+    synchronous                 buckets go out when their gradients have come, one after the other:
+                                end_i = max(end_(i-1), ready_i + s) + max(w_i - b_i, c_i),
+                                T = max(K m, end_n) + a + e
+                                where cores are busy, gradients come later by what the buckets
+                                before them take of the cores
+    delay d                     C = K m + a + e + c'       c' where threads take the ranks' cores
+                                T = max(C, w, c, (C + s + max(w - b, c)) / (d + 1))
+    averaging, delay d          T = max(C, w, c, (s + max(w - b, c)) / d)  it lands, then launches
+    isolated                    T = K m + a
+    averaging, isolated         a after each of the K micro-batches
+
+and never T < the sum of all w: a port cannot do more. So delay hides at most the compute: speed-up
+<= (T_compute + T_transfer) / max of the two. `world` adds its gathers, blocking, to each m.
+Steps of rings and trees, in s, are counted in harness/plan/transfers.py.
+
+Ranks that vary wait for the slowest at each meeting: e(n) standard deviations, the mean of the
+largest of n normal values. A node's ranks meet in every micro-batch where they share anything but
+the machine; nodes meet in a window where they wait for an exchange. Ranks that share cores do not
+wait for each other: the core does the same work in any order. Over K micro-batches deviations add
+up by their squares. Waits of late exchanges for late nodes are the simulator's.
+"""
+
+import math
+from functools import cache
+
+import numpy as np
+from scipy import stats
+
+from harness.config import Config
+from harness.exchange.pieces import Pace
+from harness.measure.phase import Phase
+from harness.plan.machines import Cluster
+from harness.plan.step_times import Pieces, pieces_of
+from harness.plan.workload import Workload, workload_of
+from harness.tracking.prediction import Prediction
+
+
+def predict(
+    cluster: Cluster, config: Config, nodes: int | None = None, ranks_per_node: int | None = None
+) -> Prediction:
+    """One experiment on the cluster, or on more or fewer of its machines.
+
+    Raises UserError for a config that these ranks cannot run.
+    """
+    where = nodes or cluster.nodes, ranks_per_node or cluster.ranks_per_node
+    work = workload_of(paced(cluster, config, *where), *where, cluster.on_cards)
+    return _prediction(cluster, work, phases(pieces_of(cluster, work), work))
+
+
+def paced(cluster: Cluster, config: Config, nodes: int, ranks_per_node: int) -> Config:
+    """With `exchange.pieces` picked by the run's own rule, where the config leaves it to that."""
+    exchange = config.exchange
+    if not exchange.most_pieces:
+        return config
+    whole = config.exchanging(pieces=1, most_pieces=0)
+    work = workload_of(whole, nodes, ranks_per_node, cluster.on_cards)
+    pieces = pieces_of(cluster, work)
+    compute = pieces.passes * (pieces.micro_batch + pieces.after)
+    pace = Pace(compute_ms=compute * 1e3, transfer_ms=pieces.exchange.seconds * 1e3)
+    picked = pace.pieces(exchange.delay, exchange.most_pieces)
+    return config.exchanging(pieces=picked, most_pieces=0)
+
+
+def _prediction(cluster: Cluster, work: Workload, phases: dict[Phase, float]) -> Prediction:
+    """`phases`: seconds."""
+    step = sum(phases.values())
+    return Prediction(
+        variant=work.config.name,
+        nodes=work.nodes,
+        ranks_per_node=work.ranks_per_node,
+        step_ms=step * 1e3,
+        phases_ms={phase.value: seconds * 1e3 for phase, seconds in phases.items()},
+        images_per_second=work.images / step,
+        cross_node_mb_per_step=work.window.cross_node * work.ranks_per_node / 1e6,
+        in_node_mb_per_step=work.window.in_node / 1e6,
+        memory_mb=work.need.where_it_trains(cluster.on_cards) / 1e6,
+    )
+
+
+def phases(pieces: Pieces, work: Workload) -> dict[Phase, float]:
+    """Seconds of a window, by what a rank does or waits for."""
+    passes = pieces.passes
+    found = {
+        Phase.DATA: passes * pieces.data,
+        Phase.FORWARD: passes * pieces.forward,
+        Phase.BACKWARD: passes * pieces.backward + pieces.stretch,
+        Phase.SLICE_WAIT: passes * (pieces.micro_batch - pieces.compute),
+        Phase.NODE_WAIT: pieces.steps * pieces.node,
+        Phase.OPTIMIZER: pieces.steps * pieces.optimizer,
+        Phase.OTHER: passes * pieces.overhead + pieces.encode + pieces.disturbance,
+    }
+    meetings = _Meetings(pieces, work)
+    found[Phase.NODE_WAIT] += passes * meetings.in_node
+    busy = sum(found.values())
+    found[Phase.EXCHANGE_WAIT] = exposed(pieces, busy)
+    if blocks(pieces):
+        found[Phase.EXCHANGE_WAIT] += meetings.between_nodes
+    return {phase: found[phase] for phase in Phase}
+
+
+def blocks(pieces: Pieces) -> bool:
+    """Nodes wait for each other in every window."""
+    meet = bool(pieces.buckets) or pieces.exchange.seconds > 0
+    return (meet and pieces.delay == 0) or bool(pieces.gathers)
+
+
+def exposed(pieces: Pieces, busy: float) -> float:
+    """Seconds of a window in which ranks stand still for an exchange; `busy`: all the others."""
+    exchange = pieces.exchange
+    wire = exchange.wire + sum(each.transfer.wire for each in pieces.buckets)
+    wire += pieces.passes * sum(each.wire for each in pieces.gathers)
+    if pieces.delay and pieces.lands_first:
+        window = max(busy, wire, exchange.own, exchange.seconds / pieces.delay)
+    elif pieces.delay:
+        together = (busy + exchange.seconds) / (pieces.delay + 1)
+        window = max(busy, wire, exchange.own, together)
+    else:
+        window = max(busy + exchange.seconds + _past_backward(pieces), wire)
+    return window - busy
+
+
+def _past_backward(pieces: Pieces) -> float:
+    """How long the last bucket is under way when the backward pass has ended."""
+    port, end, taken = Port(), 0.0, 0.0
+    for launch in pieces.buckets:
+        transfer = launch.transfer
+        arrived = (launch.arrival - 1) * pieces.backbone_backward + taken - pieces.stretch
+        begun = arrived + transfer.start
+        end = max(end, port.sent(begun, transfer.wire, transfer.own, transfer.burst))
+        taken += transfer.taken
+    return end
+
+
+class Port:
+    """A node's way out: carries at a lasting rate, and at once what it saved up while it rested.
+
+    The threads that send do one transfer after the other.
+    """
+
+    def __init__(self) -> None:
+        self._free = self._threads_free = -math.inf
+
+    def sent(self, at: float, wire: float, own: float, burst: float) -> float:
+        """When a transfer that begins now has gone through."""
+        self._free = max(self._free, at - burst) + wire
+        self._threads_free = max(self._threads_free, at) + own
+        return max(self._threads_free, self._free)
+
+
+class _Meetings:
+    """What ranks wait for each other, on the mean, because they vary."""
+
+    def __init__(self, pieces: Pieces, work: Workload) -> None:
+        deviation = pieces.jitter * pieces.compute
+        group, nodes, layout = work.ranks_per_node, work.nodes, work.config.classifier.layout
+        together = not work.overlaps or layout != "replicated"
+        if pieces.shares_cores:
+            self.in_node = 0.0
+            of_node = deviation / math.sqrt(group)
+            self.between_nodes = self._over(nodes, of_node, pieces.passes)
+            return
+        if layout == "world":
+            self.in_node = largest_normal(nodes * group)[0] * deviation
+            self.between_nodes = 0.0
+            return
+        if together:
+            mean, spread = largest_normal(group)
+            in_every_pass = layout == "node" or pieces.steps == pieces.passes
+            share = 1.0 if in_every_pass else 1 / math.sqrt(pieces.passes)
+            self.in_node = mean * deviation * share
+            self.between_nodes = self._over(nodes, spread * deviation, pieces.passes)
+            return
+        self.in_node = 0.0
+        self.between_nodes = self._over(nodes * group, deviation, pieces.passes)
+
+    @staticmethod
+    def _over(parties: int, deviation: float, passes: int) -> float:
+        return largest_normal(parties)[0] * deviation * math.sqrt(passes)
+
+
+@cache
+def largest_normal(n: int) -> tuple[float, float]:
+    """Mean and standard deviation of the largest of n independent standard normal values."""
+    x = np.linspace(-10.0, 10.0, 20_001)
+    density = n * stats.norm.cdf(x) ** (n - 1) * stats.norm.pdf(x)
+    mean = float(np.trapezoid(x * density, x))
+    return mean, math.sqrt(max(0.0, float(np.trapezoid((x - mean) ** 2 * density, x))))

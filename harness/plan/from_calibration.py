@@ -1,0 +1,207 @@
+"""Calibrates on the ranks, and turns what was timed there into a cluster's figures."""
+
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.calibrate.result import Calibration, Point, read_calibration
+from harness.config import Config
+from harness.errors import UserError
+from harness.launch.hosts import slots_of
+from harness.launch.launch import launch
+from harness.plan.cost_model import phases
+from harness.plan.link_figures import between, rate
+from harness.plan.machines import Cluster, Encoding, Line, Link
+from harness.plan.step_times import OPTIMIZER_PASSES, pieces_of
+from harness.plan.workload import workload_of
+
+LEFT = 0.1
+"""Share of a pass that the classifier has to leave to the backbone."""
+
+
+class CalibrationFailed(Exception):
+    """The ranks did not end well; the message says why."""
+
+
+def calibrate(
+    experiment: Path, overrides: Sequence[str], ranks: int, hosts: str | None, seconds: float
+) -> Calibration:
+    """Runs `harness.calibrate.main` on so many ranks (0: one for every slot) by horovodrun.
+
+    `seconds`: for each of some 20 timings.
+
+    Raises UserError for a wrong config or hosts, CalibrationFailed where ranks fail.
+    """
+    ranks = ranks or slots_of(hosts)
+    with tempfile.TemporaryDirectory(prefix="harness-plan-") as folder:
+        output, log = Path(folder) / "calibration.json", Path(folder) / "log.txt"
+        command = [sys.executable, "-m", "harness.calibrate.main", str(experiment), *overrides]
+        command += ["--output", str(output), "--seconds", f"{seconds:g}"]
+        outcome = launch(command, ranks, hosts, log)
+        if outcome.exit_code == 2:
+            raise UserError(outcome.reason.removeprefix("harness: "))
+        if outcome.exit_code:
+            last = log.read_text(encoding="utf-8")[-2000:]
+            raise CalibrationFailed(f"calibration: {outcome.reason}\n{last}")
+        return read_calibration(output)
+
+
+def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:
+    """Times of a rank by itself: what was measured, less what sharing cores makes of it."""
+    config = Config.from_flattened(found.config, "calibration")
+    penalty = _sharing_penalty(found)
+    shared = Cluster(
+        name=name,
+        nodes=found.nodes,
+        ranks_per_node=found.ranks_per_node,
+        cores_per_node=found.cores_per_node,
+        sharing_penalty=penalty,
+        product_flop_per_second=1.0,
+        backbone_efficiency=1.0,
+        classifier_efficiency=1.0,
+        memory_bytes=found.memory_bytes,
+        memory_bytes_per_second=1.0,
+        node=Line(bytes_per_second=1.0),
+        link=Link(bytes_per_second=1.0),
+    )
+    slowdown = shared.slowdown
+    timed = _Timed(found, slowdown)
+    (optimizer,) = found.optimizer
+    product = found.product.size / timed.alone(found.product)
+    passes = OPTIMIZER_PASSES[config.optimizer.name]
+    in_classifier = timed.classifier()
+    backbone, forward_share = timed.backbone(config, in_classifier)
+    figures = {
+        "product_flop_per_second": product,
+        "backbone_efficiency": backbone / product,
+        "classifier_efficiency": in_classifier / product,
+        "forward_share": forward_share,
+        "image_seconds": timed.in_window("data") / config.train.batch_size,
+        "memory_bytes_per_second": passes * optimizer.size / timed.alone(optimizer),
+        "encode_seconds": Encoding(
+            **{kind: timed.alone(point) / point.size for kind, (point,) in found.encode.items()}
+        ),
+        "jitter": min(1.0, found.backbone_variation),
+        "measured": found.model_dump(
+            mode="json", include={"hosts", "commit", "measured_at", "device", "config"}
+        ),
+    }
+    cluster = shared.model_copy(update=figures)
+    in_node = _in_node(found, timed, cluster, config)
+    cluster = cluster.model_copy(update=in_node)
+    cluster = cluster.model_copy(update=between(found, cluster.node.latency_seconds))
+    return cluster.model_copy(update={"micro_batch_seconds": _overhead(found, cluster, config)})
+
+
+class _Timed:
+    """What was timed while ranks shared cores, as a rank by itself would take."""
+
+    def __init__(self, found: Calibration, slowdown: float) -> None:
+        self._found = found
+        self._slowdown = slowdown
+
+    def alone(self, point: Point) -> float:
+        """Seconds of what does not wait for others."""
+        return _worked(self._found, point) / self._slowdown
+
+    def in_window(self, *phases: str) -> float:
+        """Seconds of these phases of a window, as training has them."""
+        found = self._found
+        undisturbed = _worked(found, found.window) / found.window.seconds
+        return sum(found.window_phases[each] for each in phases) * undisturbed / self._slowdown
+
+    def classifier(self) -> float:
+        """Operations a second. A card's launches take as long for few classes as for many: of two
+        numbers of them only the difference counts there."""
+        points = self._found.classifier
+        if self._found.cores_per_node is None:
+            return rate(points)
+        return points[-1].size / self.alone(points[-1])
+
+    def backbone(self, config: Config, in_classifier: float) -> tuple[float, float]:
+        """Operations a second, and the forward pass's share of the time, as training has them.
+
+        Raises UserError where the classifier leaves nothing to tell them from.
+        """
+        found = self._found
+        forward, backward = self.in_window("forward"), self.in_window("backward")
+        work = workload_of(_as_timed(config), found.nodes, found.ranks_per_node, found.on_cards)
+        classifier = work.classifier_flops / in_classifier
+        taken = forward + backward
+        forward, backward = forward - classifier / 3, backward - classifier * 2 / 3
+        whole = forward + backward
+        if whole < LEFT * taken:
+            raise UserError(
+                f"the classifier of data.num_classes={config.data.num_classes} takes "
+                f"{classifier * 1e3:.1f} of the {taken * 1e3:.1f} ms of a forward and backward "
+                f"pass, which leaves too little to tell the backbone's speed from; calibrate with "
+                f"fewer classes, and predict more of them from --cluster"
+            )
+        return work.backbone_flops / whole, min(0.9, max(0.1, forward / whole))
+
+
+def _worked(found: Calibration, point: Point) -> float:
+    """Wall seconds of work, others' work on the same cores left out where that can be told."""
+    shared = _ranks_on_a_core(found)
+    if shared <= 1 or found.threads > 1:
+        return point.seconds
+    return min(point.seconds, point.cpu_seconds * shared)
+
+
+def _ranks_on_a_core(found: Calibration) -> float:
+    return max(1.0, found.ranks_per_node / (found.cores_per_node or math.inf))
+
+
+def _sharing_penalty(found: Calibration) -> float:
+    """From one rank at a time and all at once."""
+    shared = _ranks_on_a_core(found)
+    if shared <= 1:
+        return 0.0
+    fair = found.backbone_alone_seconds * shared
+    return max(0.0, _worked(found, found.backbone[0]) / fair - 1) / math.log2(shared)
+
+
+def _in_node(
+    found: Calibration, timed: _Timed, cluster: Cluster, config: Config
+) -> dict[str, object]:
+    group, slowdown = found.ranks_per_node, cluster.slowdown
+    if group == 1:
+        return {"node": Line(bytes_per_second=cluster.memory_bytes_per_second / ENDS)}
+    sent = [_worked_through(found, point, group - 1) for point in found.gather]
+    latency = sent[0].seconds / (group - 1) / slowdown
+    work = workload_of(_as_timed(config), found.nodes, group)
+    shared = 2 * (group - 1) / group * work.shared * work.element_bytes
+    # What is between the phases is what is done with gradients on their way.
+    spent = timed.in_window("node_wait", "other")
+    moving = max(0.1 * spent, spent - 2 * (group - 1) * latency)
+    return {
+        "node": Line(
+            latency_seconds=latency,
+            bytes_per_second=rate(sent) * slowdown,
+        ),
+        "shared": Line(latency_seconds=latency, bytes_per_second=shared / moving),
+    }
+
+
+def _worked_through(found: Calibration, point: Point, times: float) -> Point:
+    """A transfer inside a node, by the bytes that a rank sends: on shared cores it is work."""
+    return point.model_copy(update={"size": point.size * times, "seconds": _worked(found, point)})
+
+
+ENDS = 4
+"""Passes over memory that a copy between two processes is taken for: read and written twice."""
+
+
+def _overhead(found: Calibration, cluster: Cluster, config: Config) -> float:
+    """What a window of nodes that do not meet takes beside its pieces."""
+    work = workload_of(_as_timed(config), found.nodes, found.ranks_per_node, found.on_cards)
+    steady = cluster.model_copy(update={"jitter": 0.0})
+    window = sum(phases(pieces_of(steady, work), work).values())
+    return max(0.0, _worked(found, found.window) - window) / cluster.slowdown
+
+
+def _as_timed(config: Config) -> Config:
+    """What the calibration's windows were of."""
+    return config.with_nodes_apart("node", passes=1)

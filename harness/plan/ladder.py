@@ -1,0 +1,108 @@
+"""The ladder of an experiment on a cluster: images/s as predicted, a lever more on each rung."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.compare.levers import Lever, Levers
+from harness.config import Config
+from harness.plan.cost_model import paced
+from harness.plan.machines import Cluster
+from harness.plan.ways import Way, way_of, with_exchange
+
+PASSES, COMPRESSION, PIECES, DELAY = 2, "int8", 2, 1
+"""How far levers are pulled where the experiment does not say."""
+TOLD = (
+    "time to accuracy is not predicted: fewer bytes, rarer exchanges, local steps and lateness "
+    "change what is learned from an image. Measure it: harness compare with a variant for each "
+    "rung prints this ladder with both"
+)
+
+
+@dataclass(frozen=True)
+class PlannedRung:
+    """One lever more than the rung below."""
+
+    lever: Lever | None
+    """None of the baseline."""
+    way: Way
+
+
+def planned_ladder(config: Config, cluster: Cluster) -> list[PlannedRung]:
+    """From the baseline up; a lever that the experiment leaves alone has no rung."""
+    top = _top(config, cluster)
+    order = top.in_order
+    baseline = PlannedRung(None, way_of(_climbed(config, (), top), cluster))
+    return [
+        baseline,
+        *(
+            PlannedRung(lever, way_of(_climbed(config, order[: number + 1], top), cluster))
+            for number, lever in enumerate(order)
+        ),
+    ]
+
+
+def _top(config: Config, cluster: Cluster) -> Levers:
+    """The experiment's own K, compression, pieces and delay where it averages."""
+    exchange = config.exchange
+    if exchange.kind != "averaging":
+        return Levers(frozenset(Lever), COMPRESSION, PASSES, PIECES, DELAY)
+    passes, compression = exchange.backward_passes_per_step, exchange.compression
+    idle = {Lever.RARER} if passes == 1 else set()
+    idle |= {Lever.FEWER_BYTES} if compression == "none" else set()
+    pieces = paced(cluster, config, cluster.nodes, cluster.ranks_per_node).exchange.pieces
+    return Levers(frozenset(Lever) - idle, compression, passes, pieces, exchange.delay or DELAY)
+
+
+def _climbed(config: Config, pulled: Sequence[Lever], top: Levers) -> Config:
+    averages = Lever.LOCAL_STEPS in pulled
+    found = with_exchange(
+        config,
+        "node" if Lever.SLICED in pulled else "replicated",
+        "averaging" if averages else "synchronous",
+        top.passes if Lever.RARER in pulled else 1,
+        top.compression if Lever.FEWER_BYTES in pulled else "none",
+        top.pieces if averages else 1,
+    )
+    route = "hierarchical" if Lever.HIERARCHICAL in pulled else "flat"
+    values = found.exchange.model_dump() | {
+        "route": "auto" if averages else route,
+        "delay": top.delay if Lever.LATE in pulled else 0,
+    }
+    return found.model_copy(update={"exchange": type(found.exchange)(**values)})
+
+
+def ladder_lines(config: Config, cluster: Cluster) -> list[str]:
+    """The block of `harness plan`; empty where there is nothing between nodes to exchange."""
+    if cluster.nodes == 1:
+        return []
+    rungs, top = planned_ladder(config, cluster), _top(config, cluster)
+    lines = [
+        "the ladder here, predicted: each rung keeps the levers of the one below it",
+        f"{'rung':24} {'images/s':>10} {'x the rung below':>17} {'x the baseline':>15}",
+    ]
+    below: PlannedRung | None = None
+    for before, rung in zip((None, *rungs), rungs, strict=False):
+        if not rung.way.feasible:
+            lines.append(f"{_name(rung, top):24} cannot be: {rung.way.obstacle}")
+            continue
+        line = f"{_name(rung, top):24} {rung.way.rate:10,.0f}"
+        if rung.lever:
+            line += f" {_ratio(rung, below):>17} {_ratio(rung, rungs[0]):>15}"
+        if below is not None and before is not below:
+            line += f"  below it: {_name(below, top)}"
+        lines.append(line)
+        below = rung
+    return [*lines, TOLD]
+
+
+def _name(rung: PlannedRung, top: Levers) -> str:
+    if rung.lever is None:
+        return "baseline"
+    how_far = top.told(rung.lever)
+    return f"{rung.lever} ({how_far})" if how_far else str(rung.lever)
+
+
+def _ratio(rung: PlannedRung, other: PlannedRung | None) -> str:
+    """`-` where the other cannot be."""
+    rate = 0.0 if other is None else other.way.rate
+    return f"{rung.way.rate / rate:.2f}x" if rate else "-"

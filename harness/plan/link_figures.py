@@ -1,0 +1,86 @@
+"""What was timed between nodes, as figures of a link and of late exchanges."""
+
+from collections.abc import Sequence
+
+from harness.calibrate.result import Calibration, Point
+from harness.plan.machines import Late, Link
+from harness.plan.transfers import of_all_reduce, step_of
+
+SLOWER = 0.8
+"""Share of the link's rate below which, between cores, something else is the limit."""
+SAVED = 0.05
+"""What a rest saves of a transfer, below which a link is said to have no burst."""
+
+
+def between(found: Calibration, latency: float) -> dict[str, object]:
+    """Of the network; nothing of it is known from one node. `latency`: of a step inside one."""
+    nodes, group, on_cards = found.nodes, found.ranks_per_node, found.cores_per_node is None
+    if nodes == 1:
+        return {"link": Link(bytes_per_second=1e9), "link_known": False}
+    ring = 2 * (nodes * group - 1) / (nodes * group)
+    of_link = [point.model_copy(update={"size": point.size * ring}) for point in found.flat]
+    step = step_of(of_all_reduce(nodes, group, on_cards), of_link[0].seconds, latency)
+    steady, rested = found.flat[-1].seconds, found.flat_after_rest[-1].seconds
+    saved = steady - rested
+    cpu_rate = 0.0 if on_cards else _cpu_rate(of_link)
+    for_each = 0.0 if on_cards else of_link[0].cpu_seconds - cpu_rate * of_link[0].size
+    link = Link(
+        bytes_per_second=rate(of_link),
+        step_seconds=step,
+        burst_seconds=saved + of_link[0].seconds if saved > SAVED * steady else 0.0,
+        cpu_seconds=max(0.0, for_each),
+        cpu_seconds_per_byte=cpu_rate,
+    )
+    return {"link": link, "late": _late(found, link)}
+
+
+def _late(found: Calibration, link: Link) -> Late:
+    """On cards no processor is charged: the thread that waits for a card spins, and what Horovod's
+    thread takes is taken from nobody."""
+    nodes = found.nodes
+    start = max(0.0, found.peers[0].seconds - 2 * (nodes - 1) * link.step_seconds)
+    if found.cores_per_node is None:
+        return Late(
+            start_seconds=start,
+            bytes_per_second=_thread_rate(found),
+            copy_bytes_per_second=rate(found.host_copy) if found.host_copy else None,
+        )
+    among_peers = 2 * (nodes - 1) / nodes
+    sent = [
+        point.model_copy(update={"size": point.size * among_peers}) for point in found.under_way
+    ]
+    cpu_rate = _cpu_rate(sent)
+    for_one = sent[0].cpu_seconds - found.idle.cpu_seconds
+    thread, of_link = _thread_rate(found), link.bytes_per_second / found.ranks_per_node
+    return Late(
+        start_seconds=start,
+        cpu_seconds=max(0.0, for_one - cpu_rate * sent[0].size),
+        cpu_seconds_per_byte=cpu_rate,
+        bytes_per_second=thread if thread is not None and thread < SLOWER * of_link else None,
+    )
+
+
+def _thread_rate(found: Calibration) -> float | None:
+    """Of what Horovod's thread of a rank sends, without a card's copies there and back."""
+    if len(found.peers) == 1:
+        return None
+    seconds = 1 / rate(found.peers)
+    if found.host_copy:
+        seconds -= 2 / rate(found.host_copy)
+    return 2 * (found.nodes - 1) / found.nodes / seconds if seconds > 0 else None
+
+
+def rate(points: Sequence[Point]) -> float:
+    """Sizes a second between the two largest: what they have in common does not count."""
+    if len(points) == 1:
+        return points[0].size / points[0].seconds
+    first, last = points[-2:]
+    return (last.size - first.size) / max(1e-12, last.seconds - first.seconds)
+
+
+def _cpu_rate(points: Sequence[Point]) -> float:
+    """Processor seconds for each of a size."""
+    if len(points) == 1:
+        return 0.0
+    first, last = points[0], points[-1]
+    return max(0.0, (last.cpu_seconds - first.cpu_seconds) / (last.size - first.size))

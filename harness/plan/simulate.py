@@ -1,0 +1,275 @@
+"""Lets the pieces of windows happen on many nodes that vary: events in place of the formulas.
+
+A node is one process: its ranks meet in every micro-batch, or in none before the nodes do, so that
+the latest of them is the node, exactly. Nodes differ by jitter and by stalls. Every node has the
+same bytes to send through a port of its own, and an exchange begins when the last node has come,
+so that one port stands for all. Without jitter and stalls a window takes what the cost model says.
+"""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import simpy
+
+from harness.errors import UserError
+from harness.plan.cost_model import Port
+from harness.plan.machines import Cluster, Stalls
+from harness.plan.step_times import Pieces, pieces_of
+from harness.plan.transfers import Transfer
+from harness.plan.workload import Workload
+
+Noise = Literal["normal", "exponential"]
+Steps = Generator[simpy.Event, Any, None]
+"""What a simpy process yields."""
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Of the windows after the first half, in which pipelines fill."""
+
+    step_seconds: float
+    """Of a window, mean over windows and nodes."""
+    wait_seconds: float
+    """Of a window, in which a node stood still for others: exchanges and gathers."""
+    slowest_seconds: float
+    """The longest window of any node."""
+
+
+def simulate(
+    cluster: Cluster, work: Workload, windows: int = 20, seed: int = 0, noise: Noise = "normal"
+) -> Simulation:
+    """`noise`: how a rank's micro-batches vary around their mean, `cluster.jitter` of it.
+
+    Raises UserError for fewer windows than two rounds of exchanges.
+    """
+    pieces = pieces_of(cluster, work)
+    period = max(1, pieces.delay + (not pieces.lands_first))
+    if windows < 2 * period:
+        raise UserError(
+            f"{windows} windows are too few to simulate {work.config.name}: pipelines fill in the "
+            f"first half of them, and a round of exchange.delay={pieces.delay} takes {period}; "
+            f"give {2 * period} or more"
+        )
+    draw = _Draw(pieces, work, np.random.default_rng(seed), noise)
+    environment = simpy.Environment()
+    network = _Network(environment, pieces, work.nodes)
+    schedule = np.random.default_rng([seed, 1])
+    nodes = [
+        _Node(environment, network, pieces, draw, _Speed.of(cluster.stalls, number, schedule))
+        for number in range(work.nodes)
+    ]
+    for node in nodes:
+        environment.process(node.run(windows))
+    environment.run()
+    return _steady(nodes, windows, period)
+
+
+def _steady(nodes: list["_Node"], windows: int, period: int) -> Simulation:
+    """Whole periods: where a late exchange is the limit, windows take turns in waiting for it."""
+    counted = windows // 2 // period * period
+    first = windows - counted
+    ends = np.array([[0.0, *node.ends] for node in nodes])
+    waits = np.array([node.waits for node in nodes])
+    return Simulation(
+        step_seconds=float((ends[:, -1] - ends[:, first]).mean() / counted),
+        wait_seconds=float(waits[:, first:].mean()),
+        slowest_seconds=float(np.diff(ends)[:, first:].max()),
+    )
+
+
+class _Draw:
+    """How long a node's micro-batches take: as its longest rank's, or as its shared cores'."""
+
+    def __init__(
+        self, pieces: Pieces, work: Workload, generator: np.random.Generator, noise: Noise
+    ) -> None:
+        self._pieces = pieces
+        self._shape = (pieces.passes, work.ranks_per_node)
+        self._generator = generator
+        self._noise = noise
+        sliced = work.config.classifier.layout != "replicated"
+        self._meets = sliced or pieces.steps == pieces.passes
+
+    def window(self) -> list[float]:
+        """Seconds of each micro-batch's compute."""
+        pieces = self._pieces
+        if not pieces.jitter:
+            return [pieces.compute] * pieces.passes
+        drawn = {"normal": self._normal, "exponential": self._exponential}[self._noise]()
+        times = np.maximum(0.0, 1 + pieces.jitter * drawn) * pieces.compute
+        if pieces.shares_cores:
+            return [float(mean) for mean in times.mean(axis=1)]
+        if self._meets:
+            return [float(longest) for longest in times.max(axis=1)]
+        latest = int(times.sum(axis=0).argmax())
+        return [float(each) for each in times[:, latest]]
+
+    def _normal(self) -> "np.ndarray[Any, np.dtype[np.float64]]":
+        return self._generator.standard_normal(self._shape)
+
+    def _exponential(self) -> "np.ndarray[Any, np.dtype[np.float64]]":
+        """Of mean 0 and deviation 1, as the other."""
+        return self._generator.standard_exponential(self._shape) - 1
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """When a node is slow: every so often, from a moment of its own on."""
+
+    stalls: Stalls | None
+    first: float = 0.0
+
+    @classmethod
+    def of(cls, stalls: Stalls | None, number: int, generator: np.random.Generator) -> "_Speed":
+        if stalls is None or number >= stalls.nodes:
+            return cls(None)
+        return cls(stalls, generator.uniform(0, stalls.every_seconds))
+
+    def ends(self, start: float, work: float) -> float:
+        """When work of so many seconds is done that begins at `start`."""
+        if self.stalls is None or work <= 0:
+            return start + work
+        every, slow, speed = self.stalls.every_seconds, self.stalls.for_seconds, self.stalls.speed
+        now = start
+        while True:
+            phase = (now - self.first) % every
+            stalled = phase < slow
+            rate, left = (speed, slow - phase) if stalled else (1.0, every - phase)
+            if rate * left >= work:
+                return now + work / rate
+            work -= rate * left
+            # A step of nothing would never end.
+            now = max(now + left, math.nextafter(now, math.inf))
+
+
+class _Network:
+    """Exchanges in their order, and the port that they go through.
+
+    Flows share a port: what is waited for does not queue behind a late exchange, but takes its
+    bytes' time away from it.
+    """
+
+    def __init__(self, environment: simpy.Environment, pieces: Pieces, nodes: int) -> None:
+        self._environment = environment
+        self._nodes = nodes
+        self._port, self._behind = Port(), Port()
+        self._exchanges: dict[tuple[object, ...], _Exchange] = {}
+        self.pieces = pieces
+
+    def arrive(
+        self, name: tuple[object, ...], transfer: Transfer, late: bool = False
+    ) -> simpy.Event:
+        """A node comes to the exchange of this name; the event is its end."""
+        if name not in self._exchanges:
+            self._exchanges[name] = _Exchange(self._nodes, self._environment.event())
+        exchange = self._exchanges[name]
+        exchange.missing -= 1
+        if not exchange.missing:
+            self._environment.process(self._carry(exchange, transfer, late))
+            del self._exchanges[name]
+        return exchange.ended
+
+    def _carry(self, exchange: "_Exchange", transfer: Transfer, late: bool) -> Steps:
+        yield self._environment.timeout(transfer.start)
+        now = self._environment.now
+        end = self._behind.sent(now, transfer.wire, transfer.own, transfer.burst)
+        if not late:
+            end = self._port.sent(now, transfer.wire, transfer.own, transfer.burst)
+        yield self._environment.timeout(end - now)
+        exchange.ended.succeed()
+
+
+@dataclass
+class _Exchange:
+    missing: int
+    """Nodes that have not come yet."""
+    ended: simpy.Event
+
+
+class _Node:
+    """All ranks of a node."""
+
+    def __init__(
+        self,
+        environment: simpy.Environment,
+        network: _Network,
+        pieces: Pieces,
+        draw: _Draw,
+        speed: _Speed,
+    ) -> None:
+        self._environment = environment
+        self._network = network
+        self._pieces = pieces
+        self._draw = draw
+        self._speed = speed
+        self._under_way: list[simpy.Event] = []
+        self.ends: list[float] = []
+        """Of windows."""
+        self.waits: list[float] = []
+        """In windows."""
+
+    def run(self, windows: int) -> Steps:
+        for window in range(windows):
+            self.waits.append(0.0)
+            yield from self._window(window)
+            self.ends.append(self._environment.now)
+
+    def _window(self, window: int) -> Steps:
+        pieces = self._pieces
+        times = self._draw.window()
+        for number, seconds in enumerate(times):
+            last = number == len(times) - 1
+            for step, gather in enumerate(pieces.gathers):
+                name = ("gather", window, number, step)
+                yield from self._wait(self._network.arrive(name, gather))
+            if last and pieces.buckets:
+                yield from self._with_buckets(window, seconds + pieces.slice_wait)
+            else:
+                yield from self._work(seconds + pieces.slice_wait)
+            if last or pieces.steps == pieces.passes:
+                yield from self._work(pieces.node + pieces.optimizer)
+        yield from self._work(pieces.encode + pieces.disturbance)
+        if pieces.exchange.seconds > 0:
+            yield from self._exchange(window)
+
+    def _exchange(self, window: int) -> Steps:
+        pieces = self._pieces
+        if pieces.lands_first and pieces.delay and len(self._under_way) == pieces.delay:
+            yield from self._wait(self._under_way.pop(0))
+        late = pieces.delay > 0
+        self._under_way.append(self._network.arrive(("exchange", window), pieces.exchange, late))
+        if len(self._under_way) > pieces.delay:
+            yield from self._wait(self._under_way.pop(0))
+
+    def _with_buckets(self, window: int, seconds: float) -> Steps:
+        """The last micro-batch; its end is not before that of the last bucket."""
+        pieces = self._pieces
+        overlapped = min(seconds, pieces.backbone_backward)
+        yield from self._work(seconds - overlapped)
+        buckets, taken = [], 0.0
+        for number, launch in enumerate(pieces.buckets):
+            arrives = launch.arrival * overlapped + taken
+            buckets.append(self._environment.process(self._bucket(window, number, arrives)))
+            taken += launch.transfer.taken
+        yield from self._work(overlapped + pieces.stretch)
+        yield from self._wait(self._environment.all_of(buckets))
+
+    def _bucket(self, window: int, number: int, arrives: float) -> Steps:
+        """`arrives`: after so much work."""
+        yield from self._until(self._speed.ends(self._environment.now, arrives))
+        transfer = self._pieces.buckets[number].transfer
+        yield self._network.arrive(("bucket", window, number), transfer)
+
+    def _until(self, moment: float) -> Steps:
+        yield self._environment.timeout(max(0.0, moment - self._environment.now))
+
+    def _work(self, seconds: float) -> Steps:
+        yield from self._until(self._speed.ends(self._environment.now, seconds))
+
+    def _wait(self, event: simpy.Event) -> Steps:
+        began = self._environment.now
+        yield event
+        self.waits[-1] += self._environment.now - began

@@ -1,0 +1,160 @@
+"""What `harness plan` prints: tables, the recommendation with its price, break-even points."""
+
+from collections.abc import Sequence
+
+from harness.compare.waits import WAITS
+from harness.config import Config
+from harness.exchange.exchange import route_of
+from harness.plan.break_even import (
+    FASTEST,
+    MOST_CLASSES,
+    SLOWEST,
+    applies,
+    classes_for_world,
+    rates_for_late,
+)
+from harness.plan.cost_model import predict
+from harness.plan.machines import Cluster
+from harness.plan.ways import ENOUGH, PAYS, Way, recommended, strongest_baseline
+from harness.tracking.prediction import Prediction
+
+HEAD = f"{'step ms':>10} {'images/s':>10} {'wait %':>7} {'memory MB':>10} {'MB/window':>10}"
+ADVICE = (
+    "throughput is not time to accuracy. In this order: hide (a delay of one window costs little "
+    "once the learning rate is lowered), shrink (fp16, int8, int4 with what is left out sent "
+    "later), and only then make rare: in 2 pieces each parameter is averaged half as often, and K "
+    "micro-batches a step are K times fewer updates from the same images. Settle it with harness "
+    "compare."
+)
+
+
+def cluster_line(cluster: Cluster) -> str:
+    speed = cluster.product_flop_per_second / cluster.slowdown
+    shared = ""
+    if cluster.cores_per_node is not None:
+        shared = f", {cluster.cores_per_node:g} cores a node"
+    return (
+        f"{cluster.name}: {cluster.nodes} nodes x {cluster.ranks_per_node} ranks{shared}, "
+        f"{speed / 1e9:,.1f} GFLOP/s a rank, links {in_rate(cluster.link.bytes_per_second)}"
+    )
+
+
+def defaults_line(cluster: Cluster) -> list[str]:
+    """Which of its figures nobody measured, where the cluster says so."""
+    defaults = (cluster.measured or {}).get("defaults")
+    if not defaults:
+        return []
+    return ["not measured, defaults: " + ", ".join(f"{k}={v:g}" for k, v in defaults.items())]
+
+
+def in_rate(bytes_per_second: float) -> str:
+    """As networks are sold."""
+    bits = bytes_per_second * 8
+    for size, unit in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")):
+        if bits >= size:
+            return f"{bits / size:.3g} {unit}"
+    return f"{bits:.3g} bit/s"
+
+
+def figures(found: Prediction) -> str:
+    wait = sum(found.phases_ms[phase] for phase in WAITS) / found.step_ms
+    return (
+        f"{found.step_ms:10.1f} {found.images_per_second:10,.0f} {wait:7.1%} "
+        f"{found.memory_mb:10,.0f} {found.cross_node_mb_per_step:10.2f}"
+    )
+
+
+def of_experiments(predictions: Sequence[Prediction]) -> list[str]:
+    width = max(10, *(len(each.variant) for each in predictions))
+    lines = [f"{'experiment':{width}} {HEAD}"]
+    return lines + [f"{each.variant:{width}} {figures(each)}" for each in predictions]
+
+
+def of_ways(ways: Sequence[Way], cluster: Cluster) -> list[str]:
+    lines = [
+        f"{'layout':10} {'exchange':11} {'route':12} {'K':>2} {'pieces':>6} {'sent as':7} {HEAD}"
+    ]
+    for way in ways:
+        exchange = way.config.exchange
+        name = (
+            f"{way.config.classifier.layout:10} {exchange.kind:11} "
+            f"{route_of(exchange, cluster.nodes, cluster.ranks_per_node):12} "
+            f"{exchange.backward_passes_per_step:2d} {exchange.pieces:6d} "
+            f"{_sent_as(exchange.compression):7}"
+        )
+        told = figures(way.prediction) if way.prediction is not None else ""
+        lines.append(f"{name} {told}{'' if way.feasible else f'  cannot be: {way.obstacle}'}")
+    return lines
+
+
+def verdict(ways: Sequence[Way], cluster: Cluster) -> list[str]:
+    """The recommendation, the baseline's strongest forms, and what all of it does not say."""
+    chosen = recommended(ways)
+    if chosen is None:
+        return ["nothing fits into the memory of these ranks; see the obstacles above"]
+    fastest = max(ways, key=lambda way: way.rate)
+    lines = [
+        f"recommended: {chosen.overrides}",
+        f"  {chosen.rate:,.0f} images/s, {chosen.rate / fastest.rate:.2f} of the fastest way "
+        f"(K = {fastest.config.exchange.backward_passes_per_step}, "
+        f"{_sent_as(fastest.config.exchange.compression)}, "
+        f"{fastest.config.classifier.layout} {fastest.config.exchange.kind}"
+        f"{_in_pieces(fastest.config.exchange.pieces)}); of all with at least "
+        f"{ENOUGH:g} of that it costs the least accuracy, late ones only where they have {PAYS:g} "
+        f"times the images/s of all that wait with the same K",
+    ]
+    passes = chosen.config.exchange.backward_passes_per_step
+    for name, each in (
+        (f"data parallel that waits, at its strongest with K = {passes}", passes),
+        ("data parallel that waits, at its strongest with any K", None),
+    ):
+        rival = strongest_baseline(ways, each)
+        if rival is not None:
+            exchange = rival.config.exchange
+            lines.append(
+                f"{name}: {rival.rate:,.0f} images/s (K = {exchange.backward_passes_per_step}, "
+                f"{_sent_as(exchange.compression)}); the recommended has "
+                f"{chosen.rate / rival.rate:.2f} times that"
+            )
+    # Fewer classes than a node has ranks cannot be sliced over it.
+    few = chosen.config.data.num_classes < cluster.ranks_per_node
+    alone = chosen.config.with_nodes_apart("replicated" if few else "node", passes=1)
+    ceiling = predict(cluster, alone).images_per_second
+    lines.append(
+        "ceiling, nodes that exchange nothing and step after every micro-batch: "
+        f"{ceiling:,.0f} images/s"
+    )
+    return [*lines, ADVICE]
+
+
+def break_even(cluster: Cluster, config: Config) -> list[str]:
+    """The points where ways part, for this cluster, batch and K."""
+    if not applies(cluster, config):
+        return []
+    lines = []
+    for kind in ("synchronous", "delayed"):
+        classes = classes_for_world(cluster, config, kind)
+        where = f"never, up to {MOST_CLASSES:,} classes"
+        if classes is not None:
+            where = f"from {classes:,} classes on"
+        lines.append(f"{kind}: slices over the world are faster than over a node {where}")
+    for layout, name in (("replicated", "data parallel"), ("node", "slices that wait")):
+        rates = rates_for_late(cluster, config, layout)
+        if rates is None:
+            lines.append(f"a late exchange is nowhere {PAYS:g} times as fast as {name}")
+            continue
+        top = "any faster link" if rates.fastest >= FASTEST else in_rate(rates.fastest)
+        bottom = "any slower link" if rates.slowest <= SLOWEST else in_rate(rates.slowest)
+        lines.append(
+            f"a late exchange is more than {PAYS:g} times as fast as {name} from {bottom} to "
+            f"{top}, {rates.best:.2f} times at most"
+        )
+    return lines
+
+
+def _in_pieces(pieces: int) -> str:
+    return f" in {pieces} pieces" if pieces > 1 else ""
+
+
+def _sent_as(compression: str) -> str:
+    return "fp32" if compression == "none" else compression

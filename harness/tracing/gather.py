@@ -1,0 +1,145 @@
+"""The traced windows of a run: profiles them on its ranks and gathers one file of all."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness.config import TraceConfig
+from harness.errors import UserError
+from harness.parallel.world import World
+from harness.tracing.chrome_trace import Profile, RankTrace, merged
+from harness.tracing.clock_offset import clock_offsets
+from harness.tracing.gather import collect
+from harness.tracing.horovod_timeline import start_timeline, stop_timeline
+from harness.tracking.run_folder import TRACES
+
+LARGEST_BYTES = 64_000_000
+"""Of a rank's compressed trace."""
+MERGED_BYTES = 64_000_000
+"""Of the compressed traces that are put in one file: some fifty times as much of rank 0's memory
+for a moment."""
+
+
+def check_trace(trace: TraceConfig, world_size: int) -> None:
+    """Raises UserError where a rank is to be traced that is not there."""
+    unknown = [rank for rank in trace.ranks if not 0 <= rank < world_size]
+    if unknown:
+        raise UserError(
+            f"trace.ranks={list(trace.ranks)} names rank {unknown[0]}, the run has ranks 0 to "
+            f"{world_size - 1}; leave it out"
+        )
+
+
+class Tracing:
+    """Traces `windows` once. Rank 0 leaves a file for each traced rank, and one of them all."""
+
+    def __init__(self, trace: TraceConfig, windows: range, world: World, folder: Path) -> None:
+        self._trace = trace
+        self._windows = windows
+        self._world = world
+        self._folder = folder / TRACES
+        self._timeline = self._folder / "horovod.json"
+        self._machines: list[str] = []
+        self._profile: Profile | None = None
+
+    def starts(self, window: int) -> bool:
+        return window in self._windows and window == self._windows.start
+
+    def stops(self, ended: int) -> bool:
+        return ended - 1 in self._windows and ended == self._windows.stop
+
+    def start(self) -> None:
+        """All ranks start once each is ready to. Collective over the world."""
+        rank = self._world.topology.rank
+        if self._world.is_first:
+            _make(self._folder)
+        if not self._trace.ranks or rank in self._trace.ranks:
+            self._profile = Profile(self._world.device, self._world.meters.clock)
+            self._profile.start()
+        self._machines = self._world.machines()
+        if self._trace.horovod_timeline and self._world.is_first:
+            start_timeline(self._timeline)
+
+    def stop(self) -> list[Path]:
+        """Sends the traces to rank 0, which writes them; its files. Collective over the world."""
+        files, horovod = list[Path](), ""
+        if self._trace.horovod_timeline and self._world.is_first:
+            stop_timeline()
+            if self._timeline.exists():  # it is not, where it could not be written
+                horovod = self._timeline.read_text(encoding="utf-8")
+                files.append(self._timeline)
+        content = self._profile.stop() if self._profile is not None else b""
+        self._profile = None
+        rank = self._world.topology.rank
+        if len(content) > LARGEST_BYTES:
+            _tell_too_large(rank, len(content))
+            content = b""
+        clocks = clock_offsets(rank, self._machines)
+        traces, left_out = list[RankTrace](), list[int]()
+
+        def take(of: int, content: bytes) -> None:
+            if not content:
+                return
+            files.extend(_written(self._folder / f"rank-{of}.json.gz", content))
+            if sum(len(trace.content) for trace in traces) + len(content) > MERGED_BYTES:
+                left_out.append(of)
+                return
+            clock = clocks[of].ahead_seconds, clocks[of].within_seconds
+            traces.append(RankTrace(of, self._machines[of], content, *clock))
+
+        collect(rank, self._world.topology.world_size, content, take)
+        if self._world.is_first:
+            files.extend(self._merge(traces, horovod, left_out))
+        # The next window is a timed one: nobody may wait in it for rank 0, which writes.
+        self._world.broadcast(None, "traces are written")
+        return files
+
+    def _merge(self, traces: list[RankTrace], horovod: str, left_out: list[int]) -> list[Path]:
+        about: dict[str, Any] = {"windows": [self._windows.start, self._windows.stop - 1]}
+        if left_out:
+            about["left_out_ranks"] = left_out
+            _tell_left_out(left_out)
+        return _written(self._folder / "merged.json.gz", merged(traces, horovod, about))
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _tell_unwritten(folder, error)
+
+
+def _written(file: Path, content: bytes) -> list[Path]:
+    """The file; none where the disk does not take it, which is no reason to end a run."""
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        _tell_unwritten(file, error)
+        return []
+    return [file]
+
+
+def _tell_unwritten(path: Path, error: OSError) -> None:
+    print(
+        f"warning: the trace {path} cannot be written ({error.strerror}); training goes on",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _tell_left_out(ranks: list[int]) -> None:
+    print(
+        f"merged.json.gz leaves out the traces of ranks {', '.join(map(str, ranks))}, which lie "
+        f"beside it: {MERGED_BYTES / 1e6:.0f} MB go in one file; set fewer trace.ranks",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _tell_too_large(rank: int, size: int) -> None:
+    print(
+        f"the trace of rank {rank} is left out: {size / 1e6:.0f} MB, more than "
+        f"{LARGEST_BYTES / 1e6:.0f}; set trace.windows lower, or fewer trace.ranks",
+        file=sys.stderr,
+        flush=True,
+    )

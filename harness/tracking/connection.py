@@ -1,0 +1,255 @@
+"""How an MLflow store is reached without waiting for one that is not there, and opened once."""
+
+import fcntl
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal
+
+from harness.config import TrackingConfig
+from harness.errors import UserError
+from harness.measure.redaction import masked
+from harness.tracking.address import key_of, sqlite_file, sqlite_uri, store_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+REQUEST_SECONDS = 4
+"""How long one request may take: an unreachable server is known for one soon enough."""
+LOCKED_SECONDS = 10.0
+"""How long a SQLite file may be held by another process before its store counts as away."""
+MAKING_SECONDS = 60.0
+"""How long another process may take to make the store's tables; it takes seconds."""
+ENGINE_ATTEMPTS = 2
+"""Of MLflow's ten, which take minutes for a file that no wait can mend."""
+AWAY = {
+    "Connection refused": "connection refused",
+    "NameResolutionError": "unknown host name",
+    "imed out": "timed out",
+    "No route to host": "no route to host",
+    "Connection aborted": "connection broken",
+    "Connection reset": "connection broken",
+}
+"""What a store's errors hold where it cannot be reached, and what that is in short."""
+DENIED = {
+    "Invalid Host header": "allow this name by `mlflow server --allowed-hosts`",
+    "error code 401": "correct its user and password",
+    "error code 403": "correct its user and password, or their rights",
+}
+"""What they hold where it can, but does not serve us, and what to do."""
+SCHEMA = ("database schema", "Can't locate revision")
+LOST_RACE = ("already exists", "duplicate column name", "UNIQUE constraint", "database is locked")
+"""Of two processes that make the tables of one store, one reads one of these."""
+
+log = logging.getLogger(__name__)
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client of the store that gives up after seconds; the first on a SQLite file makes it.
+
+    MLflow is imported here, because that takes seconds and most ranks never need it.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_SECONDS))
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("PGCONNECT_TIMEOUT", str(REQUEST_SECONDS))
+    # It would print the store's address at the end of each run, with whatever stands before the @.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+    from mlflow import MlflowClient
+
+    if "://" in uri and not uri.startswith(("http", "databricks")):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = ENGINE_ATTEMPTS
+    for chatty in ("mlflow", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
+    return MlflowClient(uri)
+
+
+def check_store(tracking: TrackingConfig) -> None:
+    """Asks the store for an answer, for a few seconds at most. Raises UserError without one.
+
+    Makes nothing: a SQLite file that is not there yet is made by the first run that starts.
+    """
+    uri = store_uri(tracking)
+    file = sqlite_file(uri)
+    if file and not os.path.exists(file):
+        _require_writable(file)
+    else:
+        open_store(uri)
+
+
+def open_store(uri: str, reads: bool = False) -> "MlflowClient":
+    """A client of a store that answers. Raises UserError for one that does not, or that cannot be
+    written, unless the client only `reads`.
+
+    Of the processes that open a SQLite file which is not a store yet, one makes its tables.
+    """
+    file = sqlite_file(uri)
+    if file and not reads:
+        _require_writable(file)
+    try:
+        if file is None:
+            return _answering(uri)
+        with _alone_where_made(file):
+            if not reads and os.path.exists(file):
+                _require_unlocked(file)
+            return _answering(uri)
+    except Exception as error:
+        raise _unopened(uri, error) from error
+
+
+@contextmanager
+def still_answering(uri: str, does: str = "does not give what was asked") -> Iterator[None]:
+    """Raises UserError where the store, which has answered, refuses or goes away in the block."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise UserError(f"the MLflow store {masked(uri)} {does} ({in_short(error)})") from error
+
+
+def in_short(error: Exception) -> str:
+    """What MLflow's page of text comes down to, without secrets."""
+    if isinstance(error, OSError) and error.strerror:
+        return masked(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
+    text = " ".join(masked(str(error)).split()).partition(" [SQL:")[0]
+    for sign, short in AWAY.items():
+        if sign in text:
+            return short
+    return text if len(text) <= 160 else f"{text[:160]}..."
+
+
+def open_experiment(client: "MlflowClient", uri: str, name: str) -> str:
+    """The id of the experiment of that name, made where there is none."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        file = sqlite_file(uri)
+        # MLflow's default would be a folder of whatever working directory made the file.
+        place = (file.parent / "mlartifacts").as_uri() if file else None
+        try:
+            return client.create_experiment(name, artifact_location=place)
+        except Exception:
+            # Another process may have made it meanwhile.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"the MLflow experiment {name!r} was deleted; choose another tracking.experiment or "
+            f"run: mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
+    return str(found.experiment_id)
+
+
+def set_status(uri: str, run_id: str, status: Status) -> None:
+    """Says how a run ended whose own processes could not; only warns where that fails."""
+    try:
+        connect(uri).set_terminated(run_id, status)
+    except Exception as error:
+        log.warning("cannot mark run %s as %s: %s", run_id, status, in_short(error))
+
+
+def _answering(uri: str) -> "MlflowClient":
+    """Tries again where a process that does not know of the lock makes the tables meanwhile."""
+    end = time.monotonic() + LOCKED_SECONDS
+    while True:
+        try:
+            client = connect(uri)
+            client.search_experiments(max_results=1)
+            return client
+        except Exception as error:
+            lost = any(sign in str(error) for sign in LOST_RACE)
+            if not lost or time.monotonic() > end:
+                raise
+        time.sleep(0.5)
+
+
+@contextmanager
+def _alone_where_made(file: Path) -> Iterator[None]:
+    """Holds a lock beside a SQLite file as long as it may lack tables. Raises sqlite3.Error, or
+    OSError, for a file that cannot be a store: MLflow would try it for a minute."""
+    lock = file.with_name(f".{file.name}.lock")
+    with _locked(lock) if os.path.exists(lock) or not _has_tables(file) else nullcontext():
+        yield
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """The kernel releases this lock with the process that holds it, however that ends."""
+    try:
+        file = path.open("a")
+    except OSError:  # another user's: the one who does not get the lock tries again
+        yield
+        return
+    with file:
+        _wait_for(file)
+        yield
+
+
+def _wait_for(file: IO[str]) -> None:
+    end = time.monotonic() + MAKING_SECONDS
+    while time.monotonic() < end:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(0.1)
+        except OSError:  # a file system without locks
+            return
+
+
+def _has_tables(file: Path) -> bool:
+    """Whether MLflow has made its tables there, or is at it."""
+    if not os.path.exists(file) or not file.stat().st_size:
+        return False
+    with _sqlite(file) as base:
+        found = base.execute("select count(*) from sqlite_master where name = 'alembic_version'")
+        return bool(found.fetchone()[0])
+
+
+def _require_unlocked(file: Path) -> None:
+    """MLflow waits 20 s at each of its steps for whoever is writing."""
+    with _sqlite(file) as base:
+        base.execute("begin immediate")
+        base.rollback()
+
+
+@contextmanager
+def _sqlite(file: Path) -> Iterator[sqlite3.Connection]:
+    address = f"{file.as_uri()}?mode=rw"
+    with closing(sqlite3.connect(address, LOCKED_SECONDS, isolation_level=None, uri=True)) as base:
+        yield base
+
+
+def _unopened(uri: str, error: Exception) -> UserError:
+    shown, short = masked(uri), in_short(error)
+    if any(sign in short for sign in SCHEMA):
+        return UserError(
+            f"the MLflow store {shown} was made by another version of MLflow ({short}); use that "
+            f"version, or set {key_of(uri)} to another store"
+        )
+    for sign, advice in DENIED.items():
+        if sign in str(error):
+            return UserError(f"the MLflow store {shown} does not let us in ({short}); {advice}")
+    mend = "mend it" if sqlite_file(uri) else "start it"
+    return UserError(
+        f"the MLflow store {shown} does not answer ({short}); "
+        f"{mend}, set {key_of(uri)} to another, or tracking.enabled=false"
+    )
+
+
+def _require_writable(file: Path) -> None:
+    places = [file, file.parent] if os.path.exists(file) else [file.parent]
+    if not all(os.access(place, os.W_OK) for place in places):
+        raise UserError(
+            f"cannot write the MLflow store {file}; create its folder or give leave to write "
+            f"there, or set {key_of(sqlite_uri(file))} to another"
+        )

@@ -1,0 +1,47 @@
+"""How a recorded run that left no summary ended, also one that nobody could call ended."""
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from harness.tracking.opening import FOLDER_TAG
+from harness.tracking.signs_of_life import PROCESS_TAG, TAG, Process, last_sign
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+UNENDED = ("RUNNING", "SCHEDULED")
+LOGGED_ALONG = ("train/loss", "system/node_0/cpu_utilization_percentage")
+"""Metrics that a run logs from its first window to its last."""
+
+
+def ending_of(client: "MlflowClient", run: "Run") -> str | None:
+    """Why there is nothing to compare; None for a run that goes on."""
+    if run.info.status == "FINISHED":
+        return f"FINISHED, but its summary did not reach the store{_kept(run.data.tags)}"
+    if run.info.status not in UNENDED:
+        return str(run.info.status)
+    sign = last_sign(run.data.tags, _last_metric(client, run), time.time())
+    if sign is None:
+        return None
+    at = datetime.fromtimestamp(sign, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return f"ended without a word, last sign at {at}"
+
+
+def _last_metric(client: "MlflowClient", run: "Run") -> float:
+    """When its last metric was taken, or it was made, in seconds since 1970."""
+    last = run.info.start_time
+    # A heartbeat says the same without reading a history.
+    for name in () if TAG in run.data.tags else LOGGED_ALONG:
+        if name in run.data.metrics:
+            history = client.get_metric_history(run.info.run_id, name)
+            last = max(last, *(point.timestamp for point in history))
+    return last / 1e3
+
+
+def _kept(tags: dict[str, str]) -> str:
+    process = Process.parse(tags.get(PROCESS_TAG, ""))
+    if process is None or FOLDER_TAG not in tags:
+        return ""
+    return f": it is kept in {tags[FOLDER_TAG]} on {process.host}"

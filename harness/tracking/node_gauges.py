@@ -1,0 +1,114 @@
+"""Samples a node into a run in MLflow, by MLflow's own gauges, while the run lasts."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from harness.config import Config
+from harness.measure.redaction import masked
+from harness.tracking.address import sqlite_file, store_uri
+from harness.tracking.connection import connect, in_short
+from harness.tracking.delivery import Point, RunInStore, Tag
+from harness.tracking.outbox import Outbox
+
+if TYPE_CHECKING:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+SAMPLES_FINISH_SECONDS = 2.0
+"""How long the end of a run waits for a node's last samples."""
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def monitor_node(config: Config, run_id: str | None, node: int) -> Iterator[None]:
+    """Samples this machine into the run, as `system/node_<node>/...`, while the block runs.
+
+    For one rank of each node. A store that does not answer, or a machine that cannot be sampled,
+    costs nothing but the samples.
+    """
+    gauges = _open(config, run_id, node)
+    if gauges is None:
+        yield
+        return
+    gauges.start()
+    try:
+        yield
+    finally:
+        gauges.stop()
+
+
+class _Gauges:
+    def __init__(
+        self, run: RunInStore, monitor: "SystemMetricsMonitor", node: int, seconds: float
+    ) -> None:
+        self._monitor = monitor
+        self._node = node
+        self._seconds = seconds
+        self._troubles: list[Exception] = []
+        self._outbox: Outbox[Point | Tag] = Outbox(
+            run.values, lambda error, _: self._troubles.append(error)
+        )
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gauges", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(1.0)
+        self._outbox.close(SAMPLES_FINISH_SECONDS)
+        # On node 0 the tracker has said it already.
+        if self._troubles and self._node and not self._outbox.delivered:
+            _warn(self._node, in_short(self._troubles[0]))
+
+    def _run(self) -> None:
+        try:
+            self._sample()
+        except Exception as error:  # a gauge is not worth a run, nor a page on the terminal
+            _warn(self._node, in_short(error))
+
+    def _sample(self) -> None:
+        pause, step = min(1.0, self._seconds), 0
+        self._monitor.collect_metrics()
+        while True:
+            last = self._stop.wait(pause)
+            for each in self._monitor.monitors:
+                each.clear_metrics()
+            self._monitor.collect_metrics()
+            found = self._monitor.aggregate_metrics()
+            values = {f"system/node_{self._node}/{name}": float(found[name]) for name in found}
+            self._outbox.put(Point(step, int(time.time() * 1000), values))
+            if last:
+                return
+            pause, step = self._seconds, step + 1
+
+
+def _open(config: Config, run_id: str | None, node: int) -> _Gauges | None:
+    seconds = config.tracking.system_metrics_seconds
+    if run_id is None or not seconds or not config.tracking.enabled:
+        return None
+    try:
+        uri = store_uri(config.tracking)
+        file = sqlite_file(uri)
+        if file and not os.path.exists(file):
+            _warn(node, f"it does not see {file}; a tracking server sees all nodes")
+            return None
+        client = connect(uri)
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        # MLflow's own loop ends for good when the store once does not answer; ours keeps samples.
+        monitor = SystemMetricsMonitor(run_id, node_id=f"node_{node}", tracking_uri=uri)
+    except Exception as error:  # a gauge is not worth a run
+        _warn(node, in_short(error))
+        return None
+    return _Gauges(RunInStore(client, run_id, masked(uri)), monitor, node, seconds)
+
+
+def _warn(node: int, reason: str) -> None:
+    log.warning("no system metrics of node %d: %s", node, reason)

@@ -1,0 +1,245 @@
+"""Reads a study back from MLflow: its runs, what each came to, and its metrics over time.
+
+A run keeps its config, its summary and all its metrics as artifacts, so that a study of many long
+runs is a few files to read, not thousands of requests.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.compare.recorded import RecordedRun, environments_of, variants_of
+from harness.config import Config
+from harness.errors import UserError
+from harness.measure.redaction import masked
+from harness.measure.summary import DIVERGED_TAG
+from harness.tracking.address import sqlite_file
+from harness.tracking.artifacts import artifacts_of, folder_of
+from harness.tracking.connection import open_store, still_answering
+from harness.tracking.endings import UNENDED, ending_of
+from harness.tracking.failure import FAILURES_FILE, Failure, divergence, read_failures
+from harness.tracking.failure import TAG as FAILURES_TAG
+from harness.tracking.prediction import PREDICTIONS_FILE, Prediction, read_predictions
+from harness.tracking.prediction import TAG as PREDICTION_TAG
+from harness.tracking.results import Results, Variant
+from harness.tracking.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PAGE = 1000
+"""Runs in one request."""
+TRAIN_LOSS = "train/loss"
+PLAIN = re.compile(r"[A-Za-z0-9_.:/+ -]+")
+"""A name that can stand in a query: MLflow's language has no way to escape every other."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """All runs of one study, oldest first."""
+
+    name: str
+    uri: str
+    experiment: str
+    """MLflow experiment they lie in."""
+    runs: tuple[RecordedRun, ...]
+    predictions: tuple[Prediction, ...] = ()
+    """Logged with it: the latest before its first run, else the latest."""
+    foretold: bool = False
+    """Whether they were logged before its first run."""
+    failures: tuple[Failure, ...] = ()
+    """Of runs that ended before MLflow knew of them."""
+
+    def __getitem__(self, variant: str) -> tuple[RecordedRun, ...]:
+        return tuple(run for run in self.runs if run.name == variant)
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """In the order they first ran."""
+        return variants_of(self.runs, self.failures)
+
+    @property
+    def unended(self) -> tuple[str, ...]:
+        """A line for each kind of run that the store calls running: those that are, and those that
+        ended without a word."""
+        silent = [r for r in self.runs if r.failure and r.status in UNENDED]
+        running = [run for run in self.runs if run.running]
+        lines = []
+        if silent:
+            names = ", ".join(f"{run.name} seed {run.seed} ({run.failure})" for run in silent)
+            lines.append(f"{len(silent)} of {len(self.runs)} runs count as failed: {names}")
+        if running:
+            names = ", ".join(f"{run.name} seed {run.seed}" for run in running)
+            lines.append(f"{len(running)} of {len(self.runs)} runs go on: {names}")
+        return tuple(lines)
+
+    @property
+    def results(self) -> Results:
+        """What a comparison is made from."""
+        return Results(
+            self.name,
+            self.variants,
+            environments_of(self.runs),
+            self.predictions,
+            foretold=self.foretold,
+        )
+
+
+def read_study(uri: str, name: str, experiment: str | None = None) -> Study:
+    """The study of that name in the store; of its runs with the same variant and seed, the latest.
+
+    Raises UserError for a store that does not answer, a name it does not know, or one that stands
+    in several experiments of which none is given.
+    """
+    file = sqlite_file(uri)
+    if file is not None and not os.path.exists(file):
+        raise UserError(f"there is no MLflow store {file}; give another --uri")
+    client = open_store(uri, reads=True)
+    with still_answering(uri):
+        experiments = _experiments(client, experiment)
+        found = _of_study(client, list(experiments), name)
+        trainings = [run for run in found if "seed" in run.data.tags]
+        if not trainings:
+            raise _unknown(client, list(experiments), name, uri)
+        places = {experiments[run.info.experiment_id] for run in trainings}
+        if len(places) > 1:
+            raise UserError(
+                f"the study {name!r} stands in the experiments {', '.join(sorted(places))}; name "
+                f"one with --experiment"
+            )
+        latest = {(run.data.tags["variant"], run.data.tags["seed"]): run for run in trainings}
+        runs = tuple(_recorded(client, run, file) for run in latest.values())
+        predictions, foretold = _predictions(client, found, file)
+        lost = _lost(client, found, file)
+        failures = tuple(each for key, each in lost.items() if key not in latest)
+    return Study(name, uri, places.pop(), runs, predictions, foretold, failures)
+
+
+def place_of(uri: str, name: str) -> str:
+    """The id of the experiment that holds the study: of several, that of the latest run.
+
+    Raises UserError for a store that does not answer, and for a name it does not know.
+    """
+    client = open_store(uri, reads=True)
+    with still_answering(uri):
+        experiments = list(_experiments(client, None))
+        found = _of_study(client, experiments, name)
+        if not found:
+            raise _unknown(client, experiments, name, uri)
+    return str(found[-1].info.experiment_id)
+
+
+def foretold_of(uri: str, name: str, experiment: str) -> tuple[tuple[Prediction, ...], bool]:
+    """A study's predictions before its runs begin, and whether none of them has begun before."""
+    file = sqlite_file(uri)
+    if file is not None and not os.path.exists(file):
+        return (), False
+    client = open_store(uri)
+    with still_answering(uri):
+        found = _of_study(client, list(_experiments(client, experiment)), name)
+        return _predictions(client, found, file)
+
+
+def _experiments(client: "MlflowClient", only: str | None) -> dict[str, str]:
+    """Names by id."""
+    found = {each.experiment_id: each.name for each in client.search_experiments()}
+    return {key: name for key, name in found.items() if only in (None, name)}
+
+
+def _of_study(client: "MlflowClient", experiments: list[str], name: str) -> list["Run"]:
+    """Oldest first: trainings, predictions, comparisons."""
+    query = f"tags.study = '{name}'" if PLAIN.fullmatch(name) else ""
+    found = _search(client, experiments, query)
+    return [run for run in found if run.data.tags.get("study") == name]
+
+
+def _unknown(client: "MlflowClient", experiments: list[str], name: str, uri: str) -> UserError:
+    tags = [run.data.tags for run in _search(client, experiments, "")]
+    known = sorted({each["study"] for each in tags if each.get("study")})
+    told = f"give one of {', '.join(known[:8])}" if known else "the store has none; give another"
+    return UserError(f"no study {name!r} in {masked(uri)}; {told}")
+
+
+def _predictions(
+    client: "MlflowClient", found: Sequence["Run"], store: Path | None
+) -> tuple[tuple[Prediction, ...], bool]:
+    """The latest that were logged before the first training started, and True; else the latest."""
+    logged = [run for run in found if run.data.tags.get("variant") == PREDICTION_TAG]
+    first = min((run.info.start_time for run in found if "seed" in run.data.tags), default=math.inf)
+    before = [run for run in logged if run.info.end_time and run.info.end_time <= first]
+    for run in reversed(before or logged):
+        file = artifacts_of(client, run, store) / PREDICTIONS_FILE
+        if os.path.exists(file):
+            return read_predictions(file), bool(before)
+    return (), False
+
+
+def _lost(
+    client: "MlflowClient", found: Sequence["Run"], store: Path | None
+) -> dict[tuple[str, str], Failure]:
+    """What comparisons of the study told of runs that failed, the latest of each."""
+    lost: dict[tuple[str, str], Failure] = {}
+    for run in found:
+        if FAILURES_TAG in run.data.tags:
+            file = artifacts_of(client, run, store) / FAILURES_FILE
+            lost |= {each.key: each for each in read_failures(file)} if os.path.exists(file) else {}
+    return lost
+
+
+def _search(client: "MlflowClient", experiments: list[str], query: str) -> Iterator["Run"]:
+    """Oldest first."""
+    token: str | None = None
+    while experiments:
+        page = client.search_runs(
+            experiments, query, max_results=PAGE, order_by=["start_time ASC"], page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _recorded(client: "MlflowClient", run: "Run", store: Path | None) -> RecordedRun:
+    files = folder_of(client, run, store)
+    config, summary = _config(run, files), files.summary
+    found = RecordedRun(run.info.run_id, config, run.info.status, summary, files.path)
+    if diverged := _diverged(found, run):
+        return replace(found, summary=None, failure=divergence(diverged))
+    # A run may fail behind its summary, by a last checkpoint that cannot be written.
+    if summary is not None and run.info.status not in ("FAILED", "KILLED"):
+        return found
+    return replace(found, summary=None, failure=ending_of(client, run))
+
+
+def _diverged(found: RecordedRun, run: "Run") -> str | None:
+    """What was not finite, and when: by its tag, or as records that are older than it show it."""
+    if DIVERGED_TAG in run.data.tags:
+        return str(run.data.tags[DIVERGED_TAG])
+    if found.summary is not None and found.summary.diverged:
+        return found.summary.diverged
+    if f"{TRAIN_LOSS}_nonfinite" not in run.data.metrics:
+        return None
+    # What is not finite is logged under this name, and not under its own.
+    bad, well = found.metric(f"{TRAIN_LOSS}_nonfinite").index, found.metric(TRAIN_LOSS).index
+    last = well[-1] if len(well) else 0
+    after = [step for step in bad if step > last]
+    return f"the loss of window {after[0]} is not finite" if after else None
+
+
+def _config(run: "Run", files: RunFolder) -> Config:
+    """What the run resolved; by its parameters, or at least its tags, if it was killed before its
+    file arrived."""
+    if found := files.config:
+        return found
+    own = {"name": run.data.tags["variant"], "seed": int(run.data.tags["seed"])}
+    # None is what every key that may have it has anyway.
+    known = {key: value for key, value in run.data.params.items() if value != "None"}
+    try:
+        return Config.from_flattened(known | own, f"run {run.info.run_id}")
+    except UserError:
+        return Config.model_validate(own | {"train": {"steps": 1}})

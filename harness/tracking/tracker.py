@@ -1,0 +1,157 @@
+"""Keeps the record of a run: every metric in its folder, and in MLflow as long as that answers."""
+
+import json
+import logging
+import math
+import time
+from collections import Counter
+from pathlib import Path
+from typing import IO, Any
+
+from harness.config import Config
+from harness.errors import UserError
+from harness.tracking.connection import Status
+from harness.tracking.delivery import Artifact, Delivery, Point, Tag
+from harness.tracking.folders import holds_run
+from harness.tracking.opening import open_run
+from harness.tracking.run_folder import CONFIG, ENVIRONMENT, METRICS, RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class Tracker:
+    """The record of one run, kept by rank 0; a silent one elsewhere.
+
+    Nothing here raises or waits for the store or the disk once `start` returned.
+    """
+
+    def __init__(
+        self,
+        metrics: Path | None,
+        file: IO[str] | None,
+        delivery: Delivery | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        self.run_id = run_id
+        """MLflow's; None where nothing goes to MLflow."""
+        self._delivery = delivery
+        self._metrics = metrics
+        self._file = file
+        self._nonfinite: Counter[str] = Counter()
+
+    @classmethod
+    def silent(cls) -> "Tracker":
+        """Takes everything and keeps nothing."""
+        return cls(None, None)
+
+    @classmethod
+    def start(cls, config: Config, folder: Path, environment: dict[str, Any]) -> "Tracker":
+        """Opens the run in MLflow, and its files in `folder`, which exists and holds no run.
+
+        Raises UserError where the store does not answer, and where the files cannot be made.
+        """
+        metrics = _make_files(config, folder, environment)
+        if not config.tracking.enabled:
+            return cls(folder / METRICS, metrics)
+        try:
+            run = open_run(config, folder, environment)
+        except BaseException:
+            metrics.close()
+            RunFolder(folder).unmake()
+            raise
+        tracker = cls(folder / METRICS, metrics, Delivery(run, folder), run.run_id)
+        tracker.artifact(folder / CONFIG)
+        tracker.artifact(folder / ENVIRONMENT)
+        return tracker
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Values that are not finite are left out and counted as `<name>_nonfinite`."""
+        values = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+        for name in metrics.keys() - values.keys():
+            self._nonfinite[name] += 1
+            values[f"{name}_nonfinite"] = float(self._nonfinite[name])
+        now = time.time()
+        self._write({"step": step, "time": round(now, 3), "metrics": values})
+        if self._delivery is not None:
+            self._delivery.put(Point(step, int(now * 1000), values))
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Copies the file, which must stay until `finish`, into MLflow, there into `folder`."""
+        if self._delivery is not None:
+            self._delivery.file(Artifact(path, folder))
+
+    def large_artifact(self, path: Path, folder: str) -> None:
+        """The same for a file that takes long: it travels beside everything else."""
+        if self._delivery is not None:
+            self._delivery.large_file(Artifact(path, folder))
+
+    def tag(self, name: str, value: str) -> None:
+        """Sets a tag of the run in MLflow."""
+        if self._delivery is not None:
+            self._delivery.put(Tag(name, value))
+
+    def finish(self, status: Status) -> None:
+        """Delivers the rest, for seconds at most, and closes the run as what it was.
+
+        With it goes the file of all metrics: a study is read from it in one piece.
+        """
+        self._close_file()
+        if self._delivery is not None:
+            assert self._metrics is not None
+            self.artifact(self._metrics)
+            self._delivery.finish(status)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            self._give_up_file(error)
+
+    def _close_file(self) -> None:
+        try:
+            if self._file is not None:
+                self._file.close()
+        except OSError as error:
+            self._give_up_file(error)
+
+    def _give_up_file(self, error: OSError) -> None:
+        file, self._file = self._file, None
+        assert file is not None
+        log.warning(
+            "cannot write %s any more (%s); training goes on%s",
+            self._metrics,
+            error.strerror,
+            "" if self._delivery is None else ", and its metrics go on to MLflow",
+        )
+        self.tag("warning/metrics_file", f"{METRICS} is not whole: {error.strerror}")
+        try:
+            file.close()
+        except OSError:
+            return  # what it holds cannot be written: that is why it is given up
+
+
+def _make_files(config: Config, folder: Path, environment: dict[str, Any]) -> IO[str]:
+    """The open file of metrics. Raises UserError, and leaves nothing, if one cannot be made."""
+    own = RunFolder(folder)
+    try:
+        own.write_config(config)
+    except FileExistsError as error:
+        raise holds_run(folder) from error
+    except OSError as error:
+        own.unmake()
+        raise _unwritten(folder, error) from error
+    try:
+        own.write_environment(environment)
+        return own.open_metrics()
+    except OSError as error:
+        own.unmake()
+        raise _unwritten(folder, error) from error
+
+
+def _unwritten(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write the run's files in {folder}: {error.strerror}; make room, or set "
+        f"tracking.folder, or --folder, to another"
+    )

@@ -1,0 +1,189 @@
+"""MLflow's pages of a store: where they are, or the server that shows them here."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import IO
+from urllib.parse import quote
+
+from harness.config import tracking_in
+from harness.errors import UserError
+from harness.measure.redaction import masked
+from harness.tracking.address import sqlite_file, store_uri
+from harness.tracking.connection import open_store
+from harness.tracking.study import place_of
+
+PORTS = 100
+"""So many after the one asked for are tried."""
+START_SECONDS = 120.0
+END_SECONDS = 5.0
+ALLOWED = "MLFLOW_SERVER_ALLOWED_HOSTS"
+
+
+def show(uri: str | None, study: str | None, host: str, port: int) -> int:
+    """Prints the address of the store's pages, or of a study's, and serves them until Ctrl-C; the
+    exit code. Raises UserError for a store, a study or a port that there is not."""
+    store = store_uri(tracking_in(uri))
+    file = sqlite_file(store)
+    if file is not None and not os.path.exists(file):
+        raise UserError(f"there is no MLflow store {file}; give another --uri")
+    page = page_of(place_of(store, study), study) if study else ""
+    if store.startswith("http"):
+        print(f"{masked(store).rstrip('/')}/{page}", flush=True)
+        return 0
+    open_store(store, reads=True)
+    return _serve(store, page, host, _free_port(host, port))
+
+
+def page_of(experiment_id: str, study: str) -> str:
+    """Behind a server's address: the experiment, of whose runs those of the study are shown."""
+    runs = f"#/experiments/{experiment_id}/runs"
+    # MLflow's language has no way to write every name.
+    query = quote(f"tags.study = '{study}'")
+    return runs if "'" in study else f"{runs}?searchFilter={query}"
+
+
+def _free_port(host: str, asked: int) -> int:
+    for port in range(asked, min(asked + PORTS, 1 << 16)):
+        if not _free(host, port):
+            continue
+        if port != asked:
+            print(f"port {asked} is in use; this is {port}", file=sys.stderr, flush=True)
+        return port
+    raise UserError(f"no port from {asked} on is free on {host}; give another --port")
+
+
+def _free(host: str, port: int) -> bool:
+    try:
+        (*_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise UserError(f"--host {host} cannot be served from: {error}; give another") from error
+    family = socket.AF_INET6 if len(address) == 4 else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except PermissionError as error:
+            raise UserError(f"port {port} needs more rights; give another --port") from error
+        except OSError:
+            return False
+    return True
+
+
+def _serve(store: str, page: str, host: str, port: int) -> int:
+    near = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    address = f"http://{f'[{near}]' if ':' in near else near}:{port}"
+    with (
+        suppress(KeyboardInterrupt),
+        tempfile.TemporaryFile() as log,
+        _server(store, host, port, log) as server,
+    ):
+        if _answers(server, f"{address}/health"):
+            print(f"{address}/{page}\nCtrl-C ends it", flush=True)
+            server.wait()
+        _tell_end(log)
+        return 1
+    return 0
+
+
+@contextmanager
+def _server(
+    store: str, host: str, port: int, log: IO[bytes]
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """MLflow's server in a session of its own, of which no process is left behind."""
+    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1"]
+    command += ["--host", host, "--port", str(port)]
+    # Without the first variable it starts seven more processes, for jobs that nobody asked for. The
+    # store's address may hold a password, which all users could read on a command line.
+    own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": store}
+    own[ALLOWED] = os.environ.get(ALLOWED) or _allowed(host)
+    with _end_signals():
+        server = subprocess.Popen(
+            command,
+            env=os.environ | own,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            yield server
+        finally:
+            _end(server)
+
+
+def _allowed(host: str) -> str:
+    """MLflow's own choice of names that browsers may call it by, and the names of this machine."""
+    from mlflow.server.security_utils import get_default_allowed_hosts
+
+    names = dict.fromkeys((host, socket.gethostname(), socket.getfqdn()))
+    return ",".join((*get_default_allowed_hosts(), *(f"{name}:*" for name in names if name)))
+
+
+@contextmanager
+def _end_signals() -> Iterator[None]:
+    """SIGTERM, and the end of the terminal, are felt as Ctrl-C is."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [(number, signal.signal(number, stop)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def _answers(server: "subprocess.Popen[bytes]", address: str) -> bool:
+    end = time.monotonic() + START_SECONDS
+    # Without the proxy that the environment may name: the server is on this machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while server.poll() is None and time.monotonic() < end:
+        with suppress(OSError), opener.open(address, timeout=5):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def _end(server: "subprocess.Popen[bytes]") -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(END_SECONDS)
+        os.killpg(server.pid, signal.SIGKILL)  # whoever of its session is still there
+    server.wait()
+
+
+def _tell_end(log: IO[bytes]) -> None:
+    log.seek(0)
+    last = log.read().decode(errors="replace").strip().splitlines()[-5:]
+    print("\n".join(["harness: MLflow's server has ended:", *last]), file=sys.stderr, flush=True)
+
+
+def command_of(store: str, study: str) -> list[str]:
+    """What shows the study's pages, as it can be typed here."""
+    beside = Path(sys.executable).parent / "harness"
+    usual = store == store_uri(tracking_in(None))
+    return [*_program(beside), "ui", "--study", study, *([] if usual else ["--uri", masked(store)])]
+
+
+def _program(beside: Path) -> list[str]:
+    """Bare where the shell finds it."""
+    found = shutil.which("harness")
+    if found and Path(found) == beside:
+        return ["harness"]
+    if not os.path.exists(beside):
+        return [sys.executable, "-m", "harness"]
+    return [os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)]

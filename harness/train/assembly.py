@@ -1,0 +1,122 @@
+"""What a run trains, put together: backbone, classifier, and their parameters in flat tensors."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.config import Config
+from harness.data.images import Dataset
+from harness.exchange.exchange import steps_alone
+from harness.exchange.flat import Flat
+from harness.measure.summary import Trained
+from harness.measure.traffic import Bytes
+from harness.model.backbone import Backbone, make_backbone
+from harness.model.flops import micro_batch_flops
+from harness.model.network import Network
+from harness.model.sliced_classifier import SlicedClassifier
+from harness.parallel.slices import slice_of
+from harness.parallel.world import World
+from harness.train.ledger import expected_bytes
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """One rank's model, on its device."""
+
+    config: Config
+    world: World
+    data: Dataset
+    backbone: Backbone
+    classifier: SlicedClassifier
+    shared: Flat
+    """What all ranks of a node hold alike."""
+    sliced: Flat
+    """What only this rank owns."""
+
+    @property
+    def flats(self) -> tuple[Flat, Flat]:
+        return self.shared, self.sliced
+
+    @property
+    def network(self) -> Network:
+        """Backbone and classifier as one module."""
+        return Network(self.backbone, self.classifier)
+
+    @property
+    def numbers(self) -> list[Tensor]:
+        """All that training changes: the parameters, and batch statistics."""
+        statistics = [each for each in self.backbone.buffers() if each.is_floating_point()]
+        return [self.shared.values, self.sliced.values, *statistics]
+
+    @property
+    def parameters_of_class(self) -> int:
+        return self.classifier.weight.shape[1] + (self.classifier.bias is not None)
+
+    def trained(self) -> Trained:
+        """What the summary of a run tells of its model, once it has been trained."""
+        return Trained(
+            parameters_backbone=sum(each.numel() for each in self.backbone.parameters()),
+            parameters_classifier=self.data.num_classes * self.parameters_of_class,
+            expected=self.expected_bytes(),
+            validation_images={name: len(each) for name, each in self.data.validation.items()},
+            exponentials=", later ".join(self.classifier.places),
+        )
+
+    def flop_per_window(self) -> float:
+        """Of this rank, by formula."""
+        batch = self.config.train.batch_size
+        flops = micro_batch_flops(
+            self.backbone,
+            self.data.channels,
+            self.data.image_size,
+            images=batch,
+            gathered=batch * self.world.slices.size,
+            classes=len(self.classifier.weight),
+        )
+        return flops.total * self.config.exchange.backward_passes_per_step
+
+    def expected_bytes(self) -> Bytes:
+        """What a window sends, by formula."""
+        topology, slices = self.world.topology, tuple[int, ...]()
+        if self.config.classifier.layout == "node":
+            owners = topology.ranks_per_node
+            owned = [slice_of(self.data.num_classes, owners, n) for n in range(owners)]
+            slices = tuple(each.size * self.parameters_of_class for each in owned)
+        return expected_bytes(
+            self.config,
+            topology,
+            # As the network has them, whose last ones stand first.
+            shared=[parameter.shape for parameter, _, _ in reversed(self.shared.spans)],
+            slices=slices,
+            features=self.backbone.features,
+            element=self.shared.values.element_size(),
+        )
+
+
+def assemble(config: Config, data: Dataset, world: World) -> Assembly:
+    """With weights that are functions of the config's seed, the same on all ranks. Raises UserError
+    for a backbone that cannot take the images. Collective over the world."""
+    dtype = DTYPES[config.train.precision]
+    backbone = make_backbone(config.backbone, data.channels, data.image_size, config.seed)
+    classifier = SlicedClassifier(
+        backbone.features, data.num_classes, config.classifier, world.slices, config.seed
+    )
+    backbone = backbone.to(device=world.device, dtype=dtype)
+    classifier = classifier.to(device=world.device, dtype=dtype)
+    shared, sliced = list(backbone.parameters()), list(classifier.parameters())
+    if config.classifier.layout == "replicated":
+        shared, sliced = shared + sliced, []
+    owner = world.node.index if steps_alone(config.exchange) else None
+    # PowerSGD takes gradients for matrices of filters, whose elements lie together.
+    last = config.exchange.kind != "ddp_powersgd"
+    flats = (
+        Flat(shared, world.node.size, shared[0], owner, channels_last=last),
+        Flat(sliced, 1, shared[0]),
+    )
+    # Processors of several kinds draw numbers that differ in their last bits.
+    world.everyone.broadcast(flats[0].values)
+    world.replicas.broadcast(flats[1].values)
+    return Assembly(config, world, data, backbone, classifier, *flats)

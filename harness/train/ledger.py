@@ -1,0 +1,296 @@
+"""What a run has measured so far: intervals for the journal, the whole for the summary."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from harness.config import Config
+from harness.exchange.buckets import bucket_sizes
+from harness.exchange.compression import crossing_bytes
+from harness.exchange.exchange import route_of
+from harness.measure.summary import UNRECORDED, Evaluation, Provenance, RunSummary, Trained
+from harness.measure.tally import Tally, Totals
+from harness.measure.traffic import Bytes, Sizes, all_reduce_bytes, formula
+from harness.measure.utilisation import UNKNOWN, Capacity
+from harness.parallel.ddp import HALF_BYTES, power_sgd_elements
+from harness.parallel.ranks import Gathered
+from harness.parallel.topology import Topology
+from harness.parallel.world import World
+from harness.train.checkpoint.meta import STARTED, Progress
+from harness.train.course import Course
+from harness.train.evaluation import NONFINITE, nonfinite_images
+from harness.train.windows import Kind, Kinds, Moment, Spent, Stopwatch, no_window_is_timed
+
+
+class Journal(Protocol):
+    """Where a run's metrics go; does nothing on ranks but the first."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None: ...
+    def advance(self, window: int, windows: int, note: str) -> None: ...
+    def warn(self, name: str, line: str) -> None: ...
+    def attach(self, path: Path, folder: str) -> None: ...
+
+
+class Unheard:
+    """A journal that keeps nothing."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None: ...
+    def advance(self, window: int, windows: int, note: str) -> None: ...
+    def warn(self, name: str, line: str) -> None: ...
+    def attach(self, path: Path, folder: str) -> None: ...
+
+
+class Ledger:
+    """Adds up windows; tells the journal of each interval, and the summary of them all.
+
+    Traced windows, and those that resume a late exchange after a pause, are in no time, rate or
+    count of bytes here. `progress`: of the checkpoint that the run goes on from.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        course: Course,
+        capacity: Capacity = UNKNOWN,
+        progress: Progress = STARTED,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
+        self._config = config
+        self._world = world
+        self._course = course
+        self._capacity = capacity
+        self._progress = progress
+        self._kinds = Kinds(config, course.first, course.windows)
+        self._run, self._interval = Tally(capacity), Tally(capacity)
+        self._under_way: tuple[int, Gathered] | None = None
+        self._evaluated: list[tuple[int, Moment, dict[str, float]]] = []
+        self._sent = world.meters.traffic.total
+        self._cpu_from = 0.0
+        self._drain_seconds = 0.0
+        self.stopwatch = stopwatch or Stopwatch(world.device)
+        self._spent = Spent(self.stopwatch, self._kinds.of(course.first))
+
+    def begins(self, journal: Journal) -> None:
+        """Training begins: starts the watch, and says what will not be measured."""
+        if line := no_window_is_timed(self._config):
+            journal.warn("timing", line)
+        self.stopwatch.start()
+
+    @contextmanager
+    def paused(self, ended: int) -> Iterator[None]:
+        """What is done here, after so many windows, is not training."""
+        with self.stopwatch.paused():
+            yield
+        self._kinds.paused(ended)
+
+    def window_begins(self, window: int) -> None:
+        kind = self._kinds.of(window)
+        if kind is not self._spent.kind:
+            tallies = self._tallies()
+            self._spent.changes_to(kind)
+            # On a card windows may only be done now: they must not count as ones of the next kind.
+            self._read_clock(tallies)
+        self._spent.windows[kind] += 1
+        self._sent = self._world.meters.traffic.total
+        self._cpu_from = time.process_time()
+
+    def _read_clock(self, tallies: Sequence[Tally]) -> None:
+        times = self._world.meters.clock.read()
+        for tally in tallies:
+            tally.add_times(times)
+
+    def add_scores(self, loss: Tensor, top1: Tensor) -> None:
+        """Of one micro-batch."""
+        self._interval.add_scores(loss, top1)
+
+    def window_ended(self, window: int, journal: Journal) -> None:
+        """Books the window. Collective over the world at the end of each interval."""
+        cpu_seconds = time.process_time() - self._cpu_from
+        self._read_clock(self._tallies())
+        sent = self._world.meters.traffic.total - self._sent
+        for tally in self._tallies():
+            tally.add_bytes(sent)
+            tally.add_cpu(cpu_seconds)
+        ended = window + 1
+        if ended % self._config.train.log_every == 0 or ended == self._course.windows:
+            self._send_interval(ended, journal)
+
+    def _tallies(self) -> tuple[Tally, ...]:
+        """Where windows of this kind count."""
+        if self._spent.kind in (Kind.TRACED, Kind.RESUMING):
+            return ()
+        if self._spent.kind is Kind.UNTIMED:
+            return (self._interval,)
+        return self._run, self._interval
+
+    def evaluated(self, ended: int, metrics: dict[str, float], journal: Journal) -> None:
+        """Books an evaluation after so many windows, the watch being stopped."""
+        for name, count in metrics.items():
+            if name.endswith(f"/{NONFINITE}") and name.count("/") > 1:
+                journal.warn("evaluation", nonfinite_images(name.split("/")[1], int(count), ended))
+        self._evaluated.append((ended, self._spent.moment(), metrics))
+        journal.log(ended, metrics)
+
+    def drained(self, seconds: float) -> None:
+        """How long the drain at the end took."""
+        self._drain_seconds = seconds
+
+    def progress(self) -> Progress:
+        """How far the whole training has come by now, the watch being stopped."""
+        evaluations = tuple(
+            Evaluation(
+                window=ended,
+                images=self._course.images(ended),
+                train_seconds=self._seconds_at(moment),
+                metrics=metrics,
+            )
+            for ended, moment, metrics in self._evaluated
+        )
+        known = self._progress.train_seconds is not None
+        return Progress(
+            train_seconds=self._seconds_at(self._spent.moment()) if known else None,
+            evaluations=self._progress.evaluations + evaluations,
+        )
+
+    def _seconds_at(self, moment: Moment) -> float:
+        """Where nothing is known of the time before this run, it is of this run alone."""
+        return (self._progress.train_seconds or 0.0) + self._spent.charged(moment)
+
+    def _send_interval(self, ended: int, journal: Journal) -> None:
+        """Sends this interval's tally on its way and logs the one before: nobody waits for it."""
+        self._log_under_way(journal)
+        gathered = self._world.launch_gather(self._interval.vector(), "interval")
+        self._under_way = (ended, gathered)
+        self._interval = Tally(self._capacity)
+        if ended == self._course.windows:
+            self._log_under_way(journal)
+
+    def _log_under_way(self, journal: Journal) -> None:
+        if self._under_way is None:
+            return
+        ended, gathered = self._under_way
+        self._under_way = None
+        totals = self._totals(gathered.wait())
+        rate = self._course.images_per_window / totals.step_ms.mean * 1e3 if totals.windows else 0.0
+        metrics = totals.metrics()
+        metrics["optimizer/lr"] = self._course.lr(ended - 1)
+        if totals.windows:
+            metrics["throughput/images_per_second"] = rate
+        journal.log(ended, metrics)
+        journal.advance(
+            ended, self._course.windows, f"loss {totals.loss:.3f} · {rate:.0f} images/s"
+        )
+
+    def _totals(self, rows: Tensor) -> Totals:
+        topology = self._world.topology
+        hidden = self._config.exchange.is_torchs and topology.world_size > 1
+        images = self._course.images_per_window / topology.world_size
+        return Totals(rows, topology.nodes, images, waits_in_backward=hidden)
+
+    def summary(self, trained: Trained, provenance: Provenance = UNRECORDED) -> RunSummary:
+        """The summary of the run, which has ended. Collective over the world."""
+        self._read_clock(self._tallies())  # on a card the last windows are done only now
+        totals = self._totals(self._world.launch_gather(self._run.vector(), "summary").wait())
+        topology, config = self._world.topology, self._config
+        timed, seconds = self._spent.windows[Kind.TIMED], self._spent.seconds(Kind.TIMED)
+        progress, expected = self.progress(), trained.expected
+        return RunSummary(
+            name=config.name,
+            seed=config.seed,
+            ranks=topology.world_size,
+            nodes=topology.nodes,
+            windows=self._course.windows,
+            images=self._course.images(self._course.windows),
+            parameters_backbone=trained.parameters_backbone,
+            parameters_classifier=trained.parameters_classifier,
+            images_per_second=timed * self._course.images_per_window / seconds if timed else 0.0,
+            untimed_windows=self._kinds.untimed,
+            timed_windows=timed,
+            step_ms=totals.step_ms,
+            phases_ms=totals.phases_ms,
+            cross_node_mb_per_step=totals.cross_node_mb,
+            cross_node_mb_per_step_formula=expected.cross_node * topology.ranks_per_node / 1e6,
+            in_node_mb_per_step=totals.in_node_mb,
+            in_node_mb_per_step_formula=expected.in_node / 1e6,
+            train_seconds=self._seconds_at(self._spent.moment()),
+            train_seconds_known=progress.train_seconds is not None,
+            drain_seconds=self._drain_seconds,
+            evaluations=progress.evaluations,
+            validation_images=dict(trained.validation_images),
+            exponentials=trained.exponentials,
+            mlflow_run_id=provenance.mlflow_run_id,
+            commit=provenance.commit,
+            per_rank=totals.per_rank,
+        )
+
+
+def expected_bytes(
+    config: Config,
+    topology: Topology,
+    shared: Sequence[torch.Size],
+    slices: tuple[int, ...],
+    features: int,
+    element: int,
+) -> Bytes:
+    """What a window sends by formula, of `sizes_of`; the counted bytes must equal it."""
+    sizes = sizes_of(config, topology, shared, slices, features, element)
+    route = route_of(config.exchange, topology.nodes, topology.ranks_per_node)
+    return formula(config.classifier.layout, config.exchange.kind, route, sizes)
+
+
+def sizes_of(
+    config: Config,
+    topology: Topology,
+    shared: Sequence[torch.Size],
+    slices: tuple[int, ...],
+    features: int,
+    element: int,
+) -> Sizes:
+    """What the formula needs of a run.
+
+    `shared`: shapes of what every rank holds; `slices`: elements of each rank of a node that other
+    nodes hold too; `element`: bytes of one.
+    """
+    exchange = config.exchange
+
+    def crossing(elements: int, ranks: int, nodes: int) -> Bytes:
+        if exchange.kind == "ddp_powersgd":
+            elements = power_sgd_elements(shared, exchange.matrix_rank)
+        if exchange.is_torchs:
+            size = HALF_BYTES if exchange.compression == "fp16" else element
+            return all_reduce_bytes(elements * size, ranks, nodes)
+        return crossing_bytes(exchange.compression, elements, element, ranks, nodes)
+
+    def buckets(shapes: Sequence[torch.Size]) -> tuple[int, ...]:
+        return bucket_sizes(shapes, exchange.bucket_bytes, element)
+
+    def of_slice(elements: int) -> list[torch.Size]:
+        per_class = features + (config.classifier.margin == "none")
+        classes = elements // per_class
+        bias = [torch.Size([classes])] if per_class > features else []
+        return [torch.Size([classes, features]), *bias]
+
+    return Sizes(
+        nodes=topology.nodes,
+        ranks_per_node=topology.ranks_per_node,
+        images_per_rank=config.train.batch_size,
+        passes=exchange.backward_passes_per_step,
+        shared=sum(shape.numel() for shape in shared),
+        slices=slices,
+        features=features,
+        element_bytes=element,
+        feature_bytes=2 if config.train.precision == "bf16" else element,
+        crossing=crossing,
+        pieces=exchange.pieces,
+        buckets=buckets(shared),
+        slice_buckets=tuple(buckets(of_slice(each)) for each in slices),
+        label_bytes=8 if element == 8 else 4,
+        statistic_bytes=element,
+        statistics=3 + (config.classifier.label_smoothing > 0),
+    )

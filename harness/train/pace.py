@@ -1,0 +1,60 @@
+"""Picks into how many pieces an averaged model goes, from measured times of this very run."""
+
+import statistics
+import sys
+
+from harness.config import Config
+from harness.data.images import Dataset
+from harness.exchange.compression import make_wire
+from harness.exchange.pieces import Pace
+from harness.parallel.world import World
+from harness.train.checkpoint.meta import passed_alike
+from harness.train.trial import Trial, now, slowest
+
+WARM_WINDOWS, TIMED_WINDOWS, TRANSFERS = 4, 6, 3
+
+
+def paced(config: Config, dataset: Dataset, world: World) -> Config:
+    """The config with `exchange.pieces` picked, where `exchange.most_pieces` asks for that.
+
+    A run that goes on with as many ranks keeps what was picked, or it would be another run. All
+    ranks decide from the same numbers. Collective over the world.
+    """
+    exchange = config.exchange
+    if not exchange.most_pieces:
+        return config
+    kept = passed_alike(config, world.topology.world_size)
+    if kept and kept.pieces <= exchange.most_pieces:
+        return config.exchanging(pieces=kept.pieces)
+    pace = measured(config, dataset, world)
+    pieces = pace.pieces(exchange.delay, exchange.most_pieces)
+    if world.is_first:
+        print(
+            f"exchange.pieces={pieces}: a window takes {pace.compute_ms:.0f} ms, the "
+            f"whole of a rank's part {pace.transfer_ms:.0f} ms to send",
+            file=sys.stderr,
+            flush=True,
+        )
+    return config.exchanging(pieces=pieces)
+
+
+def measured(config: Config, dataset: Dataset, world: World) -> Pace:
+    """Some windows of nodes apart, and some transfers. Collective over the world."""
+    trial = Trial(config.with_nodes_apart(), dataset, world)
+    trial.window_ms(WARM_WINDOWS)
+    times = [trial.window_ms(TIMED_WINDOWS), _transfer_ms(config, trial, world)]
+    trial.close()
+    compute_ms, transfer_ms = slowest(times, world)
+    return Pace(compute_ms, transfer_ms)
+
+
+def _transfer_ms(config: Config, trial: Trial, world: World) -> float:
+    shared, sliced = trial.step.model.flats
+    part = shared.values.new_zeros(shared.owned.size + len(sliced.values))
+    wire = make_wire(config.exchange.compression, len(part), 1, part, world.peers, "pace transfer")
+    times = []
+    for _ in range(TRANSFERS):
+        started = now(world.device)
+        wire.launch(part, 0).mean(into=part)
+        times.append((now(world.device) - started) * 1e3)
+    return statistics.median(times)

@@ -1,0 +1,212 @@
+"""One run from its config to its summary: checks, world, tracking, training, and how it ended."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from statistics import fmean
+from types import FrameType
+
+import torch
+
+from harness.config import Config
+from harness.data.images import Dataset
+from harness.data.open import open_dataset
+from harness.data.shares import Shares
+from harness.data.verify import verify
+from harness.doctor.agreement import agree_on_data, agree_on_settings
+from harness.doctor.before_training import check_before_training
+from harness.doctor.compute import measure_speed
+from harness.doctor.shared_folder import check_shared_folder
+from harness.errors import Diverged, UserError
+from harness.measure.clock import clock_for
+from harness.measure.machine import environment
+from harness.measure.summary import DIVERGED_TAG, RunSummary
+from harness.measure.traffic import Traffic
+from harness.measure.utilisation import Capacity
+from harness.parallel.cores import Cores, cores_of
+from harness.parallel.group import Meters
+from harness.parallel.ranks import launched_topology, open_ranks
+from harness.parallel.topology import Topology, check_classes
+from harness.parallel.world import World, choose_device, link
+from harness.tracing.gather import check_trace
+from harness.tracing.horovod_timeline import allow_timeline
+from harness.tracking.connection import Status, check_store
+from harness.tracking.folders import check_free, claim, now
+from harness.tracking.node_gauges import monitor_node
+from harness.tracking.tracker import Tracker
+from harness.train.assembly import DTYPES
+from harness.train.checkpoint.meta import read_meta
+from harness.train.pace import paced
+from harness.train.routing import routed
+from harness.train.run_journal import OtherRank, RunJournal
+from harness.train.step import make_step
+from harness.train.training import Training
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM arrived: it ends a run as Ctrl-C does."""
+
+
+def run(config: Config, folder: Path | None = None) -> RunSummary:
+    """Trains as `config` says and leaves config, metrics and summary in the run's folder.
+
+    Raises UserError, on every rank and before anything is written, for what the user can mend.
+    """
+    topology = launched_topology()
+    dataset, problem = None, None
+    try:
+        dataset = _prepare(config, topology, folder)
+    except UserError as error:
+        problem = error
+    if config.trace.horovod_timeline:
+        allow_timeline()
+    with open_ranks(topology) as ranks:
+        agree_on_settings(config, ranks)
+        ranks.raise_together(problem)
+        assert dataset is not None
+        agree_on_data(dataset, ranks)
+        device, warning = choose_device(config.train.device, ranks)
+        if warning and ranks.is_first:
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
+        with link(ranks, device, Meters(clock_for(device), Traffic())) as links:
+            return _run(config, dataset, links.world(config.classifier.layout), folder)
+
+
+def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) -> RunSummary:
+    """What follows once all ranks train the same. Collective over the world."""
+    check_before_training(config, world)
+    cores = cores_of(world)
+    torch.set_num_threads(cores.threads(config.train.threads))
+    notes = (*dataset.notes, *verify(dataset, world, config.data))
+    with _own_folder(config, folder, world) as own:
+        check_shared_folder(config.train, own, world)
+        capacity = _capacity(config, world, cores)
+        with world.together():
+            config = routed(paced(config, dataset, world), dataset, world)
+            training = Training(make_step(config, dataset, world), own, capacity)
+        with _journal(config, own, world) as journal:
+            if notes:
+                journal.warn("data", "; ".join(notes))
+            summary = training.run(journal, journal.provenance)
+            journal.conclude(summary)
+            training.check_saved()
+            if summary.diverged:
+                raise Diverged(summary.diverged, "lower optimizer.lr, or end earlier")
+            return summary
+
+
+def _prepare(config: Config, topology: Topology, folder: Path | None) -> Dataset:
+    """The images; raises UserError for all that can be wrong by now."""
+    check_classes(topology, config.classifier.layout, config.data.num_classes)
+    check_trace(config.trace, topology.world_size)
+    if config.train.resume:
+        read_meta(Path(config.train.resume), config.data.num_classes)
+    if topology.rank == 0 and folder is not None:
+        check_free(folder)
+    if topology.rank == 0 and config.tracking.enabled:
+        check_store(config.tracking)
+    dataset = open_dataset(config.data)
+    share = (config.train.batch_size, topology.rank, topology.world_size, config.seed)
+    Shares(len(dataset.train), *share)
+    return dataset
+
+
+def _capacity(config: Config, world: World, cores: Cores) -> Capacity:
+    """Collective over the world."""
+    return Capacity(
+        matmul_flop_per_second=_matmul_speed(config, world.device, world),
+        cores=0.0 if world.device.type == "cuda" else min(torch.get_num_threads(), cores.own),
+    )
+
+
+def _matmul_speed(config: Config, device: torch.device, world: World) -> float:
+    """FLOP/s of a plain product in the run's precision, while the other ranks do one too.
+
+    Of a processor the mean over a machine's ranks: who gets which part of shared cores within
+    seconds is chance. Collective over the world.
+    """
+    seconds = config.train.peak_seconds
+    if not seconds:
+        return 0.0
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else DTYPES[config.train.precision]
+    machines = world.machines()  # all start together
+    own = measure_speed(device, seconds, dtype).flop_per_second
+    speeds = world.gather_objects(own, "matmul")
+    here = machines[world.topology.rank]
+    return (
+        own
+        if device.type == "cuda"
+        else fmean(
+            speed for machine, speed in zip(machines, speeds, strict=True) if machine == here
+        )
+    )
+
+
+@contextmanager
+def _own_folder(config: Config, given: Path | None, world: World) -> Iterator[Path]:
+    """The run's folder, which rank 0 makes; after an error nothing is left of an empty one.
+
+    Collective over the world.
+    """
+    name = f"{config.name}-s{config.seed}-{now()}"
+    own = None
+    with world.together():
+        if world.is_first:
+            own = claim(given, Path(config.tracking.folder) / name)
+    folder: Path = world.broadcast(own.folder if own else None, "folder")
+    try:
+        yield folder
+    except BaseException:
+        if own:
+            own.give_back()
+        raise
+
+
+@contextmanager
+def _journal(config: Config, folder: Path, world: World) -> Iterator[RunJournal | OtherRank]:
+    """Opens tracking on rank 0 and each node's gauges; says how the run ended, whatever it was."""
+    tracker, commit, hosts = Tracker.silent(), None, world.hosts()
+    with world.together():
+        if world.is_first:
+            facts = environment(world.horovod_build()) | {"hosts": hosts}
+            commit = facts["git_commit"]
+            tracker = Tracker.start(config, folder, facts)
+    run_id = world.broadcast(tracker.run_id, "run id")
+    speaks = world.topology.local_rank == 0
+    gauges = monitor_node(config, run_id, world.topology.node) if speaks else nullcontext()
+    status: Status = "FAILED"
+    journal = RunJournal(folder, tracker, commit) if world.is_first else OtherRank()
+    try:
+        with _stop_signals(), gauges:
+            yield journal
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    except Diverged as error:
+        tracker.tag(DIVERGED_TAG, error.found)
+        raise
+    finally:
+        journal.close()
+        tracker.finish(status)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[None]:
+    """SIGTERM raises here, so that tracking learns of it; horovodrun sends it to end a run. SIGHUP
+    too, which a terminal that goes away sends, unless it is ignored, as under nohup."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    ends = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        ends.append(signal.SIGHUP)
+    before = [(number, signal.signal(number, stop)) for number in ends]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)

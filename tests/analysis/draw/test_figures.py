@@ -1,0 +1,290 @@
+"""The figures of the six questions: numbers by hand, one look a variant, nothing unreadable."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from analysis.draw import accuracy, phases, scaling, staleness, traffic, utilisation
+from harness.compare.colours import COLOURS, looks
+from harness.compare.wording import without_result
+from harness.errors import DIVERGED
+from harness.tracking.prediction import Prediction, write_predictions
+from harness.tracking.results import Target
+from harness.tracking.study import Study
+from tests.pictures import assert_readable, assert_units
+from tests.recorded import PHASES_MS, summary, variant
+
+from .studies import MOMENTUM, many, recorded, study
+
+LONG = [f"hybrid_averaging_{number}" for number in range(6)]
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    """Three throughput tables: two rates, and twice the classes; one of them foreseen."""
+    place = tmp_path / "tables"
+    place.mkdir()
+    condition = {"hosts": 2, "ranks": 4, "classes": 1000, "mbit_per_second": 100}
+    conditions = {
+        "slow": condition,
+        "free": condition | {"mbit_per_second": None},
+        "more": condition | {"classes": 2000},
+    }
+    (place / "conditions.json").write_text(json.dumps(conditions))
+    for name, rate in (("slow", 100.0), ("free", 400.0), ("more", 50.0)):
+        found = [
+            {"variant": "hybrid_async", "images_per_second": 2 * rate},
+            {"variant": "data_parallel", "images_per_second": rate},
+        ]
+        (place / f"{name}.json").write_text(json.dumps(found))
+    write_predictions([prediction("data_parallel", 110.0)], place / "slow.predictions.json")
+    return place
+
+
+def prediction(name: str, images_per_second: float) -> Prediction:
+    return Prediction(
+        variant=name,
+        nodes=2,
+        ranks_per_node=2,
+        step_ms=100.0,
+        phases_ms={"forward": 100.0},
+        images_per_second=images_per_second,
+        cross_node_mb_per_step=1.0,
+        in_node_mb_per_step=1.0,
+        memory_mb=100.0,
+    )
+
+
+def foreseen(found: Study, images_per_second: float = 900.0) -> Study:
+    """With a prediction of its first variant."""
+    first = prediction(found.runs[0].name, images_per_second)
+    return replace(found, predictions=(first,))
+
+
+def all_figures(found: Study, tables: Path) -> dict[str, Figure]:
+    return {
+        "phases": phases.draw(found),
+        "accuracy": accuracy.draw(found),
+        "utilisation": utilisation.draw(found),
+        "traffic": traffic.draw(found),
+        "scaling": scaling.draw(tables, foreseen(found)),
+        "staleness": staleness.draw(found),
+    }
+
+
+@pytest.mark.parametrize("names", [["data_parallel"], ["hybrid_async", "data_parallel"], LONG])
+def test_every_figure_is_readable_and_has_units(
+    names: list[str], tmp_path: Path, tables: Path
+) -> None:
+    for name, figure in all_figures(many(tmp_path, names), tables).items():
+        assert_readable(figure)
+        assert_units(figure)
+        assert figure.axes, name
+
+
+def test_a_variant_has_its_colour_in_every_figure(tmp_path: Path, tables: Path) -> None:
+    """Though it is the second here, and its study has no baseline."""
+    found = many(tmp_path, ["mine", "hybrid_async"])
+    mine = looks(["mine", "hybrid_async"])["mine"].colour
+    for name, figure in all_figures(found, tables).items():
+        assert {COLOURS[2].lower(), mine.lower()} <= colours_of(figure), name
+        assert COLOURS[1].lower() not in colours_of(figure), name
+
+
+def colours_of(figure: Figure) -> set[str]:
+    found = set()
+    for axes in figure.axes:
+        found |= {to_hex(line.get_color()) for line in axes.lines}
+        patches = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+        found |= {to_hex(patch.get_facecolor()) for patch in patches}
+    return found
+
+
+def test_a_variant_that_was_never_started_is_called_that() -> None:
+    """Its study was stopped before."""
+    late = variant("late")
+    assert (late.fate, without_result(late)) == ("was not started", "no run was started")
+
+
+@pytest.mark.parametrize("fate", ["failed", "diverged", "has not ended"])
+def test_a_variant_without_a_result_has_its_fate_in_every_figure(
+    fate: str, tmp_path: Path, tables: Path
+) -> None:
+    failure = {"failed": "FAILED", "diverged": f"{DIVERGED}: a loss of nan in window 7"}.get(fate)
+    lost = replace(recorded(tmp_path, "hybrid_async"), failure=failure)
+    found = study(recorded(tmp_path, "data_parallel", 0, summary()), lost)
+    figures = all_figures(found, tables)
+    assert fate in [text.get_text() for text in figures["phases"].axes[0].texts]
+    assert fate in [text.get_text() for text in figures["traffic"].axes[0].texts]
+    wanted = f"* `hybrid_async`: {without_result(found.variants[1])}"
+    assert wanted in phases.say(found)
+    assert wanted in accuracy.say(found)
+
+
+def test_phases_are_means_over_seeds_of_each_rank_spread() -> None:
+    frame = phases.numbers([variant("data_parallel", summary(), summary(seed=1))])
+    row = frame[frame["phase"] == "exchange_wait"].iloc[0]
+    assert (row["minimum"], row["mean"], row["maximum"]) == (15.0, 30.0, 60.0)
+    frame = phases.numbers([variant("a", summary()), variant("b", summary(passes=4))])
+    means = frame[frame["phase"] == "forward"]["mean"]
+    assert list(means) == pytest.approx([20 * 1000 / 128, 20 * 1000 / 512])
+
+
+def test_a_line_goes_from_the_least_to_the_most_loaded_rank(tmp_path: Path) -> None:
+    figure = phases.draw(study(recorded(tmp_path, "data_parallel", 0, summary())))
+    ends = [each.get_segments()[0][:, 0] for each in figure.axes[1].collections]
+    expected = [PHASES_MS[phase] for phase in phases.SPREAD]
+    assert [list(each) for each in ends] == [[0.5 * each, 2 * each] for each in expected]
+
+
+def test_the_time_to_a_target_needs_all_seeds() -> None:
+    target = Target(0.85, "given")
+    good, bad = summary(seconds=5.0), summary(seed=1, accuracies=(0.5, 0.6, 0.7))
+    assert accuracy.target_seconds(variant("a", good), target) == [15.0]
+    assert accuracy.target_seconds(variant("a", good, bad), target) is None
+
+
+def test_bars_reach_the_target_times(tmp_path: Path) -> None:
+    runs = [recorded(tmp_path, "data_parallel", s, summary(seed=s, seconds=10 + s)) for s in (0, 2)]
+    sooner = accuracy.draw(study(*runs), target=0.75).axes[2]
+    (bar,) = [patch for patch in sooner.patches if isinstance(patch, Rectangle)]
+    assert bar.get_width() == pytest.approx((20 + 24) / 2)
+
+
+def test_a_target_that_one_seed_missed_says_so(tmp_path: Path) -> None:
+    ends = (0.9, 0.7)
+    runs = [
+        recorded(tmp_path, "data_parallel", seed, summary(seed=seed, accuracies=(0.5, end)))
+        for seed, end in enumerate(ends)
+    ]
+    texts = [text.get_text() for text in accuracy.draw(study(*runs), 0.8).axes[2].texts]
+    assert texts == ["reached in 1 of 2"]
+
+
+def test_curves_are_means_over_seeds_by_window() -> None:
+    frame = accuracy.curve(
+        variant("a", summary(), summary(seed=1, seconds=20.0, accuracies=(0.4, 0.7, 0.8)))
+    )
+    assert list(frame["seconds"]) == [15.0, 30.0, 45.0]
+    assert list(frame["mean"]) == pytest.approx([45, 75, 85])
+    assert list(frame["low"]) == pytest.approx([40, 70, 80])
+    assert list(frame["images"]) == [12800, 25600, 38400]
+
+
+def test_bytes_are_of_a_window_and_of_as_many_images() -> None:
+    frame = traffic.numbers([variant("a", summary(passes=2))]).set_index("link")
+    assert frame.loc["cross_node", "counted_window"] == 12.5
+    assert frame.loc["cross_node", "counted_images"] == pytest.approx(12.5 * 1000 / 256)
+    assert frame.loc["in_node", "formula_window"] == 3.0
+
+
+def test_bars_of_bytes_are_as_long_as_counted(tmp_path: Path) -> None:
+    axes = traffic.draw(many(tmp_path, ["data_parallel"], seeds=1)).axes
+    widths = [p.get_width() for each in axes for p in each.patches if isinstance(p, Rectangle)]
+    assert widths == pytest.approx([12.5, 12.5 * 1000 / 128, 3.0, 3.0 * 1000 / 128])
+
+
+def test_shares_that_a_run_recorded_come_before_mlflows(tmp_path: Path) -> None:
+    found = many(tmp_path, ["data_parallel"], seeds=1)
+    by_node = utilisation.nodes(found, found.runs[0])
+    assert sorted(by_node) == [0, 1]
+    assert list(by_node[1].computed) == [40.0] * 3
+    assert list(by_node[1].computed.index) == [0.0, 10.0, 20.0]
+    assert utilisation.means(by_node) == (90.0, 45.0)
+    assert "the counter says 90 %, 45 % of a step was computed" in utilisation.say(found)
+
+
+def test_a_panel_varies_one_thing(tables: Path, tmp_path: Path) -> None:
+    frame = scaling.numbers(tables)
+    over_rate = scaling.series(frame, "mbit_per_second")
+    assert set(over_rate["table"]) == {"slow", "free"}
+    assert set(scaling.series(frame, "classes")["table"]) == {"slow", "more"}
+    assert scaling.series(frame, "ranks").empty
+    found = many(tmp_path, ["data_parallel"], seeds=1)
+    assert "1 points of the tables are off by 10% (median)" in scaling.say(tables, found)
+    assert "of the study which are off by 25%" in scaling.say(tables, foreseen(found, 960.0))
+    figure = scaling.draw(tables, found)
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    drawn = [y for line in hollow for y in line.get_ydata() if not math.isnan(y)]
+    assert drawn == [110.0]
+
+
+def test_what_waits_in_its_backward_pass_is_not_shown_as_computing(tmp_path: Path) -> None:
+    """Neither by what such a run logged itself once, nor by its phases."""
+    backward = {"time/step_ms": 10.0, "time/backward_ms": 9.0}
+    phases = backward | {"time/forward_ms": 0.5, "time/optimizer_ms": 0.5}
+    old = {f"utilisation/node_{node}_computed_percent": 99.0 for node in (0, 1)}
+    counters = {f"utilisation/node_{node}_counter_percent": 80.0 for node in (0, 1)}
+    for number, metrics in enumerate((phases | counters, phases | counters | old)):
+        run = recorded(
+            tmp_path,
+            f"rival_{number}",
+            found=summary(f"rival_{number}"),
+            lines=[(10, metrics), (20, metrics)],
+            exchange={"kind": "ddp_powersgd"},
+        )
+        found = utilisation.nodes(study(run), run)
+        assert sorted(found) == [0, 1]
+        assert all(len(node.computed) == 0 and len(node.counter) == 2 for node in found.values())
+        assert "what it computed is not separable" in utilisation.say(study(run))
+        assert utilisation.draw(study(run)).axes
+
+
+def test_a_rate_of_each_window_goes_before_the_largest_of_the_run(tmp_path: Path) -> None:
+    """The curvature may be largest while the rate is still low."""
+    late = {"kind": "delayed", "delay": 1}
+    metrics = {"train/loss": 2.0, "staleness/curvature": 5.0, "staleness/lr_over_stable": 0.5}
+    lines = [(10, metrics), (20, metrics | {"staleness/lr_over_stable": 0.75})]
+    runs = study(recorded(tmp_path, "a", 0, summary("a"), lines, exchange=late, optimizer=MOMENTUM))
+    (point,) = staleness.points(runs)
+    assert point.of_limit == 0.75
+
+
+def test_nodes_that_step_alone_are_not_on_the_map_of_late_gradients(tmp_path: Path) -> None:
+    lines = [(10, {"train/loss": 2.0, "staleness/curvature": 0.5})]
+    counts = []
+    for number, kind in enumerate(("averaging", "delayed")):
+        late = {"kind": kind, "delay": 1}
+        place = tmp_path / kind
+        place.mkdir()
+        runs = study(recorded(place, "a", number, summary("a"), lines, exchange=late))
+        map_, sides, _ = staleness.draw(runs).axes
+        counts.append([sum(len(line.get_xdata()) == 1 for line in a.lines) for a in (map_, sides)])
+    assert counts == [[0, 1], [1, 1]]
+
+
+def test_a_run_lies_where_its_rate_and_curvature_put_it(tmp_path: Path) -> None:
+    late = {"kind": "delayed", "delay": 1}
+    lines = [
+        (10, {"train/loss": 2.0, "staleness/curvature": 0.5}),
+        (20, {"train/loss": 1.5, "staleness/curvature": 0.4}),
+    ]
+    runs = study(
+        recorded(
+            tmp_path, "a", 0, summary("a"), lines, exchange=late, optimizer=MOMENTUM | {"lr": 0.4}
+        )
+    )
+    (point,) = staleness.points(runs)
+    assert (point.dynamics.delay, point.lr, point.curvature, point.loss) == (1, 0.4, 0.5, 1.5)
+    assert point.of_limit == pytest.approx(2.0, rel=1e-3)
+    lines.append((30, {"train/loss_nonfinite": 1.0}))
+    (lost,) = staleness.points(study(recorded(tmp_path, "b", 0, None, lines)))
+    assert math.isinf(lost.loss)
+    assert "its loss is no number" in staleness.say(study(recorded(tmp_path, "c", 0, None, lines)))
+
+
+def test_a_wait_that_was_not_measured_is_not_said_to_be_none(tmp_path: Path) -> None:
+    untimed = summary("short", phases_ms=dict.fromkeys(PHASES_MS, 0.0))
+    ddp = recorded(tmp_path, "ddp", 0, summary("ddp"), exchange={"kind": "ddp_powersgd"})
+    found = study(recorded(tmp_path, "short", 0, untimed), ddp)
+    said = phases.say(found)
+    assert "`short`: how long it stands still was not measured" in said
+    assert "`ddp`: how long it stands still was not measured" in said
+    labels = [text.get_text() for text in phases.draw(found).axes[0].texts]
+    assert labels == ["0 ms, wait unknown", "100 ms, wait unknown"]

@@ -1,0 +1,72 @@
+"""Room and leave to write where a run puts its files."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.config import Config
+from harness.doctor.disk import DiskFacts, Place, disk_facts, judge_disk
+from tests.doctor.seats import FOUR, seats
+
+GB = 10**9
+
+
+def place(purpose: str = "run's folder", **changed: object) -> Place:
+    good = {"exists": True, "free_bytes": 50 * GB, "writable": True, "needed_bytes": GB}
+    return Place.model_validate({"purpose": purpose, "folder": "/x"} | good | changed)
+
+
+def judged(found: Place) -> tuple[str, str]:
+    (finding,) = judge_disk(FOUR[:2], [DiskFacts(places=[place()]), DiskFacts(places=[found])])
+    return finding.level, finding.found
+
+
+def test_room_enough() -> None:
+    assert judged(place()) == ("ok", "50 GB or more free on every host in /x")
+
+
+@pytest.mark.parametrize(
+    ("found", "level"),
+    [
+        (place(free_bytes=GB // 2), "fail"),
+        (place(free_bytes=3 * GB // 2), "warn"),
+        (place(writable=False), "fail"),
+        # All images may lie there already.
+        (place("cache", writable=False), "warn"),
+        (place("cache", free_bytes=GB // 2), "warn"),
+        (place("cache", writable=False, exists=False), "fail"),
+    ],
+)
+def test_what_is_missing_is_told_with_its_host(found: Place, level: str) -> None:
+    got, said = judged(found)
+    assert got == level
+    assert f"the {found.purpose} /x on h2" in said
+
+
+def test_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    config = Config.model_validate(
+        {
+            "train": {"steps": 10, "checkpoint_every": 5, "save": True},
+            "data": {"cache": str(tmp_path / "a" / "b")},
+            "tracking": {"folder": str(tmp_path)},
+        }
+    )
+    cache, run = disk_facts(config, checkpoint_bytes=100, first=True).places
+    assert (cache.exists, cache.writable, run.exists) == (False, True, True)
+    assert cache.free_bytes == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
+    assert run.needed_bytes == 300
+    assert cache.needed_bytes == 8 * 1000 * 32 * 32
+    assert len(disk_facts(config, 100, first=False).places) == 1
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    values = {"train": {"steps": 1}, "tracking": {"folder": str(tmp_path / "runs" / "x")}}
+    facts = disk_facts(Config.model_validate(values), 0, first=True)
+    assert not facts.places[1].writable
+
+
+def test_silent_ranks_say_nothing() -> None:
+    facts = [DiskFacts(places=[place()]), None]
+    assert judge_disk(seats(("h1", 2)), facts)[0].level == "ok"

@@ -1,0 +1,74 @@
+"""Memory that a run needs, computed from its config, against what is free."""
+
+import pytest
+import torch
+
+from harness.doctor.memory import MemoryFacts, judge_memory, memory_facts
+from harness.doctor.need import Need
+from tests.doctor.seats import EMULATED, FOUR, seats
+
+GB = 10**9
+
+
+def need(model: int = 0, **moments: int) -> Need:
+    return Need(model=model, exchange=0, training=0).model_copy(update=moments)
+
+
+def test_enough() -> None:
+    facts = [MemoryFacts(host_free=10 * GB, card_free=None)] * 4
+    (finding,) = judge_memory(FOUR, facts, need(model=GB))
+    assert finding.level == "ok"
+    assert "a rank of this run takes 1 GB (model 1 GB" in finding.found
+    assert judge_memory(FOUR, facts, None)[0].found == "10 GB free on every host"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "level"),
+    [
+        (need(model=11 * GB), "fail"),
+        (need(model=9 * GB), "warn"),
+        (need(model=GB, training=20 * GB), "warn"),
+        (need(model=GB, evaluation=20 * GB, training=GB), "warn"),
+        (need(model=GB, saving=20 * GB), "warn"),
+    ],
+)
+def test_one_host_is_short(wanted: Need, level: str) -> None:
+    facts = [MemoryFacts(host_free=100 * GB, card_free=None)] * 3
+    facts.insert(2, MemoryFacts(host_free=10 * GB, card_free=None))
+    (finding,) = judge_memory(FOUR, facts, wanted)
+    assert finding.level == level
+    assert finding.found.startswith("host h3 has 10 GB free for a rank of")
+
+
+def test_ranks_of_a_machine_share_its_memory() -> None:
+    """Emulated nodes too: four ranks of 3 GB do not fit into 10 GB."""
+    facts = [MemoryFacts(host_free=10 * GB, card_free=None)] * 4
+    (finding,) = judge_memory(EMULATED, facts, need(model=3 * GB))
+    assert finding.level == "fail"
+    assert "10 GB free for 4 ranks of 3 GB" in finding.found
+    assert judge_memory(FOUR, facts, need(model=3 * GB))[0].level == "ok"
+
+
+def test_a_card_is_its_ranks_alone() -> None:
+    two = seats(("h1", 2))
+    facts = [MemoryFacts(host_free=GB, card_free=free * GB) for free in (80, 2)]
+    (finding,) = judge_memory(two, facts, need(model=3 * GB))
+    assert finding.found.startswith("the card of rank 1 on h1 has 2 GB free")
+
+
+def test_what_lies_in_the_host_s_memory_is_not_the_card_s() -> None:
+    wanted = need(model=GB, estimate=5 * GB, estimate_on_host=4 * GB, training=2 * GB)
+    assert (wanted.total, wanted.on_card) == (6 * GB, 3 * GB)
+    facts = [MemoryFacts(host_free=100 * GB, card_free=4 * GB)]
+    (finding,) = judge_memory(seats(("h1", 1)), facts, wanted)
+    assert finding.level == "ok"
+    facts = [MemoryFacts(host_free=4 * GB, card_free=None)]
+    (finding,) = judge_memory(seats(("h1", 1)), facts, wanted)
+    assert finding.level == "warn"
+    assert "by turns training 2 GB, the curvature's estimate 5 GB" in finding.found
+
+
+def test_this_machine_has_memory() -> None:
+    facts = memory_facts(torch.device("cpu"))
+    assert 1e7 < facts.host_free < 1e14
+    assert facts.card_free is None

@@ -1,0 +1,150 @@
+"""Real horovodruns of small ranks: how they end, what is said of it, and that none is left."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness.errors import UserError
+from harness.launch.launch import MARK, Outcome, launch
+
+RANK = Path(__file__).with_name("rank.py")
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = """
+import sys
+from pathlib import Path
+from harness.launch.launch import launch
+folder = Path(sys.argv[3])
+command = [sys.executable, sys.argv[1], sys.argv[2], str(folder)]
+outcome = launch(command, 2, "localhost:1,127.0.0.1:1", folder / "log.txt")
+print("stopped", outcome.stopped, "exit", outcome.exit_code)
+"""
+
+
+def run(mode: str, folder: Path) -> tuple[Outcome, str]:
+    screen = io.StringIO()
+    command = [sys.executable, str(RANK), mode, str(folder)]
+    outcome = launch(command, 2, "localhost:1,127.0.0.1:1", folder / "log.txt", screen)
+    assert_gone(folder)
+    return outcome, screen.getvalue()
+
+
+def assert_gone(folder: Path) -> None:
+    """None of the ranks lives, nor anything of the launch that had this folder as argument."""
+    names = [file.read_text() for file in folder.glob("started-*")]
+    assert names, "no rank started: the test would show nothing"
+    alive = [pid for pid in names if psutil.pid_exists(int(pid))]
+    relatives = []
+    for process in psutil.process_iter():
+        try:
+            if MARK in process.environ() and str(folder) in process.cmdline():
+                relatives.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    assert alive == []
+    assert relatives == []
+
+
+def test_rank_0_is_shown_everything_is_logged_and_no_secret_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cret")
+    monkeypatch.setenv("HOROVOD_FUSION_THRESHOLD", "1024")
+    outcome, screen = run("progress", tmp_path)
+    assert (outcome.exit_code, outcome.reason, outcome.stopped) == (0, "", False)
+    assert sorted(screen.splitlines()) == ["done 0", "rank 0 starts"]
+    assert sorted(outcome.log.read_text().splitlines()) == [
+        "[0 stderr] done 0",
+        "[0 stdout] rank 0 starts",
+        "[1 stderr] done 1",
+        "[1 stdout] rank 1 starts",
+    ]
+    names = set((tmp_path / "environment-1").read_text().splitlines())
+    assert {"PATH", "HOROVOD_FUSION_THRESHOLD", MARK} <= names
+    assert not {"AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD"} & names
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    outcome, _ = run("mistake", tmp_path)
+    assert outcome.exit_code == 2
+    assert outcome.reason == "harness: num_classes is 3; use replicated"
+
+
+def test_a_crash_is_told_by_its_cause_not_by_its_victims(tmp_path: Path) -> None:
+    outcome, screen = run("crash", tmp_path)
+    assert outcome.exit_code == 1
+    assert outcome.reason.startswith("rank 1 failed:\nTraceback (most recent call last)")
+    assert outcome.reason.endswith("ValueError: the cause")
+    assert "Traceback" not in screen
+    assert "HorovodInternalError: gone" in outcome.log.read_text()
+
+
+def test_a_killed_rank_is_named(tmp_path: Path) -> None:
+    outcome, _ = run("killed", tmp_path)
+    assert outcome.exit_code == 1
+    assert "rank 1 was ended by SIGKILL" in outcome.reason
+
+
+def test_ranks_may_tidy_up_when_the_user_stops_them(tmp_path: Path) -> None:
+    said = stop_when_ready("tidy", tmp_path, signal.SIGINT)
+    assert said.endswith("stopped True exit 1\n")
+    assert len(list(tmp_path.glob("tidied-*"))) == 2
+    assert_gone(tmp_path)
+
+
+def test_ranks_that_do_not_listen_are_ended(tmp_path: Path) -> None:
+    said = stop_when_ready("deaf", tmp_path, signal.SIGTERM)
+    assert said.endswith("stopped True exit 1\n")
+    assert_gone(tmp_path)
+
+
+def test_ranks_end_when_the_launcher_is_killed(tmp_path: Path) -> None:
+    stop_when_ready("tidy", tmp_path, signal.SIGKILL)
+    wait_for(lambda: len(list(tmp_path.glob("tidied-*"))) == 2)
+
+
+def stop_when_ready(mode: str, folder: Path, number: signal.Signals) -> str:
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, str(RANK), mode, str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        wait_for(lambda: len(list(folder.glob("ready-*"))) == 2)
+    finally:
+        process.send_signal(number)
+    return process.communicate(timeout=60)[0]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "told"),
+    [
+        ("localhost:1", "--np 2 needs 2 slots, --hosts localhost:1 has 1"),
+        ("localhost", "write NAME:SLOTS"),
+        ("localhost:2,:1", "write NAME:SLOTS"),
+        ("no-such-host.invalid:2", "leads nowhere"),
+    ],
+)
+def test_hosts_that_cannot_be_used_are_told_before_the_start(
+    hosts: str, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=told):
+        launch([sys.executable, str(RANK), "progress", str(tmp_path)], 2, hosts, tmp_path / "log")
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,75 @@
+"""What is held ends with the one who holds, also beside an ssh and with all that it started."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.launch import leash
+from tests.labs import processes_with, wait_for
+
+LEASH = [sys.executable, str(Path(leash.__file__))]
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_the_command_ends_when_the_input_does(blocking: bool, tmp_path: Path) -> None:
+    """An ssh that shares the input makes it non-blocking."""
+    read, write = os.pipe()
+    os.set_blocking(read, blocking)
+    ready = tmp_path / "ready"
+    held = subprocess.Popen([*LEASH, "sh", "-c", f"touch {ready}; exec sleep 600"], stdin=read)
+    os.close(read)
+    wait_for(ready.exists)
+    assert held.poll() is None
+    os.close(write)
+    assert held.wait(20) == 128 + signal.SIGTERM
+
+
+def test_nothing_that_the_command_started_outlives_it(tmp_path: Path) -> None:
+    script = f"python3 -c 'import time; time.sleep(600)' {tmp_path} & exit 3"
+    held = subprocess.Popen([*LEASH, "sh", "-c", script], stdin=subprocess.PIPE)
+    assert held.wait(20) == 3
+    wait_for(lambda: not processes_with(str(tmp_path)), 10)
+    assert held.stdin is not None
+    held.stdin.close()
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_byte_is_a_signal_for_the_whole_group(ignored: bool, tmp_path: Path) -> None:
+    """Also where the launcher ignores that signal, as what a shell runs in the background does."""
+    ready = tmp_path / "ready"
+    script = f"trap 'exit 9' INT; touch {ready}; while :; do sleep 0.1; done"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        held = subprocess.Popen([*LEASH, "sh", "-c", script], stdin=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_for(ready.exists)
+    assert held.stdin is not None
+    held.stdin.write(bytes([signal.SIGINT]))
+    held.stdin.flush()
+    assert held.wait(20) == 9
+    held.stdin.close()
+
+
+def test_a_stopped_command_is_told_and_that_it_goes_on(tmp_path: Path) -> None:
+    """It cannot say so itself, and the others wait for it for minutes."""
+    pid = tmp_path / "pid"
+    script = f"echo $$ > {pid}.part; mv {pid}.part {pid}; exec sleep 600"
+    held = subprocess.Popen(
+        [*LEASH, "sh", "-c", script], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(pid.exists)
+    number = int(pid.read_text())
+    assert held.stderr is not None
+    assert held.stdin is not None
+    os.kill(number, signal.SIGSTOP)
+    assert held.stderr.readline().strip() == leash.STOPPED
+    os.kill(number, signal.SIGCONT)
+    assert held.stderr.readline().strip() == leash.RESUMED
+    held.stdin.close()
+    assert held.wait(20) == 128 + signal.SIGTERM
+    held.stderr.close()

@@ -1,0 +1,73 @@
+"""A cluster's file: what is written is read, and what is wrong with it is told in a line."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UserError
+from harness.plan.machines import Cluster, Stalls, read_cluster
+from tests.plan.clusters import cluster
+
+EXAMPLES = sorted(Path("experiments/clusters").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_can_be_read(path: Path) -> None:
+    assert read_cluster(path).name == path.stem
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    given = cluster(stalls=Stalls(every_seconds=10, for_seconds=2), measured={"hosts": ["h1"]})
+    given.write(tmp_path / "c.yaml")
+    assert read_cluster(tmp_path / "c.yaml") == given
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("nodes: 0", "nodes=0 does not fit"),
+        ("cards: 8", "unknown key cards"),
+        ("node: {}", "node.bytes_per_second is missing"),
+        ("jitter: 2", "jitter=2 does not fit"),
+        ("stalls: {every_seconds: 1, for_seconds: 2}", "stalls.for_seconds=2 is not below"),
+        ("- 3", "is not YAML"),
+    ],
+)
+def test_mistakes_are_told(line: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    cluster().write(path)
+    key = line.split(":")[0]
+    kept = [each for each in path.read_text().splitlines() if not each.startswith(f"{key}:")]
+    if key == "node":
+        kept = _without_block(path.read_text().splitlines(), "node:")
+    path.write_text("\n".join([*kept, line]) + "\n")
+    with pytest.raises(UserError, match=told):
+        read_cluster(path)
+
+
+def _without_block(lines: list[str], head: str) -> list[str]:
+    kept, inside = [], False
+    for line in lines:
+        inside = line == head or (inside and line.startswith(" "))
+        if not inside:
+            kept.append(line)
+    return kept
+
+
+def test_no_file_and_no_cluster(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read the cluster"):
+        read_cluster(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    with pytest.raises(UserError, match="holds a list, not keys and values"):
+        read_cluster(tmp_path / "list.yaml")
+
+
+def test_sharing_cores_slows_ranks_down() -> None:
+    def slowdown(ranks: int, cores: float | None) -> float:
+        values = cluster(sharing_penalty=0.1).model_dump()
+        return Cluster(**values | {"ranks_per_node": ranks, "cores_per_node": cores}).slowdown
+
+    assert slowdown(8, None) == 1.0
+    assert slowdown(2, 4.0) == 1.0
+    assert slowdown(2, 1.0) == pytest.approx(2 * 1.1)
+    assert slowdown(4, 0.5) == pytest.approx(8 * 1.3)
