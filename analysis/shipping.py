@@ -11,15 +11,11 @@ from typing import Any
 
 import yaml
 
-CONFIG, SUMMARY = "config.yaml", "summary.json"
-KEPT_FILES = (
-    CONFIG,
-    "environment.json",
-    SUMMARY,
-    "metrics.jsonl",
-    "comparison.md",
-    "predictions.json",
-)
+from harness.compare.comparison_files import TABLE_FILE
+from harness.tracking.prediction import PREDICTIONS_FILE
+from harness.tracking.run_folder import CONFIG, ENVIRONMENT, METRICS, RECORD, SUMMARY
+
+KEPT_FILES = (*RECORD, TABLE_FILE, PREDICTIONS_FILE)
 DROPPED = (
     "time/%",
     "time_min/%",
@@ -136,10 +132,10 @@ def _copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
             values = yaml.safe_load(text)
             values["tracking"] |= {"uri": None, "folder": "runs"}
             text = yaml.safe_dump(values, sort_keys=False)
-        if name == "environment.json":
+        if name == ENVIRONMENT:
             kept = {k: v for k, v in json.loads(text).items() if k not in FORGOTTEN}
             text = json.dumps(kept, indent=2)
-        if name == "metrics.jsonl":
+        if name == METRICS:
             text = "".join(
                 f"{json.dumps(_shorter(json.loads(line)))}\n" for line in text.splitlines()
             )

@@ -31,8 +31,7 @@ from harness.parallel.group import Group, Meters
 from harness.parallel.replicas import ReplicaGroup
 from harness.parallel.topology import Topology
 from harness.parallel.world import World, one_precision
-from harness.train.ledger import Unheard
-from harness.train.trainer import Trainer
+from harness.train.trial import Trial
 
 FEATURES, SCALE, MARGIN = 512, 64.0, 0.35
 SHAPES = ((125_000, 1024), (1_000_000, 1024), (1_000_000, 256))
@@ -248,16 +247,8 @@ def step(config: Config, windows: int = 20) -> dict[str, Any]:
     memory against the prediction."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    trainer = Trainer(config, open_dataset(config.data), world(), Path("runs"))
-    batches, journal, number = trainer.batches(), Unheard(), 0
-    trainer.backbone.train()
-    trainer._ledger.begins(journal)
-
-    def window() -> None:
-        nonlocal number
-        trainer.run_window(number, batches, journal)
-        number += 1
-
+    trial = Trial(config, open_dataset(config.data), world())
+    window = trial.window
     for _ in range(6):
         window()
     torch.cuda.synchronize()
@@ -276,7 +267,7 @@ def step(config: Config, windows: int = 20) -> dict[str, Any]:
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
         "predicted_gb": need_of(config, 1, 1, cards=True).on_card / 1e9,
     }
-    batches.close()
+    trial.close()
     return found
 
 

@@ -21,12 +21,13 @@ from typing import Any
 from analysis.draw.scaling import CONDITIONS, Condition
 from benchmarks.lab_page import page
 from benchmarks.on_link import HOW, on_link, with_early
-from harness.compare.conclude import TABLE_FILE, conclude
+from harness.compare.comparison_files import TABLE_FILE
+from harness.compare.conclude import conclude
 from harness.compare.folder import variants_in, write_runs
 from harness.errors import UserError
 from harness.lab.own_lab import own_lab
-from harness.measure.summary import FILE_NAME as SUMMARY_FILE
 from harness.tracking.results import Results, Terms, Variant
+from harness.tracking.run_folder import SUMMARY
 
 SHARES = {"third": 1 / 3, "slow": 0.8, "slower": 0.95, "slowest": 0.98}
 """What data_parallel, by its better route, loses of its step to a link, by the link's name: the
@@ -298,7 +299,7 @@ def _trained(study: Path, link: Link, experiments: Sequence[str]) -> tuple[Varia
 
 
 def _is_made(study: Path, experiment: str, seed: int) -> bool:
-    return any(study.glob(f"part-*/{Path(experiment).stem}-s{seed}/{SUMMARY_FILE}"))
+    return any(study.glob(f"part-*/{Path(experiment).stem}-s{seed}/{SUMMARY}"))
 
 
 def _conclude(

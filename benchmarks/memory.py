@@ -18,17 +18,18 @@ from harness.parallel.ranks import launched_topology
 from harness.parallel.topology import Layout
 from harness.parallel.world import open_world
 from harness.train.ledger import Unheard
-from harness.train.trainer import Trainer
+from harness.train.step import Step, make_step
+from harness.train.training import Training
 
 
-def classifier_bytes(trainer: Trainer) -> int:
+def classifier_bytes(step: Step) -> int:
     """Allocated for weight, gradient and momentum of the classes this rank owns."""
-    owned = list(trainer.classifier.parameters())
+    owned = list(step.model.classifier.parameters())
     total = 0
-    for flat in (trainer.shared, trainer.sliced):
+    for flat in step.model.flats:
         own = [(start, stop) for parameter, start, stop in flat.spans if is_one(parameter, owned)]
         elements = sum(stop - start for start, stop in own)
-        total += elements * bytes_per_element(flat, trainer.optimizer)
+        total += elements * bytes_per_element(flat, step.optimizer)
     return total
 
 
@@ -67,9 +68,9 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
     ):
         data = dataset(chosen.classes, images=64)
-        trainer = Trainer(settings(chosen.layout, chosen.classes), data, world, Path(folder))
-        trainer.train(Unheard())
-        own = torch.tensor([classifier_bytes(trainer), peak_memory_bytes(device)])
+        step = make_step(settings(chosen.layout, chosen.classes), data, world)
+        Training(step, Path(folder)).run(Unheard())
+        own = torch.tensor([classifier_bytes(step), peak_memory_bytes(device)])
         rows = world.launch_gather(own, "memory").wait()
         if world.is_first:
             largest = rows.max(dim=0).values.tolist()

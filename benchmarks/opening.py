@@ -20,7 +20,7 @@ from harness.compare.table import PHASES
 from harness.config import Config
 from harness.measure.summary import Evaluation, RunSummary, Spread
 from harness.tracking.address import sqlite_file
-from harness.tracking.folders import METRICS_FILE
+from harness.tracking.run_folder import METRICS, RunFolder
 from harness.tracking.tracker import Tracker
 
 RUNS, WINDOWS, STUDY = 50, 1000, "large"
@@ -67,9 +67,9 @@ def _train(config: Config, place: Path) -> None:
         lines.append({"step": window, "time": 1.8e9 + 0.1 * window, "metrics": metrics})
     # Not by the tracker: MLflow takes half a minute for what a run of an hour sends it.
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (place / METRICS_FILE).write_text(text, encoding="utf-8")
+    (place / METRICS).write_text(text, encoding="utf-8")
     tracker.log(WINDOWS, _metrics(WINDOWS, noise))
-    _summary(config, tuple(evaluations)).write(place)
+    RunFolder(place).write_summary(_summary(config, tuple(evaluations)))
     tracker.artifact(place / "summary.json")
     tracker.finish("FINISHED")
     assert tracker.run_id is not None

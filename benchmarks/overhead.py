@@ -24,10 +24,10 @@ from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology
 from harness.parallel.world import Links, World, open_links
 from harness.tracking.tracker import Tracker
-from harness.train.ledger import Journal, Unheard
-from harness.train.trainer import Trainer
+from harness.train.ledger import Journal, Ledger, Unheard
+from harness.train.step import make_step
+from harness.train.trial import ENDLESS
 
-ENDLESS = 1_000_000
 PHASES_A_WINDOW = (Phase.DATA, Phase.FORWARD, Phase.BACKWARD, *[Phase.EXCHANGE_WAIT] * 4)
 
 
@@ -59,10 +59,20 @@ class Tracked(Unheard):
         self._tracker.log(step, metrics)
 
 
-def stepper(world: World, settings: Config, journal: Journal, folder: Path) -> Callable[[], None]:
-    trainer = Trainer(settings, dataset(settings.data.num_classes), world, folder)
-    batches, windows = trainer.batches(), itertools.count()
-    return lambda: trainer.run_window(next(windows), batches, journal)
+def stepper(world: World, settings: Config, journal: Journal) -> Callable[[], None]:
+    """Takes the next window, and keeps its books as a training does."""
+    step = make_step(settings, dataset(settings.data.num_classes), world)
+    ledger = Ledger(settings, world, step.course)
+    batches, windows = step.batches(), itertools.count()
+
+    def window() -> None:
+        number = next(windows)
+        ledger.window_begins(number)
+        for scores in step.window(number, batches, journal):
+            ledger.add_scores(scores.loss, scores.top1)
+        ledger.window_ended(number, journal)
+
+    return window
 
 
 def bookkeeping_ms(windows: int = 2000) -> float:
@@ -104,8 +114,8 @@ def measure(links: Links, folder: Path, rounds: int, steps: int) -> dict[str, ob
     )
     timing = alternate(
         {
-            "clock and MLflow": stepper(measured, settings, Tracked(tracker), folder),
-            "neither": stepper(bare, settings, Unheard(), folder),
+            "clock and MLflow": stepper(measured, settings, Tracked(tracker)),
+            "neither": stepper(bare, settings, Unheard()),
         },
         rounds,
         steps,

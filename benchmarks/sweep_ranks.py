@@ -25,7 +25,8 @@ from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology, open_ranks
 from harness.parallel.world import Links, choose_device, link
 from harness.train.ledger import Unheard
-from harness.train.trainer import Trainer
+from harness.train.step import make_step
+from harness.train.training import Training
 
 
 def train(point: Point, links: Links, number: int) -> RunSummary:
@@ -34,8 +35,8 @@ def train(point: Point, links: Links, number: int) -> RunSummary:
     world = links.world(config.classifier.layout, user=f"{number}.")
     torch.set_num_threads(cores_of(world).threads(config.train.threads))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, open_dataset(config.data), world, Path(folder))
-        return trainer.train(Unheard())
+        step = make_step(config, open_dataset(config.data), world)
+        return Training(step, Path(folder)).run(Unheard())
 
 
 def main() -> int:

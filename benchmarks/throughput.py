@@ -7,7 +7,6 @@ evaluated. `exchange.route=auto` is measured first, as a run does.
 """
 
 import argparse
-import itertools
 import json
 import math
 import statistics
@@ -31,11 +30,8 @@ from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
 from harness.parallel.ranks import Ranks, launched_topology, open_ranks
 from harness.parallel.world import Links, choose_device, link
-from harness.train.ledger import Unheard
 from harness.train.routing import routed
-from harness.train.trainer import Trainer
-
-ENDLESS = 1_000_000
+from harness.train.trial import Trial
 
 
 @dataclass
@@ -43,14 +39,12 @@ class Variant:
     """One experiment, ready to go on at any time."""
 
     config: Config
-    trainer: Trainer
+    trial: Trial
     clock: KeepingClock
     images: int
     """Of a window, on all ranks."""
 
     def __post_init__(self) -> None:
-        self._batches = self.trainer.batches()
-        self._windows = itertools.count()
         self.rates: list[float] = []
         self.pace = 0.0
         """Images a second of the last block."""
@@ -61,21 +55,18 @@ class Variant:
         """Some windows of all ranks, from one barrier to the next: nodes that never wait for each
         other would else be timed at the faster one's pace, while the other still works."""
         for _ in range(untimed):
-            self._window()
+            self.trial.window()
         dist.barrier()
         self.clock.kept.clear()
         before, started = psutil.cpu_times(), time.perf_counter()
         for _ in range(windows):
-            self._window()
+            self.trial.window()
         dist.barrier()
         self.pace = self.images * windows / (time.perf_counter() - started)
         self.rates.append(self.pace)
         self.times += self.clock.kept
         spent = zip(before._fields, before, psutil.cpu_times(), strict=True)
         self.cpu.append({name: (stop - start) * 1e3 / windows for name, start, stop in spent})
-
-    def _window(self) -> None:
-        self.trainer.run_window(next(self._windows), self._batches, Unheard())
 
 
 def loaded(given: str, overrides: Sequence[str]) -> Config:
@@ -84,16 +75,16 @@ def loaded(given: str, overrides: Sequence[str]) -> Config:
     return load(path, [*overrides, *own])
 
 
-def variant(config: Config, links: Links, folder: Path) -> Variant:
+def variant(config: Config, links: Links) -> Variant:
     card, topology = links.device.type == "cuda", links.topology
     clock = KeepingClock(CardTimeline() if card else HostTimeline())
     own = replace(links, meters=Meters(clock, Traffic()))
     world = own.world(config.classifier.layout, user=f"{config.name}.")
     dataset = open_dataset(config.data)
-    config = routed(config, dataset, world, folder)
-    trainer = Trainer(config, dataset, world, folder)
+    config = routed(config, dataset, world)
+    trial = Trial(config, dataset, world)
     passes = config.exchange.backward_passes_per_step
-    return Variant(config, trainer, clock, config.train.batch_size * topology.world_size * passes)
+    return Variant(config, trial, clock, config.train.batch_size * topology.world_size * passes)
 
 
 def fitting(variant: Variant, ranks: Ranks, seconds: float, first: bool, most: int) -> int:
@@ -135,7 +126,7 @@ def report(variants: Sequence[Variant]) -> list[dict[str, object]]:
     return found
 
 
-def main() -> None:
+def _chosen() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
     parser.add_argument("--rounds", type=int, default=7)
@@ -145,10 +136,13 @@ def main() -> None:
     )
     parser.add_argument("--untimed", type=int, default=8, help="micro-batches, before those")
     parser.add_argument("--output", type=Path, help="JSON file, besides the last line printed")
-    chosen = parser.parse_args()
-    endless = [f"train.steps={ENDLESS}", "train.epochs=null", f"train.untimed_windows={ENDLESS}"]
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = _chosen()
     experiments = [each for each in chosen.arguments if each.split(",")[0].endswith(".yaml")]
-    overrides = endless + [each for each in chosen.arguments if each not in experiments]
+    overrides = [each for each in chosen.arguments if each not in experiments]
     configs = [loaded(each, overrides) for each in experiments]
     torch.set_num_threads(1)
     topology = launched_topology()
@@ -157,7 +151,7 @@ def main() -> None:
         device, _ = choose_device(configs[0].train.device, ranks)
         meters = Meters(clock_for(device), Traffic())
         links = opened.enter_context(link(ranks, device, meters))
-        variants = [variant(config, links, Path("runs")) for config in configs]
+        variants = [variant(config, links) for config in configs]
         for number in range(chosen.rounds + 1):
             for each in variants:
                 dist.barrier()

@@ -11,8 +11,9 @@ from typing import Any
 
 from harness.cli import main
 from harness.errors import UserError
+from harness.model.sliced_classifier import Scores
 from harness.parallel import world
-from harness.train import trainer
+from harness.train import step
 
 WINDOW = 3
 TIMEOUT = timedelta(seconds=8)
@@ -29,14 +30,14 @@ def fail(how: str) -> None:
     os.kill(os.getpid(), number)
 
 
-class Failing(trainer.Trainer):
-    def run_window(self, window: int, *rest: Any) -> None:
-        if window == WINDOW and self._world.topology.rank == int(sys.argv[2]):
+class Failing(step.Step):
+    def window(self, window: int, *rest: Any) -> list[Scores]:
+        if window == WINDOW and self.world.topology.rank == int(sys.argv[2]):
             fail(sys.argv[1])
-        super().run_window(window, *rest)
+        return super().window(window, *rest)
 
 
 if __name__ == "__main__":
     world.TIMEOUT = TIMEOUT
-    trainer.Trainer = Failing  # type: ignore[misc]
+    step.Step = Failing  # type: ignore[misc]
     sys.exit(main(sys.argv[3:]))

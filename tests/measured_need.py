@@ -9,7 +9,8 @@ from harness.config import Config
 from harness.data.images import ArraySource, Dataset
 from harness.parallel.world import World
 from harness.train.ledger import Unheard
-from harness.train.trainer import Trainer
+from harness.train.step import make_step
+from harness.train.training import Training
 from tests.live_bytes import live_bytes
 
 
@@ -28,20 +29,21 @@ def measured(config: Config, world: World, folder: Path) -> Measured:
     """Of a run on this rank: after a first window every tensor that stays is there."""
     dataset, journal = noise(config), Unheard()
     with live_bytes() as starting:
-        trainer = Trainer(config, dataset, world, folder)
-        batches = trainer.batches()
+        step = make_step(config, dataset, world)
+        training = Training(step, folder)
+        batches = step.batches()
         for window in range(FIRST):
-            trainer.run_window(window, batches, journal)
+            training._window(window, batches, journal)
     resting = starting.kept
     with live_bytes() as training:
         for window in range(FIRST, FIRST + 2):
-            trainer.run_window(window, batches, journal)
+            training._window(window, batches, journal)
     with live_bytes() as evaluation:
-        trainer.evaluate(limit=8 * config.train.batch_size * world.topology.world_size)
+        training.evaluate(limit=8 * config.train.batch_size * world.topology.world_size)
     with live_bytes() as estimate:
-        trainer._estimate_curvature(FIRST + 2, journal)
+        training._estimate_curvature(FIRST + 2, journal)
     with live_bytes() as saving:
-        trainer._saves.save(trainer._meta(FIRST + 2), trainer.exchange.carried(), journal)
+        training._saves.save(training._meta(FIRST + 2), step.exchange.carried(), journal)
     return Measured(
         resting,
         resting + training.peak,

@@ -109,7 +109,7 @@ def test_no_module_reaches_itself() -> None:
 def test_studies_start_runs_as_processes() -> None:
     for module in SOURCES:
         if module.startswith(STARTS_RUNS):
-            assert own_imports(module) & {"train.trainer", "train.run"} == set(), module
+            assert own_imports(module) & {"train.training", "train.run"} == set(), module
 
 
 @MODULES

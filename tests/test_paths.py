@@ -86,12 +86,12 @@ def test_bases_and_experiments(home: Path) -> None:
 def test_the_store_of_the_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///~/m.db")
     config = Config.model_validate({"train": {"steps": 1}})
-    assert sqlite_file(store_uri(config)) == home / "m.db"
+    assert sqlite_file(store_uri(config.tracking)) == home / "m.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///~nobody-here/m.db")
     with pytest.raises(
         UserError, match=r"the store sqlite:///~nobody-here/m\.db does not fit: this machine"
     ):
-        store_uri(config)
+        store_uri(config.tracking)
 
 
 @pytest.mark.parametrize("uri", ["http://~/x", "sqlite:////~/x.db", "sqlite://", "mlruns", "~"])
@@ -139,7 +139,7 @@ def test_a_training_writes_into_the_home_folder(home: Path) -> None:
 
 TOUCHES: dict[str, Callable[[Path], object]] = {
     "a run's folder": check_free,
-    "a store": lambda place: check_store(in_store(place)),
+    "a store": lambda place: check_store(in_store(place).tracking),
     "a node's gauges": lambda place: gauges(in_store(place)),
     "rendered images": lambda place: cached_pixels(
         place / "file", (1,), lambda: [np.zeros(1, np.uint8)]

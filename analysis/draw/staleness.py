@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
 from harness.compare.colours import Look, looks
+from harness.compare.recorded import RecordedRun
 from harness.compare.style import (
     Picture,
     Said,
@@ -21,7 +22,7 @@ from harness.compare.style import (
     picture,
     say_nothing,
 )
-from harness.tracking.study import RecordedRun, Study
+from harness.tracking.study import Study
 from harness.train.stability import Dynamics, dynamics_of, largest_stable_product
 
 CURVATURE, OVER_STABLE = "staleness/curvature", "staleness/lr_over_stable"

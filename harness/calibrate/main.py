@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from harness.calibrate.network import NetworkTimes, encoding_time, optimizer_time
+from harness.calibrate.network import NetworkPasses, encoding_time, optimizer_time
 from harness.calibrate.repeated import barrier, mean
 from harness.calibrate.result import Calibration, Point
 from harness.calibrate.transfers import transfer_times
@@ -38,35 +38,54 @@ SECONDS = 0.6
 
 
 def measure(
-    config: Config, links: Links, world: World, cores: Cores, folder: Path, seconds: float
+    config: Config, links: Links, world: World, cores: Cores, seconds: float
 ) -> Calibration:
     """`seconds` for each timed operation. Collective over the world."""
-    dataset = open_dataset(config.data)
-    topology, card = world.topology, world.device.type == "cuda"
-    speed = measure_speed(world.device, 3 * seconds)
-    network = NetworkTimes(config, world, dataset, cores, seconds)
-    facts = environment()
+    dataset, topology = open_dataset(config.data), world.topology
+    product = _product_time(world, seconds)
+    memory_bytes = _memory_bytes(world, cores)
+    network = NetworkPasses(config, world, dataset, cores, seconds).measured()
+    optimizer = optimizer_time(config, world, seconds)
+    encode = {name: encoding_time(name, world, seconds) for name in CODECS}
+    transfers = transfer_times(world, seconds)
+    window = window_time(config, dataset, links, seconds)
     return Calibration(
         hosts=tuple(world.hosts()),
         nodes=topology.nodes,
         ranks_per_node=topology.ranks_per_node,
-        cores_per_node=None if card else cores.per_node,
+        cores_per_node=None if world.device.type == "cuda" else cores.per_node,
         threads=torch.get_num_threads(),
         device=_device_name(world.device),
-        memory_bytes=_memory_bytes(world, cores),
-        commit=facts["git_commit"],
+        memory_bytes=memory_bytes,
+        commit=environment()["git_commit"],
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config.flattened(),
-        product=Point(
-            size=mean(world, speed.flop_per_second),
-            seconds=1.0,
-            cpu_seconds=mean(world, speed.cpu_share or 0.0) * torch.get_num_threads(),
-        ),
-        **network.measured(),
-        optimizer=(optimizer_time(config, world, seconds),),
-        encode={name: (encoding_time(name, world, seconds),) for name in CODECS},
-        **transfer_times(world, seconds),
-        **window_time(config, dataset, links, folder, seconds),
+        product=product,
+        backbone=(network.backbone,),
+        backbone_alone_seconds=network.backbone_alone_seconds,
+        backbone_variation=network.backbone_variation,
+        classifier=network.classifier,
+        optimizer=(optimizer,),
+        encode={name: (each,) for name, each in encode.items()},
+        gather=transfers.gather,
+        flat=transfers.flat,
+        flat_after_rest=transfers.flat_after_rest,
+        peers=transfers.peers,
+        host_copy=transfers.host_copy,
+        idle=transfers.idle,
+        under_way=transfers.under_way,
+        window=window.whole,
+        window_phases=window.phases,
+    )
+
+
+def _product_time(world: World, seconds: float) -> Point:
+    """A second of plain matrix products, by operations. Collective over the world."""
+    speed = measure_speed(world.device, 3 * seconds)
+    return Point(
+        size=mean(world, speed.flop_per_second),
+        seconds=1.0,
+        cpu_seconds=mean(world, speed.cpu_share or 0.0) * torch.get_num_threads(),
     )
 
 
@@ -98,7 +117,7 @@ def _calibrate(chosen: argparse.Namespace) -> int:
             world = links.world("node", user="calibration.")
             cores = cores_of(world)
             torch.set_num_threads(cores.threads(config.train.threads))
-            found = measure(config, links, world, cores, Path(), chosen.seconds)
+            found = measure(config, links, world, cores, chosen.seconds)
             if world.is_first:
                 chosen.output.write_text(found.model_dump_json(indent=2), encoding="utf-8")
             barrier(world)

@@ -2,15 +2,14 @@
 
 import statistics
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from harness.calibrate.repeated import barrier, mean, now, timed
 from harness.calibrate.result import Point
-from harness.calibrate.window import batches_of
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.exchange.compression import make_wire
@@ -23,7 +22,9 @@ from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.cores import Cores
 from harness.parallel.group import Group, Pending
 from harness.parallel.world import World
+from harness.train.course import course_of
 from harness.train.optimizer import make_optimizer
+from harness.train.step import micro_batches
 
 NORMAL_QUARTILES = 1.349
 """Between the quartiles of normal values, standard deviations: outliers do not count."""
@@ -36,7 +37,17 @@ OPTIMIZER_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
 """More than caches hold."""
 
 
+@dataclass(frozen=True)
 class NetworkTimes:
+    """Passes of one micro-batch; see `Calibration`."""
+
+    backbone: Point
+    backbone_alone_seconds: float
+    backbone_variation: float
+    classifier: tuple[Point, ...]
+
+
+class NetworkPasses:
     """The backbone and two classifiers on one micro-batch of this rank."""
 
     def __init__(
@@ -51,23 +62,25 @@ class NetworkTimes:
         self.backbone = backbone.to(device)
         # Filters lie in memory as they do in training.
         self._flat = Flat(list(self.backbone.parameters()), 1, torch.zeros(1, device=device))
-        batches = batches_of(config, dataset, world)
-        self._images, _ = next(batches)
-        batches.close()
+        topology = world.topology
+        course = course_of(config, len(dataset.train), topology.rank, topology.world_size)
+        with closing(micro_batches(dataset, course, world)) as batches:
+            self._images, _ = next(batches)
         self._seconds: list[float] = []
 
-    def measured(self) -> dict[str, Any]:
+    def measured(self) -> NetworkTimes:
+        """Collective over the world."""
         world = self._world
         operations = self._operations(0).backbone
         backbone = timed(world, self._backbone_pass, operations, 3 * self._seconds_each)
         low, middle, high = statistics.quantiles(self._seconds[4:], n=4)
         variation = (high - low) / NORMAL_QUARTILES / middle
-        return {
-            "backbone": (backbone,),
-            "backbone_alone_seconds": self._alone_seconds(),
-            "backbone_variation": mean(world, variation),
-            "classifier": tuple(map(self._classifier, CLASSES[world.device.type])),
-        }
+        return NetworkTimes(
+            backbone=backbone,
+            backbone_alone_seconds=self._alone_seconds(),
+            backbone_variation=mean(world, variation),
+            classifier=tuple(map(self._classifier, CLASSES[world.device.type])),
+        )
 
     def _operations(self, classes: int) -> Flops:
         data, batch = self._config.data, self._config.train.batch_size

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,76 +27,113 @@ REST_SECONDS = 0.3
 OUT_OF_STEP_SECONDS = 0.02
 """About so long after the one before: a transfer must not find Horovod's cycle just beginning."""
 BACK_TO_BACK = 4
-"""Transfers without a rest, where a link's lasting rate is asked for."""
+"""Transfers without a rest, for a link's lasting rate."""
+NOTHING = Point(size=0, seconds=0, cpu_seconds=0)
+"""The time of a transfer that these ranks never make."""
+
+Transfer = Callable[[], object]
 
 
-def transfer_times(world: World, seconds: float) -> dict[str, Any]:
-    node, everyone, peers = world.node, world.everyone, world.peers
-    nobody = Point(size=0, seconds=0, cpu_seconds=0)
+@dataclass(frozen=True)
+class TransferTimes:
+    """See `Calibration`, which has the same names."""
 
-    def points(
+    gather: tuple[Point, ...]
+    flat: tuple[Point, ...]
+    flat_after_rest: tuple[Point, ...]
+    peers: tuple[Point, ...]
+    host_copy: tuple[Point, ...]
+    idle: Point
+    under_way: tuple[Point, ...]
+
+
+def transfer_times(world: World, seconds: float) -> TransferTimes:
+    """About so many seconds of each transfer, in every size. Collective over the world."""
+    inside, between = world.node.size > 1, world.peers.size > 1
+    card = world.device.type == "cuda"
+    sizes = _Sizes(world, seconds)
+    flats = sizes.timed(FLAT_BYTES, _flat, least=BACK_TO_BACK) if world.everyone.size > 1 else ()
+    largest = [int(flats[-1].size)] if between else []
+    return TransferTimes(
+        gather=sizes.timed(IN_NODE_BYTES, _gather) if inside else (NOTHING,),
+        flat=flats or (NOTHING,),
+        flat_after_rest=sizes.timed(largest, _flat, REST_SECONDS) or (NOTHING,),
+        peers=sizes.timed(PEERS_BYTES, _late, OUT_OF_STEP_SECONDS) if between else (NOTHING,),
+        host_copy=sizes.timed(COPIED_BYTES, _host_copy) if card else (),
+        idle=sizes.beside(_pause, 0) if between else NOTHING,
+        under_way=tuple(sizes.beside(_under_way(world, size), size) for size in UNDER_WAY_BYTES)
+        if between
+        else (NOTHING,),
+    )
+
+
+class _Sizes:
+    """Times one transfer in several sizes."""
+
+    def __init__(self, world: World, seconds: float) -> None:
+        self._world = world
+        self._seconds = seconds
+
+    def timed(
+        self,
         sizes: Sequence[int],
-        make: Callable[[int], Callable[[], object]],
+        make: Callable[[World, int], Transfer],
         rest: float = 0.0,
         least: int = 1,
     ) -> tuple[Point, ...]:
+        """From the smallest on, until one would take too long; see `harness.calibrate.repeated`."""
         found: list[Point] = []
         for size in sizes:
             if found and found[-1].seconds * size / found[-1].size > LONGEST_TRANSFER_SECONDS:
                 break
-            found.append(timed(world, make(size), size, seconds, rest, least, best=not rest))
+            transfer = make(self._world, size)
+            found.append(
+                timed(self._world, transfer, size, self._seconds, rest, least, best=not rest)
+            )
         return tuple(found)
 
-    def gather(size: int) -> Callable[[], object]:
-        block = _floats(size, world.device)
-        into = block.new_empty(len(block) * node.size)
-        return lambda: node.launch_all_gather(block, into).wait()
+    def beside(self, operation: Transfer, size: float) -> Point:
+        """One that runs while the rank does nothing else."""
+        return timed(self._world, operation, size, UNDER_WAY_BLOCKS * self._seconds)
 
-    def flat(size: int) -> Callable[[], object]:
-        buffer = _floats(size, world.device)
-        return lambda: everyone.launch_sum(buffer).wait()
 
-    def late(size: int) -> Callable[[], object]:
-        buffer = _floats(size, world.device)
-        return lambda: peers.launch_sum(buffer, f"calibration.{size}").wait()
+def _gather(world: World, size: int) -> Transfer:
+    block = _floats(size, world.device)
+    into = block.new_empty(len(block) * world.node.size)
+    return lambda: world.node.launch_all_gather(block, into).wait()
 
-    def host_copy(size: int) -> Callable[[], object]:
-        """As an exchange between cards goes by way of host memory."""
-        buffer = _floats(size, world.device)
-        host = torch.empty(buffer.shape, pin_memory=True)
-        return lambda: host.copy_(buffer, non_blocking=True)
 
-    def under_way(size: int) -> Callable[[], object]:
-        """As a late exchange: whoever launched it does something else until it is done."""
-        buffer = _floats(size, world.device)
+def _flat(world: World, size: int) -> Transfer:
+    buffer = _floats(size, world.device)
+    return lambda: world.everyone.launch_sum(buffer).wait()
 
-        def one() -> None:
-            launched = peers.launch_sum(buffer, f"calibration.{size}.late")
-            time.sleep(UNDER_WAY_SECONDS)
-            launched.wait()
 
-        return one
+def _late(world: World, size: int) -> Transfer:
+    buffer = _floats(size, world.device)
+    return lambda: world.peers.launch_sum(buffer, f"calibration.{size}").wait()
 
-    def idle() -> None:
-        time.sleep(UNDER_WAY_SECONDS)
 
-    def beside(operation: Callable[[], object], size: float) -> Point:
-        return timed(world, operation, size, UNDER_WAY_BLOCKS * seconds)
+def _host_copy(world: World, size: int) -> Transfer:
+    """As an exchange between cards goes by way of host memory."""
+    buffer = _floats(size, world.device)
+    host = torch.empty(buffer.shape, pin_memory=True)
+    return lambda: host.copy_(buffer, non_blocking=True)
 
-    inside, between = node.size > 1, peers.size > 1
-    flats = points(FLAT_BYTES, flat, least=BACK_TO_BACK) if everyone.size > 1 else (nobody,)
-    most = [int(flats[-1].size)] if between else []
-    return {
-        "gather": points(IN_NODE_BYTES, gather) if inside else (nobody,),
-        "flat": flats,
-        "flat_after_rest": points(most, flat, REST_SECONDS) or (nobody,),
-        "peers": points(PEERS_BYTES, late, OUT_OF_STEP_SECONDS) if between else (nobody,),
-        "host_copy": points(COPIED_BYTES, host_copy) if world.device.type == "cuda" else (),
-        "idle": beside(idle, 0) if between else nobody,
-        "under_way": tuple(beside(under_way(size), size) for size in UNDER_WAY_BYTES)
-        if between
-        else (nobody,),
-    }
+
+def _under_way(world: World, size: int) -> Transfer:
+    """As a late exchange: whoever launched it does something else until it is done."""
+    buffer = _floats(size, world.device)
+
+    def one() -> None:
+        launched = world.peers.launch_sum(buffer, f"calibration.{size}.late")
+        _pause()
+        launched.wait()
+
+    return one
+
+
+def _pause() -> None:
+    time.sleep(UNDER_WAY_SECONDS)
 
 
 def _floats(size: int, device: torch.device) -> Tensor:

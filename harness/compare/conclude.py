@@ -8,21 +8,19 @@ import pandas as pd
 
 from harness.compare import ladder_text
 from harness.compare.chart import draw, draw_ladder
+from harness.compare.comparison_files import ComparisonFiles
 from harness.compare.ladder import Ladder
 from harness.compare.report import write_report
 from harness.compare.scoring import score_cells, scores, scores_meaning
 from harness.compare.sentences import as_paragraphs, meaning, sentences
 from harness.compare.table import aligned, as_markdown, as_text, comparison, piped
 from harness.compare.verdict import Verdict, judge
-from harness.config import Config
+from harness.config import TrackingConfig
 from harness.errors import RunFailed
 from harness.tracking.connection import in_short
-from harness.tracking.failure import FILE_NAME, write_failures
+from harness.tracking.failure import write_failures
 from harness.tracking.record import record, way_to_see
 from harness.tracking.results import Results, Target, Terms, Variant, baseline_of, target_of
-
-TABLE_FILE = "comparison.md"
-LADDER_FILE = "ladder.png"
 
 
 @dataclass(frozen=True)
@@ -84,36 +82,34 @@ class Conclusion:
             parts.append(ladder_text.as_markdown(self.ladder))
         return "\n\n".join(parts) + "\n"
 
-    def write(self, folder: Path) -> list[Path]:
-        """All files, the Markdown first."""
-        table = folder / TABLE_FILE
-        numbers, chart = (table.with_suffix(kind) for kind in (".csv", ".png"))
-        tests, report, errors = (
-            folder / name for name in ("verdict.csv", "report.html", "predictions.csv")
+    def write(self, folder: Path) -> ComparisonFiles:
+        """All files. Raises OSError if one cannot be written."""
+        results = self.results
+        files = ComparisonFiles.in_folder(
+            folder,
+            ladder=self.ladder is not None,
+            predictions=self.scored is not None,
+            failures=bool(results.failures),
         )
-        table.write_text(self.markdown, encoding="utf-8")
-        self.frame.to_csv(numbers)
-        draw(self.results.variants, self.target, self.results.title, chart)
-        self.verdict.frame.to_csv(tests, index=False)
-        write_report(self.results, self.frame, self.verdict, self.scored, self.ladder, report)
-        files = [table, numbers, chart, tests, report]
-        if self.ladder is not None:
-            draw_ladder(self.ladder, folder / LADDER_FILE)
-            files.append(folder / LADDER_FILE)
-        if self.scored is not None:
-            self.scored.to_csv(errors)
-            files.append(errors)
-        if self.results.failures:
-            write_failures(self.results.failures, folder / FILE_NAME)
-            files.append(folder / FILE_NAME)
+        files.table.write_text(self.markdown, encoding="utf-8")
+        self.frame.to_csv(files.numbers)
+        draw(results.variants, self.target, results.title, files.chart)
+        self.verdict.frame.to_csv(files.tests, index=False)
+        write_report(results, self.frame, self.verdict, self.scored, self.ladder, files.report)
+        if self.ladder is not None and files.ladder is not None:
+            draw_ladder(self.ladder, files.ladder)
+        if self.scored is not None and files.prediction_errors is not None:
+            self.scored.to_csv(files.prediction_errors)
+        if files.failures is not None:
+            write_failures(results.failures, files.failures)
         return files
 
 
-def conclude(results: Results, terms: Terms, folder: Path, store: Config | None) -> None:
-    """Shows the comparison, leaves its files in `folder`, and logs them where `store`, a config
-    with `tracking`, says; None logs nothing.
+def conclude(results: Results, terms: Terms, folder: Path, tracking: TrackingConfig | None) -> None:
+    """Shows the comparison, leaves its files in `folder`, and logs them in MLflow where `tracking`
+    says; None logs nothing.
 
-    Raises RunFailed where the files cannot be written.
+    Raises RunFailed if the files cannot be written.
     """
     found = Conclusion.of(results, terms)
     print(f"\n{found.text}", flush=True)
@@ -124,19 +120,20 @@ def conclude(results: Results, terms: Terms, folder: Path, store: Config | None)
             f"the comparison's files cannot be written to {folder} ({error.strerror}); make room, "
             f"and take it up again: harness compare --from-study {results.study}"
         ) from error
-    table, _, chart, _, report = files[:5]
-    ladder = f"\nladder {folder / LADDER_FILE}" if found.ladder is not None else ""
-    print(f"\ntable {table}\nchart {chart}{ladder}\nreport {report}", flush=True)
-    if store is not None and store.tracking.enabled:
-        _log(store, found, files)
+    ladder = f"\nladder {files.ladder}" if files.ladder is not None else ""
+    print(f"\ntable {files.table}\nchart {files.chart}{ladder}\nreport {files.report}", flush=True)
+    if tracking is not None and tracking.enabled:
+        _log(tracking, found, files)
 
 
-def _log(store: Config, found: Conclusion, files: list[Path]) -> None:
+def _log(tracking: TrackingConfig, found: Conclusion, files: ComparisonFiles) -> None:
     results = found.results
     try:
-        experiment_id = record(store, results.study, found.frame, files, len(results.failures))
-    except Exception as error:  # the table is shown and lies in the folder, whatever MLflow does
+        experiment_id = record(
+            tracking, results.study, found.frame, files, failures=len(results.failures)
+        )
+    except Exception as error:  # the table is shown and in the folder, whatever MLflow does
         told = in_short(error)
         print(f"warning: the comparison is not in MLflow: {told}", file=sys.stderr, flush=True)
         return
-    print(way_to_see(store, experiment_id, results.study), flush=True)
+    print(way_to_see(tracking, experiment_id, results.study), flush=True)

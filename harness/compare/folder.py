@@ -3,38 +3,39 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.config import load_resolved
+from harness.compare.recorded import RecordedRun, variants_of
 from harness.errors import UserError
-from harness.measure.summary import FILE_NAME, RunSummary
-from harness.tracking.folders import CONFIG_FILE
 from harness.tracking.results import Variant
+from harness.tracking.run_folder import CONFIG, SUMMARY, RunFolder
 
 
 def variants_in(folder: Path) -> tuple[Variant, ...]:
     """Those with runs that ended well, in the order of their names, each run by its seed.
 
-    Raises UserError where there are none.
+    Raises UserError if there are none.
     """
-    found: dict[str, list[tuple[RunSummary, Path]]] = {}
-    for path in sorted(folder.rglob(FILE_NAME)):
-        run = RunSummary.read(path.parent)
-        found.setdefault(run.name, []).append((run, path.parent / CONFIG_FILE))
-    if not found:
-        raise UserError(f"{folder} holds no run with a {FILE_NAME}; give a study's own folder")
-    variants = []
-    for _, runs in sorted(found.items()):
-        runs.sort(key=lambda each: each[0].seed)
-        summaries, configs = zip(*runs, strict=True)
-        variants.append(Variant(load_resolved(configs[0]), summaries))
-    return tuple(variants)
+    runs = [_recorded(RunFolder(path.parent)) for path in sorted(folder.rglob(SUMMARY))]
+    if not runs:
+        raise UserError(f"{folder} holds no run with a {SUMMARY}; give a study's own folder")
+    return variants_of(sorted(runs, key=lambda run: (run.name, run.seed)))
+
+
+def _recorded(files: RunFolder) -> RecordedRun:
+    """A run that ended well."""
+    config = files.config
+    if config is None:
+        raise UserError(f"{files.path} has a {SUMMARY} and no {CONFIG}; put that there")
+    return RecordedRun(
+        files.mlflow_run_id or "", config, "FINISHED", files.read_summary(), files.path
+    )
 
 
 def write_runs(folder: Path, variants: Sequence[Variant]) -> None:
     """What `variants_in` reads."""
     for each in variants:
         for run in each.summaries:
-            place = folder / f"{each.name}-s{run.seed}"
-            place.mkdir(parents=True, exist_ok=True)
+            files = RunFolder(folder / f"{each.name}-s{run.seed}")
+            files.path.mkdir(parents=True, exist_ok=True)
             config = each.config.model_copy(update={"seed": run.seed})
-            (place / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
-            run.write(place)
+            (files.path / CONFIG).write_text(config.to_yaml(), encoding="utf-8")
+            files.write_summary(run)

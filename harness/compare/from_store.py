@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.compare.alike import check_alike
 from harness.compare.conclude import conclude
-from harness.config import config_of_store
+from harness.config import tracking_in
 from harness.errors import UserError
 from harness.paths import folder_name
 from harness.tracking.address import store_uri
@@ -36,7 +36,7 @@ def take_up(
 ) -> int:
     """The exit code. `predictions` stand instead of the study's own; `recorded`: MLflow gets the
     comparison too. Raises UserError for a study that cannot be read."""
-    asked = config_of_store(source.uri, source.experiment)
+    asked = tracking_in(source.uri, source.experiment)
     study = read_study(store_uri(asked), source.study, source.experiment)
     results = study.results
     if predictions:
@@ -56,6 +56,6 @@ def take_up(
             results,
             terms,
             place,
-            config_of_store(source.uri, study.experiment) if recorded else None,
+            tracking_in(source.uri, study.experiment) if recorded else None,
         )
     return 0

@@ -17,9 +17,10 @@ from harness.compare.ladder_text import TITLE, closing, ladder_cells, ladder_not
 from harness.compare.levers import UNSAID
 from harness.compare.page import facts, figure, items, page, table
 from harness.compare.scoring import score_cells, scores_meaning
-from harness.compare.sentences import meaning, sentences
+from harness.compare.sentences import meaning, rival_lines
 from harness.compare.table import cell_blocks, notes
 from harness.compare.verdict import Verdict
+from harness.compare.winner import overall
 from harness.tracking.results import Results
 
 READING = (
@@ -97,16 +98,13 @@ def _about(results: Results) -> str:
 
 
 def _said(verdict: Verdict, colours: Mapping[str, str]) -> list[str]:
-    first, *rivals = sentences(verdict)
-    lines = []
-    for rival, sentence in zip(verdict.rivals, rivals, strict=True):
-        name, _, rest = sentence.partition(": ")
-        head, dot, why = rest.partition(". ")
-        lines.append(
-            f'<li style="--colour:{colours[rival.name]}"><b>{escape(name)}: {escape(head)}</b>'
-            f"{dot}{escape(why)}</li>"
-        )
-    return [f'<p class="winner">{escape(first)}</p>', f'<ul class="rivals">{"".join(lines)}</ul>']
+    lines = [
+        f'<li style="--colour:{colours[each.variant]}">'
+        f"<b>{escape(each.variant)}: {escape(each.head)}</b>. {escape(each.why)}</li>"
+        for each in rival_lines(verdict)
+    ]
+    winner = f'<p class="winner">{escape(overall(verdict))}</p>'
+    return [winner, f'<ul class="rivals">{"".join(lines)}</ul>']
 
 
 def _pictures(results: Results, verdict: Verdict) -> list[str]:

@@ -1,6 +1,5 @@
 """Trains experiments in turn on the same hosts with the same seeds, and shows what came of each."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -8,26 +7,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.compare.alike import check_same_images
-from harness.compare.conclude import TABLE_FILE, conclude
-from harness.config import Config, load, load_resolved
+from harness.compare.comparison_files import TABLE_FILE
+from harness.compare.conclude import conclude
+from harness.compare.recorded import RecordedRun, environments_of, variants_of
+from harness.config import Config, load
 from harness.config.layers import override_of
 from harness.errors import UserError
 from harness.launch.environment import withheld
 from harness.launch.hosts import parse_hosts, topology_of
 from harness.launch.launch import Outcome
 from harness.launch.training import launch_training, train_command
-from harness.measure.summary import RunSummary
 from harness.parallel.topology import check_classes
 from harness.paths import folder_name
 from harness.tracking.address import store_uri
 from harness.tracking.connection import check_store
 from harness.tracking.failure import Failure
-from harness.tracking.folders import CONFIG_FILE, claim, now
+from harness.tracking.folders import claim, now
 from harness.tracking.prediction import Prediction
 from harness.tracking.record import record_predictions
-from harness.tracking.results import Results, Terms, Variant
+from harness.tracking.results import Results, Terms
+from harness.tracking.run_folder import RunFolder
 from harness.tracking.study import foretold_of
-from harness.tracking.tracker import ENVIRONMENT_FILE
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,24 @@ def compare(
     """
     plan = make_plan(experiments, overrides, np, hosts, seeds, study, folder)
     terms.check([config.name for config in plan.variants])
-    first = plan.variants[0]
-    if first.tracking.enabled:
-        check_store(first)
+    tracking = plan.variants[0].tracking
+    if tracking.enabled:
+        check_store(tracking)
     plan = plan.at(claim(folder, plan.folder).folder)
     _announce(plan)
-    known = _predictions(plan, predictions)
-    finished, failures, code = _run_all(plan)
-    results = _results(plan, finished, failures, *known)
+    predictions, foretold = _predictions(plan, predictions)
+    runs, failures, code = _run_all(plan)
+    results = Results(
+        plan.study,
+        variants_of(runs, planned=plan.variants),
+        environments_of(runs),
+        predictions,
+        foretold=foretold,
+        in_turn=True,
+        failures=tuple(failures),
+    )
     if any(variant.summaries for variant in results.variants):
-        conclude(results, terms, plan.folder, first)
+        conclude(results, terms, plan.folder, tracking)
     return code
 
 
@@ -137,12 +145,12 @@ def _check(configs: Sequence[Config], np: int, hosts: str) -> None:
 
 def _predictions(plan: Plan, given: tuple[Prediction, ...]) -> tuple[tuple[Prediction, ...], bool]:
     """Those given, kept with the study, else those that it has; and whether no run is older."""
-    first = plan.variants[0]
-    if not first.tracking.enabled:
+    tracking = plan.variants[0].tracking
+    if not tracking.enabled:
         return given, bool(given)
     if given:
-        record_predictions(first, plan.study, given)
-    found, before = foretold_of(store_uri(first), plan.study, first.tracking.experiment)
+        record_predictions(tracking, plan.study, given)
+    found, before = foretold_of(store_uri(tracking), plan.study, tracking.experiment)
     return given or found, before and given in ((), found)
 
 
@@ -168,24 +176,36 @@ def _length(config: Config, ranks: int) -> str:
     return f"{images:,} images"
 
 
-def _run_all(plan: Plan) -> tuple[dict[str, list[RunSummary]], list[Failure], int]:
-    """Summaries by variant, what failed, and the exit code."""
-    finished: dict[str, list[RunSummary]] = {config.name: [] for config in plan.variants}
+def _run_all(plan: Plan) -> tuple[list[RecordedRun], list[Failure], int]:
+    """The runs, those of them that failed, and the exit code."""
+    runs: list[RecordedRun] = []
     failures: list[Failure] = []
     code = 0
     for number, trial in enumerate(plan.trials, start=1):
         _say(f"\n[{number}/{len(plan.trials)}] {trial.config.name}, seed {trial.config.seed}")
         outcome = _run(plan, trial)
-        summary = RunSummary.read(trial.folder) if outcome.exit_code == 0 else None
-        if summary is not None:
-            finished[trial.config.name].append(summary)
+        runs.append(_recorded(trial, outcome))
+        if outcome.exit_code == 0:
             continue
         failures.append(Failure(config=trial.config, reason=outcome.reason))
         code = max(code, outcome.exit_code)
         if outcome.stopped or outcome.exit_code == 2:
             _say("the study ends here")
             break
-    return finished, failures, code
+    return runs, failures, code
+
+
+def _recorded(trial: Trial, outcome: Outcome) -> RecordedRun:
+    """The run as a store would give it back: its config is the one that it resolved."""
+    files, ended_well = RunFolder(trial.folder), outcome.exit_code == 0
+    return RecordedRun(
+        files.mlflow_run_id or "",
+        files.config or trial.config,
+        "FINISHED" if ended_well else "KILLED" if outcome.stopped else "FAILED",
+        files.read_summary() if ended_well else None,
+        trial.folder,
+        None if ended_well else outcome.reason,
+    )
 
 
 def _run(plan: Plan, trial: Trial) -> Outcome:
@@ -196,40 +216,6 @@ def _run(plan: Plan, trial: Trial) -> Outcome:
         _say(outcome.reason)
         _say(f"all that the ranks said: {log}")
     return outcome
-
-
-def _results(
-    plan: Plan,
-    summaries: dict[str, list[RunSummary]],
-    failures: Sequence[Failure],
-    predictions: tuple[Prediction, ...],
-    foretold: bool,
-) -> Results:
-    """As a store would give them back: a config is the one that the first run resolved."""
-    resolved = {config.name: config for config in plan.variants}
-    environments = []
-    for trial in reversed(plan.trials):
-        if os.path.exists(trial.folder / CONFIG_FILE):
-            resolved[trial.config.name] = load_resolved(trial.folder / CONFIG_FILE)
-        if os.path.exists(trial.folder / ENVIRONMENT_FILE):
-            found = (trial.folder / ENVIRONMENT_FILE).read_text(encoding="utf-8")
-            environments.append(json.loads(found))
-    reasons = {
-        name: tuple(each.reason for each in failures if each.config.name == name)
-        for name in resolved
-    }
-    variants = tuple(
-        Variant(resolved[name], tuple(summaries[name]), reasons[name]) for name in resolved
-    )
-    return Results(
-        plan.study,
-        variants,
-        tuple(reversed(environments)),
-        predictions,
-        foretold=foretold,
-        in_turn=True,
-        failures=tuple(failures),
-    )
 
 
 def _say(text: str) -> None:

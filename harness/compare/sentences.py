@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from harness.compare.intervals import FEWEST_PAIRS
 from harness.compare.verdict import (
@@ -54,9 +55,28 @@ ENDS = {_B: "more accurate", _S: "as accurate", _W: "less accurate"}
 WIDTH = 118
 
 
+@dataclass(frozen=True)
+class RivalLine:
+    """What the verdict is on one rival."""
+
+    variant: str
+    head: str
+    """What it is, in a few words."""
+    why: str = ""
+    """A sentence of the numbers behind that; empty: there are none."""
+
+    @property
+    def text(self) -> str:
+        return f"{self.variant}: {self.head}. {self.why}".rstrip()
+
+
 def sentences(verdict: Verdict) -> list[str]:
-    """Who wins, then a sentence per rival."""
-    return [overall(verdict), *(_rival(verdict, each) for each in verdict.rivals)]
+    """Who wins, then a line per rival."""
+    return [overall(verdict), *(each.text for each in rival_lines(verdict))]
+
+
+def rival_lines(verdict: Verdict) -> list[RivalLine]:
+    return [_rival(verdict, each) for each in verdict.rivals]
 
 
 def as_paragraphs(lines: Sequence[str], width: int = WIDTH) -> str:
@@ -64,17 +84,17 @@ def as_paragraphs(lines: Sequence[str], width: int = WIDTH) -> str:
     return "\n".join(textwrap.fill(line, width, subsequent_indent="    ") for line in lines)
 
 
-def _rival(verdict: Verdict, rival: Variant) -> str:
+def _rival(verdict: Verdict, rival: Variant) -> RivalLine:
     baseline = verdict.baseline
     if not rival.summaries:
-        return f"{rival.name}: no result, {without_result(rival)}."
+        return RivalLine(rival.name, f"no result, {without_result(rival)}")
     if not baseline.summaries:
-        return f"{rival.name}: nothing to compare it with, {baseline.name} {baseline.fate}."
+        return RivalLine(rival.name, f"nothing to compare it with, {baseline.name} {baseline.fate}")
     clauses = [_to_target(verdict, rival), _accuracy(verdict, rival), _throughput(verdict, rival)]
     for variant, whose in ((rival, "its"), (baseline, f"{baseline.name}'s")):
         clauses += lost_runs(variant, whose)
     text = "; ".join(clause for clause in clauses if clause)
-    return f"{rival.name}: {head(verdict, rival.name)}. It {text}."
+    return RivalLine(rival.name, head(verdict, rival.name), f"It {text}.")
 
 
 def head(verdict: Verdict, rival: str) -> str:

@@ -343,6 +343,20 @@ class Config(Section):
         """With other settings of the exchange, taken as they are given."""
         return self.model_copy(update={"exchange": self.exchange.model_copy(update=changes)})
 
+    def with_nodes_apart(self, layout: str | None = None, passes: int | None = None) -> "Config":
+        """The same run, except that its nodes never exchange anything: what it computes, alone.
+
+        `layout` and `passes`, micro-batches in a window, are the run's own if they are None.
+        """
+        exchange = {"kind": "isolated", "route": "auto", "compression": "none", "delay": 0}
+        exchange |= {"pieces": 1, "most_pieces": 0, "outer_lr": 1.0, "outer_momentum": 0.0}
+        exchange["backward_passes_per_step"] = passes or self.exchange.backward_passes_per_step
+        classifier = {"layout": layout or self.classifier.layout}
+        apart = self.exchanging(**exchange)
+        return apart.model_copy(
+            update={"classifier": self.classifier.model_copy(update=classifier)}
+        )
+
     def flattened(self) -> dict[str, Any]:
         """All values by dotted key."""
         return dict(_leaves(self.model_dump(mode="json")))
@@ -440,10 +454,10 @@ def study_name(text: str) -> str:
     return str(validated(TrackingConfig, given, "--study").study)
 
 
-def config_of_store(uri: str | None, experiment: str | None = None) -> Config:
-    """A config of nothing but the place of its records. Raises UserError."""
-    tracking = {"uri": uri} | ({"experiment": experiment} if experiment else {})
-    return validated(Config, {"tracking": tracking, "train": {"steps": 1}}, "command line")
+def tracking_in(uri: str | None, experiment: str | None = None) -> TrackingConfig:
+    """Where records are kept, by what the command line gives. Raises UserError."""
+    given = {"uri": uri} | ({"experiment": experiment} if experiment else {})
+    return validated(TrackingConfig, given, "command line")
 
 
 def _per_host(model: type[Section], prefix: str = "") -> Iterator[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.compare.folder import variants_in
 from harness.compare.run_all import compare
-from harness.config import config_of_store
+from harness.config import tracking_in
 from harness.demo.text import Link, leads, summary
 from harness.errors import RunFailed
 from harness.lab.host import PACKAGE
@@ -57,7 +57,7 @@ def demo(folder: Path | None) -> int:
             experiments = (BASELINE, METHOD)
             terms = Terms()
             return compare(experiments, OVERRIDES, HOSTS * SLOTS, EMULATED, 1, SLOW, terms, place)
-        store = store_uri(config_of_store(None))
+        store = store_uri(tracking_in(None))
         print(f"\n{summary(slow, unlimited, link)}\n\n{leads(place / 'slow', store, SLOW)}")
     return 0
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from harness.config import Config, TrainConfig, load
+from harness.config import Config, TrackingConfig, TrainConfig, load
 from harness.doctor.examination import Examination
 from harness.doctor.finding import LEVELS, Finding, worst
 from harness.doctor.meeting import Meeting, open_meeting
@@ -102,7 +102,7 @@ def _examine(config: Config, is_given: bool, meeting: Meeting, report: Report) -
         report.add(findings)
         report.figures("links", links)
         if first:
-            report.add([_store(config)])
+            report.add([_store(config.tracking)])
         report.conclude()
 
 
@@ -143,11 +143,11 @@ def _threads(config: Config, seats: Sequence[Seat], seat: Seat) -> int:
     return config.train.threads or max(1, len(os.sched_getaffinity(0)) // here)
 
 
-def _store(config: Config) -> Finding:
-    if not config.tracking.enabled:
+def _store(tracking: TrackingConfig) -> Finding:
+    if not tracking.enabled:
         return Finding(check="tracking", level="ok", found="tracking.enabled=false")
     try:
-        check_store(config)
+        check_store(tracking)
     except UserError as error:
         return Finding(check="tracking", level="fail", found=str(error))
     return Finding(check="tracking", level="ok", found="the MLflow store answers")

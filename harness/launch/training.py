@@ -8,7 +8,7 @@ from harness.config import Config
 from harness.launch.launch import Outcome, launch
 from harness.tracking.address import store_uri
 from harness.tracking.connection import Status, set_status
-from harness.tracking.opening import run_id_of
+from harness.tracking.run_folder import RunFolder
 
 
 def train_command(experiment: Path, overrides: Sequence[str], folder: Path) -> list[str]:
@@ -22,8 +22,8 @@ def launch_training(
 ) -> Outcome:
     """Runs what `train_command` gave for this config and folder."""
     outcome = launch(command, ranks, hosts, log)
-    run_id = run_id_of(folder) if outcome.exit_code else None
+    run_id = RunFolder(folder).mlflow_run_id if outcome.exit_code else None
     if run_id is not None:
         status: Status = "KILLED" if outcome.stopped else "FAILED"
-        set_status(store_uri(config), run_id, status)
+        set_status(store_uri(config.tracking), run_id, status)
     return outcome

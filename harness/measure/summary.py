@@ -1,16 +1,17 @@
 """What one run says of itself at the end: the file that a comparison reads."""
 
 import math
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from harness.measure.phase import Phase
+from harness.measure.traffic import Bytes
 
 COMPUTED = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)
 """What a step is for; the rest of it is waiting, loading and bookkeeping."""
-FILE_NAME = "summary.json"
 DIVERGED_TAG = "diverged"
 """Tag of a run in MLflow: what was not finite, and in which window."""
 
@@ -88,6 +89,34 @@ class Evaluation(Record):
     what a late exchange sent before such a pause count as long as a timed one."""
     metrics: dict[str, Metric]
     """`val/top1` and the like; shares, not per cent."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the record of a run is kept, and which code it ran."""
+
+    mlflow_run_id: str | None = None
+    """None: nothing goes to MLflow."""
+    commit: str | None = None
+    """None: not known; only the first rank looks it up."""
+
+
+UNRECORDED = Provenance()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a summary holds beside times, bytes and evaluations."""
+
+    parameters_backbone: int
+    parameters_classifier: int
+    """All classes, those of other ranks too."""
+    expected: Bytes
+    """What a window sends, by formula."""
+    validation_images: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of the validation sets, the primary one first."""
+    exponentials: str = ""
+    """Where the classifier's waited for its second pass."""
 
 
 class RunSummary(Record):
@@ -168,13 +197,3 @@ class RunSummary(Record):
                 ended = evaluation.window == self.windows
                 return evaluation.train_seconds + (0.0 if ended else self.drain_seconds)
         return None
-
-    def write(self, folder: Path) -> None:
-        """Write beside, then rename: a reader sees all of it or nothing."""
-        partial = folder / (FILE_NAME + ".partial")
-        partial.write_text(self.model_dump_json(indent=2), encoding="utf-8")
-        partial.replace(folder / FILE_NAME)
-
-    @classmethod
-    def read(cls, folder: Path) -> "RunSummary":
-        return cls.model_validate_json((folder / FILE_NAME).read_text(encoding="utf-8"))

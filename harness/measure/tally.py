@@ -1,7 +1,8 @@
 """Adds up what windows cost and taught, as a vector that ranks can gather."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,87 +16,143 @@ from harness.measure.utilisation import UNKNOWN, Capacity, utilisation_metrics
 PHASES = tuple(Phase)
 
 
+def over_ranks(values: Tensor, nodes: int) -> float:
+    """The mean."""
+    return float(values.mean())
+
+
+def per_node(values: Tensor, nodes: int) -> float:
+    """The sum over a node's ranks, mean over nodes."""
+    return float(values.sum()) / nodes
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number that each rank adds up, and how those of all ranks become one."""
+
+    name: str
+    per: str = ""
+    """The column that it is divided by, a count; empty: it is taken as it is."""
+    unit: float = 1.0
+    """What it is divided by besides."""
+    metric: str = ""
+    """What MLflow calls the one number; empty: it is logged in another form, or not at all."""
+    reduce: Callable[[Tensor, int], float] = over_ranks
+    """[world] values and the number of nodes -> the one number."""
+
+
+COLUMNS = (
+    Column("micro_batches"),
+    Column("windows"),
+    Column("byte_windows"),
+    Column("loss", "micro_batches", metric="train/loss"),
+    Column("top1", "micro_batches", metric="train/top1"),
+    Column("in_node", "byte_windows", 1e6, "traffic/in_node_mb_per_step"),
+    Column("cross_node", "byte_windows", 1e6, "traffic/cross_node_mb_per_step", per_node),
+    Column("cpu_seconds", "byte_windows"),
+    Column("flop_per_window"),
+    Column("matmul_flop_per_second"),
+    Column("cores"),
+    *(Column(phase, "windows") for phase in PHASES),
+)
+"""All that ranks gather of an interval or a run, in the order of the vector."""
+
+
 class Tally:
     """Sums over windows of one rank: times, bytes, processor time, loss and hits."""
 
     def __init__(self, capacity: Capacity = UNKNOWN) -> None:
-        self._capacity = capacity
-        self._cpu_seconds = 0.0
-        self._times = dict.fromkeys(PHASES, 0.0)
-        self._windows = 0
-        self._bytes = Bytes()
-        self._byte_windows = 0
+        self._sums = {column.name: 0.0 for column in COLUMNS}
         self._scores: list[Tensor] = []
+        self.add("flop_per_window", capacity.flop_per_window)
+        self.add("matmul_flop_per_second", capacity.matmul_flop_per_second)
+        self.add("cores", capacity.cores)
+
+    def add(self, name: str, value: float) -> None:
+        """Adds to a column."""
+        self._sums[name] += value
 
     def add_times(self, windows: Sequence[Times]) -> None:
         for times in windows:
             for phase in PHASES:
-                self._times[phase] += times[phase]
-        self._windows += len(windows)
+                self.add(phase, times[phase])
+        self.add("windows", len(windows))
 
     def add_bytes(self, sent: Bytes) -> None:
-        self._bytes = self._bytes + sent
-        self._byte_windows += 1
+        """What was sent in one window."""
+        self.add("in_node", sent.in_node)
+        self.add("cross_node", sent.cross_node)
+        self.add("byte_windows", 1)
 
     def add_cpu(self, seconds: float) -> None:
         """Processor time of all threads of this process, in one window."""
-        self._cpu_seconds += seconds
+        self.add("cpu_seconds", seconds)
 
     def add_scores(self, loss: Tensor, top1: Tensor) -> None:
-        """Of one micro-batch; kept on the device until `vector`."""
+        """The scores of one micro-batch, kept on the device until `vector`."""
         self._scores.append(torch.stack((loss.detach(), top1.detach())))
+        self.add("micro_batches", 1)
 
     def vector(self) -> Tensor:
         """float64 on the host; `Totals` reads the gathered rows. Reads the device once."""
-        scores = torch.zeros(2, dtype=torch.float64)
+        values = dict(self._sums)
         if self._scores:
-            scores = torch.stack(self._scores).double().sum(0).cpu()
-        rest = [len(self._scores), self._windows, self._byte_windows]
-        sent = [self._bytes.in_node, self._bytes.cross_node]
-        could = self._capacity
-        rank = [could.flop_per_window, could.matmul_flop_per_second, could.cores]
-        times = [self._times[phase] for phase in PHASES]
-        values = [*rest, *sent, self._cpu_seconds, *rank, *times]
-        return torch.cat((scores, torch.tensor(values, dtype=torch.float64)))
+            scores = torch.stack(self._scores).double().sum(0).tolist()
+            values |= zip(("loss", "top1"), scores, strict=True)
+        return torch.tensor([values[column.name] for column in COLUMNS], dtype=torch.float64)
 
 
 class Totals:
-    """Tallies of all ranks, [world, n] as gathered from `Tally.vector`.
+    """Tallies of all ranks, [world, columns] as gathered from `Tally.vector`.
 
-    `images`: of one rank in a window. `waits_in_backward`: see `RankCost`.
+    `images`: those of one rank in a window. `waits_in_backward`: see `RankCost`.
     """
 
     def __init__(
         self, rows: Tensor, nodes: int, images: float = 0.0, waits_in_backward: bool = False
     ) -> None:
-        self._scores = rows[:, :2] / rows[:, 2:3].clamp(min=1)
-        self._sent = rows[:, 5:7] / rows[:, 4:5].clamp(min=1) / 1e6
-        self._cpu_ms = rows[:, 7] / rows[:, 4].clamp(min=1) * 1e3
-        self._capacities = rows[:, 8:11]
-        self._times = rows[:, 11:] / rows[:, 3:4].clamp(min=1)
-        self.windows = int(rows[:, 3].min())
-        self._byte_windows = int(rows[:, 4].min())
+        sums = {column.name: rows[:, place] for place, column in enumerate(COLUMNS)}
+        self._counts = {each.per: int(sums[each.per].min()) for each in COLUMNS if each.per}
+        per = {name: sums[name].clamp(min=1) for name in self._counts}
+        self._of_ranks = {
+            each.name: sums[each.name] / per.get(each.per, 1) / each.unit for each in COLUMNS
+        }
         self._waits_in_backward = waits_in_backward
         self._nodes = nodes
         self._images = images
 
+    def __getitem__(self, name: str) -> float:
+        """A column's one number; 0 if nothing was counted."""
+        (reduce,) = (column.reduce for column in COLUMNS if column.name == name)
+        return reduce(self._of_ranks[name], self._nodes)
+
+    @property
+    def windows(self) -> int:
+        """Timed ones, on the rank that knows of the fewest."""
+        return self._counts["windows"]
+
     @property
     def loss(self) -> float:
-        return float(self._scores[:, 0].mean())
+        return self["loss"]
 
     @property
     def top1(self) -> float:
-        return float(self._scores[:, 1].mean())
+        return self["top1"]
 
     @property
     def in_node_mb(self) -> float:
         """Per rank and window."""
-        return float(self._sent[:, 0].mean())
+        return self["in_node"]
 
     @property
     def cross_node_mb(self) -> float:
         """Per node's link and window."""
-        return float(self._sent[:, 1].sum()) / self._nodes
+        return self["cross_node"]
+
+    @property
+    def _times(self) -> Tensor:
+        """Milliseconds in a window, [world, phases]."""
+        return torch.stack([self._of_ranks[phase] for phase in PHASES], dim=1)
 
     @property
     def step_ms(self) -> Spread:
@@ -103,35 +160,36 @@ class Totals:
 
     @property
     def phases_ms(self) -> dict[str, Spread]:
-        return {phase.value: _spread(self._times[:, column]) for column, phase in enumerate(PHASES)}
+        return {phase.value: _spread(self._of_ranks[phase]) for phase in PHASES}
 
     @property
     def per_rank(self) -> tuple[RankCost, ...]:
         return tuple(self._cost(rank) for rank in range(len(self._times)))
 
     def _cost(self, rank: int) -> RankCost:
-        flop, matmul, cores = self._capacities[rank].tolist()
-        times = self._times[rank].tolist()
-        # Infinitely long where no window was timed: nothing was done in it.
-        window_seconds = sum(times) / 1e3 or math.inf
-        busy = float(self._cpu_ms[rank]) / 1e3 / window_seconds
+        own = {name: float(values[rank]) for name, values in self._of_ranks.items()}
+        times = {phase.value: own[phase] for phase in PHASES}
+        # Infinitely long if no window was timed: nothing was done in it.
+        window_seconds = sum(times.values()) / 1e3 or math.inf
+        busy, cores = own["cpu_seconds"] / window_seconds, own["cores"]
         return RankCost(
             rank=rank,
             node=rank * self._nodes // len(self._times),
             images_per_second=self._images / window_seconds,
-            phases_ms={phase.value: ms for phase, ms in zip(PHASES, times, strict=True)},
-            counter_percent=100 * busy / cores if cores and any(times) else None,
-            flop_per_second=flop / window_seconds,
-            matmul_flop_per_second=matmul,
+            phases_ms=times,
+            counter_percent=100 * busy / cores if cores and any(times.values()) else None,
+            flop_per_second=own["flop_per_window"] / window_seconds,
+            matmul_flop_per_second=own["matmul_flop_per_second"],
             waits_in_backward=self._waits_in_backward,
         )
 
     def metrics(self) -> dict[str, float]:
-        """MLflow's names. Of times and bytes, nothing where no window was counted."""
-        found = {"train/loss": self.loss, "train/top1": self.top1}
-        if self._byte_windows:
-            found["traffic/cross_node_mb_per_step"] = self.cross_node_mb
-            found["traffic/in_node_mb_per_step"] = self.in_node_mb
+        """MLflow's names; nothing of a column whose windows or micro-batches were not counted."""
+        found = {
+            column.metric: self[column.name]
+            for column in COLUMNS
+            if column.metric and self._counts.get(column.per, 1)
+        }
         if not self.windows:
             return found
         for name, spread in {"step": self.step_ms, **self.phases_ms}.items():

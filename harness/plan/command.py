@@ -96,7 +96,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     if parsed.output:
         write_predictions(predictions, parsed.output)
     if study:
-        record_predictions(configs[0], study, predictions)
+        record_predictions(configs[0].tracking, study, predictions)
         print(f"predictions are kept for harness compare --study {shlex.quote(study)}", flush=True)
     return 0
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.calibrate.result import Calibration, Point, read_calibration
-from harness.config import Config, ExchangeConfig
+from harness.config import Config
 from harness.errors import UserError
 from harness.launch.hosts import slots_of
 from harness.launch.launch import launch
@@ -204,6 +204,4 @@ def _overhead(found: Calibration, cluster: Cluster, config: Config) -> float:
 
 def _as_timed(config: Config) -> Config:
     """What the calibration's windows were of."""
-    exchange = ExchangeConfig(kind="isolated")
-    classifier = config.classifier.model_copy(update={"layout": "node"})
-    return config.model_copy(update={"exchange": exchange, "classifier": classifier})
+    return config.with_nodes_apart("node", passes=1)

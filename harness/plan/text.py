@@ -15,7 +15,7 @@ from harness.plan.break_even import (
 )
 from harness.plan.cost_model import predict
 from harness.plan.machines import Cluster
-from harness.plan.ways import ENOUGH, PAYS, Way, recommended, strongest_baseline, with_exchange
+from harness.plan.ways import ENOUGH, PAYS, Way, recommended, strongest_baseline
 from harness.tracking.prediction import Prediction
 
 HEAD = f"{'step ms':>10} {'images/s':>10} {'wait %':>7} {'memory MB':>10} {'MB/window':>10}"
@@ -118,7 +118,7 @@ def verdict(ways: Sequence[Way], cluster: Cluster) -> list[str]:
             )
     # Fewer classes than a node has ranks cannot be sliced over it.
     few = chosen.config.data.num_classes < cluster.ranks_per_node
-    alone = with_exchange(chosen.config, "replicated" if few else "node", "isolated", 1)
+    alone = chosen.config.with_nodes_apart("replicated" if few else "node", passes=1)
     ceiling = predict(cluster, alone).images_per_second
     lines.append(
         "ceiling, nodes that exchange nothing and step after every micro-batch: "

@@ -14,8 +14,8 @@ from harness.parallel.world import World
 from harness.tracing.chrome_trace import Profile, RankTrace, merged
 from harness.tracing.clock_offset import clock_offsets
 from harness.tracing.horovod_timeline import start_timeline, stop_timeline
+from harness.tracking.run_folder import TRACES
 
-FOLDER = "traces"
 LARGEST_BYTES = 64_000_000
 """Of a rank's compressed trace."""
 MERGED_BYTES = 64_000_000
@@ -40,7 +40,7 @@ class Tracing:
         self._trace = trace
         self._windows = windows
         self._world = world
-        self._folder = folder / FOLDER
+        self._folder = folder / TRACES
         self._timeline = self._folder / "horovod.json"
         self._machines: list[str] = []
         self._profile: Profile | None = None

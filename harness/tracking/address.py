@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from harness.config import Config
+from harness.config import TrackingConfig
 from harness.errors import UserError
 from harness.measure.redaction import holds_secret, masked
 from harness.paths import expanded
@@ -16,9 +16,9 @@ QUOTED_DRIVER = "sqlite+pysqlite"
 """MLflow makes the folder of a `sqlite` address without decoding it: beside `a?b`, also `a%3Fb`."""
 
 
-def store_uri(config: Config) -> str:
-    """The MLflow store of a run; a SQLite file is given by its absolute path."""
-    own = config.tracking.uri
+def store_uri(tracking: TrackingConfig) -> str:
+    """The address of the MLflow store; a SQLite file is given by its absolute path."""
+    own = tracking.uri
     if own and holds_secret(own):
         raise UserError(
             f"tracking.uri={masked(own)} was given with a user, password or token, which would be "

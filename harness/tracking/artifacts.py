@@ -8,11 +8,10 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from harness.errors import UserError
-from harness.measure.summary import FILE_NAME
-from harness.tracking import failure, prediction
-from harness.tracking.folders import CONFIG_FILE, METRICS_FILE
-from harness.tracking.opening import FOLDER_TAG, run_id_of
-from harness.tracking.tracker import ENVIRONMENT_FILE
+from harness.tracking.failure import FAILURES_FILE
+from harness.tracking.opening import FOLDER_TAG
+from harness.tracking.prediction import PREDICTIONS_FILE
+from harness.tracking.run_folder import RECORD, SUMMARY, RunFolder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,27 +19,22 @@ if TYPE_CHECKING:
 
 ARTIFACTS = "mlartifacts"
 """Folder of a SQLite store's artifacts, beside its file."""
-WANTED = {CONFIG_FILE, ENVIRONMENT_FILE, FILE_NAME, METRICS_FILE, prediction.FILE_NAME}
-WANTED |= {failure.FILE_NAME}
+WANTED = {*RECORD, PREDICTIONS_FILE, FAILURES_FILE}
 """Artifacts that are fetched from elsewhere."""
 
 
-def folder_of(client: "MlflowClient", run: "Run", store: Path | None) -> Path:
-    """The artifacts of a training; the folder that it was trained in, where that is on this machine
+def folder_of(client: "MlflowClient", run: "Run", store: Path | None) -> RunFolder:
+    """The artifacts of a training; the folder that it was trained in, if that is on this machine
     and holds a summary which the store did not take."""
-    artifacts = artifacts_of(client, run, store)
-    own = run.data.tags.get(FOLDER_TAG)
-    if (
-        own is None
-        or os.path.exists(artifacts / FILE_NAME)
-        or not os.path.exists(Path(own) / FILE_NAME)
-    ):
+    artifacts = RunFolder(artifacts_of(client, run, store))
+    if FOLDER_TAG not in run.data.tags or artifacts.has(SUMMARY):
         return artifacts
-    return Path(own) if run_id_of(Path(own)) == run.info.run_id else artifacts
+    own = RunFolder(Path(run.data.tags[FOLDER_TAG]))
+    return own if own.has(SUMMARY) and own.mlflow_run_id == run.info.run_id else artifacts
 
 
 def artifacts_of(client: "MlflowClient", run: "Run", store: Path | None) -> Path:
-    """The run's artifacts on this machine, fetched where they lie elsewhere."""
+    """The run's artifacts on this machine, fetched if they are elsewhere."""
     parts = urlsplit(run.info.artifact_uri)
     if parts.scheme in ("file", ""):
         given = Path(url2pathname(parts.path))

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
-from harness.config import Config
+from harness.config import TrackingConfig
 from harness.errors import UserError
 from harness.measure.redaction import masked
 from harness.tracking.address import key_of, sqlite_file, sqlite_uri, store_uri
@@ -72,12 +72,12 @@ def connect(uri: str) -> "MlflowClient":
     return MlflowClient(uri)
 
 
-def check_store(config: Config) -> None:
+def check_store(tracking: TrackingConfig) -> None:
     """Asks the store for an answer, for a few seconds at most. Raises UserError without one.
 
     Makes nothing: a SQLite file that is not there yet is made by the first run that starts.
     """
-    uri = store_uri(config)
+    uri = store_uri(tracking)
     file = sqlite_file(uri)
     if file and not os.path.exists(file):
         _require_writable(file)

@@ -11,7 +11,7 @@ from harness.errors import DIVERGED, UserError
 from harness.measure.redaction import masked
 from harness.measure.summary import Record
 
-FILE_NAME = "failures.json"
+FAILURES_FILE = "failures.json"
 TAG = "failures"
 """Of a comparison's run in MLflow that holds such a file: how many."""
 

@@ -9,10 +9,8 @@ from itertools import count
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.measure.summary import FILE_NAME
+from harness.tracking.run_folder import CONFIG, METRICS, SUMMARY
 
-CONFIG_FILE = "config.yaml"
-METRICS_FILE = "metrics.jsonl"
 META = "checkpoint.json"
 """The file that makes a folder a checkpoint."""
 
@@ -69,7 +67,7 @@ def check_free(folder: Path) -> None:
     """Raises UserError for a folder that holds a run, also for one that is to be resumed: a resumed
     run is another run, with metrics of its own."""
     # A checkpoint is a part of one.
-    names = CONFIG_FILE, METRICS_FILE, FILE_NAME, META
+    names = CONFIG, METRICS, SUMMARY, META
     if any(os.path.exists(folder / name) for name in names):
         raise holds_run(folder)
 

@@ -94,7 +94,7 @@ def _open(config: Config, run_id: str | None, node: int) -> _Gauges | None:
     if run_id is None or not seconds or not config.tracking.enabled:
         return None
     try:
-        uri = store_uri(config)
+        uri = store_uri(config.tracking)
         file = sqlite_file(uri)
         if file and not os.path.exists(file):
             _warn(node, f"it does not see {file}; a tracking server sees all nodes")

@@ -1,7 +1,6 @@
 """Opens a run in MLflow with its tags and parameters, and closes one that it cannot open."""
 
 import getpass
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -13,26 +12,20 @@ from harness.tracking import signs_of_life
 from harness.tracking.address import store_uri
 from harness.tracking.connection import open_experiment, open_store, still_answering
 from harness.tracking.delivery import RunInStore
+from harness.tracking.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-RUN_FILE = "mlflow.json"
 FOLDER_TAG = "folder"
 """Of a run in MLflow: where its files are, on the host that its process tag names."""
 REQUEST_PARAMS = 100
 """What MLflow takes in one request."""
 
 
-def run_id_of(folder: Path) -> str | None:
-    """The MLflow run that a run's folder belongs to; None where it has none."""
-    file = folder / RUN_FILE
-    return json.loads(file.read_text(encoding="utf-8"))["run_id"] if os.path.exists(file) else None
-
-
 def open_run(config: Config, folder: Path, environment: dict[str, Any]) -> RunInStore:
-    """Raises UserError where the store does not answer or does not take a run."""
-    uri = store_uri(config)
+    """Raises UserError if the store does not answer or does not take a run."""
+    uri = store_uri(config.tracking)
     client = open_store(uri)
     with still_answering(uri, does="does not take a run"):
         experiment_id = open_experiment(client, uri, config.tracking.experiment)
@@ -46,7 +39,7 @@ def open_run(config: Config, folder: Path, environment: dict[str, Any]) -> RunIn
         run_id = str(run.info.run_id)
         try:
             where = {"tracking_uri": masked(uri), "experiment_id": experiment_id}
-            (folder / RUN_FILE).write_text(json.dumps(where | {"run_id": run_id}, indent=2))
+            RunFolder(folder).write_mlflow(where | {"run_id": run_id})
             _log_params(client, run_id, config.flattened())
         except BaseException:
             with suppress(Exception):  # what went wrong first is what the user needs to know

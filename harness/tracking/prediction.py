@@ -9,7 +9,7 @@ from harness.config.yaml_files import MOST_JSON_BYTES, read_text
 from harness.errors import UserError
 from harness.measure.summary import Record
 
-FILE_NAME = "predictions.json"
+PREDICTIONS_FILE = "predictions.json"
 TAG = "prediction"
 """What MLflow calls the variant of a run that holds such a file."""
 

@@ -7,30 +7,35 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.config import Config
+from harness.compare.comparison_files import ComparisonFiles
+from harness.config import TrackingConfig
 from harness.measure.redaction import masked
 from harness.tracking import failure
 from harness.tracking.address import store_uri
 from harness.tracking.connection import connect, open_experiment, open_store, still_answering
-from harness.tracking.prediction import FILE_NAME, TAG, Prediction, write_predictions
+from harness.tracking.prediction import PREDICTIONS_FILE, TAG, Prediction, write_predictions
 from harness.tracking.ui import command_of, page_of
 
 
 def record(
-    config: Config, study: str, frame: pd.DataFrame, artifacts: list[Path], failures: int = 0
+    tracking: TrackingConfig,
+    study: str,
+    frame: pd.DataFrame,
+    files: ComparisonFiles,
+    failures: int = 0,
 ) -> str:
-    """Logs all that was written, the table first; the id of the experiment they lie in.
+    """Logs all that was written; the id of the experiment that holds it.
 
-    `failures`: how many an artifact holds for those who take the study up.
+    `failures`: how many the files hold for those who take the study up.
     """
     from mlflow.entities import Metric, RunTag
 
-    uri = store_uri(config)
+    uri = store_uri(tracking)
     client = connect(uri)
-    experiment_id = open_experiment(client, uri, config.tracking.experiment)
+    experiment_id = open_experiment(client, uri, tracking.experiment)
     run = client.create_run(experiment_id, run_name=f"comparison {study}")
     run_id = run.info.run_id
-    shown = artifacts[0].read_text(encoding="utf-8")
+    shown = files.table.read_text(encoding="utf-8")
     tags = {"study": study, "variant": "comparison", "mlflow.note.content": shown}
     if failures:
         tags[failure.TAG] = str(failures)
@@ -45,34 +50,36 @@ def record(
         metrics=[Metric(name, value, run.info.start_time, 0) for name, value in numbers.items()],
         tags=[RunTag(name, value) for name, value in tags.items()],
     )
-    for path in artifacts:
+    for path in files.all:
         client.log_artifact(run_id, str(path))
     client.set_terminated(run_id)
     return experiment_id
 
 
-def record_predictions(config: Config, study: str, predictions: Sequence[Prediction]) -> str:
-    """Logs them as a run of its own beside those of the study to come; the id of the experiment it
-    lies in."""
+def record_predictions(
+    tracking: TrackingConfig, study: str, predictions: Sequence[Prediction]
+) -> str:
+    """Logs them as a run of its own beside those of the study to come; the id of the experiment
+    that holds it."""
     from mlflow.entities import RunTag
 
-    uri = store_uri(config)
+    uri = store_uri(tracking)
     client = open_store(uri)
     with still_answering(uri), tempfile.TemporaryDirectory() as folder:
-        experiment_id = open_experiment(client, uri, config.tracking.experiment)
+        experiment_id = open_experiment(client, uri, tracking.experiment)
         run_id = client.create_run(experiment_id, run_name=f"prediction {study}").info.run_id
         tags = {"study": study, "variant": TAG}
         client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-        path = Path(folder) / FILE_NAME
+        path = Path(folder) / PREDICTIONS_FILE
         write_predictions(predictions, path)
         client.log_artifact(run_id, str(path))
         client.set_terminated(run_id)
     return experiment_id
 
 
-def way_to_see(config: Config, experiment_id: str, study: str) -> str:
+def way_to_see(tracking: TrackingConfig, experiment_id: str, study: str) -> str:
     """The line that leads to the comparison in MLflow's pages."""
-    uri = store_uri(config)
+    uri = store_uri(tracking)
     if uri.startswith("http"):
         return f"see it at {masked(uri).rstrip('/')}/{page_of(experiment_id, study)}"
     return f"see it by: {shlex.join(command_of(uri, study))}"

@@ -4,34 +4,29 @@ A run keeps its config, its summary and all its metrics as artifacts, so that a 
 runs is a few files to read, not thousands of requests.
 """
 
-import json
 import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pandas as pd
-from pydantic_core import from_json
-
-from harness.config import Config, load_resolved
+from harness.compare.recorded import RecordedRun, environments_of, variants_of
+from harness.config import Config
 from harness.errors import UserError
 from harness.measure.redaction import masked
-from harness.measure.summary import DIVERGED_TAG, FILE_NAME, RunSummary
-from harness.tracking import failure, prediction
+from harness.measure.summary import DIVERGED_TAG
 from harness.tracking.address import sqlite_file
 from harness.tracking.artifacts import artifacts_of, folder_of
 from harness.tracking.connection import open_store, still_answering
 from harness.tracking.endings import UNENDED, ending_of
-from harness.tracking.failure import Failure, divergence, read_failures
-from harness.tracking.folders import CONFIG_FILE, METRICS_FILE
-from harness.tracking.prediction import Prediction, read_predictions
+from harness.tracking.failure import FAILURES_FILE, Failure, divergence, read_failures
+from harness.tracking.failure import TAG as FAILURES_TAG
+from harness.tracking.prediction import PREDICTIONS_FILE, Prediction, read_predictions
+from harness.tracking.prediction import TAG as PREDICTION_TAG
 from harness.tracking.results import Results, Variant
-from harness.tracking.tracker import ENVIRONMENT_FILE
+from harness.tracking.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,72 +37,6 @@ PAGE = 1000
 TRAIN_LOSS = "train/loss"
 PLAIN = re.compile(r"[A-Za-z0-9_.:/+ -]+")
 """A name that can stand in a query: MLflow's language has no way to escape every other."""
-
-
-@dataclass(frozen=True)
-class RecordedRun:
-    """One training as MLflow keeps it."""
-
-    run_id: str
-    config: Config
-    status: str
-    """FINISHED, FAILED, KILLED or RUNNING, as the store has it."""
-    summary: RunSummary | None
-    """None where the run did not end well, or diverged."""
-    folder: Path
-    """Its artifacts, or the folder it was trained in where the store did not take them."""
-    failure: str | None = None
-    """How a run without a summary ended; None where it goes on."""
-
-    @property
-    def name(self) -> str:
-        """Its variant's."""
-        return self.config.name
-
-    @property
-    def seed(self) -> int:
-        return self.config.seed
-
-    @property
-    def running(self) -> bool:
-        return self.summary is None and self.failure is None
-
-    @property
-    def environment(self) -> dict[str, Any]:
-        """What it noted of machine and versions; empty where it noted nothing."""
-        file = self.folder / ENVIRONMENT_FILE
-        return json.loads(file.read_text(encoding="utf-8")) if os.path.exists(file) else {}
-
-    @cached_property
-    def _points(self) -> list[dict[str, Any]]:
-        file = self.folder / METRICS_FILE
-        lines = file.read_text(encoding="utf-8").splitlines() if os.path.exists(file) else []
-        # Four times as fast as json's: a study may have 100 MB.
-        points = [from_json(line) for line in lines[:-1]]
-        with suppress(ValueError):  # the last line is cut where its disk was full
-            points += map(from_json, lines[-1:])
-        return points
-
-    def metric(self, name: str) -> "pd.Series[float]":
-        """One column of the history where it was logged, without the making of the others."""
-        found = {p["step"]: p["metrics"][name] for p in self._points if name in p["metrics"]}
-        return pd.Series(found, dtype=float).sort_index()
-
-    @cached_property
-    def history(self) -> pd.DataFrame:
-        """A row per logged window, in order: the metrics by their MLflow names, and `time`, seconds
-        since 1970. NaN where a metric was not logged then. The bars of the summary are left out."""
-        rows: dict[int, dict[str, float]] = {}
-        for point in self._points:
-            kept = {k: v for k, v in point["metrics"].items() if not k.startswith("summary/")}
-            if kept:
-                rows.setdefault(point["step"], {"time": point["time"]}).update(kept)
-        windows = sorted(rows)
-        names = dict.fromkeys(name for window in windows for name in rows[window])
-        return pd.DataFrame(
-            {name: [rows[window].get(name, math.nan) for window in windows] for name in names},
-            index=pd.Index(windows, name="window"),
-        )
 
 
 @dataclass(frozen=True)
@@ -132,12 +61,7 @@ class Study:
     @property
     def variants(self) -> tuple[Variant, ...]:
         """In the order they first ran."""
-        names = dict.fromkeys(run.name for run in self.runs)
-        names |= dict.fromkeys(each.config.name for each in self.failures)
-        return tuple(
-            _variant(self[name], [each for each in self.failures if each.config.name == name])
-            for name in names
-        )
+        return variants_of(self.runs, self.failures)
 
     @property
     def unended(self) -> tuple[str, ...]:
@@ -157,24 +81,13 @@ class Study:
     @property
     def results(self) -> Results:
         """What a comparison is made from."""
-        environments = tuple(each for run in self.runs if (each := run.environment))
         return Results(
-            self.name, self.variants, environments, self.predictions, foretold=self.foretold
+            self.name,
+            self.variants,
+            environments_of(self.runs),
+            self.predictions,
+            foretold=self.foretold,
         )
-
-
-def _variant(runs: Sequence[RecordedRun], lost: Sequence[Failure]) -> Variant:
-    by_seed = sorted(runs, key=lambda run: run.seed)
-    summaries = tuple(run.summary for run in by_seed if run.summary is not None)
-    failures = [run.failure for run in by_seed if run.failure is not None]
-    whole = [run.config for run in runs if os.path.exists(run.folder / CONFIG_FILE)]
-    configs = [*whole, *(each.config for each in lost), *(run.config for run in runs)]
-    return Variant(
-        configs[0],
-        summaries,
-        (*failures, *(each.reason for each in lost)),
-        running=sum(run.running for run in by_seed),
-    )
 
 
 def read_study(uri: str, name: str, experiment: str | None = None) -> Study:
@@ -256,11 +169,11 @@ def _predictions(
     client: "MlflowClient", found: Sequence["Run"], store: Path | None
 ) -> tuple[tuple[Prediction, ...], bool]:
     """The latest that were logged before the first training started, and True; else the latest."""
-    logged = [run for run in found if run.data.tags.get("variant") == prediction.TAG]
+    logged = [run for run in found if run.data.tags.get("variant") == PREDICTION_TAG]
     first = min((run.info.start_time for run in found if "seed" in run.data.tags), default=math.inf)
     before = [run for run in logged if run.info.end_time and run.info.end_time <= first]
     for run in reversed(before or logged):
-        file = artifacts_of(client, run, store) / prediction.FILE_NAME
+        file = artifacts_of(client, run, store) / PREDICTIONS_FILE
         if os.path.exists(file):
             return read_predictions(file), bool(before)
     return (), False
@@ -272,8 +185,8 @@ def _lost(
     """What comparisons of the study told of runs that failed, the latest of each."""
     lost: dict[tuple[str, str], Failure] = {}
     for run in found:
-        if failure.TAG in run.data.tags:
-            file = artifacts_of(client, run, store) / failure.FILE_NAME
+        if FAILURES_TAG in run.data.tags:
+            file = artifacts_of(client, run, store) / FAILURES_FILE
             lost |= {each.key: each for each in read_failures(file)} if os.path.exists(file) else {}
     return lost
 
@@ -292,9 +205,9 @@ def _search(client: "MlflowClient", experiments: list[str], query: str) -> Itera
 
 
 def _recorded(client: "MlflowClient", run: "Run", store: Path | None) -> RecordedRun:
-    folder = folder_of(client, run, store)
-    summary = RunSummary.read(folder) if os.path.exists(folder / FILE_NAME) else None
-    found = RecordedRun(run.info.run_id, _config(run, folder), run.info.status, summary, folder)
+    files = folder_of(client, run, store)
+    config, summary = _config(run, files), files.summary
+    found = RecordedRun(run.info.run_id, config, run.info.status, summary, files.path)
     if diverged := _diverged(found, run):
         return replace(found, summary=None, failure=divergence(diverged))
     # A run may fail behind its summary, by a last checkpoint that cannot be written.
@@ -318,10 +231,11 @@ def _diverged(found: RecordedRun, run: "Run") -> str | None:
     return f"the loss of window {after[0]} is not finite" if after else None
 
 
-def _config(run: "Run", folder: Path) -> Config:
-    """Of a run killed before its file arrived, what its parameters or at least its tags say."""
-    if os.path.exists(folder / CONFIG_FILE):
-        return load_resolved(folder / CONFIG_FILE)
+def _config(run: "Run", files: RunFolder) -> Config:
+    """What the run resolved; by its parameters, or at least its tags, if it was killed before its
+    file arrived."""
+    if found := files.config:
+        return found
     own = {"name": run.data.tags["variant"], "seed": int(run.data.tags["seed"])}
     # None is what every key that may have it has anyway.
     known = {key: value for key, value in run.data.params.items() if value != "None"}

@@ -10,13 +10,11 @@ from typing import IO, Any
 
 from harness.config import Config
 from harness.errors import UserError
-from harness.measure.redaction import masked
 from harness.tracking.connection import Status
 from harness.tracking.delivery import Artifact, Delivery, Point, Tag
-from harness.tracking.folders import CONFIG_FILE, METRICS_FILE, holds_run
-from harness.tracking.opening import RUN_FILE, open_run
-
-ENVIRONMENT_FILE = "environment.json"
+from harness.tracking.folders import holds_run
+from harness.tracking.opening import open_run
+from harness.tracking.run_folder import CONFIG, ENVIRONMENT, METRICS, RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -54,16 +52,16 @@ class Tracker:
         """
         metrics = _make_files(config, folder, environment)
         if not config.tracking.enabled:
-            return cls(folder / METRICS_FILE, metrics)
+            return cls(folder / METRICS, metrics)
         try:
             run = open_run(config, folder, environment)
         except BaseException:
             metrics.close()
-            _remove_files(folder)
+            RunFolder(folder).unmake()
             raise
-        tracker = cls(folder / METRICS_FILE, metrics, Delivery(run, folder), run.run_id)
-        tracker.artifact(folder / CONFIG_FILE)
-        tracker.artifact(folder / ENVIRONMENT_FILE)
+        tracker = cls(folder / METRICS, metrics, Delivery(run, folder), run.run_id)
+        tracker.artifact(folder / CONFIG)
+        tracker.artifact(folder / ENVIRONMENT)
         return tracker
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -127,7 +125,7 @@ class Tracker:
             error.strerror,
             "" if self._delivery is None else ", and its metrics go on to MLflow",
         )
-        self.tag("warning/metrics_file", f"{METRICS_FILE} is not whole: {error.strerror}")
+        self.tag("warning/metrics_file", f"{METRICS} is not whole: {error.strerror}")
         try:
             file.close()
         except OSError:
@@ -135,28 +133,21 @@ class Tracker:
 
 
 def _make_files(config: Config, folder: Path, environment: dict[str, Any]) -> IO[str]:
-    """The open file of metrics. Raises UserError, and leaves nothing, where they cannot be made."""
+    """The open file of metrics. Raises UserError, and leaves nothing, if one cannot be made."""
+    own = RunFolder(folder)
     try:
-        # "x": of two runs that were given one folder at once, one makes this file.
-        with (folder / CONFIG_FILE).open("x", encoding="utf-8") as file:
-            file.write(masked(config.to_yaml()))
+        own.write_config(config)
     except FileExistsError as error:
         raise holds_run(folder) from error
     except OSError as error:
-        _remove_files(folder)
+        own.unmake()
         raise _unwritten(folder, error) from error
     try:
-        facts = json.dumps(environment, indent=2, default=str)
-        (folder / ENVIRONMENT_FILE).write_text(masked(facts), encoding="utf-8")
-        return (folder / METRICS_FILE).open("w", buffering=1, encoding="utf-8")
+        own.write_environment(environment)
+        return own.open_metrics()
     except OSError as error:
-        _remove_files(folder)
+        own.unmake()
         raise _unwritten(folder, error) from error
-
-
-def _remove_files(folder: Path) -> None:
-    for name in (CONFIG_FILE, ENVIRONMENT_FILE, METRICS_FILE, RUN_FILE):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _unwritten(folder: Path, error: OSError) -> UserError:

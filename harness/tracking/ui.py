@@ -16,7 +16,7 @@ from types import FrameType
 from typing import IO
 from urllib.parse import quote
 
-from harness.config import config_of_store
+from harness.config import tracking_in
 from harness.errors import UserError
 from harness.measure.redaction import masked
 from harness.tracking.address import sqlite_file, store_uri
@@ -33,7 +33,7 @@ ALLOWED = "MLFLOW_SERVER_ALLOWED_HOSTS"
 def show(uri: str | None, study: str | None, host: str, port: int) -> int:
     """Prints the address of the store's pages, or of a study's, and serves them until Ctrl-C; the
     exit code. Raises UserError for a store, a study or a port that there is not."""
-    store = store_uri(config_of_store(uri))
+    store = store_uri(tracking_in(uri))
     file = sqlite_file(store)
     if file is not None and not os.path.exists(file):
         raise UserError(f"there is no MLflow store {file}; give another --uri")
@@ -175,7 +175,7 @@ def _tell_end(log: IO[bytes]) -> None:
 def command_of(store: str, study: str) -> list[str]:
     """What shows the study's pages, as it can be typed here."""
     beside = Path(sys.executable).parent / "harness"
-    usual = store == store_uri(config_of_store(None))
+    usual = store == store_uri(tracking_in(None))
     return [*_program(beside), "ui", "--study", study, *([] if usual else ["--uri", masked(store)])]
 
 

@@ -9,9 +9,11 @@ from harness.config import Config
 from harness.data.images import Dataset
 from harness.exchange.exchange import steps_alone
 from harness.exchange.flat import Flat
+from harness.measure.summary import Trained
 from harness.measure.traffic import Bytes
 from harness.model.backbone import Backbone, make_backbone
 from harness.model.flops import micro_batch_flops
+from harness.model.network import Network
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.slices import slice_of
 from harness.parallel.world import World
@@ -35,6 +37,15 @@ class Assembly:
     """What only this rank owns."""
 
     @property
+    def flats(self) -> tuple[Flat, Flat]:
+        return self.shared, self.sliced
+
+    @property
+    def network(self) -> Network:
+        """Backbone and classifier as one module."""
+        return Network(self.backbone, self.classifier)
+
+    @property
     def numbers(self) -> list[Tensor]:
         """All that training changes: the parameters, and batch statistics."""
         statistics = [each for each in self.backbone.buffers() if each.is_floating_point()]
@@ -43,6 +54,16 @@ class Assembly:
     @property
     def parameters_of_class(self) -> int:
         return self.classifier.weight.shape[1] + (self.classifier.bias is not None)
+
+    def trained(self) -> Trained:
+        """What the summary of a run tells of its model, once it has been trained."""
+        return Trained(
+            parameters_backbone=sum(each.numel() for each in self.backbone.parameters()),
+            parameters_classifier=self.data.num_classes * self.parameters_of_class,
+            expected=self.expected_bytes(),
+            validation_images={name: len(each) for name, each in self.data.validation.items()},
+            exponentials=", later ".join(self.classifier.places),
+        )
 
     def flop_per_window(self) -> float:
         """Of this rank, by formula."""

@@ -1,7 +1,9 @@
 """The largest curvature of the loss: power iterations on differences of gradients."""
 
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from statistics import fmean
 
 import torch
@@ -12,7 +14,7 @@ from harness.data.loader import Batch
 from harness.exchange.flat import Flat
 from harness.model.network import Network
 from harness.parallel.rehearsal import Rehearsal
-from harness.parallel.world import World
+from harness.train.step import Step
 
 SCALE = 0.006
 """Length of the step to either side of the values, as a share of their norm.
@@ -25,7 +27,10 @@ BLOCK = 1 << 16
 
 
 def runs_of(precision: str) -> int:
-    """Runs in which a batch goes through the network: without autocast activations are larger."""
+    """The number of runs in which a batch goes through the network, if each has two images or more.
+
+    Without autocast activations are larger. Batch statistics are each run's own.
+    """
     return 2 if precision == "bf16" else 1
 
 
@@ -42,19 +47,26 @@ class Curvature:
     memory: on a card it takes no more than a micro-batch of the training does.
     """
 
-    def __init__(
-        self, network: Network, shared: Flat, sliced: Flat, world: World, runs: int = 1
-    ) -> None:
-        """`runs`: a batch goes through the network in so many, where each has two images or more.
-
-        Batch statistics are each run's own.
-        """
-        self._network = network
-        self._flats = shared, sliced
-        self._world = world
-        self._runs = runs
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._network = step.model.network
+        self._flats = step.model.flats
+        self._world = world = step.world
+        self._runs = runs_of(step.config.train.precision)
         wide = world.slices.size == world.topology.world_size
         self._copy = world.everyone if wide else world.node
+
+    def after(self, window: int) -> float | None:
+        """The largest one after so many windows, at the mean over nodes; see `largest`.
+
+        By the next micro-batches, which the training takes all the same, and in the parameters' own
+        precision: bf16 would leave nothing of a small difference. Collective over the world.
+        """
+        step, config = self._step, self._step.config
+        with closing(step.batches(window)) as batches, step.exchange.averaged():
+            next_ones = islice(batches, config.staleness.curvature_products)
+            cast = ((step.cast(images), labels) for images, labels in next_ones)
+            return self.largest(cast, config.seed)
 
     def largest(self, batches: Iterable[Batch], seed: int, scale: float = SCALE) -> float | None:
         """The largest one, by one product a batch: the mean over the last quarter, and over nodes.

@@ -99,6 +99,14 @@ def distance(squares: Tensor | None, world: World) -> dict[str, float]:
     return {"exchange/distance": float((apart / mean).sqrt())}
 
 
+def nonfinite_images(name: str, count: int, ended: int) -> str:
+    """One line: what an evaluation of a validation set found."""
+    return (
+        f"after {ended} windows the model gives {count} images of {name} a logit that is not "
+        f"finite; they count as misses, and the loss there is not finite"
+    )
+
+
 @contextmanager
 def averaged_statistics(backbone: nn.Module, world: World) -> Iterator[None]:
     """In it all ranks hold the mean of their batch-norm statistics; after it their own again, to

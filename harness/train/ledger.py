@@ -13,7 +13,7 @@ from harness.config import Config
 from harness.exchange.buckets import bucket_sizes
 from harness.exchange.compression import crossing_bytes
 from harness.exchange.exchange import route_of
-from harness.measure.summary import Evaluation, RunSummary
+from harness.measure.summary import UNRECORDED, Evaluation, Provenance, RunSummary, Trained
 from harness.measure.tally import Tally, Totals
 from harness.measure.traffic import Bytes, Sizes, all_reduce_bytes, formula
 from harness.measure.utilisation import UNKNOWN, Capacity
@@ -23,7 +23,7 @@ from harness.parallel.topology import Topology
 from harness.parallel.world import World
 from harness.train.checkpoint.meta import STARTED, Progress
 from harness.train.course import Course
-from harness.train.evaluation import NONFINITE
+from harness.train.evaluation import NONFINITE, nonfinite_images
 from harness.train.windows import Kind, Kinds, Moment, Spent, Stopwatch, no_window_is_timed
 
 
@@ -39,17 +39,10 @@ class Journal(Protocol):
 class Unheard:
     """A journal that keeps nothing."""
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        return None
-
-    def advance(self, window: int, windows: int, note: str) -> None:
-        return None
-
-    def warn(self, name: str, line: str) -> None:
-        return None
-
-    def attach(self, path: Path, folder: str) -> None:
-        return None
+    def log(self, step: int, metrics: dict[str, float]) -> None: ...
+    def advance(self, window: int, windows: int, note: str) -> None: ...
+    def warn(self, name: str, line: str) -> None: ...
+    def attach(self, path: Path, folder: str) -> None: ...
 
 
 class Ledger:
@@ -71,9 +64,6 @@ class Ledger:
         self._config = config
         self._world = world
         self._course = course
-        self._windows = course.windows
-        self._images_per_window = course.images_per_window
-        self._images_per_rank = course.images_per_window / world.topology.world_size
         self._capacity = capacity
         self._progress = progress
         self._kinds = Kinds(config, course.first, course.windows)
@@ -128,7 +118,7 @@ class Ledger:
             tally.add_bytes(sent)
             tally.add_cpu(cpu_seconds)
         ended = window + 1
-        if ended % self._config.train.log_every == 0 or ended == self._windows:
+        if ended % self._config.train.log_every == 0 or ended == self._course.windows:
             self._send_interval(ended, journal)
 
     def _tallies(self) -> tuple[Tally, ...]:
@@ -178,7 +168,7 @@ class Ledger:
         gathered = self._world.launch_gather(self._interval.vector(), "interval")
         self._under_way = (ended, gathered)
         self._interval = Tally(self._capacity)
-        if ended == self._windows:
+        if ended == self._course.windows:
             self._log_under_way(journal)
 
     def _log_under_way(self, journal: Journal) -> None:
@@ -187,39 +177,39 @@ class Ledger:
         ended, gathered = self._under_way
         self._under_way = None
         totals = self._totals(gathered.wait())
-        rate = self._images_per_window / totals.step_ms.mean * 1e3 if totals.windows else 0.0
+        rate = self._course.images_per_window / totals.step_ms.mean * 1e3 if totals.windows else 0.0
         metrics = totals.metrics()
         metrics["optimizer/lr"] = self._course.lr(ended - 1)
         if totals.windows:
             metrics["throughput/images_per_second"] = rate
         journal.log(ended, metrics)
-        journal.advance(ended, self._windows, f"loss {totals.loss:.3f} · {rate:.0f} images/s")
+        journal.advance(
+            ended, self._course.windows, f"loss {totals.loss:.3f} · {rate:.0f} images/s"
+        )
 
     def _totals(self, rows: Tensor) -> Totals:
         topology = self._world.topology
         hidden = self._config.exchange.is_torchs and topology.world_size > 1
-        return Totals(rows, topology.nodes, self._images_per_rank, waits_in_backward=hidden)
+        images = self._course.images_per_window / topology.world_size
+        return Totals(rows, topology.nodes, images, waits_in_backward=hidden)
 
-    def summary(self, backbone: int, classifier: int, expected: Bytes) -> RunSummary:
-        """Of the run that has ended. `backbone`, `classifier`: their parameters, in all.
-
-        Collective over the world.
-        """
+    def summary(self, trained: Trained, provenance: Provenance = UNRECORDED) -> RunSummary:
+        """The summary of the run, which has ended. Collective over the world."""
         self._read_clock(self._tallies())  # on a card the last windows are done only now
         totals = self._totals(self._world.launch_gather(self._run.vector(), "summary").wait())
         topology, config = self._world.topology, self._config
         timed, seconds = self._spent.windows[Kind.TIMED], self._spent.seconds(Kind.TIMED)
-        progress = self.progress()
+        progress, expected = self.progress(), trained.expected
         return RunSummary(
             name=config.name,
             seed=config.seed,
             ranks=topology.world_size,
             nodes=topology.nodes,
-            windows=self._windows,
-            images=self._course.images(self._windows),
-            parameters_backbone=backbone,
-            parameters_classifier=classifier,
-            images_per_second=timed * self._images_per_window / seconds if timed else 0.0,
+            windows=self._course.windows,
+            images=self._course.images(self._course.windows),
+            parameters_backbone=trained.parameters_backbone,
+            parameters_classifier=trained.parameters_classifier,
+            images_per_second=timed * self._course.images_per_window / seconds if timed else 0.0,
             untimed_windows=self._kinds.untimed,
             timed_windows=timed,
             step_ms=totals.step_ms,
@@ -232,18 +222,12 @@ class Ledger:
             train_seconds_known=progress.train_seconds is not None,
             drain_seconds=self._drain_seconds,
             evaluations=progress.evaluations,
-            mlflow_run_id=None,
-            commit=None,
+            validation_images=dict(trained.validation_images),
+            exponentials=trained.exponentials,
+            mlflow_run_id=provenance.mlflow_run_id,
+            commit=provenance.commit,
             per_rank=totals.per_rank,
         )
-
-
-def nonfinite_images(name: str, count: int, ended: int) -> str:
-    """One line: what an evaluation of a validation set found."""
-    return (
-        f"after {ended} windows the model gives {count} images of {name} a logit that is not "
-        f"finite; they count as misses, and the loss there is not finite"
-    )
 
 
 def expected_bytes(

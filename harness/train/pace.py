@@ -2,7 +2,6 @@
 
 import statistics
 import sys
-from pathlib import Path
 
 from harness.config import Config
 from harness.data.images import Dataset
@@ -15,7 +14,7 @@ from harness.train.trial import Trial, now, slowest
 WARM_WINDOWS, TIMED_WINDOWS, TRANSFERS = 4, 6, 3
 
 
-def paced(config: Config, dataset: Dataset, world: World, folder: Path) -> Config:
+def paced(config: Config, dataset: Dataset, world: World) -> Config:
     """The config with `exchange.pieces` picked, where `exchange.most_pieces` asks for that.
 
     A run that goes on with as many ranks keeps what was picked, or it would be another run. All
@@ -27,7 +26,7 @@ def paced(config: Config, dataset: Dataset, world: World, folder: Path) -> Confi
     kept = passed_alike(config, world.topology.world_size)
     if kept and kept.pieces <= exchange.most_pieces:
         return config.exchanging(pieces=kept.pieces)
-    pace = measured(config, dataset, world, folder)
+    pace = measured(config, dataset, world)
     pieces = pace.pieces(exchange.delay, exchange.most_pieces)
     if world.is_first:
         print(
@@ -39,10 +38,9 @@ def paced(config: Config, dataset: Dataset, world: World, folder: Path) -> Confi
     return config.exchanging(pieces=pieces)
 
 
-def measured(config: Config, dataset: Dataset, world: World, folder: Path) -> Pace:
-    """Some windows of nodes that do not meet, and some transfers. Collective over the world."""
-    alone = config.exchanging(kind="isolated", pieces=1, most_pieces=0)
-    trial = Trial(alone, dataset, world, folder)
+def measured(config: Config, dataset: Dataset, world: World) -> Pace:
+    """Some windows of nodes apart, and some transfers. Collective over the world."""
+    trial = Trial(config.with_nodes_apart(), dataset, world)
     trial.window_ms(WARM_WINDOWS)
     times = [trial.window_ms(TIMED_WINDOWS), _transfer_ms(config, trial, world)]
     trial.close()
@@ -51,7 +49,7 @@ def measured(config: Config, dataset: Dataset, world: World, folder: Path) -> Pa
 
 
 def _transfer_ms(config: Config, trial: Trial, world: World) -> float:
-    shared, sliced = trial.trainer.shared, trial.trainer.sliced
+    shared, sliced = trial.step.model.flats
     part = shared.values.new_zeros(shared.owned.size + len(sliced.values))
     wire = make_wire(config.exchange.compression, len(part), 1, part, world.peers, "pace transfer")
     times = []

@@ -1,7 +1,6 @@
 """Picks the route of a synchronous exchange, from measured times of this very run."""
 
 import sys
-from pathlib import Path
 
 from harness.config import Config
 from harness.data.images import Dataset
@@ -20,7 +19,7 @@ ALIKE = 0.98
 """A flat route that takes this share of the other's time or more is not taken: it sends more."""
 
 
-def routed(config: Config, dataset: Dataset, world: World, folder: Path) -> Config:
+def routed(config: Config, dataset: Dataset, world: World) -> Config:
     """The config with `exchange.route` decided, where it is `auto` and there is a choice.
 
     A run that goes on with as many ranks keeps its route, or sums would be rounded in another
@@ -34,7 +33,7 @@ def routed(config: Config, dataset: Dataset, world: World, folder: Path) -> Conf
     kept = passed_alike(config, topology.world_size)
     if kept and kept.route:
         return config.exchanging(route=kept.route)
-    times = measured_ms(config, dataset, world, folder)
+    times = measured_ms(config, dataset, world)
     hierarchical, flat = (times[route] for route in ROUTES)
     route = "flat" if flat < ALIKE * hierarchical else "hierarchical"
     if world.is_first:
@@ -47,7 +46,7 @@ def routed(config: Config, dataset: Dataset, world: World, folder: Path) -> Conf
     return config.exchanging(route=route)
 
 
-def measured_ms(config: Config, dataset: Dataset, world: World, folder: Path) -> dict[str, float]:
+def measured_ms(config: Config, dataset: Dataset, world: World) -> dict[str, float]:
     """A window by each route, the slowest rank's, in the better of the rounds.
 
     One after the other: a card has no room for both. Collective over the world.
@@ -55,7 +54,7 @@ def measured_ms(config: Config, dataset: Dataset, world: World, folder: Path) ->
     found: dict[str, list[float]] = {route: [] for route in ROUTES}
     for _ in range(ROUNDS):
         for route in ROUTES:
-            trial = Trial(config.exchanging(route=route), dataset, world, folder)
+            trial = Trial(config.exchanging(route=route), dataset, world)
             (first_ms,) = slowest([trial.window_ms(WARM_WINDOWS)], world)
             windows = max(FEWEST, min(MOST, round(ROUND_MS / first_ms)))
             found[route] += slowest([trial.window_ms(windows)], world)

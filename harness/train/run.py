@@ -9,7 +9,6 @@ from statistics import fmean
 from types import FrameType
 
 import torch
-from tqdm import tqdm
 
 from harness.config import Config
 from harness.data.images import Dataset
@@ -20,12 +19,12 @@ from harness.doctor.agreement import agree_on_data, agree_on_settings
 from harness.doctor.before_training import check_before_training
 from harness.doctor.compute import measure_speed
 from harness.doctor.shared_folder import check_shared_folder
-from harness.errors import Diverged, RunFailed, UserError
+from harness.errors import Diverged, UserError
 from harness.measure.clock import clock_for
 from harness.measure.machine import environment
-from harness.measure.summary import DIVERGED_TAG, FILE_NAME, RunSummary
+from harness.measure.summary import DIVERGED_TAG, RunSummary
 from harness.measure.traffic import Traffic
-from harness.measure.utilisation import Capacity, in_a_line, summary_bars
+from harness.measure.utilisation import Capacity
 from harness.parallel.cores import Cores, cores_of
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology, open_ranks
@@ -39,10 +38,11 @@ from harness.tracking.node_gauges import monitor_node
 from harness.tracking.tracker import Tracker
 from harness.train.assembly import DTYPES
 from harness.train.checkpoint.meta import read_meta
-from harness.train.ledger import Unheard
 from harness.train.pace import paced
 from harness.train.routing import routed
-from harness.train.trainer import Trainer
+from harness.train.run_journal import OtherRank, RunJournal
+from harness.train.step import make_step
+from harness.train.training import Training
 
 
 class Stopped(KeyboardInterrupt):
@@ -84,13 +84,14 @@ def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) ->
         check_shared_folder(config.train, own, world)
         capacity = _capacity(config, world, cores)
         with world.together():
-            config = routed(paced(config, dataset, world, own), dataset, world, own)
-            trainer = Trainer(config, dataset, world, own, capacity)
+            config = routed(paced(config, dataset, world), dataset, world)
+            training = Training(make_step(config, dataset, world), own, capacity)
         with _journal(config, own, world) as journal:
             if notes:
                 journal.warn("data", "; ".join(notes))
-            summary = journal.conclude(trainer.train(journal))
-            trainer.check_saved()
+            summary = training.run(journal, journal.provenance)
+            journal.conclude(summary)
+            training.check_saved()
             if summary.diverged:
                 raise Diverged(summary.diverged, "lower optimizer.lr, or end earlier")
             return summary
@@ -105,7 +106,7 @@ def _prepare(config: Config, topology: Topology, folder: Path | None) -> Dataset
     if topology.rank == 0 and folder is not None:
         check_free(folder)
     if topology.rank == 0 and config.tracking.enabled:
-        check_store(config)
+        check_store(config.tracking)
     dataset = open_dataset(config.data)
     share = (config.train.batch_size, topology.rank, topology.world_size, config.seed)
     Shares(len(dataset.train), *share)
@@ -163,117 +164,8 @@ def _own_folder(config: Config, given: Path | None, world: World) -> Iterator[Pa
         raise
 
 
-class _Silent(Unheard):
-    """The journal of every rank but the first."""
-
-    def conclude(self, summary: RunSummary) -> RunSummary:
-        return summary
-
-    def close(self) -> None:
-        return None
-
-
-class _Journal:
-    """Rank 0's: metrics to the tracker, progress to the terminal, the summary to the folder."""
-
-    def __init__(self, folder: Path, tracker: Tracker, commit: str | None) -> None:
-        self._folder = folder
-        self._tracker = tracker
-        self._commit = commit
-        self._progress = tqdm(unit="window", mininterval=1.0, dynamic_ncols=True, delay=1e-3)
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        self._tracker.log(step, metrics)
-
-    def advance(self, window: int, windows: int, note: str) -> None:
-        self._progress.total = windows
-        self._progress.set_postfix_str(note, refresh=False)
-        self._progress.update(window - self._progress.n)
-
-    def warn(self, name: str, line: str) -> None:
-        """On stderr, and the last of its name as the run's tag `warning/<name>`."""
-        self._progress.write(f"warning: {line}", file=sys.stderr)
-        self._tracker.tag(f"warning/{name}", line)
-
-    def attach(self, path: Path, folder: str) -> None:
-        """A file of the run, which travels to the tracker while training goes on."""
-        self._tracker.large_artifact(path, folder)
-
-    def conclude(self, summary: RunSummary) -> RunSummary:
-        """Writes `summary.json`, logs `summary/*` once, prints the last words.
-
-        Raises RunFailed, after the rest, where the summary could not be written.
-        """
-        whole = summary.model_copy(
-            update={"mlflow_run_id": self._tracker.run_id, "commit": self._commit}
-        )
-        problem = None
-        try:
-            whole.write(self._folder)
-            self._tracker.artifact(self._folder / FILE_NAME)
-        except OSError as error:
-            problem = error
-        self._tracker.log(0, summary_metrics(whole))
-        if whole.diverged:
-            self._tracker.tag(DIVERGED_TAG, whole.diverged)
-        self.close()
-        print(last_words(whole, self._folder), flush=True)
-        if problem is not None:
-            raise RunFailed(
-                f"the run was trained to its end, but its summary cannot be written to "
-                f"{self._folder} ({problem.strerror}); make room there: what is printed above, "
-                f"and what MLflow has of it, is all that there is"
-            ) from problem
-        return whole
-
-    def close(self) -> None:
-        """Ends the line of progress: what is said next begins its own."""
-        self._progress.close()
-
-
-def summary_metrics(summary: RunSummary) -> dict[str, float]:
-    """One number a run, which MLflow draws as bars over runs."""
-    found = {
-        "summary/images_per_second": summary.images_per_second,
-        "summary/step_ms": summary.step_ms.mean,
-        "summary/train_seconds": summary.train_seconds,
-        "summary/cross_node_mb_per_step": summary.cross_node_mb_per_step,
-    }
-    found |= {f"summary/{name}_ms": spread.mean for name, spread in summary.phases_ms.items()}
-    found |= summary_bars(summary.per_rank)
-    found |= {f"summary/{name.replace('/', '_')}": value for name, value in summary.final.items()}
-    return found
-
-
-def last_words(summary: RunSummary, folder: Path) -> str:
-    """What a user reads when the run has ended."""
-    phases = " · ".join(
-        f"{name} {spread.mean:.1f}"
-        for name, spread in summary.phases_ms.items()
-        if spread.mean >= 0.05
-    )
-    accuracy = " · ".join(
-        f"{name} {value:.2%}" for name, value in summary.final.items() if name.endswith("/top1")
-    )
-    accuracy += f"; diverged: {summary.diverged}" if summary.diverged else ""
-    return "\n".join(
-        (
-            f"{summary.name}, seed {summary.seed}: {summary.ranks} ranks on {summary.nodes} nodes, "
-            f"{summary.images:,} images in {summary.train_seconds:.1f} s of training",
-            f"  throughput   {summary.images_per_second:,.0f} images/s over "
-            f"{summary.timed_windows} windows (the first {summary.untimed_windows} are left out)",
-            f"  window       {summary.step_ms.mean:.1f} ms = {phases}",
-            f"  utilisation  {in_a_line(summary.per_rank)}",
-            f"  sent         {summary.cross_node_mb_per_step:.2f} MB through a node's link, "
-            f"{summary.in_node_mb_per_step:.2f} MB by a rank inside its node, per window",
-            f"  accuracy     {accuracy}",
-            f"  in           {folder}",
-        )
-    )
-
-
 @contextmanager
-def _journal(config: Config, folder: Path, world: World) -> Iterator["_Journal | _Silent"]:
+def _journal(config: Config, folder: Path, world: World) -> Iterator[RunJournal | OtherRank]:
     """Opens tracking on rank 0 and each node's gauges; says how the run ended, whatever it was."""
     tracker, commit, hosts = Tracker.silent(), None, world.hosts()
     with world.together():
@@ -285,7 +177,7 @@ def _journal(config: Config, folder: Path, world: World) -> Iterator["_Journal |
     speaks = world.topology.local_rank == 0
     gauges = monitor_node(config, run_id, world.topology.node) if speaks else nullcontext()
     status: Status = "FAILED"
-    journal = _Journal(folder, tracker, commit) if world.is_first else _Silent()
+    journal = RunJournal(folder, tracker, commit) if world.is_first else OtherRank()
     try:
         with _stop_signals(), gauges:
             yield journal

@@ -9,6 +9,7 @@ import pytest
 from analysis.run import HERE
 from analysis.shipping import MOST_BYTES, NotFit, secrets_in, ship
 from harness.config import Config
+from harness.tracking.run_folder import RunFolder
 from harness.tracking.study import read_study
 from harness.tracking.tracker import Tracker
 from tests.recorded import summary
@@ -26,7 +27,7 @@ def trained(folder: Path) -> Path:
     place.mkdir()
     tracker = Tracker.start(Config.model_validate(values), place, {"host": "somewhere", "cores": 2})
     tracker.log(10, {"train/loss": 2.0, "time/step_ms": 7.0, "system/node_0/disk_usage": 1.0})
-    summary("a").write(place)
+    RunFolder(place).write_summary(summary("a"))
     tracker.artifact(place / "summary.json")
     tracker.finish("FINISHED")
     return file

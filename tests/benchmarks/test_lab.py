@@ -11,7 +11,7 @@ from analysis.draw.scaling import CONDITIONS
 from benchmarks import lab
 from benchmarks.lab_page import page, table
 from harness.config import load
-from harness.tracking.folders import CONFIG_FILE
+from harness.tracking.run_folder import CONFIG
 from tests.recorded import summary
 
 
@@ -80,7 +80,7 @@ class Hosts:
             self.left -= 1
             run = folder / f"{path.stem}-s{seed}"
             run.mkdir()
-            (run / CONFIG_FILE).write_text(load(path, (f"seed={seed}",)).to_yaml())
+            (run / CONFIG).write_text(load(path, (f"seed={seed}",)).to_yaml())
             summary(path.stem, seed=int(seed)).write(run)
             self.made.append(run.name)
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from harness.config import Config, load
+from harness.tracking.run_folder import RunFolder
 from tests.recorded import summary
 
 
@@ -23,7 +24,7 @@ def main(experiment: str, overrides: list[str], folder: Path) -> None:
         fast = (2.0 if config.name == "fast" else 1.0) + 0.01 * (config.seed - 5)
         speed, seconds = 1000.0 * fast, 10.0 / fast
         run = summary(config.name, seed=config.seed, images_per_second=speed, seconds=seconds)
-        run.write(folder)
+        RunFolder(folder).write_summary(run)
         if config.tracking.experiment == "recorded":
             keep(config, folder)
         else:

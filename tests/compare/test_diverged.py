@@ -17,6 +17,7 @@ from harness.measure.summary import DIVERGED_TAG, RunSummary
 from harness.tracking.connection import open_store
 from harness.tracking.failure import diverged_at, divergence
 from harness.tracking.results import Results, Terms, Variant, baseline_of, target_of
+from harness.tracking.run_folder import RunFolder
 from harness.tracking.study import read_study
 from harness.tracking.tracker import Tracker
 from tests.recorded import summary, variant
@@ -100,7 +101,7 @@ def test_a_target_is_of_the_runs_that_did_not_diverge() -> None:
 
 def test_everything_that_a_study_leaves_can_be_written(tmp_path: Path) -> None:
     files = concluded(BASE, WILD, SOME).write(tmp_path)
-    report = next(each for each in files if each.suffix == ".html").read_text()
+    report = files.report.read_text()
     assert f"all 3 runs diverged ({LOSS})" in report
     only = tmp_path / "only"
     only.mkdir()
@@ -132,7 +133,7 @@ def train(store: Path, seed: int, kept: str) -> None:
         last = whole.evaluations[-1]
         bad = last.model_copy(update={"metrics": last.metrics | {"val/loss": math.nan}})
         whole = whole.model_copy(update={"evaluations": (*whole.evaluations[:-1], bad)})
-    whole.write(folder)
+    RunFolder(folder).write_summary(whole)
     tracker.artifact(folder / "summary.json")
     tracker.finish("FINISHED")
 
@@ -160,7 +161,7 @@ def test_a_summary_without_a_number_comes_back_from_a_file(tmp_path: Path) -> No
     for value in (None, math.inf):
         whole["evaluations"][-1]["metrics"]["val/loss"] = value
         (tmp_path / "summary.json").write_text(json.dumps(whole))
-        found = RunSummary.read(tmp_path)
+        found = RunFolder(tmp_path).read_summary()
         assert found.diverged == "the validation loss after window 300 is not finite"
         assert found.seconds_to(0.9) is None
         assert found.seconds_to(0.8) == 20.0

@@ -10,7 +10,7 @@ from harness.compare import ladder_chart
 from harness.compare.folder import variants_in
 from harness.config import Config
 from harness.errors import UserError
-from harness.tracking.folders import CONFIG_FILE
+from harness.tracking.run_folder import CONFIG, RunFolder
 from tests.recorded import summary
 
 INT8 = {"exchange": {"route": "hierarchical", "compression": "int8"}}
@@ -26,8 +26,8 @@ def keep(study: Path, name: str, seed: int, speed: float = 1000.0, **values: obj
     folder.mkdir(parents=True)
     tracking = {"uri": f"sqlite:///{study}/mlflow.db", "folder": str(study)}
     given = {"name": name, "seed": seed, "train": {"steps": 300}, "tracking": tracking}
-    (folder / CONFIG_FILE).write_text(Config.model_validate(given | values).to_yaml())
-    summary(name, seed=seed, images_per_second=speed).write(folder)
+    (folder / CONFIG).write_text(Config.model_validate(given | values).to_yaml())
+    RunFolder(folder).write_summary(summary(name, seed=seed, images_per_second=speed))
 
 
 @pytest.fixture

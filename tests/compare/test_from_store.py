@@ -15,6 +15,7 @@ from harness.tracking.connection import open_store
 from harness.tracking.prediction import Prediction, write_predictions
 from harness.tracking.record import record_predictions
 from harness.tracking.results import Terms
+from harness.tracking.run_folder import RunFolder
 from harness.tracking.study import read_study
 from harness.tracking.tracker import Tracker
 from tests.compare.test_run_all import client, experiment, fake_command
@@ -114,7 +115,7 @@ def test_predictions_of_the_study_are_found_and_scored(
     here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings = load(here / "base.yaml", ["tracking.experiment=recorded"])
-    record_predictions(settings, "which", [prediction("base", 110.0)])
+    record_predictions(settings.tracking, "which", [prediction("base", 110.0)])
     found = read_study("sqlite:///mlflow.db", "which")
     assert found.predictions == (prediction("base", 110.0),)
     assert not found.foretold
@@ -187,11 +188,11 @@ def test_predictions_kept_before_the_runs_are_scored_by_both_ways(
     fresh: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = experiment(fresh, "base", MORE)
-    record_predictions(load(path), "which", [prediction("base", 90.0)])
-    record_predictions(load(path), "which", [prediction("base", 110.0)])
+    record_predictions(load(path).tracking, "which", [prediction("base", 90.0)])
+    record_predictions(load(path).tracking, "which", [prediction("base", 110.0)])
     assert main(["compare", str(path), "--study", "which"]) == 0
     live = capfd.readouterr().out
-    record_predictions(load(path), "which", [prediction("base", 100.0)])  # hindsight
+    record_predictions(load(path).tracking, "which", [prediction("base", 100.0)])  # hindsight
     assert main(["compare", "--from-study", "which", "--no-record", "--folder", "again"]) == 0
     for out in (live, capfd.readouterr().out):
         assert "predicted before the runs, measured" in out
@@ -241,7 +242,7 @@ def other_run(here: Path, name: str, **changes: object) -> None:
     folder = here / f"{name}-run"
     folder.mkdir()
     tracker = Tracker.start(Config.model_validate(values), folder, {})
-    summary(name, seed=5).model_copy(update=changes).write(folder)
+    RunFolder(folder).write_summary(summary(name, seed=5).model_copy(update=changes))
     tracker.artifact(folder / "summary.json")
     tracker.finish("FINISHED")
 

@@ -20,7 +20,7 @@ from harness.config import Config
 from harness.tracking.connection import open_store
 from harness.tracking.results import Results, Terms
 from harness.tracking.tracker import Tracker
-from harness.train.run import summary_metrics
+from harness.train.run_journal import summary_metrics
 from tests.browser import Browser, browser, end_group, needs_browser
 from tests.compare.trained import OTHER_ENDS, OTHER_SPEEDS, trained, trainings
 from tests.recorded import variant

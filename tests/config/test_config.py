@@ -440,3 +440,26 @@ def test_flattened_holds_every_value_by_its_dotted_key(run: Path) -> None:
     assert flat["exchange.delay"] == 1
     assert flat["optimizer.step_at"] == [0.5, 0.75]
     assert not any(isinstance(value, dict) for value in flat.values())
+
+
+@pytest.mark.parametrize(
+    ("layout", "exchange"),
+    [
+        ("world", {"kind": "synchronous", "route": "flat", "backward_passes_per_step": 4}),
+        ("node", {"kind": "delayed", "delay": 2, "compression": "int8"}),
+        ("node", {"kind": "averaging", "delay": 1, "most_pieces": 8, "outer_momentum": 0.9}),
+        ("replicated", {"kind": "ddp_powersgd"}),
+    ],
+)
+def test_the_same_run_with_its_nodes_apart_is_a_run_that_could_be_asked_for(
+    layout: str, exchange: dict[str, object]
+) -> None:
+    values = {"classifier": {"layout": layout}, "exchange": exchange, "train": {"steps": 5}}
+    config = Config.model_validate(values)
+    apart = config.with_nodes_apart("node", passes=1)
+    assert Config.model_validate(apart.model_dump()) == apart
+    assert (apart.exchange.kind, apart.classifier.layout) == ("isolated", "node")
+    assert apart.exchange.backward_passes_per_step == 1
+    passes = config.exchange.backward_passes_per_step
+    assert config.with_nodes_apart().exchange.backward_passes_per_step == passes
+    assert config.with_nodes_apart().classifier == config.classifier

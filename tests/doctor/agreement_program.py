@@ -3,8 +3,6 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import horovod.torch as hvd
 import torch
@@ -20,7 +18,8 @@ from harness.model.backbone import make_backbone
 from harness.parallel.group import Meters
 from harness.parallel.ranks import Ranks, launched_topology, open_ranks
 from harness.parallel.world import choose_device, link
-from harness.train import trainer
+from harness.train import assembly
+from harness.train.step import make_step
 
 CPU = torch.device("cpu")
 DATA = DataConfig(dataset="synthetic", num_classes=8, image_size=8, synthetic_images=64)
@@ -127,12 +126,11 @@ def check_weights(ranks: Ranks) -> None:
                 parameter.mul_(1 + 1e-6 * rank)
         return backbone
 
-    trainer.make_backbone = perturbed  # type: ignore[assignment]
+    assembly.make_backbone = perturbed  # type: ignore[assignment]
     meters = Meters(clock_for(CPU), Traffic())
-    with link(ranks, CPU, meters) as links, TemporaryDirectory() as folder:
-        world = links.world("node")
-        made = trainer.Trainer(CONFIG, dataset, world, Path(folder))
-        everywhere = ranks.gather_objects(made.shared.values.tolist(), "weights")
+    with link(ranks, CPU, meters) as links:
+        made = make_step(CONFIG, dataset, links.world("node"))
+        everywhere = ranks.gather_objects(made.model.shared.values.tolist(), "weights")
         assert all(values == everywhere[0] for values in everywhere)
         # Two users of one process set, with the same name under way at the same time.
         users = [links.world("node", user=user).peers for user in ("one.", "two.")]

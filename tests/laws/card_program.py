@@ -16,7 +16,8 @@ from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology, open_ranks
 from harness.parallel.world import World, link
 from harness.train.ledger import Unheard
-from harness.train.trainer import Trainer
+from harness.train.step import make_step
+from harness.train.training import Training
 from tests.laws.cases import Case
 from tests.laws.task import dataset
 
@@ -50,9 +51,9 @@ LOSSY = [
 
 def ended(case: Case, world: World) -> list[Tensor]:
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(case.config(), dataset(), world, Path(folder))
-        trainer.train(Unheard())
-    return [flat.values.detach().cpu().clone() for flat in (trainer.shared, trainer.sliced)]
+        step = make_step(case.config(), dataset(), world)
+        Training(step, Path(folder)).run(Unheard())
+    return [flat.values.detach().cpu().clone() for flat in step.model.flats]
 
 
 def over_gloo(backend: str, **options: Any) -> None:

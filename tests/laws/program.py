@@ -22,7 +22,8 @@ from harness.parallel.ranks import launched_topology
 from harness.parallel.topology import Topology
 from harness.parallel.world import Links, World, open_links
 from harness.train.optimizer import lr_at
-from harness.train.trainer import Trainer
+from harness.train.step import Step, make_step
+from harness.train.training import Training
 from tests.laws.cases import WATCHED, Case, cases_for
 from tests.laws.oracles import Dense, Trained, late_gradients, local_steps
 from tests.laws.task import CLASSES, FEATURES, WINDOWS, dataset, world_batches
@@ -81,29 +82,31 @@ def oracle(config: Config, world: World) -> tuple[Dense, list[float]]:
     return model, state[1]
 
 
-def parameter_pairs(trainer: Trainer, dense: Dense) -> list[tuple[Tensor, Tensor]]:
-    owned = trainer.classifier.owned
-    pairs = list(zip(trainer.backbone.parameters(), dense.backbone.parameters(), strict=True))
-    pairs.append((trainer.classifier.weight, dense.weight[owned.start : owned.stop]))
-    pairs.append((trainer.classifier.bias, dense.bias[owned.start : owned.stop]))
+def parameter_pairs(step: Step, dense: Dense) -> list[tuple[Tensor, Tensor]]:
+    backbone, classifier = step.model.backbone, step.model.classifier
+    owned = classifier.owned
+    pairs = list(zip(backbone.parameters(), dense.backbone.parameters(), strict=True))
+    pairs.append((classifier.weight, dense.weight[owned.start : owned.stop]))
+    pairs.append((classifier.bias, dense.bias[owned.start : owned.stop]))
     return pairs
 
 
-def deviation(trainer: Trainer, dense: Dense, world: World) -> float:
+def deviation(step: Step, dense: Dense, world: World) -> float:
     """Largest difference of any rank's parameters from a dense model's."""
-    own = max(float((a - b).detach().abs().max()) for a, b in parameter_pairs(trainer, dense))
+    own = max(float((a - b).detach().abs().max()) for a, b in parameter_pairs(step, dense))
     rows = world.launch_gather(torch.tensor([own], dtype=torch.float64), "law deviation")
     return float(rows.wait().max())
 
 
-def differing(trainer: Trainer, world: World) -> int:
+def differing(step: Step, world: World) -> int:
     """Elements in which a rank differs, to the bit, from the first rank that owns the same."""
-    room = CLASSES * (FEATURES + 1) - trainer.sliced.elements
-    own = torch.cat((trainer.shared.values, functional.pad(trainer.sliced.values, (0, room))))
+    shared, sliced = step.model.flats
+    room = CLASSES * (FEATURES + 1) - sliced.elements
+    own = torch.cat((shared.values, functional.pad(sliced.values, (0, room))))
     rows = world.launch_gather(own, "law replicas").wait()
     owners = world.slices.size
     return sum(int((row != rows[rank % owners]).sum()) for rank, row in enumerate(rows)) + int(
-        (rows[:, : len(trainer.shared.values)] != rows[0, : len(trainer.shared.values)]).sum()
+        (rows[:, : len(shared.values)] != rows[0, : len(shared.values)]).sum()
     )
 
 
@@ -141,16 +144,14 @@ def distributed_optimizer(config: Config, topology: Topology) -> Dense:
     return model
 
 
-def changed_by_watching(case: Case, trainer: Trainer, world: World) -> int:
+def changed_by_watching(case: Case, step: Step, world: World) -> int:
     """Elements in which a training that was evaluated on the way ends differently, to the bit."""
     config = case.config()
     train = config.train.model_copy(update={"evaluate_every": 1})
     with tempfile.TemporaryDirectory() as folder:
-        watched = Trainer(
-            config.model_copy(update={"train": train}), dataset(), world, Path(folder)
-        )
-        watched.train(Losses())
-    pairs = (trainer.shared, watched.shared), (trainer.sliced, watched.sliced)
+        watched = make_step(config.model_copy(update={"train": train}), dataset(), world)
+        Training(watched, Path(folder)).run(Losses())
+    pairs = zip(step.model.flats, watched.model.flats, strict=True)
     own = sum(int((one.values != other.values).sum()) for one, other in pairs)
     return int(world.launch_gather(torch.tensor([own]), "law watched").wait().sum())
 
@@ -160,14 +161,14 @@ def measure(case: Case, links: Links, traffic: RecordingTraffic) -> dict[str, ob
     losses = Losses()
     traffic.take()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, dataset(), world, Path(folder))
-        summary = trainer.train(losses)
+        step = make_step(config, dataset(), world)
+        summary = Training(step, Path(folder)).run(losses)
     entered = traffic.take()
     dense, expected_losses = oracle(config, world)
     result: dict[str, object] = {
-        "deviation": deviation(trainer, dense, world),
-        "moved": deviation(trainer, Dense(config), world),
-        "differing": differing(trainer, world),
+        "deviation": deviation(step, dense, world),
+        "moved": deviation(step, Dense(config), world),
+        "differing": differing(step, world),
         "collectives": len(entered),
         "same_order": same_order(entered, world),
         "counted": [summary.cross_node_mb_per_step, summary.in_node_mb_per_step],
@@ -180,13 +181,13 @@ def measure(case: Case, links: Links, traffic: RecordingTraffic) -> dict[str, ob
             abs(losses.by_window[window + 1] - expected_losses[window]) for window in range(WINDOWS)
         )
     if case in WATCHED:
-        result["changed_by_watching"] = changed_by_watching(case, trainer, world)
+        result["changed_by_watching"] = changed_by_watching(case, step, world)
     if config.exchange.delay:
         on_time = case.without_delay().config()
-        result["from_on_time"] = deviation(trainer, oracle(on_time, world)[0], world)
+        result["from_on_time"] = deviation(step, oracle(on_time, world)[0], world)
     if config.exchange.kind == "synchronous" and case.layout == "replicated":
         peer = distributed_optimizer(config, links.topology)
-        result["from_distributed_optimizer"] = deviation(trainer, peer, world)
+        result["from_distributed_optimizer"] = deviation(step, peer, world)
     return result
 
 

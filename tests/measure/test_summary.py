@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from harness.measure.summary import FILE_NAME, Evaluation, RunSummary, Spread
+from harness.measure.summary import Evaluation, RunSummary, Spread
+from harness.tracking.run_folder import SUMMARY as SUMMARY_FILE
+from harness.tracking.run_folder import RunFolder
 
 SPREAD = Spread(minimum=1.0, mean=2.0, maximum=4.0)
 
@@ -42,21 +44,21 @@ SUMMARY = RunSummary(
 
 
 def test_it_comes_back_as_it_was_and_nothing_lies_beside_it(tmp_path: Path) -> None:
-    SUMMARY.write(tmp_path)
-    assert RunSummary.read(tmp_path) == SUMMARY
-    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+    RunFolder(tmp_path).write_summary(SUMMARY)
+    assert RunFolder(tmp_path).read_summary() == SUMMARY
+    assert [path.name for path in tmp_path.iterdir()] == [SUMMARY_FILE]
 
 
 def test_one_from_before_ranks_were_told_apart_still_reads(tmp_path: Path) -> None:
     old = SUMMARY.model_dump_json(exclude={"per_rank"})
-    (tmp_path / FILE_NAME).write_text(old)
-    assert RunSummary.read(tmp_path) == SUMMARY
+    (tmp_path / SUMMARY_FILE).write_text(old)
+    assert RunFolder(tmp_path).read_summary() == SUMMARY
 
 
 def test_a_write_that_ends_early_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    SUMMARY.write(tmp_path)
+    RunFolder(tmp_path).write_summary(SUMMARY)
 
     def half(path: Path, text: str, encoding: str) -> int:
         with path.open("w", encoding=encoding) as file:
@@ -65,8 +67,8 @@ def test_a_write_that_ends_early_leaves_the_one_before(
 
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(OSError, match="no space"):
-        SUMMARY.model_copy(update={"seed": 4}).write(tmp_path)
-    assert RunSummary.read(tmp_path) == SUMMARY
+        RunFolder(tmp_path).write_summary(SUMMARY.model_copy(update={"seed": 4}))
+    assert RunFolder(tmp_path).read_summary() == SUMMARY
 
 
 def test_the_last_evaluation_is_the_final_one() -> None:
@@ -108,17 +110,17 @@ def diverged() -> RunSummary:
 
 
 def test_a_run_that_diverged_comes_back(tmp_path: Path) -> None:
-    diverged().write(tmp_path)
-    final = RunSummary.read(tmp_path).final
+    RunFolder(tmp_path).write_summary(diverged())
+    final = RunFolder(tmp_path).read_summary().final
     assert math.isnan(final["val/loss"])
     assert final["exchange/distance"] == math.inf
     assert final["val/top1"] == 0.5
 
 
 def test_null_in_an_older_file_is_not_a_number(tmp_path: Path) -> None:
-    diverged().write(tmp_path)
-    file = tmp_path / FILE_NAME
+    RunFolder(tmp_path).write_summary(diverged())
+    file = tmp_path / SUMMARY_FILE
     file.write_text(file.read_text().replace("NaN", "null").replace("Infinity", "null"))
-    final = RunSummary.read(tmp_path).final
+    final = RunFolder(tmp_path).read_summary().final
     assert math.isnan(final["val/loss"])
     assert math.isnan(final["exchange/distance"])

@@ -1,11 +1,12 @@
 """What is added up on ranks and gathered gives means over windows and spreads over ranks."""
 
+import pytest
 import torch
 
 from harness.measure.clock import Times
 from harness.measure.phase import Phase
 from harness.measure.summary import Spread
-from harness.measure.tally import Tally, Totals
+from harness.measure.tally import COLUMNS, Column, Tally, Totals, per_node
 from harness.measure.traffic import Bytes
 
 NAMES = (
@@ -89,6 +90,7 @@ def test_the_names_that_stay() -> None:
     tally = Tally()
     tally.add_times([times(data=4, optimizer=6)])
     tally.add_bytes(Bytes(2e6, 1e6))
+    tally.add_scores(torch.tensor(1.0), torch.tensor(0.5))
     metrics = totals(tally).metrics()
     assert set(NAMES) <= set(metrics)
     assert metrics["time/step_ms"] == metrics["time_max/step_ms"] == 10
@@ -97,5 +99,17 @@ def test_the_names_that_stay() -> None:
 
 def test_nothing_tallied_is_zero_and_not_a_division_by_it() -> None:
     found = totals(Tally(), Tally())
-    assert found.windows == 0
-    assert found.metrics() == {"train/loss": 0.0, "train/top1": 0.0}
+    assert (found.windows, found.loss, found.step_ms.mean) == (0, 0.0, 0.0)
+    assert found.metrics() == {}
+
+
+def test_a_column_is_all_that_a_metric_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped = Column("dropped", "windows", 1e3, "train/thousands_dropped", per_node)
+    monkeypatch.setattr("harness.measure.tally.COLUMNS", (dropped, *COLUMNS))
+    tallies = [Tally() for _ in range(4)]
+    for rank, tally in enumerate(tallies):
+        tally.add_times([times(data=1), times(data=3)])
+        tally.add("dropped", 2000.0 * rank)
+    metrics = totals(*tallies, nodes=2).metrics()
+    assert metrics["train/thousands_dropped"] == (0 + 1 + 2 + 3) / 2
+    assert metrics["time/data_ms"] == 2

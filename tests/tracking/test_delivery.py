@@ -17,6 +17,7 @@ from harness.config import Config
 from harness.errors import UserError
 from harness.tracking import delivery, outbox, signs_of_life
 from harness.tracking.connection import connect, open_store
+from harness.tracking.run_folder import RunFolder
 from harness.tracking.study import read_study
 from harness.tracking.tracker import Tracker
 from tests.recorded import summary
@@ -55,7 +56,7 @@ def test_artifacts_that_cannot_be_written_hold_up_nothing(
     tracker = begin(uri, folder, "remote")
     for step in range(400):
         tracker.log(step, {"train/loss": 1.0})
-    summary("t").write(folder)
+    RunFolder(folder).write_summary(summary("t"))
     tracker.artifact(folder / "summary.json")
     tracker.finish("FINISHED")
     assert status_of(uri, tracker.run_id) == "FINISHED"

@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from harness.config import Config, DataConfig
+from harness.config import Config, DataConfig, TrackingConfig
 from harness.errors import UserError
 from harness.tracking import connection as store_module
 from harness.tracking.address import key_of, sqlite_file, sqlite_uri, store_uri
@@ -212,7 +212,7 @@ def test_a_folder_may_have_any_name(
     new_store(here)
     monkeypatch.chdir(here)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    uri = store_uri(Config.model_validate({"train": {"steps": 1}}))
+    uri = store_uri(TrackingConfig())
     assert sqlite_file(uri) == here / "mlflow.db"
     client = open_store(uri)
     run = client.create_run(open_experiment(client, uri, "x")).info.run_id
@@ -236,14 +236,14 @@ def test_messages_name_what_was_set(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     nothing = Config.model_validate({"train": {"steps": 1}})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns")
     with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI=mlruns names no store"):
-        store_uri(nothing)
+        store_uri(nothing.tracking)
     with pytest.raises(UserError, match=r"^tracking.uri=http-x://h names no store"):
-        store_uri(config("http-x://u:p@h".replace("u:p@", "")))
+        store_uri(config("http-x://u:p@h".replace("u:p@", "")).tracking)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none/mlflow.db")
     with pytest.raises(UserError, match=r"or set MLFLOW_TRACKING_URI to another"):
-        open_store(store_uri(nothing))
+        open_store(store_uri(nothing.tracking))
     assert key_of("http://host") == "tracking.uri"
-    assert store_uri(config("databricks")) == "databricks"
+    assert store_uri(config("databricks").tracking) == "databricks"
 
 
 @pytest.mark.parametrize("uri", ["databricks", "databricks://none", "postgresql://127.0.0.1:9/x"])
@@ -253,7 +253,7 @@ def test_what_is_not_to_be_reached_is_one_line_within_seconds(
     monkeypatch.setenv("HOME", str(tmp_path))
     started = time.monotonic()
     with pytest.raises(UserError, match="does not answer") as error:
-        open_store(store_uri(config(uri)))
+        open_store(store_uri(config(uri).tracking))
     assert time.monotonic() - started < 30
     assert "\n" not in str(error.value)
 

@@ -10,10 +10,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from harness.compare.recorded import RecordedRun
 from harness.config import Config
 from harness.errors import UserError
 from harness.tracking.connection import connect, open_experiment, open_store
-from harness.tracking.study import RecordedRun, read_study
+from harness.tracking.run_folder import RunFolder
+from harness.tracking.study import read_study
 from harness.tracking.tracker import Tracker
 from tests.recorded import summary
 
@@ -51,7 +53,7 @@ def train(
     tracker.log(20, {"train/loss": 1.0, "time/step_ms": 7.0})
     if ends:
         tracker.log(20, {"val/top1": 0.5})
-        summary(name, seed=seed).write(folder)
+        RunFolder(folder).write_summary(summary(name, seed=seed))
         tracker.artifact(folder / "summary.json")
         tracker.log(0, {"summary/step_ms": 7.0})
     tracker.finish(status or ("FINISHED" if ends else "FAILED"))

@@ -25,7 +25,7 @@ from harness.errors import UserError
 from harness.tracking.address import store_uri
 from harness.tracking.connection import check_store, connect, open_store, set_status
 from harness.tracking.node_gauges import monitor_node
-from harness.tracking.opening import run_id_of
+from harness.tracking.run_folder import RunFolder
 from harness.tracking.tracker import Tracker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +83,7 @@ def test_a_run_is_whole_in_the_store_and_in_its_folder(store: str, tmp_path: Pat
     tracker.finish("FINISHED")
 
     assert tracker.run_id is not None
-    assert run_id_of(folder) == tracker.run_id
+    assert RunFolder(folder).mlflow_run_id == tracker.run_id
     client = connect(store)
     run = client.get_run(tracker.run_id)
     assert run.info.status == "FINISHED"
@@ -155,6 +155,7 @@ DIES = """
 import sys
 from pathlib import Path
 from harness.config import Config
+from harness.tracking.run_folder import RunFolder
 from harness.tracking.tracker import Tracker
 tracking = {"uri": sys.argv[1]}
 config = Config.model_validate({"train": {"steps": 5}, "tracking": tracking})
@@ -170,7 +171,7 @@ def test_a_run_that_died_is_not_called_finished_and_the_launcher_can_say_so(
     died = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert "without saying how" in died.stderr
     assert [line["metrics"] for line in in_file(tmp_path)] == [{"train/loss": 1.0}]
-    run_id = run_id_of(tmp_path)
+    run_id = RunFolder(tmp_path).mlflow_run_id
     assert run_id is not None
     assert connect(store).get_run(run_id).info.status == "RUNNING"
     set_status(store, run_id, "KILLED")
@@ -204,7 +205,7 @@ def test_without_tracking_the_folder_has_everything(tmp_path: Path) -> None:
     with monitor_node(config("http://127.0.0.1:9", enabled=False), tracker.run_id, 0):
         tracker.finish("FINISHED")
     assert tracker.run_id is None
-    assert run_id_of(tmp_path) is None
+    assert RunFolder(tmp_path).mlflow_run_id is None
     assert [(line["step"], line["metrics"]) for line in in_file(tmp_path)] == [
         (1, {"train/loss": 2.0})
     ]
@@ -223,10 +224,10 @@ def test_the_default_store_is_a_file_here_by_its_absolute_path(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert store_uri(config(None)) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert store_uri(config(None).tracking) == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:1")
-    assert store_uri(config(None)) == "http://host:1"
-    assert store_uri(config("sqlite:///own.db")) == f"sqlite:///{tmp_path}/own.db"
+    assert store_uri(config(None).tracking) == "http://host:1"
+    assert store_uri(config("sqlite:///own.db").tracking) == f"sqlite:///{tmp_path}/own.db"
 
 
 def test_a_server_that_refuses_is_told_at_once() -> None:
@@ -235,7 +236,7 @@ def test_a_server_that_refuses_is_told_at_once() -> None:
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"
     started = time.monotonic()
     with pytest.raises(UserError, match=r"does not answer \(connection refused\); start it"):
-        check_store(config(uri))
+        check_store(config(uri).tracking)
     assert time.monotonic() - started < 10
 
 
@@ -243,7 +244,7 @@ def test_a_server_that_never_answers_is_told_in_seconds() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         started = time.monotonic()
         with pytest.raises(UserError, match=r"does not answer \(timed out\)") as told:
-            check_store(config(f"http://127.0.0.1:{server.getsockname()[1]}"))
+            check_store(config(f"http://127.0.0.1:{server.getsockname()[1]}").tracking)
     assert time.monotonic() - started < 10
     assert "\n" not in str(told.value)
 
@@ -269,7 +270,7 @@ def test_a_server_that_lets_nobody_in_is_told(status: int, body: bytes, advice: 
     with ThreadingHTTPServer(("127.0.0.1", 0), Denies) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(UserError, match="does not let us in") as told:
-            check_store(config(f"http://127.0.0.1:{server.server_port}"))
+            check_store(config(f"http://127.0.0.1:{server.server_port}").tracking)
         server.shutdown()
     assert advice in str(told.value)
     assert "\n" not in str(told.value)
@@ -295,19 +296,19 @@ def test_a_server_that_lets_nobody_in_is_told(status: int, body: bytes, advice: 
 )
 def test_a_store_that_cannot_be_is_told(uri: str, told: str) -> None:
     with pytest.raises(UserError, match=told) as error:
-        check_store(config(uri))
+        check_store(config(uri).tracking)
     assert "s3cret" not in str(error.value)
 
 
 def test_checking_makes_no_store(tmp_path: Path) -> None:
-    check_store(config(f"sqlite:///{tmp_path / 'mlflow.db'}"))
+    check_store(config(f"sqlite:///{tmp_path / 'mlflow.db'}").tracking)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_no_store_is_told(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database, but long enough to be taken for one " * 20)
     with pytest.raises(UserError, match=r"does not answer .*not a database"):
-        check_store(config(f"sqlite:///{tmp_path / 'mlflow.db'}"))
+        check_store(config(f"sqlite:///{tmp_path / 'mlflow.db'}").tracking)
 
 
 def test_a_deleted_experiment_is_told(store: str, tmp_path: Path) -> None:
@@ -353,7 +354,7 @@ def test_training_goes_on_when_the_server_hangs_comes_back_and_dies(
 ) -> None:
     caplog.set_level(logging.WARNING)
     with mlflow_server(tmp_path) as (uri, send):
-        check_store(config(uri))
+        check_store(config(uri).tracking)
         first, second = start(uri, tmp_path / "first"), start(uri, tmp_path / "second")
         first.log(0, {"train/loss": 1.0})
         second.log(0, {"train/loss": 1.0})

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from harness.cli import main
-from harness.config import Config
+from harness.config import TrackingConfig
 from harness.errors import UserError
 from harness.tracking import ui
 from harness.tracking.connection import connect, open_experiment
@@ -78,8 +78,7 @@ def test_of_a_store_that_is_a_server_the_address_is_enough(
 def test_what_a_comparison_ends_with(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def line(uri: str | None, study: str = "which") -> str:
         tracking = {"uri": uri, "experiment": "harness"}
-        settings = Config.model_validate({"tracking": tracking, "train": {"steps": 1}})
-        return way_to_see(settings, "1", study)
+        return way_to_see(TrackingConfig.model_validate(tracking), "1", study)
 
     assert line(None).endswith("harness ui --study which")
     assert line("sqlite:///mlflow.db").endswith("harness ui --study which")

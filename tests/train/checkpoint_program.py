@@ -14,7 +14,8 @@ from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology
 from harness.parallel.world import World, open_world
-from harness.train.trainer import Trainer
+from harness.train.step import Step, make_step
+from harness.train.training import Training
 from tests.alone import world_of_one
 
 
@@ -46,24 +47,25 @@ class Journal(Losses):
         self.warnings.append((name, line))
 
 
-def made(config: Config, world: World, folder: Path) -> Trainer:
-    return Trainer(config, open_dataset(config.data), world, folder)
+def made(config: Config, world: World) -> Step:
+    return make_step(config, open_dataset(config.data), world)
 
 
-def held(trainer: Trainer, world: World | None = None) -> dict[str, Tensor]:
+def held(step: Step, world: World | None = None) -> dict[str, Tensor]:
     """All a rank holds by name: values, statistics, and the optimizer's state of each parameter.
 
     The state is read where it lies: on each rank of its own chunk, of the decayed parameters, then
     of the others. Collective over the node.
     """
     world = world or world_of_one()
-    names = {p: f"backbone.{name}" for name, p in trainer.backbone.named_parameters()}
-    names |= {p: f"classifier.{name}" for name, p in trainer.classifier.named_parameters()}
-    found = {f"backbone.{name}": buffer for name, buffer in trainer.backbone.named_buffers()}
-    for flat in (trainer.shared, trainer.sliced):
+    model = step.model
+    names = {p: f"backbone.{name}" for name, p in model.backbone.named_parameters()}
+    names |= {p: f"classifier.{name}" for name, p in model.classifier.named_parameters()}
+    found = {f"backbone.{name}": buffer for name, buffer in model.backbone.named_buffers()}
+    for flat in model.flats:
         for parameter, start, stop in flat.spans:
             found[names[parameter]] = parameter
-            for key, state in states(trainer.optimizer, flat, world).items():
+            for key, state in states(step.optimizer, flat, world).items():
                 own = state if state.dim() == 0 else laid_out(state[start:stop], parameter)
                 found[f"{names[parameter]} {key}"] = own
     return {name: tensor.detach().clone() for name, tensor in found.items()}
@@ -96,10 +98,10 @@ def main(experiment: str, resume: str, folder: Path) -> None:
     meters = Meters(clock_for(device), Traffic())
     config = load(experiment, [f"train.resume={resume}", "classifier.layout=node"])
     with open_world(topology, "node", device, meters) as world:
-        trainer = made(config, world, folder)
-        torch.save(held(trainer, world), folder / f"loaded-{topology.rank}.pt")
-        trainer.train(Losses())
-        torch.save(held(trainer, world), folder / f"trained-{topology.rank}.pt")
+        step = made(config, world)
+        torch.save(held(step, world), folder / f"loaded-{topology.rank}.pt")
+        Training(step, folder).run(Losses())
+        torch.save(held(step, world), folder / f"trained-{topology.rank}.pt")
 
 
 if __name__ == "__main__":

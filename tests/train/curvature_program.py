@@ -18,14 +18,14 @@ from torch import Tensor
 from harness.config import Config
 from harness.measure.clock import clock_for
 from harness.measure.traffic import Traffic
-from harness.model.network import Network
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology
 from harness.parallel.world import World, open_links
 from harness.train import curvature
 from harness.train.curvature import Curvature
 from harness.train.ledger import Unheard
-from harness.train.trainer import Trainer
+from harness.train.step import Step, make_step
+from harness.train.training import Training
 from tests.laws.oracles import Dense, joined
 from tests.laws.task import config, dataset, world_batches
 
@@ -68,22 +68,21 @@ def expected(settings: Config, world: World) -> list[list[float]]:
     return [eigenvalues(model, joined([batches[rank] for rank in copy])) for copy in copies]
 
 
-def state(trainer: Trainer) -> list[Tensor]:
-    values = trainer.shared.values, trainer.sliced.values
-    return [each.clone() for each in (*values, *trainer.backbone.buffers(), torch.get_rng_state())]
+def state(step: Step) -> list[Tensor]:
+    values = [flat.values for flat in step.model.flats]
+    buffers = step.model.backbone.buffers()
+    return [each.clone() for each in (*values, *buffers, torch.get_rng_state())]
 
 
-def beside_dense(settings: Config, world: World, folder: Path) -> dict[str, object]:
-    trainer = Trainer(settings, dataset(), world, folder)
-    trainer.shared.grads.fill_(0.25)
-    before = state(trainer)
-    estimate = Curvature(
-        Network(trainer.backbone, trainer.classifier), trainer.shared, trainer.sliced, world
-    )
+def beside_dense(settings: Config, world: World) -> dict[str, object]:
+    step = make_step(settings, dataset(), world)
+    step.model.shared.grads.fill_(0.25)
+    before = state(step)
+    estimate = Curvature(step)
     own = world_batches(world.topology.world_size, 0)[world.topology.rank]
     found = estimate.largest(itertools.repeat(own, PRODUCTS), seed=0, scale=SCALE)
-    traces = sum(int((a != b).sum()) for a, b in zip(before, state(trainer), strict=True))
-    traces += sum(int(flat.grads.count_nonzero()) for flat in (trainer.shared, trainer.sliced))
+    traces = sum(int((a != b).sum()) for a, b in zip(before, state(step), strict=True))
+    traces += sum(int(flat.grads.count_nonzero()) for flat in step.model.flats)
     rows = world.launch_gather(torch.tensor([traces]), "traces").wait()
     return {"found": found, "traces": int(rows.sum())}
 
@@ -114,10 +113,10 @@ class Trained:
 
 def trained(settings: Config, staleness: dict[str, object], world: World, folder: Path) -> Trained:
     update = {"staleness": settings.staleness.model_copy(update=staleness)}
-    trainer = Trainer(settings.model_copy(update=update), dataset(), world, folder)
+    step = make_step(settings.model_copy(update=update), dataset(), world)
     heard = Heard()
-    distance = trainer.train(heard).final.get("exchange/distance")
-    return Trained(torch.cat((trainer.shared.values, trainer.sliced.values)), distance, heard)
+    distance = Training(step, folder).run(heard).final.get("exchange/distance")
+    return Trained(torch.cat([flat.values for flat in step.model.flats]), distance, heard)
 
 
 def changed(before: Trained, after: Trained, world: World) -> int:
@@ -151,7 +150,7 @@ def main() -> None:
             settings = config(layout, kind, 2, 0 if kind == "synchronous" else 1)
             smooth = settings.backbone.model_copy(update={"norm": "none"})
             settings = settings.model_copy(update={"backbone": smooth})
-            result = beside_dense(settings, world, folder)
+            result = beside_dense(settings, world)
             # Running statistics are a state of their own.
             normed = settings.backbone.model_copy(update={"norm": "batch"})
             settings_normed = settings.model_copy(update={"backbone": normed})

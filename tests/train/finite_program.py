@@ -16,7 +16,8 @@ from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology
 from harness.parallel.world import Links, World, open_links
 from harness.train.ledger import Unheard
-from harness.train.trainer import Trainer
+from harness.train.step import make_step
+from harness.train.training import Training
 from tests.laws.cases import Case
 from tests.laws.task import dataset
 from tests.train.poison import Poison, checkpoints
@@ -87,12 +88,12 @@ def spoil(spoilt: Spoilt, world: World) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as own:
         folder = Path(world.broadcast(own, "spoilt folder"))
         config = with_checkpoints(spoilt.case.config())
-        trainer = Trainer(config, dataset(), world, folder)
+        step = make_step(config, dataset(), world)
         if world.topology.rank == world.topology.world_size - 1:
-            Poison(spoilt.kind, spoilt.window, spoilt.value).into(trainer, spoilt.case.passes)
+            Poison(spoilt.kind, spoilt.window, spoilt.value).into(step, spoilt.case.passes)
         said = ""
         try:
-            trainer.train(Unheard())
+            Training(step, folder).run(Unheard())
         except Diverged as error:
             said = error.found
         every = world.gather_objects(said, "said")
@@ -104,7 +105,8 @@ def spoil(spoilt: Spoilt, world: World) -> dict[str, object]:
 def norms(case: Case, links: Links) -> list[float]:
     heard = Norms()
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(case.config(), dataset(), links.world(case.layout), Path(folder)).train(heard)
+        step = make_step(case.config(), dataset(), links.world(case.layout))
+        Training(step, Path(folder)).run(heard)
     return heard.found
 
 

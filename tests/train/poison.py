@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from harness.model.sliced_classifier import Scores
-from harness.train.trainer import Trainer
+from harness.train.step import Step
 
 KINDS = ("loss", "gradient", "statistics", "parameters")
 
@@ -21,7 +21,7 @@ class Poison:
     window: int
     value: float
 
-    def into(self, trainer: Trainer, passes: int = 1) -> None:
+    def into(self, step: Step, passes: int = 1) -> None:
         """Hooks itself into a training that starts with its first window."""
         forwards = 0
 
@@ -41,7 +41,7 @@ class Poison:
             gradients: tuple[Tensor | None, ...], _: Any
         ) -> tuple[Tensor | None, ...] | None:
             """Of the weight: what goes on to it, or what was written where it lies."""
-            weight = trainer.classifier.weight
+            weight = step.model.classifier.weight
             (place,) = [n for n, each in enumerate(gradients) if is_like(each, weight)] or [None]
             if place is None:
                 assert weight.grad is not None
@@ -55,14 +55,14 @@ class Poison:
             if not now():
                 return
             if self.kind == "parameters":
-                trainer.shared.values[trainer.shared.owned.start] = self.value
+                step.model.shared.values[step.model.shared.owned.start] = self.value
             if self.kind == "statistics":
-                for buffer in trainer.backbone.buffers():
+                for buffer in step.model.backbone.buffers():
                     if buffer.is_floating_point():
                         buffer.view(-1)[0] = self.value
 
-        trainer.classifier.register_forward_hook(forward)
-        trainer.optimizer.register_step_post_hook(stepped)
+        step.model.classifier.register_forward_hook(forward)
+        step.optimizer.register_step_post_hook(stepped)
 
 
 def is_like(gradient: Tensor | None, weight: Tensor) -> bool:

@@ -24,7 +24,8 @@ from harness.model.backbone import Backbone, make_backbone
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology
 from harness.parallel.world import Links, World, open_links
-from harness.train.trainer import Trainer
+from harness.train.step import make_step
+from harness.train.training import Training
 from tests.train.checkpoint_program import Journal, held
 from tests.train.resume_cases import CASES, SAVED, WINDOWS, Case
 
@@ -38,10 +39,10 @@ def with_dropout(config: BackboneConfig, channels: int, image_size: int, seed: i
 def trained(config: Config, world: World, folder: Path) -> tuple[dict[str, Tensor], Journal]:
     """All that a rank holds when the run has ended, and what it said."""
     journal = Journal()
-    trainer = Trainer(config, open_dataset(config.data), world, folder)
-    trainer.train(journal)
-    found = held(trainer, world)
-    for number, strip in enumerate(trainer.exchange.carried()):
+    step = make_step(config, open_dataset(config.data), world)
+    Training(step, folder).run(journal)
+    found = held(step, world)
+    for number, strip in enumerate(step.exchange.carried()):
         found[f"{number} {strip.key}"] = strip.tensor.clone()
     return found, journal
 
@@ -88,10 +89,11 @@ def disks(links: Links, folder: Path) -> dict[str, object]:
     found["once"] = journal.warnings
     found["left"] = sorted(path.name for path in (folder / "once" / "checkpoints").iterdir())
     with full_disk(rank=1, window=6):
-        trainer = Trainer(every, open_dataset(every.data), world, folder / "last")
-        trainer.train(Journal())
+        step = make_step(every, open_dataset(every.data), world)
+        training = Training(step, folder / "last")
+        training.run(Journal())
         try:
-            trainer.check_saved()
+            training.check_saved()
         except RunFailed as error:
             found["last"] = str(error)
     found["last left"] = sorted(path.name for path in (folder / "last" / "checkpoints").iterdir())

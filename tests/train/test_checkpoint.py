@@ -23,7 +23,8 @@ from harness.train.checkpoint.checkpoint import Checkpoint
 from harness.train.checkpoint.files import write_tensors
 from harness.train.checkpoint.meta import read_meta
 from harness.train.optimizer import make_optimizer
-from harness.train.trainer import Trainer
+from harness.train.step import Step
+from harness.train.training import Training
 from tests.alone import meters, world_of_one
 from tests.horovodrun import horovodrun
 from tests.train.checkpoint_program import Journal, Losses, held, made
@@ -43,11 +44,11 @@ def experiment(folder: Path, optimizer: str = "sgd") -> Path:
     return path
 
 
-def trained(config: Config, folder: Path) -> tuple[Trainer, dict[int, float]]:
+def trained(config: Config, folder: Path) -> tuple[Step, dict[int, float]]:
     losses = Losses()
-    trainer = made(config, world_of_one(), folder)
-    trainer.train(losses)
-    return trainer, losses.by_window
+    step = made(config, world_of_one())
+    Training(step, folder).run(losses)
+    return step, losses.by_window
 
 
 def checkpoint_at(folder: Path, window: int) -> Path:
@@ -67,8 +68,8 @@ def one_process(
     """A config, the folder of its run by one process, what that held at the end."""
     folder = tmp_path_factory.mktemp(request.param)
     config = load(experiment(folder, request.param))
-    trainer, _ = trained(config, folder)
-    return config, folder, held(trainer)
+    step, _ = trained(config, folder)
+    return config, folder, held(step)
 
 
 def test_what_is_loaded_is_what_was_saved(
@@ -77,7 +78,7 @@ def test_what_is_loaded_is_what_was_saved(
     config, folder, expected = one_process
     update = {"resume": str(checkpoint_at(folder, STEPS)), "steps": STEPS + 1, "save": False}
     resumed = config.model_copy(update={"train": config.train.model_copy(update=update)})
-    found = held(made(resumed, world_of_one(), folder))
+    found = held(made(resumed, world_of_one()))
     assert any("exp_avg" in name or "momentum_buffer" in name for name in expected)
     assert_same(found, expected)
 
@@ -88,14 +89,14 @@ def slice_loaded(
     """Weight, bias, and the weight's momentum of one of many ranks, of which only it is there."""
     process_group = dist.ProcessGroup(owner, owners) if owners > 1 else None
     group = Group(tuple(range(owners)), owner, 1, process_group, meters(), Phase.SLICE_WAIT)
-    trainer = made(config, world_of_one(), folder)
+    step = made(config, world_of_one())
     classifier = SlicedClassifier(6, CLASSES, config.classifier, group, seed=9).double()
     flats = (
-        Flat(list(trainer.backbone.parameters()), 1, trainer.shared.values),
-        Flat(list(classifier.parameters()), 1, trainer.shared.values),
+        Flat(list(step.model.backbone.parameters()), 1, step.model.shared.values),
+        Flat(list(classifier.parameters()), 1, step.model.shared.values),
     )
     optimizer = make_optimizer(config.optimizer, flats)
-    checkpoint = Checkpoint(trainer.backbone, classifier, flats, optimizer, world_of_one())
+    checkpoint = Checkpoint(step.model.backbone, classifier, flats, optimizer, world_of_one())
     assert checkpoint.load(checkpoint_at(folder, STEPS)).window == STEPS
     (state,) = [
         state.view_as(classifier.weight)
@@ -123,11 +124,11 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     """One process trains 3 windows; two ranks of a node go on with slices, and save."""
     folder = tmp_path_factory.mktemp("two")
     file = experiment(folder)
-    trainer, _ = trained(load(file, ["train.steps=3"]), folder)
+    step, _ = trained(load(file, ["train.steps=3"]), folder)
     program = Path(__file__).with_name("checkpoint_program.py")
     resume = checkpoint_at(folder, 3)
     horovodrun([str(program), str(file), str(resume), str(folder)], np=2, hosts="localhost:2")
-    return folder, held(trainer)
+    return folder, held(step)
 
 
 def joined(folder: Path, name: str) -> dict[str, Tensor]:
@@ -150,7 +151,7 @@ def test_one_loads_what_two_ranks_saved(two_ranks: tuple[Path, dict[str, Tensor]
     resume = checkpoint_at(folder, STEPS)
     assert len(list(resume.glob("classifier-*"))) == 2
     config = load(experiment(folder), [f"train.resume={resume}", "train.steps=7"])
-    found, expected = held(made(config, world_of_one(), folder)), joined(folder, "trained")
+    found, expected = held(made(config, world_of_one())), joined(folder, "trained")
     assert_same(found, expected)
     assert not torch.equal(found["classifier.weight"], before["classifier.weight"])
 
@@ -183,7 +184,7 @@ def test_a_resumed_run_is_the_same_run_to_the_bit(tmp_path: Path, changes: list[
 def test_time_goes_on_where_the_run_before_ended(tmp_path: Path) -> None:
     """A loss that is no number comes back too; a checkpoint older than the time has none."""
     file = experiment(tmp_path)
-    summary = made(load(file, ["train.steps=3"]), world_of_one(), tmp_path).train(Losses())
+    summary = Training(made(load(file, ["train.steps=3"]), world_of_one()), tmp_path).run(Losses())
     folder = checkpoint_at(tmp_path, 3)
     meta = read_meta(folder, CLASSES)
     assert meta.progress.train_seconds == pytest.approx(summary.train_seconds)
@@ -196,12 +197,12 @@ def test_time_goes_on_where_the_run_before_ended(tmp_path: Path) -> None:
     (read,) = read_meta(folder, CLASSES).progress.evaluations
     assert math.isnan(read.metrics["val/loss"])
     resumed = load(file, [f"train.resume={folder}"])
-    further = made(resumed, world_of_one(), tmp_path).train(Losses())
+    further = Training(made(resumed, world_of_one()), tmp_path).run(Losses())
     assert further.train_seconds > summary.train_seconds
     assert [each.window for each in further.evaluations] == [3, 6]
     assert further.evaluations[0].train_seconds == summary.evaluations[0].train_seconds
     (folder / "checkpoint.json").write_text('{"window": 3, "num_classes": 13}')
-    unknown = made(resumed, world_of_one(), tmp_path).train(Losses())
+    unknown = Training(made(resumed, world_of_one()), tmp_path).run(Losses())
     assert not unknown.train_seconds_known
     assert unknown.seconds_to(0.0) is None
     assert read_meta(checkpoint_at(tmp_path, 6), CLASSES).progress.train_seconds is None
@@ -275,7 +276,7 @@ def test_a_bad_folder_is_told_in_one_line(
         damage(checkpoint_at(tmp_path, 3))
     config = load(file, [*changes, f"train.resume={checkpoint_at(tmp_path, 3)}"])
     with pytest.raises(UserError) as caught:
-        made(config, world_of_one(), tmp_path)
+        made(config, world_of_one())
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -293,7 +294,7 @@ def test_a_missing_slice_is_not_made_up_from_the_row_that_is_there(tmp_path: Pat
     path.unlink()
     write_tensors(folder / "classifier-000000000-000000001.safetensors", halved)
     with pytest.raises(UserError, match="class 1 is in no file"):
-        made(load(file, ["data.num_classes=2", f"train.resume={folder}"]), world_of_one(), tmp_path)
+        made(load(file, ["data.num_classes=2", f"train.resume={folder}"]), world_of_one())
 
 
 def cannot_write(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -310,16 +311,16 @@ def test_one_that_cannot_be_written_is_told_and_ends_nothing_but_the_last(
 ) -> None:
     config = load(experiment(tmp_path), ["train.checkpoint_every=2"])
     journal = Journal()
-    trainer = made(config, world_of_one(), tmp_path)
+    training = Training(made(config, world_of_one()), tmp_path)
     monkeypatch.setattr(WRITE, cannot_write)
-    summary = trainer.train(journal)
+    summary = training.run(journal)
     assert [name for name, _ in journal.warnings] == ["checkpoint"] * 3
     for (_, line), window in zip(journal.warnings, (2, 4, 6), strict=True):
         assert f"checkpoints/{window:09d} cannot be written ([Errno 28] No space left" in line
         assert "\n" not in line
     assert summary.final["val/top1"] >= 0, "it was evaluated all the same"
     with pytest.raises(RunFailed, match=r"000000006 cannot be written .* model is not saved"):
-        trainer.check_saved()
+        training.check_saved()
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -395,8 +396,8 @@ def test_an_evaluation_that_fails_leaves_the_model(
     """In the middle and at the end; and the model goes on to where the undisturbed run ends."""
     file, changes = experiment(tmp_path), ["train.evaluate_every=3"]
     whole, _ = trained(load(file, changes), tmp_path / "whole")
-    trainer = made(load(file, changes), world_of_one(), tmp_path / "run")
-    evaluate, calls = trainer.evaluate, list[int]()
+    training = Training(made(load(file, changes), world_of_one()), tmp_path / "run")
+    evaluate, calls = training.evaluate, list[int]()
 
     def fails(limit: int = 0) -> dict[str, float]:
         calls.append(limit)
@@ -404,15 +405,15 @@ def test_an_evaluation_that_fails_leaves_the_model(
             raise RuntimeError("out of memory")
         return evaluate(limit)
 
-    monkeypatch.setattr(trainer, "evaluate", fails)
+    monkeypatch.setattr(training, "evaluate", fails)
     with pytest.raises(RuntimeError, match="out of memory"):
-        trainer.train(Losses())
+        training.run(Losses())
     folder = checkpoint_at(tmp_path / "run", window)
     evaluated = [each.window for each in read_meta(folder, CLASSES).progress.evaluations]
     assert evaluated == list(range(3, window, 3))
     if window == STEPS:
         again = load(file, [f"train.resume={folder}", "train.steps=7"])
-        assert_same(held(made(again, world_of_one(), tmp_path)), held(whole))
+        assert_same(held(made(again, world_of_one())), held(whole))
         return
     resumed, _ = trained(load(file, [*changes, f"train.resume={folder}"]), tmp_path / "resumed")
     assert_same(held(resumed), held(whole))
@@ -440,7 +441,7 @@ def test_what_is_no_checkpoint_s_own_is_told_of(tmp_path: Path) -> None:
     name = next(iter(tensors))
     write_tensors(backbone, tensors | {f"exchange.unsent.{name}": tensors[name].clone()})
     journal = Journal()
-    made(load(file, [f"train.resume={folder}"]), world_of_one(), tmp_path).train(journal)
+    Training(made(load(file, [f"train.resume={folder}"]), world_of_one()), tmp_path).run(journal)
     assert journal.warnings == [
         (
             "resume_exchange",
@@ -457,7 +458,7 @@ def test_a_run_with_other_numbers_goes_on_from_its_images(tmp_path: Path) -> Non
     folder = checkpoint_at(tmp_path, 3)
     changes = ["train.batch_size=4", "train.evaluate_every=2", f"train.resume={folder}"]
     journal = Journal()
-    summary = made(load(file, changes), world_of_one(), tmp_path).train(journal)
+    summary = Training(made(load(file, changes), world_of_one()), tmp_path).run(journal)
     assert [(each.window, each.images) for each in summary.evaluations] == [
         (3, 18),
         (4, 22),
@@ -472,11 +473,8 @@ def test_a_run_with_other_numbers_goes_on_from_its_images(tmp_path: Path) -> Non
             "the run ends at window 6 with 30 images",
         )
     ]
-    again = made(
-        load(file, [*changes[:-1], f"train.resume={checkpoint_at(tmp_path, 6)}", "train.steps=7"]),
-        world_of_one(),
-        tmp_path,
-    ).train(journal)
+    changes[-1:] = [f"train.resume={checkpoint_at(tmp_path, 6)}", "train.steps=7"]
+    again = Training(made(load(file, changes), world_of_one()), tmp_path).run(journal)
     assert again.images == 34
     assert len(journal.warnings) == 1, "nothing changed any more"
 
@@ -487,8 +485,8 @@ def test_one_from_before_images_were_counted(tmp_path: Path) -> None:
     folder = checkpoint_at(tmp_path, 3)
     (folder / "checkpoint.json").write_text('{"window": 3, "num_classes": 13}')
     journal = Journal()
-    resumed = made(load(file, [f"train.resume={folder}"]), world_of_one(), tmp_path)
-    assert resumed.train(journal).images == 18
+    resumed = made(load(file, [f"train.resume={folder}"]), world_of_one())
+    assert Training(resumed, tmp_path).run(journal).images == 18
     assert journal.by_window == {window: losses[window] for window in (4, 5, 6)}
     ((name, line),) = journal.warnings
     assert name == "resume"
@@ -501,7 +499,7 @@ def test_one_of_the_same_window_is_replaced(tmp_path: Path) -> None:
     (folder / "left over").touch()
     trained(load(file, ["train.steps=3", "seed=1"]), tmp_path)
     config = load(file, [f"train.resume={folder}", "train.steps=7"])
-    found = held(made(config, world_of_one(), tmp_path))
+    found = held(made(config, world_of_one()))
     other, _ = trained(load(file, ["train.steps=3", "seed=1"]), tmp_path / "other")
     assert_same(found, held(other))
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -19,9 +19,11 @@ from harness.cli import main
 from harness.config import Config
 from harness.errors import Diverged, UserError
 from harness.measure.summary import RunSummary
+from harness.tracking.run_folder import RunFolder
 from harness.train.finite import lag_of
 from harness.train.ledger import Unheard
-from harness.train.trainer import Trainer
+from harness.train.step import make_step
+from harness.train.training import Training
 from tests.alone import world_of_one
 from tests.horovodrun import ROOT
 from tests.laws.task import config, dataset
@@ -71,10 +73,10 @@ def small(kind: str = "synchronous", delay: int = 0, passes: int = 1, **changes:
 def trained(setting: Config, poison: Poison | None, folder: Path) -> Heard:
     """Raises Diverged as a training does."""
     heard = Heard()
-    trainer = Trainer(setting, dataset(), world_of_one(), folder)
+    step = make_step(setting, dataset(), world_of_one())
     if poison is not None:
-        poison.into(trainer, setting.exchange.backward_passes_per_step)
-    trainer.train(heard)
+        poison.into(step, setting.exchange.backward_passes_per_step)
+    Training(step, folder).run(heard)
     return heard
 
 
@@ -144,22 +146,22 @@ def test_the_run_ends_a_fixed_number_of_windows_later(tmp_path: Path) -> None:
     """Nobody waits for what others do now; and nobody trains on for long."""
     for kind, delay in (("synchronous", 0), ("delayed", 2)):
         setting = small(kind, delay, train__checkpoint_every=0, train__steps=20)
-        trainer = Trainer(setting, dataset(), world_of_one(), tmp_path)
-        Poison("loss", 5, math.inf).into(trainer)
+        step = make_step(setting, dataset(), world_of_one())
+        Poison("loss", 5, math.inf).into(step)
         ran = []
-        trainer.optimizer.register_step_post_hook(lambda *_: ran.append(1))  # noqa: B023
+        step.optimizer.register_step_post_hook(lambda *_: ran.append(1))  # noqa: B023
         with pytest.raises(Diverged, match="the loss of window 5"):
-            trainer.train(Unheard())
+            Training(step, tmp_path).run(Unheard())
         assert len(ran) + delay == 5 + 1 + lag_of(setting) == 7 + delay
 
 
 def test_a_training_that_stays_finite_tells_its_gradients_norm(tmp_path: Path) -> None:
-    trainer = Trainer(small(), dataset(), world_of_one(), tmp_path)
+    step = make_step(small(), dataset(), world_of_one())
     norms, heard = [], Heard()
-    trainer.optimizer.register_step_pre_hook(
-        lambda *_: norms.append(float(trainer.shared.grads.norm()))
+    step.optimizer.register_step_pre_hook(
+        lambda *_: norms.append(float(step.model.shared.grads.norm()))
     )
-    trainer.train(heard)
+    Training(step, tmp_path).run(heard)
     steps, told = zip(*heard.metrics["train/gradient_norm"], strict=True)
     assert steps == tuple(range(1, WINDOWS + 1))
     assert told == pytest.approx(norms, rel=1e-12)
@@ -175,7 +177,7 @@ def test_a_checkpoint_of_a_diverged_run_is_not_resumed(tmp_path: Path) -> None:
     tensors[name][0] = math.inf
     save_file(tensors, bad / "backbone.safetensors")
     with pytest.raises(UserError, match="holds values that are not finite"):
-        Trainer(small(train__resume=str(bad)), dataset(), world_of_one(), tmp_path)
+        make_step(small(train__resume=str(bad)), dataset(), world_of_one())
     good = tmp_path / "checkpoints" / "000000004"
     with pytest.raises(Diverged, match=f"the loss of window 6 .* than {good}, which may hold"):
         trained(
@@ -188,17 +190,17 @@ def test_a_checkpoint_of_a_diverged_run_is_not_resumed(tmp_path: Path) -> None:
 def test_an_evaluation_that_overflows_counts_misses_and_says_so(tmp_path: Path) -> None:
     """All numbers of the model are finite, and its logits of some images are not."""
     heard = Heard()
-    trainer = Trainer(small(), dataset(), world_of_one(), tmp_path)
+    step = make_step(small(), dataset(), world_of_one())
 
     def spoil(module: object, given: object, features: torch.Tensor) -> torch.Tensor | None:
-        if trainer.backbone.training:
+        if step.model.backbone.training:
             return None
         spoilt = features.clone()
         spoilt[::3] = math.inf
         return spoilt
 
-    trainer.backbone.register_forward_hook(spoil)
-    summary = trainer.train(heard)
+    step.model.backbone.register_forward_hook(spoil)
+    summary = Training(step, tmp_path).run(heard)
     found = summary.final
     assert found["val/nonfinite_images"] == found["val/same/nonfinite_images"] == 32
     assert math.isnan(found["val/loss"])
@@ -213,18 +215,18 @@ def test_an_evaluation_that_overflows_counts_misses_and_says_so(tmp_path: Path) 
 
 def test_a_checkpoint_with_logits_that_are_not_finite_is_not_called_good(tmp_path: Path) -> None:
     """Its parameters are, and the next window's loss is not."""
-    trainer = Trainer(small(train__evaluate_every=2), dataset(), world_of_one(), tmp_path)
+    step = make_step(small(train__evaluate_every=2), dataset(), world_of_one())
     ended = 0
 
     def spoil(module: object, given: object, features: torch.Tensor) -> torch.Tensor | None:
         nonlocal ended
-        ended += trainer.backbone.training
-        return features * math.inf if ended >= 4 and not trainer.backbone.training else None
+        ended += step.model.backbone.training
+        return features * math.inf if ended >= 4 and not step.model.backbone.training else None
 
-    trainer.backbone.register_forward_hook(spoil)
-    Poison("loss", 5, math.nan).into(trainer)
+    step.model.backbone.register_forward_hook(spoil)
+    Poison("loss", 5, math.nan).into(step)
     with pytest.raises(Diverged, match=r"the loss of window 5 .* is .*/000000002"):
-        trainer.train(Unheard())
+        Training(step, tmp_path).run(Unheard())
     assert 4 in checkpoints(tmp_path)
 
 
@@ -273,7 +275,7 @@ def test_a_run_whose_last_evaluation_is_not_finite_has_failed(
     last = capfd.readouterr().err.splitlines()[-1]  # a bar of progress may be before it
     assert "harness: training diverged: the validation loss after window 1 is not" in last
     (folder,) = (tmp_path / "runs").iterdir()
-    assert RunSummary.read(folder).diverged
+    assert RunFolder(folder).read_summary().diverged
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
         assert store.execute("select status from runs").fetchall() == [("FAILED",)]
 

@@ -11,7 +11,7 @@ from harness.config import Config
 from harness.data.shares import Shares
 from harness.errors import UserError
 from harness.measure.clock import Clock
-from harness.measure.summary import Evaluation, RunSummary
+from harness.measure.summary import Evaluation, RunSummary, Trained
 from harness.measure.traffic import Bytes, Traffic
 from harness.measure.utilisation import Capacity
 from harness.parallel.group import Meters
@@ -93,7 +93,7 @@ def run(
                 ledger.evaluated(window + 1, {"val/top1": 0.25}, record)
     ledger.stopwatch.stop()
     ledger.evaluated(WINDOWS, {"val/top1": 0.5}, record)
-    return ledger.summary(1, 1, Bytes()), record
+    return ledger.summary(Trained(1, 1, Bytes())), record
 
 
 class SynchronisingStopwatch(Stopwatch):

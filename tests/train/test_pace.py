@@ -40,7 +40,7 @@ def test_an_epoch_of_few_windows_is_enough_to_measure(tmp_path: Path) -> None:
     experiment = tmp_path / "run.yaml"
     experiment.write_text(EXPERIMENT)
     config = load(experiment, ["data.synthetic_images=64"])  # 4 windows
-    found = measured(config, open_dataset(config.data), world_of_one(), tmp_path)
+    found = measured(config, open_dataset(config.data), world_of_one())
     assert found.compute_ms > 0
 
 
@@ -55,7 +55,7 @@ def test_a_resumed_run_keeps_the_pieces_that_were_picked(tmp_path: Path) -> None
     for most, expected in ((8, {5}), (4, {1, 2, 3, 4})):
         changes = [f"exchange.most_pieces={most}", f"train.resume={tmp_path}"]
         again = load(experiment, ["data.synthetic_images=64", *changes])
-        found = paced(again, open_dataset(again.data), world, tmp_path)
+        found = paced(again, open_dataset(again.data), world)
         assert found.exchange.pieces in expected
 
 

@@ -42,12 +42,12 @@ def two_by_two() -> World:
 
 
 def picked(config: Config, times: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> str:
-    def given(config: Config, dataset: Dataset, world: World, folder: Path) -> dict[str, float]:
+    def given(config: Config, dataset: Dataset, world: World) -> dict[str, float]:
         return times
 
     monkeypatch.setattr(routing, "measured_ms", given)
     world = two_by_two()
-    return routed(config, open_dataset(config.data), world, Path()).exchange.route
+    return routed(config, open_dataset(config.data), world).exchange.route
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_route_that_is_given_is_kept(
 
 def test_one_rank_has_no_choice(experiment: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = load(experiment, [])
-    found = routed(config, open_dataset(config.data), world_of_one(), Path())
+    found = routed(config, open_dataset(config.data), world_of_one())
     assert found == config
     assert capfd.readouterr().err == ""
 

@@ -27,7 +27,9 @@ from harness.measure.phase import Phase
 from harness.measure.summary import RunSummary
 from harness.model.backbone import make_backbone
 from harness.model.flops import micro_batch_flops
-from harness.train.trainer import Trainer
+from harness.tracking.run_folder import RunFolder
+from harness.train.step import make_step
+from harness.train.training import Training
 from tests.alone import world_of_one
 from tests.horovodrun import ROOT, horovodrun
 
@@ -79,7 +81,7 @@ class Trained:
 
     @property
     def summary(self) -> RunSummary:
-        return RunSummary.read(self.folder)
+        return RunFolder(self.folder).read_summary()
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(self.store)) as connection:
@@ -419,7 +421,7 @@ class Record:
 
 @pytest.mark.parametrize("kind", ["synchronous", "delayed", "averaging", "isolated"])
 @pytest.mark.parametrize("layout", ["replicated", "node"])
-def test_a_training_whose_trainer_is_gone_holds_no_memory(
+def test_a_training_that_is_gone_holds_no_memory(
     here: Path, tmp_path: Path, layout: str, kind: str
 ) -> None:
     """Routes and pieces are picked by trainings before the run's own, which needs their memory."""
@@ -428,11 +430,11 @@ def test_a_training_whose_trainer_is_gone_holds_no_memory(
     values += [f"classifier.layout={layout}", f"exchange.delay={late}", "train.save=false"]
     values += ["train.steps=3", "train.untimed_windows=0"]
     config = load(here / "one" / "run.yaml", values)
-    trainer = Trainer(config, open_dataset(config.data), world_of_one(), tmp_path)
-    flats = (trainer.shared, trainer.sliced)
+    step = make_step(config, open_dataset(config.data), world_of_one())
+    flats = step.model.flats
     alive = [weakref.ref(each) for flat in flats for each in (flat.values, flat.grads)]
-    trainer.train(Record())
-    del trainer, flats
+    Training(step, tmp_path).run(Record())
+    del step, flats
     gc.collect()
     assert [each() for each in alive] == [None] * 4
 
@@ -442,7 +444,8 @@ def in_process(folder: Path, *overrides: str) -> dict[str, list[float]]:
     values = ["data.dataset=synthetic", "data.synthetic_images=48", "train.save=false"]
     config = load(folder / "one" / "run.yaml", [*values, "train.log_every=1", *overrides])
     record = Record()
-    Trainer(config, open_dataset(config.data), world_of_one(), folder / "none").train(record)
+    step = make_step(config, open_dataset(config.data), world_of_one())
+    Training(step, folder / "none").run(record)
     return record.by_name
 
 
@@ -498,8 +501,8 @@ def test_the_summary_knows_where_exponentials_waited(here: Path, tmp_path: Path)
     for passes, where in ((1, "gradient"), (2, "gradient, later scratch")):
         own = [f"exchange.backward_passes_per_step={passes}", "train.steps=2"]
         config = load(here / "one" / "run.yaml", [*values, *own, "train.untimed_windows=0"])
-        trainer = Trainer(config, open_dataset(config.data), world_of_one(), tmp_path)
-        assert trainer.train(Record()).exponentials == where
+        step = make_step(config, open_dataset(config.data), world_of_one())
+        assert Training(step, tmp_path).run(Record()).exponentials == where
 
 
 @pytest.mark.parametrize(
@@ -520,8 +523,8 @@ def test_windows_that_follow_a_pause_of_a_late_exchange_are_not_timed(
     values += ["train.evaluate_every=10", f"train.checkpoint_every={saves}"]
     quiet = ["staleness.curvature_after_warmup=false", *exchange]
     config = load(here / "one" / "run.yaml", [*values, *quiet])
-    trainer = Trainer(config, open_dataset(config.data), world_of_one(), tmp_path)
-    summary = trainer.train(Record())
+    step = make_step(config, open_dataset(config.data), world_of_one())
+    summary = Training(step, tmp_path).run(Record())
     assert summary.timed_windows == timed
     assert summary.images_per_second > 0
     seconds = [each.train_seconds for each in summary.evaluations]

@@ -6,6 +6,7 @@ from pathlib import Path
 from harness.config import TrainConfig
 from harness.errors import RunFailed
 from harness.exchange.carried import Strip
+from harness.tracking.run_folder import RunFolder
 from harness.train.checkpoint.checkpoint import Checkpoint
 from harness.train.checkpoint.meta import Meta
 from harness.train.ledger import Journal
@@ -64,4 +65,4 @@ class Saves:
             raise RunFailed(f"{self._unsaved}; the run has ended, and its model is not saved")
 
     def _folder_of(self, window: int) -> Path:
-        return self._folder / "checkpoints" / f"{window:09d}"
+        return RunFolder(self._folder).checkpoint(window)

@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+from harness.compare.recorded import RecordedRun
 from harness.config import Config
 from harness.measure.summary import RunSummary
-from harness.tracking.study import RecordedRun, Study
+from harness.tracking.study import Study
 from tests.recorded import summary
 
 MOMENTUM = {"name": "sgd", "momentum": 0.9, "nesterov": False}

@@ -1,0 +1,109 @@
+"""The files of one run: in its own folder while it trains and after, and as artifacts of MLflow."""
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic_core import from_json
+
+from harness.config import Config, load_resolved
+from harness.measure.redaction import masked
+from harness.measure.summary import RunSummary
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+MLFLOW = "mlflow.json"
+"""Where the run is in MLflow; it stays in the folder."""
+CHECKPOINTS = "checkpoints"
+TRACES = "traces"
+RECORD = (CONFIG, ENVIRONMENT, SUMMARY, METRICS)
+"""All that a study is read from: what MLflow keeps of a run, and what is shipped of it."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder with the files of one run, of which any may be missing."""
+
+    path: Path
+
+    def has(self, name: str) -> bool:
+        return os.path.exists(self.path / name)
+
+    @property
+    def config(self) -> Config | None:
+        """As the run resolved it. Raises UserError for one of another version."""
+        return load_resolved(self.path / CONFIG) if self.has(CONFIG) else None
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What the run noted of machine and versions; empty if it noted nothing."""
+        return self._json(ENVIRONMENT) or {}
+
+    @property
+    def summary(self) -> RunSummary | None:
+        return self.read_summary() if self.has(SUMMARY) else None
+
+    @property
+    def mlflow_run_id(self) -> str | None:
+        """None: the run is not in MLflow."""
+        found = self._json(MLFLOW)
+        return found["run_id"] if found else None
+
+    def points(self) -> list[dict[str, Any]]:
+        """The lines of metrics: `step`, `time` in seconds since 1970, and `metrics` by name."""
+        if not self.has(METRICS):
+            return []
+        lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
+        # Four times as fast as json's: a study may have 100 MB.
+        points = [from_json(line) for line in lines[:-1]]
+        with suppress(ValueError):  # the last line is cut if its disk was full
+            points += map(from_json, lines[-1:])
+        return points
+
+    def checkpoint(self, window: int) -> Path:
+        """The folder of the checkpoint after so many windows."""
+        return self.path / CHECKPOINTS / f"{window:09d}"
+
+    def read_summary(self) -> RunSummary:
+        """Raises OSError if there is none."""
+        text = (self.path / SUMMARY).read_text(encoding="utf-8")
+        return RunSummary.model_validate_json(text)
+
+    def write_summary(self, summary: RunSummary) -> Path:
+        """Writes beside, then renames: a reader sees all of it or nothing."""
+        partial = self.path / f"{SUMMARY}.partial"
+        partial.write_text(summary.model_dump_json(indent=2), encoding="utf-8")
+        return partial.replace(self.path / SUMMARY)
+
+    def write_config(self, config: Config) -> None:
+        """Raises FileExistsError if a run has one here: of two runs in one folder, one begins."""
+        with (self.path / CONFIG).open("x", encoding="utf-8") as file:
+            file.write(masked(config.to_yaml()))
+
+    def write_environment(self, facts: dict[str, Any]) -> None:
+        text = json.dumps(facts, indent=2, default=str)
+        (self.path / ENVIRONMENT).write_text(masked(text), encoding="utf-8")
+
+    def open_metrics(self) -> IO[str]:
+        """An empty file, each line of which is there as soon as it is written."""
+        return (self.path / METRICS).open("w", buffering=1, encoding="utf-8")
+
+    def write_mlflow(self, where: dict[str, str]) -> None:
+        """`where`: `run_id`, and what else leads to it."""
+        (self.path / MLFLOW).write_text(json.dumps(where, indent=2))
+
+    def unmake(self) -> None:
+        """Removes what a run that could not begin has written."""
+        for name in (CONFIG, ENVIRONMENT, METRICS, MLFLOW):
+            (self.path / name).unlink(missing_ok=True)
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        if not self.has(name):
+            return None
+        found: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        return found

@@ -1,0 +1,119 @@
+"""What becomes of a run's metrics and of its summary: tracker, terminal, folder."""
+
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from harness.errors import RunFailed
+from harness.measure.summary import DIVERGED_TAG, UNRECORDED, Provenance, RunSummary
+from harness.measure.utilisation import in_a_line, summary_bars
+from harness.tracking.run_folder import RunFolder
+from harness.tracking.tracker import Tracker
+from harness.train.ledger import Unheard
+
+
+class OtherRank(Unheard):
+    """The journal of every rank but the first."""
+
+    provenance = UNRECORDED
+
+    def conclude(self, summary: RunSummary) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+class RunJournal:
+    """Rank 0's: metrics to the tracker, progress to the terminal, the summary to the folder."""
+
+    def __init__(self, folder: Path, tracker: Tracker, commit: str | None) -> None:
+        self.provenance = Provenance(tracker.run_id, commit)
+        self._folder = folder
+        self._tracker = tracker
+        self._progress = tqdm(unit="window", mininterval=1.0, dynamic_ncols=True, delay=1e-3)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self._tracker.log(step, metrics)
+
+    def advance(self, window: int, windows: int, note: str) -> None:
+        self._progress.total = windows
+        self._progress.set_postfix_str(note, refresh=False)
+        self._progress.update(window - self._progress.n)
+
+    def warn(self, name: str, line: str) -> None:
+        """On stderr, and the last of its name as the run's tag `warning/<name>`."""
+        self._progress.write(f"warning: {line}", file=sys.stderr)
+        self._tracker.tag(f"warning/{name}", line)
+
+    def attach(self, path: Path, folder: str) -> None:
+        """A file of the run, which travels to the tracker while training goes on."""
+        self._tracker.large_artifact(path, folder)
+
+    def conclude(self, summary: RunSummary) -> None:
+        """Writes the summary's file, logs `summary/*` once, prints the last words.
+
+        Raises RunFailed, after the rest, if the file could not be written.
+        """
+        problem = None
+        try:
+            self._tracker.artifact(RunFolder(self._folder).write_summary(summary))
+        except OSError as error:
+            problem = error
+        self._tracker.log(0, summary_metrics(summary))
+        if summary.diverged:
+            self._tracker.tag(DIVERGED_TAG, summary.diverged)
+        self.close()
+        print(last_words(summary, self._folder), flush=True)
+        if problem is not None:
+            raise RunFailed(
+                f"the run was trained to its end, but its summary cannot be written to "
+                f"{self._folder} ({problem.strerror}); make room there: what is printed above, "
+                f"and what MLflow has of it, is all that there is"
+            ) from problem
+
+    def close(self) -> None:
+        """Ends the line of progress: what is printed next begins a line of its own."""
+        self._progress.close()
+
+
+def summary_metrics(summary: RunSummary) -> dict[str, float]:
+    """One number a run, which MLflow draws as bars over runs."""
+    found = {
+        "summary/images_per_second": summary.images_per_second,
+        "summary/step_ms": summary.step_ms.mean,
+        "summary/train_seconds": summary.train_seconds,
+        "summary/cross_node_mb_per_step": summary.cross_node_mb_per_step,
+    }
+    found |= {f"summary/{name}_ms": spread.mean for name, spread in summary.phases_ms.items()}
+    found |= summary_bars(summary.per_rank)
+    found |= {f"summary/{name.replace('/', '_')}": value for name, value in summary.final.items()}
+    return found
+
+
+def last_words(summary: RunSummary, folder: Path) -> str:
+    """What a user reads when the run has ended."""
+    phases = " · ".join(
+        f"{name} {spread.mean:.1f}"
+        for name, spread in summary.phases_ms.items()
+        if spread.mean >= 0.05
+    )
+    accuracy = " · ".join(
+        f"{name} {value:.2%}" for name, value in summary.final.items() if name.endswith("/top1")
+    )
+    accuracy += f"; diverged: {summary.diverged}" if summary.diverged else ""
+    return "\n".join(
+        (
+            f"{summary.name}, seed {summary.seed}: {summary.ranks} ranks on {summary.nodes} nodes, "
+            f"{summary.images:,} images in {summary.train_seconds:.1f} s of training",
+            f"  throughput   {summary.images_per_second:,.0f} images/s over "
+            f"{summary.timed_windows} windows (the first {summary.untimed_windows} are left out)",
+            f"  window       {summary.step_ms.mean:.1f} ms = {phases}",
+            f"  utilisation  {in_a_line(summary.per_rank)}",
+            f"  sent         {summary.cross_node_mb_per_step:.2f} MB through a node's link, "
+            f"{summary.in_node_mb_per_step:.2f} MB by a rank inside its node, per window",
+            f"  accuracy     {accuracy}",
+            f"  in           {folder}",
+        )
+    )

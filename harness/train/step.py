@@ -1,0 +1,218 @@
+"""Takes the windows of one training: micro-batches, the exchange, and the optimizer's steps."""
+
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from harness.config import Config
+from harness.data.images import Dataset, OneAtATime
+from harness.data.loader import Batch, train_batches
+from harness.errors import UserError
+from harness.exchange.exchange import Exchange, make_exchange
+from harness.exchange.torch_ddp import through_ddp
+from harness.measure.phase import Phase
+from harness.model.sliced_classifier import Scores
+from harness.parallel.world import World
+from harness.seeding import seed_default
+from harness.train.assembly import Assembly, assemble
+from harness.train.checkpoint.checkpoint import Checkpoint
+from harness.train.checkpoint.meta import Meta
+from harness.train.course import Course, course_of
+from harness.train.finite import Watch, all_finite
+from harness.train.ledger import Journal
+from harness.train.optimizer import make_optimizer
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """The parts of one rank that take the steps. Every method is collective over the world."""
+
+    model: Assembly
+    network: nn.Module
+    """What forward passes go through: the network, or DistributedDataParallel around it."""
+    optimizer: torch.optim.Optimizer
+    exchange: Exchange
+    course: Course
+    watch: Watch
+    checkpoint: Checkpoint
+    """Writes and reads the model and the optimizer's state."""
+    resumed: Meta | None = None
+    """The checkpoint that the training goes on from, by its own account."""
+    left_out: tuple[str, ...] = ()
+    """What the exchange of that checkpoint carried and this one has no use for."""
+
+    @property
+    def config(self) -> Config:
+        return self.model.config
+
+    @property
+    def world(self) -> World:
+        return self.model.world
+
+    def batches(self, window: int = 0) -> Generator[Batch, None, None]:
+        """This rank's micro-batches, from a window's first on."""
+        return micro_batches(self.model.data, self.course, self.world, window)
+
+    def window(self, window: int, batches: Iterator[Batch], journal: Journal) -> list[Scores]:
+        """Trains one window; the scores of its micro-batches, on the device.
+
+        Raises Diverged, on all ranks alike, if the numbers of this window or of one shortly before
+        are not finite.
+        """
+        with self.world.meters.clock.window():
+            scores = self._micro_batches(window, batches)
+            self.watch.window_ended(window, journal)
+        return scores
+
+    def _micro_batches(self, window: int, batches: Iterator[Batch]) -> list[Scores]:
+        clock, passes = self.world.meters.clock, self.config.exchange.backward_passes_per_step
+        rank, device = self.world.topology.rank, self.world.device
+        seed_default(self.config.seed, "window", window, rank, device=device)
+        self._set_lr(self.course.lr(window))
+        found = []
+        for number in range(passes):
+            last = number == passes - 1
+            if number % self.exchange.passes_per_step == 0:
+                self.model.shared.grads.zero_()
+                self.model.classifier.gradients_are_stale = True
+            with clock.phase(Phase.DATA):
+                images, labels = next(batches)
+            with clock.phase(Phase.FORWARD), self.autocast():
+                scores = self.network(self.cast(images), labels)
+            with clock.phase(Phase.BACKWARD):
+                (scores.loss / self.exchange.passes_per_step).backward()
+            if self.exchange.after_backward(last):
+                self.update()
+                self.exchange.after_step()
+            self.watch.add_loss(scores.loss)
+            # Without its graph, which would keep memory until the window's end.
+            found.append(Scores(scores.loss.detach(), scores.top1.detach()))
+        return found
+
+    def update(self) -> None:
+        """One step of the optimizer, with the gradients as they are."""
+        with self.world.meters.clock.phase(Phase.OPTIMIZER):
+            self.watch.add_gradients()
+            self.optimizer.step()
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def cast(self, images: Tensor) -> Tensor:
+        """In the parameters' precision."""
+        return images.to(self.model.shared.values.dtype)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        if self.config.train.precision != "bf16":
+            return nullcontext()
+        return torch.autocast(self.world.device.type, torch.bfloat16)
+
+
+def micro_batches(
+    dataset: Dataset, course: Course, world: World, window: int = 0
+) -> Generator[Batch, None, None]:
+    """A rank's micro-batches of a training, from a window's first on."""
+    config = course.config
+    return train_batches(
+        dataset,
+        course.shares,
+        seed=config.seed,
+        rank=world.topology.rank,
+        device=world.device,
+        augment=config.data.augment > 0,
+        start=course.micro_batch(window),
+        prefetch=config.data.prefetch,
+    )
+
+
+def make_step(config: Config, dataset: Dataset, world: World) -> Step:
+    """The parts as a checkpoint left them, if the config resumes one, else as its seed makes them.
+
+    Raises UserError for a checkpoint that does not fit, and for one that the run has nothing to add
+    to. Collective over the world.
+    """
+    # An estimate of the curvature reads images while the thread that reads ahead does.
+    data = replace(dataset, train=OneAtATime(dataset.train))
+    model = assemble(config, data, world)
+    optimizer = make_optimizer(config.optimizer, model.flats)
+    checkpoint = Checkpoint(model.backbone, model.classifier, model.flats, optimizer, world)
+    resumed = _resumed(checkpoint, model)
+    course = _course(model, resumed)
+    network, exchange = _connected(model, course.first)
+    left_out: list[str] = []
+    if config.train.resume:
+        left_out = checkpoint.load_carried(Path(config.train.resume), exchange.carried())
+    if course.first >= course.windows:
+        raise UserError(
+            f"train.resume={config.train.resume} is at window {course.first} and the run ends at "
+            f"{course.windows}; raise train.steps or train.epochs"
+        )
+    return Step(
+        model,
+        network,
+        optimizer,
+        exchange,
+        course,
+        Watch(course, world, model.flats, model.numbers),
+        checkpoint,
+        resumed,
+        tuple(left_out),
+    )
+
+
+def _resumed(checkpoint: Checkpoint, model: Assembly) -> Meta | None:
+    """Loads the checkpoint that the config resumes; None if it resumes none.
+
+    Collective over the world: this must come before the constructor of DistributedDataParallel, in
+    which ranks wait for each other, so that a rank that cannot read its part ends all of them.
+    """
+    resume = model.config.train.resume
+    with model.world.together():
+        found = checkpoint.load(Path(resume)) if resume else None
+        if found and not all_finite(model.numbers):
+            raise UserError(
+                f"train.resume={resume} holds values that are not finite: its training had "
+                f"diverged by window {found.window}; resume an earlier one with a lower "
+                f"optimizer.lr"
+            )
+    return found
+
+
+def _course(model: Assembly, resumed: Meta | None) -> Course:
+    topology = model.world.topology
+    return course_of(
+        model.config,
+        len(model.data.train),
+        topology.rank,
+        topology.world_size,
+        resumed.window if resumed else 0,
+        resumed.passed if resumed else None,
+    )
+
+
+def _connected(model: Assembly, first_window: int) -> tuple[nn.Module, Exchange]:
+    """The network that forward passes go through, and the exchange of its gradients or values.
+
+    Collective over the world.
+    """
+    config, world, data = model.config, model.world, model.data
+    size = 2, data.channels, data.image_size, data.image_size
+    images = model.shared.values.new_zeros(size)
+    through = through_ddp(config.exchange, model.network, world, model.shared, images, first_window)
+    # DDP's hooks wait for what comes through autograd.
+    model.classifier.in_place = not config.exchange.is_torchs
+    exchange = make_exchange(
+        config.exchange,
+        config.classifier,
+        *model.flats,
+        world,
+        first_window,
+        config.staleness.sample_every,
+        through.errors,
+    )
+    return through.network, exchange

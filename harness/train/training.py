@@ -1,0 +1,202 @@
+"""One training from its first window to its summary: the loop, its pauses, what it leaves."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from harness.data.loader import Batch
+from harness.measure.summary import UNRECORDED, Provenance, RunSummary
+from harness.measure.utilisation import UNKNOWN, Capacity
+from harness.tracing.gather import Tracing
+from harness.tracking.run_folder import TRACES
+from harness.train.checkpoint.meta import STARTED, Meta
+from harness.train.checkpoint.saves import Saves
+from harness.train.checkpoint.states import optimizer_strips
+from harness.train.course import what_changed
+from harness.train.curvature import Curvature
+from harness.train.evaluation import (
+    NONFINITE,
+    average_statistics,
+    averaged_statistics,
+    distance,
+    evaluate_sets,
+)
+from harness.train.ledger import Journal, Ledger
+from harness.train.staleness import StalenessLedger
+from harness.train.step import Step
+from harness.train.windows import traced_windows
+
+
+class Training:
+    """One training on one rank. Every method is collective over the world."""
+
+    def __init__(self, step: Step, folder: Path, capacity: Capacity = UNKNOWN) -> None:
+        """`capacity`: what this rank's processor can do, but for the operations of a window."""
+        self._step = step
+        self._config = config = step.config
+        self._world = world = step.world
+        self._course = course = step.course
+        resumed = step.resumed
+        self._windows = course.windows
+        self._curvature = Curvature(step)
+        self._ledger = Ledger(
+            config,
+            world,
+            course,
+            replace(capacity, flop_per_window=step.model.flop_per_window()),
+            resumed.progress if resumed else STARTED,
+        )
+        traced = traced_windows(config.trace, course.first, course.windows)
+        self._tracing = Tracing(config.trace, traced, world, folder)
+        warned = resumed.next_warning if resumed else None
+        self._staleness = StalenessLedger(config, world, course, warned)
+        self._saves = Saves(config.train, course.windows, folder, step.checkpoint)
+
+    def run(self, journal: Journal, provenance: Provenance = UNRECORDED) -> RunSummary:
+        """All windows, with evaluations in between and, on the drained model, at the end.
+
+        An evaluation leaves no trace in the training, and its time is not the training's.
+        """
+        self._say_what_changed(journal)
+        first = self._course.first
+        batches = self._step.batches(first)
+        self._step.model.backbone.train()
+        self._staleness.begins(journal)
+        if self._config.staleness.curvature_at_start or self._staleness.estimates(first):
+            self._estimate_curvature(first, journal)
+        self._ledger.begins(journal)
+        for window in range(first, self._windows):
+            if self._tracing.starts(window):
+                with self._ledger.paused(window):
+                    self._step.watch.settle(window, journal)
+                    self._tracing.start()
+            self._window(window, batches, journal)
+            ended = window + 1
+            if self._tracing.stops(ended):
+                with self._ledger.paused(ended):
+                    self._stop_tracing(ended, journal)
+            if ended == self._windows:
+                self._end(ended, journal)
+            elif self._pauses(ended):
+                with self._ledger.paused(ended):
+                    self._pause(ended, journal)
+        batches.close()
+        return self._ledger.summary(self._step.model.trained(), provenance)
+
+    def _window(self, window: int, batches: Iterator[Batch], journal: Journal) -> None:
+        """One window and its bookkeeping."""
+        self._ledger.window_begins(window)
+        for scores in self._step.window(window, batches, journal):
+            self._ledger.add_scores(scores.loss, scores.top1)
+        self._ledger.window_ended(window, journal)
+        self._staleness.window_ended(window, self._step.exchange, journal)
+
+    def evaluate(self, limit: int = 0) -> dict[str, float]:
+        """`val/...` of the primary set and `val/<set>/...` of every one, of the mean over nodes.
+
+        `limit`: images of each set; 0 takes all. Where nodes may differ, `exchange/distance` is how
+        far they are from their mean, as a share of its norm.
+        """
+        step, model = self._step, self._step.model
+        with (
+            step.exchange.averaged() as squares,
+            averaged_statistics(model.backbone, self._world),
+            step.autocast(),
+        ):
+            metrics = evaluate_sets(
+                model.network,
+                model.data.validation,
+                self._world,
+                dtype=model.shared.values.dtype,
+                batch_size=self._config.train.batch_size,
+                limit=limit,
+            )
+        return metrics | distance(squares, self._world)
+
+    def _pauses(self, ended: int) -> bool:
+        return self._saves.due(ended) or self._evaluates(ended) or self._staleness.estimates(ended)
+
+    def _evaluates(self, ended: int) -> bool:
+        every = self._config.train.evaluate_every
+        return ended == self._windows or bool(every and ended % every == 0)
+
+    def _estimate_curvature(self, ended: int, journal: Journal) -> None:
+        self._staleness.estimated(ended, self._curvature.after(ended), journal)
+
+    def _pause(self, ended: int, journal: Journal) -> None:
+        self._step.watch.settle(ended, journal)
+        if self._staleness.estimates(ended):
+            self._estimate_curvature(ended, journal)
+        if not self._saves.due(ended):
+            if self._evaluates(ended):
+                limit = self._config.train.evaluate_images
+                self._ledger.evaluated(ended, self.evaluate(limit), journal)
+            return
+        apart = self._step.exchange.apart()
+        self._step.exchange.drain(self._step.update)
+        self._judge_drained(ended, apart, journal)
+
+    def _end(self, ended: int, journal: Journal) -> None:
+        """Waits for what is under way when the last window ends, in the training's time."""
+        apart = self._step.exchange.apart()
+        before = self._ledger.stopwatch.lap()
+        self._step.exchange.drain(self._step.update)
+        self._ledger.stopwatch.stop()
+        self._ledger.drained(self._ledger.stopwatch.seconds - before)
+        self._judge_drained(ended, apart, journal)
+
+    def _judge_drained(
+        self, ended: int, apart: Callable[[], Tensor] | None, journal: Journal
+    ) -> None:
+        """Saves and then evaluates what is due: the model is there if an evaluation fails.
+
+        `apart` is how far nodes were apart before the drain."""
+        self._step.watch.settle(ended, journal)
+        apart_before = distance(apart() if apart else None, self._world)
+        if self._saves.due(ended):
+            strips = optimizer_strips(self._step.optimizer, self._step.model.flats)
+            self._step.exchange.agree_on([strip.tensor for strip in strips if strip.tensor.dim()])
+            average_statistics(self._step.model.backbone, self._world)
+            self._saves.save(self._meta(ended), self._step.exchange.carried(), journal)
+        metrics = apart_before
+        if self._evaluates(ended):
+            limit = 0 if ended == self._windows else self._config.train.evaluate_images
+            metrics = self.evaluate(limit) | apart_before
+            self._ledger.evaluated(ended, metrics, journal)
+            if self._saves.due(ended):
+                self._saves.rewrite(self._meta(ended), journal)
+        elif apart_before:
+            journal.log(ended, apart_before)
+        if self._saves.due(ended) and not any(name.endswith(NONFINITE) for name in metrics):
+            self._step.watch.saved(self._saves.last)
+
+    def _meta(self, ended: int) -> Meta:
+        return Meta(
+            window=ended,
+            num_classes=self._step.model.data.num_classes,
+            progress=self._ledger.progress(),
+            passed=self._course.passed(ended),
+            next_warning=self._staleness.next_warning,
+        )
+
+    def check_saved(self) -> None:
+        """Raises RunFailed if the run has ended and its model could not be saved."""
+        self._saves.check_last()
+
+    def _say_what_changed(self, journal: Journal) -> None:
+        if self._step.resumed is None:
+            return
+        if line := what_changed(self._course, self._step.resumed.passed):
+            journal.warn("resume", line)
+        if self._step.left_out:
+            left = ", ".join(self._step.left_out)
+            line = f"{left} of the checkpoint is left out: this run's exchange carries none"
+            journal.warn("resume_exchange", line)
+
+    def _stop_tracing(self, ended: int, journal: Journal) -> None:
+        # A collective of Gloo that ends after the profiler it began under writes into freed memory.
+        self._step.watch.settle(ended, journal)
+        for file in self._tracing.stop():
+            journal.attach(file, TRACES)
