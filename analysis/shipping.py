@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from harness.compare.comparison_files import TABLE_FILE
+from harness.tracking.comparison_files import TABLE_FILE
 from harness.tracking.prediction import PREDICTIONS_FILE
 from harness.tracking.run_folder import CONFIG, ENVIRONMENT, METRICS, RECORD, SUMMARY
 

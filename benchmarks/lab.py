@@ -21,11 +21,11 @@ from typing import Any
 from analysis.draw.scaling import CONDITIONS, Condition
 from benchmarks.lab_page import page
 from benchmarks.on_link import HOW, on_link, with_early
-from harness.compare.comparison_files import TABLE_FILE
 from harness.compare.conclude import conclude
 from harness.compare.folder import variants_in, write_runs
 from harness.errors import UserError
 from harness.lab.own_lab import own_lab
+from harness.tracking.comparison_files import TABLE_FILE
 from harness.tracking.results import Results, Terms, Variant
 from harness.tracking.run_folder import SUMMARY
 

@@ -17,7 +17,7 @@ FLOORS = [
     "config arguments terminal",
     "parallel leaving",
     "model data exchange tracing tracking",
-    "launch train.stability train.curvature train.evaluation",
+    "launch train.stability train.evaluation",
     "doctor lab",
     "train",
     "calibrate compare",

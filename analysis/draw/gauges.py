@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from harness.compare.recorded import RecordedRun
 from harness.tracking.connection import connect
+from harness.tracking.recorded import RecordedRun
 
 CPU = "cpu_utilization_percentage"
 GPU = ("gpu_", "_utilization_percentage")

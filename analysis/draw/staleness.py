@@ -11,7 +11,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
 from harness.compare.colours import Look, looks
-from harness.compare.recorded import RecordedRun
 from harness.compare.style import (
     Picture,
     Said,
@@ -22,6 +21,7 @@ from harness.compare.style import (
     picture,
     say_nothing,
 )
+from harness.tracking.recorded import RecordedRun
 from harness.tracking.study import Study
 from harness.train.stability import Dynamics, dynamics_of, largest_stable_product
 

@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 
 from analysis.draw.gauges import counters
 from harness.compare.colours import Look, looks
-from harness.compare.recorded import RecordedRun
 from harness.compare.style import Picture, Said, dressed, few, line, picture, say_nothing
 from harness.compare.waits import waits_told_apart
+from harness.tracking.recorded import RecordedRun
 from harness.tracking.study import Study
 
 COMPUTING = ("forward", "backward", "optimizer")

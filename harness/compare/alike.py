@@ -7,7 +7,7 @@ from harness.config import Config
 from harness.errors import UserError
 
 if TYPE_CHECKING:
-    from harness.compare.recorded import RecordedRun
+    from harness.tracking.recorded import RecordedRun
 
 SAME_IMAGES = (
     *("dataset", "num_classes", "root", "image_size"),

@@ -8,7 +8,6 @@ import pandas as pd
 
 from harness.compare import ladder_text
 from harness.compare.chart import draw, draw_ladder
-from harness.compare.comparison_files import ComparisonFiles
 from harness.compare.ladder import Ladder
 from harness.compare.report import write_report
 from harness.compare.scoring import score_cells, scores, scores_meaning
@@ -17,6 +16,7 @@ from harness.compare.table import aligned, as_markdown, as_text, comparison, pip
 from harness.compare.verdict import Verdict, judge
 from harness.config import TrackingConfig
 from harness.errors import RunFailed
+from harness.tracking.comparison_files import ComparisonFiles
 from harness.tracking.connection import in_short
 from harness.tracking.failure import write_failures
 from harness.tracking.record import record, way_to_see

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.compare.recorded import RecordedRun, variants_of
 from harness.errors import UserError
+from harness.tracking.recorded import RecordedRun, variants_of
 from harness.tracking.results import Variant
 from harness.tracking.run_folder import CONFIG, SUMMARY, RunFolder
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.compare.alike import check_same_images
-from harness.compare.comparison_files import TABLE_FILE
 from harness.compare.conclude import conclude
-from harness.compare.recorded import RecordedRun, environments_of, variants_of
 from harness.config import Config, load
 from harness.config.layers import override_of
 from harness.errors import UserError
@@ -20,11 +18,13 @@ from harness.launch.training import launch_training, train_command
 from harness.parallel.topology import check_classes
 from harness.paths import folder_name
 from harness.tracking.address import store_uri
+from harness.tracking.comparison_files import TABLE_FILE
 from harness.tracking.connection import check_store
 from harness.tracking.failure import Failure
 from harness.tracking.folders import claim, now
 from harness.tracking.prediction import Prediction
 from harness.tracking.record import record_predictions
+from harness.tracking.recorded import RecordedRun, environments_of, variants_of
 from harness.tracking.results import Results, Terms
 from harness.tracking.run_folder import RunFolder
 from harness.tracking.study import foretold_of

@@ -18,9 +18,8 @@ from harness.model.flops import PRODUCTS
 from harness.model.kept import place
 from harness.model.sliced_classifier import tile_classes
 from harness.parallel.slices import padded, slice_of
-from harness.train.curvature import runs_of
 from harness.train.evaluation import MET_AT_ONCE
-from harness.train.stability import dynamics_of
+from harness.train.stability import dynamics_of, runs_of
 
 CHANNELS = {"glyphs": 1, "fashion_mnist": 1, "image_folder": 3, "synthetic": 3}
 WEIGHT_COPIES = 5

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.compare.comparison_files import ComparisonFiles
 from harness.config import TrackingConfig
 from harness.measure.redaction import masked
 from harness.tracking import failure
 from harness.tracking.address import store_uri
+from harness.tracking.comparison_files import ComparisonFiles
 from harness.tracking.connection import connect, open_experiment, open_store, still_answering
 from harness.tracking.prediction import PREDICTIONS_FILE, TAG, Prediction, write_predictions
 from harness.tracking.ui import command_of, page_of

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.compare.recorded import RecordedRun, environments_of, variants_of
 from harness.config import Config
 from harness.errors import UserError
 from harness.measure.redaction import masked
@@ -25,6 +24,7 @@ from harness.tracking.failure import FAILURES_FILE, Failure, divergence, read_fa
 from harness.tracking.failure import TAG as FAILURES_TAG
 from harness.tracking.prediction import PREDICTIONS_FILE, Prediction, read_predictions
 from harness.tracking.prediction import TAG as PREDICTION_TAG
+from harness.tracking.recorded import RecordedRun, environments_of, variants_of
 from harness.tracking.results import Results, Variant
 from harness.tracking.run_folder import RunFolder
 

@@ -14,6 +14,7 @@ from harness.data.loader import Batch
 from harness.exchange.flat import Flat
 from harness.model.network import Network
 from harness.parallel.rehearsal import Rehearsal
+from harness.train.stability import runs_of
 from harness.train.step import Step
 
 SCALE = 0.006
@@ -24,14 +25,6 @@ finds five to ten times the curvature, and rates that learn well far above their
 """
 BLOCK = 1 << 16
 """Elements that are taken to float64 at once."""
-
-
-def runs_of(precision: str) -> int:
-    """The number of runs in which a batch goes through the network, if each has two images or more.
-
-    Without autocast activations are larger. Batch statistics are each run's own.
-    """
-    return 2 if precision == "bf16" else 1
 
 
 class Curvature:

@@ -26,6 +26,15 @@ NEUTRAL = 1e-9
 """How far above 1 an eigenvalue of a direction without curvature may come out."""
 
 
+def runs_of(precision: str) -> int:
+    """The number of runs in which a batch goes through the network to find the curvature.
+
+    Each has two images or more. Without autocast activations are larger. Batch statistics are each
+    run's own.
+    """
+    return 2 if precision == "bf16" else 1
+
+
 @dataclass(frozen=True)
 class Dynamics:
     """What of a run's settings decides when its updates run away."""

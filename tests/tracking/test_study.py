@@ -10,10 +10,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from harness.compare.recorded import RecordedRun
 from harness.config import Config
 from harness.errors import UserError
 from harness.tracking.connection import connect, open_experiment, open_store
+from harness.tracking.recorded import RecordedRun
 from harness.tracking.run_folder import RunFolder
 from harness.tracking.study import read_study
 from harness.tracking.tracker import Tracker

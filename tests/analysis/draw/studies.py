@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from harness.compare.recorded import RecordedRun
 from harness.config import Config
 from harness.measure.summary import RunSummary
+from harness.tracking.recorded import RecordedRun
 from harness.tracking.study import Study
 from tests.recorded import summary
 
