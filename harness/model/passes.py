@@ -22,7 +22,6 @@ from harness.model.kept import Kept
 from harness.model.margins import with_margin
 from harness.model.operands import (
     FirstPass,
-    Gradients,
     Operands,
     Tile,
     begun,
@@ -139,18 +138,13 @@ def features_slope(given: Operands, found: FirstPass, whole: Statistics, slope: 
 
 
 def second_pass(
-    given: Operands,
-    found: FirstPass,
-    whole: Statistics,
-    slope: Tensor,
-    size: int,
-    kept: Kept,
-    into: Gradients,
+    given: Operands, found: FirstPass, whole: Statistics, slope: Tensor, kept: Kept
 ) -> None:
-    """Writes dW and db of this slice."""
+    """Writes dW and db of this slice, where the first pass was `kept` for them."""
+    into = kept.into
     product = given.features.dtype
     exact_nD = given.features.to(given.exact)
-    for tile in tiles(given, size):
+    for tile in tiles(given, kept.size):
         exponentials_cn = kept.give(tile)
         if exponentials_cn is None:
             exponentials_cn = exponentials(given, tile, found).to(product)
