@@ -27,8 +27,9 @@ from harness.measure.clock import clock_for
 from harness.measure.traffic import Traffic
 from harness.model.margins import margin_of
 from harness.model.sliced_classifier import SlicedClassifier
+from harness.parallel.aside import Aside
 from harness.parallel.group import Group, Meters
-from harness.parallel.replicas import ReplicaGroup
+from harness.parallel.peers import PeerGroup
 from harness.parallel.topology import Topology
 from harness.parallel.world import World, one_precision
 from harness.train.ledger import Unheard
@@ -229,17 +230,18 @@ def step_config(classes: int, batch: int, pixels: int, changes: Mapping[str, Any
 
 
 def world() -> World:
-    """Of one rank on the card."""
-    counted, own = meters(), group()
+    """One rank on the card."""
+    topology, counted, own = Topology(0, 1, 1), meters(), group()
     return World(
-        topology=Topology(0, 1, 1),
+        topology=topology,
         device=CARD,
         meters=counted,
         node=own,
         slices=own,
         everyone=own,
         replicas=own,
-        peers=ReplicaGroup(1, 0, None, counted),
+        peers=PeerGroup(1, 0, None, counted),
+        aside=Aside(topology, CARD),
     )
 
 

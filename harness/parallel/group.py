@@ -1,5 +1,6 @@
 """Collectives of a group of ranks through torch.distributed; a group of one answers at once."""
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from harness.parallel.line import Line, Running, used_here
 
 @dataclass(frozen=True)
 class Meters:
-    """Where collectives say how long they were waited for and what they sent."""
+    """Where collectives record how long they were waited for and what they sent."""
 
     clock: Clock
     traffic: Traffic
@@ -83,10 +84,8 @@ class Group:
     """Ranks that meet in collectives, in one fixed order on all of them.
 
     `process_group` is None for a group of one rank, and then nothing is sent.
-    `nodes` is the number of nodes that the ranks lie on, evenly. `wait_phase` is None where waits
-    are not those of the thread that trains. `launch_reduce` needs what is `behind`. A group that
-    is all ranks of several nodes may have `hops`: where the library knows of no nodes, gathers and
-    reduce-scatters take each block over a node's link once.
+    `nodes` is the number of nodes over which the ranks are spread evenly. `wait_phase` is None
+    where waits are not those of the thread that trains.
     """
 
     def __init__(
@@ -97,8 +96,6 @@ class Group:
         process_group: dist.ProcessGroup | None,
         meters: Meters,
         wait_phase: Phase | None,
-        behind: Behind | None = None,
-        hops: Hops | None = None,
     ) -> None:
         if (process_group is None) != (len(ranks) == 1):
             raise ValueError(f"a group of {len(ranks)} ranks got process group {process_group}")
@@ -109,21 +106,21 @@ class Group:
         self.process_group = process_group
         self._meters = meters
         self._wait_phase = wait_phase
-        self._behind = behind
-        self._hops = hops
+        self._behind: Behind | None = None
+        self._hops: Hops | None = None
 
     def followed(self, behind: Behind) -> "Group":
-        """The same group, with something behind it."""
-        return Group(
-            self.ranks,
-            self.ranks[self.index],
-            self._nodes,
-            self.process_group,
-            self._meters,
-            self._wait_phase,
-            behind,
-            self._hops,
-        )
+        """The same group, with what its `launch_reduce` continues on."""
+        twin = copy.copy(self)
+        twin._behind = behind
+        return twin
+
+    def in_hops(self, hops: Hops) -> "Group":
+        """The same group of all ranks of several nodes, whose gathers and reduce-scatters take each
+        block over a node's link once, for a library that knows of no nodes."""
+        twin = copy.copy(self)
+        twin._hops = hops
+        return twin
 
     def waiting(self) -> AbstractContextManager[None]:
         """What a wait for this group's collectives is measured in."""
