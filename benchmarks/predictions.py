@@ -106,7 +106,7 @@ SETTINGS = (
 
 def calibrate(folder: Path) -> None:
     output = folder / "calibration.json"
-    program = [sys.executable, "-m", "harness.calibrate.main", BASE, "train.threads=1"]
+    program = [sys.executable, "-m", "harness", "calibrate", BASE, "train.threads=1"]
     with lab(2, 2, Link(f"{CALIBRATED_MBIT}mbit")) as hosts:
         launch = [
             "harness",
