@@ -142,7 +142,7 @@ def open_ranks(topology: Topology) -> Iterator[Ranks]:
     try:
         if hvd.size() != topology.world_size:
             raise UserError(
-                f"Horovod runs {hvd.size()} ranks, its launcher told this one of "
+                f"Horovod initialised with {hvd.size()} ranks, but HOROVOD_SIZE is "
                 f"{topology.world_size}; start with horovodrun --gloo"
             )
         yield Ranks(topology, sets)

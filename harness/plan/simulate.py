@@ -94,7 +94,7 @@ class _Draw:
             return [pieces.compute] * pieces.passes
         drawn = self._generator.standard_normal(self._shape)
         times = np.maximum(0.0, 1 + pieces.jitter * drawn) * pieces.compute
-        # Ranks on shared cores slow each other down and end together, at their mean. Those that meet
+        # Ranks on shared cores slow each other down and end together, at the mean. Those that meet
         # in every micro-batch take as long as the longest in each; others meet at the window's end,
         # and the node's times are those of the rank whose sum is the largest.
         if pieces.shares_cores:
