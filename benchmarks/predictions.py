@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.lab import LabFailed, Link, in_lab, lab, launched
+from benchmarks.lab_hosts import LabFailed, Link, in_lab, lab, launched
 from harness.calibrate.result import read_calibration
 from harness.config import load
 from harness.lab import lab as running_lab

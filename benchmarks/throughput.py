@@ -135,7 +135,7 @@ def report(variants: Sequence[Variant]) -> list[dict[str, object]]:
     return found
 
 
-def main() -> None:
+def _chosen() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
     parser.add_argument("--rounds", type=int, default=7)
@@ -145,7 +145,11 @@ def main() -> None:
     )
     parser.add_argument("--untimed", type=int, default=8, help="micro-batches, before those")
     parser.add_argument("--output", type=Path, help="JSON file, besides the last line printed")
-    chosen = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = _chosen()
     endless = [f"train.steps={ENDLESS}", "train.epochs=null", f"train.untimed_windows={ENDLESS}"]
     experiments = [each for each in chosen.arguments if each.split(",")[0].endswith(".yaml")]
     overrides = endless + [each for each in chosen.arguments if each not in experiments]
@@ -171,7 +175,7 @@ def main() -> None:
                     each.rates.clear()
                     each.times.clear()
                     each.cpu.clear()
-        hvd.barrier()  # who has ended may shut Horovod down
+        hvd.barrier()  # a rank that leaves shuts Horovod down for all
         if topology.rank == 0:
             found = json.dumps(report(variants))
             if chosen.output:
