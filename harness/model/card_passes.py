@@ -158,6 +158,7 @@ def _add_targets(given: Operands, found: FirstPass, slope: Tensor, into: Gradien
         into.bias.index_add_(0, place_n, own_n.to(into.bias.dtype))
     own_nD = given.features.to(given.exact)
     if given.scale is not None:
+        # As in `weights.through_length`: (x - (x . u) u) scale / |w| with u = w / |w|.
         rows_nD = given.weight[place_n]
         inverse_n = inverse_lengths(rows_nD)
         along_n = torch.linalg.vecdot(own_nD, rows_nD) * inverse_n.square()

@@ -66,6 +66,7 @@ def place(
     cards: bool,
 ) -> str:
     """`gradient`, `scratch` or `again`."""
+    # Row j of the gradient, D numbers of the weight's size, holds class j's n exponentials.
     if images * product_bytes <= features * gradient_bytes and not added:
         return "gradient"
     budget = SCRATCH_BYTES["cuda" if cards else "cpu"]

@@ -178,8 +178,10 @@ class Group:
         return self._exchanged(blocks, self._sum_blocks)
 
     def _gathered_in_hops(self, block: Tensor, hops: Hops) -> Pending:
-        """From each node once; then its ranks tell each other what they have."""
+        """Gathers over nodes first, where each rank takes its peers' blocks; then in the node."""
 
+        # The rank r = node * G + local has the blocks of its local rank from all nodes. Gathered in
+        # the node they come by [local, node], and a gather's result is by rank: [node, local].
         def in_node(over_nodes: Tensor) -> Tensor:
             whole = hops.node.launch_all_gather(over_nodes).wait()
             by_local_rank = whole.view(hops.node.size, hops.across.size, *block.shape)
@@ -188,7 +190,9 @@ class Group:
         return hops.across.launch_all_gather(block).then(in_node)
 
     def _scattered_in_hops(self, blocks: Tensor, hops: Hops) -> Pending:
-        """Added up in the node, each rank the blocks of its peers; then over nodes."""
+        """Adds up in the node, each rank the blocks of its peers; then over nodes."""
+        # Blocks by rank are [node, local]; the node's reduce-scatter takes them by [local, node]:
+        # each rank then receives the blocks of all its peers.
         by_node = blocks.view(hops.across.size, hops.node.size, -1, *blocks.shape[1:])
         of_peers = by_node.transpose(0, 1).reshape(blocks.shape)
 

@@ -98,7 +98,7 @@ class PeerGroup:
         assert self.lines is not None
         first, second = self.lines
         row = rows[0].numel() * rows.element_size()
-        # Both hops at once: the second goes out in a window that nobody can tell.
+        # Both hops are counted now: in which window the second goes out is not known.
         self.meters.traffic.add(
             all_to_all_bytes(row, self.size, self.size)
             + all_gather_bytes(row, self.size, self.size)
@@ -111,6 +111,8 @@ class PeerGroup:
             handle = self._exchange(rows, name)
             arriving = lambda: finish(handle, FOLLOW_SECONDS)  # noqa: E731
 
+        # A line launches the second hop: it can only go out when the first has arrived, and the
+        # thread that trains must not wait for that.
         def follow() -> Tensor:
             made = reduce(arriving())[None]
             if made.is_cuda:
