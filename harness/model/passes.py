@@ -64,7 +64,7 @@ def _take(
     better_n = max_n > found.max
     found.best = (best_n + tile.start).where(better_n, found.best)
     largest_n = torch.maximum(found.max, max_n)  # NaN, once one is
-    # Exponentials are relative to the tile's own largest logit m_c, and stay so while they are kept.
+    # Exponentials are relative to the tile's largest logit m_c, and stay so while they are kept.
     # With m' = max(m, m_c) the sum S' = S exp(m - m') + exp(m_c - m') sum_j exp(z_j - m_c) takes no
     # second look at them, and neither do the features' slopes.
     exponentials_cn = logits_cn.sub_(max_n).exp_()

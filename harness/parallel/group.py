@@ -152,8 +152,7 @@ class Group:
 
     def launch_all_to_all(self, blocks: Tensor) -> Pending:
         """Starts [size * b, ...], a block for each rank -> what all ranks have for this one, in
-        their order, [size * b, ...]. Collective over the group.
-        """
+        their order, [size * b, ...]. Collective over the group."""
         if self.process_group is None:
             return self._pending(None, blocks)
         return self._exchanged(blocks.contiguous())
@@ -196,10 +195,8 @@ class Group:
         by_node = blocks.view(hops.across.size, hops.node.size, -1, *blocks.shape[1:])
         of_peers = by_node.transpose(0, 1).reshape(blocks.shape)
 
-        def across(total: Tensor) -> Tensor:
-            return hops.across.launch_reduce_scatter(total).wait()
-
-        return hops.node.launch_reduce_scatter(of_peers).then(across)
+        in_node = hops.node.launch_reduce_scatter(of_peers)
+        return in_node.then(lambda total: hops.across.launch_reduce_scatter(total).wait())
 
     def _exchanged(
         self,
@@ -295,7 +292,7 @@ class Reducing:
 
 @dataclass(frozen=True)
 class _Done:
-    """A group of one has followed at once."""
+    """What a group of one has made at once."""
 
     made: Tensor
 
