@@ -10,7 +10,6 @@ import gc
 import json
 import statistics
 import subprocess
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,35 +17,29 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.profiler import ProfilerActivity, profile
 
-from harness.config import ClassifierConfig, Config
-from harness.data.open import open_dataset
-from harness.doctor.need import need_of
-from harness.measure.clock import clock_for
-from harness.measure.traffic import Traffic
+from benchmarks.card_page import page
+from benchmarks.card_step import (
+    CARD,
+    FEATURES,
+    MARGIN,
+    SCALE,
+    STEPS,
+    card_milliseconds,
+    group,
+    milliseconds,
+    step,
+    step_config,
+)
+from harness.config import ClassifierConfig
 from harness.model.margins import margin_of
 from harness.model.sliced_classifier import SlicedClassifier
-from harness.parallel.group import Group, Meters
-from harness.parallel.replicas import ReplicaGroup
-from harness.parallel.topology import Topology
-from harness.parallel.world import World, one_precision
-from harness.train.trial import Trial
+from harness.parallel.world import one_precision
 
-FEATURES, SCALE, MARGIN = 512, 64.0, 0.35
 SHAPES = ((125_000, 1024), (1_000_000, 1024), (1_000_000, 256))
 """Classes of a slice, gathered images."""
 MARGINS = ("none", "cosface", "arcface")
 ROUNDS, WARM = 15, 3
-CARD = torch.device("cuda", 0)
-
-
-def meters() -> Meters:
-    return Meters(clock_for(CARD), Traffic())
-
-
-def group() -> Group:
-    return Group((0,), 0, 1, None, meters(), None)
 
 
 def settings(margin: str) -> ClassifierConfig:
@@ -125,23 +118,6 @@ def variants_of(classes: int, images: int, margin: str) -> dict[str, Callable[[]
     }
 
 
-def milliseconds(step: Callable[[], None]) -> float:
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    step()
-    stop.record()
-    stop.synchronize()
-    return start.elapsed_time(stop)
-
-
-def card_milliseconds(step: Callable[[], None], steps: int = 3) -> float:
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
-        for _ in range(steps):
-            step()
-        torch.cuda.synchronize()
-    return sum(each.self_device_time_total for each in found.key_averages()) / steps / 1e3
-
-
 def extra_bytes(step: Callable[[], None]) -> int:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -154,18 +130,18 @@ def extra_bytes(step: Callable[[], None]) -> int:
 def measured(variants: Mapping[str, Callable[[], None]]) -> dict[str, dict[str, Any]]:
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(WARM + ROUNDS):
-        for name, step in variants.items():
-            took = milliseconds(step)
+        for name, variant in variants.items():
+            took = milliseconds(variant)
             if number >= WARM:
                 times[name].append(took)
     found = {}
-    for name, step in variants.items():
+    for name, variant in variants.items():
         low, _, high = statistics.quantiles(times[name], n=4)
         found[name] = {
             "ms": statistics.median(times[name]),
             "quartiles": [low, high],
-            "card_ms": card_milliseconds(step),
-            "extra_mb": extra_bytes(step) / 1e6,
+            "card_ms": card_milliseconds(variant),
+            "extra_mb": extra_bytes(variant) / 1e6,
         }
     return found
 
@@ -203,115 +179,6 @@ def apart(found: Tensor, wanted: Tensor) -> float:
     return float(difference / wanted.detach().norm())
 
 
-STEPS = (
-    {"classifier": {"margin": "none"}, "exchange": {"kind": "synchronous"}},
-    {"classifier": {"margin": "arcface"}, "exchange": {"kind": "synchronous"}},
-    {
-        "classifier": {"margin": "none"},
-        "exchange": {"kind": "synchronous", "backward_passes_per_step": 2},
-    },
-)
-
-
-def step_config(classes: int, batch: int, pixels: int, changes: Mapping[str, Any]) -> Config:
-    """ResNet-50 and a slice of so many classes, in bf16."""
-    values: dict[str, Any] = {
-        "data": {"dataset": "synthetic", "num_classes": classes, "image_size": pixels},
-        "backbone": {"name": "resnet50", "feature_dim": FEATURES},
-        "train": {"batch_size": batch, "steps": 100_000, "precision": "bf16"},
-        "staleness": {"curvature_after_warmup": False},
-    }
-    classifier = {"layout": "node", "margin_scale": SCALE, "margin_size": MARGIN}
-    return Config.model_validate(
-        values | {"classifier": classifier | changes["classifier"], "exchange": changes["exchange"]}
-    )
-
-
-def world() -> World:
-    """Of one rank on the card."""
-    counted, own = meters(), group()
-    return World(
-        topology=Topology(0, 1, 1),
-        device=CARD,
-        meters=counted,
-        node=own,
-        slices=own,
-        everyone=own,
-        replicas=own,
-        peers=ReplicaGroup(1, 0, None, counted),
-    )
-
-
-def step(config: Config, windows: int = 20) -> dict[str, Any]:
-    """A window's time, what the card did in it, how often the host waited for the card, and peak
-    memory against the prediction."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    trial = Trial(config, open_dataset(config.data), world())
-    window = trial.window
-    for _ in range(6):
-        window()
-    torch.cuda.synchronize()
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        for _ in range(3):
-            window()
-        torch.cuda.set_sync_debug_mode("default")
-    waits = [each for each in seen if "synchronizing" in str(each.message)]
-    times = [milliseconds(lambda: [window() for _ in range(4)] and None) / 4 for _ in range(5)]
-    found = {
-        "ms": statistics.median(times),
-        "card_ms": card_milliseconds(window),
-        "host_waits": len(waits),
-        "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
-        "predicted_gb": need_of(config, 1, 1, cards=True).on_card / 1e9,
-    }
-    trial.close()
-    return found
-
-
-def page(found: Mapping[str, Any]) -> str:
-    lines = [
-        f"# One card: {found['card']}",
-        "",
-        f"torch {found['torch']}, commit {found['commit']}; {FEATURES} features, bf16 products, "
-        f"{ROUNDS} rounds in which variants alternate: median (quartiles).",
-        "",
-        "| classes | images | margin | variant | ms | card ms | of three products | extra MB |",
-        "|--:|--:|:--|:--|--:|--:|--:|--:|",
-    ]
-    for row in found["classifier"]:
-        least = row["variants"]["three products"]["card_ms"]
-        for name, own in row["variants"].items():
-            low, high = own["quartiles"]
-            lines.append(
-                f"| {row['classes']:,} | {row['images']:,} | {row['margin']} | {name} | "
-                f"{own['ms']:.2f} ({low:.2f} - {high:.2f}) | {own['card_ms']:.2f} | "
-                f"{own['card_ms'] / least:.2f} | {own['extra_mb']:,.0f} |"
-            )
-    lines += ["", "Errors against torch in float64:", ""]
-    for name, own in found["errors"].items():
-        lines.append(f"* {name}: " + ", ".join(f"{key} {value:.1e}" for key, value in own.items()))
-    lines += [
-        "",
-        "The trainer's step, ResNet-50:",
-        "",
-        "| classes | batch | K | margin | ms | card ms | images/s | host waits | peak GB "
-        "| predicted |",
-        "|--:|--:|--:|:--|--:|--:|--:|--:|--:|--:|",
-    ]
-    for row in found["steps"]:
-        images = row["batch"] * row["passes"]
-        lines.append(
-            f"| {row['classes']:,} | {row['batch']} | {row['passes']} | {row['margin']} | "
-            f"{row['ms']:.1f} | {row['card_ms']:.1f} | {images / row['ms'] * 1e3:,.0f} | "
-            f"{row['host_waits']} | {row['peak_gb']:.2f} | "
-            f"{row['predicted_gb'] / row['peak_gb'] - 1:+.1%} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
 def commit() -> str:
     command = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -337,7 +204,7 @@ def main() -> None:
 
     def save() -> None:
         (chosen.into / "card.json").write_text(json.dumps(found, indent=1) + "\n")
-        (chosen.into / "card.md").write_text(page(found))
+        (chosen.into / "card.md").write_text(page(found, ROUNDS))
 
     for classes in (1_000_000, 125_000):
         for changes in STEPS:
@@ -355,7 +222,7 @@ def main() -> None:
             gc.collect()
             torch.cuda.empty_cache()
             save()
-    print(page(found))
+    print(page(found, ROUNDS))
 
 
 if __name__ == "__main__":

@@ -9,22 +9,20 @@ measure something again, delete its file. The host that stutters needs root.
 
 import argparse
 import json
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from analysis.draw.scaling import CONDITIONS, Condition
+from benchmarks.lab_hosts import Grid, LabFailed, Link, in_lab, lab, on_all_ranks, rates
 from benchmarks.lab_page import page
 from benchmarks.on_link import HOW, on_link, with_early
 from harness.compare.conclude import conclude
 from harness.compare.folder import variants_in, write_runs
 from harness.errors import UserError
-from harness.lab.own_lab import own_lab
 from harness.tracking.comparison_files import TABLE_FILE
 from harness.tracking.results import Results, Terms, Variant
 from harness.tracking.run_folder import SUMMARY
@@ -75,115 +73,6 @@ LATE_TWIN = "exchange.kind=delayed,exchange.delay=0"
 """The same numbers, exchanged after the backward pass: what overlapping is measured against."""
 SEEDS = (0, 1, 2)
 """Of a study; none of the sweep's."""
-CYCLE = "HOROVOD_CYCLE_TIME=20"
-"""Ranks outnumber the cores: Horovod's threads wake less often. At 5 ms all lose a tenth."""
-
-
-class LabFailed(Exception):
-    """A measurement did not end well; its output tells why."""
-
-
-@dataclass(frozen=True)
-class Link:
-    """Of every host."""
-
-    rate: str = "none"
-    latency: str | None = None
-    """One way."""
-    jitter: str | None = None
-
-    @property
-    def options(self) -> list[str]:
-        words = ["--rate", self.rate]
-        words += ["--latency", self.latency] if self.latency else []
-        return words + (["--jitter", self.jitter] if self.jitter else [])
-
-    @property
-    def mbit(self) -> float | None:
-        return None if self.rate == "none" else float(self.rate.removesuffix("mbit"))
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Ranks on test hosts."""
-
-    link: Link
-    hosts: int = 2
-    slots: int = 2
-    """Ranks of a host."""
-
-
-@contextmanager
-def lab(hosts: int, slots: int, link: Link) -> Iterator[str]:
-    """Test hosts while it lasts; the list for -H."""
-    with own_lab(hosts, slots, *link.options) as names:
-        yield names
-
-
-def harness(*words: str, log: Path | None = None) -> None:
-    """One command; what it prints is passed on, and kept in the log."""
-    line = [sys.executable, "-m", "harness", *words]
-    printed = []
-    with subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        for each in process.stdout:
-            printed.append(each)
-            print(each, end="", file=sys.stderr, flush=True)
-    if log is not None:
-        log.write_text("".join(printed))
-    if process.returncode:
-        raise LabFailed(f"{' '.join(words[:4])} ... ended with exit code {process.returncode}")
-
-
-def in_lab(words: Sequence[str], log: Path, stutter: Sequence[str] = ()) -> None:
-    slow = [word for each in stutter for word in ("--stutter", each)]
-    program = ["env", CYCLE, sys.executable, "-m", *words]
-    harness("lab", "run", *slow, "--", *program, log=log)
-
-
-def launched(
-    folder: Path,
-    name: str,
-    hosts: str,
-    module: str,
-    words: Sequence[str],
-    stutter: Sequence[str] = (),
-) -> None:
-    """One of our benchmarks on all ranks of a lab; its numbers into NAME.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    output = ["--output", str(folder / f"{name}.json")]
-    program = [sys.executable, "-m", f"benchmarks.{module}", *words, *output]
-    launch = ["harness", "launch", "-H", hosts, "--folder", str(folder / "logs"), "--"]
-    in_lab([*launch, *program], folder / f"{name}.log", stutter)
-
-
-def on_all_ranks(
-    folder: Path,
-    name: str,
-    grid: Grid,
-    module: str,
-    words: Sequence[str],
-    stutter: Sequence[str] = (),
-) -> None:
-    """`launched` in a lab of its own; none is made where the numbers are there."""
-    if (folder / f"{name}.json").exists():
-        return
-    with lab(grid.hosts, grid.slots, grid.link) as hosts:
-        launched(folder, name, hosts, module, words, stutter)
-
-
-def rates(
-    folder: Path,
-    name: str,
-    grid: Grid,
-    experiments: Sequence[str],
-    arguments: Sequence[str] = (),
-    stutter: Sequence[str] = (),
-) -> None:
-    """Experiments in turn in one run."""
-    on_all_ranks(folder, name, grid, "throughput", [*experiments, *arguments], stutter)
 
 
 def note(folder: Path, name: str, grid: Grid, classes: int) -> None:

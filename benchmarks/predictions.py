@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.lab import LabFailed, Link, in_lab, lab, launched
+from benchmarks.lab_hosts import LabFailed, Link, in_lab, lab, launched
 from harness.calibrate.result import read_calibration
 from harness.config import load
 from harness.lab import lab as running_lab
@@ -106,7 +106,7 @@ SETTINGS = (
 
 def calibrate(folder: Path) -> None:
     output = folder / "calibration.json"
-    program = [sys.executable, "-m", "harness.calibrate.main", BASE, "train.threads=1"]
+    program = [sys.executable, "-m", "harness", "calibrate", BASE, "train.threads=1"]
     with lab(2, 2, Link(f"{CALIBRATED_MBIT}mbit")) as hosts:
         launch = [
             "harness",

@@ -165,7 +165,7 @@ def main() -> None:
                     each.rates.clear()
                     each.times.clear()
                     each.cpu.clear()
-        hvd.barrier()  # who has ended may shut Horovod down
+        hvd.barrier()  # a rank that leaves shuts Horovod down for all
         if topology.rank == 0:
             found = json.dumps(report(variants))
             if chosen.output:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from harness.arguments import MOST_RANKS, Arguments, count, path
+from harness.calibrate.command import add_calibrate
 from harness.compare.command import add_compare
 from harness.demo.command import add_demo
 from harness.errors import AlikeOnAllRanks, UserError
@@ -17,6 +18,9 @@ from harness.parallel.launcher import is_first, refuse_others
 from harness.plan.command import add_plan
 from harness.terminal import lasting_output
 from harness.tracking.command import add_ui
+
+ON_ALL_RANKS = (["train"], ["doctor"], ["calibrate"])
+"""Commands that horovodrun starts on every rank; the others start ranks themselves."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    refuse_others(starts_ranks=arguments[:1] not in (["train"], ["doctor"]))
+    refuse_others(starts_ranks=arguments[:1] not in ON_ALL_RANKS)
     parsed = _parse(arguments)
     code: int = parsed.command(parsed)
     return code
@@ -77,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="one line for a machine to read")
     doctor.set_defaults(command=_doctor)
     add_plan(commands)
+    add_calibrate(commands)
     add_launch(commands)
     add_lab(commands)
     add_demo(commands)

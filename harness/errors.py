@@ -1,6 +1,11 @@
 """The errors that end in one line: what is wrong, what was found, what to do."""
 
 
+def one_line(error: object, most: int | None = None) -> str:
+    """An error's text with its line breaks folded into blanks, `most` characters of it."""
+    return " ".join(str(error).split())[:most]
+
+
 class UserError(Exception):
     """A mistake the user can mend; its message is one line and ends with what to do.
 

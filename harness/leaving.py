@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from harness.errors import AlikeOnAllRanks, RunFailed, SaidByAnotherRank, UserError
+from harness.errors import AlikeOnAllRanks, RunFailed, SaidByAnotherRank, UserError, one_line
 from harness.parallel.launcher import is_first, is_one_of_many, launched
 
 SILENT_SECONDS = 10.0
@@ -78,7 +78,7 @@ def _fail(error: Exception) -> int:
         print(said, end="", file=sys.stderr, flush=True)
         return 1
     _let_go()
-    detail = " ".join(str(error).split())[:160]
+    detail = one_line(error, 160)
     _tell(
         f"rank {place.rank} on {place.host}: stopped because {because} "
         f"({type(error).__name__}: {detail})",
@@ -119,5 +119,5 @@ def _leave_last(code: int, otherwise: str = "", seconds: float = SILENT_SECONDS)
 
 
 def _tell(line: object, code: int) -> int:
-    print(f"harness: {' '.join(str(line).split())}", file=sys.stderr, flush=True)
+    print(f"harness: {one_line(line)}", file=sys.stderr, flush=True)
     return code

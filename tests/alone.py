@@ -5,8 +5,9 @@ import torch
 from harness.measure.clock import clock_for
 from harness.measure.phase import Phase
 from harness.measure.traffic import Traffic
+from harness.parallel.aside import Aside
 from harness.parallel.group import Group, Meters
-from harness.parallel.replicas import ReplicaGroup
+from harness.parallel.peers import PeerGroup
 from harness.parallel.topology import Topology
 from harness.parallel.world import World
 
@@ -24,14 +25,15 @@ def group_of_one(counted: Meters | None = None) -> Group:
 def world_of_one(counted: Meters | None = None) -> World:
     """Serves every layout: they are one and the same on a single rank."""
     counted = counted or meters()
-    group = group_of_one(counted)
+    topology, group = Topology(0, 1, 1), group_of_one(counted)
     return World(
-        topology=Topology(0, 1, 1),
+        topology=topology,
         device=CPU,
         meters=counted,
         node=group,
         slices=group,
         everyone=group,
         replicas=group,
-        peers=ReplicaGroup(1, 0, None, counted),
+        peers=PeerGroup(1, 0, None, counted),
+        aside=Aside(topology, CPU),
     )

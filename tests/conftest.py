@@ -42,6 +42,16 @@ def place() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite store without runs, to copy; making its tables takes MLflow seconds."""
+    from harness.tracking.connection import open_store
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    open_store(f"sqlite:///{file}")
+    return file
+
+
 class ByFile(LoadFileScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from harness.measure.phase import Phase
+from harness.parallel.aside import Aside
 from harness.parallel.group import Group, Meters, Pending
 from harness.parallel.line import Line, Running
+from harness.parallel.peers import Sum
 from harness.parallel.ranks import Gathered
 from harness.parallel.rehearsal import Rehearsal
-from harness.parallel.replicas import Sum
 from harness.parallel.topology import Layout, Topology
 from harness.parallel.world import World
 from tests.alone import CPU, meters
@@ -155,4 +156,5 @@ def wide_world(nodes: int, ranks_per_node: int, layout: Layout) -> World:
         everyone=_group(topology.world_size, counted),
         replicas=_group(len(topology.replica_group(layout)), counted),
         peers=WidePeers(nodes),  # type: ignore[arg-type]
+        aside=Aside(topology, CPU),
     )

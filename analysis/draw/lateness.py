@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
-from analysis.draw.scale import CEILING, LABELS, MAPS, in_short
+from analysis.draw.scale import CEILING, LABELS, MAPS, compact
 from analysis.draw.scaling import CONDITIONS, UNSHAPED, Condition
 from harness.compare.colours import Look, in_order, looks
 from harness.compare.folder import variants_in
@@ -146,8 +146,8 @@ def _draw_leads(axes: Axes, found: pd.DataFrame) -> None:
     axes.imshow(found, cmap="PuOr_r", norm=LogNorm(1 / WORTH, WORTH), origin="lower", aspect="auto")
     for (y, x), lead in np.ndenumerate(found.to_numpy()):
         axes.text(x, y, f"{lead:.2f}x", ha="center", va="center", fontsize=9)
-    axes.set_xticks(range(len(found.columns)), [in_short(float(each)) for each in found.columns])
-    axes.set_yticks(range(len(found.index)), [in_short(float(each)) for each in found.index])
+    axes.set_xticks(range(len(found.columns)), [compact(float(each)) for each in found.columns])
+    axes.set_yticks(range(len(found.index)), [compact(float(each)) for each in found.index])
     axes.set_xlabel(LABELS["gbit_per_second"])
     axes.set_ylabel(LABELS["classes"])
     axes.grid(visible=False)

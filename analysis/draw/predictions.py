@@ -1,56 +1,24 @@
-"""Predictions: the cost model against the lab, and against tables that others published."""
+"""Predictions: the cost model against what was measured in the lab."""
 
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.axes import Axes
 
-from analysis.published import Check, horovod, insightface
 from harness.compare.style import Picture, Said, dressed, picture
 
 MEASURED = "#b0b0b0"
 PREDICTED = "#0072B2"
-FITTED_ALPHA = 0.35
-TITLES = {
-    "lab": "Lab hosts, one calibration",
-    "insightface": "insightface, 8 V100",
-    "horovod": "Horovod, 128 x 4 P100",
-}
-UNITS = {
-    "lab": "step time (ms)",
-    "insightface": "images/s, eight cards",
-    "horovod": "images/s, share of linear (1)",
-}
 
 
-def checks(lab: str | Path, published: str | Path) -> dict[str, Check]:
-    """Of `benchmarks.predictions`' table and of the published ones in a folder."""
-    folder = Path(published)
-    return {
-        "lab": of_lab(pd.read_json(lab)),
-        "insightface": insightface(pd.read_csv(folder / "insightface-8xV100.csv")),
-        "horovod": horovod(pd.read_csv(folder / "horovod-512xP100.csv")),
-    }
-
-
-def of_lab(table: pd.DataFrame) -> Check:
-    """Nothing was fitted to any of its rows."""
-    frame = pd.DataFrame(
-        {
-            "what": [
-                _in_words(*names) for names in zip(table["variant"], table["setting"], strict=True)
-            ],
-            "published": table["measured_ms"],
-            "predicted": table["predicted_ms"],
-            "error": table["error"],
-            "fitted": False,
-        }
-    )
-    return Check(frame, {})
+def read(table: str | Path) -> pd.DataFrame:
+    """`benchmarks.predictions`' table, a row for each configuration. Nothing was fitted to any."""
+    rows = pd.read_json(table)
+    pairs = zip(rows["variant"], rows["setting"], strict=True)
+    return rows.assign(what=[_in_words(*names) for names in pairs])
 
 
 def _in_words(variant: str, setting: str) -> str:
-    """Of `benchmarks.predictions`' names for them."""
+    """The names that `benchmarks.predictions` gives them, spelt out."""
     layout, exchange, passes, delay, sent_as, *pieces = variant.split("-")
     grid, rate, classes = setting.split("-")
     told = f"{layout} {exchange}, K {passes}"
@@ -61,52 +29,33 @@ def _in_words(variant: str, setting: str) -> str:
     return f"{told}: {grid}, {link}, {int(classes):,}"
 
 
-def draw(found: dict[str, Check]) -> Picture:
-    """A panel a source: measured beside predicted, and by how much it is off."""
+def draw(found: pd.DataFrame) -> Picture:
+    """Measured beside predicted, and by how much it is off."""
+    widest = max(found["measured_ms"].max(), found["predicted_ms"].max())
     with dressed():
-        figure = picture(14, 7.4)
-        panels = figure.subplot_mosaic(
-            [["lab", "insightface"], ["lab", "horovod"]], height_ratios=(3.6, 1)
-        )
-        for name, check in found.items():
-            _draw_check(panels[name], check)
-            panels[name].set_title(TITLES[name])
-            panels[name].set_xlabel(UNITS[name])
-        handles = [
-            panels["lab"].barh([0], [0], color=MEASURED),
-            panels["lab"].barh([0], [0], color=PREDICTED),
-            panels["lab"].barh([0], [0], color=PREDICTED, alpha=FITTED_ALPHA),
-        ]
-        names = ["measured or published", "predicted", "fitted to this row"]
-        figure.legend(handles=handles, labels=names, loc="outside lower center", ncols=3)
+        figure = picture(9, 7.4)
+        axes = figure.subplots()
+        rows = range(len(found))
+        above, below = ([row + shift for row in rows] for shift in (-0.2, 0.2))
+        axes.barh(above, found["measured_ms"], 0.38, color=MEASURED, label="measured")
+        axes.barh(below, found["predicted_ms"], 0.38, color=PREDICTED, label="predicted")
+        for number, row in enumerate(found.to_dict("records")):
+            place = max(row["measured_ms"], row["predicted_ms"]) + 0.01 * widest
+            axes.text(place, number, f"{row['error']:+.1%}", va="center", fontsize=9)
+        axes.set_yticks(rows, list(found["what"]))
+        axes.set_ylim(len(found) - 0.4, -0.6)
+        axes.set_xlim(0, 1.15 * widest)
+        axes.grid(axis="y", visible=False)
+        axes.set_title("Lab hosts, one calibration")
+        axes.set_xlabel("step time (ms)")
+        figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
-def _draw_check(axes: Axes, check: Check) -> None:
-    frame = check.frame
-    widest = max(frame["published"].max(), frame["predicted"].max())
-    for number, row in enumerate(frame.to_dict("records")):
-        alpha = FITTED_ALPHA if row["fitted"] else 1.0
-        axes.barh(number - 0.2, row["published"], 0.38, color=MEASURED)
-        axes.barh(number + 0.2, row["predicted"], 0.38, color=PREDICTED, alpha=alpha)
-        told = "fitted" if row["fitted"] else f"{row['error']:+.1%}"
-        place = max(row["published"], row["predicted"]) + 0.01 * widest
-        axes.text(place, number, told, va="center", fontsize=9)
-    axes.set_yticks(range(len(frame)), list(frame["what"]))
-    axes.set_ylim(len(frame) - 0.4, -0.6)
-    axes.set_xlim(0, 1.15 * widest)
-    axes.grid(axis="y", visible=False)
-
-
-def say(found: dict[str, Check]) -> Said:
-    """How far off what was not fitted is."""
-    lines = []
-    for name, check in found.items():
-        fitted = "; ".join(f"{what}: {value}" for what, value in check.fitted.items())
-        used = int(check.frame["fitted"].sum())
-        lines.append(
-            f"* {TITLES[name]}: {used} of {len(check.frame)} rows were fitted to"
-            f"{f' ({fitted})' if fitted else ''}; the others are off by {check.median:.1%} "
-            f"(median), {check.worst:.1%} at most"
-        )
-    return Said("\n".join(lines))
+def say(found: pd.DataFrame) -> Said:
+    """How far off the predictions are."""
+    errors = found["error"].abs()
+    return Said(
+        f"Lab hosts, one calibration: {len(found)} configurations, none of which was fitted to, "
+        f"are off by {errors.median():.1%} (median), {errors.max():.1%} at most"
+    )

@@ -51,7 +51,7 @@ def _draw_lines(axes: Axes, frame: pd.DataFrame, over: str, found: Mapping[str, 
     for variant, rows in along(frame, over).groupby("variant"):
         places = [values.index(value) for value in rows[over]]
         axes.plot(places, rows["share"], label=variant, **line(found[str(variant)]))
-    axes.set_xticks(range(len(values)), [in_short(value) for value in values])
+    axes.set_xticks(range(len(values)), [compact(value) for value in values])
     axes.set_xlabel(LABELS[over])
     axes.set_ylabel("images/s, share of the ceiling's (1)")
     axes.set_title(_elsewhere(over))
@@ -104,8 +104,8 @@ def _draw_map(axes: Axes, best: pd.DataFrame, found: Mapping[str, Look]) -> None
         axes.add_patch(_tile(x, y, look.colour, 0.6 if row["lead"] >= CLEAR else 0.2))
         axes.plot([x], [y + 0.28], look.marker, color=look.colour, markersize=6)
         axes.text(x, y - 0.12, f"{row['lead']:.2f}x", ha="center", va="center", fontsize=9)
-    axes.set_xticks(range(len(rates)), [in_short(rate) for rate in rates])
-    axes.set_yticks(range(len(counts)), [in_short(count) for count in counts])
+    axes.set_xticks(range(len(rates)), [compact(rate) for rate in rates])
+    axes.set_yticks(range(len(counts)), [compact(count) for count in counts])
     axes.set_xlim(-0.5, len(rates) - 0.5)
     axes.set_ylim(-0.5, len(counts) - 0.5)
     axes.set_xlabel(LABELS["gbit_per_second"])
@@ -117,7 +117,7 @@ def _tile(x: int, y: int, colour: str, alpha: float) -> Rectangle:
     return Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", alpha=alpha)
 
 
-def in_short(value: float) -> str:
+def compact(value: float) -> str:
     """1,000,000 -> 1M; what is no round number stays as it is."""
     for size, sign in ((1e6, "M"), (1e3, "k")):
         if value >= size and value % size == 0:
@@ -128,7 +128,7 @@ def in_short(value: float) -> str:
 def _elsewhere(over: str) -> str:
     told = {
         "ranks": f"{PLACE['ranks']:,} cards",
-        "classes": f"{in_short(PLACE['classes'])} classes",
+        "classes": f"{compact(PLACE['classes'])} classes",
         "gbit_per_second": f"{PLACE['gbit_per_second']:g} Gbit/s",
     }
     return ", ".join(text for name, text in told.items() if name != over)
@@ -150,6 +150,6 @@ def say(frame: pd.DataFrame) -> Said:
         )
     lost = frame[~frame["fits"]].groupby("variant")["classes"].min()
     lines += [
-        f"* `{name}` does not fit from {in_short(least)} classes on" for name, least in lost.items()
+        f"* `{name}` does not fit from {compact(least)} classes on" for name, least in lost.items()
     ]
     return Said("\n".join(lines))

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.calibrate.repeated import barrier, mean, now, timed
+from harness.calibrate.repeated import barrier, mean, timed
 from harness.calibrate.result import Point
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.exchange.compression import make_wire
 from harness.exchange.feedback import Feedback
 from harness.exchange.flat import Flat
+from harness.measure.clock import now
 from harness.measure.phase import Phase
 from harness.model.backbone import make_backbone
 from harness.model.flops import Flops, micro_batch_flops
@@ -88,9 +89,9 @@ class NetworkPasses:
         return micro_batch_flops(self.backbone, channels, data.image_size, batch, batch, classes)
 
     def _backbone_pass(self) -> None:
-        began = now(self._world)
+        began = now(self._world.device)
         self._features().sum().backward()
-        self._seconds.append(now(self._world) - began)
+        self._seconds.append(now(self._world.device) - began)
 
     def _features(self) -> Tensor:
         with self._autocast():

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.config.yaml_files import MOST_JSON_BYTES, read_text
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 from harness.measure.summary import Record
 
 
@@ -82,4 +82,4 @@ def read_calibration(path: Path) -> Calibration:
     try:
         return Calibration.model_validate_json(read_text(path, "calibration", MOST_JSON_BYTES))
     except ValidationError as error:
-        raise UserError(f"{path} holds no calibration: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} holds no calibration: {one_line(error)}") from error

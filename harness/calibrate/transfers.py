@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.calibrate.repeated import timed
+from harness.calibrate.repeated import Repeat, timed
 from harness.calibrate.result import Point
 from harness.parallel.world import World
 
@@ -21,11 +21,11 @@ COPIED_BYTES = (2_097_152, 67_108_864)
 UNDER_WAY_BYTES = (32_768, 1_048_576)
 UNDER_WAY_SECONDS = 0.2
 UNDER_WAY_BLOCKS = 4
-"""Times as long as other timings: a transfer's work is little beside what threads do anyway."""
+"""Timed for this many times as long: a transfer's work is little beside what threads do anyway."""
 REST_SECONDS = 0.3
-"""A token bucket fills up."""
+"""Long enough for a link's token bucket to fill up."""
 OUT_OF_STEP_SECONDS = 0.02
-"""About so long after the one before: a transfer must not find Horovod's cycle just beginning."""
+"""About so long after the one before: no transfer may meet Horovod's cycle at the same point."""
 BACK_TO_BACK = 4
 """Transfers without a rest, for a link's lasting rate."""
 NOTHING = Point(size=0, seconds=0, cpu_seconds=0)
@@ -88,7 +88,9 @@ class _Sizes:
                 break
             transfer = make(self._world, size)
             found.append(
-                timed(self._world, transfer, size, self._seconds, rest, least, best=not rest)
+                timed(
+                    self._world, transfer, size, self._seconds, Repeat(rest, least, best=not rest)
+                )
             )
         return tuple(found)
 

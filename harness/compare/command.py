@@ -27,7 +27,7 @@ def add_compare(commands: Any) -> None:
     )
     compare.add_argument("--study", type=text, help="tag that joins the runs in MLflow")
     compare.add_argument(
-        "--from-study", type=text, metavar="NAME", help="runs nothing: reads it from MLflow"
+        "--from-study", type=text, metavar="NAME", help="a recorded study to read; runs nothing"
     )
     compare.add_argument(
         "--uri", type=text, help="MLflow store to read from; none: as tracking.uri says"
@@ -48,7 +48,7 @@ def add_compare(commands: Any) -> None:
         help="variant to compare with; else the first replicated and synchronous one",
     )
     compare.add_argument(
-        "--predictions", type=path, metavar="FILE", help="of harness plan, to set beside"
+        "--predictions", type=path, metavar="FILE", help="of harness plan --output, to compare"
     )
     compare.add_argument("--folder", type=path, help="where runs, table, chart and report go")
     compare.set_defaults(command=_compare)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,15 @@ from harness.errors import UserError
 from harness.tracking.results import baseline_of, target_of
 
 RAIL = "#9a9a9a"
-"""From the end of a step to the beginning of the next."""
+"""Colour of the line from the end of a step to the beginning of the next."""
 TALL = 0.5
-"""Thickness of a step, of the distance between two."""
+"""Thickness of a step, as a share of the distance between two."""
 
 
 def read(folder: str) -> Ladder:
-    """Of the runs of a study's folder, up to the accuracy that its comparison was made for.
+    """The ladder of the runs in a study's folder, for the accuracy that its comparison used.
 
-    Raises UserError where they are no rungs.
+    Raises UserError if they are no rungs of one.
     """
     variants = variants_in(Path(folder))
     baseline = baseline_of(variants)
@@ -44,80 +45,106 @@ def draw(ladder: Ladder) -> Picture:
     """Images/s on the left, time to the target on the right, both on logarithmic scales."""
     rungs = ladder.rungs
     found = looks(ladder.names)
+    beside = [(each, found[each.variant.name], each.over_below) for each in rungs]
     with dressed():
         figure = picture(13, 1.9 + 0.62 * len(rungs))
         speed, time = figure.subplots(1, 2, sharey=True)
         speed.set_yticks(range(len(rungs)), labels(rungs))
         speed.set_ylim(len(rungs) - 0.4, -0.6)
-        speeds = [each.images_per_second.estimate for each in rungs]
-        told = [each.over_below.speed if each.over_below else None for each in rungs]
-        _draw_steps(speed, rungs, speeds, told, found)
+        speeds = [
+            _Step(each, look, each.images_per_second.estimate, below.speed if below else None)
+            for each, look, below in beside
+        ]
+        _draw_steps(speed, speeds)
         speed.set_xlabel("images/s, all ranks")
         speed.set_title("Throughput; beside each step, times the rung below (95% CI)")
         if ladder.target is None:
             say_nothing(time, "no target accuracy")
             return figure
-        seconds = [each.seconds.estimate for each in rungs]
-        told = [each.over_below.time if each.over_below else None for each in rungs]
-        _draw_steps(time, rungs, seconds, told, found, falls=True)
+        times = [
+            _Step(each, look, each.seconds.estimate, below.time if below else None)
+            for each, look, below in beside
+        ]
+        _draw_steps(time, times, falls=True)
         time.set_xlabel("training time to the target, evaluations left out (s)")
         time.set_title(f"Time to {ladder.target.top1:.2%}; times faster than the rung below")
     return figure
 
 
-def _draw_steps(
-    axes: Axes,
-    rungs: Sequence[Rung],
-    values: Sequence[float],
-    told: Sequence[Difference | None],
-    found: dict[str, Look],
-    falls: bool = False,
-) -> None:
-    """`told`: each against the rung below. `falls`: less is faster."""
-    drawn = [value for value in values if math.isfinite(value) and value > 0]
+@dataclass(frozen=True)
+class _Step:
+    """A rung of one of the two charts."""
+
+    rung: Rung
+    look: Look
+    value: float
+    ratio: Difference | None
+    """Of the value by the rung below's."""
+
+    @property
+    def has_value(self) -> bool:
+        return math.isfinite(self.value) and self.value > 0
+
+
+def _draw_steps(axes: Axes, steps: Sequence[_Step], falls: bool = False) -> None:
+    """`falls`: less is faster."""
+    drawn = [each.value for each in steps if each.has_value]
     if not drawn:
         say_nothing(axes, "not reached by any rung" if falls else "no speed was measured")
         return
     _scale(axes, min(drawn), max(drawn))
-    middle = axes.get_yaxis_transform()
-    before, above = math.nan, -1
-    for row, (rung, value, ratio) in enumerate(zip(rungs, values, told, strict=True)):
-        if not (math.isfinite(value) and value > 0):
-            runs = len(rung.variant.summaries)
-            why = f"reached in {rung.reached} of {runs}" if falls else "no speed was measured"
-            axes.text(0.5, row, why, transform=middle, ha="center", va="center", color="#444444")
+    for row, step in enumerate(steps):
+        if not step.has_value:
+            _say_why(axes, row, step.rung, falls)
             continue
-        look = found[rung.variant.name]
-        edges = [value]
-        # Over a rung without a value lie more levers than this one's.
-        if above == row - 1 and row:
-            edges.append(before)
-            axes.plot([before, before], [above, row], color=RAIL, linewidth=1, zorder=1)
-            axes.barh(
-                row,
-                value - before,
-                left=before,
-                height=TALL,
-                facecolor=look.colour,
-                hatch=look.hatch,
-                edgecolor="white",
-                linewidth=0.5,
-            )
-        own: dict[str, Any] = {
-            "color": look.colour,
-            "marker": look.marker,
-            "markeredgecolor": "white",
-        }
-        axes.plot([value], [row], **own, markersize=8, zorder=5)
-        ends = _whisker(value, ratio, falls)
-        if ends:  # seen on light bars and on dark ones
-            axes.plot(ends, [row, row], color="white", linewidth=4, zorder=3)
-            axes.plot(ends, [row, row], color="black", linewidth=1.6, zorder=6)
-        text = f"{value:,.{0 if value >= 100 else 1}f}"
-        text += "" if ratio is None else f"   {ratio_told(ratio.interval)}"
-        edge = max([*edges, *ends])
-        axes.annotate(text, (edge, row), xytext=(8, 0), textcoords="offset points", va="center")
-        before, above = value, row
+        edges = [step.value]
+        # Where the rung below has no value, the way from the last one is that of several levers.
+        if row and steps[row - 1].has_value:
+            edges.append(steps[row - 1].value)
+            _draw_rise(axes, row, steps[row - 1].value, step)
+        _draw_value(axes, row, step, falls, edges)
+
+
+def _say_why(axes: Axes, row: int, rung: Rung, falls: bool) -> None:
+    """In place of a value."""
+    runs = len(rung.variant.summaries)
+    why = f"reached in {rung.reached} of {runs}" if falls else "no speed was measured"
+    middle = axes.get_yaxis_transform()
+    axes.text(0.5, row, why, transform=middle, ha="center", va="center", color="#444444")
+
+
+def _draw_rise(axes: Axes, row: int, before: float, step: _Step) -> None:
+    """From the value of the rung below to this one's."""
+    axes.plot([before, before], [row - 1, row], color=RAIL, linewidth=1, zorder=1)
+    axes.barh(
+        row,
+        step.value - before,
+        left=before,
+        height=TALL,
+        facecolor=step.look.colour,
+        hatch=step.look.hatch,
+        edgecolor="white",
+        linewidth=0.5,
+    )
+
+
+def _draw_value(axes: Axes, row: int, step: _Step, falls: bool, edges: Sequence[float]) -> None:
+    """The value, its interval, and both in words right of all that the row draws."""
+    own: dict[str, Any] = {
+        "color": step.look.colour,
+        "marker": step.look.marker,
+        "markeredgecolor": "white",
+    }
+    value = step.value
+    axes.plot([value], [row], **own, markersize=8, zorder=5)
+    ends = _whisker(value, step.ratio, falls)
+    if ends:  # seen on light bars and on dark ones
+        axes.plot(ends, [row, row], color="white", linewidth=4, zorder=3)
+        axes.plot(ends, [row, row], color="black", linewidth=1.6, zorder=6)
+    text = f"{value:,.{0 if value >= 100 else 1}f}"
+    text += "" if step.ratio is None else f"   {ratio_told(step.ratio.interval)}"
+    edge = max([*edges, *ends])
+    axes.annotate(text, (edge, row), xytext=(8, 0), textcoords="offset points", va="center")
 
 
 def _whisker(value: float, ratio: Difference | None, falls: bool) -> list[float]:

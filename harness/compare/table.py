@@ -9,12 +9,13 @@ import pandas as pd
 from harness.compare.intervals import mean_interval
 from harness.compare.waits import WAITS, wait_ms, wait_percent, waits_told_apart
 from harness.config import Config
+from harness.measure.phase import Phase
 from harness.measure.summary import RunSummary
 from harness.tracking.results import PRIMARY, Target, Variant
 
 COLUMNS = 118
-"""What a terminal is taken to have."""
-PHASES = ("data", "forward", "backward", *WAITS, "optimizer", "other")
+"""Width that a terminal is assumed to have."""
+PHASES = tuple(phase.value for phase in Phase)
 
 Measure = Callable[[RunSummary], float]
 

@@ -4,7 +4,6 @@ import gzip
 import math
 import os
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from harness.config import DataConfig
 from harness.data.augment import CropAndFlip
 from harness.data.folder import required_root
-from harness.data.images import ArraySource, Dataset, Part
+from harness.data.images import ArraySource, Dataset, WrappedSource
 from harness.errors import UserError
 
 NUM_CLASSES = 10
@@ -63,22 +62,12 @@ def read_idx(path: Path, magic: int) -> Tensor:
     return torch.from_numpy(values.reshape(shape).copy())
 
 
-class ResizedSource:
+class ResizedSource(WrappedSource):
     """Another source's images at another size."""
 
     def __init__(self, source: ArraySource, image_size: int) -> None:
-        self._source = source
+        super().__init__(source)
         self._size = image_size
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    @property
-    def labels(self) -> Tensor:
-        return self._source.labels
-
-    def parts(self) -> Iterator[Part]:
-        return self._source.parts()
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = self._source.read(indices)

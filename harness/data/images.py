@@ -109,12 +109,11 @@ class ArraySource:
             yield Part(name, hashlib.sha256(tensor.contiguous().numpy().data).hexdigest())
 
 
-class OneAtATime:
-    """A source that threads may read at once: they take turns."""
+class WrappedSource:
+    """Another source's labels and parts; how images are read is a subclass's."""
 
     def __init__(self, source: ImageSource) -> None:
         self._source = source
-        self._turn = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._source)
@@ -125,6 +124,14 @@ class OneAtATime:
 
     def parts(self) -> Iterator[Part]:
         return self._source.parts()
+
+
+class OneAtATime(WrappedSource):
+    """A source that threads may read at once: they take turns."""
+
+    def __init__(self, source: ImageSource) -> None:
+        super().__init__(source)
+        self._turn = threading.Lock()
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         with self._turn:

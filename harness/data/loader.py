@@ -1,8 +1,9 @@
 """Batches on their device: read in the step on a CPU, by a thread and a side stream for a GPU."""
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from itertools import count
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -41,7 +42,14 @@ def train_batches(
     stream of its own; 0, and a CPU, read in the step. What goes wrong in the thread is raised here.
     Closing the iterator ends the thread.
     """
-    made = _made_batches(dataset, shares, seed, rank, device, augment, start)
+
+    def augmented(images: Tensor, t: int) -> Tensor:
+        if not augment:
+            return images
+        # One generator for each micro-batch and rank: a batch is the same wherever a run resumes.
+        return dataset.augment(images, seeded_generator(seed, "augment", t, rank, device=device))
+
+    made = _made_batches(dataset.train, shares, device, augmented, start)
     if device.type != "cuda" or not prefetch:
         return made
     return _ready_on_card(read_ahead(_on_side_stream(made, device), prefetch), device)
@@ -63,23 +71,15 @@ def evaluation_batches(
 
 
 def _made_batches(
-    dataset: Dataset,
+    source: ImageSource,
     shares: Shares,
-    seed: int,
-    rank: int,
     device: torch.device,
-    augment: bool,
+    augmented: Callable[[Tensor, int], Tensor],
     start: int,
 ) -> Generator[Batch, None, None]:
-    t = start
-    while True:
-        images, labels = _moved(dataset.train.read(shares.indices(t)), device)
-        images = images.float().div_(255)
-        if augment:
-            generator = seeded_generator(seed, "augment", t, rank, device=device)
-            images = dataset.augment(images, generator)
-        yield normalise(images), labels
-        t += 1
+    for t in count(start):
+        images, labels = _moved(source.read(shares.indices(t)), device)
+        yield normalise(augmented(images.float().div_(255), t)), labels
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:

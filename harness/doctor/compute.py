@@ -8,6 +8,7 @@ import torch
 
 from harness.doctor.finding import Facts, Finding, Level, listed, median_of_rest, told
 from harness.doctor.seat import Seat
+from harness.measure.clock import now
 
 CHECK = "compute"
 TOLERANCE = 0.2
@@ -34,17 +35,15 @@ class Speed(Facts):
 def measure_speed(
     device: torch.device, seconds: float, dtype: torch.dtype = torch.float32
 ) -> Speed:
-    """So long, for several periods of a processor limit: less would measure a burst."""
+    """Measures for `seconds`, several periods of a processor limit: less would measure a burst."""
     size = SIZES[device.type]
     left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     result = left @ right
-    _finish(device)
-    began, busy, products = time.perf_counter(), time.process_time(), 0
-    while (elapsed := time.perf_counter() - began) < seconds or not products:
+    began, busy, products = now(device), time.process_time(), 0
+    while (elapsed := now(device) - began) < seconds or not products:
         for _ in range(AT_ONCE[device.type]):
             torch.mm(left, right, out=result)
             products += 1
-        _finish(device)
     share = (time.process_time() - busy) / elapsed / torch.get_num_threads()
     on_card = device.type == "cuda"
     return Speed(
@@ -52,11 +51,6 @@ def measure_speed(
         flop_per_second=products * 2 * size**3 / elapsed,
         cpu_share=None if on_card else share,
     )
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def best_speeds(rounds: Sequence[Sequence[Speed]]) -> list[Speed]:

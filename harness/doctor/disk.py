@@ -56,7 +56,7 @@ def _faults(host: str, place: Place) -> list[Finding]:
     # A cache that is there may hold all images already.
     serious: Level = "warn" if place.purpose == "cache" and place.exists else "fail"
     if not place.writable:
-        found, advice = f"cannot write {where}", f"give leave, or set {key}"
+        found, advice = f"cannot write {where}", f"fix its permissions, or set {key}"
         return [Finding(check=CHECK, level=serious, found=found, advice=advice)]
     if place.free_bytes >= place.needed_bytes + SPARE_BYTES:
         return []

@@ -1,18 +1,15 @@
 """What a check has found, and the words it is told in."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 Level = Literal["ok", "warn", "fail"]
 LEVELS: tuple[Level, ...] = ("ok", "warn", "fail")
 MOST_LINES = 8
-"""Of one check: what is wrong everywhere needs no line for every host."""
-
-Gather = Callable[[Any, str], list[Any]]
-"""(value of this rank, name) -> the values of all ranks, on all of them. Collective."""
+"""Lines of one check: what is wrong everywhere needs no line for every host."""
 
 
 class Facts(BaseModel):

@@ -5,6 +5,8 @@ import socket
 import struct
 from typing import Any
 
+from harness.errors import one_line
+
 LENGTH = struct.Struct("!I")
 MOST_BYTES = 1 << 26
 """A longer message is not one of ours."""
@@ -41,4 +43,4 @@ def in_short(error: Exception) -> str:
     """`Connection refused` rather than a number and a tuple."""
     if isinstance(error, TimeoutError):
         return "timed out"
-    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    return getattr(error, "strerror", None) or one_line(error) or type(error).__name__

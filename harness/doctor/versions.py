@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from harness.doctor.finding import Facts, Finding, listed, told
 from harness.doctor.seat import Seat
+from harness.errors import one_line
 
 VERSIONS, BUILD = "versions", "horovod"
 """What these checks are called."""
@@ -122,7 +123,7 @@ def horovod_build() -> Build:
     try:
         import horovod.torch as hvd
     except Exception as error:  # the loader's, the linker's or its own: all are told
-        return Build(version=installed, error=" ".join(str(error).split())[:200])
+        return Build(version=installed, error=one_line(error, 200))
     built = {"gloo": hvd.gloo_built(), "mpi": hvd.mpi_built(), "nccl": hvd.nccl_built()}
     return Build(version=installed, has=tuple(key for key in built if built[key]), asked=_asked())
 

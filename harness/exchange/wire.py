@@ -28,8 +28,13 @@ class Landing(Protocol):
 class Carrier(Protocol):
     """A group of ranks that adds up what they send."""
 
-    size: int
-    index: int
+    @property
+    def size(self) -> int:
+        """The number of ranks."""
+
+    @property
+    def index(self) -> int:
+        """This rank's place among them."""
 
     def launch_sum(self, buffer: Tensor, name: str) -> Launched:
         """Starts summing `buffer` in place over the group. Collective over it."""

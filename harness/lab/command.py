@@ -38,10 +38,10 @@ def add_lab(commands: Commands) -> None:
     up = of_lab.add_parser("up", help="make the hosts h1, h2, ... anew")
     up.add_argument("--hosts", type=count(lab.MOST_HOSTS), default=2, help="how many")
     up.add_argument("--slots", type=count(MOST_RANKS), default=4, help="ranks that a host takes")
-    up.add_argument("--rate", default="none", help="of each host's link: 200mbit, none")
+    up.add_argument("--rate", default="none", help="rate of each host's link: 200mbit, none")
     _add_impairment(up)
     up.add_argument(
-        "--share", action="append", default=[], metavar="HOST=FRACTION", help="of one core"
+        "--share", action="append", default=[], metavar="HOST=FRACTION", help="share of one core"
     )
     up.add_argument(
         "--ssh",
@@ -58,7 +58,7 @@ def add_lab(commands: Commands) -> None:
     status.set_defaults(command=_inside(_status))
     rate = of_lab.add_parser("rate", help="shape the links of a running lab anew")
     rate.add_argument("rate", help="200mbit, none")
-    rate.add_argument("host", nargs="?", help="only this one's")
+    rate.add_argument("host", nargs="?", help="the host to change; without it, all")
     _add_impairment(rate)
     rate.set_defaults(command=_inside(_rate))
     share = of_lab.add_parser("share", help="limit a host's processes to a part of one core")

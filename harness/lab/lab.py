@@ -223,7 +223,7 @@ def _note_what_is_missing() -> None:
 
 
 def _make_groups(hosts: Sequence[LabHost]) -> Groups | None:
-    """None where the machine lets nobody limit cores: a lab is of use without."""
+    """None if nobody may limit cores on this machine; the lab works without."""
     groups = find_groups(Path("/proc/mounts").read_text())
     if groups is None:
         return None

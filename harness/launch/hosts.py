@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import psutil
@@ -28,7 +29,7 @@ def parse_hosts(text: str, ranks: int) -> tuple[Host, ...]:
     if ranks < 1:
         raise UserError(f"--np {ranks} starts no rank; give at least 1")
     hosts = read_hosts(text)
-    found = sum(host.slots for host in hosts)
+    found = _slots(hosts)
     if found < ranks:
         raise UserError(
             f"--np {ranks} needs {ranks} slots, --hosts {in_one_word(hosts)} has {found}; add "
@@ -47,7 +48,11 @@ def parse_hosts(text: str, ranks: int) -> tuple[Host, ...]:
 
 def slots_of(hosts: str | None) -> int:
     """How many ranks the hosts take; one where none are given. Raises UserError as above."""
-    return sum(host.slots for host in parse_hosts(hosts, 1)) if hosts else 1
+    return _slots(parse_hosts(hosts, 1)) if hosts else 1
+
+
+def _slots(hosts: Iterable[Host]) -> int:
+    return sum(host.slots for host in hosts)
 
 
 def read_hosts(text: str) -> tuple[Host, ...]:
@@ -105,7 +110,7 @@ def host_of_each_rank(hosts: tuple[Host, ...], ranks: int) -> tuple[str, ...]:
 
 def most_ranks_on_a_machine(hosts: tuple[Host, ...]) -> int:
     """Names of this machine count together: emulated nodes share its cores."""
-    here = sum(host.slots for host in hosts if is_here(host))
+    here = _slots(host for host in hosts if is_here(host))
     return max(here, *(host.slots for host in hosts))
 
 

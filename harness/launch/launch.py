@@ -8,11 +8,10 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TextIO
 
 import psutil
@@ -29,6 +28,7 @@ from harness.launch.hosts import (
 from harness.launch.leash import GRACE_SECONDS
 from harness.launch.output import Evidence, Log, Screen, Splitter
 from harness.measure.redaction import masked
+from harness.signals import handled, ignore, interrupt
 
 START_SECONDS = 300
 """Ranks that outnumber the cores take long to import torch."""
@@ -108,13 +108,14 @@ def launch(
     )
     stopped = False
     try:
-        with _stop_signals():
+        with handled([signal.SIGTERM], interrupt):
             reader.start()
             process.wait()
     except KeyboardInterrupt:
         stopped = True
     finally:
-        with _deaf():
+        # A second Ctrl-C while ranks are being ended, which takes seconds, would leave some behind.
+        with handled([signal.SIGINT, signal.SIGTERM], ignore):
             _end(process, mark)
     reader.join(LEFTOVER_SECONDS)
     return _outcome(process.returncode, stopped, evidence, log)
@@ -164,31 +165,6 @@ def _read(process: "subprocess.Popen[bytes]", log: Log, screen: Screen, evidence
             evidence.add(line)
         log.add(lines)
     log.close()
-
-
-@contextmanager
-def _stop_signals() -> Iterator[None]:
-    """SIGTERM ends the wait as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """Impatience while ranks are being ended would leave some behind; it takes seconds."""
-
-    def ignore(number: int, frame: FrameType | None) -> None:
-        return None
-
-    before = [(number, signal.signal(number, ignore)) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
 
 
 def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:

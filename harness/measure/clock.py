@@ -128,6 +128,13 @@ class Clock:
         return times
 
 
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def clock_for(device: torch.device) -> Clock:
     """A clock that reads the time of `device`."""
     return Clock(CardTimeline() if device.type == "cuda" else HostTimeline())

@@ -57,15 +57,6 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def gauges(device: torch.device) -> dict[str, float]:
-    """This process now, for a line of the log. MB are 1e6 bytes."""
-    found = known(_of_this_process) or {}
-    if device.type == "cuda":
-        found["process/gpu_memory_mb"] = torch.cuda.memory_allocated(device) / 1e6
-        found["process/gpu_memory_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
-    return found
-
-
 def known(fact: Callable[[], Fact]) -> Fact | None:
     """A fact that only describes a run; None where it is not to be had, for whatever reason: in a
     container there may be no /proc, no name, no leave."""
@@ -73,15 +64,6 @@ def known(fact: Callable[[], Fact]) -> Fact | None:
         return fact()
     except Exception:
         return None
-
-
-def _of_this_process() -> dict[str, float]:
-    process = psutil.Process()
-    times = process.cpu_times()
-    return {
-        "process/rss_mb": process.memory_info().rss / 1e6,
-        "process/cpu_seconds": times.user + times.system,
-    }
 
 
 def _cards() -> list[str]:

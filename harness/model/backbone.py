@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config import BackboneConfig
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 
 SMALL_WIDTHS = (32, 64, 128, 192)
 
@@ -37,7 +37,7 @@ def make_backbone(config: BackboneConfig, channels: int, image_size: int, seed: 
             body = _body(config, channels, image_size)
             features = _features_of(body, channels, image_size)
         except (RuntimeError, AssertionError, ValueError) as error:
-            reason = " ".join(str(error).split())[:120]
+            reason = one_line(error, 120)
             if "memory" in reason:
                 raise UserError(
                     f"backbone.name={config.name} with {channels} x {image_size} x {image_size} "

@@ -9,8 +9,12 @@ that were rounded once.
 import torch
 from torch import Tensor
 
-from harness.model import kernels
 from harness.model.kept import Kept
+from harness.model.kernels.exponentials import exponentiate, fold
+from harness.model.kernels.logits import Logits
+from harness.model.kernels.maxima import largest, meet, partial
+from harness.model.kernels.slopes import bias_slopes, share
+from harness.model.kernels.weights import rows, through_length
 from harness.model.margins import with_margin
 from harness.model.operands import (
     FirstPass,
@@ -37,7 +41,7 @@ class Workspace:
         self._weight_cD = given.features.new_empty(size, features) if made else None
         self._exponentials_cn: Tensor | None = None
         self._size = size
-        self.partial = kernels.partial(size, self._logits_cn[0])
+        self.partial = partial(size, self._logits_cn[0])
 
     def weight(self, tile: Tile) -> Tensor:
         """Its rows as the products take them: of unit length where there are cosines, [c, D]."""
@@ -45,13 +49,13 @@ class Workspace:
         if self._weight_cD is None:
             return rows_cD
         made_cD = self._weight_cD[: len(rows_cD)]
-        kernels.rows(rows_cD, made_cD, unit=self._given.scale is not None)
+        rows(rows_cD, made_cD, unit=self._given.scale is not None)
         return made_cD
 
-    def logits(self, tile: Tile, weight_cD: Tensor) -> kernels.Logits:
+    def logits(self, tile: Tile, weight_cD: Tensor) -> Logits:
         raw_cn = self._logits_cn[: len(weight_cD)]
         product(weight_cD, self._given.features.T, raw_cn)
-        return kernels.Logits(raw_cn, self._given, tile)
+        return Logits(raw_cn, self._given, tile)
 
     def exponentials(self, tile: Tile) -> Tensor:
         """Where a tile's may lie until the next, [c, n]."""
@@ -62,7 +66,7 @@ class Workspace:
 
 
 def product(left: Tensor, right: Tensor, into: Tensor) -> None:
-    """Of matrices of any precision, added up and written in that of `into`."""
+    """Multiplies matrices of one precision; adds up and writes in that of `into`."""
     if left.dtype == into.dtype:
         torch.mm(left, right, out=into)
     else:
@@ -79,28 +83,23 @@ def first_pass(given: Operands, size: int, kept: Kept) -> FirstPass:
     for tile in tiles(given, size):
         weight_cD = work.weight(tile)
         logits = work.logits(tile, weight_cD)
-        kernels.largest(logits, work.partial)
-        turn = kernels.meet(logits, work.partial, found)
+        largest(logits, work.partial)
+        turn = meet(logits, work.partial, found)
         found.shifts.append(turn.shift)
         exponentials_cn = kept.at(tile)
         if exponentials_cn is None:
             exponentials_cn = work.exponentials(tile)
-        kernels.exponentiate(logits, found, turn.shift, exponentials_cn, work.partial)
+        exponentiate(logits, found, turn.shift, exponentials_cn, work.partial)
         product(exponentials_cn.T, weight_cD, part_nD)
-        kernels.fold(part_nD, work.partial, turn, logits.blocks, found)
+        fold(part_nD, work.partial, turn, logits.blocks, found)
     return found
 
 
 def second_pass(
-    given: Operands,
-    found: FirstPass,
-    whole: Statistics,
-    slope: Tensor,
-    size: int,
-    kept: Kept,
-    into: Gradients,
+    given: Operands, found: FirstPass, whole: Statistics, slope: Tensor, kept: Kept
 ) -> None:
     """As `passes.second_pass`."""
+    into, size = kept.into, kept.size
     features_nD = given.features.contiguous()
     scaled_nD = torch.empty_like(features_nD)
     share_n = torch.empty_like(found.max)
@@ -116,18 +115,18 @@ def second_pass(
             assert work is not None
             exponentials_cn = work.exponentials(tile)
             logits = work.logits(tile, work.weight(tile))
-            kernels.exponentiate(logits, found, shift_n, exponentials_cn, work.partial)
-        kernels.share(features_nD, shift_n, whole, slope, scaled_nD, share_n)
+            exponentiate(logits, found, shift_n, exponentials_cn, work.partial)
+        share(features_nD, shift_n, whole, slope, scaled_nD, share_n)
         rows_cD = into.weight[tile.start : tile.stop]
         if slope_cD is None:
             product(exponentials_cn, scaled_nD, rows_cD)
         else:
             product(exponentials_cn, scaled_nD, slope_cD[: len(rows_cD)])
             weight_cD = given.weight[tile.start : tile.stop]
-            kernels.through_length(slope_cD, weight_cD, given.scale, rows_cD, into.add)
+            through_length(slope_cD, weight_cD, given.scale, rows_cD, into.add)
         if into.bias is not None:
             row_c = into.bias[tile.start : tile.stop]
-            kernels.bias_slopes(exponentials_cn, share_n, row_c, into.add)
+            bias_slopes(exponentials_cn, share_n, row_c, into.add)
     _add_targets(given, found, slope, into)
 
 
@@ -159,6 +158,7 @@ def _add_targets(given: Operands, found: FirstPass, slope: Tensor, into: Gradien
         into.bias.index_add_(0, place_n, own_n.to(into.bias.dtype))
     own_nD = given.features.to(given.exact)
     if given.scale is not None:
+        # As in `weights.through_length`: (x - (x . u) u) scale / |w| with u = w / |w|.
         rows_nD = given.weight[place_n]
         inverse_n = inverse_lengths(rows_nD)
         along_n = torch.linalg.vecdot(own_nD, rows_nD) * inverse_n.square()

@@ -9,7 +9,7 @@ SCRATCH_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}
 
 
 class Kept:
-    """Exponentials of all tiles, until their part of the weight's gradient is made.
+    """Exponentials of all tiles of `size` classes, until the gradients `into` are made of them.
 
     Row j of that gradient has room for class j's exponentials, as long as an image's exponential
     and a feature's slope for each are no longer than the row, and no other micro-batch has left
@@ -18,6 +18,8 @@ class Kept:
     """
 
     def __init__(self, given: Operands, into: Gradients, size: int) -> None:
+        self.into = into
+        self.size = size
         classes, features = given.weight.shape
         images, product = len(given.targets), given.features.dtype
         self._rows_Kn: Tensor | None = None
@@ -64,6 +66,7 @@ def place(
     cards: bool,
 ) -> str:
     """`gradient`, `scratch` or `again`."""
+    # Row j of the gradient, D numbers of the weight's size, holds class j's n exponentials.
     if images * product_bytes <= features * gradient_bytes and not added:
         return "gradient"
     budget = SCRATCH_BYTES["cuda" if cards else "cpu"]

@@ -22,7 +22,6 @@ from harness.model.kept import Kept
 from harness.model.margins import with_margin
 from harness.model.operands import (
     FirstPass,
-    Gradients,
     Operands,
     Tile,
     begun,
@@ -65,6 +64,9 @@ def _take(
     better_n = max_n > found.max
     found.best = (best_n + tile.start).where(better_n, found.best)
     largest_n = torch.maximum(found.max, max_n)  # NaN, once one is
+    # Exponentials are relative to the tile's largest logit m_c, and stay so while they are kept.
+    # With m' = max(m, m_c) the sum S' = S exp(m - m') + exp(m_c - m') sum_j exp(z_j - m_c) takes no
+    # second look at them, and neither do the features' slopes.
     exponentials_cn = logits_cn.sub_(max_n).exp_()
     before_n, own_n = (found.max - largest_n).exp(), (max_n - largest_n).exp()
     found.sum = (found.sum * before_n).addcmul_(exponentials_cn.sum(dim=0), own_n)
@@ -95,7 +97,7 @@ def exponentials(given: Operands, tile: Tile, found: FirstPass) -> Tensor:
 
 
 def _weight(given: Operands, tile: Tile) -> tuple[Tensor, Tensor | None]:
-    """Of the tile, in the precision of products, and one over the rows' lengths for cosines."""
+    """The tile's rows in the precision of products, and one over their lengths for cosines."""
     weight_cD = given.weight[tile.start : tile.stop]
     inverse_c = None if given.scale is None else inverse_lengths(weight_cD)
     return weight_cD.to(given.features.dtype), inverse_c
@@ -139,18 +141,13 @@ def features_slope(given: Operands, found: FirstPass, whole: Statistics, slope: 
 
 
 def second_pass(
-    given: Operands,
-    found: FirstPass,
-    whole: Statistics,
-    slope: Tensor,
-    size: int,
-    kept: Kept,
-    into: Gradients,
+    given: Operands, found: FirstPass, whole: Statistics, slope: Tensor, kept: Kept
 ) -> None:
-    """Writes dW and db of this slice."""
+    """Writes dW and db of this slice, where the first pass was `kept` for them."""
+    into = kept.into
     product = given.features.dtype
     exact_nD = given.features.to(given.exact)
-    for tile in tiles(given, size):
+    for tile in tiles(given, kept.size):
         exponentials_cn = kept.give(tile)
         if exponentials_cn is None:
             exponentials_cn = exponentials(given, tile, found).to(product)

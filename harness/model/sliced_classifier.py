@@ -9,7 +9,7 @@ group's size. The weight's gradient is then the mean over the group's images alr
 """
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -36,12 +36,12 @@ INIT_BLOCK = 1024
 """Classes whose initial weights one generator draws; a file of any slicing agrees on them."""
 
 TILE_BYTES = {"cpu": 5_000_000, "cuda": 1 << 30}
-"""Of a tile. On a processor its part of the weight, its gradient and its exponentials stay in the
-cache; on a card it is as large as memory allows, because a launch costs as much as a small tile."""
+"""Size of a tile. On a processor its part of the weight, its gradient and its exponentials stay in
+the cache; on a card it is as large as memory allows: a launch costs as much as a small tile."""
 HAS_TRITON = find_spec("triton") is not None
 """Looked up once: a search for what is not there reads folders."""
 MOST_ELEMENTS = 2**31
-"""Of a tile on a card, whose kernels count in 32 bits."""
+"""Elements that a tile on a card stays below: the kernels count them in 32 bits."""
 
 
 class Scores(NamedTuple):
@@ -87,8 +87,8 @@ class SlicedClassifier(nn.Module):
         """Scores of this rank's images beside the group's. Collective over the slice group."""
         features_BD = self._operand(features_BD)
         goes_back = torch.is_grad_enabled()
-        given = features_BD, labels_B, self.weight, self.bias, self, goes_back
-        return Scores(*_CrossEntropy.apply(*given))
+        asked = _Asked(self, labels_B, goes_back)
+        return Scores(*_CrossEntropy.apply(features_BD, self.weight, self.bias, asked))
 
     @torch.no_grad()
     def predict(self, features_BD: Tensor, labels_B: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ class SlicedClassifier(nn.Module):
 
     @property
     def scale(self) -> float | None:
-        """Of cosines; None where logits are plain."""
+        """What cosines are multiplied by; None where logits are plain."""
         return None if self._config.margin == "none" else self._config.margin_scale
 
     def _operand(self, features_BD: Tensor) -> Tensor:
@@ -139,13 +139,13 @@ class SlicedClassifier(nn.Module):
     def operands(
         self, features_nD: Tensor, labels_n: Tensor, weight_KD: Tensor, bias_K: Tensor | None
     ) -> Operands:
-        """Of the gathered images, with these parameters."""
+        """The gathered images and these parameters, as the passes take them."""
         margin = margin_of(self._config)
         targets_n = labels_n - self.owned.start
         return Operands(features_nD, targets_n, weight_KD, bias_K, self.scale, margin)
 
     def smoothing(self, given: Operands, size: int) -> Smoothing | None:
-        """Of this micro-batch; None where labels are not smoothed. `size`: of a tile."""
+        """This micro-batch's smoothing; None where labels are not smoothed. `size`: of a tile."""
         share = self._config.label_smoothing
         return Smoothing.of(share, self.num_classes, given, size) if share else None
 
@@ -167,7 +167,7 @@ class SlicedClassifier(nn.Module):
 def tile_classes(
     images: int, features: int, weight_bytes: int, product_bytes: int, cards: bool
 ) -> int:
-    """Classes of a tile; `..._bytes` of an element."""
+    """Number of classes in a tile; `..._bytes`: size of one element."""
     if not cards:
         return max(1, TILE_BYTES["cpu"] // ((2 * features + images) * weight_bytes))
     # Logits, and exponentials and the weight as products take them.
@@ -193,35 +193,43 @@ def _exact(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a loss needs beside the tensors that have gradients."""
+
+    classifier: SlicedClassifier
+    labels: Tensor
+    """[B]."""
+    goes_back: bool
+
+
 class _CrossEntropy(torch.autograd.Function):
     """Mean cross entropy over all slices: one gather of features, one of statistics, and on the way
     back one reduce-scatter, under way while the weight's gradient is made.
 
-    Labels ride behind the features as raw bits: one collective instead of two.
+    Labels travel behind the features as raw bits: one collective instead of two.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         features_BD: Tensor,
-        labels_B: Tensor,
         weight_KD: Tensor,
         bias_K: Tensor | None,
-        classifier: SlicedClassifier,
-        goes_back: bool,
+        asked: _Asked,
     ) -> tuple[Tensor, Tensor]:
-        features_nD, labels_n = _gather(features_BD, labels_B, classifier.group)
+        classifier = asked.classifier
+        features_nD, labels_n = _gather(features_BD, asked.labels, classifier.group)
         given = classifier.operands(features_nD, labels_n, weight_KD, bias_K)
         ctx.given, ctx.size, ctx.classifier = given, classifier.tile(given), classifier
         ctx.dtype = features_BD.dtype
 
         kept = None
-        if goes_back:
-            ctx.into = classifier.gradients(weight_KD, bias_K)
-            ctx.kept = kept = Kept(given, ctx.into, ctx.size)
+        if asked.goes_back:
+            ctx.kept = kept = Kept(given, classifier.gradients(weight_KD, bias_K), ctx.size)
             if kept.place not in classifier.places:
                 classifier.places.append(kept.place)
-        ctx.engine = engine = _engine(given, goes_back)
+        ctx.engine = engine = _engine(given, asked.goes_back)
         ctx.found = found = engine.first_pass(given, ctx.size, kept)
         max_n, sum_n = raised(found.max, found.best, found.sum, given.targets)
         ctx.smoothing = smoothing = classifier.smoothing(given, ctx.size)
@@ -236,7 +244,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        given, found, into, classifier = ctx.given, ctx.found, ctx.into, ctx.classifier
+        given, found, kept, classifier = ctx.given, ctx.found, ctx.kept, ctx.classifier
         if given is None:
             raise RuntimeError("the classifier's loss has no second way back: run it forward again")
         group = classifier.group
@@ -246,20 +254,21 @@ class _CrossEntropy(torch.autograd.Function):
             slope_nD -= ctx.smoothing.features_slope(given, slope * group.size)
         features_slope_BD = group.launch_reduce_scatter(slope_nD.to(ctx.dtype))
         # The weight's gradient is computed while the features' travels.
-        ctx.engine.second_pass(given, found, ctx.whole, slope, ctx.size, ctx.kept, into)
+        ctx.engine.second_pass(given, found, ctx.whole, slope, kept)
+        into = kept.into
         if ctx.smoothing is not None:
             ctx.smoothing.give(given, slope, ctx.size, into)
         # What was kept may lie where the gradient lies now: there is no second way back.
-        ctx.given = ctx.found = ctx.kept = ctx.into = None
+        ctx.given = ctx.found = ctx.kept = None
         if not classifier.in_place:
-            return features_slope_BD.wait(), None, into.weight, into.bias, None, None
+            return features_slope_BD.wait(), into.weight, into.bias, None
         classifier.gradients_are_stale = False
         # autograd calls who waits for the parameters' gradients, though it has none for them.
-        return features_slope_BD.wait(), None, None, None, None, None
+        return features_slope_BD.wait(), None, None, None
 
 
 def _engine(given: Operands, goes_back: bool) -> ModuleType:
-    """Who makes the passes of these operands."""
+    """The module whose passes are used for these operands."""
     if goes_back and given.weight.is_cuda and given.exact == torch.float32 and HAS_TRITON:
         from harness.model import card_passes
 
@@ -268,8 +277,11 @@ def _engine(given: Operands, goes_back: bool) -> ModuleType:
 
 
 def _gather(features_BD: Tensor, labels_B: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    """Features and labels of all the group's ranks, by one collective."""
     if group.size == 1:
         return features_BD, labels_B
+    # An integer of w bytes is w / s numbers of s bytes: a label is one more feature in float32 and
+    # float64, two more in bfloat16. A gather moves bits, whatever numbers they spell.
     wide = torch.int64 if features_BD.element_size() == 8 else torch.int32
     bits = labels_B.to(wide)[:, None].view(features_BD.dtype)
     gathered = group.all_gather(torch.cat((features_BD, bits), dim=1))

@@ -1,5 +1,6 @@
 """Collectives of a group of ranks through torch.distributed; a group of one answers at once."""
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from harness.parallel.line import Line, Running, used_here
 
 @dataclass(frozen=True)
 class Meters:
-    """Where collectives say how long they were waited for and what they sent."""
+    """Where collectives record how long they were waited for and what they sent."""
 
     clock: Clock
     traffic: Traffic
@@ -83,10 +84,8 @@ class Group:
     """Ranks that meet in collectives, in one fixed order on all of them.
 
     `process_group` is None for a group of one rank, and then nothing is sent.
-    `nodes` is the number of nodes that the ranks lie on, evenly. `wait_phase` is None where waits
-    are not those of the thread that trains. `launch_reduce` needs what is `behind`. A group that
-    is all ranks of several nodes may have `hops`: where the library knows of no nodes, gathers and
-    reduce-scatters take each block over a node's link once.
+    `nodes` is the number of nodes over which the ranks are spread evenly. `wait_phase` is None
+    where waits are not those of the thread that trains.
     """
 
     def __init__(
@@ -97,8 +96,6 @@ class Group:
         process_group: dist.ProcessGroup | None,
         meters: Meters,
         wait_phase: Phase | None,
-        behind: Behind | None = None,
-        hops: Hops | None = None,
     ) -> None:
         if (process_group is None) != (len(ranks) == 1):
             raise ValueError(f"a group of {len(ranks)} ranks got process group {process_group}")
@@ -109,21 +106,21 @@ class Group:
         self.process_group = process_group
         self._meters = meters
         self._wait_phase = wait_phase
-        self._behind = behind
-        self._hops = hops
+        self._behind: Behind | None = None
+        self._hops: Hops | None = None
 
     def followed(self, behind: Behind) -> "Group":
-        """The same group, with something behind it."""
-        return Group(
-            self.ranks,
-            self.ranks[self.index],
-            self._nodes,
-            self.process_group,
-            self._meters,
-            self._wait_phase,
-            behind,
-            self._hops,
-        )
+        """The same group, with what its `launch_reduce` continues on."""
+        twin = copy.copy(self)
+        twin._behind = behind
+        return twin
+
+    def in_hops(self, hops: Hops) -> "Group":
+        """The same group of all ranks of several nodes, whose gathers and reduce-scatters take each
+        block over a node's link once, for a library that knows of no nodes."""
+        twin = copy.copy(self)
+        twin._hops = hops
+        return twin
 
     def waiting(self) -> AbstractContextManager[None]:
         """What a wait for this group's collectives is measured in."""
@@ -155,8 +152,7 @@ class Group:
 
     def launch_all_to_all(self, blocks: Tensor) -> Pending:
         """Starts [size * b, ...], a block for each rank -> what all ranks have for this one, in
-        their order, [size * b, ...]. Collective over the group.
-        """
+        their order, [size * b, ...]. Collective over the group."""
         if self.process_group is None:
             return self._pending(None, blocks)
         return self._exchanged(blocks.contiguous())
@@ -181,8 +177,10 @@ class Group:
         return self._exchanged(blocks, self._sum_blocks)
 
     def _gathered_in_hops(self, block: Tensor, hops: Hops) -> Pending:
-        """From each node once; then its ranks tell each other what they have."""
+        """Gathers over nodes first, where each rank takes its peers' blocks; then in the node."""
 
+        # The rank r = node * G + local has the blocks of its local rank from all nodes. Gathered in
+        # the node they come by [local, node], and a gather's result is by rank: [node, local].
         def in_node(over_nodes: Tensor) -> Tensor:
             whole = hops.node.launch_all_gather(over_nodes).wait()
             by_local_rank = whole.view(hops.node.size, hops.across.size, *block.shape)
@@ -191,14 +189,14 @@ class Group:
         return hops.across.launch_all_gather(block).then(in_node)
 
     def _scattered_in_hops(self, blocks: Tensor, hops: Hops) -> Pending:
-        """Added up in the node, each rank the blocks of its peers; then over nodes."""
+        """Adds up in the node, each rank the blocks of its peers; then over nodes."""
+        # Blocks by rank are [node, local]; the node's reduce-scatter takes them by [local, node]:
+        # each rank then receives the blocks of all its peers.
         by_node = blocks.view(hops.across.size, hops.node.size, -1, *blocks.shape[1:])
         of_peers = by_node.transpose(0, 1).reshape(blocks.shape)
 
-        def across(total: Tensor) -> Tensor:
-            return hops.across.launch_reduce_scatter(total).wait()
-
-        return hops.node.launch_reduce_scatter(of_peers).then(across)
+        in_node = hops.node.launch_reduce_scatter(of_peers)
+        return in_node.then(lambda total: hops.across.launch_reduce_scatter(total).wait())
 
     def _exchanged(
         self,
@@ -294,7 +292,7 @@ class Reducing:
 
 @dataclass(frozen=True)
 class _Done:
-    """A group of one has followed at once."""
+    """What a group of one has made at once."""
 
     made: Tensor
 

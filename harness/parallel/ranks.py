@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import horovod.torch as hvd
@@ -12,15 +13,15 @@ from torch import Tensor
 
 from harness.errors import SaidByAnotherRank, UserError
 from harness.parallel.launcher import launched
-from harness.parallel.replicas import finish
+from harness.parallel.peers import finish
 from harness.parallel.topology import Topology, from_horovod
 
 
 def launched_topology() -> Topology:
     """The topology that the launcher set for this process, before anything is started.
 
-    Without a launcher: one rank. Raises UserError where hosts differ in size; one rank of the first
-    host that differs says so, the others leave without a word.
+    Without a launcher: one rank. Raises UserError if hosts differ in size: one rank of the first
+    host that differs reports it, the others leave silently.
     """
     place = launched()
     try:
@@ -40,13 +41,13 @@ def launched_topology() -> Topology:
     return topology
 
 
+@dataclass(frozen=True, eq=False)
 class Ranks:
     """The small exchanges outside the windows, through Horovod and host memory."""
 
-    def __init__(self, topology: Topology, process_sets: Sequence[hvd.ProcessSet] = ()) -> None:
-        self.topology = topology
-        self.process_sets = process_sets
-        """Horovod's, of the ranks with the same local rank."""
+    topology: Topology
+    process_sets: Sequence[hvd.ProcessSet] = ()
+    """Horovod's sets of the ranks with the same local rank."""
 
     def hosts(self) -> list[str]:
         """The host name of every node. Collective over the world."""
@@ -141,7 +142,7 @@ def open_ranks(topology: Topology) -> Iterator[Ranks]:
     try:
         if hvd.size() != topology.world_size:
             raise UserError(
-                f"Horovod runs {hvd.size()} ranks, its launcher told this one of "
+                f"Horovod initialised with {hvd.size()} ranks, but HOROVOD_SIZE is "
                 f"{topology.world_size}; start with horovodrun --gloo"
             )
         yield Ranks(topology, sets)

@@ -20,8 +20,8 @@ from harness.parallel.cards import place, view_of
 from harness.parallel.group import Behind, Group, Hops, Meters, Pending
 from harness.parallel.launcher import launched
 from harness.parallel.line import Line
+from harness.parallel.peers import PeerGroup
 from harness.parallel.ranks import Ranks, open_ranks
-from harness.parallel.replicas import ReplicaGroup
 from harness.parallel.topology import Layout, Topology
 
 DRIFT = timedelta(days=30)
@@ -29,46 +29,35 @@ DRIFT = timedelta(days=30)
 drift apart for a whole training."""
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class World(Ranks):
     """All ranks of a run on their devices, and the groups among them."""
 
-    def __init__(
-        self,
-        topology: Topology,
-        device: torch.device,
-        meters: Meters,
-        node: Group,
-        slices: Group,
-        everyone: Group,
-        replicas: Group,
-        peers: ReplicaGroup,
-        aside: Aside | None = None,
-    ) -> None:
-        super().__init__(topology)
-        self.device = device
-        self.meters = meters
-        self.node = node
-        """This node's ranks: backbone gradients meet here."""
-        self.slices = slices
-        """The slice group: features meet here."""
-        self.everyone = everyone
-        """All ranks: synchronous averages of what all share."""
-        self.replicas = replicas
-        """The ranks that own the same slice: synchronous averages of it."""
-        self.peers = peers
-        """The ranks of the same local rank, through Horovod: what is averaged late."""
-        self._aside = aside or Aside(topology, device)
+    device: torch.device
+    meters: Meters
+    node: Group
+    """This node's ranks: backbone gradients meet here."""
+    slices: Group
+    """The slice group: features meet here."""
+    everyone: Group
+    """All ranks: synchronous averages of what all share."""
+    replicas: Group
+    """The ranks that own the same slice: synchronous averages of it."""
+    peers: PeerGroup
+    """The ranks of the same local rank, through Horovod: what is averaged late."""
+    aside: Aside
+    """What exchanges launch beside training."""
 
     def line(self, purpose: str) -> Line:
-        """Steps beside training, for one purpose of this rank's."""
-        return self._aside.line(purpose)
+        """Runs steps beside training, for one purpose of this rank."""
+        return self.aside.line(purpose)
 
     def beside(self, ranks: tuple[int, ...], purpose: str) -> Group:
         """A node's ranks, peers or all ranks, for what is launched for one purpose on one thread.
 
         Waits there are in no phase of the clock. Collective over the world.
         """
-        process_group = self._aside.process_group(ranks, purpose)
+        process_group = self.aside.process_group(ranks, purpose)
         topology = self.topology
         nodes = topology.nodes_of(ranks)
         return Group(ranks, topology.rank, nodes, process_group, self.meters, None)
@@ -76,7 +65,7 @@ class World(Ranks):
     def reducing(self, group: Group, purpose: str) -> Group:
         """The group, with a line and a process group for what its `launch_reduce` goes on with.
 
-        `purpose`: of whom launches. Collective over the world.
+        `purpose`: what the group is for. Collective over the world.
         """
         behind = f"{purpose} behind"
         return group.followed(Behind(self.line(behind), self.beside(group.ranks, behind)))
@@ -148,8 +137,8 @@ def open_world(
 def one_precision() -> None:
     """A card's convolutions round float32 as its matrix products do.
 
-    torch's default rounds the first to TF32 and not the second, and no share of a plain product
-    could be told. `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1` has both in TF32.
+    torch's default rounds the first to TF32 and not the second, so that a network's speed could not
+    be compared with a plain product's. `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1` has both in TF32.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32
 
@@ -179,7 +168,7 @@ class Links:
             slices=self._slices(layout),
             everyone=self._group(topology.world, Phase.EXCHANGE_WAIT),
             replicas=self._group(topology.replica_group(layout), Phase.EXCHANGE_WAIT),
-            peers=ReplicaGroup(
+            peers=PeerGroup(
                 topology.nodes,
                 topology.node,
                 peer_set if len(peers) > 1 else None,
@@ -194,22 +183,22 @@ class Links:
         )
 
     def _slices(self, layout: Layout) -> Group:
-        """NCCL finds its way between nodes by itself; Gloo takes one block after the other over a
-        node's link as often as it has ranks."""
+        """The slice group, in two hops where it spans nodes with several ranks each on Gloo."""
         topology = self.topology
+        # Gloo knows of no nodes: with G ranks on each, every block would cross a node's link G
+        # times, once for each rank behind it. NCCL finds its way between nodes by itself.
         ranks = topology.slice_group(layout)
         one_hop = topology.nodes_of(ranks) == 1 or topology.ranks_per_node == 1
         if one_hop or self.device.type == "cuda":
             return self._group(ranks, Phase.SLICE_WAIT)
         node = self._group(topology.node_groups[topology.node], Phase.SLICE_WAIT)
         across = self._group(topology.peer_groups[topology.local_rank], Phase.SLICE_WAIT)
-        return self._group(ranks, Phase.SLICE_WAIT, Hops(node, across))
+        return self._group(ranks, Phase.SLICE_WAIT).in_hops(Hops(node, across))
 
-    def _group(self, ranks: tuple[int, ...], phase: Phase, hops: Hops | None = None) -> Group:
+    def _group(self, ranks: tuple[int, ...], phase: Phase) -> Group:
         nodes = self.topology.nodes_of(ranks)
         process_group = self.process_groups[ranks] if len(ranks) > 1 else None
-        rank, meters = self.topology.rank, self.meters
-        return Group(ranks, rank, nodes, process_group, meters, phase, hops=hops)
+        return Group(ranks, self.topology.rank, nodes, process_group, self.meters, phase)
 
 
 def _open_torch(topology: Topology, device: torch.device) -> None:
@@ -237,7 +226,10 @@ def _own_address() -> str:
 
 
 def _torch_groups(topology: Topology) -> dict[tuple[int, ...], dist.ProcessGroup | None]:
-    """Process groups by their ranks; each rank makes all of them, in one order."""
+    """Process groups by their ranks; each rank makes all of them, in one order.
+
+    `new_group` is collective over the world, also for ranks that are not in the group.
+    """
     groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
     if topology.world_size > 1:
         groups[topology.world] = dist.group.WORLD

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.arguments import MOST_RANKS, Arguments, count, path, positive, text
+from harness.arguments import MOST_RANKS, Arguments, count, path, text
+from harness.calibrate.command import add_seconds
 from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.config import Config
     from harness.plan.machines import Cluster
+    from harness.tracking.prediction import Prediction
 
 
-MOST_SECONDS = 600.0
 MOST_WINDOWS = 100_000
 
 
@@ -31,12 +32,7 @@ def add_plan(commands: Any) -> None:
         "--np", "-np", type=count(MOST_RANKS), default=0, help="ranks to measure with"
     )
     parser.add_argument("--calibrate", type=path, metavar="OUT.yaml", help="keep what was measured")
-    parser.add_argument(
-        "--seconds",
-        type=positive(MOST_SECONDS),
-        default=0.6,
-        help="to spend on each timing, 0.6 by default",
-    )
+    add_seconds(parser)
     parser.add_argument(
         "--nodes", type=count(MOST_RANKS), help="machines to predict for; else the cluster's"
     )
@@ -59,11 +55,8 @@ def add_plan(commands: Any) -> None:
 
 def _plan(parsed: argparse.Namespace) -> int:
     from harness.config import load, study_name
-    from harness.plan import text as plan_text
     from harness.plan.cost_model import predict
     from harness.plan.from_calibration import CalibrationFailed
-    from harness.plan.ladder import ladder_lines
-    from harness.plan.ways import all_ways
     from harness.tracking.prediction import write_predictions
     from harness.tracking.record import record_predictions
 
@@ -81,9 +74,27 @@ def _plan(parsed: argparse.Namespace) -> int:
         print(f"harness: {error}", file=sys.stderr, flush=True)
         return 1
     predictions = [predict(cluster, config) for config in configs]
-    simulated = []
-    if parsed.simulate:
-        simulated = [_simulated(cluster, config, parsed.simulate) for config in configs]
+    _show_plan(cluster, configs, predictions, parsed.simulate)
+    if parsed.output:
+        write_predictions(predictions, parsed.output)
+    if study:
+        record_predictions(configs[0].tracking, study, predictions)
+        print(f"predictions are kept for harness compare --study {shlex.quote(study)}", flush=True)
+    return 0
+
+
+def _show_plan(
+    cluster: "Cluster",
+    configs: Sequence["Config"],
+    predictions: Sequence["Prediction"],
+    windows: int,
+) -> None:
+    """`windows`: to simulate; 0: none."""
+    from harness.plan import text as plan_text
+    from harness.plan.ladder import ladder_lines
+    from harness.plan.ways import all_ways
+
+    simulated = [_simulated(cluster, config, windows) for config in configs] if windows else []
     ways = all_ways(configs[0], cluster)
     _show([plan_text.cluster_line(cluster), *plan_text.defaults_line(cluster)])
     _show(plan_text.of_experiments(predictions))
@@ -93,12 +104,6 @@ def _plan(parsed: argparse.Namespace) -> int:
     _show(plan_text.verdict(ways, cluster))
     _show(ladder_lines(configs[0], cluster))
     _show(plan_text.break_even(cluster, configs[0]))
-    if parsed.output:
-        write_predictions(predictions, parsed.output)
-    if study:
-        record_predictions(configs[0].tracking, study, predictions)
-        print(f"predictions are kept for harness compare --study {shlex.quote(study)}", flush=True)
-    return 0
 
 
 def _require_writable(file: Path | None) -> None:

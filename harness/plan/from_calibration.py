@@ -28,16 +28,16 @@ class CalibrationFailed(Exception):
 def calibrate(
     experiment: Path, overrides: Sequence[str], ranks: int, hosts: str | None, seconds: float
 ) -> Calibration:
-    """Runs `harness.calibrate.main` on so many ranks (0: one for every slot) by horovodrun.
+    """Runs `harness calibrate` on so many ranks (0: one for every slot) by horovodrun.
 
     `seconds`: for each of some 20 timings.
 
-    Raises UserError for a wrong config or hosts, CalibrationFailed where ranks fail.
+    Raises UserError for a wrong config or hosts, CalibrationFailed if ranks fail.
     """
     ranks = ranks or slots_of(hosts)
     with tempfile.TemporaryDirectory(prefix="harness-plan-") as folder:
         output, log = Path(folder) / "calibration.json", Path(folder) / "log.txt"
-        command = [sys.executable, "-m", "harness.calibrate.main", str(experiment), *overrides]
+        command = [sys.executable, "-m", "harness", "calibrate", str(experiment), *overrides]
         command += ["--output", str(output), "--seconds", f"{seconds:g}"]
         outcome = launch(command, ranks, hosts, log)
         if outcome.exit_code == 2:
@@ -49,15 +49,25 @@ def calibrate(
 
 
 def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:
-    """Times of a rank by itself: what was measured, less what sharing cores makes of it."""
+    """A cluster whose figures are those of a rank that shares its cores with nobody."""
     config = Config.from_flattened(found.config, "calibration")
-    penalty = _sharing_penalty(found)
-    shared = Cluster(
+    shared = _without_figures(found, name)
+    timed = _Timed(found, shared.slowdown)
+    # Each step's figures need those before: what a step takes by them is taken off what was timed.
+    cluster = shared.model_copy(update=_own_figures(found, timed, config))
+    cluster = cluster.model_copy(update=_in_node(found, timed, cluster, config))
+    cluster = cluster.model_copy(update=between(found, cluster.node.latency_seconds))
+    return cluster.model_copy(update={"micro_batch_seconds": _overhead(found, cluster, config)})
+
+
+def _without_figures(found: Calibration, name: str) -> Cluster:
+    """The cluster's shape and how much its ranks slow each other down; no speed is right yet."""
+    return Cluster(
         name=name,
         nodes=found.nodes,
         ranks_per_node=found.ranks_per_node,
         cores_per_node=found.cores_per_node,
-        sharing_penalty=penalty,
+        sharing_penalty=_sharing_penalty(found),
         product_flop_per_second=1.0,
         backbone_efficiency=1.0,
         classifier_efficiency=1.0,
@@ -66,14 +76,16 @@ def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:
         node=Line(bytes_per_second=1.0),
         link=Link(bytes_per_second=1.0),
     )
-    slowdown = shared.slowdown
-    timed = _Timed(found, slowdown)
+
+
+def _own_figures(found: Calibration, timed: "_Timed", config: Config) -> dict[str, object]:
+    """The figures of a rank's own work."""
     (optimizer,) = found.optimizer
     product = found.product.size / timed.alone(found.product)
     passes = OPTIMIZER_PASSES[config.optimizer.name]
     in_classifier = timed.classifier()
     backbone, forward_share = timed.backbone(config, in_classifier)
-    figures = {
+    return {
         "product_flop_per_second": product,
         "backbone_efficiency": backbone / product,
         "classifier_efficiency": in_classifier / product,
@@ -88,11 +100,6 @@ def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:
             mode="json", include={"hosts", "commit", "measured_at", "device", "config"}
         ),
     }
-    cluster = shared.model_copy(update=figures)
-    in_node = _in_node(found, timed, cluster, config)
-    cluster = cluster.model_copy(update=in_node)
-    cluster = cluster.model_copy(update=between(found, cluster.node.latency_seconds))
-    return cluster.model_copy(update={"micro_batch_seconds": _overhead(found, cluster, config)})
 
 
 class _Timed:

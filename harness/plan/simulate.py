@@ -9,7 +9,7 @@ so that one port stands for all. Without jitter and stalls a window takes what t
 import math
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import simpy
@@ -21,7 +21,6 @@ from harness.plan.step_times import Pieces, pieces_of
 from harness.plan.transfers import Transfer
 from harness.plan.workload import Workload
 
-Noise = Literal["normal", "exponential"]
 Steps = Generator[simpy.Event, Any, None]
 """What a simpy process yields."""
 
@@ -38,10 +37,8 @@ class Simulation:
     """The longest window of any node."""
 
 
-def simulate(
-    cluster: Cluster, work: Workload, windows: int = 20, seed: int = 0, noise: Noise = "normal"
-) -> Simulation:
-    """`noise`: how a rank's micro-batches vary around their mean, `cluster.jitter` of it.
+def simulate(cluster: Cluster, work: Workload, windows: int = 20, seed: int = 0) -> Simulation:
+    """Runs so many windows of ranks whose micro-batches vary by `cluster.jitter` of their mean.
 
     Raises UserError for fewer windows than two rounds of exchanges.
     """
@@ -53,7 +50,7 @@ def simulate(
             f"first half of them, and a round of exchange.delay={pieces.delay} takes {period}; "
             f"give {2 * period} or more"
         )
-    draw = _Draw(pieces, work, np.random.default_rng(seed), noise)
+    draw = _Draw(pieces, work, np.random.default_rng(seed))
     environment = simpy.Environment()
     network = _Network(environment, pieces, work.nodes)
     schedule = np.random.default_rng([seed, 1])
@@ -83,13 +80,10 @@ def _steady(nodes: list["_Node"], windows: int, period: int) -> Simulation:
 class _Draw:
     """How long a node's micro-batches take: as its longest rank's, or as its shared cores'."""
 
-    def __init__(
-        self, pieces: Pieces, work: Workload, generator: np.random.Generator, noise: Noise
-    ) -> None:
+    def __init__(self, pieces: Pieces, work: Workload, generator: np.random.Generator) -> None:
         self._pieces = pieces
         self._shape = (pieces.passes, work.ranks_per_node)
         self._generator = generator
-        self._noise = noise
         sliced = work.config.classifier.layout != "replicated"
         self._meets = sliced or pieces.steps == pieces.passes
 
@@ -98,21 +92,17 @@ class _Draw:
         pieces = self._pieces
         if not pieces.jitter:
             return [pieces.compute] * pieces.passes
-        drawn = {"normal": self._normal, "exponential": self._exponential}[self._noise]()
+        drawn = self._generator.standard_normal(self._shape)
         times = np.maximum(0.0, 1 + pieces.jitter * drawn) * pieces.compute
+        # Ranks on shared cores slow each other down and end together, at the mean. Those that meet
+        # in every micro-batch take as long as the longest in each; others meet at the window's end,
+        # and the node's times are those of the rank whose sum is the largest.
         if pieces.shares_cores:
             return [float(mean) for mean in times.mean(axis=1)]
         if self._meets:
             return [float(longest) for longest in times.max(axis=1)]
         latest = int(times.sum(axis=0).argmax())
         return [float(each) for each in times[:, latest]]
-
-    def _normal(self) -> "np.ndarray[Any, np.dtype[np.float64]]":
-        return self._generator.standard_normal(self._shape)
-
-    def _exponential(self) -> "np.ndarray[Any, np.dtype[np.float64]]":
-        """Of mean 0 and deviation 1, as the other."""
-        return self._generator.standard_exponential(self._shape) - 1
 
 
 @dataclass(frozen=True)

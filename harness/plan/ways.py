@@ -30,7 +30,7 @@ DECIDED = (
     "outer_lr",
     "outer_momentum",
 )
-"""Of an experiment's exchange, what a way says anew; the rest stays the experiment's."""
+"""The settings of an experiment's exchange that a way overrides."""
 PAYS = 1.05
 """Times the throughput from which on a way is said to pay: less drowns in what times vary."""
 ENOUGH = 0.9

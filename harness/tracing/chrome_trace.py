@@ -19,7 +19,7 @@ STREAMS = 1 << 24
 """Added to the number of a card's stream, which so differs from every thread's (at most 2^22); a
 viewer keeps 32 bits of the sum."""
 RANK_BITS = 40
-"""From here on in the number of an arrow stands its rank: viewers read 64 bits, and no words."""
+"""An arrow's number holds its rank from this bit on: viewers accept 64-bit integers only."""
 
 
 class Profile:

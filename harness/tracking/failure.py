@@ -53,5 +53,5 @@ def read_failures(path: Path) -> tuple[Failure, ...]:
         return _MANY.validate_json(path.read_bytes())
     except ValidationError as error:
         raise UserError(
-            f"{path} is of another version of the harness; read the study with that"
+            f"{path} was written by another harness version; open the study with that one"
         ) from error

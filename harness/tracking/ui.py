@@ -12,13 +12,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import IO
 from urllib.parse import quote
 
 from harness.config import tracking_in
 from harness.errors import UserError
 from harness.measure.redaction import masked
+from harness.signals import handled, interrupt
 from harness.tracking.address import sqlite_file, store_uri
 from harness.tracking.connection import open_store
 from harness.tracking.study import place_of
@@ -107,7 +107,7 @@ def _server(
     # store's address may hold a password, which all users could read on a command line.
     own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": store}
     own[ALLOWED] = os.environ.get(ALLOWED) or _allowed(host)
-    with _end_signals():
+    with handled([signal.SIGTERM, signal.SIGHUP], interrupt):
         server = subprocess.Popen(
             command,
             env=os.environ | own,
@@ -128,22 +128,6 @@ def _allowed(host: str) -> str:
 
     names = dict.fromkeys((host, socket.gethostname(), socket.getfqdn()))
     return ",".join((*get_default_allowed_hosts(), *(f"{name}:*" for name in names if name)))
-
-
-@contextmanager
-def _end_signals() -> Iterator[None]:
-    """SIGTERM, and the end of the terminal, are felt as Ctrl-C is."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [(number, signal.signal(number, stop)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
 
 
 def _answers(server: "subprocess.Popen[bytes]", address: str) -> bool:

@@ -29,7 +29,7 @@ WHAT = (
     "the gradient norm in window {window} is",
     "the parameters or batch statistics after window {window} are",
 )
-"""Of which numbers a look consists, in the order in which one spoils the next."""
+"""The numbers of a look, in the order in which one spoils the next."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,12 @@ class Look:
     """What this rank adds to the sums of one window."""
 
     window: int
-    """Of so many, the last; steps of metrics count in the same way."""
+    """How many windows had ended, this one included; metrics count their steps in the same way."""
     steps: int
-    """Of the optimizer, whose squares are among the numbers; 0 where more is: no window's own."""
+    """Optimizer steps whose gradients' squares are among the numbers; 0 for a look that includes
+    the values, which belongs to no window."""
     numbers: Tensor
-    """[3], float64, on the host, once `copied` has passed there."""
+    """[3], float64, on the host once the event `copied` has passed."""
     copied: torch.cuda.Event | None
 
 
@@ -58,18 +59,12 @@ class Watch:
         flats: tuple[Flat, Flat],
         values: Sequence[Tensor],
     ) -> None:
-        """`flats`: what a node's ranks share, and this one's slice; `values`: all that training
+        """`flats`: what a node's ranks share, and this rank's slice; `values`: all that training
         changes."""
-        config = course.config
         self._course = course
         self._world = world
-        self._lag = lag_of(config)
-        shared, sliced = flats
-        ranks = world.topology.world_size
-        own = slice(shared.owned.start, shared.owned.stop)
-        # Each element is counted by all ranks that step it, and all but one of them too many.
-        copies = ranks * shared.owned.size / len(shared.values), ranks / world.slices.size
-        self._grads = (shared.grads[own], copies[0]), (sliced.grads, copies[1])
+        self._lag = lag_of(course.config)
+        self._grads = _counted_grads(world, *flats)
         self._values = values
         self._losses: list[Tensor] = []
         self._squares: list[Tensor] = []
@@ -79,11 +74,11 @@ class Watch:
         self._good: Path | None = None
 
     def add_loss(self, loss: Tensor) -> None:
-        """Of one micro-batch."""
+        """Adds the loss of one micro-batch."""
         self._losses.append(loss.detach())
 
     def add_gradients(self) -> None:
-        """Those that the optimizer is about to step with."""
+        """Adds the gradients that the optimizer is about to step with."""
         squares = [_norm(grads).square() / copies for grads, copies in self._grads]
         self._squares.append(torch.stack(squares).sum())
 
@@ -122,7 +117,7 @@ class Watch:
         self._looks.append(Look(window, steps, numbers, copied))
 
     def _launch(self, before: int) -> None:
-        """Of windows that a card is done with, or soon will be."""
+        """Starts the sums of windows that a card has ended, or soon will have."""
         while self._looks and self._looks[0].window < before:
             look = self._looks.popleft()
             if look.copied is not None:
@@ -166,11 +161,21 @@ def lag_of(config: Config) -> int:
     return 1 + config.exchange.delay
 
 
+def _counted_grads(world: World, shared: Flat, sliced: Flat) -> tuple[tuple[Tensor, float], ...]:
+    """This rank's gradients, and how many ranks add the square of each of their elements."""
+    # Of N shared elements each rank steps n, and R ranks step R n: each element R n / N times. A
+    # slice group of S ranks holds every class once, and the world has R / S such groups.
+    ranks = world.topology.world_size
+    own = slice(shared.owned.start, shared.owned.stop)
+    copies = ranks * shared.owned.size / len(shared.values)
+    return (shared.grads[own], copies), (sliced.grads, ranks / world.slices.size)
+
+
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """On this rank. Waits for the device."""
+    """Whether all are finite on this rank. Waits for the device."""
     return all(bool(_norm(each).isfinite()) for each in tensors)
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    """A float64 that is finite only where all elements are."""
+    """A float64 that is finite only if all elements are."""
     return torch.linalg.vector_norm(tensor).double()

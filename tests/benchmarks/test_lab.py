@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis.draw.scaling import CONDITIONS
-from benchmarks import lab
+from benchmarks import lab, lab_hosts
 from benchmarks.lab_page import page, table
 from harness.config import load
 from harness.tracking.run_folder import CONFIG
@@ -64,6 +64,11 @@ class Hosts:
         self.made: list[str] = []
         self.labs = 0
 
+    def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in (lab, lab_hosts):
+            monkeypatch.setattr(module, "lab", self.up)
+            monkeypatch.setattr(module, "in_lab", self.run)
+
     @contextmanager
     def up(self, *_: object) -> Iterator[str]:
         self.labs += 1
@@ -90,8 +95,7 @@ def test_a_study_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest.Monk
     made = []
     for trainings in (4, 100):
         hosts = Hosts(trainings)
-        monkeypatch.setattr(lab, "lab", hosts.up)
-        monkeypatch.setattr(lab, "in_lab", hosts.run)
+        hosts.stand_in(monkeypatch)
         if trainings == 4:
             with pytest.raises(lab.LabFailed):
                 lab._trained(tmp_path / "trainings", lab.Link(), experiments)
@@ -113,7 +117,7 @@ def test_a_table_that_is_there_needs_no_lab(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hosts = Hosts(0)
-    monkeypatch.setattr(lab, "lab", hosts.up)
+    hosts.stand_in(monkeypatch)
     (tmp_path / "table.json").write_text(json.dumps(MEASURED))
     link = lab.Link("9.3mbit", latency="20ms")
     assert lab.measure(tmp_path, "table", link, 3755, [lab.METHOD], []) == MEASURED
@@ -130,8 +134,7 @@ def test_only_a_study_in_one_go_is_called_in_turn(
     said = []
     monkeypatch.setattr(lab, "conclude", lambda results, *_: said.append(results.in_turn))
     hosts = Hosts(5)
-    monkeypatch.setattr(lab, "lab", hosts.up)
-    monkeypatch.setattr(lab, "in_lab", hosts.run)
+    hosts.stand_in(monkeypatch)
     if interrupted:
         with pytest.raises(lab.LabFailed):
             lab.clock(tmp_path, {"slow": lab.Link()})

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from harness.compare import run_all as study
 from harness.compare.run_all import compare, make_plan
 from harness.errors import UserError
-from harness.tracking.connection import connect, open_store
+from harness.tracking.connection import connect
 from harness.tracking.results import Terms
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,13 +26,6 @@ HOSTS = "localhost:1,127.0.0.1:1"
 def fake_command(experiment: Path, overrides: Sequence[str], folder: Path) -> list[str]:
     fake = [sys.executable, "-m", "tests.compare.fake_train"]
     return [*fake, str(experiment), *overrides, "--folder", str(folder)]
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    open_store(f"sqlite:///{file}")
-    return file
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from harness.parallel.world import Links, World, open_links
 from harness.train.optimizer import lr_at
 from harness.train.step import Step, make_step
 from harness.train.training import Training
+from tests.journals import Losses
 from tests.laws.cases import WATCHED, Case, cases_for
 from tests.laws.oracles import Dense, Trained, late_gradients, local_steps
 from tests.laws.task import CLASSES, FEATURES, WINDOWS, dataset, world_batches
@@ -49,23 +50,6 @@ class RecordingTraffic(Traffic):
         """All since the last call, thread by thread."""
         entered, self.entered = self.entered, {}
         return [each for thread in sorted(entered) for each in entered[thread]]
-
-
-class Losses:
-    """The journal of rank 0."""
-
-    def __init__(self) -> None:
-        self.by_window: dict[int, float] = {}
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        if "train/loss" in metrics:
-            self.by_window[step] = metrics["train/loss"]
-
-    def advance(self, window: int, windows: int, note: str) -> None:
-        return None
-
-    def warn(self, name: str, line: str) -> None:
-        return None
 
 
 def oracle(config: Config, world: World) -> tuple[Dense, list[float]]:

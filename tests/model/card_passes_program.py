@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from harness.config import ClassifierConfig
-from harness.model import card_passes, kept, kernels, passes
+from harness.model import card_passes, kept, passes
 from harness.model.kept import Kept
+from harness.model.kernels import logits, maxima
 from harness.model.margins import margin_of
 from harness.model.operands import Gradients, Operands
 from harness.model.statistics import over_slices, raised
@@ -78,9 +79,7 @@ def found_by(engine: object, case: Case) -> dict[str, Tensor]:
     whole = over_slices(*sums, found.target, group_of_one())
     slope = torch.tensor(1 / case.images)
     slopes = passes.features_slope(given, found, whole, slope)
-    engine.second_pass(  # type: ignore[attr-defined]
-        given, found, whole, slope, case.tile, room, into
-    )
+    engine.second_pass(given, found, whole, slope, room)  # type: ignore[attr-defined]
     results = {
         "losses": whole.losses,
         "best": found.best.float(),
@@ -92,8 +91,8 @@ def found_by(engine: object, case: Case) -> dict[str, Tensor]:
 
 def main() -> None:
     # Small enough that a tile has several of each.
-    kernels.ROWS, kernels.STRIP, kernels.COLUMNS = 16, 8, 16
-    kernels.BLOCKS, kernels.IMAGES = 4, 8
+    logits.ROWS, logits.STRIP, logits.COLUMNS = 16, 8, 16
+    maxima.BLOCKS, maxima.IMAGES = 4, 8
     rows = {}
     for case in CASES:
         own, plain = found_by(card_passes, case), found_by(passes, case)

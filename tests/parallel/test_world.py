@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from unittest.mock import patch
 
@@ -135,10 +136,11 @@ def test_a_cards_convolutions_round_as_its_products_do(tf32: bool) -> None:
 
 
 def sum_of_ranks_that_drifted_apart() -> list[float]:
-    patience, world = timedelta(seconds=1), world_of_one()
-    world.everyone = Group(
+    patience = timedelta(seconds=1)
+    everyone = Group(
         (0, 1), dist.get_rank(), 1, dist.new_group(timeout=patience), meters(), Phase.EXCHANGE_WAIT
     )
+    world = replace(world_of_one(), everyone=everyone)
     if dist.get_rank():
         time.sleep(4 * patience.total_seconds())
     found: list[float] = world.launch_sum(torch.tensor([1.0, 2.0])).wait().tolist()

@@ -12,19 +12,12 @@ from mlflow.exceptions import MlflowException
 
 from harness.config import Config
 from harness.errors import UserError
-from harness.tracking.connection import connect, open_experiment, open_store
+from harness.tracking.connection import connect, open_experiment
 from harness.tracking.recorded import RecordedRun
 from harness.tracking.run_folder import RunFolder
 from harness.tracking.study import read_study
 from harness.tracking.tracker import Tracker
 from tests.recorded import summary
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    open_store(f"sqlite:///{file}")
-    return file
 
 
 @pytest.fixture

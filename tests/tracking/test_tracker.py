@@ -23,20 +23,12 @@ from mlflow import MlflowClient
 from harness.config import Config
 from harness.errors import UserError
 from harness.tracking.address import store_uri
-from harness.tracking.connection import check_store, connect, open_store, set_status
+from harness.tracking.connection import check_store, connect, set_status
 from harness.tracking.node_gauges import monitor_node
 from harness.tracking.run_folder import RunFolder
 from harness.tracking.tracker import Tracker
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite store without runs; making its tables takes MLflow seconds."""
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    open_store(f"sqlite:///{file}")
-    return file
 
 
 @pytest.fixture

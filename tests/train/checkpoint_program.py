@@ -17,23 +17,7 @@ from harness.parallel.world import World, open_world
 from harness.train.step import Step, make_step
 from harness.train.training import Training
 from tests.alone import world_of_one
-
-
-class Losses:
-    """A journal that keeps the training losses."""
-
-    def __init__(self) -> None:
-        self.by_window: dict[int, float] = {}
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        if "train/loss" in metrics:
-            self.by_window[step] = metrics["train/loss"]
-
-    def advance(self, window: int, windows: int, note: str) -> None:
-        return None
-
-    def warn(self, name: str, line: str) -> None:
-        return None
+from tests.journals import Losses
 
 
 class Journal(Losses):

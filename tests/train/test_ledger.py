@@ -18,7 +18,7 @@ from harness.parallel.group import Meters
 from harness.parallel.topology import Topology
 from harness.train.checkpoint.meta import STARTED, Progress
 from harness.train.course import Course
-from harness.train.ledger import Ledger, expected_bytes
+from harness.train.ledger import Ledger, Unheard, expected_bytes
 from harness.train.windows import Stopwatch, no_window_is_timed, traced_windows
 from tests.alone import CPU, world_of_one
 from tests.timelines import ByHand
@@ -26,8 +26,8 @@ from tests.timelines import ByHand
 UNTIMED, WINDOWS = 2, 6
 
 
-class Record:
-    """A journal that keeps everything, by step."""
+class Record(Unheard):
+    """Keeps everything, by step."""
 
     def __init__(self) -> None:
         self.logged: dict[int, dict[str, float]] = {}
@@ -38,9 +38,6 @@ class Record:
 
     def advance(self, window: int, windows: int, note: str) -> None:
         self.progress.append(window)
-
-    def warn(self, name: str, line: str) -> None:
-        return None
 
 
 def config(traced: Sequence[int] = (), **exchange: object) -> Config:

@@ -57,8 +57,7 @@ def config(**sections: dict[str, object]) -> Config:
 
 def ledger(settings: Config, nodes: int = 2, first: int = 0) -> StalenessLedger:
     """Of the first rank, which alone is there."""
-    world = world_of_one()
-    world.topology = Topology(0, nodes, 1)
+    world = replace(world_of_one(), topology=Topology(0, nodes, 1))
     return StalenessLedger(settings, world, course_of(settings, 1000, 0, 1, first))
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Protocol, cast
 
 import horovod.torch as hvd
@@ -32,45 +33,36 @@ class Landing(Protocol):
     def wait(self) -> Tensor: ...
 
 
-class ReplicaGroup:
-    """One rank on each node, which own the same part. All of them launch the same names in turn.
+@dataclass(frozen=True, eq=False)
+class PeerGroup:
+    """One rank on each node, which own the same part. All of them launch the same names in turn."""
 
-    `process_set` is None for a group of one rank, and then nothing is sent. `lines` are for what
-    is done beside training: what a card's buffers go by way of host memory on, and what follows a
-    first collective. `user` tells apart the names of those who share the ranks.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        index: int,
-        process_set: hvd.ProcessSet | None,
-        meters: Meters,
-        lines: tuple[Line, Line] | None = None,
-        user: str = "",
-    ) -> None:
-        self.size = size
-        self.index = index
-        self._process_set = process_set
-        self._meters = meters
-        self._lines = lines
-        self._user = user
-        self._pinned: dict[str, Tensor] = {}
-        """Host memory of a card's buffers, by name: a name is under way once."""
+    size: int
+    index: int
+    process_set: hvd.ProcessSet | None
+    """None for a group of one rank, and then nothing is sent."""
+    meters: Meters
+    lines: tuple[Line, Line] | None = None
+    """Beside training: one takes a card's buffers through host memory, the other runs what follows
+    a first collective."""
+    user: str = ""
+    """Put before every name, so that several users of the same ranks do not meet each other's."""
+    _pinned: dict[str, Tensor] = field(default_factory=dict, init=False)
+    """Host memory of a card's buffers, by name: a name is under way once."""
 
     def launch_sum(self, buffer: Tensor, name: str) -> Sum:
         """Starts summing `buffer` in place; it must rest untouched until `wait`.
 
         A name may be under way once. Collective over the group.
         """
-        if self._process_set is None:
+        if self.process_set is None:
             return _Done(buffer)
         sent = buffer.numel() * buffer.element_size()
-        self._meters.traffic.add(all_reduce_bytes(sent, self.size, self.size))
+        self.meters.traffic.add(all_reduce_bytes(sent, self.size, self.size))
         if not buffer.is_cuda:
             return _Launched(self._sum(buffer, name), self._waiting())
-        assert self._lines is not None
-        first, _ = self._lines
+        assert self.lines is not None
+        first, _ = self.lines
 
         def by_way_of_the_host() -> Tensor:
             host = self._down(buffer, name)
@@ -83,14 +75,14 @@ class ReplicaGroup:
 
         A name may be under way once. Collective over the group.
         """
-        if self._process_set is None:
+        if self.process_set is None:
             return _Done(row)
         sent = row.numel() * row.element_size()
-        self._meters.traffic.add(all_gather_bytes(sent, self.size, self.size))
+        self.meters.traffic.add(all_gather_bytes(sent, self.size, self.size))
         if not row.is_cuda:
             return _Launched(self._gather(row, name), self._waiting())
-        assert self._lines is not None
-        first, _ = self._lines
+        assert self.lines is not None
+        first, _ = self.lines
         return _Followed(first.run(lambda: self._gather_by_the_host(row, name)), self._waiting())
 
     def launch_reduce(
@@ -101,13 +93,13 @@ class ReplicaGroup:
 
         A name may be under way once. Collective over the group.
         """
-        if self._process_set is None:
+        if self.process_set is None:
             return _Followed(_Done(reduce(rows)[None]), self._waiting())
-        assert self._lines is not None
-        first, second = self._lines
+        assert self.lines is not None
+        first, second = self.lines
         row = rows[0].numel() * rows.element_size()
-        # Both hops at once: the second goes out in a window that nobody can tell.
-        self._meters.traffic.add(
+        # Both hops are counted now: in which window the second goes out is not known.
+        self.meters.traffic.add(
             all_to_all_bytes(row, self.size, self.size)
             + all_gather_bytes(row, self.size, self.size)
         )
@@ -119,6 +111,8 @@ class ReplicaGroup:
             handle = self._exchange(rows, name)
             arriving = lambda: finish(handle, FOLLOW_SECONDS)  # noqa: E731
 
+        # A line launches the second hop: it can only go out when the first has arrived, and the
+        # thread that trains must not wait for that.
         def follow() -> Tensor:
             made = reduce(arriving())[None]
             if made.is_cuda:
@@ -128,14 +122,14 @@ class ReplicaGroup:
         return _Followed(second.run(follow), self._waiting())
 
     def _sum(self, buffer: Tensor, name: str) -> int:
-        name = self._user + name
-        return hvd.allreduce_async_(buffer, name=name, op=hvd.Sum, process_set=self._process_set)
+        name = self.user + name
+        return hvd.allreduce_async_(buffer, name=name, op=hvd.Sum, process_set=self.process_set)
 
     def _exchange(self, rows: Tensor, name: str) -> int:
-        return hvd.alltoall_async(rows, name=self._user + name, process_set=self._process_set)
+        return hvd.alltoall_async(rows, name=self.user + name, process_set=self.process_set)
 
     def _gather(self, row: Tensor, name: str) -> int:
-        return hvd.allgather_async(row, name=self._user + name, process_set=self._process_set)
+        return hvd.allgather_async(row, name=self.user + name, process_set=self.process_set)
 
     def _gather_by_the_host(self, row: Tensor, name: str) -> Tensor:
         gathered = finish(self._gather(self._down(row, name), name), FOLLOW_SECONDS)
@@ -159,7 +153,7 @@ class ReplicaGroup:
         return host
 
     def _waiting(self) -> AbstractContextManager[None]:
-        return self._meters.clock.phase(Phase.EXCHANGE_WAIT)
+        return self.meters.clock.phase(Phase.EXCHANGE_WAIT)
 
 
 class _Done:

@@ -1,14 +1,9 @@
 """Times, on the ranks of a launch, the pieces that a step is made of: what `harness plan` asks for.
 
-`horovodrun ... python -m harness.calibrate.main EXPERIMENT.yaml [key=value ...] --output FILE`. All
-ranks do each at once, through the code that training uses.
+All ranks do each at once, through the code that training uses.
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -19,12 +14,11 @@ from harness.calibrate.repeated import barrier, mean
 from harness.calibrate.result import Calibration, Point
 from harness.calibrate.transfers import transfer_times
 from harness.calibrate.window import window_time
-from harness.config import Config, load
+from harness.config import Config
 from harness.data.open import open_dataset
 from harness.doctor.agreement import agree_on_settings
 from harness.doctor.compute import measure_speed
 from harness.exchange.codecs import CODECS
-from harness.leaving import leave
 from harness.measure.clock import clock_for
 from harness.measure.machine import environment
 from harness.measure.traffic import Traffic
@@ -32,9 +26,6 @@ from harness.parallel.cores import Cores, cores_of
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology, open_ranks
 from harness.parallel.world import Links, World, choose_device, link
-
-SECONDS = 0.6
-"""For each timed operation, unless told otherwise."""
 
 
 def measure(
@@ -99,17 +90,8 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m harness.calibrate.main")
-    parser.add_argument("experiment", type=Path)
-    parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="each timing")
-    return leave(partial(_calibrate, parser.parse_args(arguments)))
-
-
-def _calibrate(chosen: argparse.Namespace) -> int:
-    config = load(chosen.experiment, chosen.overrides)
+def calibrate(config: Config, output: Path, seconds: float) -> None:
+    """Writes the calibration to `output`, on the first rank. Collective over the world."""
     with open_ranks(launched_topology()) as ranks:
         agree_on_settings(config, ranks)
         device, _ = choose_device(config.train.device, ranks)
@@ -117,12 +99,8 @@ def _calibrate(chosen: argparse.Namespace) -> int:
             world = links.world("node", user="calibration.")
             cores = cores_of(world)
             torch.set_num_threads(cores.threads(config.train.threads))
-            found = measure(config, links, world, cores, chosen.seconds)
+            found = measure(config, links, world, cores, seconds)
             if world.is_first:
-                chosen.output.write_text(found.model_dump_json(indent=2), encoding="utf-8")
+                output.write_text(found.model_dump_json(indent=2), encoding="utf-8")
+            # The launcher ends all ranks once one has left: nobody leaves before the file is there.
             barrier(world)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,116 @@
+"""The trainer's step on one card, and how long the card takes for anything."""
+
+import statistics
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from harness.config import Config
+from harness.data.open import open_dataset
+from harness.doctor.need import need_of
+from harness.measure.clock import clock_for
+from harness.measure.traffic import Traffic
+from harness.parallel.aside import Aside
+from harness.parallel.group import Group, Meters
+from harness.parallel.peers import PeerGroup
+from harness.parallel.topology import Topology
+from harness.parallel.world import World
+from harness.train.trial import Trial
+
+FEATURES, SCALE, MARGIN = 512, 64.0, 0.35
+CARD = torch.device("cuda", 0)
+STEPS = (
+    {"classifier": {"margin": "none"}, "exchange": {"kind": "synchronous"}},
+    {"classifier": {"margin": "arcface"}, "exchange": {"kind": "synchronous"}},
+    {
+        "classifier": {"margin": "none"},
+        "exchange": {"kind": "synchronous", "backward_passes_per_step": 2},
+    },
+)
+
+
+def meters() -> Meters:
+    return Meters(clock_for(CARD), Traffic())
+
+
+def group() -> Group:
+    return Group((0,), 0, 1, None, meters(), None)
+
+
+def milliseconds(step: Callable[[], None]) -> float:
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    step()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop)
+
+
+def card_milliseconds(step: Callable[[], None], steps: int = 3) -> float:
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+    return sum(each.self_device_time_total for each in found.key_averages()) / steps / 1e3
+
+
+def step_config(classes: int, batch: int, pixels: int, changes: Mapping[str, Any]) -> Config:
+    """ResNet-50 and a slice of so many classes, in bf16."""
+    values: dict[str, Any] = {
+        "data": {"dataset": "synthetic", "num_classes": classes, "image_size": pixels},
+        "backbone": {"name": "resnet50", "feature_dim": FEATURES},
+        "train": {"batch_size": batch, "steps": 100_000, "precision": "bf16"},
+        "staleness": {"curvature_after_warmup": False},
+    }
+    classifier = {"layout": "node", "margin_scale": SCALE, "margin_size": MARGIN}
+    return Config.model_validate(
+        values | {"classifier": classifier | changes["classifier"], "exchange": changes["exchange"]}
+    )
+
+
+def world() -> World:
+    """One rank on the card."""
+    topology, counted, own = Topology(0, 1, 1), meters(), group()
+    return World(
+        topology=topology,
+        device=CARD,
+        meters=counted,
+        node=own,
+        slices=own,
+        everyone=own,
+        replicas=own,
+        peers=PeerGroup(1, 0, None, counted),
+        aside=Aside(topology, CARD),
+    )
+
+
+def step(config: Config, windows: int = 20) -> dict[str, Any]:
+    """A window's time, what the card did in it, how often the host waited for the card, and peak
+    memory against the prediction."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    trial = Trial(config, open_dataset(config.data), world())
+    window = trial.window
+    for _ in range(6):
+        window()
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        for _ in range(3):
+            window()
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [each for each in seen if "synchronizing" in str(each.message)]
+    times = [milliseconds(lambda: [window() for _ in range(4)] and None) / 4 for _ in range(5)]
+    found = {
+        "ms": statistics.median(times),
+        "card_ms": card_milliseconds(window),
+        "host_waits": len(waits),
+        "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+        "predicted_gb": need_of(config, 1, 1, cards=True).on_card / 1e9,
+    }
+    trial.close()
+    return found

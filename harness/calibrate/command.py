@@ -1,0 +1,45 @@
+"""The command line of calibrate: times, under horovodrun, the pieces that a step is made of."""
+
+import argparse
+from typing import Any
+
+from harness.arguments import Arguments, path, positive
+from harness.errors import AlikeOnAllRanks, UserError
+
+SECONDS = 0.6
+"""For each timed operation, unless --seconds is given."""
+MOST_SECONDS = 600.0
+
+
+def add_calibrate(commands: Any) -> None:
+    """`harness calibrate`."""
+    parser = commands.add_parser(
+        "calibrate", help="times the pieces of a step under horovodrun; harness plan starts it"
+    )
+    parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
+    parser.add_argument("--output", type=path, required=True, help="where the times go, JSON")
+    add_seconds(parser)
+    parser.set_defaults(command=_calibrate)
+
+
+def add_seconds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seconds",
+        type=positive(MOST_SECONDS),
+        default=SECONDS,
+        help=f"to spend on each timing, {SECONDS} by default",
+    )
+
+
+def _calibrate(parsed: argparse.Namespace) -> int:
+    from harness.config import load
+
+    try:
+        given = Arguments.split(parsed.arguments)
+        config = load(given.only_experiment("calibrate"), given.overrides)
+    except UserError as error:
+        raise AlikeOnAllRanks(str(error)) from error
+    from harness.calibrate.calibrate import calibrate
+
+    calibrate(config, parsed.output, parsed.seconds)
+    return 0
