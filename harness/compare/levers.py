@@ -84,15 +84,14 @@ def levers_of(config: Config) -> Levers | None:
     """None for what lies on no ladder: late gradients, no exchange, an exchange of torch's own,
     slices over the world, an outer optimizer."""
     exchange, layout = config.exchange, config.classifier.layout
-    outer = (exchange.outer_lr, exchange.outer_momentum) != (1.0, 0.0)
-    if exchange.kind not in ("synchronous", "averaging") or layout == "world" or outer:
+    if not exchange.traits.on_ladder or layout == "world" or exchange.has_outer:
         return None
     settings = {
         Lever.HIERARCHICAL: _hierarchical(exchange, layout),
         Lever.FEWER_BYTES: exchange.compression != "none",
         Lever.RARER: exchange.backward_passes_per_step > 1,
         Lever.SLICED: layout == "node",
-        Lever.LOCAL_STEPS: exchange.kind == "averaging",
+        Lever.LOCAL_STEPS: exchange.traits.local_steps,
         Lever.LATE: exchange.delay > 0,
     }
     return Levers(
@@ -107,9 +106,9 @@ def levers_of(config: Config) -> Levers | None:
 def _hierarchical(exchange: ExchangeConfig, layout: str) -> bool:
     """`auto` stands in records from before runs wrote down what it came to: then the flat route was
     that of plain data parallelism alone."""
-    if exchange.kind == "synchronous" and exchange.route == "auto":
+    if exchange.traits.has_routes and exchange.route == "auto":
         return (layout, exchange.compression) != ("replicated", "none")
-    return exchange.kind != "synchronous" or exchange.route == "hierarchical"
+    return not exchange.traits.has_routes or exchange.route == "hierarchical"
 
 
 def beside_levers(configs: Sequence[Config]) -> list[str]:

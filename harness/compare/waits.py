@@ -12,7 +12,7 @@ WAITS: tuple[str, ...] = (Phase.SLICE_WAIT, Phase.NODE_WAIT, Phase.EXCHANGE_WAIT
 
 def waits_told_apart(config: Config) -> bool:
     """False for torch's DDP, which waits inside its backward pass, among the computing."""
-    return not config.exchange.is_torchs
+    return not config.exchange.traits.waits_in_backward
 
 
 def wait_ms(config: Config, run: RunSummary) -> float:

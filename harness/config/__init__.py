@@ -15,6 +15,7 @@ from harness.config.mistakes import validated
 from harness.config.section import Label, PathText, Section, Text, kind_at
 from harness.config.yaml_files import Given, Plain, is_null, read_yaml
 from harness.errors import UserError
+from harness.exchange.kinds import KINDS, KindName, Traits
 from harness.paths import expanded, expanded_uri
 
 ALTERNATIVES = (("train", "steps", "epochs"), ("exchange", "pieces", "most_pieces"))
@@ -100,15 +101,7 @@ class ClassifierConfig(Section):
 
 
 class ExchangeConfig(Section):
-    kind: Literal[
-        "synchronous",
-        "delayed",
-        "averaging",
-        "isolated",
-        "ddp",
-        "ddp_powersgd",
-        "ddp_post_local_sgd",
-    ] = "synchronous"
+    kind: KindName = "synchronous"
     """How nodes come to agree. isolated: they do not, but for evaluations: the ceiling of speed.
     ddp, ddp_...: torch's own DistributedDataParallel, plain (with compression=fp16 through its hook
     for that), with its PowerSGD hook, or its post-local SGD."""
@@ -141,9 +134,19 @@ class ExchangeConfig(Section):
     """averaging: Nesterov's momentum on the nodes' mean movement (DiLoCo: 0.9)."""
 
     @property
+    def traits(self) -> Traits:
+        """What holds for every exchange of this kind."""
+        return KINDS[self.kind]
+
+    @property
     def is_torchs(self) -> bool:
         """Everything happens in torch's DistributedDataParallel."""
-        return self.kind in ("ddp", "ddp_powersgd", "ddp_post_local_sgd")
+        return self.traits.is_torchs
+
+    @property
+    def has_outer(self) -> bool:
+        """An outer optimizer changes the nodes' mean movement before it is applied."""
+        return (self.outer_lr, self.outer_momentum) != (1.0, 0.0)
 
     @property
     def bucket_bytes(self) -> float:
@@ -152,23 +155,20 @@ class ExchangeConfig(Section):
 
     @model_validator(mode="after")
     def _delay_fits_kind(self) -> "ExchangeConfig":
-        if self.kind == "synchronous" and self.delay:
+        traits = self.traits
+        # Torch's own kinds have one message for all that they cannot do.
+        if self.delay and traits.meets and not (traits.late or traits.is_torchs):
             raise ValueError(
-                f"exchange.kind=synchronous uses its result at once, exchange.delay is "
+                f"exchange.kind={self.kind} uses its result at once, exchange.delay is "
                 f"{self.delay}; set delay=0 or kind=delayed"
             )
-        if self.kind != "synchronous" and self.route == "flat":
+        if self.route == "flat" and not traits.has_routes:
             raise ValueError(
                 f"exchange.route=flat belongs to kind=synchronous, exchange.kind is {self.kind}; "
                 f"use route=auto"
             )
-        averages = (self.pieces, self.most_pieces, self.outer_lr, self.outer_momentum) != (
-            1,
-            0,
-            1.0,
-            0.0,
-        )
-        if self.kind != "averaging" and averages:
+        averages = (self.pieces, self.most_pieces) != (1, 0) or self.has_outer
+        if averages and not traits.in_pieces:
             raise ValueError(
                 f"exchange.pieces, most_pieces, outer_lr and outer_momentum belong to "
                 f"kind=averaging, exchange.kind is {self.kind}; leave them out"
@@ -315,16 +315,15 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _ddp_is_data_parallel(self) -> "Config":
-        kind, passes = self.exchange.kind, self.exchange.backward_passes_per_step
-        if not self.exchange.is_torchs:
-            return self
         own, layout = self.exchange, self.classifier.layout
+        if not own.is_torchs:
+            return self
         plain = (own.delay, own.route, layout) == (0, "auto", "replicated")
-        wires = ("none", "fp16") if kind == "ddp" else ("none",)
-        rare = kind != "ddp_post_local_sgd" and passes > 1
+        wires = own.traits.compressions
+        rare = own.backward_passes_per_step > 1 and not own.traits.local_steps
         if not plain or own.compression not in wires or rare:
             raise ValueError(
-                f"exchange.kind={kind} is torch's own: it needs delay=0, route=auto, "
+                f"exchange.kind={own.kind} is torch's own: it needs delay=0, route=auto, "
                 f"classifier.layout=replicated, compression={' or '.join(wires)}, and "
                 f"backward_passes_per_step=1 unless it is ddp_post_local_sgd"
             )
@@ -332,7 +331,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _nodes_are_whole(self) -> "Config":
-        if self.classifier.layout == "world" and self.exchange.kind in ("averaging", "isolated"):
+        if self.classifier.layout == "world" and self.exchange.traits.local_steps:
             raise ValueError(
                 f"exchange.kind={self.exchange.kind} lets nodes step alone, classifier.layout is "
                 f"world, where a node has not all classes; use layout=node or kind=delayed"

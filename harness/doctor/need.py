@@ -12,6 +12,7 @@ from harness.exchange.buckets import bucket_sizes
 from harness.exchange.codecs import BLOCK, blocks_of
 from harness.exchange.compression import row_length
 from harness.exchange.exchange import route_of, steps_alone
+from harness.exchange.kinds import Crosses, Path
 from harness.exchange.rounded import piece_blocks
 from harness.measure.traffic import gathers_statistics
 from harness.model.flops import PRODUCTS
@@ -230,41 +231,38 @@ class _Count:
     def exchange(self) -> int:
         """Buffers that stay.
 
-        delayed: a window's gradients and its wire, delay + 1 times. averaging: the wire, what
-        moved, up to where it was sent, and the outer velocity. A late exchange that is sampled
-        keeps a part more for each sample until the fresh one is known.
+        The copies that the kind's traits name, the outer velocity, wires and samples.
         """
         exchange, s = self.config.exchange, self.element
-        kind, slots = exchange.kind, exchange.delay + 1
-        ranks = self.nodes * self.ranks_per_node
-        sampled = exchange.delay > 0 and self.config.staleness.sample_every > 0
-        if kind == "isolated":
-            return 0
-        if exchange.is_torchs:
-            # The reducer's buckets; PowerSGD's error feedback as well.
-            return 0 if ranks == 1 else (2 if kind == "ddp_powersgd" else 1) * self.shared * s
-        if kind == "synchronous":
+        traits, ranks = exchange.traits, self.nodes * self.ranks_per_node
+        if traits.is_torchs:
+            return 0 if ranks == 1 else traits.copies * self.shared * s
+        if traits.path is Path.BUCKETS:
             return self._overlapped
-        sent = self.part if self.config.classifier.layout == "node" else self.chunk
-        if kind == "delayed":
-            wire = self._wire(sent, self.nodes, slots, under_way=exchange.delay)
-            every = self.config.staleness.sample_every
-            samples = -(-exchange.delay // every) if every else 0
-            return (slots + samples) * self.part * s + wire
-        if not self._is_averaging:
+        if not (traits.meets and self._exchanges):
             return 0
-        pieces = self._pieces
-        in_turn = exchange.delay // pieces + 1
-        # Compared in the same window where a piece lands in the window in which it is sent again.
-        apart = sampled and exchange.delay % pieces > 0
-        kept = (2 + self._has_outer) * self.part + apart * self.part // pieces
-        under_way = exchange.delay / pieces
-        return kept * s + self._wire(sent, self.nodes, in_turn, under_way, feedback=False)
+        sent = self.part if self.config.classifier.layout == "node" else self.chunk
+        slots = exchange.delay // self._pieces + 1
+        under_way = exchange.delay / self._pieces
+        kept = traits.copies + exchange.has_outer + slots * traits.copies_of_window
+        wire = self._wire(sent, self.nodes, slots, under_way, feedback=traits.error_feedback)
+        return (kept * self.part + self._sampled) * s + wire
+
+    @property
+    def _sampled(self) -> int:
+        """Elements of samples that wait until what they are compared with is known."""
+        exchange, every = self.config.exchange, self.config.staleness.sample_every
+        if not (exchange.delay and every):
+            return 0
+        if exchange.traits.crosses is Crosses.GRADIENTS:
+            return -(-exchange.delay // every) * self.part
+        # A piece that lands in the window in which it is sent again is compared there at once.
+        return bool(exchange.delay % self._pieces) * self.part // self._pieces
 
     @property
     def _through_nodes(self) -> bool:
         route = route_of(self.config.exchange, self.nodes, self.ranks_per_node)
-        return self.config.exchange.kind == "synchronous" and route == "hierarchical"
+        return self.config.exchange.traits.has_routes and route == "hierarchical"
 
     @cached_property
     def _crossing(self) -> tuple[tuple[int, int], ...]:
@@ -307,7 +305,7 @@ class _Count:
     def _arriving(self) -> int:
         """Beside the backward pass, at the most: what a node's ranks send this one, the sum of the
         largest bucket, and what wires receive in their second hop."""
-        if self.config.exchange.kind != "synchronous":
+        if self.config.exchange.traits.path is not Path.BUCKETS:
             return 0
         summed = max(self._buckets) // self.ranks_per_node
         in_node = (sum(self._buckets) + summed) * self.element if self._through_nodes else 0
@@ -319,14 +317,10 @@ class _Count:
         return self.config.exchange.compression != "none"
 
     @property
-    def _has_outer(self) -> bool:
+    def _exchanges(self) -> bool:
+        """A node that steps on its own and averages with nobody does without an exchange."""
         exchange = self.config.exchange
-        return (exchange.outer_lr, exchange.outer_momentum) != (1.0, 0.0)
-
-    @property
-    def _is_averaging(self) -> bool:
-        """A node that averages with nobody does without."""
-        return self.config.exchange.kind == "averaging" and (self.nodes > 1 or self._has_outer)
+        return self.nodes > 1 or exchange.has_outer or not exchange.traits.local_steps
 
     def _wire(
         self,
@@ -375,15 +369,15 @@ class _Count:
         exchange = self.config.exchange
         if not (exchange.delay and self.config.staleness.sample_every):
             return 0
-        if exchange.kind == "delayed":
-            return self.part * self.element
-        return self.part // self._pieces * self.element if self._is_averaging else 0
+        if not (exchange.traits.late and self._exchanges):
+            return 0
+        return self.part // self._pieces * self.element
 
     @property
     def _meeting(self) -> int:
         """The node's reduce-scatter of the gradients, or what DDP's average of parameters makes."""
         exchange = self.config.exchange
-        if exchange.kind == "ddp_post_local_sgd" and self.nodes * self.ranks_per_node > 1:
+        if exchange.traits.crosses is Crosses.VALUES and self.nodes * self.ranks_per_node > 1:
             return 2 * self.shared * self.element
         alone = self.chunk == self.shared or self.ranks_per_node == 1
         return 0 if alone else (self.shared + self.chunk) * self.element
@@ -475,7 +469,7 @@ class _Count:
     def _adds(self) -> bool:
         """Micro-batches add to the gradients of others."""
         exchange = self.config.exchange
-        each = exchange.kind in ("averaging", "isolated") or exchange.is_torchs
+        each = exchange.traits.local_steps or exchange.is_torchs
         return exchange.backward_passes_per_step > 1 and not each
 
     def _statistics(self, images: int) -> int:
@@ -486,13 +480,14 @@ class _Count:
     @property
     def _own_values(self) -> int:
         """What nodes that differ keep of their own while they hold the mean of all."""
-        kind = self.config.exchange.kind
-        whole = self.shared * self.element if kind == "ddp_post_local_sgd" else 0
-        return whole + self.own_on_host
+        traits = self.config.exchange.traits
+        whole = traits.local_steps and traits.is_torchs
+        return whole * self.shared * self.element + self.own_on_host
 
     @property
     def own_on_host(self) -> int:
-        kept = self.config.exchange.kind in ("averaging", "isolated")
+        traits = self.config.exchange.traits
+        kept = traits.local_steps and traits.steps_chunks
         return self.part * self.element if kept else 0
 
     @property
@@ -524,10 +519,8 @@ class _Count:
     def carried(self) -> int:
         """States that the exchange goes on from, for each element."""
         exchange = self.config.exchange
-        if self._is_averaging:
-            return int(self._has_outer)
-        lossy = exchange.compression != "none" and exchange.kind in ("synchronous", "delayed")
-        return int(lossy or exchange.kind == "ddp_powersgd")
+        loses = self._is_lossy or exchange.traits.crosses is Crosses.FACTORS
+        return int(exchange.has_outer or (loses and exchange.traits.error_feedback))
 
     @property
     def saving(self) -> int:

@@ -150,7 +150,7 @@ class MovingPiece:
         self._landed: Tensor | None = None
         """A sampled mean movement, until this node's own next one is known."""
         self._outer: Outer | None = None
-        if (config.outer_lr, config.outer_momentum) != (1.0, 0.0):
+        if config.has_outer:
             self._outer = Outer(config.outer_lr, config.outer_momentum, self._change)
 
     def launch(self, turn: int) -> Sent:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from harness.exchange.carried import Strip
 from harness.exchange.delayed import Delayed
 from harness.exchange.flat import Flat
 from harness.exchange.isolated import Isolated
+from harness.exchange.kinds import KindName, Path
 from harness.exchange.lateness import Lateness, LatenessMeter
 from harness.exchange.parts import Chunk, Part
 from harness.exchange.synchronous import Synchronous
@@ -67,10 +69,8 @@ def route_of(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> str:
 
     `auto` that nobody has measured: hierarchical, which sends the fewest bytes, where both differ.
     """
-    if exchange.is_torchs:
-        return "flat"
-    if exchange.kind != "synchronous":
-        return "hierarchical"
+    if exchange.traits.path is not Path.BUCKETS:
+        return "flat" if exchange.is_torchs else "hierarchical"
     if not differing_routes(exchange, nodes, ranks_per_node):
         return "flat"
     return "hierarchical" if exchange.route == "auto" else exchange.route
@@ -78,13 +78,13 @@ def route_of(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> str:
 
 def differing_routes(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> bool:
     """Whether there is a choice: one node, and one rank on each, have one way alone."""
-    return exchange.kind == "synchronous" and nodes > 1 and ranks_per_node > 1
+    return exchange.traits.has_routes and nodes > 1 and ranks_per_node > 1
 
 
 def steps_alone(exchange: ExchangeConfig) -> bool:
     """Whether each rank steps its own chunk of what its node shares, and sends the others its
     values; else all ranks step all of it with the same gradients."""
-    return exchange.kind != "synchronous" and not exchange.is_torchs
+    return exchange.traits.steps_chunks
 
 
 def make_exchange(
@@ -100,40 +100,96 @@ def make_exchange(
     """The exchange that the config names, over the flat parameters of this rank.
 
     A resumed run goes on at `first_window`; every `sample_every` windows lateness is sampled;
-    `errors` are those of `through_ddp`.
+    `errors` are those of `through_ddp`. Collective over the world.
     """
-    has_replicas = classifier.layout == "node"
-    if exchange.kind == "synchronous":
-        ways = [_way_of_shared(exchange, shared, world)]
-        if has_replicas:
-            replicas = _over(world.replicas, exchange, world, "slices")
-            ways.append(direct(sliced, replicas, exchange.compression))
-        return Synchronous(ways, exchange.bucket_bytes, exchange.backward_passes_per_step)
-    if errors is not None:
-        return PowerSgd(errors, shared)
-    if exchange.kind == "ddp" or (exchange.is_torchs and world.topology.world_size == 1):
-        return InBackward()
-    if exchange.kind == "ddp_post_local_sgd":
-        return PostLocal(exchange, shared, world, first_window)
-    chunk = Chunk(shared, world.node)
-    if exchange.kind == "delayed":
-        part = Part(shared, sliced, has_replicas, world.peers)
-        return Delayed(chunk, part, exchange, first_window, LatenessMeter(sample_every))
-    outer = (exchange.outer_lr, exchange.outer_momentum) != (1.0, 0.0)
-    if exchange.kind == "isolated" or (world.topology.nodes == 1 and not outer):
+    slice_crosses = classifier.layout == "node"
+    given = _Given(
+        exchange, slice_crosses, shared, sliced, world, first_window, sample_every, errors
+    )
+    return MAKERS[exchange.kind](given)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What an exchange is made of."""
+
+    exchange: ExchangeConfig
+    slice_crosses: bool
+    """The ranks of other nodes own the same slice of the classes, and average it."""
+    shared: Flat
+    sliced: Flat
+    world: World
+    first_window: int
+    sample_every: int
+    errors: PowerSgdErrors | None
+
+    @property
+    def chunk(self) -> Chunk:
+        return Chunk(self.shared, self.world.node)
+
+    def part(self, number: int = 0, pieces: int = 1) -> Part:
+        """What this rank speaks for, or one of several pieces of it."""
+        flats = self.shared, self.sliced
+        return Part(*flats, self.slice_crosses, self.world.peers, number, pieces)
+
+    def meter(self) -> LatenessMeter:
+        return LatenessMeter(self.sample_every)
+
+
+def _synchronous(given: _Given) -> Exchange:
+    exchange, world = given.exchange, given.world
+    ways = [_way_of_shared(exchange, given.shared, world)]
+    if given.slice_crosses:
+        replicas = _over(world.replicas, exchange, world, "slices")
+        ways.append(direct(given.sliced, replicas, exchange.compression))
+    return Synchronous(ways, exchange.bucket_bytes, exchange.backward_passes_per_step)
+
+
+def _delayed(given: _Given) -> Exchange:
+    return Delayed(given.chunk, given.part(), given.exchange, given.first_window, given.meter())
+
+
+def _averaging(given: _Given) -> Exchange:
+    exchange, meter = given.exchange, given.meter()
+    if given.world.topology.nodes == 1 and not exchange.has_outer:
         # A node that averages with nobody has nothing to send, and nothing late to land.
-        return Isolated(chunk, Part(shared, sliced, has_replicas, world.peers))
-    meter = LatenessMeter(sample_every)
+        return _isolated(given)
     pieces = [
-        MovingPiece(
-            Part(shared, sliced, has_replicas, world.peers, number, exchange.pieces),
-            exchange,
-            f"piece.{number}",
-            meter,
-        )
+        MovingPiece(given.part(number, exchange.pieces), exchange, f"piece.{number}", meter)
         for number in range(exchange.pieces)
     ]
-    return Averaging(chunk, pieces, exchange, first_window, meter)
+    return Averaging(given.chunk, pieces, exchange, given.first_window, meter)
+
+
+def _isolated(given: _Given) -> Exchange:
+    return Isolated(given.chunk, given.part())
+
+
+def _ddp(given: _Given) -> Exchange:
+    return InBackward()
+
+
+def _power_sgd(given: _Given) -> Exchange:
+    # A rank alone has no DDP around its network, and no errors.
+    return InBackward() if given.errors is None else PowerSgd(given.errors, given.shared)
+
+
+def _post_local_sgd(given: _Given) -> Exchange:
+    if given.world.topology.world_size == 1:
+        return InBackward()
+    return PostLocal(given.exchange, given.shared, given.world, given.first_window)
+
+
+MAKERS: dict[KindName, Callable[[_Given], Exchange]] = {
+    "synchronous": _synchronous,
+    "delayed": _delayed,
+    "averaging": _averaging,
+    "isolated": _isolated,
+    "ddp": _ddp,
+    "ddp_powersgd": _power_sgd,
+    "ddp_post_local_sgd": _post_local_sgd,
+}
+"""What makes each kind."""
 
 
 def _way_of_shared(exchange: ExchangeConfig, shared: Flat, world: World) -> Way:

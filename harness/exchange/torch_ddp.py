@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from harness.config import ExchangeConfig
 from harness.exchange.carried import Strip, agree
 from harness.exchange.flat import Flat
+from harness.exchange.kinds import Crosses
 from harness.exchange.parts import squares_of
 from harness.exchange.synchronous import OnTime
 from harness.parallel.ddp import (
@@ -52,11 +53,11 @@ def through_ddp(
     bucket_mb = config.bucket_mb
     passes, values = config.backward_passes_per_step, shared.values[: shared.elements]
     start, taken = config.synchronous_windows * passes, first_window * passes
-    if config.kind == "ddp":
+    if config.traits.crosses is Crosses.GRADIENTS:
         parallel = plain(network, world, bucket_mb, halves=config.compression == "fp16")
         _settle_buckets(parallel, images, taken)
         return Through(parallel)
-    if config.kind == "ddp_post_local_sgd":
+    if config.traits.crosses is Crosses.VALUES:
         parallel, state = with_post_local_sgd(network, world, start, bucket_mb)
         _settle_buckets(parallel, images, taken)
         state.iter = taken

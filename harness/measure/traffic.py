@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from harness.exchange.kinds import KINDS, Crosses, KindName, Path
 from harness.parallel.slices import padded, slice_of
 
 GATHERED_RANKS = 8
@@ -103,22 +104,22 @@ class Sizes:
     """Numbers of an image that slices tell each other; one more where labels are smoothed."""
 
 
-def formula(layout: str, kind: str, route: str, sizes: Sizes) -> Bytes:
+def formula(layout: str, kind: KindName, route: str, sizes: Sizes) -> Bytes:
     """Bytes a rank sends in a window, mean over a node's ranks, from the sizes alone.
 
     replicated, node: 2(M-1)/M of what a rank owns crosses to its peers; a flat ring carries
     2(N-1)/N of everything over each link instead. world: features of all other nodes, twice.
     """
     nodes, per_node = sizes.nodes, sizes.ranks_per_node
-    ranks = nodes * per_node
+    ranks, traits = nodes * per_node, KINDS[kind]
     window = Bytes()
     for gathered in slice_bytes(layout, sizes):
         window += gathered * sizes.passes
-    if kind == "ddp_post_local_sgd":
+    if traits.crosses is Crosses.VALUES:
         exact = sizes.shared * sizes.element_bytes
         in_node = all_reduce_bytes(exact, per_node, 1) * sizes.passes
         return window + in_node + all_reduce_bytes(exact, ranks, nodes)
-    if kind == "synchronous":
+    if traits.path is Path.BUCKETS:
         own = Bytes()
         for buckets in sizes.slice_buckets:
             for bucket in buckets:
@@ -126,13 +127,13 @@ def formula(layout: str, kind: str, route: str, sizes: Sizes) -> Bytes:
         for bucket in sizes.buckets:
             window += bucket_bytes(route, bucket, sizes)
         return window + own * (1 / per_node)
-    if route == "flat":
+    if traits.path is Path.DDP:
         return window + sizes.crossing(sizes.shared, ranks, nodes)
     chunk = padded(sizes.shared, per_node) // per_node
-    steps = sizes.passes if kind in ("averaging", "isolated") else 1
+    steps = sizes.passes if traits.local_steps else 1
     # Gradients to the owner of their chunk, stepped values back.
     window += all_gather_bytes(chunk * sizes.element_bytes, per_node, 1) * 2 * steps
-    if kind != "isolated":
+    if traits.meets:
         window += _part_bytes(sizes, chunk)
     return window
 

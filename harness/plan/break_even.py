@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from harness.config import Config
 from harness.errors import UserError
+from harness.exchange.kinds import KindName
 from harness.plan.cost_model import predict
 from harness.plan.machines import Cluster
 from harness.plan.ways import PAYS, crossing, on_each_route, with_exchange
@@ -26,7 +27,7 @@ class Rates:
     """The largest ratio on the way."""
 
 
-def classes_for_world(cluster: Cluster, config: Config, kind: str) -> int | None:
+def classes_for_world(cluster: Cluster, config: Config, kind: KindName) -> int | None:
     """The least number of classes at which `world` is faster than `node`; None: never.
 
     `kind`: synchronous or delayed, alike for both.

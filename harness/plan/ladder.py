@@ -44,7 +44,7 @@ def planned_ladder(config: Config, cluster: Cluster) -> list[PlannedRung]:
 def _top(config: Config, cluster: Cluster) -> Levers:
     """The experiment's own K, compression, pieces and delay where it averages."""
     exchange = config.exchange
-    if exchange.kind != "averaging":
+    if not (exchange.traits.on_ladder and exchange.traits.local_steps):
         return Levers(frozenset(Lever), COMPRESSION, PASSES, PIECES, DELAY)
     passes, compression = exchange.backward_passes_per_step, exchange.compression
     idle = {Lever.RARER} if passes == 1 else set()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from harness.exchange.kinds import Crosses
 from harness.plan.machines import Cluster
 from harness.plan.transfers import Launch, Transfer, Transfers
 from harness.plan.workload import Workload
@@ -85,7 +86,7 @@ def pieces_of(cluster: Cluster, work: Workload) -> Pieces:
         passes=work.passes,
         steps=work.steps,
         delay=work.config.exchange.delay,
-        lands_first=work.config.exchange.kind == "averaging",
+        lands_first=work.config.exchange.traits.lands_first,
         data=costs.slowdown * cluster.image_seconds * work.config.train.batch_size,
         forward=forward,
         backward=backward,
@@ -109,6 +110,7 @@ class _Costs:
         self._cluster = cluster
         self._work = work
         self._exchange = work.config.exchange
+        self._traits = work.config.exchange.traits
         self.slowdown = cluster.slowdown
 
     def network(self) -> tuple[float, float, float]:
@@ -118,7 +120,7 @@ class _Costs:
         backbone = work.backbone_flops / plain / cluster.backbone_efficiency
         classifier = work.classifier_flops / plain / cluster.classifier_efficiency
         backbone_backward = backbone * (1 - cluster.forward_share)
-        if self._exchange.kind == "ddp_powersgd":
+        if self._traits.crosses is Crosses.FACTORS:
             backbone_backward += self._power_sgd()
         forward = backbone * cluster.forward_share + classifier / 3
         return forward, classifier * 2 / 3 + backbone_backward, backbone_backward
@@ -136,7 +138,8 @@ class _Costs:
         whole = work.shared * work.element_bytes
         if work.overlaps or group == 1:
             zeroed = self._memory(work.shared + work.sliced)
-            if self._exchange.kind != "ddp_post_local_sgd" or group == 1:
+            in_node = self._traits.is_torchs and self._traits.local_steps
+            if not in_node or group == 1:
                 return zeroed
             return zeroed + Transfers(cluster, work).inside(
                 2 * (group - 1) / group * whole, 2 * (group - 1)
@@ -154,7 +157,7 @@ class _Costs:
     def encode(self) -> float:
         """Late exchanges copy what they send at least; those that overlap pack alone."""
         work, kind = self._work, self._exchange.compression
-        if self._exchange.kind == "isolated" or self._exchange.is_torchs:
+        if self._traits.is_torchs or not self._traits.meets:
             return 0.0
         if work.nodes * work.ranks_per_node == 1 or (work.nodes == 1 and not work.overlaps):
             return 0.0

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from harness.compare.waits import WAITS
 from harness.config import Config
 from harness.exchange.exchange import route_of
+from harness.exchange.kinds import KindName
 from harness.plan.break_even import (
     FASTEST,
     MOST_CLASSES,
@@ -132,7 +133,8 @@ def break_even(cluster: Cluster, config: Config) -> list[str]:
     if not applies(cluster, config):
         return []
     lines = []
-    for kind in ("synchronous", "delayed"):
+    kinds: tuple[KindName, ...] = ("synchronous", "delayed")
+    for kind in kinds:
         classes = classes_for_world(cluster, config, kind)
         where = f"never, up to {MOST_CLASSES:,} classes"
         if classes is not None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from harness.exchange.kinds import Crosses
 from harness.measure.traffic import Bytes
 from harness.plan.machines import Cluster
 from harness.plan.workload import Workload
@@ -137,10 +138,10 @@ class Transfers:
         work, exchange = self._work, self._exchange
         if work.nodes == 1:
             return self._buckets_in_node()
-        if exchange.kind == "ddp_powersgd":
+        if exchange.traits.crosses is Crosses.FACTORS:
             start = POWER_SGD_COLLECTIVES * self._all_reduce()
             return (Launch(1.0, self._flat(work.window, start)),)
-        if exchange.kind == "ddp_post_local_sgd":
+        if exchange.traits.crosses is Crosses.VALUES:
             return (Launch(1.0, self._flat(_across(work), self._all_reduce())),)
         peers = self._quickest(of_crossing(work.nodes, self._lossy, self._cluster.on_cards))
         through = work.route == "hierarchical"

@@ -8,12 +8,12 @@ from harness.compare.levers import COMPRESSIONS
 from harness.config import Config
 from harness.doctor.finding import in_bytes
 from harness.errors import UserError
+from harness.exchange.kinds import KINDS, PLANNED, KindName
 from harness.plan.cost_model import predict
 from harness.plan.machines import Cluster
 from harness.tracking.prediction import Prediction
 
 LAYOUTS = ("replicated", "node", "world")
-EXCHANGES = ("synchronous", "delayed", "averaging")
 PASSES = (1, 2, 4, 8)
 WIRES = tuple(wire for wire in COMPRESSIONS if wire != "sign")
 """What signs do to accuracy is not known: they are predicted where an experiment asks for them."""
@@ -54,7 +54,7 @@ class Way:
 
     @property
     def waits(self) -> bool:
-        return self.config.exchange.kind == "synchronous"
+        return not self.config.exchange.traits.late
 
     @property
     def passes(self) -> int:
@@ -86,7 +86,7 @@ class Way:
             exchange.backward_passes_per_step,
             exchange.pieces,
             COMPRESSIONS.index(exchange.compression),
-            EXCHANGES.index(exchange.kind),
+            PLANNED.index(exchange.kind),
         )
 
 
@@ -94,18 +94,18 @@ def all_ways(config: Config, cluster: Cluster) -> list[Way]:
     return [
         quickest_way(with_exchange(config, layout, kind, passes, compression, pieces), cluster)
         for layout in LAYOUTS
-        for kind in EXCHANGES
-        if (layout, kind) != ("world", "averaging")  # a node has not all classes
+        for kind in PLANNED
+        if layout != "world" or not KINDS[kind].local_steps  # a node has not all classes
         for passes in PASSES
         for compression in WIRES
-        for pieces in (PIECES if kind == "averaging" else (1,))
+        for pieces in (PIECES if KINDS[kind].in_pieces else (1,))
     ]
 
 
 def with_exchange(
     config: Config,
     layout: str,
-    kind: str,
+    kind: KindName,
     passes: int,
     compression: str = "none",
     pieces: int = 1,
@@ -114,7 +114,7 @@ def with_exchange(
     values = config.exchange.model_dump() | {
         "kind": kind,
         "route": "auto",
-        "delay": 0 if kind in ("synchronous", "isolated") else 1,
+        "delay": int(KINDS[kind].late),
         "backward_passes_per_step": passes,
         "compression": compression,
         "pieces": pieces,
@@ -132,7 +132,7 @@ def with_exchange(
 
 def on_each_route(config: Config) -> list[Config]:
     """The experiment by all routes that it can take: two where it waits."""
-    if config.exchange.kind != "synchronous":
+    if not config.exchange.traits.has_routes:
         return [config]
     return [config.exchanging(route=route) for route in ("flat", "hierarchical")]
 

@@ -95,8 +95,7 @@ class Workload:
     @property
     def steps(self) -> int:
         """Of the optimizer in a window."""
-        alone = self.config.exchange.kind in ("averaging", "isolated", "ddp_post_local_sgd")
-        return self.passes if alone else 1
+        return self.passes if self.config.exchange.traits.local_steps else 1
 
     @property
     def part(self) -> float:

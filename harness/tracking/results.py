@@ -117,7 +117,7 @@ def baseline_of(variants: Sequence[Variant], given: str | None = None) -> Varian
             return variant
     for variant in variants:
         config = variant.config
-        if config.classifier.layout == "replicated" and config.exchange.kind == "synchronous":
+        if config.classifier.layout == "replicated" and config.exchange.traits.baseline:
             return variant
     return variants[0]
 

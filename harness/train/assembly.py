@@ -110,8 +110,7 @@ def assemble(config: Config, data: Dataset, world: World) -> Assembly:
     if config.classifier.layout == "replicated":
         shared, sliced = shared + sliced, []
     owner = world.node.index if steps_alone(config.exchange) else None
-    # PowerSGD takes gradients for matrices of filters, whose elements lie together.
-    last = config.exchange.kind != "ddp_powersgd"
+    last = config.exchange.traits.channels_last
     flats = (
         Flat(shared, world.node.size, shared[0], owner, channels_last=last),
         Flat(sliced, 1, shared[0]),

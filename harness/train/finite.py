@@ -156,7 +156,7 @@ def lag_of(config: Config) -> int:
     Where nodes exchange, each waits until all others have ended the window that lands anyway, and
     that is `delay` windows old. Where they do not, they meet for the metrics' sake alone.
     """
-    if config.exchange.kind == "isolated":
+    if not config.exchange.traits.meets:
         return config.train.log_every
     return 1 + config.exchange.delay
 

@@ -13,6 +13,7 @@ from harness.config import Config
 from harness.exchange.buckets import bucket_sizes
 from harness.exchange.compression import crossing_bytes
 from harness.exchange.exchange import route_of
+from harness.exchange.kinds import Crosses
 from harness.measure.summary import UNRECORDED, Evaluation, Provenance, RunSummary, Trained
 from harness.measure.tally import Tally, Totals
 from harness.measure.traffic import Bytes, Sizes, all_reduce_bytes, formula
@@ -189,7 +190,7 @@ class Ledger:
 
     def _totals(self, rows: Tensor) -> Totals:
         topology = self._world.topology
-        hidden = self._config.exchange.is_torchs and topology.world_size > 1
+        hidden = self._config.exchange.traits.waits_in_backward and topology.world_size > 1
         images = self._course.images_per_window / topology.world_size
         return Totals(rows, topology.nodes, images, waits_in_backward=hidden)
 
@@ -260,7 +261,7 @@ def sizes_of(
     exchange = config.exchange
 
     def crossing(elements: int, ranks: int, nodes: int) -> Bytes:
-        if exchange.kind == "ddp_powersgd":
+        if exchange.traits.crosses is Crosses.FACTORS:
             elements = power_sgd_elements(shared, exchange.matrix_rank)
         if exchange.is_torchs:
             size = HALF_BYTES if exchange.compression == "fp16" else element

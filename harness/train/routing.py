@@ -26,7 +26,7 @@ def routed(config: Config, dataset: Dataset, world: World) -> Config:
     order. All ranks decide from the same numbers. Collective over the world.
     """
     exchange, topology = config.exchange, world.topology
-    if exchange.kind != "synchronous" or exchange.route != "auto":
+    if exchange.route != "auto" or not exchange.traits.has_routes:
         return config
     if not differing_routes(exchange, topology.nodes, topology.ranks_per_node):
         return config

@@ -18,10 +18,6 @@ Rows = NDArray[np.float64]
 
 SMALLEST, LARGEST, STEP = 1e-6, 1e3, 1.03
 """The grid of lr * c on which the first unstable one is looked for."""
-LATE = ("delayed", "averaging")
-"""Kinds of exchange that have something under way when a window ends."""
-LOCAL_STEPS = ("averaging", "ddp_post_local_sgd")
-"""Kinds whose nodes step on their own, and average what comes of it."""
 NEUTRAL = 1e-9
 """How far above 1 an eigenvalue of a direction without curvature may come out."""
 
@@ -194,11 +190,11 @@ def dynamics_of(config: Config, window: int, nodes: int) -> Dynamics | None:
     given, optimizer = config.exchange, config.optimizer
     if optimizer.name != "sgd":
         return None
-    alone = nodes == 1 and given.kind in LOCAL_STEPS
-    outer = (given.outer_lr, given.outer_momentum) != (1.0, 0.0)
-    late = given.kind in LATE and window >= given.synchronous_windows
-    local = given.kind in LOCAL_STEPS
-    if alone and not outer:
+    traits = given.traits
+    local = traits.local_steps and traits.meets
+    late = traits.late and window >= given.synchronous_windows
+    alone = nodes == 1 and local
+    if alone and not given.has_outer:
         late = local = False
     return Dynamics(
         momentum=optimizer.momentum,

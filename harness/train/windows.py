@@ -10,7 +10,6 @@ import torch
 
 from harness.config import Config, TraceConfig
 from harness.errors import UserError
-from harness.train.stability import LATE
 
 
 class Stopwatch:
@@ -82,7 +81,7 @@ class Kinds:
         self._timed_from = first + self.untimed
         self._traced = traced_windows(config.trace, first, windows)
         self._late_from = exchange.synchronous_windows
-        self._delay = exchange.delay if exchange.kind in LATE else 0
+        self._delay = exchange.delay if exchange.traits.late else 0
         self._resuming_until = first
 
     def paused(self, ended: int) -> None:
@@ -106,7 +105,7 @@ def no_window_is_timed(config: Config) -> str:
         "staleness.curvature_every": config.staleness.curvature_every,
     }
     for key, every in often.items():
-        if exchange.kind in LATE and 0 < every <= exchange.delay:
+        if exchange.traits.late and 0 < every <= exchange.delay:
             return (
                 f"{key}={every} leaves no window to be timed: with exchange.delay={exchange.delay} "
                 f"the {exchange.delay} after each pause do not count; set it higher"
