@@ -32,7 +32,7 @@ def open_fashion_mnist(config: DataConfig) -> Dataset:
         )
     return Dataset(
         num_classes=NUM_CLASSES,
-        channels=1,
+        channels=CHANNELS,
         image_size=config.image_size,
         train=_open_part(root, "train", config.image_size),
         validation={"validation": _open_part(root, "t10k", config.image_size)},

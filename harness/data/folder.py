@@ -40,7 +40,7 @@ def open_image_folder(config: DataConfig) -> Dataset:
         sources.append(ImageFiles(tree, tree.labels, config.image_size, decoders))
     return Dataset(
         num_classes=config.num_classes,
-        channels=3,
+        channels=CHANNELS,
         image_size=config.image_size,
         train=sources[0],
         validation={"validation": sources[1]},

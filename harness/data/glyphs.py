@@ -69,7 +69,7 @@ def open_glyphs(config: DataConfig) -> Dataset:
         _require_unseen(fonts.train, train, unseen, validation[name])
     return Dataset(
         num_classes=config.num_classes,
-        channels=1,
+        channels=CHANNELS,
         image_size=config.image_size,
         train=_source(fonts.train, train),
         validation={

@@ -1,6 +1,7 @@
 """From the config's words to a data set."""
 
 from harness.config import DataConfig
+from harness.data import fashion_mnist, folder, glyphs, synthetic
 from harness.data.fashion_mnist import open_fashion_mnist
 from harness.data.folder import open_image_folder
 from harness.data.glyphs import open_glyphs
@@ -13,6 +14,12 @@ OPENERS = {
     "fashion_mnist": open_fashion_mnist,
     "synthetic": open_synthetic,
 }
+CHANNELS = {
+    "glyphs": glyphs.CHANNELS,
+    "image_folder": folder.CHANNELS,
+    "fashion_mnist": fashion_mnist.CHANNELS,
+    "synthetic": synthetic.CHANNELS,
+}
 
 
 def open_dataset(config: DataConfig) -> Dataset:
@@ -21,3 +28,8 @@ def open_dataset(config: DataConfig) -> Dataset:
     Raises UserError for whatever is missing or does not fit.
     """
     return OPENERS[config.dataset](config)
+
+
+def channels_of(config: DataConfig) -> int:
+    """Channels of the images of the data set that the config names, without opening it."""
+    return CHANNELS[config.dataset]

@@ -334,7 +334,8 @@ class _Count:
         what a lossy one has not sent."""
         compression, s = self.config.exchange.compression, self.element
         if compression == "none" or ranks == 1:
-            return 2 * slots * elements * s
+            # The sum; movements also need what this rank has sent.
+            return (1 if feedback else 2) * slots * elements * s
         unsent = elements * s if feedback else 0
         row = row_length(compression, elements, ranks)
         arriving = int(under_way * ranks * row)

@@ -143,7 +143,7 @@ class MovingPiece:
         self.part = part
         self._name = name
         self._slots = config.delay // config.pieces + 1
-        self._wire = part.wire(config.compression, self._slots, name)
+        self._wire = part.wire(config.compression, self._slots, name, keeps_own=True)
         self._sent_up_to = part.values()
         self._change = torch.empty_like(self._sent_up_to)
         self._meter = meter or LatenessMeter(0)

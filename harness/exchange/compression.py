@@ -16,15 +16,22 @@ from harness.measure.traffic import (
 
 
 def make_wire(
-    compression: str, elements: int, slots: int, like: Tensor, carrier: Carrier, name: str
+    compression: str,
+    elements: int,
+    slots: int,
+    like: Tensor,
+    carrier: Carrier,
+    name: str,
+    keeps_own: bool = True,
 ) -> Wire:
     """The wire for parts of `elements` values of the dtype and device of `like`.
 
-    `slots` parts may be under way at once; `name` begins the collectives' names.
+    `slots` parts may be under way at once; `name` begins the collectives' names. Without
+    `keeps_own` an exact wire gives means alone; a lossy one can always tell what it sent.
     """
     given = elements, slots, like, carrier, name
     if compression == "none" or carrier.size == 1 or elements == 0:
-        return Floats(*given)
+        return Floats(*given, keeps_own)
     coded = Swapped if carrier.size == 2 else Rounded
     return coded(*given, CODECS[compression])
 

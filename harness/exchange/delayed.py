@@ -43,7 +43,7 @@ class Delayed:
         self._delay = config.delay
         self._synchronous_windows = config.synchronous_windows
         self._buffers = [part.values() for _ in range(config.delay + 1)]
-        wire = part.wire(config.compression, config.delay + 1, "gradients")
+        wire = part.wire(config.compression, config.delay + 1, "gradients", keeps_own=False)
         self._wire = Feedback(wire, part.sent, like=self._buffers[0])
         self._in_flight: deque[InFlight] = deque()
         self._window = first_window

@@ -13,16 +13,26 @@ class Floats:
     exact = True
 
     def __init__(
-        self, elements: int, slots: int, like: Tensor, carrier: Carrier, name: str
+        self,
+        elements: int,
+        slots: int,
+        like: Tensor,
+        carrier: Carrier,
+        name: str,
+        keeps_own: bool,
     ) -> None:
+        """`keeps_own`: what this rank sent is kept beside the sum, for `add_own` and `correction`.
+
+        It takes as much memory as the sum, so a wire that is only asked for means does without.
+        """
         self._carrier = carrier
         self._name = name
-        self._buffers = [tuple(like.new_empty(2, elements)) for _ in range(slots)]
+        self._totals = [like.new_empty(elements) for _ in range(slots)]
+        self._owns = [like.new_empty(elements) for _ in range(slots if keeps_own else 0)]
 
     def launch(self, part: Tensor, slot: int) -> Sent:
-        total, own = self._buffers[slot]
-        own.copy_(part)
-        total.copy_(own)
+        total = self._totals[slot].copy_(part)
+        own = self._owns[slot].copy_(part) if self._owns else None
         launched = self._carrier.launch_sum(total, f"{self._name}.{slot}")
         return _SentFloats(total, own, launched, self._carrier.size)
 
@@ -33,12 +43,12 @@ class Floats:
 @dataclass(frozen=True)
 class _SentFloats:
     total: Tensor
-    own: Tensor
+    own: Tensor | None
     launched: Launched
     size: int
 
     def add_own(self, target: Tensor, factor: float) -> None:
-        target.add_(self.own, alpha=factor)
+        target.add_(self._kept(), alpha=factor)
 
     def mean(self, into: Tensor) -> None:
         self.launched.wait()
@@ -46,4 +56,9 @@ class _SentFloats:
 
     def correction(self, into: Tensor) -> None:
         self.mean(into)
-        into.sub_(self.own)
+        into.sub_(self._kept())
+
+    def _kept(self) -> Tensor:
+        if self.own is None:
+            raise ValueError("this wire gives means alone; make it with keeps_own=True")
+        return self.own

@@ -71,9 +71,10 @@ class Part:
         self.elements = chunk.size + own.size
         self.sent = self.elements if slice_crosses else chunk.size
 
-    def wire(self, compression: str, slots: int, name: str) -> Wire:
-        """To the same part on the other nodes."""
-        return make_wire(compression, self.sent, slots, self._values[0], self.peers, name)
+    def wire(self, compression: str, slots: int, name: str, keeps_own: bool) -> Wire:
+        """To the same part on the other nodes; see `make_wire`."""
+        like = self._values[0]
+        return make_wire(compression, self.sent, slots, like, self.peers, name, keeps_own)
 
     def strips(self, key: str, tensor: Tensor) -> list[Strip]:
         """What is kept of this part's elements, [elements], or of those that cross, [sent]."""

@@ -119,7 +119,8 @@ class Crossing:
         self._start = start
         self._owned = len(part) if owned is None else owned
         self._carrier = carrier
-        wire = make_wire(compression, len(part), 1, part, carrier, f"bucket.{start}")
+        name, size = f"bucket.{start}", len(part)
+        wire = make_wire(compression, size, 1, part, carrier, name, keeps_own=False)
         self._wire = Feedback(wire, len(part), like=part)
         self._sent: Sent | None = None
 

@@ -55,7 +55,10 @@ class Carrier(Protocol):
 
 
 class Sent(Protocol):
-    """A part under way. Either `mean` or `correction` is called, once."""
+    """A part under way. Either `mean` or `correction` is called, once.
+
+    `add_own` and `correction` need a wire that is lossy or was made with `keeps_own`.
+    """
 
     def add_own(self, target: Tensor, factor: float) -> None:
         """Adds `factor` times what this rank sent, as the others read it. Does not wait."""

@@ -14,8 +14,9 @@ from harness.exchange.compression import crossing_bytes, make_wire
 from harness.exchange.feedback import Feedback
 from harness.exchange.wire import Carrier, Wire
 from harness.measure.traffic import Bytes
-from tests.alone import meters
+from tests.alone import group_of_one, meters
 from tests.grid import lossy_group
+from tests.live_bytes import live_bytes
 from tests.ranks import run_on_ranks
 from tests.table import on_threads
 
@@ -361,3 +362,21 @@ def test_a_mean_is_as_near_among_many_ranks(compression: str, ranks: int) -> Non
     largest = max(float(each.abs().max()) for each in given)
     for mean in means_of(compression, ranks, lambda rank: given[rank])[:2]:
         assert (mean - exact).abs().max() <= largest / REACH[compression] * (1 + 1e-5)
+
+
+def test_an_exact_wire_for_means_alone_keeps_one_buffer() -> None:
+    """Half of what it takes to correct what was sent; who asks for that gets an error."""
+    own, mean = torch.ones(BLOCK), torch.zeros(BLOCK)
+    given = "none", BLOCK, 1, own, group_of_one(), "part"
+    with live_bytes() as both:
+        corrects = make_wire(*given, keeps_own=True)
+    with live_bytes() as one:
+        means_alone = make_wire(*given, keeps_own=False)
+    assert (one.kept, both.kept) == (own.nbytes, 2 * own.nbytes)
+    corrects.launch(own, 0).correction(mean)
+    assert torch.equal(mean, torch.zeros(BLOCK))
+    sent = means_alone.launch(own, 0)
+    with pytest.raises(ValueError, match="gives means alone"):
+        sent.add_own(mean, 1.0)
+    sent.mean(mean)
+    assert torch.equal(mean, own)
