@@ -17,7 +17,7 @@ from harness.data.folder import required_root
 from harness.data.images import ArraySource, Dataset, WrappedSource
 from harness.errors import UserError
 
-NUM_CLASSES = 10
+NUM_CLASSES, CHANNELS = 10, 1
 IMAGES_MAGIC, LABELS_MAGIC = 0x803, 0x801
 """unsigned bytes (8) in 3 dimensions and in 1."""
 

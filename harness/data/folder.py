@@ -21,6 +21,7 @@ from harness.data.pixels import Undecodable, middle_square
 from harness.data.tree import ImageTree, in_words, shown
 from harness.errors import UserError
 
+CHANNELS = 3
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

@@ -18,6 +18,7 @@ from harness.data.images import ArraySource, Dataset, Part
 from harness.data.pixel_cache import cached_pixels
 from harness.errors import UserError
 
+CHANNELS = 1
 RENDERER_VERSION = 1
 """Goes up whenever the same font would give other pixels."""
 

@@ -31,25 +31,14 @@ class Kept:
 class Activations:
     """Of a backbone; each tensor that is kept has a size that is linear in the images."""
 
-    shapes: tuple[torch.Size, ...]
-    """Of its parameters."""
-    features: int
+    largest: int
+    """Elements of the largest parameter."""
     half: bool
     images: int
     sizes: tuple[int, ...]
     """Bytes of each kept tensor, in their order, for `images`."""
     per_image: tuple[int, ...]
     """Bytes more for one image more."""
-
-    @property
-    def parameters(self) -> int:
-        """Elements of all."""
-        return sum(shape.numel() for shape in self.shapes)
-
-    @property
-    def largest(self) -> int:
-        """Elements of the largest."""
-        return max(shape.numel() for shape in self.shapes)
 
     def of(self, images: int) -> Kept:
         more = images - self.images
@@ -69,8 +58,7 @@ def activations_of(
     backbone = make_backbone(config, channels, size, seed=0)
     few, more = (_kept_sizes(backbone, channels, size, n, half) for n in (images, images + 1))
     return Activations(
-        shapes=tuple(parameter.shape for parameter in backbone.parameters()),
-        features=backbone.features,
+        largest=max(parameter.numel() for parameter in backbone.parameters()),
         half=half,
         images=images,
         sizes=tuple(few),

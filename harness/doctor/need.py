@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-
 from harness.config import Config
 from harness.doctor.activations import Activations, activations_of
 from harness.doctor.finding import Facts
@@ -15,14 +13,14 @@ from harness.exchange.exchange import route_of, steps_alone
 from harness.exchange.kinds import Crosses, Path
 from harness.exchange.rounded import piece_blocks
 from harness.measure.traffic import gathers_statistics
+from harness.model.anatomy import Anatomy, anatomy_of
 from harness.model.flops import PRODUCTS
 from harness.model.kept import place
 from harness.model.sliced_classifier import tile_classes
-from harness.parallel.slices import padded, slice_of
+from harness.parallel.slices import padded
 from harness.train.evaluation import MET_AT_ONCE
 from harness.train.stability import dynamics_of, runs_of
 
-CHANNELS = {"glyphs": 1, "fashion_mnist": 1, "image_folder": 3, "synthetic": 3}
 WEIGHT_COPIES = 5
 """Of the largest filter while its gradient is made: the gradient, and the other layouts in which
 a processor's library computes in float32."""
@@ -142,10 +140,6 @@ class _Count:
     ranks_per_node: int
     cards: bool
 
-    @cached_property
-    def element(self) -> int:
-        return 8 if self.config.train.precision == "fp64" else 4
-
     @property
     def half(self) -> bool:
         return self.config.train.precision == "bf16"
@@ -158,7 +152,7 @@ class _Count:
         config = self.config
         return activations_of(
             config.backbone,
-            CHANNELS[config.data.dataset],
+            self.anatomy.channels,
             config.data.image_size,
             min(2, config.train.batch_size),
             half,
@@ -169,35 +163,38 @@ class _Count:
         return self._activations(self.half)
 
     @cached_property
+    def anatomy(self) -> Anatomy:
+        return anatomy_of(self.config, self.nodes, self.ranks_per_node)
+
+    @property
+    def element(self) -> int:
+        """s."""
+        return self.anatomy.element_bytes
+
+    @property
     def owners(self) -> int:
         """Ranks of a slice group."""
-        ranks = self.nodes * self.ranks_per_node
-        layouts = {"replicated": 1, "node": self.ranks_per_node, "world": ranks}
-        return layouts[self.config.classifier.layout]
+        return self.anatomy.owners
 
     @cached_property
     def classes(self) -> int:
         """K of the largest slice."""
-        classes = self.config.data.num_classes
-        return max(slice_of(classes, self.owners, k).size for k in range(self.owners))
-
-    @cached_property
-    def slice_elements(self) -> int:
-        return self.classes * (self._backbone.features + (not self.margin))
+        return self.anatomy.largest_slice
 
     @property
-    def replicated(self) -> bool:
-        return self.config.classifier.layout == "replicated"
+    def features(self) -> int:
+        """D."""
+        return self.anatomy.features
 
-    @cached_property
+    @property
     def shared(self) -> int:
         """P."""
-        return self._backbone.parameters + (self.slice_elements if self.replicated else 0)
+        return self.anatomy.shared_elements
 
-    @cached_property
+    @property
     def sliced(self) -> int:
         """S."""
-        return 0 if self.replicated else self.slice_elements
+        return self.anatomy.sliced_elements
 
     @cached_property
     def chunk(self) -> int:
@@ -269,7 +266,9 @@ class _Count:
         """Of gradients that are averaged beside the backward pass: elements that go over wires at
         once, and the ranks between which they do."""
         exchange, group = self.config.exchange, self.ranks_per_node
-        slices = bucket_sizes(self._classifier_shapes, exchange.bucket_bytes, self.element)
+        slices = bucket_sizes(
+            self.anatomy.classifier(self.classes), exchange.bucket_bytes, self.element
+        )
         crosses = slices if self.config.classifier.layout == "node" else ()
         own = tuple((elements, self.nodes) for elements in crosses)
         if self._through_nodes:
@@ -279,13 +278,7 @@ class _Count:
     @cached_property
     def _buckets(self) -> tuple[int, ...]:
         """Elements of each, of P."""
-        shapes = self._backbone.shapes + (self._classifier_shapes if self.replicated else ())
-        return bucket_sizes(shapes, self.config.exchange.bucket_bytes, self.element)
-
-    @property
-    def _classifier_shapes(self) -> tuple[torch.Size, ...]:
-        weight = torch.Size([self.classes, self._backbone.features])
-        return (weight,) if self.margin else (weight, torch.Size([self.classes]))
+        return bucket_sizes(self.anatomy.shared, self.config.exchange.bucket_bytes, self.element)
 
     @property
     def _overlapped(self) -> int:
@@ -394,7 +387,7 @@ class _Count:
         scale = self.element // 4
         images = self.owners * batch
         found = backbone.of(batch)
-        features = 3 * images * backbone.features * self.element
+        features = 3 * images * self.features * self.element
         most = max(self._classifier(images, half, each) for each in {False, adds})
         classifier = most + self._statistics(images) + features
         copies = 4 * backbone.largest * (1 if half or scale > 1 else WEIGHT_COPIES)
@@ -403,7 +396,7 @@ class _Count:
     def _classifier(self, images: int, half: bool, adds: bool) -> int:
         """Of two passes over tiles: a tile's numbers, the slopes of features, where exponentials
         wait for the second pass, and the gradient that torch's DDP is given."""
-        s, features = self.element, self._backbone.features
+        s, features = self.element, self.features
         product = 2 if half else s
         place = self._place(images, product, adds)
         weight = self.classes * features * s
@@ -414,7 +407,7 @@ class _Count:
 
     def _of_tile(self, images: int, product: int, place: str, adds: bool) -> int:
         """Of each of its classes: what the gradient's rows had, and the more of the two passes."""
-        s, features = self.element, self._backbone.features
+        s, features = self.element, self.features
         half = product < s
         again, room = (
             images * product * (place == "again"),
@@ -432,12 +425,12 @@ class _Count:
 
     def _tile(self, images: int, product: int) -> int:
         """Classes of one; `product`: bytes of an element in products."""
-        features = self._backbone.features
+        features = self.features
         size = tile_classes(images, features, self.element, product, self.cards)
         return min(size, self.classes)
 
     def _place(self, images: int, product: int, adds: bool) -> str:
-        features, s = self._backbone.features, self.element
+        features, s = self.features, self.element
         return place(images, features, self.classes, product, s, adds, self.cards)
 
     @property
@@ -497,14 +490,16 @@ class _Count:
         thrice: in one tile, of all tiles, and of all slices."""
         batch, s = self.config.train.batch_size, self.element
         met = MET_AT_ONCE * self.owners * batch
-        width = self._backbone.features
+        width = self.features
         tile = self._tile(met, 2 if self.half else s)
         of_tile = tile * (met * s + (2 * met + 2 * width) * self.half)
         found = 3 * (2 * PREDICTED + 3) * met * 8
         features = 3 * met * width * s
         predicted = of_tile + found + features
         seen = self._backbone.of(batch).seen * (s // 4)
-        halves = 2 * self._backbone.parameters if self.half else 0  # autocast's, of all weights
+        halves = (
+            2 * self.anatomy.backbone_elements if self.half else 0
+        )  # autocast's, of all weights
         return self._own_values + self.images + halves + max(predicted, seen)
 
     @property
@@ -527,16 +522,16 @@ class _Count:
     def saving(self) -> int:
         """In the host's memory: the whole node's states, and a copy of each file's content."""
         states = self.states + self.carried
-        file = (1 + states) * max(self._backbone.parameters, self.slice_elements)
+        of_slice = self.classes * self.anatomy.per_class
+        file = (1 + states) * max(self.anatomy.backbone_elements, of_slice)
         return states * self.parameters + (file + self._backbone.largest) * self.element
 
     @property
     def images(self) -> int:
-        data = self.config.data
-        return CHANNELS[data.dataset] * data.image_size**2 * self.config.train.batch_size * 4
+        size, batch = self.config.data.image_size, self.config.train.batch_size
+        return self.anatomy.channels * size**2 * batch * 4
 
     @property
     def checkpoint(self) -> int:
-        per_class = self._backbone.features + (not self.margin)
-        whole = self._backbone.parameters + self.config.data.num_classes * per_class
+        whole = self.anatomy.backbone_elements + self.anatomy.classifier_elements
         return whole * self.element * (1 + self.states + self.carried)

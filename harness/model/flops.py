@@ -2,10 +2,13 @@
 
 import copy
 from dataclasses import dataclass
+from functools import cache
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.model.backbone import Backbone
+from harness.config import BackboneConfig
+from harness.model.backbone import Backbone, make_backbone
 from harness.model.trainable import training_pass
 
 COUNTED_IMAGES = 2
@@ -47,3 +50,36 @@ def _backbone_flops(backbone: Backbone, channels: int, image_size: int, images: 
     with FlopCounterMode(display=False) as counter:
         training_pass(twin, channels, image_size, images).sum().backward()
     return int(counter.get_total_flops())
+
+
+@dataclass(frozen=True)
+class Backward:
+    """When which gradient of a backbone comes, whatever is done with it."""
+
+    flops_per_image: float
+    """Forward and backward."""
+    arrivals: tuple[float, ...]
+    """For each parameter, the share of the backward pass's operations after which it comes."""
+
+
+@cache
+def backward_of(config: BackboneConfig, channels: int, image_size: int) -> Backward:
+    """Found in one forward and backward pass of a few images."""
+    backbone = make_backbone(config, channels, image_size, seed=0).train()
+    parameters = list(backbone.parameters())
+    arrived: dict[int, int] = {}
+    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+        output = backbone(torch.zeros(COUNTED_IMAGES, channels, image_size, image_size)).sum()
+        forward = counter.get_total_flops()
+
+        def note(number: int) -> None:
+            arrived[number] = counter.get_total_flops() - forward
+
+        for number, parameter in enumerate(parameters):
+            parameter.register_post_accumulate_grad_hook(lambda _, number=number: note(number))
+        output.backward()
+        backward = max(1, counter.get_total_flops() - forward)
+    return Backward(
+        flops_per_image=(forward + backward) / COUNTED_IMAGES,
+        arrivals=tuple(arrived.get(n, backward) / backward for n in range(len(parameters))),
+    )

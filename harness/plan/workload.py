@@ -2,20 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from harness.config import BackboneConfig, Config
-from harness.doctor.need import CHANNELS, Need, need_of, products_of
+from harness.config import Config
+from harness.doctor.need import Need, need_of, products_of
 from harness.exchange.buckets import cut
 from harness.exchange.exchange import route_of, steps_alone
 from harness.exchange.flat import order_of
 from harness.measure.traffic import Bytes, Sizes, bucket_bytes, slice_bytes
-from harness.model.backbone import make_backbone
-from harness.model.flops import COUNTED_IMAGES
-from harness.parallel.slices import slice_of
+from harness.model.anatomy import Anatomy, anatomy_of
+from harness.model.flops import backward_of
 from harness.parallel.topology import Topology, check_classes
 from harness.train.ledger import expected_bytes, sizes_of
 
@@ -124,88 +119,39 @@ class Workload:
 
 def workload_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = False) -> Workload:
     """Raises UserError for a backbone that cannot be, or fewer classes than ranks to own them."""
-    layout = config.classifier.layout
     topology = Topology(0, nodes, ranks_per_node)
-    check_classes(topology, layout, config.data.num_classes)
-    network = _network(config.backbone, CHANNELS[config.data.dataset], config.data.image_size)
-    element = 8 if config.train.precision == "fp64" else 4
-    per_class = network.features + (config.classifier.margin == "none")
-    owners = {"replicated": 1, "node": ranks_per_node, "world": topology.world_size}[layout]
-    owned = [slice_of(config.data.num_classes, owners, n).size for n in range(owners)]
-    shapes = list(network.shapes)
-    if layout == "replicated":
-        shapes += _classifier_shapes(config, network.features)
-    slices = tuple(size * per_class for size in owned) if layout == "node" else ()
-    given = (config, topology, shapes, slices, network.features, element)
-    sizes = sizes_of(*given)
-    gathered = owners * config.train.batch_size
+    check_classes(topology, config.classifier.layout, config.data.num_classes)
+    anatomy = anatomy_of(config, nodes, ranks_per_node)
+    backbone = backward_of(config.backbone, anatomy.channels, config.data.image_size)
+    sizes = sizes_of(config, anatomy)
+    gathered = anatomy.owners * config.train.batch_size
     products = products_of(config, nodes, ranks_per_node, cards)
     return Workload(
         config=config,
         nodes=nodes,
         ranks_per_node=ranks_per_node,
-        backbone_flops=network.flops_per_image * config.train.batch_size,
-        classifier_flops=products * 2.0 * gathered * max(owned) * network.features,
-        shared=sum(shape.numel() for shape in shapes),
-        sliced=0 if layout == "replicated" else max(owned) * per_class,
-        element_bytes=element,
-        window=expected_bytes(*given),
-        gathers=slice_bytes(layout, sizes),
+        backbone_flops=backbone.flops_per_image * config.train.batch_size,
+        classifier_flops=products * 2.0 * gathered * anatomy.largest_slice * anatomy.features,
+        shared=anatomy.shared_elements,
+        sliced=anatomy.sliced_elements,
+        element_bytes=anatomy.element_bytes,
+        window=expected_bytes(config, anatomy),
+        gathers=slice_bytes(anatomy.layout, sizes),
         buckets=(
-            *_slice_buckets(config, sizes, max(owned)),
-            *_buckets(config, network, shapes, sizes),
+            *_slice_buckets(config, anatomy, sizes),
+            *_buckets(config, anatomy, backbone.arrivals, sizes),
         ),
         need=need_of(config, nodes, ranks_per_node, cards),
     )
 
 
-@dataclass(frozen=True)
-class _Network:
-    """A backbone, whatever is done with it."""
-
-    shapes: tuple[torch.Size, ...]
-    arrivals: tuple[float, ...]
-    """Of each parameter's gradient, as a share of the backward pass's operations."""
-    features: int
-    flops_per_image: float
-
-
-@cache
-def _network(config: BackboneConfig, channels: int, size: int) -> _Network:
-    """One forward and backward pass of a few images, to see when which gradient comes."""
-    backbone = make_backbone(config, channels, size, seed=0).train()
-    parameters = list(backbone.parameters())
-    arrived: dict[int, int] = {}
-    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
-        output = backbone(torch.zeros(COUNTED_IMAGES, channels, size, size)).sum()
-        forward = counter.get_total_flops()
-
-        def note(number: int) -> None:
-            arrived[number] = counter.get_total_flops() - forward
-
-        for number, parameter in enumerate(parameters):
-            parameter.register_post_accumulate_grad_hook(lambda _, number=number: note(number))
-        output.backward()
-        backward = max(1, counter.get_total_flops() - forward)
-    return _Network(
-        shapes=tuple(parameter.shape for parameter in parameters),
-        arrivals=tuple(arrived.get(n, backward) / backward for n in range(len(parameters))),
-        features=backbone.features,
-        flops_per_image=(forward + backward) / COUNTED_IMAGES,
-    )
-
-
-def _classifier_shapes(config: Config, features: int) -> list[torch.Size]:
-    classes = config.data.num_classes
-    bias = [torch.Size([classes])] if config.classifier.margin == "none" else []
-    return [torch.Size([classes, features]), *bias]
-
-
 def _buckets(
-    config: Config, network: _Network, shapes: Sequence[torch.Size], sizes: Sizes
+    config: Config, anatomy: Anatomy, of_backbone: Sequence[float], sizes: Sizes
 ) -> tuple[Bucket, ...]:
     """Of what all share, in the order of `Flat`."""
-    arrivals = list(network.arrivals) + [0.0] * (len(shapes) - len(network.arrivals))
+    shapes = anatomy.shared
+    # The classifier's gradients come before the backbone's backward pass begins.
+    arrivals = [*of_backbone, *[0.0] * (len(shapes) - len(of_backbone))]
     order = order_of(shapes)
     elements = [shapes[number].numel() for number in order]
     route = route_of(config.exchange, sizes.nodes, sizes.ranks_per_node)
@@ -217,13 +163,11 @@ def _buckets(
     return tuple(found)
 
 
-def _slice_buckets(config: Config, sizes: Sizes, classes: int) -> tuple[Bucket, ...]:
-    """Of the rank that owns so many classes."""
-    if not sizes.slices or sizes.nodes == 1:
+def _slice_buckets(config: Config, anatomy: Anatomy, sizes: Sizes) -> tuple[Bucket, ...]:
+    """Of the rank that owns the most classes."""
+    if not anatomy.replicated_slices or anatomy.nodes == 1:
         return ()
-    elements = [classes * sizes.features]
-    if config.classifier.margin == "none":
-        elements.append(classes)
+    elements = [shape.numel() for shape in anatomy.classifier(anatomy.largest_slice)]
     found = []
     for members in cut(elements, config.exchange.bucket_bytes / sizes.element_bytes):
         own = sum(elements[member] for member in members)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from harness.config import Config
@@ -11,15 +10,13 @@ from harness.exchange.exchange import steps_alone
 from harness.exchange.flat import Flat
 from harness.measure.summary import Trained
 from harness.measure.traffic import Bytes
+from harness.model.anatomy import Anatomy, Sketch
 from harness.model.backbone import Backbone, make_backbone
 from harness.model.flops import micro_batch_flops
 from harness.model.network import Network
 from harness.model.sliced_classifier import SlicedClassifier
-from harness.parallel.slices import slice_of
 from harness.parallel.world import World
 from harness.train.ledger import expected_bytes
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,7 @@ class Assembly:
     config: Config
     world: World
     data: Dataset
+    anatomy: Anatomy
     backbone: Backbone
     classifier: SlicedClassifier
     shared: Flat
@@ -53,7 +51,7 @@ class Assembly:
 
     @property
     def parameters_of_class(self) -> int:
-        return self.classifier.weight.shape[1] + (self.classifier.bias is not None)
+        return self.anatomy.per_class
 
     def trained(self) -> Trained:
         """What the summary of a run tells of its model, once it has been trained."""
@@ -73,41 +71,28 @@ class Assembly:
             self.data.channels,
             self.data.image_size,
             images=batch,
-            gathered=batch * self.world.slices.size,
+            gathered=batch * self.anatomy.owners,
             classes=len(self.classifier.weight),
         )
         return flops.total * self.config.exchange.backward_passes_per_step
 
     def expected_bytes(self) -> Bytes:
         """What a window sends, by formula."""
-        topology, slices = self.world.topology, tuple[int, ...]()
-        if self.config.classifier.layout == "node":
-            owners = topology.ranks_per_node
-            owned = [slice_of(self.data.num_classes, owners, n) for n in range(owners)]
-            slices = tuple(each.size * self.parameters_of_class for each in owned)
-        return expected_bytes(
-            self.config,
-            topology,
-            # As the network has them, whose last ones stand first.
-            shared=[parameter.shape for parameter, _, _ in reversed(self.shared.spans)],
-            slices=slices,
-            features=self.backbone.features,
-            element=self.shared.values.element_size(),
-        )
+        return expected_bytes(self.config, self.anatomy)
 
 
 def assemble(config: Config, data: Dataset, world: World) -> Assembly:
     """With weights that are functions of the config's seed, the same on all ranks. Raises UserError
     for a backbone that cannot take the images. Collective over the world."""
-    dtype = DTYPES[config.train.precision]
     backbone = make_backbone(config.backbone, data.channels, data.image_size, config.seed)
+    anatomy = Anatomy.of(config, world.topology, Sketch.of(backbone, data.channels))
     classifier = SlicedClassifier(
         backbone.features, data.num_classes, config.classifier, world.slices, config.seed
     )
-    backbone = backbone.to(device=world.device, dtype=dtype)
-    classifier = classifier.to(device=world.device, dtype=dtype)
+    backbone = backbone.to(device=world.device, dtype=anatomy.dtype)
+    classifier = classifier.to(device=world.device, dtype=anatomy.dtype)
     shared, sliced = list(backbone.parameters()), list(classifier.parameters())
-    if config.classifier.layout == "replicated":
+    if anatomy.is_replicated:
         shared, sliced = shared + sliced, []
     owner = world.node.index if steps_alone(config.exchange) else None
     last = config.exchange.traits.channels_last
@@ -118,4 +103,4 @@ def assemble(config: Config, data: Dataset, world: World) -> Assembly:
     # Processors of several kinds draw numbers that differ in their last bits.
     world.everyone.broadcast(flats[0].values)
     world.replicas.broadcast(flats[1].values)
-    return Assembly(config, world, data, backbone, classifier, *flats)
+    return Assembly(config, world, data, anatomy, backbone, classifier, *flats)

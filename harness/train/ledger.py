@@ -18,9 +18,9 @@ from harness.measure.summary import UNRECORDED, Evaluation, Provenance, RunSumma
 from harness.measure.tally import Tally, Totals
 from harness.measure.traffic import Bytes, Sizes, all_reduce_bytes, formula
 from harness.measure.utilisation import UNKNOWN, Capacity
+from harness.model.anatomy import Anatomy
 from harness.parallel.ddp import HALF_BYTES, power_sgd_elements
 from harness.parallel.ranks import Gathered
-from harness.parallel.topology import Topology
 from harness.parallel.world import World
 from harness.train.checkpoint.meta import STARTED, Progress
 from harness.train.course import Course
@@ -231,34 +231,17 @@ class Ledger:
         )
 
 
-def expected_bytes(
-    config: Config,
-    topology: Topology,
-    shared: Sequence[torch.Size],
-    slices: tuple[int, ...],
-    features: int,
-    element: int,
-) -> Bytes:
-    """What a window sends by formula, of `sizes_of`; the counted bytes must equal it."""
-    sizes = sizes_of(config, topology, shared, slices, features, element)
-    route = route_of(config.exchange, topology.nodes, topology.ranks_per_node)
-    return formula(config.classifier.layout, config.exchange.kind, route, sizes)
+def expected_bytes(config: Config, anatomy: Anatomy) -> Bytes:
+    """What a window sends by formula; the counted bytes must equal it."""
+    route = route_of(config.exchange, anatomy.nodes, anatomy.ranks_per_node)
+    sizes = sizes_of(config, anatomy)
+    return formula(anatomy.layout, config.exchange.kind, route, sizes)
 
 
-def sizes_of(
-    config: Config,
-    topology: Topology,
-    shared: Sequence[torch.Size],
-    slices: tuple[int, ...],
-    features: int,
-    element: int,
-) -> Sizes:
-    """What the formula needs of a run.
-
-    `shared`: shapes of what every rank holds; `slices`: elements of each rank of a node that other
-    nodes hold too; `element`: bytes of one.
-    """
-    exchange = config.exchange
+def sizes_of(config: Config, anatomy: Anatomy) -> Sizes:
+    """What the formula needs to know of a run."""
+    exchange, element, shared = config.exchange, anatomy.element_bytes, anatomy.shared
+    owned = [each.size for each in anatomy.replicated_slices]
 
     def crossing(elements: int, ranks: int, nodes: int) -> Bytes:
         if exchange.traits.crosses is Crosses.FACTORS:
@@ -271,26 +254,20 @@ def sizes_of(
     def buckets(shapes: Sequence[torch.Size]) -> tuple[int, ...]:
         return bucket_sizes(shapes, exchange.bucket_bytes, element)
 
-    def of_slice(elements: int) -> list[torch.Size]:
-        per_class = features + (config.classifier.margin == "none")
-        classes = elements // per_class
-        bias = [torch.Size([classes])] if per_class > features else []
-        return [torch.Size([classes, features]), *bias]
-
     return Sizes(
-        nodes=topology.nodes,
-        ranks_per_node=topology.ranks_per_node,
+        nodes=anatomy.nodes,
+        ranks_per_node=anatomy.ranks_per_node,
         images_per_rank=config.train.batch_size,
         passes=exchange.backward_passes_per_step,
-        shared=sum(shape.numel() for shape in shared),
-        slices=slices,
-        features=features,
+        shared=anatomy.shared_elements,
+        slices=tuple(classes * anatomy.per_class for classes in owned),
+        features=anatomy.features,
         element_bytes=element,
         feature_bytes=2 if config.train.precision == "bf16" else element,
         crossing=crossing,
         pieces=exchange.pieces,
         buckets=buckets(shared),
-        slice_buckets=tuple(buckets(of_slice(each)) for each in slices),
+        slice_buckets=tuple(buckets(anatomy.classifier(classes)) for classes in owned),
         label_bytes=8 if element == 8 else 4,
         statistic_bytes=element,
         statistics=3 + (config.classifier.label_smoothing > 0),

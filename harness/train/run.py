@@ -25,6 +25,7 @@ from harness.measure.machine import environment
 from harness.measure.summary import DIVERGED_TAG, RunSummary
 from harness.measure.traffic import Traffic
 from harness.measure.utilisation import Capacity
+from harness.model.anatomy import DTYPES
 from harness.parallel.cores import Cores, cores_of
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology, open_ranks
@@ -36,7 +37,6 @@ from harness.tracking.connection import Status, check_store
 from harness.tracking.folders import check_free, claim, now
 from harness.tracking.node_gauges import monitor_node
 from harness.tracking.tracker import Tracker
-from harness.train.assembly import DTYPES
 from harness.train.checkpoint.meta import read_meta
 from harness.train.pace import paced
 from harness.train.routing import routed

@@ -1,6 +1,6 @@
 """Gradients averaged beside the backward pass, on both routes, equal the mean of all ranks'."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
@@ -11,6 +11,7 @@ from harness.config import ClassifierConfig, Config, ExchangeConfig
 from harness.exchange.exchange import Exchange, make_exchange, route_of
 from harness.exchange.flat import Flat
 from harness.measure.traffic import Bytes
+from harness.model.anatomy import Anatomy, Sketch
 from harness.parallel.topology import Topology
 from harness.parallel.world import World
 from harness.train.ledger import expected_bytes
@@ -190,8 +191,9 @@ def test_bytes_are_those_of_the_formula(grid: str, route: str, wire: str) -> Non
             "train": {"precision": "fp64", "steps": 1},
         }
     )
-    shapes = [torch.Size(shape) for shape in SHAPES]
-    found = expected_bytes(config, topology, shapes, (), features=1, element=8)
+    sketch = Sketch(tuple(torch.Size(shape) for shape in SHAPES), features=1, channels=1)
+    no_classes = replace(Anatomy.of(config, topology, sketch), classes=0, has_bias=False)
+    found = expected_bytes(config, no_classes)
     for each in trained(grid):
         sent = each[route, wire].sent
         assert sent.in_node == pytest.approx(WINDOWS * found.in_node)

@@ -14,6 +14,7 @@ from harness.measure.clock import Clock
 from harness.measure.summary import Evaluation, RunSummary, Trained
 from harness.measure.traffic import Bytes, Traffic
 from harness.measure.utilisation import Capacity
+from harness.model.anatomy import Anatomy, Sketch
 from harness.parallel.group import Meters
 from harness.parallel.topology import Topology
 from harness.train.checkpoint.meta import STARTED, Progress
@@ -282,12 +283,6 @@ def test_a_stopwatch_leaves_out_what_lies_between_laps() -> None:
 )
 def test_expected_bytes_follow_the_precision(precision: str, element: int, features: int) -> None:
     values = {"train": {"steps": 1, "precision": precision}, "classifier": {"layout": "node"}}
-    found = expected_bytes(
-        Config.model_validate(values),
-        Topology(0, 1, 2),
-        shared=[torch.Size([1000])],
-        slices=(30, 30),
-        features=16,
-        element=element,
-    )
+    config, sketch = Config.model_validate(values), Sketch((torch.Size([1000]),), 16, 1)
+    found = expected_bytes(config, Anatomy.of(config, Topology(0, 1, 2), sketch))
     assert found == Bytes(in_node=features + 2 * 500 * element)

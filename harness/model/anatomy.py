@@ -1,0 +1,154 @@
+"""How big a run's model is and how it lies on the ranks, worked out in one place for all who ask.
+
+Letters as in the formulas: M nodes of G ranks; P elements that a node's ranks share; C classes with
+D features each, of which a rank's slice has K.
+"""
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import torch
+
+from harness.config import BackboneConfig, Config
+from harness.data.open import channels_of
+from harness.model.backbone import Backbone, make_backbone
+from harness.parallel.slices import Slice, slice_of
+from harness.parallel.topology import Layout, Topology
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+"""Of the parameters; bf16 is a matter of autocast."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The sizes of one run's model."""
+
+    layout: Layout
+    nodes: int
+    ranks_per_node: int
+    backbone: tuple[torch.Size, ...]
+    """Shapes of the backbone's parameters, in the order in which the network has them."""
+    features: int
+    """D, per image."""
+    channels: int
+    """Of an image."""
+    classes: int
+    """C, of all slices."""
+    has_bias: bool
+    """Each class has a bias beside its row of the weight."""
+    dtype: torch.dtype
+    """Of the parameters, their gradients and the optimizer's state."""
+
+    @property
+    def topology(self) -> Topology:
+        """As rank 0 sees it."""
+        return Topology(0, self.nodes, self.ranks_per_node)
+
+    @property
+    def element_bytes(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def is_replicated(self) -> bool:
+        """Every rank has all classes, and shares them as it shares the backbone."""
+        return self.layout == "replicated"
+
+    @property
+    def owners(self) -> int:
+        """Ranks that together own every class once: the size of a slice group."""
+        return len(self.topology.slice_group(self.layout))
+
+    @cached_property
+    def slices(self) -> tuple[Slice, ...]:
+        """The classes of each rank of a slice group."""
+        return tuple(slice_of(self.classes, self.owners, n) for n in range(self.owners))
+
+    @property
+    def largest_slice(self) -> int:
+        """K of the rank that owns the most classes."""
+        return max(own.size for own in self.slices)
+
+    @property
+    def per_class(self) -> int:
+        """Elements of a class."""
+        return self.features + self.has_bias
+
+    @cached_property
+    def backbone_elements(self) -> int:
+        return sum(shape.numel() for shape in self.backbone)
+
+    @property
+    def classifier_elements(self) -> int:
+        """Of all slices."""
+        return self.classes * self.per_class
+
+    def classifier(self, classes: int) -> tuple[torch.Size, ...]:
+        """Shapes of the classifier's parameters for so many classes."""
+        weight = torch.Size([classes, self.features])
+        return (weight, torch.Size([classes])) if self.has_bias else (weight,)
+
+    @cached_property
+    def shared(self) -> tuple[torch.Size, ...]:
+        """Shapes of what every rank of a node holds, in the network's order."""
+        own = self.classifier(self.classes) if self.is_replicated else ()
+        return self.backbone + own
+
+    @property
+    def shared_elements(self) -> int:
+        """P."""
+        return self.backbone_elements + self.is_replicated * self.classifier_elements
+
+    @property
+    def sliced_elements(self) -> int:
+        """Of the largest slice; 0 where the classes are replicated."""
+        return 0 if self.is_replicated else self.largest_slice * self.per_class
+
+    @property
+    def replicated_slices(self) -> tuple[Slice, ...]:
+        """Classes of each rank of a node, where the other nodes own the same slices."""
+        return self.slices if self.layout == "node" else ()
+
+    @classmethod
+    def of(cls, config: Config, topology: Topology, sketch: "Sketch") -> "Anatomy":
+        """Of a run on these ranks with a backbone like this."""
+        return cls(
+            layout=config.classifier.layout,
+            nodes=topology.nodes,
+            ranks_per_node=topology.ranks_per_node,
+            backbone=sketch.shapes,
+            features=sketch.features,
+            channels=sketch.channels,
+            classes=config.data.num_classes,
+            has_bias=config.classifier.margin == "none",
+            dtype=DTYPES[config.train.precision],
+        )
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What other sizes depend on of a backbone."""
+
+    shapes: tuple[torch.Size, ...]
+    """Of its parameters."""
+    features: int
+    channels: int
+    """Of the images that it takes."""
+
+    @classmethod
+    def of(cls, backbone: Backbone, channels: int) -> "Sketch":
+        shapes = tuple(parameter.shape for parameter in backbone.parameters())
+        return cls(shapes, backbone.features, channels)
+
+
+def anatomy_of(config: Config, nodes: int, ranks_per_node: int) -> Anatomy:
+    """Of a run on M `nodes` of G ranks that has not begun.
+
+    Raises UserError for a backbone that cannot take the images.
+    """
+    sketch = _sketch(config.backbone, channels_of(config.data), config.data.image_size)
+    return Anatomy.of(config, Topology(0, nodes, ranks_per_node), sketch)
+
+
+@cache
+def _sketch(config: BackboneConfig, channels: int, size: int) -> Sketch:
+    return Sketch.of(make_backbone(config, channels, size, seed=0), channels)
