@@ -169,9 +169,10 @@ class ExchangeConfig(Section):
             )
         averages = (self.pieces, self.most_pieces) != (1, 0) or self.has_outer
         if averages and not traits.in_pieces:
+            own = " or ".join(name for name, each in KINDS.items() if each.in_pieces)
             raise ValueError(
                 f"exchange.pieces, most_pieces, outer_lr and outer_momentum belong to "
-                f"kind=averaging, exchange.kind is {self.kind}; leave them out"
+                f"kind={own}, exchange.kind is {self.kind}; leave them out"
             )
         return self
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from harness.config import Config, Section, load, load_resolved, load_with_notes
 from harness.config.section import keys_of
 from harness.errors import UserError
+from harness.exchange.kinds import KINDS
 
 
 def write(folder: Path, file: str = "run.yaml", **values: Any) -> Path:
@@ -402,17 +403,17 @@ def configs(draw: st.DrawFn) -> Config:
             }
     values["name"] = draw(st.from_regex(r"\A[A-Za-z0-9_.-]+\Z"))
     values["seed"] = draw(st.integers(0, 2**63 - 1))
-    kind = values["exchange"]["kind"]
     exchange = values["exchange"]
-    exchange["delay"] *= kind != "synchronous"
-    if kind != "synchronous":
+    traits = KINDS[exchange["kind"]]
+    exchange["delay"] *= traits.late
+    if not traits.has_routes:
         exchange["route"] = "auto"
-    if kind != "averaging":
+    if not traits.in_pieces:
         exchange |= {"pieces": 1, "most_pieces": 0, "outer_lr": 1.0, "outer_momentum": 0.0}
-    if kind.startswith("ddp"):
-        exchange |= {"delay": 0, "compression": "none", "backward_passes_per_step": 1}
+    if traits.is_torchs:
+        exchange |= {"compression": "none", "backward_passes_per_step": 1}
         values["classifier"]["layout"] = "replicated"
-    if kind in ("averaging", "isolated"):
+    elif traits.local_steps:
         values["classifier"]["layout"] = "node"
     values["trace"]["horovod_timeline"] &= values["trace"]["windows"] > 0
     values["train"]["epochs" if values["train"]["steps"] is not None else "steps"] = None

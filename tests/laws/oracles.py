@@ -123,7 +123,7 @@ def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
                 step(model, optimizers[node], grads, lr)
                 window_losses.append(loss)
         losses.append(sum(window_losses) / len(window_losses))
-        if exchange.kind == "isolated":
+        if not exchange.traits.meets:
             continue
         delay = 0 if window < exchange.synchronous_windows else exchange.delay
         while queue and queue[0][0] <= window - max(1, delay):

@@ -29,9 +29,6 @@ from tests.laws.cases import WATCHED, Case, cases_for
 from tests.laws.oracles import Dense, Trained, late_gradients, local_steps
 from tests.laws.task import CLASSES, FEATURES, WINDOWS, dataset, world_batches
 
-LOCAL = ("averaging", "isolated", "ddp_post_local_sgd")
-"""Kinds whose nodes step on their own."""
-
 
 class RecordingTraffic(Traffic):
     """Every collective passes here: the order in which a rank enters them."""
@@ -56,7 +53,7 @@ def oracle(config: Config, world: World) -> tuple[Dense, list[float]]:
     """The sequential program, run by rank 0; its model and losses on all ranks."""
     topology = world.topology
     found: Trained | None = None
-    if world.is_first and config.exchange.kind in LOCAL:
+    if world.is_first and config.exchange.traits.local_steps:
         found = local_steps(config, topology.nodes, topology.ranks_per_node)
     elif world.is_first:
         found = late_gradients(config, topology.world_size)
