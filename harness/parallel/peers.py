@@ -33,7 +33,7 @@ class Landing(Protocol):
     def wait(self) -> Tensor: ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class PeerGroup:
     """One rank on each node, which own the same part. All of them launch the same names in turn."""
 
