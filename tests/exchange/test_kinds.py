@@ -4,7 +4,7 @@ import ast
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path as File
 from typing import Any, get_args
@@ -191,8 +191,7 @@ def world_with_peers() -> World:
     over = Group(
         peers, topology.rank, topology.nodes, process_group, world.meters, Phase.EXCHANGE_WAIT
     )
-    world.peers = world.reducing(over, "peers")  # type: ignore[assignment]
-    return world
+    return replace(world, peers=world.reducing(over, "peers"))  # type: ignore[arg-type]
 
 
 def rig(config: Config) -> Rig:
