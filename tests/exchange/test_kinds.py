@@ -17,6 +17,7 @@ from torch import Tensor
 from harness.config import Config
 from harness.config.mistakes import validated
 from harness.exchange.exchange import MAKERS, Exchange, make_exchange
+from harness.exchange.floats import Floats
 from harness.exchange.kinds import KINDS, Crosses, KindName
 from harness.exchange.parts import Part
 from harness.exchange.torch_ddp import PowerSgd, through_ddp
@@ -333,12 +334,12 @@ def copies(name: str) -> float:
             work.wait()
     given.exchange.drain(given.step)
     part = Part(model.shared, model.sliced, False, world.peers)
-    with live_bytes() as wires:
-        if traits.steps_chunks and traits.meets:
-            slots = config.exchange.delay + 1
-            wire = part.wire("none", slots, "wire", keeps_own=not traits.error_feedback)
-            assert wire.exact
-    kept = memory.kept - wires.kept
+    kept = memory.kept
+    if traits.steps_chunks and traits.meets:
+        slots = config.exchange.delay + 1
+        wire = part.wire("none", slots, "wire", keeps_own=not traits.error_feedback)
+        assert isinstance(wire, Floats)
+        kept -= sum(each.nbytes for each in (*wire._totals, *wire._owns))
     if isinstance(given.exchange, PowerSgd):
         for _ in range(WINDOWS):
             given.window()
