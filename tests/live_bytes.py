@@ -4,6 +4,7 @@ Every allocation and release of torch's own allocator, temporaries inside its op
 the same in every run, whatever the system's allocator and other processes do.
 """
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,8 +22,16 @@ class LiveBytes:
 def live_bytes() -> Iterator[LiveBytes]:
     """Measures the block; the figures are there when it has ended."""
     found = LiveBytes()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
-        yield found
+    # Tensors of before that lie in cycles would be counted as released here.
+    gc.collect()
+    gc.disable()
+    try:
+        with profile(
+            activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        ) as record:
+            yield found
+    finally:
+        gc.enable()
     assert record.profiler is not None
     events = record.profiler.kineto_results.events()
     changes = [event.nbytes() for event in events if event.name() == "[memory]"]

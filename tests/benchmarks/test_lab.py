@@ -11,7 +11,7 @@ from analysis.draw.scaling import CONDITIONS
 from benchmarks import lab, lab_hosts
 from benchmarks.lab_page import page, table
 from harness.config import load
-from harness.tracking.run_folder import CONFIG
+from harness.tracking.run_folder import CONFIG, RunFolder
 from tests.recorded import summary
 
 
@@ -86,7 +86,7 @@ class Hosts:
             run = folder / f"{path.stem}-s{seed}"
             run.mkdir()
             (run / CONFIG).write_text(load(path, (f"seed={seed}",)).to_yaml())
-            summary(path.stem, seed=int(seed)).write(run)
+            RunFolder(run).write_summary(summary(path.stem, seed=int(seed)))
             self.made.append(run.name)
 
 

@@ -4,10 +4,11 @@ import json
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
-from harness.measure.machine import environment, gauges, peak_memory_bytes
+from harness.measure.machine import environment, peak_memory_bytes
 from harness.measure.redaction import masked, without_secrets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,18 +86,10 @@ def test_names_that_look_like_secrets_are_left_out() -> None:
 
 def test_peak_memory_remembers_what_was_given_back() -> None:
     before = peak_memory_bytes(CPU)
-    held = gauges(CPU)["process/rss_mb"]
+    held = psutil.Process().memory_info().rss
     block = torch.ones(64 + int(before / 4e6), 1_000_000)  # beyond whatever was held so far
-    grown = gauges(CPU)["process/rss_mb"] - held
+    grown = psutil.Process().memory_info().rss - held
     size = block.numel() * 4
     del block
-    assert grown == pytest.approx(size / 1e6, rel=0.2)
+    assert grown == pytest.approx(size, rel=0.2)
     assert peak_memory_bytes(CPU) >= before + 64 * 4e6 * 0.8
-
-
-def test_gauges_count_processor_seconds() -> None:
-    before = gauges(CPU)["process/cpu_seconds"]
-    number = 0
-    while gauges(CPU)["process/cpu_seconds"] < before + 0.05:
-        number += 1
-    assert number > 0
