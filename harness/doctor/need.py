@@ -226,10 +226,8 @@ class _Count:
 
     @property
     def exchange(self) -> int:
-        """Buffers that stay.
-
-        The copies that the kind's traits name, the outer velocity, wires and samples.
-        """
+        """Buffers that stay: the copies that the kind's traits count, the outer optimizer's
+        velocity, wires, and samples of staleness."""
         exchange, s = self.config.exchange, self.element
         traits, ranks = exchange.traits, self.nodes * self.ranks_per_node
         if traits.is_torchs:
@@ -247,7 +245,7 @@ class _Count:
 
     @property
     def _sampled(self) -> int:
-        """Elements of samples that wait until what they are compared with is known."""
+        """Elements of samples that are kept until what they are compared with is known."""
         exchange, every = self.config.exchange, self.config.staleness.sample_every
         if not (exchange.delay and every):
             return 0
@@ -266,9 +264,8 @@ class _Count:
         """Of gradients that are averaged beside the backward pass: elements that go over wires at
         once, and the ranks between which they do."""
         exchange, group = self.config.exchange, self.ranks_per_node
-        slices = bucket_sizes(
-            self.anatomy.classifier(self.classes), exchange.bucket_bytes, self.element
-        )
+        shapes = self.anatomy.classifier(self.classes)
+        slices = bucket_sizes(shapes, exchange.bucket_bytes, self.element)
         crosses = slices if self.config.classifier.layout == "node" else ()
         own = tuple((elements, self.nodes) for elements in crosses)
         if self._through_nodes:
@@ -327,7 +324,7 @@ class _Count:
         what a lossy one has not sent."""
         compression, s = self.config.exchange.compression, self.element
         if compression == "none" or ranks == 1:
-            # The sum; movements also need what this rank has sent.
+            # The sum is kept, and beside movements what this rank has sent.
             return (1 if feedback else 2) * slots * elements * s
         unsent = elements * s if feedback else 0
         row = row_length(compression, elements, ranks)
@@ -497,9 +494,8 @@ class _Count:
         features = 3 * met * width * s
         predicted = of_tile + found + features
         seen = self._backbone.of(batch).seen * (s // 4)
-        halves = (
-            2 * self.anatomy.backbone_elements if self.half else 0
-        )  # autocast's, of all weights
+        # Autocast keeps all weights of the backbone in half precision.
+        halves = 2 * self.anatomy.backbone_elements if self.half else 0
         return self._own_values + self.images + halves + max(predicted, seen)
 
     @property

@@ -102,10 +102,8 @@ def make_exchange(
     A resumed run goes on at `first_window`; every `sample_every` windows lateness is sampled;
     `errors` are those of `through_ddp`. Collective over the world.
     """
-    slice_crosses = classifier.layout == "node"
-    given = _Given(
-        exchange, slice_crosses, shared, sliced, world, first_window, sample_every, errors
-    )
+    crosses, flats = classifier.layout == "node", (shared, sliced)
+    given = _Given(exchange, crosses, *flats, world, first_window, sample_every, errors)
     return MAKERS[exchange.kind](given)
 
 
@@ -128,7 +126,7 @@ class _Given:
         return Chunk(self.shared, self.world.node)
 
     def part(self, number: int = 0, pieces: int = 1) -> Part:
-        """What this rank speaks for, or one of several pieces of it."""
+        """What this rank exchanges with its peers, or one of several pieces of it."""
         flats = self.shared, self.sliced
         return Part(*flats, self.slice_crosses, self.world.peers, number, pieces)
 
@@ -189,7 +187,7 @@ MAKERS: dict[KindName, Callable[[_Given], Exchange]] = {
     "ddp_powersgd": _power_sgd,
     "ddp_post_local_sgd": _post_local_sgd,
 }
-"""What makes each kind."""
+"""The function that makes each kind; a node or a rank that is alone may get a simpler one."""
 
 
 def _way_of_shared(exchange: ExchangeConfig, shared: Flat, world: World) -> Way:

@@ -8,6 +8,9 @@ To add an exchange:
 4. add a case to tests/laws/cases.py, and the sequential program that it must equal to
    tests/laws/oracles.py, if none of those there fits.
 
+A kind that adds a member to `Crosses` or `Path` needs its formulas too: bytes in `traffic.formula`,
+memory in `need`, seconds in the planner's `Transfers`; and its largest stable rate in `stability`.
+
 No other module compares the name of a kind: the schedule of windows, the formulas of bytes and
 memory, the planner and the reports all read the traits. tests/exchange/test_kinds.py sees to that,
 builds every kind of `KINDS` on real ranks, and holds each trait against what happens there.

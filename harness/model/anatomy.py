@@ -16,7 +16,7 @@ from harness.parallel.slices import Slice, slice_of
 from harness.parallel.topology import Layout, Topology
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
-"""Of the parameters; bf16 is a matter of autocast."""
+"""What parameters are kept in, by precision; autocast alone makes bf16 of float32."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Anatomy:
     backbone: tuple[torch.Size, ...]
     """Shapes of the backbone's parameters, in the order in which the network has them."""
     features: int
-    """D, per image."""
+    """D, the features of an image."""
     channels: int
-    """Of an image."""
+    """An image has so many."""
     classes: int
-    """C, of all slices."""
+    """C, the classes of all slices together."""
     has_bias: bool
     """Each class has a bias beside its row of the weight."""
     dtype: torch.dtype
-    """Of the parameters, their gradients and the optimizer's state."""
+    """Parameters, gradients and the optimizer's state are kept in it."""
 
     @property
     def topology(self) -> Topology:
@@ -70,7 +70,7 @@ class Anatomy:
 
     @property
     def per_class(self) -> int:
-        """Elements of a class."""
+        """Elements that a class has: a row of the weight, and a bias if there is one."""
         return self.features + self.has_bias
 
     @cached_property
@@ -79,7 +79,7 @@ class Anatomy:
 
     @property
     def classifier_elements(self) -> int:
-        """Of all slices."""
+        """Elements of all slices together."""
         return self.classes * self.per_class
 
     def classifier(self, classes: int) -> tuple[torch.Size, ...]:
@@ -100,17 +100,17 @@ class Anatomy:
 
     @property
     def sliced_elements(self) -> int:
-        """Of the largest slice; 0 where the classes are replicated."""
+        """Elements of the largest slice; 0 if the classes are replicated."""
         return 0 if self.is_replicated else self.largest_slice * self.per_class
 
     @property
     def replicated_slices(self) -> tuple[Slice, ...]:
-        """Classes of each rank of a node, where the other nodes own the same slices."""
+        """The slices of a node's ranks, if the other nodes own the same ones; else none."""
         return self.slices if self.layout == "node" else ()
 
     @classmethod
     def of(cls, config: Config, topology: Topology, sketch: "Sketch") -> "Anatomy":
-        """Of a run on these ranks with a backbone like this."""
+        """What a run on these ranks has, with a backbone like this."""
         return cls(
             layout=config.classifier.layout,
             nodes=topology.nodes,
@@ -126,13 +126,13 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Sketch:
-    """What other sizes depend on of a backbone."""
+    """A backbone, as far as other sizes depend on it."""
 
     shapes: tuple[torch.Size, ...]
-    """Of its parameters."""
+    """Its parameters have these, in the order in which the network has them."""
     features: int
     channels: int
-    """Of the images that it takes."""
+    """The images that it takes have so many."""
 
     @classmethod
     def of(cls, backbone: Backbone, channels: int) -> "Sketch":
@@ -141,7 +141,7 @@ class Sketch:
 
 
 def anatomy_of(config: Config, nodes: int, ranks_per_node: int) -> Anatomy:
-    """Of a run on M `nodes` of G ranks that has not begun.
+    """What a run on M `nodes` of G ranks will have, found without a data set.
 
     Raises UserError for a backbone that cannot take the images.
     """

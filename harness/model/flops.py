@@ -57,14 +57,14 @@ class Backward:
     """When which gradient of a backbone comes, whatever is done with it."""
 
     flops_per_image: float
-    """Forward and backward."""
+    """Operations of its forward and backward pass on one image."""
     arrivals: tuple[float, ...]
     """For each parameter, the share of the backward pass's operations after which it comes."""
 
 
 @cache
 def backward_of(config: BackboneConfig, channels: int, image_size: int) -> Backward:
-    """Found in one forward and backward pass of a few images."""
+    """Makes one forward and backward pass of a few images through such a backbone."""
     backbone = make_backbone(config, channels, image_size, seed=0).train()
     parameters = list(backbone.parameters())
     arrived: dict[int, int] = {}

@@ -164,7 +164,7 @@ def _buckets(
 
 
 def _slice_buckets(config: Config, anatomy: Anatomy, sizes: Sizes) -> tuple[Bucket, ...]:
-    """Of the rank that owns the most classes."""
+    """The buckets of the rank that owns the most classes."""
     if not anatomy.replicated_slices or anatomy.nodes == 1:
         return ()
     elements = [shape.numel() for shape in anatomy.classifier(anatomy.largest_slice)]

@@ -1,6 +1,7 @@
 """Every kind of exchange does on real ranks what its traits say, and nobody asks for its name."""
 
 import ast
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +14,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from harness.config import Config
 from harness.config.mistakes import validated
 from harness.exchange.exchange import MAKERS, Exchange, make_exchange
 from harness.exchange.floats import Floats
-from harness.exchange.kinds import KINDS, Crosses, KindName
+from harness.exchange.kinds import KINDS, KindName
 from harness.exchange.parts import Part
 from harness.exchange.torch_ddp import PowerSgd, through_ddp
 from harness.measure.phase import Phase
@@ -30,7 +32,6 @@ from harness.train.assembly import Assembly, assemble
 from harness.train.optimizer import make_optimizer
 from tests.alone import meters
 from tests.grid import world_of_ranks
-from tests.live_bytes import live_bytes
 from tests.measured_need import noise
 from tests.ranks import run_on_ranks
 
@@ -184,7 +185,7 @@ class Rig:
 
 
 def world_with_peers() -> World:
-    """Of the ranks that run this; Horovod's part is taken by a group of torch's."""
+    """The world of the ranks that run this; a group of torch's takes the part of Horovod's."""
     world = world_of_ranks(RANKS_PER_NODE, counted=meters())
     topology = world.topology
     peers = topology.peer_groups[topology.local_rank]
@@ -221,13 +222,13 @@ def around(model: Assembly, optimizer: torch.optim.Optimizer) -> Rig:
 
 @dataclass(frozen=True)
 class Seen:
-    """Of one kind on one rank, after some windows."""
+    """What one kind did on one rank in some windows."""
 
     sent: Bytes
-    """In the last window."""
+    """Counted in the last window."""
     formula: Bytes
     steps: float
-    """Of the optimizer, in a window."""
+    """The optimizer's, in a window."""
     in_flight: int
     """Collectives that were launched and not waited for when the last window ended."""
     order: str
@@ -244,7 +245,7 @@ class Seen:
     held_in_backward: bool
     """Rank 0 did not leave its backward pass before rank 1 came, which waited for it to do so."""
     waited_ms: float
-    """In the phases of waiting of that window."""
+    """Spent in the phases of waiting of that window."""
 
 
 def seen(name: str) -> Seen:
@@ -259,7 +260,7 @@ def seen(name: str) -> Seen:
         in_flight, last = len(outstanding), "".join(events[order:])
     sent, steps = traffic.total - before, given.steps / WINDOWS
     own = given.model.shared.values
-    differing = float((own - world.everyone.launch_average(own.clone()).wait()).abs().max())
+    differing = float((own - world.average(own)).abs().max())
     late, given.steps = given.exchange.lateness(), 0
     given.exchange.drain(given.step)
     held, waited_ms = slowed(given, name)
@@ -311,42 +312,68 @@ def lossy(name: str) -> Rig:
 
 
 def copies(name: str) -> float:
-    """By the flat route, on which buckets are averaged where they lie.
+    """Memory that the exchange keeps, over the size of what it exchanges; its wires left out.
 
-    All else that stays is there before: the optimizer's state, and what the first pass allocates.
+    The flat route is taken, on which buckets are averaged in place. The optimizer's state, and what
+    the first pass allocates, are there before the measuring begins.
     """
-    traits, config = KINDS[name], config_of(name)
-    if traits.has_routes:
-        config = config_of(name, route="flat")
+    traits, changes = KINDS[name], {"matrix_rank": 1}
+    config = config_of(name, **changes | ({"route": "flat"} if traits.has_routes else {}))
     world = world_with_peers()
     model = assemble(config, noise(config), world)
     optimizer = make_optimizer(config.optimizer, (model.shared, model.sliced))
     optimizer.step()
     images, labels = model.data.train.read(torch.arange(4))
     Network(model.backbone, model.classifier)(images.double(), labels).loss.backward()
-    with pending() as outstanding, live_bytes() as memory:
+    before = tensors()  # held, or their addresses could be given to others
+    with reducers_buckets() as buckets:
         given = around(model, optimizer)
-        # PowerSGD begins behind the second window, on threads that the profiler does not see.
-        for _ in range(1 if traits.crosses is Crosses.FACTORS else WINDOWS):
+        for _ in range(WINDOWS):
+            buckets.clear()
             given.window()
-        # A collective of Gloo that outlives the profiler writes into freed memory.
-        for work in outstanding.values():
-            work.wait()
+        found = bytes_of(tensors()) | buckets
+        kept = sum(found[address] for address in found.keys() - bytes_of(before).keys())
     given.exchange.drain(given.step)
     part = Part(model.shared, model.sliced, False, world.peers)
-    kept = memory.kept
     if traits.steps_chunks and traits.meets:
         slots = config.exchange.delay + 1
         wire = part.wire("none", slots, "wire", keeps_own=not traits.error_feedback)
         assert isinstance(wire, Floats)
         kept -= sum(each.nbytes for each in (*wire._totals, *wire._owns))
     if isinstance(given.exchange, PowerSgd):
-        for _ in range(WINDOWS):
-            given.window()
-        errors = given.exchange._errors
-        kept += sum(each.nbytes for each in errors._state.error_dict.values())
-        kept -= errors.owed.nbytes  # in host memory, and written for checkpoints alone
+        kept -= given.exchange._errors.owed.nbytes  # on the host, and for checkpoints alone
     return kept / (8 * part.elements)
+
+
+def tensors() -> list[Tensor]:
+    """All that Python knows of. The profiler would not see what Gloo's threads give back."""
+    gc.collect()
+    return [each for each in gc.get_objects() if issubclass(type(each), Tensor)]
+
+
+def bytes_of(given: list[Tensor]) -> dict[int, int]:
+    """Bytes of each storage by its address."""
+    storages = (each.untyped_storage() for each in given)
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+@contextmanager
+def reducers_buckets() -> Iterator[dict[int, int]]:
+    """Bytes of the buckets that torch's DDP gives to its hooks, by address."""
+    register, found = DistributedDataParallel.register_comm_hook, dict[int, int]()
+
+    def registered(parallel: Any, state: object, hook: Any) -> None:
+        def noting(state, bucket):  # type: ignore[no-untyped-def]
+            found[bucket.buffer().data_ptr()] = bucket.buffer().nbytes
+            return hook(state, bucket)
+
+        register(parallel, state, noting)
+
+    DistributedDataParallel.register_comm_hook = registered
+    try:
+        yield found
+    finally:
+        DistributedDataParallel.register_comm_hook = register
 
 
 @contextmanager
@@ -403,7 +430,7 @@ def on_ranks() -> list[dict[str, Seen]]:
 
 @NAMES
 def test_counted_bytes_equal_the_formula(name: str) -> None:
-    """Of a node's ranks, each of which sends its own share, the mean."""
+    """The mean over a node's ranks is taken, because each sends its own share."""
     found = [each[name] for each in on_ranks()]
     for node in (found[:RANKS_PER_NODE], found[RANKS_PER_NODE:]):
         sent = sum((each.sent for each in node), Bytes()) * (1 / RANKS_PER_NODE)

@@ -66,10 +66,9 @@ def test_slices_are_those_of_all_ranks(layout: str, nodes: int, ranks_per_node: 
         topology = Topology(rank, nodes, ranks_per_node)
         group = topology.slice_group(found.layout)
         assert found.owners == len(group)
-        replicas = topology.replica_group(found.layout)
-        held_elsewhere = layout == "node" and bool(found.replicated_slices)
-        assert held_elsewhere == (layout == "node")
-        assert len(replicas) * found.owners == nodes * ranks_per_node
+        assert group.index(rank) == rank % found.owners
+        assert len(topology.replica_group(found.layout)) * found.owners == nodes * ranks_per_node
+    assert found.replicated_slices == (found.slices if layout == "node" else ())
     sizes = [own.size for own in found.slices]
     assert found.largest_slice == max(sizes) == -(-CLASSES // found.owners)
     sliced = 0 if layout == "replicated" else found.largest_slice * found.per_class
@@ -78,7 +77,7 @@ def test_slices_are_those_of_all_ranks(layout: str, nodes: int, ranks_per_node: 
 
 
 def test_a_data_set_has_the_channels_that_are_known_before_it_is_opened() -> None:
-    """Of those that can be opened without files; the others give the same constant to both."""
+    """Only two can be opened without files; the others give the same constant to both."""
     for name in ("glyphs", "synthetic"):
         data = Config.model_validate(
             {"data": {"dataset": name, "num_classes": 10, "image_size": 16}, "train": {"steps": 1}}
