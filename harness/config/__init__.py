@@ -103,6 +103,7 @@ class ClassifierConfig(Section):
 class ExchangeConfig(Section):
     kind: KindName = "synchronous"
     """How nodes come to agree. isolated: they do not, but for evaluations: the ceiling of speed.
+    slowmo: averaging, but the outer optimizer has slow momentum, a heavy ball's, not Nesterov's.
     ddp, ddp_...: torch's own DistributedDataParallel, plain (with compression=fp16 through its hook
     for that), with its PowerSGD hook, or its post-local SGD."""
     backward_passes_per_step: int = Field(default=1, ge=1, le=10**6)
@@ -125,13 +126,15 @@ class ExchangeConfig(Section):
     matrix_rank: int = Field(default=4, ge=1, le=10**6)
     """ddp_powersgd: rank of the matrices that stand for a gradient."""
     pieces: int = Field(default=1, ge=1, le=10_000)
-    """averaging: every window sends one of so many pieces of the parameters, in turn."""
+    """averaging, slowmo: every window sends one of so many pieces of the parameters, in turn."""
     most_pieces: int = Field(default=0, ge=0, le=10_000)
-    """averaging: picks `pieces`, at most so many, from times measured at the start; 0: as given."""
+    """averaging, slowmo: picks `pieces`, at most so many, from times measured at the start; 0: as
+    given."""
     outer_lr: float = Field(default=1.0, gt=0, le=10**6)
-    """averaging: factor on the nodes' mean movement (DiLoCo's outer optimizer: 0.7)."""
+    """averaging, slowmo: factor on the nodes' mean movement (DiLoCo's outer optimizer: 0.7)."""
     outer_momentum: float = Field(default=0.0, ge=0, lt=1)
-    """averaging: Nesterov's momentum on the nodes' mean movement (DiLoCo: 0.9)."""
+    """Momentum on the nodes' mean movement. averaging: Nesterov's (DiLoCo: 0.9). slowmo: a heavy
+    ball's."""
 
     @property
     def traits(self) -> Traits:

@@ -138,7 +138,12 @@ class MovingPiece:
     """A piece of the parameters, and up to where its movement was sent."""
 
     def __init__(
-        self, part: Part, config: ExchangeConfig, name: str, meter: LatenessMeter | None = None
+        self,
+        part: Part,
+        config: ExchangeConfig,
+        name: str,
+        meter: LatenessMeter | None = None,
+        outer: type[Outer] = Outer,
     ) -> None:
         self.part = part
         self._name = name
@@ -151,7 +156,7 @@ class MovingPiece:
         """A sampled mean movement, until this node's own next one is known."""
         self._outer: Outer | None = None
         if config.has_outer:
-            self._outer = Outer(config.outer_lr, config.outer_momentum, self._change)
+            self._outer = outer(config.outer_lr, config.outer_momentum, self._change)
 
     def launch(self, turn: int) -> Sent:
         """Sends what has moved since the last time, in this piece's so many'th turn.

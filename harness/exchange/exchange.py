@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from harness.config import ClassifierConfig, ExchangeConfig
-from harness.exchange.averaging import Averaging, MovingPiece
+from harness.exchange.averaging import Averaging, MovingPiece, Outer
 from harness.exchange.carried import Strip
 from harness.exchange.delayed import Delayed
 from harness.exchange.flat import Flat
@@ -16,6 +16,7 @@ from harness.exchange.isolated import Isolated
 from harness.exchange.kinds import KindName, Path
 from harness.exchange.lateness import Lateness, LatenessMeter
 from harness.exchange.parts import Chunk, Part
+from harness.exchange.slowmo import SlowMomentum
 from harness.exchange.synchronous import Synchronous
 from harness.exchange.torch_ddp import InBackward, PostLocal, PowerSgd
 from harness.exchange.ways import Stops, Way, direct, through_nodes
@@ -147,16 +148,20 @@ def _delayed(given: _Given) -> Exchange:
     return Delayed(given.chunk, given.part(), given.exchange, given.first_window, given.meter())
 
 
-def _averaging(given: _Given) -> Exchange:
+def _averaging(given: _Given, outer: type[Outer] = Outer) -> Exchange:
     exchange, meter = given.exchange, given.meter()
     if given.world.topology.nodes == 1 and not exchange.has_outer:
         # A node that averages with nobody has nothing to send, and nothing late to land.
         return _isolated(given)
     pieces = [
-        MovingPiece(given.part(number, exchange.pieces), exchange, f"piece.{number}", meter)
+        MovingPiece(given.part(number, exchange.pieces), exchange, f"piece.{number}", meter, outer)
         for number in range(exchange.pieces)
     ]
     return Averaging(given.chunk, pieces, exchange, given.first_window, meter)
+
+
+def _slowmo(given: _Given) -> Exchange:
+    return _averaging(given, SlowMomentum)
 
 
 def _isolated(given: _Given) -> Exchange:
@@ -182,6 +187,7 @@ MAKERS: dict[KindName, Callable[[_Given], Exchange]] = {
     "synchronous": _synchronous,
     "delayed": _delayed,
     "averaging": _averaging,
+    "slowmo": _slowmo,
     "isolated": _isolated,
     "ddp": _ddp,
     "ddp_powersgd": _power_sgd,

@@ -27,6 +27,7 @@ KindName = Literal[
     "synchronous",
     "delayed",
     "averaging",
+    "slowmo",
     "isolated",
     "ddp",
     "ddp_powersgd",
@@ -76,6 +77,8 @@ class Traits:
     """What a lossy message leaves out of a gradient is added to the next message."""
     in_pieces: bool = False
     """Takes `exchange.pieces` and the outer optimizer's settings."""
+    outer_nesterov: bool = True
+    """The outer optimizer's momentum is Nesterov's; else it is that of a heavy ball."""
     copies: int = 0
     """Tensors of the size of what a rank exchanges that are always kept, wires and the outer
     optimizer's state left out."""
@@ -148,6 +151,16 @@ KINDS: dict[KindName, Traits] = {
         copies=2,  # the values up to which it has sent, and the movement since
         on_ladder=True,
         planned=True,
+    ),
+    "slowmo": Traits(
+        Path.OWNERS,
+        Crosses.MOVEMENTS,
+        late=True,
+        lands_first=True,
+        local_steps=True,
+        in_pieces=True,
+        outer_nesterov=False,
+        copies=2,
     ),
     "isolated": Traits(Path.OWNERS, Crosses.NOTHING, local_steps=True),
     "ddp": Traits(

@@ -48,6 +48,8 @@ class Dynamics:
     outer_momentum: float = 0.0
     alone: bool = False
     """averaging: by one node, which is apart from nobody."""
+    outer_nesterov: bool = True
+    """False: the outer optimizer has the momentum of a heavy ball."""
 
 
 @lru_cache
@@ -147,8 +149,9 @@ class _Nodes:
         self.values[piece] -= sent
         if not apart:
             beta = dynamics.outer_momentum
-            self.outer_velocity[piece] = beta * self.outer_velocity[piece] + sent
-            outer = sent + beta * self.outer_velocity[piece]
+            velocity = beta * self.outer_velocity[piece] + sent
+            self.outer_velocity[piece] = velocity
+            outer = sent + beta * velocity if dynamics.outer_nesterov else velocity
             self.values[piece] += dynamics.outer_lr * outer
 
 
@@ -206,4 +209,5 @@ def dynamics_of(config: Config, window: int, nodes: int) -> Dynamics | None:
         pieces=given.pieces if local else 1,
         outer_lr=given.outer_lr,
         outer_momentum=given.outer_momentum,
+        outer_nesterov=traits.outer_nesterov,
     )

@@ -12,10 +12,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.config import ExchangeConfig, OptimizerConfig
-from harness.exchange.averaging import Averaging, MovingPiece
+from harness.exchange.averaging import Averaging, MovingPiece, Outer
 from harness.exchange.delayed import Delayed
 from harness.exchange.flat import Flat
 from harness.exchange.parts import Chunk, Part
+from harness.exchange.slowmo import SlowMomentum
 from harness.measure.phase import Phase
 from harness.parallel.group import Group
 from harness.train.optimizer import make_optimizer
@@ -110,6 +111,11 @@ AVERAGING = {
         (0.5, True, 2, 1, 1, 0.7, 0.9),
         (0.5, False, 1, 1, 2, 0.7, 0.5),
     )
+} | {
+    f"slow momentum {momentum} K{passes} d{delay}": Dynamics(
+        0.5, False, delay, True, passes, 1, 0.8, momentum, outer_nesterov=False
+    )
+    for momentum, passes, delay in ((0.6, 1, 0), (0.6, 2, 1), (0.3, 1, 1))
 }
 
 
@@ -131,7 +137,7 @@ def averaged_trajectories(dynamics: Dynamics) -> Tensor:
     x = nn.Parameter(directions.clone())
     shared, sliced = Flat([x], 1, x, owner=0), Flat([], 1, x)
     config = ExchangeConfig(
-        kind="averaging",
+        kind="averaging" if dynamics.outer_nesterov else "slowmo",
         delay=dynamics.delay,
         backward_passes_per_step=dynamics.passes,
         pieces=pieces,
@@ -139,7 +145,12 @@ def averaged_trajectories(dynamics: Dynamics) -> Tensor:
         outer_momentum=dynamics.outer_momentum,
     )
     moving = [
-        MovingPiece(Part(shared, sliced, False, peers, number, pieces), config, f"p{number}")
+        MovingPiece(
+            Part(shared, sliced, False, peers, number, pieces),
+            config,
+            f"p{number}",
+            outer=Outer if dynamics.outer_nesterov else SlowMomentum,
+        )
         for number in range(pieces)
     ]
     exchange = Averaging(Chunk(shared, group_of_one()), moving, config)

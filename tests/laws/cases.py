@@ -73,6 +73,16 @@ OUTER = [
     )
     for delay in (0, 1)
 ]
+SLOW_MOMENTUM = [
+    Case(
+        "node",
+        "slowmo",
+        2,
+        delay,
+        changes=(("exchange__outer_momentum", 0.6), ("exchange__outer_lr", 0.9)),
+    )
+    for delay in (0, 1)
+]
 TORCHS = [
     # Its averager counts from the first step: with K = 1 its windows are ours.
     Case("replicated", "ddp_post_local_sgd", 1, 0),
@@ -123,6 +133,7 @@ EVERY_CASE = (
     + LATER_LATE
     + AVERAGING_IS_SYNCHRONOUS
     + OUTER
+    + SLOW_MOMENTUM
     + TORCHS
     + SMOOTHED
     + ALONE

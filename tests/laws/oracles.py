@@ -107,7 +107,10 @@ def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
         for number, parts in enumerate(zip(*sent, strict=True)):
             mean = sum(parts) / nodes
             velocity[number] = beta * velocity[number] + mean
-            step_made = exchange.outer_lr * (mean + beta * velocity[number])
+            direction = velocity[number]
+            if exchange.kind != "slowmo":
+                direction = mean + beta * direction
+            step_made = exchange.outer_lr * direction
             for own, model, before in zip(parts, models, sent_up_to, strict=True):
                 list(model.parameters())[number].data += step_made - own
                 before[number] += step_made - own
