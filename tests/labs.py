@@ -73,7 +73,7 @@ class Way:
     def cells(self) -> list[psutil.Process]:
         """First processes of the cells of the lab's user."""
         user = NOBODY if self.as_user else os.geteuid()
-        keepers = [each for each in psutil.process_iter() if "cluster.keeper" in words_of(each)]
+        keepers = [each for each in psutil.process_iter() if "lab.keeper" in words_of(each)]
         return [each for each in keepers if each.uids().real == user]
 
     def seen(self, path: Path) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.tracing.gather import gather
+from harness.tracing import gather
 from tests.horovodrun import ROOT
 from tests.stores import new_store
 
