@@ -1,8 +1,9 @@
-"""Batches on their device: read in the step on a CPU, by a thread and a side stream for a GPU."""
+"""Batches on their device: read within the step on a CPU, by a thread and side stream for a GPU."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import count
 from queue import SimpleQueue
 from typing import TypeVar
@@ -21,33 +22,42 @@ Batch = tuple[Tensor, Tensor]
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Images in [0, 1] as the backbone takes them, in [-1, 1]; in place."""
+    """Images in [0, 1] -> in [-1, 1], as the backbone takes them; in place."""
     return images.sub_(MEAN).div_(DEVIATION)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The random augmentation of one rank's training images."""
+
+    seed: int
+    rank: int
+
+    def generator(self, t: int, device: torch.device) -> torch.Generator:
+        """The random generator of micro-batch `t`: a batch is the same wherever a run resumes."""
+        return seeded_generator(self.seed, "augment", t, self.rank, device=device)
 
 
 def train_batches(
     dataset: Dataset,
     shares: Shares,
     *,
-    seed: int,
-    rank: int,
+    augmentation: Augmentation | None,
     device: torch.device,
-    augment: bool = True,
     start: int = 0,
     prefetch: int = 0,
 ) -> Generator[Batch, None, None]:
-    """Micro-batches `start`, `start` + 1, ... without end: float32 images [B, C, H, W], labels [B].
+    """Endless micro-batches from `start` on: float32 images [B, C, H, W], labels [B].
 
-    Where they go to a GPU, a thread keeps up to `prefetch` of them ready, copied and augmented on a
-    stream of its own; 0, and a CPU, read in the step. What goes wrong in the thread is raised here.
+    For a GPU, a thread keeps up to `prefetch` of them ready, copied and augmented on a side stream;
+    with 0, and for a CPU, they are read within the step. Errors in the thread are raised here.
     Closing the iterator ends the thread.
     """
 
     def augmented(images: Tensor, t: int) -> Tensor:
-        if not augment:
+        if augmentation is None:
             return images
-        # One generator for each micro-batch and rank: a batch is the same wherever a run resumes.
-        return dataset.augment(images, seeded_generator(seed, "augment", t, rank, device=device))
+        return dataset.augment(images, augmentation.generator(t, device))
 
     made = _made_batches(dataset.train, shares, device, augmented, start)
     if device.type != "cuda" or not prefetch:

@@ -5,7 +5,7 @@ import sys
 
 from harness.config import Config
 from harness.data.images import Dataset
-from harness.exchange.compression import make_wire
+from harness.exchange.compression import WireParts, make_wire
 from harness.exchange.pieces import Pace
 from harness.parallel.world import World
 from harness.train.checkpoint.meta import passed_alike
@@ -51,7 +51,8 @@ def measured(config: Config, dataset: Dataset, world: World) -> Pace:
 def _transfer_ms(config: Config, trial: Trial, world: World) -> float:
     shared, sliced = trial.step.model.flats
     part = shared.values.new_zeros(shared.owned.size + len(sliced.values))
-    wire = make_wire(config.exchange.compression, len(part), 1, part, world.peers, "pace transfer")
+    parts = WireParts(len(part), part)
+    wire = make_wire(config.exchange.compression, parts, world.peers, "pace transfer")
     times = []
     for _ in range(TRANSFERS):
         started = now(world.device)

@@ -17,6 +17,7 @@ from torch import Tensor
 from harness.config import Config
 from harness.config.mistakes import validated
 from harness.exchange.exchange import MAKERS, Exchange, make_exchange
+from harness.exchange.flat import RankParameters
 from harness.exchange.floats import Floats
 from harness.exchange.kinds import KINDS, Crosses, KindName
 from harness.exchange.parts import Part
@@ -210,9 +211,7 @@ def around(model: Assembly, optimizer: torch.optim.Optimizer) -> Rig:
     model.classifier.in_place = not config.exchange.is_torchs
     exchange = make_exchange(
         config.exchange,
-        config.classifier,
-        model.shared,
-        model.sliced,
+        RankParameters(model.shared, model.sliced, config.classifier.layout),
         world,
         errors=through.errors,
     )

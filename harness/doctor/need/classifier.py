@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from harness.doctor.need.sizes import Sizes
 from harness.measure.traffic import gathers_statistics
-from harness.model.kept import place
+from harness.model.kept import LogitShape, place
 from harness.model.sliced_classifier import tile_classes
 
 PREDICTED = 5
@@ -27,9 +27,7 @@ class ClassifierScratch:
         """Where exponentials wait for the second pass: `gradient`, `scratch` or `again`."""
         sizes = self.sizes
         return place(
-            self.images,
-            sizes.features,
-            sizes.classes,
+            LogitShape(self.images, sizes.features, sizes.classes),
             self.product_bytes,
             sizes.element_bytes,
             adds,
