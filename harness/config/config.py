@@ -7,6 +7,7 @@ from typing import Any, get_origin
 import yaml
 from pydantic import Field, model_validator
 
+from harness.config.former import present_key
 from harness.config.layers import escaped
 from harness.config.mistakes import validated
 from harness.config.section import Section, kind_at
@@ -94,9 +95,15 @@ class Config(Section):
 
     @classmethod
     def from_flattened(cls, values: Mapping[str, Any], source: str) -> "Config":
-        """The config of such values or of their texts; errors name `source`. Raises UserError."""
+        """The config of such values or of their texts, recorded in this version or an earlier one.
+
+        Raises UserError, which names `source`.
+        """
         whole = Given()
-        for key, value in values.items():
+        for recorded, value in values.items():
+            key = present_key(recorded)
+            if key is None:
+                continue
             section, _, name = key.rpartition(".")
             inner = whole.get(section) if section else whole
             if inner is None:

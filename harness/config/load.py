@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config.config import Config
+from harness.config.former import bring_up_to_date, refuse_former
 from harness.config.layers import COMMAND_LINE, filled, giving_way, merged, parse_override
 from harness.config.mistakes import validated
 from harness.config.sections.tracking import TrackingConfig
@@ -44,6 +45,8 @@ def load_with_notes(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     given, typed = _read(Path(path), ()), Given()
     for override in overrides:
         typed = merged(typed, parse_override(override, Config))
+    for layer in (given, typed):
+        refuse_former(layer)
     given, replaced = giving_way(given, typed, ALTERNATIVES)
     whole = filled(merged(given, typed))
     config = validated(Config, whole, str(path))
@@ -51,11 +54,13 @@ def load_with_notes(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
 
 
 def load_resolved(path: Path) -> Config:
-    """The config of a file that `to_yaml` wrote.
+    """The config of a file that `to_yaml` wrote, in this version of the harness or an earlier one.
 
-    Raises UserError if another version of the harness wrote it with keys or values unknown here.
+    Raises UserError if it has keys or values that are unknown here.
     """
-    return validated(Config, filled(read_yaml(path, "config")), str(path))
+    given = read_yaml(path, "config")
+    bring_up_to_date(given)
+    return validated(Config, filled(given), str(path))
 
 
 def _read(path: Path, seen: tuple[Path, ...]) -> Given:

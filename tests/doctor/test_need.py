@@ -21,7 +21,7 @@ def config(layout: str = "node", **changes: object) -> Config:
         "exchange": {},
         "optimizer": {},
         "train": {"batch_size": 64, "steps": 20, "save": True, "peak_seconds": 0},
-        "staleness": {"curvature_at_start": True, "curvature_products": 1, "sample_every": 1},
+        "staleness": {"curvature_every": 1, "curvature_products": 1, "sample_every": 1},
     }
     for dotted, value in changes.items():
         section, key = dotted.split("__")
@@ -241,10 +241,10 @@ def test_an_evaluation_on_many_slices_keeps_what_they_find_in_a_ranks_own_images
 
 
 def test_nothing_is_counted_for_what_a_run_does_not_do() -> None:
-    quiet = config(train__save=False, staleness__curvature_at_start=False)
+    quiet = config(train__save=False, staleness__curvature_every=0)
     need = need_of(quiet, 2, 2)
     assert (need.estimate, need.saving) == (0, 0)
-    late = config(**LATE, train__save=False, staleness__curvature_at_start=False)
+    late = config(**LATE, train__save=False, staleness__curvature_every=0)
     assert need_of(late, 2, 2).estimate > 0
 
 

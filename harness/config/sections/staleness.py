@@ -9,8 +9,6 @@ from harness.config.sections.values import MAX_COUNT
 class StalenessConfig(Section):
     sample_every: int = Field(default=50, ge=0, le=MAX_COUNT)
     """Windows between two comparisons of the late gradient with the fresh one; 0 makes none."""
-    curvature_at_start: bool = False
-    """Estimate the largest curvature before training, where it soon falls: of little worth."""
     curvature_after_warmup: bool = True
     """Estimate the largest curvature once, when lr reaches its peak and the first late window
     begins. Only runs whose nodes exchange late do so."""

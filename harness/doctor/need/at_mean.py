@@ -38,7 +38,7 @@ def makes_estimates(sizes: Sizes) -> bool:
     settled = max(config.optimizer.warmup_windows, config.exchange.synchronous_windows)
     late = dynamics_of(config, settled, sizes.nodes)
     once = settings.curvature_after_warmup and late is not None and late.delay > 0
-    return once or settings.curvature_at_start or settings.curvature_every > 0
+    return once or settings.curvature_every > 0
 
 
 def estimate_bytes(sizes: Sizes) -> int:
