@@ -81,7 +81,7 @@ class Config(Section):
         `layout` and `passes` (micro-batches in a window): None keeps those of this run.
         """
         exchange = {"kind": "isolated", "route": "auto", "compression": "none", "delay": 0}
-        exchange |= {"pieces": 1, "most_pieces": 0, "outer_lr": 1.0, "outer_momentum": 0.0}
+        exchange |= {"pieces": 1, "max_pieces": 0, "outer_lr": 1.0, "outer_momentum": 0.0}
         exchange["backward_passes_per_step"] = passes or self.exchange.backward_passes_per_step
         classifier = {"layout": layout or self.classifier.layout}
         apart = self.exchanging(**exchange)

@@ -8,21 +8,38 @@ from harness.errors import UserError
 REMOVED = {
     "staleness.curvature_at_start": "staleness.curvature_after_warmup",
 }
-"""Dotted key -> the key to use instead."""
+"""Removed key -> the key to use instead."""
+
+RENAMED = {
+    "exchange.matrix_rank": "exchange.powersgd_rank",
+    "exchange.most_pieces": "exchange.max_pieces",
+    "optimizer.step_at": "optimizer.milestones",
+    "optimizer.step_factor": "optimizer.gamma",
+    "train.peak_seconds": "train.matmul_seconds",
+}
+"""Former key -> its present name, in the same section."""
 
 
 def present_key(key: str) -> str | None:
     """The present name of a key in a recorded config; None if the key was removed."""
-    return None if key in REMOVED else key
+    return None if key in REMOVED else RENAMED.get(key, key)
 
 
 def bring_up_to_date(recorded: dict[str, Any]) -> None:
-    """Drops the removed keys of a recorded config, in place."""
-    for former in REMOVED:
+    """Drops the removed keys of a recorded config and renames the renamed ones, in place."""
+    for former in (*REMOVED, *RENAMED):
         section, _, name = former.partition(".")
         values = recorded.get(section)
-        if isinstance(values, dict):
-            values.pop(name, None)
+        if not isinstance(values, dict) or name not in values:
+            continue
+        value, present = values.pop(name), present_key(former)
+        if present is None:
+            continue
+        new = present.partition(".")[2]
+        if isinstance(values, Given):
+            values.put(new, value, values.places[name])
+        else:
+            values[new] = value
 
 
 def refuse_former(given: Given) -> None:
@@ -30,6 +47,9 @@ def refuse_former(given: Given) -> None:
     for former, instead in REMOVED.items():
         if place := _place(given, former):
             raise UserError(f"{place}: {former} was removed; use {instead} instead")
+    for former, present in RENAMED.items():
+        if place := _place(given, former):
+            raise UserError(f"{place}: {former} is now called {present}; use that")
 
 
 def _place(given: Given, key: str) -> str | None:

@@ -14,7 +14,7 @@ from harness.config.yaml_files import Given, Plain, is_null, read_yaml
 from harness.errors import UserError
 from harness.paths import expanded
 
-ALTERNATIVES = (("train", "steps", "epochs"), ("exchange", "pieces", "most_pieces"))
+ALTERNATIVES = (("train", "steps", "epochs"), ("exchange", "pieces", "max_pieces"))
 """A section and two of its keys; either one replaces the other if that comes from a lower layer."""
 DATE = re.compile(r"\d{4}-\d\d?-\d\d?")
 """Start of a text that other YAML readers take for a date, and write in another way."""

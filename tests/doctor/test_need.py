@@ -20,7 +20,7 @@ def config(layout: str = "node", **changes: object) -> Config:
         "classifier": {"layout": layout},
         "exchange": {},
         "optimizer": {},
-        "train": {"batch_size": 64, "steps": 20, "save": True, "peak_seconds": 0},
+        "train": {"batch_size": 64, "steps": 20, "save": True, "matmul_seconds": 0},
         "staleness": {"curvature_every": 1, "curvature_products": 1, "sample_every": 1},
     }
     for dotted, value in changes.items():
@@ -231,7 +231,7 @@ def test_more_nodes_divide_the_classifier_of_the_whole_world() -> None:
 def test_pieces_that_are_picked_later_count_as_the_most() -> None:
     """What is counted as certain ends a run."""
     late = {"exchange__kind": "averaging", "exchange__delay": 4}
-    picked = need_of(config("node", **late, exchange__most_pieces=16), 2, 2)
+    picked = need_of(config("node", **late, exchange__max_pieces=16), 2, 2)
     assert picked.certain == need_of(config("node", **late, exchange__pieces=16), 2, 2).certain
 
 

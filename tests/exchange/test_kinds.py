@@ -301,7 +301,7 @@ def lossy(name: str) -> Rig:
     """After some windows over the narrowest wire that this kind takes."""
     narrowest = KINDS[name].compressions[-1]
     changes = {"backward_passes_per_step": 1} if KINDS[name].is_torchs else {}
-    given = rig(config_of(name, compression=narrowest, matrix_rank=1, **changes))
+    given = rig(config_of(name, compression=narrowest, powersgd_rank=1, **changes))
     for _ in range(WINDOWS):
         given.window()
     given.exchange.drain(given.step)

@@ -34,11 +34,11 @@ class ExchangeConfig(Section):
     """Encoding of what crosses between nodes; rounding errors are sent with the next window.
     fp16, int8, int4: 1,024 values share a scale; int8 rounds to -127..127 times the scale, int4 to
     -7..7 times, sign to its sign. Sums have the precision of the parameters at any node count."""
-    matrix_rank: int = Field(default=4, ge=1, le=10**6)
+    powersgd_rank: int = Field(default=4, ge=1, le=10**6)
     """ddp_powersgd: rank of the matrices that approximate a gradient."""
     pieces: int = Field(default=1, ge=1, le=10_000)
     """averaging: number of pieces of the parameters; each window sends one, in turn."""
-    most_pieces: int = Field(default=0, ge=0, le=10_000)
+    max_pieces: int = Field(default=0, ge=0, le=10_000)
     """averaging: chooses `pieces`, up to this number, by times measured first; 0: as given."""
     outer_lr: float = Field(default=1.0, gt=0, le=10**6)
     """averaging: factor on the mean movement of the nodes (outer optimizer of DiLoCo: 0.7)."""
@@ -87,11 +87,11 @@ class ExchangeConfig(Section):
 
     @model_validator(mode="after")
     def _pieces_fit_kind(self) -> "ExchangeConfig":
-        averages = (self.pieces, self.most_pieces) != (1, 0) or self.has_outer
+        averages = (self.pieces, self.max_pieces) != (1, 0) or self.has_outer
         if averages and not self.traits.in_pieces:
             own = " or ".join(name for name, each in KINDS.items() if each.in_pieces)
             raise ValueError(
-                f"exchange.pieces, most_pieces, outer_lr and outer_momentum belong to "
+                f"exchange.pieces, max_pieces, outer_lr and outer_momentum belong to "
                 f"kind={own}, exchange.kind is {self.kind}; leave them out"
             )
         return self

@@ -23,7 +23,7 @@ class OptimizerConfig(Section):
     """Learning rate over the run after the warm-up."""
     warmup_windows: int = Field(default=0, ge=0, le=MAX_COUNT)
     """Windows in which the learning rate rises linearly from 0."""
-    step_at: tuple[Share, ...] = (0.5, 0.75)
+    milestones: tuple[Share, ...] = (0.5, 0.75)
     """step: shares of the run at which the learning rate falls."""
-    step_factor: float = Field(default=0.1, gt=0, le=1)
+    gamma: float = Field(default=0.1, gt=0, le=1)
     """step: factor by which the learning rate is multiplied each time."""

@@ -39,7 +39,7 @@ class TrainConfig(Section):
     resume: Annotated[PathText | None, PerHost()] = None
     """Checkpoint folder to resume from, written by any number of ranks. With another number of
     ranks, batch size or K the order of images goes on; `steps` counts windows, `epochs` images."""
-    peak_seconds: float = Field(default=0.3, ge=0, le=3600)
+    matmul_seconds: float = Field(default=0.3, ge=0, le=3600)
     """Seconds of plain matrix products on all ranks before training, to which the FLOP/s of the
     training are compared; 0 disables them."""
 

@@ -47,7 +47,7 @@ class ExchangeMemory:
         """The largest number of pieces that may be chosen. Memory counted as certain ends a run,
         and more pieces take less."""
         exchange = self.sizes.config.exchange
-        return max(exchange.pieces, exchange.most_pieces)
+        return max(exchange.pieces, exchange.max_pieces)
 
     @property
     def _sampled(self) -> int:
