@@ -74,7 +74,7 @@ def evaluation_batches(
     device: torch.device,
     limit: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """This rank's images, labels and whether each counts, in equally many batches on every rank."""
+    """This rank's images, labels and whether each counts; all ranks get as many batches."""
     for indices, valid in evaluation_share(len(source), rank, world_size, batch_size, limit):
         images, labels = _moved(source.read(indices), device)
         yield normalise(images.float().div_(255)), labels, valid.to(device)
@@ -96,7 +96,7 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     images, labels = batch
     if device.type != "cuda":
         return images, labels
-    # The caching host allocator gives a pinned block out again only when its copy has ended.
+    # The caching host allocator reuses a pinned block only after its copy has ended.
     return (
         images.pin_memory().to(device, non_blocking=True),
         labels.pin_memory().to(device, non_blocking=True),
@@ -106,7 +106,7 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
 def _on_side_stream(
     batches: Iterator[Batch], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, torch.cuda.Event]]:
-    """Runs in the reading thread: copies and augments beside the step's own kernels."""
+    """Runs in the reading thread: copies and augments while the step's own kernels run."""
     stream = torch.cuda.Stream(device)
     while True:
         with torch.cuda.device(device), torch.cuda.stream(stream):
@@ -130,7 +130,7 @@ def _ready_on_card(
 
 
 class _Failed:
-    """What the reading thread raised."""
+    """The error that the reading thread raised."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -140,10 +140,10 @@ _ENDED = object()
 
 
 def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
-    """The same items, up to `depth` of them made ahead by a thread.
+    """The same items, up to `depth` of which a thread makes ahead.
 
     The thread starts with the first item and ends, at the latest, when the iterator is closed. An
-    error in it is raised here with its own traceback.
+    error in the thread is raised here with its own traceback.
     """
     made: SimpleQueue[object] = SimpleQueue()
     room = threading.Semaphore(depth)

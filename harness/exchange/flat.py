@@ -45,14 +45,16 @@ class Flat:
         """Each parameter with its first element and the one behind its last."""
         for span in self.spans:
             self._make_view(*span)
-        size = len(self.values)
-        chunk = size // chunks
-        owned = (0, size) if owner is None else (owner * chunk, (owner + 1) * chunk)
-        self.owned = Slice(*owned)
+        self.owned = self._chunk(owner, len(self.values) // chunks)
         decayed = sum(parameter.numel() for parameter in ordered if parameter.dim() >= 2)
         self.decayed = self._owned_of(0, decayed)
         """The elements with weight decay that this rank steps, as one parameter."""
         self.undecayed = self._owned_of(decayed, self.elements)
+
+    def _chunk(self, owner: int | None, size: int) -> Slice:
+        if owner is None:
+            return Slice(0, len(self.values))
+        return Slice(owner * size, (owner + 1) * size)
 
     def _make_view(self, parameter: nn.Parameter, start: int, stop: int) -> None:
         """Moves the values of a parameter here, and lets it view them and its gradient."""
