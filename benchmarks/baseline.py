@@ -18,7 +18,7 @@ from benchmarks.alternating import alternate
 from benchmarks.task import batch, config
 from harness.config import BackboneConfig, Config, ExchangeConfig
 from harness.exchange.exchange import make_exchange
-from harness.exchange.flat import Flat
+from harness.exchange.flat import Flat, RankParameters
 from harness.measure.clock import clock_for
 from harness.measure.traffic import Traffic
 from harness.model.backbone import make_backbone
@@ -87,7 +87,8 @@ class Ours:
         self.shared = Flat(parameters, world.node.size, parameters[0])
         sliced = Flat([], 1, parameters[0])
         self.optimizer = make_optimizer(settings.optimizer, (self.shared, sliced))
-        self.exchange = make_exchange(exchange, settings.classifier, self.shared, sliced, world)
+        own = RankParameters(self.shared, sliced, settings.classifier.layout)
+        self.exchange = make_exchange(exchange, own, world)
         self.batch = images, labels
 
     def __call__(self) -> None:

@@ -35,7 +35,7 @@ def measured(config: Config, world: World, folder: Path) -> Measured:
         for window in range(FIRST):
             training._window(window, batches, journal)
     resting = starting.kept
-    with live_bytes() as trained:
+    with live_bytes() as windows:
         for window in range(FIRST, FIRST + 2):
             training._window(window, batches, journal)
     with live_bytes() as evaluation:
@@ -46,7 +46,7 @@ def measured(config: Config, world: World, folder: Path) -> Measured:
         training._saves.save(training._meta(FIRST + 2), step.exchange.carried(), journal)
     return Measured(
         resting,
-        resting + trained.peak,
+        resting + windows.peak,
         resting + evaluation.peak,
         resting + estimate.peak,
         resting + saving.peak,

@@ -14,7 +14,7 @@ from tests.horovodrun import ROOT, horovodrun
 TINY = """
 name: failing
 data: {dataset: synthetic, num_classes: 8, image_size: 8, synthetic_images: 64}
-train: {batch_size: 2, steps: 6, untimed_windows: 0, peak_seconds: 0}
+train: {batch_size: 2, steps: 6, untimed_windows: 0, matmul_seconds: 0}
 tracking: {enabled: false}
 doctor: {before_training: false}
 """

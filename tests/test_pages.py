@@ -43,7 +43,7 @@ ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 SHORT = (
     *("data.num_classes=16", "data.image_size=16", "backbone.feature_dim=8", "train.threads=1"),
     *("train.batch_size=4", "train.steps=8", "train.log_every=2", "train.evaluate_every=4"),
-    *("train.untimed_windows=1", "train.evaluate_images=8", "train.peak_seconds=0.02"),
+    *("train.untimed_windows=1", "train.evaluate_images=8", "train.matmul_seconds=0.02"),
     *("optimizer.warmup_windows=2", "staleness.sample_every=2", "staleness.curvature_products=2"),
     "tracking.enabled=false",
     "train.device=cpu",

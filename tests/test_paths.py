@@ -26,7 +26,7 @@ KEYS = ("data.root", "data.cache", "train.resume", "tracking.folder")
 EXPERIMENT = """
 name: t
 data: {dataset: synthetic, num_classes: 12, image_size: 8, synthetic_images: 64}
-train: {batch_size: 4, steps: 2, peak_seconds: 0}
+train: {batch_size: 4, steps: 2, matmul_seconds: 0}
 tracking: {enabled: false}
 """
 

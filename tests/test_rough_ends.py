@@ -18,7 +18,7 @@ from tests.stores import new_store
 EXPERIMENT = """
 name: rough
 data: {dataset: synthetic, num_classes: 10, synthetic_images: 64, image_size: 8}
-train: {batch_size: 4, steps: 12, untimed_windows: 2, log_every: 2, peak_seconds: 0.0, threads: 1}
+train: {batch_size: 4, steps: 12, untimed_windows: 2, log_every: 2, matmul_seconds: 0.0, threads: 1}
 tracking: {system_metrics_seconds: 0}
 """
 

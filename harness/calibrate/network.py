@@ -12,7 +12,7 @@ from harness.calibrate.repeated import barrier, mean, timed
 from harness.calibrate.result import Point
 from harness.config import Config
 from harness.data.images import Dataset
-from harness.exchange.compression import make_wire
+from harness.exchange.compression import WireParts, make_wire
 from harness.exchange.feedback import Feedback
 from harness.exchange.flat import Flat
 from harness.measure.clock import now
@@ -165,6 +165,6 @@ def encoding_time(name: str, world: World, seconds: float) -> Point:
     elements = ENCODED_ELEMENTS[world.device.type]
     part = torch.randn(elements, device=world.device)
     result = torch.empty_like(part)
-    carrier = _Nowhere(max(2, world.topology.nodes))
-    wire = Feedback(make_wire(name, elements, 1, part, carrier, name), elements, like=part)
+    carrier, parts = _Nowhere(max(2, world.topology.nodes)), WireParts(elements, part)
+    wire = Feedback(make_wire(name, parts, carrier, name), elements, like=part)
     return timed(world, lambda: wire.launch(part, 0).mean(into=result), elements, seconds)

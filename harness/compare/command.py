@@ -67,17 +67,15 @@ def _compare(parsed: argparse.Namespace) -> int:
 
         source = Source(parsed.from_study, parsed.uri, parsed.experiment)
         return take_up(source, terms, predictions, parsed.folder, not parsed.no_record)
-    from harness.compare.run_all import compare
+    from harness.compare.run_all import Experiments, Ranks, compare
     from harness.config import study_name
     from harness.launch.hosts import slots_of
 
     given = Arguments.split(parsed.arguments)
+    seeds = 1 if parsed.seeds is None else parsed.seeds
     return compare(
-        given.experiments,
-        given.overrides,
-        np=parsed.np or slots_of(parsed.hosts),
-        hosts=parsed.hosts,
-        seeds=1 if parsed.seeds is None else parsed.seeds,
+        Experiments(given.experiments, given.overrides, seeds),
+        Ranks(parsed.np or slots_of(parsed.hosts), parsed.hosts),
         study=study_name(parsed.study) if parsed.study else None,
         terms=terms,
         folder=parsed.folder,

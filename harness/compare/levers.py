@@ -17,7 +17,7 @@ SET_BY_LEVERS = (
     "exchange.backward_passes_per_step",
     "exchange.delay",
     "exchange.pieces",
-    "exchange.most_pieces",
+    "exchange.max_pieces",
 )
 COMPRESSIONS = ("none", *CODECS)
 """The widest first."""

@@ -1,8 +1,8 @@
-"""Trains experiments in turn on the same hosts with the same seeds, and shows what came of each."""
+"""Trains experiments in turn on the same hosts with the same seeds, and compares the results."""
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,27 +52,44 @@ class Plan:
     trials: tuple[Trial, ...]
 
     def at(self, folder: Path) -> "Plan":
-        """The same in another folder."""
+        """The same plan in another folder."""
         trials = (replace(trial, folder=folder / trial.folder.name) for trial in self.trials)
         return replace(self, folder=folder, trials=tuple(trials))
 
 
+@dataclass(frozen=True)
+class Experiments:
+    """The experiments that a study compares, and how often each is trained."""
+
+    paths: Sequence[Path]
+    overrides: Sequence[str] = ()
+    """`key=value`, for all of them."""
+    seeds: int = 1
+    """Trainings of each experiment, with consecutive seeds."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The number of ranks of each training, and their hosts."""
+
+    number: int
+    hosts: str | None = None
+    """As `--hosts` takes them; None: this machine."""
+
+
 def compare(
-    experiments: Sequence[Path],
-    overrides: Sequence[str],
-    np: int,
-    hosts: str | None,
-    seeds: int,
+    experiments: Experiments,
+    ranks: Ranks,
     study: str | None,
     terms: Terms,
     folder: Path | None,
     predictions: tuple[Prediction, ...] = (),
 ) -> int:
-    """The whole study; its exit code. Raises UserError before the first start.
+    """Runs the whole study and returns its exit code. Raises UserError before the first start.
 
-    `folder`: where the runs' folders and what comes of the comparison go.
+    `folder`: where the folders of the runs and the files of the comparison go.
     """
-    plan = make_plan(experiments, overrides, np, hosts, seeds, study, folder)
+    plan = make_plan(experiments, ranks, study, folder)
     terms.check([config.name for config in plan.variants])
     tracking = plan.variants[0].tracking
     if tracking.enabled:
@@ -96,40 +113,41 @@ def compare(
 
 
 def make_plan(
-    experiments: Sequence[Path],
-    overrides: Sequence[str],
-    np: int,
-    hosts: str | None,
-    seeds: int,
-    study: str | None,
-    folder: Path | None,
+    experiments: Experiments, ranks: Ranks, study: str | None, folder: Path | None
 ) -> Plan:
-    """Reads and checks every experiment. Raises UserError for any that could not run."""
-    if not experiments or seeds < 1 or np < 1:
+    """Reads and checks every experiment. Raises UserError if one of them cannot run."""
+    paths, seeds, np = experiments.paths, experiments.seeds, ranks.number
+    if not paths or seeds < 1 or np < 1:
         raise UserError(
-            f"found {len(experiments)} experiments, --seeds {seeds}, --np {np}; give at least one "
-            f"of each"
+            f"found {len(paths)} experiments, --seeds {seeds}, --np {np}; give at least one of each"
         )
-    configs = tuple(load(path, overrides) for path in experiments)
-    where = hosts or f"localhost:{np}"
+    configs = tuple(load(path, experiments.overrides) for path in paths)
+    where = ranks.hosts or f"localhost:{np}"
     _check(configs, np, where)
     time = now()
     study = study or configs[0].tracking.study or f"study-{time}"
     place = (folder or Path(configs[0].tracking.folder) / folder_name(study) / time).absolute()
     if os.path.exists(place / TABLE_FILE):
         raise UserError(f"{place} holds a comparison already; give another --folder")
-    trials = []
-    pairs = list(zip(experiments, configs, strict=True))
-    for number in range(seeds):
+    trials = tuple(_trials(experiments, configs, study, place))
+    return Plan(study, place, np, where, configs, trials)
+
+
+def _trials(
+    experiments: Experiments, configs: Sequence[Config], study: str, place: Path
+) -> Iterator[Trial]:
+    """The trainings in the order they run."""
+    pairs = list(zip(experiments.paths, configs, strict=True))
+    for number in range(experiments.seeds):
         seed = configs[0].seed + number
-        # There and back: a machine that slows down steadily slows all variants alike.
+        # Every second seed runs the variants in reverse order, so that a machine that steadily
+        # slows down affects all variants alike.
         for path, config in pairs if number % 2 == 0 else reversed(pairs):
-            own = (*overrides, f"seed={seed}", override_of("tracking.study", study))
+            own = (*experiments.overrides, f"seed={seed}", override_of("tracking.study", study))
             trial = place / f"{config.name}-s{seed}"
             if os.path.exists(trial):
                 raise UserError(f"{trial} exists already; give another --folder")
-            trials.append(Trial(path, load(path, own), own, trial))
-    return Plan(study, place, np, where, configs, tuple(trials))
+            yield Trial(path, load(path, own), own, trial)
 
 
 def _check(configs: Sequence[Config], np: int, hosts: str) -> None:
@@ -144,7 +162,8 @@ def _check(configs: Sequence[Config], np: int, hosts: str) -> None:
 
 
 def _predictions(plan: Plan, given: tuple[Prediction, ...]) -> tuple[tuple[Prediction, ...], bool]:
-    """Those given, kept with the study, else those that it has; and whether no run is older."""
+    """The predictions given, which are recorded with the study, or else those it has; and whether
+    they were recorded before its first run."""
     tracking = plan.variants[0].tracking
     if not tracking.enabled:
         return given, bool(given)
@@ -162,8 +181,8 @@ def _announce(plan: Plan) -> None:
     )
     lengths = {config.name: _length(config, plan.ranks) for config in plan.variants}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        _say(f"warning: the variants do not see the same number of images: {told}")
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        _say(f"warning: the variants do not see the same number of images: {listed}")
     for line in withheld(plan.variants[0]):
         _say(line)
 
@@ -177,7 +196,7 @@ def _length(config: Config, ranks: int) -> str:
 
 
 def _run_all(plan: Plan) -> tuple[list[RecordedRun], list[Failure], int]:
-    """The runs, those of them that failed, and the exit code."""
+    """All runs, the failures among them, and the exit code."""
     runs: list[RecordedRun] = []
     failures: list[Failure] = []
     code = 0
@@ -196,7 +215,7 @@ def _run_all(plan: Plan) -> tuple[list[RecordedRun], list[Failure], int]:
 
 
 def _recorded(trial: Trial, outcome: Outcome) -> RecordedRun:
-    """The run as a store would give it back: its config is the one that it resolved."""
+    """The run as read back from a store, with the config that it resolved."""
     files, ended_well = RunFolder(trial.folder), outcome.exit_code == 0
     return RecordedRun(
         files.mlflow_run_id or "",

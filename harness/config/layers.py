@@ -1,4 +1,4 @@
-"""Values in layers, a base, a file, the command line: later ones count; ${key} names another."""
+"""Layers of values (base, file, command line): later ones win, and ${key} names another key."""
 
 import json
 import os
@@ -15,11 +15,11 @@ from harness.errors import UserError
 
 COMMAND_LINE = "command line"
 REFERENCE = re.compile(r"(\$\$+\{)|\$\{([^{}]*)(\}?)")
-"""Either an escaped ${, whose text goes on as it is, or a reference."""
+"""Either an escaped ${, which is kept as text, or a reference."""
 ENVIRONMENT = "oc.env:"
-"""${oc.env:NAME} and ${oc.env:NAME,default}: a variable, on the machine that reads the file."""
+"""${oc.env:NAME} and ${oc.env:NAME,default}: a variable of the machine that reads the file."""
 LONGEST_TEXT = 10_000
-"""Characters of a text with references: those of references would grow without bound."""
+"""Characters of a text with references: nested references could grow without bound."""
 
 
 def merged(lower: Given, upper: Given) -> Given:
@@ -39,9 +39,9 @@ def merged(lower: Given, upper: Given) -> Given:
 def giving_way(
     lower: Given, upper: Given, alternatives: Sequence[tuple[str, str, str]]
 ) -> tuple[Given, tuple[str, ...]]:
-    """`lower` less what `upper` gives an alternative of; and what was replaced, in words.
+    """`lower` without keys to which `upper` gives an alternative, and a line for each of them.
 
-    `alternatives`: a section and two of its keys, of which a run has one.
+    `alternatives`: a section and two of its keys, of which a run uses one.
     """
     left, replaced = merged(Given(), lower), []
     for section, *pair in alternatives:
@@ -67,9 +67,9 @@ def giving_way(
 def parse_override(text: str, model: type[BaseModel]) -> Given:
     """`key=value` with a dotted key of the model.
 
-    What a list or a section takes is read as YAML. A text, a number or a choice is all that stands
-    behind the first `=`, whatever it looks like: but `null` is none where there may be none, and
-    quotes around the whole are taken off, so that "null" is a text.
+    The value of a list or section is read as YAML. That of a text, number or choice is everything
+    after the first `=`, whatever it looks like. Exceptions: `null` is no value if the key allows
+    that, and quotes around the whole value are removed, so that "null" is a text.
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
@@ -96,7 +96,7 @@ def _value(key: str, text: str, kind: Any) -> Any:
 
 
 def _plain(text: str) -> str:
-    return text if text == "~" else Plain(text)  # behind a `=`, it is the home folder
+    return text if text == "~" else Plain(text)  # after a `=`, it is the home folder
 
 
 def _unquoted(text: str) -> str:
@@ -108,20 +108,19 @@ def _unquoted(text: str) -> str:
 
 
 def override_of(key: str, text: str) -> str:
-    """The `key=value` that gives exactly this text, whatever YAML or a reference would make of
-    it."""
+    """The `key=value` for exactly this text, even if it looks like YAML or a reference."""
     return f"{key}={json.dumps(escaped(text), ensure_ascii=False)}"
 
 
 def escaped(text: str) -> str:
-    """The text as it is written where ${key} names another value."""
+    """The text with every ${ escaped, so that it contains no reference."""
     return text.replace("${", "$${")
 
 
 def filled(given: Given) -> Given:
-    """With the values that ${key} and ${oc.env:NAME} name; $${ stands for ${ itself.
+    """The values with every ${key} and ${oc.env:NAME} replaced; $${ means ${ itself.
 
-    Raises UserError for a name that leads nowhere.
+    Raises UserError for a name that does not exist.
     """
     whole = _References(given).filled(given, "", "", ())
     assert isinstance(whole, Given)
@@ -133,8 +132,8 @@ class _References:
         self._root = root
 
     def filled(self, value: Any, prefix: str, place: str, under_way: tuple[str, ...]) -> Any:
-        """`place`, `prefix`: where the value was given, and the key it has there, with a dot.
-        `under_way`: the references by which it is asked for."""
+        """`place`, `prefix`: where the value was given, and its key there followed by a dot.
+        `under_way`: the chain of references that leads to it."""
         if isinstance(value, Given):
             new = Given()
             for key, inner in value.items():

@@ -1,4 +1,4 @@
-"""What is wrong with the values of a file or a command line, in words of those who wrote them."""
+"""Explains invalid values of a file or command line in the terms of the user who wrote them."""
 
 import difflib
 import json
@@ -15,26 +15,26 @@ from harness.errors import UserError
 from harness.measure.redaction import masked
 
 LONGEST_SHOWN = 60
-"""Characters of a value in a message."""
+"""Most characters of a value in a message."""
 MOST_PROBLEMS = 6
-"""In one line."""
+"""Most problems in one message."""
 WORDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def read_model(path: Path, model: type[_Model], what: str) -> _Model:
-    """The model that a YAML file holds; `what` it is called in messages. Raises UserError."""
+    """The model in a YAML file, which messages call `what`. Raises UserError."""
     return validated(model, read_yaml(path, what), str(path))
 
 
 def validated(model: type[_Model], given: Mapping[str, Any], source: str) -> _Model:
-    """Raises UserError, in one line, for what does not fit; `source` names where it is from."""
+    """The model of these values, which come from `source`. Raises UserError, in one line."""
     try:
         return model.model_validate(given)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        # A key that is not known is often one that is missing, in another spelling.
+        # An unknown key is often the misspelled name of one that is missing.
         problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
         lines = [_explain(model, given, source, each) for each in problems[:MOST_PROBLEMS]]
         if len(problems) > MOST_PROBLEMS:
@@ -71,8 +71,8 @@ def _explain(model: type[BaseModel], given: Any, source: str, problem: Any) -> s
 
 
 def _given_at(given: Any, path: tuple[Any, ...], read: Any) -> tuple[str | None, Any]:
-    """Where the value at this path was given, or the section around it; and the value as it was
-    written, `read` where there is none."""
+    """Where the value at this path, or its section, was given; and the value as it was written,
+    or `read` if there is none."""
     place = None
     for part in path:
         if isinstance(given, Given) and part in given:
@@ -93,7 +93,7 @@ def _missing(model: type[BaseModel], key: str) -> str:
 
 
 def shown_value(value: Any) -> str:
-    """`=value` as it was written, without a password; of many values only what they are."""
+    """`=value` as it was written, without passwords; for several values only their kind."""
     if isinstance(value, str):
         text = _on_one_line(masked(value))
     elif isinstance(value, Mapping):
@@ -106,12 +106,12 @@ def shown_value(value: Any) -> str:
 
 
 def _on_one_line(text: str) -> str:
-    """In quotes where something in it would not be seen."""
+    """The text, in quotes if some of it would be invisible."""
     return text if text.isprintable() and text == text.strip() else json.dumps(text)
 
 
 def _wanted(model: type[BaseModel], key: str, field: Slot, value: Any) -> str:
-    """In words: what the field takes."""
+    """A description of the values that the field takes."""
     kinds = kinds_of(field.annotation)
     kind, null = kinds[0], " or null" if NoneType in kinds else ""
     if get_origin(kind) is Literal:
@@ -130,7 +130,7 @@ def _wanted(model: type[BaseModel], key: str, field: Slot, value: Any) -> str:
 
 
 def _inner(annotation: Any) -> Iterator[tuple[Any, ...]]:
-    """Constraints inside an annotation, such as `Text | None`."""
+    """The constraints within an annotation such as `Text | None`."""
     if get_origin(annotation) is Annotated:
         first, *metadata = get_args(annotation)
         yield tuple(metadata)
@@ -167,7 +167,7 @@ def _listed(choices: tuple[Any, ...]) -> str:
 
 
 def _nearest(model: type[BaseModel], key: str) -> str:
-    """A key of the same last word in another section is nearer than one that looks alike."""
+    """The most similar key; the same last word in another section makes keys very similar."""
     wanted = key.lower()
 
     def likeness(known: str) -> float:

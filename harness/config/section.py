@@ -20,11 +20,11 @@ from harness.paths import expanded
 
 LEADING_ZERO = re.compile(r"[+-]?0[0-9]")
 EXACT = 2**53
-"""Above it not every whole number is a floating-point number."""
+"""Above this, not every whole number is a floating-point number."""
 
 
 class Section(BaseModel):
-    """Immutable, and closed to keys it does not know and to numbers that are not finite."""
+    """An immutable model that refuses unknown keys and numbers that are not finite."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
@@ -47,16 +47,16 @@ def _printable(text: str) -> str:
 
 Text = Annotated[str, Field(min_length=1)]
 Label = Annotated[Text, Field(max_length=200), AfterValidator(_printable)]
-"""What people and stores call something: it is printed, and stands in addresses and columns."""
+"""A name that is printed and used in addresses and columns."""
 PathText = Annotated[Text, Field(max_length=4096), AfterValidator(expanded)]
-"""A path; a leading ~ becomes the home folder of the machine that reads it."""
+"""A path; a leading ~ is the home folder of the machine that reads it."""
 
 
 def typed(kind: Any, value: Any) -> Any:
-    """A text of a file or of a command line, as what a field of this annotation holds.
+    """The value that a text of a file or command line has for a field with this annotation.
 
-    Texts for text fields stay as they are, whatever YAML would make of them. Raises ValueError
-    for what can be read in two ways; what cannot be read at all comes back as it is.
+    Text fields keep their text even if it looks like another YAML type. Raises ValueError for an
+    ambiguous text; a text that does not fit the field is returned unchanged.
     """
     kinds = kinds_of(kind)
     wanted = kinds[0]
@@ -97,7 +97,7 @@ def _encodable(text: str) -> bool:
 
 
 def _as_yaml_says(value: Any) -> Any:
-    """For a field of any type."""
+    """The value that YAML gives to a text, for a field of any type."""
     if isinstance(value, Mapping):
         return {str(key): _as_yaml_says(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -111,7 +111,7 @@ def _as_yaml_says(value: Any) -> Any:
 
 
 def _whole(text: str) -> int | str:
-    """1_000, 0x10 and 1e3 too, where a number of any size is exact."""
+    """A whole number; also 1_000, 0x10, and 1e3 if that is exact as a floating-point number."""
     _refuse_leading_zero(text)
     try:
         return int(text, 0)
@@ -142,7 +142,7 @@ def _refuse_leading_zero(text: str) -> None:
 
 
 class Slot(NamedTuple):
-    """What a key of a model takes."""
+    """The annotation, constraints and description of a key."""
 
     annotation: Any
     constraints: tuple[Any, ...] = ()
@@ -150,7 +150,7 @@ class Slot(NamedTuple):
 
 
 def slot_at(model: type[BaseModel], path: tuple[Any, ...]) -> Slot:
-    """The field that a path of keys, and of positions in lists, leads to."""
+    """The field at a path of keys and of positions in lists."""
     found = Slot(model)
     for part in path:
         (kind, *_) = kinds_of(found.annotation)
@@ -166,12 +166,12 @@ def slot_at(model: type[BaseModel], path: tuple[Any, ...]) -> Slot:
 
 
 def kind_at(model: type[BaseModel], key: str) -> Any:
-    """The type of a dotted key, without null and constraints; Any where there is no such key."""
+    """The type of a dotted key, without null and constraints; Any if there is no such key."""
     return kinds_of(slot_at(model, tuple(key.split("."))).annotation)[0]
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a model, and its sections."""
+    """Every dotted key of a model, sections included."""
     for name, field in model.model_fields.items():
         yield prefix + name
         (kind, *_) = kinds_of(field.annotation)

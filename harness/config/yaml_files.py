@@ -1,4 +1,4 @@
-"""Reads YAML that users write: texts, each with its place; the reader's types decide the rest."""
+"""Reads YAML that users write into texts with their places; the model decides their types."""
 
 import stat
 from collections.abc import Iterator
@@ -11,32 +11,32 @@ from harness.errors import UserError
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MOST_BYTES = 1 << 20
-"""Size of a file that a person writes."""
+"""Largest file that a person writes."""
 MOST_JSON_BYTES = 1 << 26
-"""Of a file that a program writes for another."""
+"""Largest file that a program writes for another."""
 DEEPEST = 40
-"""Levels of nesting; deeper ones exhaust the interpreter's stack."""
+"""Most levels of nesting; more would exhaust the interpreter's stack."""
 MOST_VALUES = 50_000
-"""Values of one file. Aliases of aliases would grow without bound."""
+"""Most values in one file: aliases of aliases could grow without bound."""
 NULLS = ("", "~", "null", "Null", "NULL")
-"""How a plain scalar says that there is no value."""
+"""Plain scalars that mean no value."""
 MERGE = "<<"
 ONE = "keep one of them"
 
 
 class Plain(str):
-    """A scalar without quotes: a text, a number or null, as the type of its reader says."""
+    """A scalar without quotes: a text, a number or null, depending on the field's type."""
 
     __slots__ = ()
 
 
 class Given(dict[str, Any]):
-    """Values by key: texts, lists, and further Given; and where each key was given."""
+    """Values by key (texts, lists, or further Given), and the place of each key."""
 
     def __init__(self) -> None:
         super().__init__()
         self.places: dict[str, str] = {}
-        """By key: file and line, for a message."""
+        """File and line of each key, for messages."""
 
     def put(self, key: str, value: Any, place: str) -> None:
         self[key] = value
@@ -44,14 +44,14 @@ class Given(dict[str, Any]):
 
 
 def is_null(value: Any) -> bool:
-    """Whether a value says that there is none."""
+    """Whether this is a plain scalar that means no value."""
     return isinstance(value, Plain) and value in NULLS
 
 
 def read_yaml(path: Path, what: str) -> Given:
-    """The keys and values of a file; `what` it is called in messages.
+    """The keys and values of a file, which messages call `what`.
 
-    Raises UserError for a file that cannot be read, is no YAML, or holds no keys.
+    Raises UserError if the file cannot be read, is not YAML, or has no keys.
     """
     found = parse_yaml(read_text(path, what), str(path))
     if isinstance(found, Given):
@@ -63,7 +63,7 @@ def read_yaml(path: Path, what: str) -> Given:
 
 
 def read_text(path: Path, what: str, most_bytes: int = MOST_BYTES) -> str:
-    """A regular file's text. Raises UserError for anything else, and never waits for a pipe."""
+    """The text of a regular file. Raises UserError for anything else; never waits for a pipe."""
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
@@ -87,9 +87,9 @@ def read_text(path: Path, what: str, most_bytes: int = MOST_BYTES) -> str:
 
 
 def parse_yaml(text: str, source: str, lines: bool = True) -> Any:
-    """The only document in `text`: Given, list, Plain or str; None where there is none.
+    """The only document in `text`: Given, list, Plain or str; None if there is none.
 
-    `source` names it in messages, with the line unless `lines` is false. Raises UserError.
+    Messages name `source`, with the line unless `lines` is false. Raises UserError.
     """
     try:
         return _Builder(yaml.parse(text, Loader=LOADER), source, lines).document()
@@ -106,15 +106,15 @@ def parse_yaml(text: str, source: str, lines: bool = True) -> Any:
 
 
 class _Builder:
-    """Events of one document -> values. By events, because composing them recurses without bound,
-    loses lines and quotes, and keeps the last of equal keys."""
+    """Builds the values of one document from YAML events. PyYAML's own composer recurses without
+    bound, loses lines and quotes, and silently keeps the last of equal keys."""
 
     def __init__(self, events: Iterator[Any], source: str, lines: bool) -> None:
         self._events = events
         self._source = source
         self._lines = lines
         self._anchors: dict[str, tuple[Any, int]] = {}
-        """Value and number of values, of each anchor that is complete."""
+        """The value of each complete anchor, and the number of values in it."""
         self._count = 0
 
     def document(self) -> Any:
@@ -184,7 +184,7 @@ class _Builder:
         return key
 
     def _merge(self, event: Any, value: Any, merged: Given) -> None:
-        """`<<: *anchor` or a list of them, of which the first counts most."""
+        """Merges `<<: *anchor`, or a list of anchors of which the first has priority."""
         for each in value if isinstance(value, list) else [value]:
             if not isinstance(each, Given):
                 self._refuse(event, "<< names no keys and values", "give it an anchor of some")

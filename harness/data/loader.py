@@ -1,8 +1,9 @@
-"""Batches on their device: read in the step on a CPU, by a thread and a side stream for a GPU."""
+"""Batches on their device: read within the step on a CPU, by a thread and side stream for a GPU."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import count
 from queue import SimpleQueue
 from typing import TypeVar
@@ -21,33 +22,42 @@ Batch = tuple[Tensor, Tensor]
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Images in [0, 1] as the backbone takes them, in [-1, 1]; in place."""
+    """Images in [0, 1] -> in [-1, 1], as the backbone takes them; in place."""
     return images.sub_(MEAN).div_(DEVIATION)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The random augmentation of one rank's training images."""
+
+    seed: int
+    rank: int
+
+    def generator(self, t: int, device: torch.device) -> torch.Generator:
+        """The random generator of micro-batch `t`: a batch is the same wherever a run resumes."""
+        return seeded_generator(self.seed, "augment", t, self.rank, device=device)
 
 
 def train_batches(
     dataset: Dataset,
     shares: Shares,
     *,
-    seed: int,
-    rank: int,
+    augmentation: Augmentation | None,
     device: torch.device,
-    augment: bool = True,
     start: int = 0,
     prefetch: int = 0,
 ) -> Generator[Batch, None, None]:
-    """Micro-batches `start`, `start` + 1, ... without end: float32 images [B, C, H, W], labels [B].
+    """Endless micro-batches from `start` on: float32 images [B, C, H, W], labels [B].
 
-    Where they go to a GPU, a thread keeps up to `prefetch` of them ready, copied and augmented on a
-    stream of its own; 0, and a CPU, read in the step. What goes wrong in the thread is raised here.
+    For a GPU, a thread keeps up to `prefetch` of them ready, copied and augmented on a side stream;
+    with 0, and for a CPU, they are read within the step. Errors in the thread are raised here.
     Closing the iterator ends the thread.
     """
 
     def augmented(images: Tensor, t: int) -> Tensor:
-        if not augment:
+        if augmentation is None:
             return images
-        # One generator for each micro-batch and rank: a batch is the same wherever a run resumes.
-        return dataset.augment(images, seeded_generator(seed, "augment", t, rank, device=device))
+        return dataset.augment(images, augmentation.generator(t, device))
 
     made = _made_batches(dataset.train, shares, device, augmented, start)
     if device.type != "cuda" or not prefetch:
@@ -64,7 +74,7 @@ def evaluation_batches(
     device: torch.device,
     limit: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """This rank's images, labels and whether each counts, in equally many batches on every rank."""
+    """This rank's images, labels and whether each counts; all ranks get as many batches."""
     for indices, valid in evaluation_share(len(source), rank, world_size, batch_size, limit):
         images, labels = _moved(source.read(indices), device)
         yield normalise(images.float().div_(255)), labels, valid.to(device)
@@ -86,7 +96,7 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     images, labels = batch
     if device.type != "cuda":
         return images, labels
-    # The caching host allocator gives a pinned block out again only when its copy has ended.
+    # The caching host allocator reuses a pinned block only after its copy has ended.
     return (
         images.pin_memory().to(device, non_blocking=True),
         labels.pin_memory().to(device, non_blocking=True),
@@ -96,7 +106,7 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
 def _on_side_stream(
     batches: Iterator[Batch], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, torch.cuda.Event]]:
-    """Runs in the reading thread: copies and augments beside the step's own kernels."""
+    """Runs in the reading thread: copies and augments while the step's own kernels run."""
     stream = torch.cuda.Stream(device)
     while True:
         with torch.cuda.device(device), torch.cuda.stream(stream):
@@ -120,7 +130,7 @@ def _ready_on_card(
 
 
 class _Failed:
-    """What the reading thread raised."""
+    """The error that the reading thread raised."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -130,10 +140,10 @@ _ENDED = object()
 
 
 def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
-    """The same items, up to `depth` of them made ahead by a thread.
+    """The same items, up to `depth` of which a thread makes ahead.
 
     The thread starts with the first item and ends, at the latest, when the iterator is closed. An
-    error in it is raised here with its own traceback.
+    error in the thread is raised here with its own traceback.
     """
     made: SimpleQueue[object] = SimpleQueue()
     room = threading.Semaphore(depth)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.compare.folder import variants_in
-from harness.compare.run_all import compare
+from harness.compare.run_all import Experiments, Ranks, compare
 from harness.config import tracking_in
 from harness.demo.text import Link, leads, summary
 from harness.errors import RunFailed
@@ -54,9 +54,8 @@ def demo(folder: Path | None) -> int:
                 slow = _study(hosts, SLOW, place / "slow", (BASELINE, RIVAL, METHOD))
         except NoLab as reason:
             _say(f"no slow link can be made here, so its gain cannot be shown: {reason}")
-            experiments = (BASELINE, METHOD)
-            terms = Terms()
-            return compare(experiments, OVERRIDES, HOSTS * SLOTS, EMULATED, 1, SLOW, terms, place)
+            experiments = Experiments((BASELINE, METHOD), OVERRIDES)
+            return compare(experiments, Ranks(HOSTS * SLOTS, EMULATED), SLOW, Terms(), place)
         store = store_uri(tracking_in(None))
         print(f"\n{summary(slow, unlimited, link)}\n\n{leads(place / 'slow', store, SLOW)}")
     return 0

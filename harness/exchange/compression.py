@@ -1,4 +1,6 @@
-"""`exchange.compression` by name: its wire and its bytes."""
+"""The wire of each `exchange.compression`, and the bytes that it sends."""
+
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -15,29 +17,35 @@ from harness.measure.traffic import (
 )
 
 
-def make_wire(
-    compression: str,
-    elements: int,
-    slots: int,
-    like: Tensor,
-    carrier: Carrier,
-    name: str,
-    keeps_own: bool = True,
-) -> Wire:
-    """The wire for parts of `elements` values of the dtype and device of `like`.
+@dataclass(frozen=True)
+class WireParts:
+    """The parts that a wire averages, all of one length and type."""
 
-    `slots` parts may be under way at once; `name` begins the collectives' names. Without
-    `keeps_own` an exact wire gives means alone; a lossy one can always tell what it sent.
+    elements: int
+    """Values in a part."""
+    like: Tensor
+    """Any tensor with the dtype and device of the parts."""
+    slots: int = 1
+    """Parts that may be under way at once."""
+
+
+def make_wire(
+    compression: str, parts: WireParts, carrier: Carrier, name: str, keeps_own: bool = True
+) -> Wire:
+    """The wire for these parts over the ranks of `carrier`.
+
+    `name` begins the names of its collectives. Without `keeps_own` an exact wire gives means only;
+    a lossy one always keeps what it sent.
     """
-    given = elements, slots, like, carrier, name
-    if compression == "none" or carrier.size == 1 or elements == 0:
+    given = parts.elements, parts.slots, parts.like, carrier, name
+    if compression == "none" or carrier.size == 1 or parts.elements == 0:
         return Floats(*given, keeps_own)
     coded = Swapped if carrier.size == 2 else Rounded
     return coded(*given, CODECS[compression])
 
 
 def row_length(compression: str, elements: int, ranks: int) -> int:
-    """Bytes of a lossy wire's row: what a rank sends to another one at once."""
+    """Bytes of a row, which is what a rank sends to another one at once over a lossy wire."""
     blocks = blocks_of(elements) if ranks == 2 else piece_blocks(elements, ranks)
     return row_bytes(CODECS[compression], blocks)
 
@@ -45,7 +53,7 @@ def row_length(compression: str, elements: int, ranks: int) -> int:
 def crossing_bytes(
     compression: str, elements: int, element_bytes: int, ranks: int, nodes: int
 ) -> Bytes:
-    """Sent by a rank to average one part over `ranks` that lie evenly on `nodes`."""
+    """Bytes that a rank sends to average one part over `ranks`, spread evenly over `nodes`."""
     if compression == "none" or ranks == 1:
         return all_reduce_bytes(elements * element_bytes, ranks, nodes)
     row = row_length(compression, elements, ranks)

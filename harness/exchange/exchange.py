@@ -1,4 +1,4 @@
-"""What the trainer knows of an exchange, and the choice of one."""
+"""The interface of an exchange to the trainer, and the choice of one by its kind."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -7,11 +7,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from harness.config import ClassifierConfig, ExchangeConfig
+from harness.config import ExchangeConfig
 from harness.exchange.averaging import Averaging, MovingPiece, Outer
 from harness.exchange.carried import Strip
 from harness.exchange.delayed import Delayed
-from harness.exchange.flat import Flat
+from harness.exchange.flat import Flat, RankParameters
 from harness.exchange.isolated import Isolated
 from harness.exchange.kinds import KindName, Path
 from harness.exchange.lateness import Lateness, LatenessMeter
@@ -26,49 +26,50 @@ from harness.parallel.world import World
 
 
 class Exchange(Protocol):
-    """How nodes come to agree. All calls are collective over the world, in one order.
+    """How nodes agree. All calls are collective over the world, in the same order on all ranks.
 
-    An exchange only ever averages: the trainer divides the loss by `passes_per_step`.
+    An exchange only averages: the trainer divides the loss by `passes_per_step`.
     """
 
     passes_per_step: int
     """Backward passes whose gradients add up before a step."""
 
     def after_backward(self, last: bool) -> bool:
-        """After each backward pass, `last` of its window. True: step with what is in the grads."""
+        """Call after each backward pass; `last`: of its window. True: step with the gradients."""
 
     def after_step(self) -> None:
-        """After each step that `after_backward` asked for."""
+        """Call after each step that `after_backward` asked for."""
 
     def averaged(self) -> AbstractContextManager[Tensor | None]:
-        """In it all nodes hold the mean of their values, to be judged; after it their own again.
+        """A context in which all nodes hold the mean of their values, for an evaluation.
 
-        Where nodes may differ it yields the squares of their distance from it; see `mean_values`.
+        If nodes may differ it yields their squared distances from the mean; see `mean_values`.
         """
 
     def apart(self) -> Callable[[], Tensor] | None:
-        """How far nodes are apart now, for after a `drain`: what comes back tells the squares that
-        `averaged` yields, and is collective over the world. None where they do not differ."""
+        """Takes a snapshot of the values. After a `drain`, the returned function computes the
+        squared distances from the mean that `averaged` would have yielded for the snapshot; it is
+        collective over the world. None if nodes do not differ."""
 
     def lateness(self) -> Lateness:
-        """How late what landed since the last call was. Waits for nothing."""
+        """The lateness of the results used since the last call. Does not wait."""
 
     def drain(self, step: Callable[[], None]) -> None:
-        """Applies all that is under way; `step` updates with what is in the grads."""
+        """Applies all exchanges under way; `step` updates the values with the gradients."""
 
     def carried(self) -> list[Strip]:
-        """What goes on from window to window beside the values and the optimizer's state."""
+        """The state from window to window, besides the values and the optimizer's state."""
 
     def agree_on(self, states: Sequence[Tensor]) -> None:
-        """Behind a `drain`: all that hold the same elements go on alike, from what a checkpoint
-        keeps once. Where nodes step on their own, `states`, which are the optimizer's, become their
-        means; so does what is `carried`."""
+        """Makes all ranks with the same elements continue with the same state, which a checkpoint
+        keeps once; call it after a `drain`. If nodes step locally, `states` (of the optimizer)
+        and what is `carried` become their means over the nodes."""
 
 
 def route_of(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> str:
     """`flat` or `hierarchical`: how the gradients that all ranks hold are averaged.
 
-    `auto` that nobody has measured: hierarchical, which sends the fewest bytes, where both differ.
+    `auto` before it was measured counts as hierarchical, which sends the fewest bytes.
     """
     if exchange.traits.path is not Path.BUCKETS:
         return "flat" if exchange.is_torchs else "hierarchical"
@@ -78,45 +79,39 @@ def route_of(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> str:
 
 
 def differing_routes(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> bool:
-    """Whether there is a choice: one node, and one rank on each, have one way alone."""
+    """Whether the two routes differ: with one node, or one rank per node, they are the same."""
     return exchange.traits.has_routes and nodes > 1 and ranks_per_node > 1
 
 
 def steps_alone(exchange: ExchangeConfig) -> bool:
-    """Whether each rank steps its own chunk of what its node shares, and sends the others its
-    values; else all ranks step all of it with the same gradients."""
+    """Whether each rank steps its own chunk of its node's shared parameters and then sends the
+    values to the others; if not, all ranks step all of them with the same gradients."""
     return exchange.traits.steps_chunks
 
 
 def make_exchange(
     exchange: ExchangeConfig,
-    classifier: ClassifierConfig,
-    shared: Flat,
-    sliced: Flat,
+    parameters: RankParameters,
     world: World,
     first_window: int = 0,
     sample_every: int = 0,
     errors: PowerSgdErrors | None = None,
 ) -> Exchange:
-    """The exchange that the config names, over the flat parameters of this rank.
+    """The exchange that the config names, over the parameters of this rank.
 
-    A resumed run goes on at `first_window`; every `sample_every` windows lateness is sampled;
+    A resumed run continues at `first_window`; lateness is sampled every `sample_every` windows;
     `errors` are those of `through_ddp`. Collective over the world.
     """
-    crosses, flats = classifier.layout == "node", (shared, sliced)
-    given = _Given(exchange, crosses, *flats, world, first_window, sample_every, errors)
+    given = _Given(exchange, parameters, world, first_window, sample_every, errors)
     return MAKERS[exchange.kind](given)
 
 
 @dataclass(frozen=True)
 class _Given:
-    """What an exchange is made of."""
+    """The arguments of `make_exchange`, for the maker of each kind."""
 
     exchange: ExchangeConfig
-    slice_crosses: bool
-    """The ranks of other nodes own the same slice of the classes, and average it."""
-    shared: Flat
-    sliced: Flat
+    parameters: RankParameters
     world: World
     first_window: int
     sample_every: int
@@ -124,23 +119,23 @@ class _Given:
 
     @property
     def chunk(self) -> Chunk:
-        return Chunk(self.shared, self.world.node)
+        return Chunk(self.parameters.shared, self.world.node)
 
     def part(self, number: int = 0, pieces: int = 1) -> Part:
-        """What this rank exchanges with its peers, or one of several pieces of it."""
-        flats = self.shared, self.sliced
-        return Part(*flats, self.slice_crosses, self.world.peers, number, pieces)
+        """The part that this rank exchanges with its peers, or one of several pieces of it."""
+        own = self.parameters
+        return Part(own.shared, own.sliced, own.slice_crosses, self.world.peers, number, pieces)
 
     def meter(self) -> LatenessMeter:
         return LatenessMeter(self.sample_every)
 
 
 def _synchronous(given: _Given) -> Exchange:
-    exchange, world = given.exchange, given.world
-    ways = [_way_of_shared(exchange, given.shared, world)]
-    if given.slice_crosses:
+    exchange, own, world = given.exchange, given.parameters, given.world
+    ways = [_way_of_shared(exchange, own.shared, world)]
+    if own.slice_crosses:
         replicas = _over(world.replicas, exchange, world, "slices")
-        ways.append(direct(given.sliced, replicas, exchange.compression))
+        ways.append(direct(own.sliced, replicas, exchange.compression))
     return Synchronous(ways, exchange.bucket_bytes, exchange.backward_passes_per_step)
 
 
@@ -151,7 +146,7 @@ def _delayed(given: _Given) -> Exchange:
 def _averaging(given: _Given, outer: type[Outer] = Outer) -> Exchange:
     exchange, meter = given.exchange, given.meter()
     if given.world.topology.nodes == 1 and not exchange.has_outer:
-        # A node that averages with nobody has nothing to send, and nothing late to land.
+        # A single node has nothing to send, and nothing arrives late.
         return _isolated(given)
     pieces = [
         MovingPiece(given.part(number, exchange.pieces), exchange, f"piece.{number}", meter, outer)
@@ -173,14 +168,16 @@ def _ddp(given: _Given) -> Exchange:
 
 
 def _power_sgd(given: _Given) -> Exchange:
-    # A rank alone has no DDP around its network, and no errors.
-    return InBackward() if given.errors is None else PowerSgd(given.errors, given.shared)
+    # A single rank has no DDP around its network, and no errors.
+    shared = given.parameters.shared
+    return InBackward() if given.errors is None else PowerSgd(given.errors, shared)
 
 
 def _post_local_sgd(given: _Given) -> Exchange:
     if given.world.topology.world_size == 1:
         return InBackward()
-    return PostLocal(given.exchange, given.shared, given.world, given.first_window)
+    shared = given.parameters.shared
+    return PostLocal(given.exchange, shared, given.world, given.first_window)
 
 
 MAKERS: dict[KindName, Callable[[_Given], Exchange]] = {
@@ -193,11 +190,11 @@ MAKERS: dict[KindName, Callable[[_Given], Exchange]] = {
     "ddp_powersgd": _power_sgd,
     "ddp_post_local_sgd": _post_local_sgd,
 }
-"""The function that makes each kind; a node or a rank that is alone may get a simpler one."""
+"""The maker of each kind."""
 
 
 def _way_of_shared(exchange: ExchangeConfig, shared: Flat, world: World) -> Way:
-    """Of the gradients that all ranks hold, by the route. Collective over the world."""
+    """How the gradients that all ranks hold are averaged. Collective over the world."""
     topology = world.topology
     if route_of(exchange, topology.nodes, topology.ranks_per_node) == "flat":
         everyone = _over(world.everyone, exchange, world, "shared")
@@ -215,5 +212,5 @@ def _way_of_shared(exchange: ExchangeConfig, shared: Flat, world: World) -> Way:
 
 
 def _over(group: Group, exchange: ExchangeConfig, world: World, purpose: str) -> Group:
-    """The group, able to carry the wire. Collective over the world."""
+    """The group, or one that can carry a lossy wire. Collective over the world."""
     return group if exchange.compression == "none" else world.reducing(group, purpose)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.exchange.carried import Strip
-from harness.exchange.compression import make_wire
+from harness.exchange.compression import WireParts, make_wire
 from harness.exchange.flat import Flat
 from harness.exchange.wire import Carrier, Wire
 from harness.parallel.group import Group
@@ -73,8 +73,8 @@ class Part:
 
     def wire(self, compression: str, slots: int, name: str, keeps_own: bool) -> Wire:
         """To the same part on the other nodes; see `make_wire`."""
-        like = self._values[0]
-        return make_wire(compression, self.sent, slots, like, self.peers, name, keeps_own)
+        parts = WireParts(self.sent, self._values[0], slots)
+        return make_wire(compression, parts, self.peers, name, keeps_own)
 
     def strips(self, key: str, tensor: Tensor) -> list[Strip]:
         """What is kept of this part's elements, [elements], or of those that cross, [sent]."""

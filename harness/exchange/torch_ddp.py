@@ -62,7 +62,9 @@ def through_ddp(
         _settle_buckets(parallel, images, taken)
         state.iter = taken
         return Through(parallel)
-    parallel, errors = with_power_sgd(network, world, config.matrix_rank, start, bucket_mb, values)
+    parallel, errors = with_power_sgd(
+        network, world, config.powersgd_rank, start, bucket_mb, values
+    )
     _settle_buckets(parallel, images, taken)
     errors.begin_at(taken)
     return Through(parallel, errors)

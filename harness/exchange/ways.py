@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.exchange.carried import Strip
-from harness.exchange.compression import make_wire
+from harness.exchange.compression import WireParts, make_wire
 from harness.exchange.feedback import Feedback
 from harness.exchange.flat import Flat
 from harness.exchange.wire import Carrier, Launched, Sent
@@ -119,8 +119,8 @@ class Crossing:
         self._start = start
         self._owned = len(part) if owned is None else owned
         self._carrier = carrier
-        name, size = f"bucket.{start}", len(part)
-        wire = make_wire(compression, size, 1, part, carrier, name, keeps_own=False)
+        parts = WireParts(len(part), part)
+        wire = make_wire(compression, parts, carrier, f"bucket.{start}", keeps_own=False)
         self._wire = Feedback(wire, len(part), like=part)
         self._sent: Sent | None = None
 

@@ -1,20 +1,25 @@
-"""Where a slice's exponentials wait for the second pass, and its gradient is written."""
+"""Where a slice's exponentials wait for the second pass, and its gradient is written.
+
+Shapes: n images of all ranks, D features, K classes of this slice, c classes of a tile.
+"""
+
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from harness.model.operands import Gradients, Operands, Tile
 
 SCRATCH_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}
-"""Of a tensor for exponentials alone; what would take more is computed again."""
+"""Largest size of a tensor for exponentials alone; larger ones are computed again."""
 
 
 class Kept:
     """Exponentials of all tiles of `size` classes, until the gradients `into` are made of them.
 
-    Row j of that gradient has room for class j's exponentials, as long as an image's exponential
-    and a feature's slope for each are no longer than the row, and no other micro-batch has left
-    anything there. Else they take a tensor of their own, where it is small, or are computed again
-    by a fourth product. They have the precision of products, which is what they are used in.
+    Row j of that gradient has room for class j's exponentials if one exponential per image takes no
+    more bytes than the row, and no other micro-batch left a gradient there. Else they take a tensor
+    of their own if it is small enough, or are computed again by a fourth product. They have the
+    precision of the products in which they are used.
     """
 
     def __init__(self, given: Operands, into: Gradients, size: int) -> None:
@@ -22,16 +27,12 @@ class Kept:
         self.size = size
         classes, features = given.weight.shape
         images, product = len(given.targets), given.features.dtype
+        shape = LogitShape(images, features, classes)
         self._rows_Kn: Tensor | None = None
         self._room_cn: Tensor | None = None
+        gradient = into.weight
         self.place = place(
-            images,
-            features,
-            classes,
-            product.itemsize,
-            into.weight.dtype.itemsize,
-            into.add,
-            into.weight.is_cuda,
+            shape, product.itemsize, gradient.dtype.itemsize, into.add, gradient.is_cuda
         )
         if self.place == "gradient":
             self._rows_Kn = into.weight.view(product)[:, :images]
@@ -40,7 +41,7 @@ class Kept:
             self._rows_Kn = given.features.new_empty(classes, images)
 
     def at(self, tile: Tile) -> Tensor | None:
-        """Where the first pass writes a tile's, [c, n]; None: nowhere."""
+        """Where the first pass writes a tile's exponentials, [c, n]; None: they are not kept."""
         return None if self._rows_Kn is None else self._rows_Kn[tile.start : tile.stop]
 
     def keep(self, tile: Tile, exponentials_cn: Tensor) -> None:
@@ -49,25 +50,35 @@ class Kept:
             rows_cn.copy_(exponentials_cn)
 
     def give(self, tile: Tile) -> Tensor | None:
-        """[c, n], apart from where the tile's gradient is written; None: they were not kept."""
+        """A tile's exponentials, [c, n], outside its gradient's rows; None: they were not kept."""
         rows_cn = self.at(tile)
         if rows_cn is None or self._room_cn is None:
             return rows_cn
         return self._room_cn[: len(rows_cn)].copy_(rows_cn)
 
 
+@dataclass(frozen=True)
+class LogitShape:
+    """The sizes of the product that gives a slice's logits."""
+
+    images: int
+    """n, gathered from all ranks of the slice group."""
+    features: int
+    """D, per image."""
+    classes: int
+    """K, of the slice."""
+
+
 def place(
-    images: int,
-    features: int,
-    classes: int,
-    product_bytes: int,
-    gradient_bytes: int,
-    added: bool,
-    cards: bool,
+    shape: LogitShape, product_bytes: int, gradient_bytes: int, added: bool, cards: bool
 ) -> str:
-    """`gradient`, `scratch` or `again`."""
+    """Where exponentials wait: `gradient`, `scratch`, or `again` if they are computed twice.
+
+    `product_bytes`, `gradient_bytes`: of one element. `added`: the gradient is added to what other
+    micro-batches left in it.
+    """
     # Row j of the gradient, D numbers of the weight's size, holds class j's n exponentials.
-    if images * product_bytes <= features * gradient_bytes and not added:
+    if shape.images * product_bytes <= shape.features * gradient_bytes and not added:
         return "gradient"
     budget = SCRATCH_BYTES["cuda" if cards else "cpu"]
-    return "scratch" if images * classes * product_bytes <= budget else "again"
+    return "scratch" if shape.images * shape.classes * product_bytes <= budget else "again"

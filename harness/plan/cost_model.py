@@ -56,15 +56,15 @@ def predict(
 def paced(cluster: Cluster, config: Config, nodes: int, ranks_per_node: int) -> Config:
     """With `exchange.pieces` picked by the run's own rule, where the config leaves it to that."""
     exchange = config.exchange
-    if not exchange.most_pieces:
+    if not exchange.max_pieces:
         return config
-    whole = config.exchanging(pieces=1, most_pieces=0)
+    whole = config.exchanging(pieces=1, max_pieces=0)
     work = workload_of(whole, nodes, ranks_per_node, cluster.on_cards)
     pieces = pieces_of(cluster, work)
     compute = pieces.passes * (pieces.micro_batch + pieces.after)
     pace = Pace(compute_ms=compute * 1e3, transfer_ms=pieces.exchange.seconds * 1e3)
-    picked = pace.pieces(exchange.delay, exchange.most_pieces)
-    return config.exchanging(pieces=picked, most_pieces=0)
+    picked = pace.pieces(exchange.delay, exchange.max_pieces)
+    return config.exchanging(pieces=picked, max_pieces=0)
 
 
 def _prediction(cluster: Cluster, work: Workload, phases: dict[Phase, float]) -> Prediction:

@@ -127,7 +127,7 @@ class _Costs:
 
     def _power_sgd(self) -> float:
         """Factors of gradients, with what they leave: three products and passes over memory."""
-        elements, rank = self._work.shared, self._exchange.matrix_rank
+        elements, rank = self._work.shared, self._exchange.powersgd_rank
         plain = self._cluster.product_flop_per_second / self.slowdown
         products = 3 * 2.0 * elements * rank / plain / self._cluster.classifier_efficiency
         return products + self._memory(POWER_SGD_PASSES * elements)

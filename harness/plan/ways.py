@@ -26,7 +26,7 @@ DECIDED = (
     "delay",
     "compression",
     "pieces",
-    "most_pieces",
+    "max_pieces",
     "outer_lr",
     "outer_momentum",
 )
@@ -118,7 +118,7 @@ def with_exchange(
         "backward_passes_per_step": passes,
         "compression": compression,
         "pieces": pieces,
-        "most_pieces": 0,
+        "max_pieces": 0,
         "outer_lr": 1.0,
         "outer_momentum": 0.0,
     }

@@ -3,10 +3,12 @@ knew of."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError, field_validator
 
 from harness.config import Config
+from harness.config.former import bring_up_to_date
 from harness.errors import DIVERGED, UserError
 from harness.measure.redaction import masked
 from harness.measure.summary import Record
@@ -33,6 +35,13 @@ class Failure(Record):
     config: Config
     """With its seed."""
     reason: str
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _up_to_date(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            bring_up_to_date(value)
+        return value
 
     @property
     def key(self) -> tuple[str, str]:

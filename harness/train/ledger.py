@@ -245,7 +245,7 @@ def sizes_of(config: Config, anatomy: Anatomy) -> Sizes:
 
     def crossing(elements: int, ranks: int, nodes: int) -> Bytes:
         if exchange.traits.crosses is Crosses.FACTORS:
-            elements = power_sgd_elements(shared, exchange.matrix_rank)
+            elements = power_sgd_elements(shared, exchange.powersgd_rank)
         if exchange.is_torchs:
             size = HALF_BYTES if exchange.compression == "fp16" else element
             return all_reduce_bytes(elements * size, ranks, nodes)

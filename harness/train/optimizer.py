@@ -39,5 +39,5 @@ def scheduled_lr(config: OptimizerConfig, window: int, done: float) -> float:
     if config.schedule == "cosine":
         return config.lr * 0.5 * (1 + math.cos(math.pi * done))
     if config.schedule == "step":
-        return config.lr * config.step_factor ** sum(done >= at for at in config.step_at)
+        return config.lr * config.gamma ** sum(done >= at for at in config.milestones)
     return config.lr

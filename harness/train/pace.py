@@ -5,7 +5,7 @@ import sys
 
 from harness.config import Config
 from harness.data.images import Dataset
-from harness.exchange.compression import make_wire
+from harness.exchange.compression import WireParts, make_wire
 from harness.exchange.pieces import Pace
 from harness.parallel.world import World
 from harness.train.checkpoint.meta import passed_alike
@@ -15,19 +15,19 @@ WARM_WINDOWS, TIMED_WINDOWS, TRANSFERS = 4, 6, 3
 
 
 def paced(config: Config, dataset: Dataset, world: World) -> Config:
-    """The config with `exchange.pieces` picked, where `exchange.most_pieces` asks for that.
+    """The config with `exchange.pieces` picked, where `exchange.max_pieces` asks for that.
 
     A run that goes on with as many ranks keeps what was picked, or it would be another run. All
     ranks decide from the same numbers. Collective over the world.
     """
     exchange = config.exchange
-    if not exchange.most_pieces:
+    if not exchange.max_pieces:
         return config
     kept = passed_alike(config, world.topology.world_size)
-    if kept and kept.pieces <= exchange.most_pieces:
+    if kept and kept.pieces <= exchange.max_pieces:
         return config.exchanging(pieces=kept.pieces)
     pace = measured(config, dataset, world)
-    pieces = pace.pieces(exchange.delay, exchange.most_pieces)
+    pieces = pace.pieces(exchange.delay, exchange.max_pieces)
     if world.is_first:
         print(
             f"exchange.pieces={pieces}: a window takes {pace.compute_ms:.0f} ms, the "
@@ -51,7 +51,8 @@ def measured(config: Config, dataset: Dataset, world: World) -> Pace:
 def _transfer_ms(config: Config, trial: Trial, world: World) -> float:
     shared, sliced = trial.step.model.flats
     part = shared.values.new_zeros(shared.owned.size + len(sliced.values))
-    wire = make_wire(config.exchange.compression, len(part), 1, part, world.peers, "pace transfer")
+    parts = WireParts(len(part), part)
+    wire = make_wire(config.exchange.compression, parts, world.peers, "pace transfer")
     times = []
     for _ in range(TRANSFERS):
         started = now(world.device)

@@ -127,7 +127,7 @@ def _matmul_speed(config: Config, device: torch.device, world: World) -> float:
     Of a processor the mean over a machine's ranks: who gets which part of shared cores within
     seconds is chance. Collective over the world.
     """
-    seconds = config.train.peak_seconds
+    seconds = config.train.matmul_seconds
     if not seconds:
         return 0.0
     dtype = torch.bfloat16 if config.train.precision == "bf16" else DTYPES[config.train.precision]

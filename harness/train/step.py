@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from harness.config import Config
 from harness.data.images import Dataset, OneAtATime
-from harness.data.loader import Batch, train_batches
+from harness.data.loader import Augmentation, Batch, train_batches
 from harness.errors import UserError
 from harness.exchange.exchange import Exchange, make_exchange
+from harness.exchange.flat import RankParameters
 from harness.exchange.torch_ddp import through_ddp
 from harness.measure.phase import Phase
 from harness.model.sliced_classifier import Scores
@@ -118,13 +119,12 @@ def micro_batches(
 ) -> Generator[Batch, None, None]:
     """A rank's micro-batches of a training, from a window's first on."""
     config = course.config
+    augmentation = Augmentation(config.seed, world.topology.rank)
     return train_batches(
         dataset,
         course.shares,
-        seed=config.seed,
-        rank=world.topology.rank,
+        augmentation=augmentation if config.data.augment else None,
         device=world.device,
-        augment=config.data.augment > 0,
         start=course.micro_batch(window),
         prefetch=config.data.prefetch,
     )
@@ -208,8 +208,7 @@ def _connected(model: Assembly, first_window: int) -> tuple[nn.Module, Exchange]
     model.classifier.in_place = not config.exchange.is_torchs
     exchange = make_exchange(
         config.exchange,
-        config.classifier,
-        *model.flats,
+        RankParameters(*model.flats, config.classifier.layout),
         world,
         first_window,
         config.staleness.sample_every,

@@ -64,7 +64,7 @@ class Training:
         batches = self._step.batches(first)
         self._step.model.backbone.train()
         self._staleness.begins(journal)
-        if self._config.staleness.curvature_at_start or self._staleness.estimates(first):
+        if self._staleness.estimates(first):
             self._estimate_curvature(first, journal)
         self._ledger.begins(journal)
         for window in range(first, self._windows):

@@ -9,7 +9,7 @@ import pytest
 from harness.cli import main
 from harness.compare import run_all as study
 from harness.compare.report import IN_TURN
-from harness.compare.run_all import compare
+from harness.compare.run_all import Experiments, Ranks, compare
 from harness.config import Config, load
 from harness.tracking.connection import open_store
 from harness.tracking.prediction import Prediction, write_predictions
@@ -35,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         open_store(f"sqlite:///{here}/mlflow.db")
         more = "tracking: {experiment: recorded}"
         paths = [experiment(here, name, more) for name in ("fast", "base")]
-        assert compare(paths, [], 1, None, 2, "which", Terms(), here / "first") == 0
+        assert compare(Experiments(paths, [], 2), Ranks(1), "which", Terms(), here / "first") == 0
     return here
 
 

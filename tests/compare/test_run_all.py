@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from harness.compare import run_all as study
-from harness.compare.run_all import compare, make_plan
+from harness.compare.run_all import Experiments, Ranks, compare, make_plan
 from harness.errors import UserError
 from harness.tracking.connection import connect
 from harness.tracking.results import Terms
@@ -63,7 +63,7 @@ def runs(folder: Path) -> dict[str, tuple[str, str | None]]:
 def test_seeds_are_the_outer_loop(here: Path) -> None:
     """Were the machine to slow down meanwhile, all variants would feel it."""
     paths = [experiment(here, "fast"), experiment(here, "base")]
-    plan = make_plan(paths, ["train.batch_size=16"], 2, HOSTS, 2, "which", None)
+    plan = make_plan(Experiments(paths, ["train.batch_size=16"], 2), Ranks(2, HOSTS), "which", None)
     order = [(trial.config.name, trial.config.seed) for trial in plan.trials]
     assert order == [("fast", 5), ("base", 5), ("base", 6), ("fast", 6)]
     assert {trial.config.train.batch_size for trial in plan.trials} == {16}
@@ -73,7 +73,9 @@ def test_seeds_are_the_outer_loop(here: Path) -> None:
 
 def test_a_study_from_start_to_end(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     paths = [experiment(here, "fast"), experiment(here, "base")]
-    code = compare(paths, ["train.batch_size=16"], 2, HOSTS, 1, "which", Terms(), None)
+    code = compare(
+        Experiments(paths, ["train.batch_size=16"]), Ranks(2, HOSTS), "which", Terms(), None
+    )
     out, err = capfd.readouterr()
     assert code == 0
     told = [line for line in err.splitlines() if line.startswith("trained")]
@@ -109,7 +111,7 @@ def test_a_run_that_crashes_does_not_take_the_others_along(
     here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     paths = [experiment(here, name) for name in ("crashes", "base")]
-    code = compare(paths, [], 2, HOSTS, 1, "which", Terms(0.85), None)
+    code = compare(Experiments(paths), Ranks(2, HOSTS), "which", Terms(0.85), None)
     out, err = capfd.readouterr()
     assert code == 1
     assert "ValueError: the cause" in err
@@ -125,7 +127,7 @@ def test_a_users_mistake_in_a_run_ends_the_study_with_its_one_line(
     here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     paths = [experiment(here, name) for name in ("mistaken", "base")]
-    assert compare(paths, [], 2, HOSTS, 1, "which", Terms(), here / "place") == 2
+    assert compare(Experiments(paths), Ranks(2, HOSTS), "which", Terms(), here / "place") == 2
     err = capfd.readouterr().err
     assert err.count("harness: data.root is missing; give a folder") == 1
     assert "Traceback" not in err
@@ -140,7 +142,8 @@ from harness.tracking.results import Terms
 from tests.compare.test_run_all import HOSTS, fake_command
 study.train_command = fake_command
 paths = [Path(path) for path in sys.argv[1:]]
-sys.exit(study.compare(paths, [], 2, HOSTS, 1, "which", Terms(), Path("place")))
+given = study.Experiments(paths), study.Ranks(2, HOSTS)
+sys.exit(study.compare(*given, "which", Terms(), Path("place")))
 """
 
 
@@ -201,7 +204,7 @@ def test_what_could_not_run_or_compare_is_told_before_the_first_start(
         folder.mkdir()
         paths.append(experiment(folder, name, more if number == last else ""))
     with pytest.raises(UserError, match=told):
-        compare(paths, [], np, hosts, 1, None, Terms(), tmp_path / "place")
+        compare(Experiments(paths), Ranks(np, hosts), None, Terms(), tmp_path / "place")
     assert not (tmp_path / "place").exists()
 
 
@@ -217,7 +220,7 @@ def test_a_difference_in_images_is_told_but_runs(
         experiment(here, "base"),
         experiment(here, "fast", "exchange: {backward_passes_per_step: 2}"),
     ]
-    plan = make_plan(paths, [], 2, HOSTS, 1, "which", None)
+    plan = make_plan(Experiments(paths), Ranks(2, HOSTS), "which", None)
     study._announce(plan)
     err = capfd.readouterr().err
     assert "do not see the same number of images: base 19,200 images, fast 38,400 images" in err

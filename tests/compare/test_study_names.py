@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from harness.cli import main
 from harness.compare import run_all as study
-from harness.compare.run_all import make_plan
+from harness.compare.run_all import Experiments, Ranks, make_plan
 from harness.errors import UserError
 from harness.paths import folder_name
 from harness.tracking.connection import open_store
@@ -52,7 +52,7 @@ def test_odd_names_reach_the_runs_and_come_back(here: Path) -> None:
 def test_every_printable_name_is_the_trials(name: str, variant: str, here: Path) -> None:
     path = here / "run.yaml"
     path.write_text(f'name: "{variant}"\ntrain: {{steps: 3}}\n')
-    plan = make_plan([path], [], 1, None, 2, name, None)
+    plan = make_plan(Experiments([path], [], 2), Ranks(1), name, None)
     assert plan.study == name
     assert {trial.config.tracking.study for trial in plan.trials} == {name}
     assert {trial.config.name for trial in plan.trials} == {variant}
@@ -89,6 +89,6 @@ def test_a_name_that_nobody_could_read_is_refused_before_anything_is_written(
 def test_a_seed_that_repetitions_take_out_of_range_is_found_first(here: Path) -> None:
     path = here / "run.yaml"
     path.write_text(f"seed: {2**63 - 1}\ntrain: {{steps: 3}}\n")
-    make_plan([path], [], 1, None, 1, None, None)
+    make_plan(Experiments([path]), Ranks(1), None, None)
     with pytest.raises(UserError, match=f"seed={2**63} does not fit"):
-        make_plan([path], [], 1, None, 2, None, None)
+        make_plan(Experiments([path], [], 2), Ranks(1), None, None)

@@ -52,8 +52,10 @@ def test_values_of_the_file_then_of_the_overrides(run: Path) -> None:
 
 
 def test_an_override_can_be_a_list_or_null(run: Path) -> None:
-    config = load(run, ["optimizer.step_at=[0.25,0.5,0.75]", "train.steps=null", "train.epochs=2"])
-    assert config.optimizer.step_at == (0.25, 0.5, 0.75)
+    config = load(
+        run, ["optimizer.milestones=[0.25,0.5,0.75]", "train.steps=null", "train.epochs=2"]
+    )
+    assert config.optimizer.milestones == (0.25, 0.5, 0.75)
     assert (config.train.steps, config.train.epochs) == (None, 2.0)
 
 
@@ -105,7 +107,10 @@ def test_a_dotted_key_in_a_file_is_shown_its_section(tmp_path: Path) -> None:
         ("train.batch_size=0", "give a whole number from 1 to 1,000,000,000 (Images per rank per"),
         ("optimizer.lr=-1", "give a number above 0 and at most 1,000,000 (Learning rate at its"),
         ("optimizer.momentum=1", "give a number of at least 0 and below 1"),
-        ("optimizer.step_at=0.5", "give a list in brackets, [ ], of which each is a number from 0"),
+        (
+            "optimizer.milestones=0.5",
+            "give a list in brackets, [ ], of which each is a number from 0",
+        ),
         ("classifier.layout=sharded", "give replicated, node or world"),
         ("exchange.kind=delay", "the nearest is delayed"),
         ("exchange.delay=soon", "give a whole number from 0 to 1,000"),
@@ -177,7 +182,7 @@ def test_every_wire_goes_by_both_routes(run: Path, route: str, compression: str)
     assert {key: getattr(exchange, key) for key in given} == given
 
 
-@pytest.mark.parametrize("own", ["pieces=4", "most_pieces=4", "outer_lr=0.7", "outer_momentum=0.9"])
+@pytest.mark.parametrize("own", ["pieces=4", "max_pieces=4", "outer_lr=0.7", "outer_momentum=0.9"])
 def test_what_only_averaging_knows(run: Path, own: str) -> None:
     assert "belong to kind=averaging or slowmo, exchange.kind is delayed" in message_of(
         run, f"exchange.{own}"
@@ -214,13 +219,13 @@ def test_an_override_replaces_its_alternative_and_says_so(run: Path) -> None:
 
 
 def test_pieces_that_are_picked_and_pieces_that_are_given(tmp_path: Path) -> None:
-    """Both in one file are what a run records that picked: most_pieces, and what came of it."""
-    exchange = {"kind": "averaging", "most_pieces": 4}
+    """Both in one file are what a run records that picked: max_pieces, and what came of it."""
+    exchange = {"kind": "averaging", "max_pieces": 4}
     path = write(tmp_path, train={"steps": 5}, exchange=exchange)
     given = load(path, ["exchange.pieces=2"]).exchange
-    assert (given.pieces, given.most_pieces) == (2, 0)
+    assert (given.pieces, given.max_pieces) == (2, 0)
     record = write(tmp_path, train={"steps": 5}, exchange=exchange | {"pieces": 3})
-    assert (load(record).exchange.pieces, load(record).exchange.most_pieces) == (3, 4)
+    assert (load(record).exchange.pieces, load(record).exchange.max_pieces) == (3, 4)
 
 
 def test_a_childs_choice_replaces_its_bases(tmp_path: Path) -> None:
@@ -409,7 +414,7 @@ def configs(draw: st.DrawFn) -> Config:
     if not traits.has_routes:
         exchange["route"] = "auto"
     if not traits.in_pieces:
-        exchange |= {"pieces": 1, "most_pieces": 0, "outer_lr": 1.0, "outer_momentum": 0.0}
+        exchange |= {"pieces": 1, "max_pieces": 0, "outer_lr": 1.0, "outer_momentum": 0.0}
     if traits.is_torchs:
         exchange |= {"compression": "none", "backward_passes_per_step": 1}
         values["classifier"]["layout"] = "replicated"
@@ -439,7 +444,7 @@ def test_a_config_comes_back_from_its_own_yaml(config: Config, tmp_path: Path) -
 def test_flattened_holds_every_value_by_its_dotted_key(run: Path) -> None:
     flat = load(run).flattened()
     assert flat["exchange.delay"] == 1
-    assert flat["optimizer.step_at"] == [0.5, 0.75]
+    assert flat["optimizer.milestones"] == [0.5, 0.75]
     assert not any(isinstance(value, dict) for value in flat.values())
 
 
@@ -448,7 +453,7 @@ def test_flattened_holds_every_value_by_its_dotted_key(run: Path) -> None:
     [
         ("world", {"kind": "synchronous", "route": "flat", "backward_passes_per_step": 4}),
         ("node", {"kind": "delayed", "delay": 2, "compression": "int8"}),
-        ("node", {"kind": "averaging", "delay": 1, "most_pieces": 8, "outer_momentum": 0.9}),
+        ("node", {"kind": "averaging", "delay": 1, "max_pieces": 8, "outer_momentum": 0.9}),
         ("replicated", {"kind": "ddp_powersgd"}),
     ],
 )

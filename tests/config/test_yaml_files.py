@@ -217,12 +217,12 @@ def test_a_value_can_name_another(file: Path, monkeypatch: pytest.MonkeyPatch) -
         "seed: ${train.steps}\ntrain: {steps: 5}\nname: a${seed}\n"
         "tracking: {study: '$${name}', folder: '${oc.env:SCRATCH}/${name}'}\n"
         "data: {root: '${oc.env:NO_SUCH_VARIABLE,/slow}', cache: $$5}\n"
-        "optimizer: {step_at: ['${optimizer.momentum}'], momentum: 0.5}\n"
+        "optimizer: {milestones: ['${optimizer.momentum}'], momentum: 0.5}\n"
     )
     config = loaded(file, text)
     assert (config.seed, config.name, config.data.root) == (5, "a5", "/slow")
     assert (config.tracking.study, config.tracking.folder) == ("${name}", "/fast/a5")
-    assert (config.data.cache, config.optimizer.step_at) == ("$$5", (0.5,))
+    assert (config.data.cache, config.optimizer.milestones) == ("$$5", (0.5,))
 
 
 @for_all(st.text(st.sampled_from("${}ab.,")))

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from harness.config import DataConfig
-from harness.data.loader import evaluation_batches, normalise, read_ahead, train_batches
+from harness.data.loader import (
+    Augmentation,
+    evaluation_batches,
+    normalise,
+    read_ahead,
+    train_batches,
+)
 from harness.data.open import open_dataset
 from harness.data.shares import Shares
 
@@ -29,10 +35,10 @@ def first(batches, count):
     return taken
 
 
-def batches_of(dataset, *, rank=0, world_size=2, batch_size=8, **options):
+def batches_of(dataset, *, rank=0, world_size=2, batch_size=8, seed=5, augment=True, **options):
     shares = Shares(len(dataset.train), batch_size, rank, world_size, seed=5)
-    values = {"seed": 5, "rank": rank, "device": CPU, "augment": True} | options
-    return train_batches(dataset, shares, **values)
+    augmentation = Augmentation(seed, rank) if augment else None
+    return train_batches(dataset, shares, augmentation=augmentation, **{"device": CPU} | options)
 
 
 def assert_equal(one, other):

@@ -193,7 +193,7 @@ def test_one_line_before_anything_is_written(tmp_path, monkeypatch, capfd):
     (tmp_path / "im" / "train" / "ant" / "notes.txt").touch()
     (tmp_path / "run.yaml").write_text(
         "name: r\ndata: {dataset: image_folder, root: im, num_classes: 3, image_size: 16}\n"
-        "train: {batch_size: 4, steps: 2, peak_seconds: 0.0, save: true}\n"
+        "train: {batch_size: 4, steps: 2, matmul_seconds: 0.0, save: true}\n"
         "tracking: {enabled: false}\n"
     )
     monkeypatch.chdir(tmp_path)

@@ -20,8 +20,8 @@ def config(layout: str = "node", **changes: object) -> Config:
         "classifier": {"layout": layout},
         "exchange": {},
         "optimizer": {},
-        "train": {"batch_size": 64, "steps": 20, "save": True, "peak_seconds": 0},
-        "staleness": {"curvature_at_start": True, "curvature_products": 1, "sample_every": 1},
+        "train": {"batch_size": 64, "steps": 20, "save": True, "matmul_seconds": 0},
+        "staleness": {"curvature_every": 1, "curvature_products": 1, "sample_every": 1},
     }
     for dotted, value in changes.items():
         section, key = dotted.split("__")
@@ -231,7 +231,7 @@ def test_more_nodes_divide_the_classifier_of_the_whole_world() -> None:
 def test_pieces_that_are_picked_later_count_as_the_most() -> None:
     """What is counted as certain ends a run."""
     late = {"exchange__kind": "averaging", "exchange__delay": 4}
-    picked = need_of(config("node", **late, exchange__most_pieces=16), 2, 2)
+    picked = need_of(config("node", **late, exchange__max_pieces=16), 2, 2)
     assert picked.certain == need_of(config("node", **late, exchange__pieces=16), 2, 2).certain
 
 
@@ -241,10 +241,10 @@ def test_an_evaluation_on_many_slices_keeps_what_they_find_in_a_ranks_own_images
 
 
 def test_nothing_is_counted_for_what_a_run_does_not_do() -> None:
-    quiet = config(train__save=False, staleness__curvature_at_start=False)
+    quiet = config(train__save=False, staleness__curvature_every=0)
     need = need_of(quiet, 2, 2)
     assert (need.estimate, need.saving) == (0, 0)
-    late = config(**LATE, train__save=False, staleness__curvature_at_start=False)
+    late = config(**LATE, train__save=False, staleness__curvature_every=0)
     assert need_of(late, 2, 2).estimate > 0
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.exchange.codecs import BLOCK
-from harness.exchange.compression import make_wire
+from harness.exchange.compression import WireParts, make_wire
 from harness.exchange.feedback import Feedback
 from harness.exchange.flat import Flat
 from harness.exchange.parts import Part
@@ -46,7 +46,7 @@ def over(compression: str) -> Delivered:
     group = lossy_group()
     generator = torch.Generator().manual_seed(group.index)
     like = torch.zeros(ELEMENTS, dtype=torch.float64)
-    wire = make_wire(compression, ELEMENTS, 1, like, group, "w")
+    wire = make_wire(compression, WireParts(ELEMENTS, like), group, "w")
     fed = Feedback(wire, ELEMENTS, like)
     assert fed.unsent is not None
     given, came, mean, kept, then = like.new_zeros(5, ELEMENTS)

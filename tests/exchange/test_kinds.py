@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from harness.config import Config
 from harness.config.mistakes import validated
 from harness.exchange.exchange import MAKERS, Exchange, make_exchange
+from harness.exchange.flat import RankParameters
 from harness.exchange.floats import Floats
 from harness.exchange.kinds import KINDS, KindName
 from harness.exchange.parts import Part
@@ -36,7 +37,7 @@ from tests.measured_need import noise
 from tests.ranks import run_on_ranks
 
 ROOT = File(__file__).resolve().parents[2]
-MAY_COMPARE = ("harness/exchange/", "harness/config/__init__.py")
+MAY_COMPARE = ("harness/exchange/", "harness/config/sections/")
 NAMES = pytest.mark.parametrize("name", KINDS)
 RANKS, RANKS_PER_NODE, PASSES, WINDOWS = 4, 2, 2, 4
 HELD_SECONDS, SLOW_SECONDS = 6.0, 0.4
@@ -211,9 +212,7 @@ def around(model: Assembly, optimizer: torch.optim.Optimizer) -> Rig:
     model.classifier.in_place = not config.exchange.is_torchs
     exchange = make_exchange(
         config.exchange,
-        config.classifier,
-        model.shared,
-        model.sliced,
+        RankParameters(model.shared, model.sliced, config.classifier.layout),
         world,
         errors=through.errors,
     )
@@ -303,7 +302,7 @@ def lossy(name: str) -> Rig:
     """After some windows over the narrowest wire that this kind takes."""
     narrowest = KINDS[name].compressions[-1]
     changes = {"backward_passes_per_step": 1} if KINDS[name].is_torchs else {}
-    given = rig(config_of(name, compression=narrowest, matrix_rank=1, **changes))
+    given = rig(config_of(name, compression=narrowest, powersgd_rank=1, **changes))
     for _ in range(WINDOWS):
         given.window()
     given.exchange.drain(given.step)
@@ -317,7 +316,7 @@ def copies(name: str) -> float:
     The flat route is taken, on which buckets are averaged in place. The optimizer's state, and what
     the first pass allocates, are there before the measuring begins.
     """
-    traits, changes = KINDS[name], {"matrix_rank": 1}
+    traits, changes = KINDS[name], {"powersgd_rank": 1}
     config = config_of(name, **changes | ({"route": "flat"} if traits.has_routes else {}))
     world = world_with_peers()
     model = assemble(config, noise(config), world)

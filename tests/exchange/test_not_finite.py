@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from harness.exchange.codecs import BLOCK
-from harness.exchange.compression import make_wire
+from harness.exchange.compression import WireParts, make_wire
 from harness.exchange.feedback import Feedback
 from harness.exchange.flat import Flat
 from harness.exchange.synchronous import Synchronous
@@ -67,8 +67,8 @@ class Run:
 def run(carrier: Carrier, case: Case, spoilt: bool) -> Run:
     """Gradients over a wire with feedback. Not `spoilt`: the bad value is what sends nothing."""
     like = torch.zeros(0, dtype=torch.float64)
-    slots = case.delay + 1
-    wire = make_wire(case.compression, case.elements, slots, like, carrier, "part")
+    parts = WireParts(case.elements, like, case.delay + 1)
+    wire = make_wire(case.compression, parts, carrier, "part")
     over = Feedback(wire, case.elements, like)
     means, owed, under_way = [], [], []
     for window in range(WINDOWS):
@@ -76,7 +76,7 @@ def run(carrier: Carrier, case: Case, spoilt: bool) -> Run:
         if window == WORST and carrier.index == case.node and case.elements:
             nothing = 0.0 if over.unsent is None else -over.unsent[case.place]
             part[case.place] = case.bad if spoilt else nothing
-        under_way.append(over.launch(part, window % slots))
+        under_way.append(over.launch(part, window % parts.slots))
         owed.append(like if over.unsent is None else over.unsent.clone())
         if len(under_way) > case.delay:
             means.append(torch.empty(case.elements, dtype=torch.float64))
@@ -162,7 +162,7 @@ def movements(compression: str, bad: float) -> Pair:
     group, like = lossy_group(), torch.zeros(0, dtype=torch.float64)
 
     def with_one(value: float) -> list[Tensor]:
-        wire, found = make_wire(compression, 2 * BLOCK, 1, like, group, "movement"), []
+        wire, found = make_wire(compression, WireParts(2 * BLOCK, like), group, "movement"), []
         for window in range(2):
             movement = torch.full((2 * BLOCK,), float(group.index + 1), dtype=torch.float64)
             if window == 0 and group.index == 1:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.config import ClassifierConfig, Config, ExchangeConfig
+from harness.config import Config, ExchangeConfig
 from harness.exchange.exchange import Exchange, make_exchange, route_of
-from harness.exchange.flat import Flat
+from harness.exchange.flat import Flat, RankParameters
 from harness.measure.traffic import Bytes
 from harness.model.anatomy import Anatomy, Sketch
 from harness.parallel.topology import Topology
@@ -43,8 +43,7 @@ def exchange_of(route: str, compression: str) -> ExchangeConfig:
 
 def synchronous(world: World, shared: Flat, route: str, compression: str) -> Exchange:
     exchange, sliced = exchange_of(route, compression), Flat([], 1, shared.values)
-    layout = ClassifierConfig.model_validate({"layout": "replicated"})
-    return make_exchange(exchange, layout, shared, sliced, world)
+    return make_exchange(exchange, RankParameters(shared, sliced, "replicated"), world)
 
 
 def parameters() -> list[nn.Parameter]:

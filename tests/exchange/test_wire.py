@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from harness.exchange.codecs import BLOCK
-from harness.exchange.compression import crossing_bytes, make_wire
+from harness.exchange.compression import WireParts, crossing_bytes, make_wire
 from harness.exchange.feedback import Feedback
 from harness.exchange.wire import Carrier, Wire
 from harness.measure.traffic import Bytes
@@ -31,7 +31,7 @@ LIKE = torch.zeros(0, dtype=torch.float64)
 
 
 def wire(carrier: Carrier, compression: str, elements: int, slots: int = 1) -> Wire:
-    return make_wire(compression, elements, slots, LIKE, carrier, "part")
+    return make_wire(compression, WireParts(elements, LIKE, slots), carrier, "part")
 
 
 def part(rank: int, number: int, elements: int) -> Tensor:
@@ -322,7 +322,7 @@ def means_of(compression: str, ranks: int, given: Callable[[int], Tensor]) -> li
     def body(carrier: Carrier) -> Tensor:
         own = given(carrier.index)
         mean = torch.empty_like(own)
-        over = make_wire(compression, len(own), 1, own, carrier, "part")
+        over = make_wire(compression, WireParts(len(own), own), carrier, "part")
         over.launch(own, 0).mean(mean)
         return mean
 
@@ -367,7 +367,7 @@ def test_a_mean_is_as_near_among_many_ranks(compression: str, ranks: int) -> Non
 def test_an_exact_wire_for_means_alone_keeps_one_buffer() -> None:
     """Half of what it takes to correct what was sent; who asks for that gets an error."""
     own, mean = torch.ones(BLOCK), torch.zeros(BLOCK)
-    given = "none", BLOCK, 1, own, group_of_one(), "part"
+    given = "none", WireParts(BLOCK, own), group_of_one(), "part"
     with live_bytes() as both:
         corrects = make_wire(*given, keeps_own=True)
     with live_bytes() as one:

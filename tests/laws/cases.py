@@ -25,7 +25,7 @@ class Case:
     def near(self) -> bool:
         """Its sequential program leaves something out: it is near that, not equal."""
         changed = dict(self.changes)
-        lossy = "exchange__compression" in changed or changed.get("exchange__matrix_rank") == 1
+        lossy = "exchange__compression" in changed or changed.get("exchange__powersgd_rank") == 1
         return lossy or "exchange__pieces" in changed
 
     def without_delay(self) -> "Case":
@@ -89,8 +89,8 @@ TORCHS = [
     Case("replicated", "ddp", 1, 0),
     Case("replicated", "ddp", 1, 0, changes=(("exchange__bucket_mb", 0.01),)),
     Case("replicated", "ddp", 1, 0, changes=(("exchange__compression", "fp16"),)),
-    Case("replicated", "ddp_powersgd", 1, 0, changes=(("exchange__matrix_rank", 1000),)),
-    Case("replicated", "ddp_powersgd", 1, 0, changes=(("exchange__matrix_rank", 1),)),
+    Case("replicated", "ddp_powersgd", 1, 0, changes=(("exchange__powersgd_rank", 1000),)),
+    Case("replicated", "ddp_powersgd", 1, 0, changes=(("exchange__powersgd_rank", 1),)),
 ]
 SMOOTHED = [
     Case(layout, kind, passes, delay, changes=(("classifier__label_smoothing", 0.2),))

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from harness.config import ClassifierConfig
 from harness.model import kept, sliced_classifier
-from harness.model.kept import place
+from harness.model.kept import LogitShape, place
 from harness.model.margins import margin_of
 from harness.model.sliced_classifier import SlicedClassifier
 from tests.alone import group_of_one
@@ -231,13 +231,17 @@ def test_a_logit_that_is_not_finite_is_seen_in_the_loss(
 
 def test_where_exponentials_are_kept() -> None:
     """In the gradient's own rows as long as they are free and long enough; else by their size."""
-    given = {"features": 512, "classes": 100_000, "cards": False}
-    assert place(128, **given, product_bytes=4, gradient_bytes=4, added=False) == "gradient"
-    assert place(512, **given, product_bytes=4, gradient_bytes=4, added=False) == "gradient"
-    assert place(1024, **given, product_bytes=2, gradient_bytes=4, added=False) == "gradient"
-    assert place(128, **given, product_bytes=4, gradient_bytes=4, added=True) == "scratch"
-    assert place(513, **given, product_bytes=4, gradient_bytes=4, added=False) == "again"
-    assert place(1025, **given, product_bytes=2, gradient_bytes=4, added=False) == "again"
+
+    def found(images: int, product_bytes: int, added: bool) -> str:
+        shape = LogitShape(images, features=512, classes=100_000)
+        return place(shape, product_bytes, gradient_bytes=4, added=added, cards=False)
+
+    assert found(128, product_bytes=4, added=False) == "gradient"
+    assert found(512, product_bytes=4, added=False) == "gradient"
+    assert found(1024, product_bytes=2, added=False) == "gradient"
+    assert found(128, product_bytes=4, added=True) == "scratch"
+    assert found(513, product_bytes=4, added=False) == "again"
+    assert found(1025, product_bytes=2, added=False) == "again"
 
 
 @settings(max_examples=60, deadline=None)

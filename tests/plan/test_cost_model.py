@@ -395,9 +395,9 @@ def test_a_port_saves_up_no_more_than_its_burst() -> None:
 
 
 def test_pieces_are_picked_as_a_run_picks_them() -> None:
-    config = exchanging("averaging", delay=1, most_pieces=16)
+    config = exchanging("averaging", delay=1, max_pieces=16)
     picked = paced(cluster(), config, 2, 2).exchange
-    whole = config.exchange.model_copy(update={"most_pieces": 0})
+    whole = config.exchange.model_copy(update={"max_pieces": 0})
     pieces = pieces_of(cluster(), workload_of(config.model_copy(update={"exchange": whole}), 2, 2))
     compute = pieces.micro_batch + pieces.after
     assert picked.pieces == min(16, math.ceil(pieces.exchange.seconds / 0.7 / compute))

@@ -32,7 +32,7 @@ from tests.laws.task import config, dataset, world_batches
 PRODUCTS = 100
 SCALE = 1e-6
 """So short a step meets no kink of the rectifiers."""
-ESTIMATES = {"curvature_at_start": True, "curvature_every": 1, "sample_every": 1}
+ESTIMATES = {"curvature_every": 1, "sample_every": 1}
 QUIET = {"curvature_after_warmup": False, "sample_every": 0}
 KINDS = {"replicated": "synchronous", "node": "averaging", "world": "delayed"}
 

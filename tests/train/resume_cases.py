@@ -71,7 +71,7 @@ def _cases() -> list[Case]:
         ("adamw", "replicated", {"delay": 2, "compression": "int4"} | outer),
     ):
         found.append(Case("averaging", layout, {"kind": "averaging"} | exchange, optimizer))
-    torchs = {"kind": "ddp_powersgd", "matrix_rank": 1}, {"kind": "ddp_post_local_sgd"}
+    torchs = {"kind": "ddp_powersgd", "powersgd_rank": 1}, {"kind": "ddp_post_local_sgd"}
     for optimizer, layout, exchange in (
         ("sgd", "node", {"kind": "isolated", "backward_passes_per_step": 2}),
         ("adamw", "replicated", {"kind": "isolated"}),

@@ -234,7 +234,7 @@ EXPERIMENT = """
 name: wild
 data: {dataset: synthetic, num_classes: 10, synthetic_images: 64, image_size: 16}
 optimizer: {lr: 1.0e+6}
-train: {batch_size: 8, steps: 8, untimed_windows: 2, log_every: 2, peak_seconds: 0.0, save: true}
+train: {batch_size: 8, steps: 8, untimed_windows: 2, log_every: 2, matmul_seconds: 0.0, save: true}
 tracking: {system_metrics_seconds: 0, uri: 'sqlite:///mlflow.db', study: wild}
 """
 

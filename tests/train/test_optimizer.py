@@ -27,7 +27,7 @@ def test_the_warm_up_rises_in_equal_steps_to_the_peak() -> None:
 
 
 def test_steps_fall_at_shares_of_what_follows_the_warm_up() -> None:
-    found = rates(10, schedule="step", warmup_windows=2, step_factor=0.5)
+    found = rates(10, schedule="step", warmup_windows=2, gamma=0.5)
     assert found == [4, 8, 8, 8, 8, 8, 4, 4, 2, 2]
 
 

@@ -18,7 +18,7 @@ name: paced
 data: {dataset: synthetic, num_classes: 200, image_size: 16, synthetic_images: 2048}
 backbone: {feature_dim: 64}
 classifier: {layout: node}
-exchange: {kind: averaging, delay: 1, compression: fp16, most_pieces: 16}
+exchange: {kind: averaging, delay: 1, compression: fp16, max_pieces: 16}
 optimizer: {lr: 0.01}
 train: {batch_size: 16, steps: 3, untimed_windows: 0}
 tracking: {enabled: false}
@@ -53,7 +53,7 @@ def test_a_resumed_run_keeps_the_pieces_that_were_picked(tmp_path: Path) -> None
     meta = Meta(window=0, num_classes=config.data.num_classes, passed=passed)
     (tmp_path / "checkpoint.json").write_text(meta.to_json())
     for most, expected in ((8, {5}), (4, {1, 2, 3, 4})):
-        changes = [f"exchange.most_pieces={most}", f"train.resume={tmp_path}"]
+        changes = [f"exchange.max_pieces={most}", f"train.resume={tmp_path}"]
         again = load(experiment, ["data.synthetic_images=64", *changes])
         found = paced(again, open_dataset(again.data), world)
         assert found.exchange.pieces in expected

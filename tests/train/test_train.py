@@ -454,7 +454,7 @@ def in_process(folder: Path, *overrides: str) -> dict[str, list[float]]:
     [
         (["optimizer.schedule=constant"], [0.025, 0.05, 0.05, 0.05, 0.05, 0.05]),
         (
-            ["optimizer.schedule=step", "optimizer.step_at=[0.5]"],
+            ["optimizer.schedule=step", "optimizer.milestones=[0.5]"],
             [0.025, 0.05, 0.05, 0.05, 0.005, 0.005],
         ),
         (

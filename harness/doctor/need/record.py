@@ -1,0 +1,61 @@
+"""The bytes that a rank takes, by what they are for."""
+
+from harness.doctor.finding import Facts
+
+
+class Need(Facts):
+    """Bytes that a rank takes besides its libraries: always, and at the peak of each phase."""
+
+    model: int
+    """Values, gradients and optimizer state."""
+    exchange: int
+    """Buffers of the exchange between nodes."""
+    training: int
+    """Temporary memory of a micro-batch: activations, logits, gradients."""
+    evaluation: int = 0
+    """Temporary memory of an evaluation."""
+    evaluation_on_host: int = 0
+    """Part of `evaluation` that a run on GPUs keeps in host memory."""
+    estimate: int = 0
+    """Temporary memory of a curvature estimate; 0 if the run makes none."""
+    estimate_on_host: int = 0
+    """Part of `estimate` that a run on GPUs keeps in host memory."""
+    saving: int = 0
+    """Host memory taken while a checkpoint is written; 0 if the run writes none."""
+    images: int = 0
+    """Images of a micro-batch."""
+    read_ahead: int = 0
+    """Images of the micro-batches that wait on a GPU."""
+    checkpoint: int = 0
+    """Size on disk of the model, the optimizer state and the state of the exchange, each once."""
+
+    @property
+    def certain(self) -> int:
+        """Bytes taken whatever the images and the allocator are."""
+        return self.model + self.exchange
+
+    @property
+    def moments(self) -> dict[str, int]:
+        """Bytes that each phase takes beyond `certain` in a run without GPUs."""
+        return {
+            "training": self.training,
+            "an evaluation": self.evaluation,
+            "the curvature's estimate": self.estimate,
+            "a checkpoint": self.saving,
+        }
+
+    @property
+    def total(self) -> int:
+        """Peak if everything is in one memory, as in a run without GPUs."""
+        return self.certain + self.images + max(self.moments.values())
+
+    @property
+    def on_card(self) -> int:
+        """Peak in the memory of a GPU."""
+        evaluation = self.evaluation - self.evaluation_on_host
+        peak = max(self.training, evaluation, self.estimate - self.estimate_on_host)
+        return self.certain + self.images + self.read_ahead + peak
+
+    def where_it_trains(self, on_cards: bool) -> int:
+        """Peak in GPU memory, or in host memory if there are no GPUs."""
+        return self.on_card if on_cards else self.total
