@@ -66,8 +66,9 @@ class ClassifierScratch:
             logits = images * s + features * product * (half or margin) + again
             slopes = features * s * (margin or adds)
         else:
-            # In half precision products give float16 numbers, from which float32 ones are made.
-            logits = images * s + half * (images + features) * product
+            # In half precision products give half numbers, from which float32 ones are made, and a
+            # processor with instructions for bf16 packs both operands of a product anew.
+            logits = images * s + half * 2 * (images + features) * product
             slopes = half * features * product + features * s * (half or adds)
             slopes += features * s * margin
         return room + max(logits, slopes + (logits if again else 0))
