@@ -20,12 +20,12 @@ from harness.terminal import lasting_output
 from harness.tracking.command import add_ui
 
 ON_ALL_RANKS = (["train"], ["doctor"], ["calibrate"])
-"""Commands that horovodrun starts on every rank; the others start ranks themselves."""
+"""Commands that horovodrun starts on every rank; all others start ranks themselves."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as everything else here does, and guesses no option: --seed
-    is not --seeds."""
+    """Reports errors in one line, as all commands do, and accepts no abbreviations: --seed is not
+    --seeds."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
@@ -35,7 +35,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 well, 1 failed, 2 the user's mistake, told in one line on stderr."""
+    """Runs the command line. Exit code: 0 success, 1 failure, 2 user error, reported in one
+    line."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     with lasting_output():
         return leave(partial(_main, given))
@@ -49,7 +50,7 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Like argparse, but key=value may also stand behind options."""
+    """Parses like argparse, but key=value may also come after options."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
     takes_more = getattr(parsed, "arguments", None) is not None

@@ -1,4 +1,4 @@
-"""The class folders of train/ and val/: the same, and as many as the config says."""
+"""Checks the class folders of train/ and val/: both the same, and as many as the config says."""
 
 import os
 import unicodedata
@@ -15,9 +15,9 @@ PARTS = ("train", "val")
 def common_classes(
     root: Path, num_classes: int, left_out: Mapping[str, Counter[str]]
 ) -> list[bytes]:
-    """The folders' names in the order of their bytes. Counts other entries in `left_out[part]`.
+    """The class folders' names, sorted by their bytes. Counts other entries in `left_out[part]`.
 
-    Raises UserError where they cannot be `num_classes` classes of both parts.
+    Raises UserError if they are not the same `num_classes` classes in both parts.
     """
     train, val = (_class_folders(root, part, left_out[part]) for part in PARTS)
     for part, names in zip(PARTS, (train, val), strict=True):
@@ -101,7 +101,7 @@ def _trimmed(name: bytes) -> str:
 
 
 def _difference(first: bytes, second: bytes) -> str:
-    """Two names that a person takes for one, and why they are not."""
+    """Describes how two names differ that look the same to a person."""
     names = f"{shown(first)!a} and {shown(second)!a}"
     if _composed(first) == _composed(second):
         return f"{names} are the same letters, composed differently (Unicode NFC and NFD)"

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, or any set of four idx files named as its are, compressed or not."""
+"""Fashion-MNIST, or any set of four idx files with its names, compressed or not."""
 
 import gzip
 import math
@@ -41,7 +41,7 @@ def open_fashion_mnist(config: DataConfig) -> Dataset:
 
 
 def read_idx(path: Path, magic: int) -> Tensor:
-    """The unsigned bytes of an idx file, in its shape; gzip where the name ends so."""
+    """The unsigned bytes of an idx file, in its shape; unpacked if the name ends in .gz."""
     try:
         packed = path.read_bytes()
         content = gzip.decompress(packed) if path.suffix == ".gz" else packed

@@ -1,4 +1,4 @@
-"""Batches on their device: read in the step on a CPU, by a thread and a side stream for a GPU."""
+"""Batches on their device: read in the step on a CPU, by a thread and a side stream on a card."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -21,7 +21,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Images in [0, 1] as the backbone takes them, in [-1, 1]; in place."""
+    """Maps images from [0, 1] to [-1, 1], as the backbone takes them; in place."""
     return images.sub_(MEAN).div_(DEVIATION)
 
 
@@ -38,8 +38,8 @@ def train_batches(
 ) -> Generator[Batch, None, None]:
     """Micro-batches `start`, `start` + 1, ... without end: float32 images [B, C, H, W], labels [B].
 
-    Where they go to a GPU, a thread keeps up to `prefetch` of them ready, copied and augmented on a
-    stream of its own; 0, and a CPU, read in the step. What goes wrong in the thread is raised here.
+    For a card, a thread keeps up to `prefetch` of them ready, copied and augmented on its own
+    stream. With 0, or on a CPU, they are read in the step. Errors of the thread are raised here.
     Closing the iterator ends the thread.
     """
 
@@ -64,7 +64,7 @@ def evaluation_batches(
     device: torch.device,
     limit: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """This rank's images, labels and whether each counts, in equally many batches on every rank."""
+    """This rank's images, labels and validity, in the same number of batches on every rank."""
     for indices, valid in evaluation_share(len(source), rank, world_size, batch_size, limit):
         images, labels = _moved(source.read(indices), device)
         yield normalise(images.float().div_(255)), labels, valid.to(device)
@@ -86,7 +86,7 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     images, labels = batch
     if device.type != "cuda":
         return images, labels
-    # The caching host allocator gives a pinned block out again only when its copy has ended.
+    # The caching host allocator reuses a pinned block only after its copy has ended.
     return (
         images.pin_memory().to(device, non_blocking=True),
         labels.pin_memory().to(device, non_blocking=True),
@@ -96,7 +96,7 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
 def _on_side_stream(
     batches: Iterator[Batch], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, torch.cuda.Event]]:
-    """Runs in the reading thread: copies and augments beside the step's own kernels."""
+    """Runs in the reading thread: copies and augments while the step's own kernels run."""
     stream = torch.cuda.Stream(device)
     while True:
         with torch.cuda.device(device), torch.cuda.stream(stream):
@@ -113,14 +113,15 @@ def _ready_on_card(
         for images, labels, done in batches:
             current = torch.cuda.current_stream(device)
             current.wait_event(done)
-            # The side stream owns their memory and must not reuse it before this one is done.
+            # The side stream owns their memory and must not reuse it before the current stream is
+            # done.
             images.record_stream(current)
             labels.record_stream(current)
             yield images, labels
 
 
 class _Failed:
-    """What the reading thread raised."""
+    """An error raised in the reading thread."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -130,7 +131,7 @@ _ENDED = object()
 
 
 def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
-    """The same items, up to `depth` of them made ahead by a thread.
+    """The same items, up to `depth` of them prepared ahead by a thread.
 
     The thread starts with the first item and ends, at the latest, when the iterator is closed. An
     error in it is raised here with its own traceback.

@@ -1,4 +1,4 @@
-"""`exchange.compression` by name: its wire and its bytes."""
+"""The wire of each `exchange.compression`, and the bytes that it sends."""
 
 from torch import Tensor
 
@@ -26,18 +26,19 @@ def make_wire(
 ) -> Wire:
     """The wire for parts of `elements` values of the dtype and device of `like`.
 
-    `slots` parts may be under way at once; `name` begins the collectives' names. Without
-    `keeps_own` an exact wire gives means alone; a lossy one can always tell what it sent.
+    `slots` parts may be in flight at once; `name` begins the collectives' names. Without
+    `keeps_own` an exact wire gives only means; a lossy one can always report what it sent.
     """
     given = elements, slots, like, carrier, name
     if compression == "none" or carrier.size == 1 or elements == 0:
         return Floats(*given, keeps_own)
+    # Between two ranks one hop sends as many bytes as two, and rounds the mean once less.
     coded = Swapped if carrier.size == 2 else Rounded
     return coded(*given, CODECS[compression])
 
 
 def row_length(compression: str, elements: int, ranks: int) -> int:
-    """Bytes of a lossy wire's row: what a rank sends to another one at once."""
+    """Bytes of a lossy wire's row, which a rank sends to one other rank."""
     blocks = blocks_of(elements) if ranks == 2 else piece_blocks(elements, ranks)
     return row_bytes(CODECS[compression], blocks)
 
@@ -45,7 +46,7 @@ def row_length(compression: str, elements: int, ranks: int) -> int:
 def crossing_bytes(
     compression: str, elements: int, element_bytes: int, ranks: int, nodes: int
 ) -> Bytes:
-    """Sent by a rank to average one part over `ranks` that lie evenly on `nodes`."""
+    """Bytes sent by a rank to average one part over `ranks`, spread evenly on `nodes`."""
     if compression == "none" or ranks == 1:
         return all_reduce_bytes(elements * element_bytes, ranks, nodes)
     row = row_length(compression, elements, ranks)

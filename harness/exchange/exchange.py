@@ -1,4 +1,4 @@
-"""What the trainer knows of an exchange, and the choice of one."""
+"""The protocol that training uses for every exchange, and the choice of an exchange."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -27,11 +27,11 @@ from harness.parallel.world import World
 class Exchange(Protocol):
     """How nodes come to agree. All calls are collective over the world, in one order.
 
-    An exchange only ever averages: the trainer divides the loss by `passes_per_step`.
+    An exchange only averages; training divides the loss by `passes_per_step`.
     """
 
     passes_per_step: int
-    """Backward passes whose gradients add up before a step."""
+    """Backward passes whose gradients are added up before a step."""
 
     def after_backward(self, last: bool) -> bool:
         """After each backward pass, `last` of its window. True: step with what is in the grads."""
@@ -40,34 +40,38 @@ class Exchange(Protocol):
         """After each step that `after_backward` asked for."""
 
     def averaged(self) -> AbstractContextManager[Tensor | None]:
-        """In it all nodes hold the mean of their values, to be judged; after it their own again.
+        """Inside the block all nodes hold the mean of their values, to be evaluated; afterwards
+        their own again.
 
-        Where nodes may differ it yields the squares of their distance from it; see `mean_values`.
+        If nodes may differ, it yields the squares of their distance from the mean; see
+        `mean_values`.
         """
 
     def apart(self) -> Callable[[], Tensor] | None:
-        """How far nodes are apart now, for after a `drain`: what comes back tells the squares that
-        `averaged` yields, and is collective over the world. None where they do not differ."""
+        """Snapshots the values. The returned function computes, later and collectively over the
+        world, the squares of this snapshot's distance from the mean, as `averaged` yields them.
+        Returns None if nodes never differ."""
 
     def lateness(self) -> Lateness:
-        """How late what landed since the last call was. Waits for nothing."""
+        """How late the results were that landed since the last call. Does not wait."""
 
     def drain(self, step: Callable[[], None]) -> None:
-        """Applies all that is under way; `step` updates with what is in the grads."""
+        """Applies everything in flight; `step` updates with the current gradients."""
 
     def carried(self) -> list[Strip]:
-        """What goes on from window to window beside the values and the optimizer's state."""
+        """State carried between windows beside the values and the optimizer's state."""
 
     def agree_on(self, states: Sequence[Tensor]) -> None:
-        """Behind a `drain`: all that hold the same elements go on alike, from what a checkpoint
-        keeps once. Where nodes step on their own, `states`, which are the optimizer's, become their
-        means; so does what is `carried`."""
+        """After a `drain`: makes all ranks that hold the same elements continue with the same
+        state, since a checkpoint stores it once. If nodes step on their own, `states`, the
+        optimizer's, become their means; so does what is `carried`."""
 
 
 def route_of(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> str:
-    """`flat` or `hierarchical`: how the gradients that all ranks hold are averaged.
+    """The route, `flat` or `hierarchical`, by which the gradients that all ranks hold are averaged.
 
-    `auto` that nobody has measured: hierarchical, which sends the fewest bytes, where both differ.
+    If `auto` has not been measured and both routes exist, it is hierarchical, which sends the
+    fewest bytes.
     """
     if exchange.traits.path is not Path.BUCKETS:
         return "flat" if exchange.is_torchs else "hierarchical"
@@ -77,13 +81,13 @@ def route_of(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> str:
 
 
 def differing_routes(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> bool:
-    """Whether there is a choice: one node, and one rank on each, have one way alone."""
+    """Whether the two routes differ. With one node, or one rank per node, they are the same."""
     return exchange.traits.has_routes and nodes > 1 and ranks_per_node > 1
 
 
 def steps_alone(exchange: ExchangeConfig) -> bool:
-    """Whether each rank steps its own chunk of what its node shares, and sends the others its
-    values; else all ranks step all of it with the same gradients."""
+    """Whether each rank steps only its chunk of what its node shares and sends its values to the
+    others; otherwise all ranks step all of it with the same gradients."""
     return exchange.traits.steps_chunks
 
 
@@ -99,7 +103,7 @@ def make_exchange(
 ) -> Exchange:
     """The exchange that the config names, over the flat parameters of this rank.
 
-    A resumed run goes on at `first_window`; every `sample_every` windows lateness is sampled;
+    A resumed run starts at `first_window`; lateness is sampled every `sample_every` windows;
     `errors` are those of `through_ddp`. Collective over the world.
     """
     slice_crosses = classifier.layout == "node"
@@ -111,11 +115,12 @@ def make_exchange(
 
 @dataclass(frozen=True)
 class _Given:
-    """What an exchange is made of."""
+    """The ingredients of an exchange."""
 
     exchange: ExchangeConfig
     slice_crosses: bool
-    """The ranks of other nodes own the same slice of the classes, and average it."""
+    """Ranks of other nodes own the same slice of the classes, so the slice is averaged between
+    nodes."""
     shared: Flat
     sliced: Flat
     world: World
@@ -128,7 +133,7 @@ class _Given:
         return Chunk(self.shared, self.world.node)
 
     def part(self, number: int = 0, pieces: int = 1) -> Part:
-        """What this rank speaks for, or one of several pieces of it."""
+        """The part that this rank exchanges, or one of several pieces of it."""
         flats = self.shared, self.sliced
         return Part(*flats, self.slice_crosses, self.world.peers, number, pieces)
 
@@ -138,6 +143,8 @@ class _Given:
 
 def _synchronous(given: _Given) -> Exchange:
     exchange, world = given.exchange, given.world
+    # With layout `world` or `replicated` every gradient that needs averaging is shared: a `world`
+    # slice has no replica, and a replicated classifier counts as shared.
     ways = [_way_of_shared(exchange, given.shared, world)]
     if given.slice_crosses:
         replicas = _over(world.replicas, exchange, world, "slices")
@@ -152,7 +159,8 @@ def _delayed(given: _Given) -> Exchange:
 def _averaging(given: _Given) -> Exchange:
     exchange, meter = given.exchange, given.meter()
     if given.world.topology.nodes == 1 and not exchange.has_outer:
-        # A node that averages with nobody has nothing to send, and nothing late to land.
+        # A single node has nobody to average with: it sends nothing and nothing lands late. An
+        # outer optimizer still changes its steps.
         return _isolated(given)
     pieces = [
         MovingPiece(given.part(number, exchange.pieces), exchange, f"piece.{number}", meter)
@@ -170,7 +178,7 @@ def _ddp(given: _Given) -> Exchange:
 
 
 def _power_sgd(given: _Given) -> Exchange:
-    # A rank alone has no DDP around its network, and no errors.
+    # A single rank has no DDP around its network, and so no errors.
     return InBackward() if given.errors is None else PowerSgd(given.errors, given.shared)
 
 
@@ -189,11 +197,12 @@ MAKERS: dict[KindName, Callable[[_Given], Exchange]] = {
     "ddp_powersgd": _power_sgd,
     "ddp_post_local_sgd": _post_local_sgd,
 }
-"""What makes each kind."""
+"""The function that builds each kind."""
 
 
 def _way_of_shared(exchange: ExchangeConfig, shared: Flat, world: World) -> Way:
-    """Of the gradients that all ranks hold, by the route. Collective over the world."""
+    """The averaging of gradients that all ranks hold, on the chosen route. Collective over the
+    world."""
     topology = world.topology
     if route_of(exchange, topology.nodes, topology.ranks_per_node) == "flat":
         everyone = _over(world.everyone, exchange, world, "shared")
@@ -211,5 +220,6 @@ def _way_of_shared(exchange: ExchangeConfig, shared: Flat, world: World) -> Way:
 
 
 def _over(group: Group, exchange: ExchangeConfig, world: World, purpose: str) -> Group:
-    """The group, able to carry the wire. Collective over the world."""
+    """The group, prepared for the wire: lossy wires need `launch_reduce`. Collective over the
+    world."""
     return group if exchange.compression == "none" else world.reducing(group, purpose)

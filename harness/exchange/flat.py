@@ -1,4 +1,4 @@
-"""Parameters as views of one tensor, so that a collective takes all of them in one piece."""
+"""Parameters as views of one flat tensor, so that one collective handles all of them."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from harness.parallel.slices import Slice, padded
 
 
 def order_of(shapes: Sequence[torch.Size]) -> list[int]:
-    """The numbers of a network's parameters in the order in which they stand in a flat tensor."""
+    """The numbers of a network's parameters in the order of the flat tensor."""
     backwards = range(len(shapes) - 1, -1, -1)
     return sorted(backwards, key=lambda number: len(shapes[number]) < 2)
 
@@ -17,11 +17,11 @@ def order_of(shapes: Sequence[torch.Size]) -> list[int]:
 class Flat:
     """Values and gradients of some parameters, each in one tensor of `chunks` equal chunks.
 
-    They stand in the order in which their gradients come, the last layer's first. Matrices and
-    filters stand before all biases and norms: they decay.
-    The parameters become views: a step or a collective on the flat tensors changes them.
-    `owner` is the number of the chunk that this rank steps; None steps all. `channels_last` is how
-    filters lie: convolutions are up to 1.7 times faster so on a CPU, and take this order on a card.
+    Parameters are ordered as their gradients become ready, the last layer's first; matrices and
+    filters, which decay, come before all biases and norms. The parameters become views, so a step
+    or a collective on the flat tensors changes them. `owner` is the number of the chunk that this
+    rank steps; None steps all. `channels_last` is the memory layout of filters: it makes
+    convolutions up to 1.7 times faster on a CPU, and a card uses it too.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Flat:
         self.values = like.new_zeros(padded(total, chunks))
         self.grads = torch.zeros_like(self.values)
         self.spans: list[tuple[nn.Parameter, int, int]] = []
-        """Each parameter and where it stands, start..stop-1."""
+        """Each parameter with its place, start..stop-1."""
         start = 0
         for parameter in ordered:
             stop = start + parameter.numel()
@@ -56,7 +56,7 @@ class Flat:
         )
         decayed = sum(parameter.numel() for parameter in ordered if parameter.dim() >= 2)
         self.decayed = self._owned_of(0, decayed)
-        """What this rank steps of what decays, as one parameter."""
+        """The decayed elements that this rank steps, as one parameter."""
         self.undecayed = self._owned_of(decayed, total)
 
     def _owned_of(self, start: int, stop: int) -> nn.Parameter:

@@ -1,4 +1,4 @@
-"""Nodes that meet only when they are drained: what an exchange could cost at the least."""
+"""Nodes that communicate only when drained: the upper bound of any exchange's throughput."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -11,9 +11,9 @@ from harness.exchange.parts import Chunk, Part, apart, mean_values
 
 
 class Isolated:
-    """A node's ranks agree on every micro-batch's gradients and step; nothing crosses.
+    """Averages every micro-batch's gradients in the node and steps; sends nothing between nodes.
 
-    The ceiling of throughput. `drain` leaves all nodes on the average of their values.
+    `drain` leaves all nodes on the average of their values.
     """
 
     passes_per_step = 1

@@ -1,4 +1,4 @@
-"""Averages each window's gradients over all ranks and waits: overlapped with the backward pass."""
+"""Averages each window's gradients over all ranks during the backward pass, and waits."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +12,8 @@ from harness.exchange.ways import Way
 
 
 class OnTime:
-    """After each step all nodes hold the same values, and there is nothing to land."""
+    """The methods of an exchange with nothing in flight after a step and equal values on all
+    nodes."""
 
     def after_step(self) -> None:
         return None
@@ -37,10 +38,11 @@ class OnTime:
 
 
 class Synchronous(OnTime):
-    """The baseline: buckets of gradients, launched as they come, waited for at once.
+    """The baseline: averages buckets of gradients as they become ready, and waits at the window's
+    end.
 
-    They go through torch.distributed: with nothing late about them, Horovod's cycles of
-    negotiation only cost (benchmarks/baseline.py), and a baseline must be the strongest there is.
+    Buckets go through torch.distributed. Since nothing is late, Horovod's negotiation cycles would
+    only cost time (benchmarks/baseline.py), and a baseline must be the strongest available.
     """
 
     def __init__(self, ways: Sequence[Way], bucket_bytes: float, passes: int) -> None:
@@ -58,6 +60,6 @@ class Synchronous(OnTime):
         return [strip for way in self._ways for strip in way.strips()]
 
     def agree_on(self, states: Sequence[Tensor]) -> None:
-        # The optimizer's are equal: all ranks stepped with the same gradients.
+        # The optimizers' states are equal already: all ranks stepped with the same gradients.
         for way in self._ways:
             way.agree()

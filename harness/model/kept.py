@@ -1,11 +1,12 @@
-"""Where a slice's exponentials wait for the second pass, and its gradient is written."""
+"""The place where a slice's exponentials wait for the second pass, often the gradient's own
+memory."""
 
 from torch import Tensor
 
 from harness.model.operands import Gradients, Operands, Tile
 
 SCRATCH_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}
-"""Of a tensor for exponentials alone; what would take more is computed again."""
+"""Largest size of a separate tensor for exponentials; what would take more is computed again."""
 
 
 class Kept:
@@ -40,7 +41,8 @@ class Kept:
             self._rows_Kn = given.features.new_empty(classes, images)
 
     def at(self, tile: Tile) -> Tensor | None:
-        """Where the first pass writes a tile's, [c, n]; None: nowhere."""
+        """The place where the first pass writes a tile's exponentials, [c, n]; None if they are not
+        kept."""
         return None if self._rows_Kn is None else self._rows_Kn[tile.start : tile.stop]
 
     def keep(self, tile: Tile, exponentials_cn: Tensor) -> None:
@@ -49,7 +51,8 @@ class Kept:
             rows_cn.copy_(exponentials_cn)
 
     def give(self, tile: Tile) -> Tensor | None:
-        """[c, n], apart from where the tile's gradient is written; None: they were not kept."""
+        """A tile's exponentials, [c, n], in other memory than the tile's gradient; None if they
+        were not kept."""
         rows_cn = self.at(tile)
         if rows_cn is None or self._room_cn is None:
             return rows_cn
@@ -65,7 +68,8 @@ def place(
     added: bool,
     cards: bool,
 ) -> str:
-    """`gradient`, `scratch` or `again`."""
+    """The place of the exponentials: `gradient`, `scratch` or `again`, which computes them
+    again."""
     # Row j of the gradient, D numbers of the weight's size, holds class j's n exponentials.
     if images * product_bytes <= features * gradient_bytes and not added:
         return "gradient"

@@ -65,12 +65,13 @@ class Topology:
         return self.peer_groups[self.local_rank] if layout == "node" else (self.rank,)
 
     def nodes_of(self, ranks: tuple[int, ...]) -> int:
-        """How many nodes these ranks lie on."""
+        """The number of nodes that these ranks are on."""
         return len({rank // self.ranks_per_node for rank in ranks})
 
 
 def from_horovod(rank: int, size: int, local_size: int, cross_size: int) -> Topology:
-    """Topology of what Horovod says of one rank. Raises UserError where nodes differ in size."""
+    """The topology, from Horovod's numbers of one rank. Raises UserError if nodes differ in
+    size."""
     if local_size * cross_size != size:
         raise UserError(
             f"all hosts need the same number of ranks, found {local_size} here on "
@@ -81,7 +82,7 @@ def from_horovod(rank: int, size: int, local_size: int, cross_size: int) -> Topo
 
 
 def check_classes(topology: Topology, layout: Layout, num_classes: int) -> None:
-    """Raises UserError where a rank of the slice group would own no class."""
+    """Raises UserError if a rank of the slice group would own no class."""
     owners = len(topology.slice_group(layout))
     if num_classes < owners:
         raise UserError(

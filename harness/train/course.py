@@ -13,8 +13,8 @@ COUNTED = Field(ge=0, le=2**53)
 
 
 class Passed(BaseModel):
-    """How far a training had come when its checkpoint was written, in images, and by what numbers
-    it had come there."""
+    """Progress of a training when its checkpoint was written, and the settings it had until
+    then."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -22,22 +22,22 @@ class Passed(BaseModel):
     """Training images of all ranks."""
     epoch: int = COUNTED
     epoch_images: int = COUNTED
-    """Of this epoch's order, those before the next image."""
+    """Images of this epoch's order that come before the next image."""
     warmup_images: int | None = Field(ge=0, le=2**53)
-    """Images after which the warm-up had ended; none: it had not."""
+    """Training images when the warm-up ended; None if it had not ended."""
     training_images: int = COUNTED
-    """In the data set."""
+    """Training images in the data set."""
     ranks: int = COUNTED
     batch_size: int = COUNTED
-    """Images of a rank in a backward pass."""
+    """Images per rank in a backward pass."""
     passes: int = COUNTED
-    """Backward passes in a window."""
+    """Backward passes per window."""
     seed: int = Field(ge=0)
     pieces: int = Field(default=1, ge=1, le=2**53)
-    """`exchange.pieces`, which may have been picked from measured times."""
+    """`exchange.pieces`, which may have been chosen from measured times."""
     route: Literal["flat", "hierarchical"] | None = None
-    """`exchange.route`, which may have been picked too; None: of an exchange without one, or not
-    known, of a checkpoint that is older than this field."""
+    """`exchange.route`, which may have been measured too. None if the exchange has no route, or if
+    the checkpoint is older than this field."""
 
     @property
     def images_per_window(self) -> int:
@@ -46,29 +46,29 @@ class Passed(BaseModel):
 
 @dataclass(frozen=True)
 class Course:
-    """Windows `first` .. `windows` - 1, by which images they go on, and how far they lead.
+    """Windows `first` .. `windows` - 1 of a run, with their images and learning rates.
 
-    A resumed run counts windows on from its checkpoint's. How many are left depends on what its
-    length is given in: `train.steps` are windows, however many images they take; `train.epochs` are
-    passes over the images, so that a run with smaller windows makes more of them. The schedule of
-    the learning rate goes by the same measure, and the warm-up by windows.
+    A resumed run continues the window numbers of its checkpoint. How many windows remain depends on
+    the unit of its length: `train.steps` counts windows, however many images they take;
+    `train.epochs` counts passes over the images, so smaller windows make more of them. The schedule
+    of the learning rate follows the same unit; the warm-up is always counted in windows.
     """
 
     config: Config
     shares: Shares
     first: int
     windows: int
-    """The window it ends before."""
+    """Number of windows when the run ends."""
     images_before: int
     warmup_images: int
-    """Training images, of all runs, when the warm-up ends."""
+    """Training images of all runs when the warm-up ends."""
 
     @property
     def images_per_window(self) -> int:
         return self.shares.world_batch_size * self.config.exchange.backward_passes_per_step
 
     def images(self, window: int) -> int:
-        """Training images of all ranks, in all runs, after so many windows."""
+        """Training images of all ranks, in all runs, after `window` windows."""
         return self.images_before + (window - self.first) * self.images_per_window
 
     def micro_batch(self, window: int) -> int:
@@ -77,16 +77,17 @@ class Course:
         return self.shares.first + (window - self.first) * passes
 
     def lr(self, window: int) -> float:
-        """Learning rate of a window."""
+        """Learning rate of this window."""
         optimizer = self.config.optimizer
         if self.config.train.epochs is None:
             return lr_at(optimizer, window, self.windows)
-        # Quotients of whole numbers: n cancels to the bit while all windows take n images.
+        # Both terms are whole multiples of the window's n images while all windows take n, so n
+        # cancels exactly and the quotient equals (windows done) / (windows) to the bit.
         span = max(1, self.images(self.windows) - self.warmup_images)
         return scheduled_lr(optimizer, window, (self.images(window) - self.warmup_images) / span)
 
     def passed(self, window: int) -> Passed:
-        """What a checkpoint says of the training after so many windows."""
+        """Progress after `window` windows, as a checkpoint stores it."""
         place = self.shares.place(self.micro_batch(window))
         warm = window >= self.config.optimizer.warmup_windows
         return Passed(
@@ -107,10 +108,10 @@ class Course:
 def course_of(
     config: Config, length: int, rank: int, ranks: int, first: int = 0, passed: Passed | None = None
 ) -> Course:
-    """Of a rank's run over `length` training images, from a checkpoint of window `first` on.
+    """The course of one rank's run over `length` training images, from window `first` on.
 
-    Without `passed`, of a checkpoint that is older than it, the windows before are taken for such
-    as this run's own.
+    `passed` is the progress of the checkpoint. A checkpoint older than that field has none; its
+    windows are then assumed to have had this run's size.
     """
     batch_size, passes = config.train.batch_size, config.exchange.backward_passes_per_step
     new = Shares(length, batch_size, rank, ranks, config.seed)
@@ -131,7 +132,7 @@ def course_of(
 
 
 def what_changed(course: Course, passed: Passed | None) -> str:
-    """One line on what a resumed run does otherwise than the one before; empty: nothing."""
+    """One line on the settings that a resumed run changes; "" if none."""
     if passed is None:
         return (
             f"the checkpoint is older than the count of images: its {course.first} windows are "

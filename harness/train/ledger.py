@@ -1,4 +1,4 @@
-"""What a run has measured so far: intervals for the journal, the whole for the summary."""
+"""A run's measurements: metrics of each interval for the journal, and the summary."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ from harness.train.windows import Kind, Kinds, Moment, Spent, Stopwatch, no_wind
 
 
 class Journal(Protocol):
-    """Where a run's metrics go; does nothing on ranks but the first."""
+    """Receives a run's metrics. It does nothing on ranks other than the first."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
     def advance(self, window: int, windows: int, note: str) -> None: ...
@@ -38,7 +38,7 @@ class Journal(Protocol):
 
 
 class Unheard:
-    """A journal that keeps nothing."""
+    """A journal that records nothing."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
     def advance(self, window: int, windows: int, note: str) -> None: ...
@@ -47,10 +47,10 @@ class Unheard:
 
 
 class Ledger:
-    """Adds up windows; tells the journal of each interval, and the summary of them all.
+    """Adds up windows; reports each interval to the journal and the whole run in the summary.
 
-    Traced windows, and those that resume a late exchange after a pause, are in no time, rate or
-    count of bytes here. `progress`: of the checkpoint that the run goes on from.
+    Traced windows, and windows that resume a late exchange after a pause, are left out of all
+    times, rates and byte counts. `progress` comes from the checkpoint that the run resumes.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class Ledger:
         self._spent = Spent(self.stopwatch, self._kinds.of(course.first))
 
     def begins(self, journal: Journal) -> None:
-        """Training begins: starts the watch, and says what will not be measured."""
+        """Starts the stopwatch, and warns of what will not be measured."""
         if line := no_window_is_timed(self._config):
             journal.warn("timing", line)
         self.stopwatch.start()
 
     @contextmanager
     def paused(self, ended: int) -> Iterator[None]:
-        """What is done here, after so many windows, is not training."""
+        """Inside the block training is paused, after `ended` windows."""
         with self.stopwatch.paused():
             yield
         self._kinds.paused(ended)
@@ -95,7 +95,7 @@ class Ledger:
         if kind is not self._spent.kind:
             tallies = self._tallies()
             self._spent.changes_to(kind)
-            # On a card windows may only be done now: they must not count as ones of the next kind.
+            # A card may finish windows only now: they must not count for the next kind.
             self._read_clock(tallies)
         self._spent.windows[kind] += 1
         self._sent = self._world.meters.traffic.total
@@ -107,11 +107,11 @@ class Ledger:
             tally.add_times(times)
 
     def add_scores(self, loss: Tensor, top1: Tensor) -> None:
-        """Of one micro-batch."""
+        """Adds the scores of one micro-batch."""
         self._interval.add_scores(loss, top1)
 
     def window_ended(self, window: int, journal: Journal) -> None:
-        """Books the window. Collective over the world at the end of each interval."""
+        """Records the window. Collective over the world at the end of each interval."""
         cpu_seconds = time.process_time() - self._cpu_from
         self._read_clock(self._tallies())
         sent = self._world.meters.traffic.total - self._sent
@@ -123,7 +123,7 @@ class Ledger:
             self._send_interval(ended, journal)
 
     def _tallies(self) -> tuple[Tally, ...]:
-        """Where windows of this kind count."""
+        """The tallies that windows of this kind are added to."""
         if self._spent.kind in (Kind.TRACED, Kind.RESUMING):
             return ()
         if self._spent.kind is Kind.UNTIMED:
@@ -131,7 +131,7 @@ class Ledger:
         return self._run, self._interval
 
     def evaluated(self, ended: int, metrics: dict[str, float], journal: Journal) -> None:
-        """Books an evaluation after so many windows, the watch being stopped."""
+        """Records an evaluation after `ended` windows. The stopwatch must be stopped."""
         for name, count in metrics.items():
             if name.endswith(f"/{NONFINITE}") and name.count("/") > 1:
                 journal.warn("evaluation", nonfinite_images(name.split("/")[1], int(count), ended))
@@ -139,11 +139,11 @@ class Ledger:
         journal.log(ended, metrics)
 
     def drained(self, seconds: float) -> None:
-        """How long the drain at the end took."""
+        """Records the duration of the drain at the end."""
         self._drain_seconds = seconds
 
     def progress(self) -> Progress:
-        """How far the whole training has come by now, the watch being stopped."""
+        """Progress of the whole training so far. The stopwatch must be stopped."""
         evaluations = tuple(
             Evaluation(
                 window=ended,
@@ -160,11 +160,11 @@ class Ledger:
         )
 
     def _seconds_at(self, moment: Moment) -> float:
-        """Where nothing is known of the time before this run, it is of this run alone."""
+        """Training seconds at this reading, including earlier runs if their time is known."""
         return (self._progress.train_seconds or 0.0) + self._spent.charged(moment)
 
     def _send_interval(self, ended: int, journal: Journal) -> None:
-        """Sends this interval's tally on its way and logs the one before: nobody waits for it."""
+        """Starts gathering this interval's tally and logs the one before, so that nobody waits."""
         self._log_under_way(journal)
         gathered = self._world.launch_gather(self._interval.vector(), "interval")
         self._under_way = (ended, gathered)
@@ -195,8 +195,8 @@ class Ledger:
         return Totals(rows, topology.nodes, images, waits_in_backward=hidden)
 
     def summary(self, trained: Trained, provenance: Provenance = UNRECORDED) -> RunSummary:
-        """The summary of the run, which has ended. Collective over the world."""
-        self._read_clock(self._tallies())  # on a card the last windows are done only now
+        """The summary of a run that has ended. Collective over the world."""
+        self._read_clock(self._tallies())  # a card may finish the last windows only now
         totals = self._totals(self._world.launch_gather(self._run.vector(), "summary").wait())
         topology, config = self._world.topology, self._config
         timed, seconds = self._spent.windows[Kind.TIMED], self._spent.seconds(Kind.TIMED)
@@ -232,14 +232,14 @@ class Ledger:
 
 
 def expected_bytes(config: Config, anatomy: Anatomy) -> Bytes:
-    """What a window sends by formula; the counted bytes must equal it."""
+    """Bytes that a window sends, by formula; the counted bytes must equal them."""
     route = route_of(config.exchange, anatomy.nodes, anatomy.ranks_per_node)
     sizes = sizes_of(config, anatomy)
     return formula(anatomy.layout, config.exchange.kind, route, sizes)
 
 
 def sizes_of(config: Config, anatomy: Anatomy) -> Sizes:
-    """What the formula needs to know of a run."""
+    """The sizes that the byte formula needs."""
     exchange, element, shared = config.exchange, anatomy.element_bytes, anatomy.shared
     owned = [each.size for each in anatomy.replicated_slices]
 

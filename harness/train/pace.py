@@ -1,4 +1,4 @@
-"""Picks into how many pieces an averaged model goes, from measured times of this very run."""
+"""Chooses the number of pieces of an averaged model from times measured in this run."""
 
 import statistics
 import sys
@@ -15,10 +15,10 @@ WARM_WINDOWS, TIMED_WINDOWS, TRANSFERS = 4, 6, 3
 
 
 def paced(config: Config, dataset: Dataset, world: World) -> Config:
-    """The config with `exchange.pieces` picked, where `exchange.most_pieces` asks for that.
+    """The config with `exchange.pieces` chosen, if `exchange.most_pieces` asks for that.
 
-    A run that goes on with as many ranks keeps what was picked, or it would be another run. All
-    ranks decide from the same numbers. Collective over the world.
+    A resumed run on the same number of ranks keeps the earlier choice; another number of pieces
+    would change its results. All ranks decide from the same numbers. Collective over the world.
     """
     exchange = config.exchange
     if not exchange.most_pieces:
@@ -39,7 +39,10 @@ def paced(config: Config, dataset: Dataset, world: World) -> Config:
 
 
 def measured(config: Config, dataset: Dataset, world: World) -> Pace:
-    """Some windows of nodes apart, and some transfers. Collective over the world."""
+    """Times a few windows in which nodes do not communicate, and a few transfers.
+
+    Collective over the world.
+    """
     trial = Trial(config.with_nodes_apart(), dataset, world)
     trial.window_ms(WARM_WINDOWS)
     times = [trial.window_ms(TIMED_WINDOWS), _transfer_ms(config, trial, world)]

@@ -1,4 +1,4 @@
-"""What becomes of a run's metrics and of its summary: tracker, terminal, folder."""
+"""Where a run's metrics and summary go: tracker, terminal, folder."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from harness.train.ledger import Unheard
 
 
 class OtherRank(Unheard):
-    """The journal of every rank but the first."""
+    """The journal of every rank except the first; it records nothing."""
 
     provenance = UNRECORDED
 
@@ -26,7 +26,8 @@ class OtherRank(Unheard):
 
 
 class RunJournal:
-    """Rank 0's: metrics to the tracker, progress to the terminal, the summary to the folder."""
+    """The journal of rank 0: metrics to the tracker, progress to the terminal, the summary to the
+    folder."""
 
     def __init__(self, folder: Path, tracker: Tracker, commit: str | None) -> None:
         self.provenance = Provenance(tracker.run_id, commit)
@@ -43,18 +44,19 @@ class RunJournal:
         self._progress.update(window - self._progress.n)
 
     def warn(self, name: str, line: str) -> None:
-        """On stderr, and the last of its name as the run's tag `warning/<name>`."""
+        """Prints a warning on stderr and stores the latest of each name in the tag
+        `warning/<name>`."""
         self._progress.write(f"warning: {line}", file=sys.stderr)
         self._tracker.tag(f"warning/{name}", line)
 
     def attach(self, path: Path, folder: str) -> None:
-        """A file of the run, which travels to the tracker while training goes on."""
+        """Sends a file of the run to the tracker while training continues."""
         self._tracker.large_artifact(path, folder)
 
     def conclude(self, summary: RunSummary) -> None:
-        """Writes the summary's file, logs `summary/*` once, prints the last words.
+        """Writes the summary file, logs `summary/*` once and prints the closing report.
 
-        Raises RunFailed, after the rest, if the file could not be written.
+        Raises RunFailed, after everything else, if the file could not be written.
         """
         problem = None
         try:
@@ -74,12 +76,12 @@ class RunJournal:
             ) from problem
 
     def close(self) -> None:
-        """Ends the line of progress: what is printed next begins a line of its own."""
+        """Ends the progress bar, so that later output begins on a new line."""
         self._progress.close()
 
 
 def summary_metrics(summary: RunSummary) -> dict[str, float]:
-    """One number a run, which MLflow draws as bars over runs."""
+    """One number per metric for the whole run; MLflow draws them as bars over runs."""
     found = {
         "summary/images_per_second": summary.images_per_second,
         "summary/step_ms": summary.step_ms.mean,
@@ -93,7 +95,7 @@ def summary_metrics(summary: RunSummary) -> dict[str, float]:
 
 
 def last_words(summary: RunSummary, folder: Path) -> str:
-    """What a user reads when the run has ended."""
+    """The report printed when a run has ended."""
     phases = " · ".join(
         f"{name} {spread.mean:.1f}"
         for name, spread in summary.phases_ms.items()

@@ -1,4 +1,4 @@
-"""What a window counts for, and how long training took, by kind of window."""
+"""What each window is measured for, and the training time spent in each kind of window."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from harness.errors import UserError
 
 
 class Stopwatch:
-    """Wall time of training, in laps; what lies between them is not training."""
+    """Wall time of training; time between `stop` and `start` is left out."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -30,13 +30,13 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done here is not training."""
+        """Time spent inside the block is not counted as training."""
         self.stop()
         yield
         self.start()
 
     def lap(self) -> float:
-        """Seconds so far, the watch running on."""
+        """Seconds so far; the watch keeps running."""
         self.stop()
         self.start()
         return self.seconds
@@ -48,21 +48,24 @@ class Stopwatch:
 
 
 class Kind(Enum):
-    """What a window counts for."""
+    """What the time of a window is used for."""
 
     UNTIMED = auto()
-    """Its interval: caches, allocators and pools still warm up."""
+    """The metrics of its interval only: caches, allocators and pools are still warming up."""
     TIMED = auto()
-    """Its interval and the run."""
+    """The metrics of its interval and of the whole run."""
     TRACED = auto()
-    """No time at all: the profiler slows it down."""
+    """Nothing: the profiler slows the window down."""
     RESUMING = auto()
-    """No time of its own: it uses what a late exchange sent before a pause, which arrived while
-    nobody counted."""
+    """Nothing: the window uses what a late exchange sent before a pause. That result arrived during
+    the pause, when nobody was counting."""
 
 
 def traced_windows(trace: TraceConfig, first: int, windows: int) -> range:
-    """Of a run of these windows; raises UserError where it ends before it is traced."""
+    """The windows that are traced in a run of windows `first` .. `windows` - 1.
+
+    Raises UserError if the run ends before tracing begins.
+    """
     start = first + trace.first_window
     if trace.windows and start >= windows:
         raise UserError(
@@ -73,7 +76,7 @@ def traced_windows(trace: TraceConfig, first: int, windows: int) -> range:
 
 
 class Kinds:
-    """Says of each window what it counts for; the same on all ranks, of the config alone."""
+    """The role of each window. It follows from the config alone, so all ranks agree on it."""
 
     def __init__(self, config: Config, first: int, windows: int) -> None:
         exchange = config.exchange
@@ -85,19 +88,21 @@ class Kinds:
         self._resuming_until = first
 
     def paused(self, ended: int) -> None:
-        """Training was paused after so many windows."""
+        """Records that training paused after `ended` windows."""
         self._resuming_until = ended + self._delay
 
     def of(self, window: int) -> Kind:
         if window in self._traced:
             return Kind.TRACED
+        # The first `delay` windows after a pause use results that were launched before it. Windows
+        # before `_late_from` are synchronous and wait for their own result, pause or not.
         if self._late_from <= window < self._resuming_until:
             return Kind.RESUMING
         return Kind.UNTIMED if window < self._timed_from else Kind.TIMED
 
 
 def no_window_is_timed(config: Config) -> str:
-    """One line, where pauses come so often that every window follows one; else nothing."""
+    """A one-line warning if pauses come so often that no window can be timed, else ""."""
     exchange, train = config.exchange, config.train
     often = {
         "train.evaluate_every": train.evaluate_every,
@@ -115,16 +120,16 @@ def no_window_is_timed(config: Config) -> str:
 
 @dataclass(frozen=True)
 class Moment:
-    """How far a training has come on the stopwatch."""
+    """A reading of the stopwatch."""
 
     seconds: float
     resuming_seconds: float
-    """Of them, in windows that resume after a pause."""
+    """The part of `seconds` spent in windows that resume after a pause."""
     resuming_windows: int
 
 
 class Spent:
-    """Seconds of training and numbers of windows, by kind."""
+    """Seconds of training and number of windows, by kind of window."""
 
     def __init__(self, stopwatch: Stopwatch, kind: Kind) -> None:
         self.kind = kind
@@ -134,31 +139,34 @@ class Spent:
         self._from = 0.0
 
     def changes_to(self, kind: Kind) -> None:
-        """Waits for what a card has still to do of the windows before."""
+        """Switches to the kind of the next window. Waits until a card has finished the windows
+        before it."""
         now = self._stopwatch.lap()
         self._seconds[self.kind] += now - self._from
         self.kind, self._from = kind, now
 
     def seconds(self, kind: Kind) -> float:
-        """Until the watch was last stopped."""
+        """Seconds spent in windows of this kind, up to the last stop of the watch."""
         under_way = self._stopwatch.seconds - self._from if kind is self.kind else 0.0
         return self._seconds[kind] + under_way
 
     def moment(self) -> Moment:
-        """Now, the watch being stopped."""
+        """The current reading. The watch must be stopped."""
         return Moment(
             self._stopwatch.seconds, self.seconds(Kind.RESUMING), self.windows[Kind.RESUMING]
         )
 
     def charged(self, moment: Moment) -> float:
-        """Seconds of training up to a moment, of a run that pauses for nothing.
+        """Seconds that a run without pauses would have trained by this reading.
 
-        A window that resumes after a pause waits for nothing, because what it waits for had the
-        pause to arrive in: it is charged what a timed window takes on the mean, as far as known by
-        now. Where none was timed it is charged its own time.
+        A window that resumes after a pause does not wait, because the result it needs arrived
+        during the pause. It is therefore charged the mean time of the timed windows so far, or its
+        own time if no window was timed.
         """
         timed = self.windows[Kind.TIMED]
         if not timed:
             return moment.seconds
         mean = self.seconds(Kind.TIMED) / timed
+        # T = (seconds outside resuming windows) + (number of resuming windows) * (mean timed
+        # window).
         return moment.seconds - moment.resuming_seconds + moment.resuming_windows * mean
