@@ -56,10 +56,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     takes_more = getattr(parsed, "arguments", None) is not None
     strange = [word for word in rest if word.startswith("-") or "=" not in word or not takes_more]
     if strange:
-        told = f"unrecognized arguments: {' '.join(strange)}"
+        message = f"unrecognized arguments: {' '.join(strange)}"
         if takes_more and not strange[0].startswith("-"):
-            told += "; name all experiments in one place, before the options"
-        parser.error(told)
+            message += "; name all experiments in one place, before the options"
+        parser.error(message)
     if rest:
         parsed.arguments += rest
     return parsed
@@ -67,7 +67,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="harness", description="Trains classifiers with very many classes, and compares how."
+        prog="harness",
+        description="Trains classifiers with very many classes and compares ways to do it.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="one training; under horovodrun, on all its ranks")
@@ -77,9 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     add_compare(commands)
     doctor = commands.add_parser("doctor", help="checks machines, cards and links before a run")
     doctor.add_argument("arguments", nargs="*", metavar="EXPERIMENT.yaml|key=value")
-    doctor.add_argument("--np", "-np", type=count(MOST_RANKS), help="ranks to start by horovodrun")
-    doctor.add_argument("--hosts", "-H", help="where: host:slots,host:slots")
-    doctor.add_argument("--json", action="store_true", help="one line for a machine to read")
+    doctor.add_argument(
+        "--np", "-np", type=count(MOST_RANKS), help="ranks to start with horovodrun"
+    )
+    doctor.add_argument("--hosts", "-H", help="hosts to use: host:slots,host:slots")
+    doctor.add_argument("--json", action="store_true", help="print one line of JSON")
     doctor.set_defaults(command=_doctor)
     add_plan(commands)
     add_calibrate(commands)

@@ -13,14 +13,14 @@ def expanded(path: str) -> str:
     """The path, with a leading ~ or ~user replaced by the home folder. Raises ValueError if there
     is none."""
     if "\0" in path:
-        raise ValueError("it holds a byte of value 0; leave that out")
+        raise ValueError("it contains a byte of value 0; remove that")
     if not path.startswith("~"):
         return path
     whole = os.path.expanduser(path)
     if whole == path:
         user = path.partition("/")[0]
         raise ValueError(
-            f"this machine knows no home folder {user}; write the path in full, and ./{user} for a "
+            f"this machine has no home folder {user}; write the path in full, and ./{user} for a "
             f"folder of that name"
         )
     return whole

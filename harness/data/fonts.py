@@ -53,7 +53,7 @@ class FontFile:
                 return cls(path, hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
             raise UserError(
-                f"cannot read the font {path}: {error.strerror}; mend or remove it"
+                f"cannot read the font {path}: {error.strerror}; fix or remove it"
             ) from error
 
 
@@ -88,7 +88,7 @@ def find_fonts(train: Sequence[str] = (), validation: Sequence[str] = ()) -> Fon
     for font in (*sets.unseen_design, *sets.unseen_weight):
         if font.sha256 in trained:
             raise UserError(
-                f"the font {font.path} is for validation and is also trained on as "
+                f"the font {font.path} is used for validation, but also for training, as "
                 f"{trained[font.sha256]}; take it out of data.train_fonts or data.validation_fonts"
             )
     return sets
@@ -126,7 +126,7 @@ def _is_installed(font: PackagedFont) -> bool:
 def _file_of(font: PackagedFont) -> Path:
     spec = find_spec(font.module)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"the package {font.distribution} is not there; pip install it")
+        raise UserError(f"the package {font.distribution} is not installed; pip install it")
     return Path(spec.submodule_search_locations[0]) / font.file
 
 
@@ -140,7 +140,7 @@ def _expand(names: Sequence[str], key: str) -> list[Path]:
             found = [path] if os.path.isfile(path) else []
         if not found:
             raise UserError(
-                f"{key} names {name}, which is no font file and no folder of "
+                f"{key} names {name}, which is neither a font file nor a folder of "
                 f"{', '.join(sorted(SUFFIXES))} files; correct the path"
             )
         files += found

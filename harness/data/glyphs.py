@@ -41,7 +41,7 @@ def characters(count: int) -> str:
     ordered = _all_characters()
     if count > len(ordered):
         raise UserError(
-            f"data.dataset=glyphs has {len(ordered)} characters, data.num_classes is {count}; "
+            f"data.dataset=glyphs has {len(ordered)} characters, but data.num_classes is {count}; "
             f"lower it"
         )
     return ordered[:count]

@@ -68,13 +68,13 @@ class Dataset:
         for name, source in {"train": self.train, **self.validation}.items():
             labels = source.labels
             if not len(labels):
-                raise UserError(f"the data set's {name} part holds no image; add some")
+                raise UserError(f"the data set's {name} part has no images; add some")
             low, high = int(labels.min()), int(labels.max())
             # A label outside the classes would be on no slice: its images would silently have a
             # wrong loss.
             if low < 0 or high >= self.num_classes:
                 raise UserError(
-                    f"the data set's {name} part has labels from {low} to {high}, labels of "
+                    f"the data set's {name} part has labels from {low} to {high}, but labels of "
                     f"data.num_classes={self.num_classes} go from 0 to {self.num_classes - 1}; "
                     f"correct the labels or data.num_classes"
                 )

@@ -44,7 +44,7 @@ def cached_pixels(
         except OSError as error:
             raise UserError(
                 f"cannot prepare the images in {path.parent}: {error}; "
-                f"mend it or set data.cache to another folder"
+                f"fix it or set data.cache to another folder"
             ) from error
     _check(path, shape)
     # "c": changes stay private, since torch does not take read-only memory.
@@ -87,7 +87,7 @@ def _check(path: Path, shape: tuple[int, ...]) -> None:
             header = file.read(HEADER_BYTES)
             checksum = _checksum(file)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; mend or delete it") from error
+        raise UserError(f"cannot read {path}: {error.strerror}; fix or delete it") from error
     if header != _header(shape, checksum):
         raise _damaged(path, "its contents do not match its checksum")
 

@@ -83,7 +83,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """The image's pixels as 8-bit RGB, by the rules above, in stored orientation; may return
     `image`."""
     if getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, (1,))[0] == SIGNED:
-        raise ValueError("its integers have a sign, which says nothing of white; save 8 bits")
+        raise ValueError("its integers are signed, which leaves white undefined; save 8 bits")
     if image.mode == "F":
         image = _from_floats(image)
     elif image.mode.startswith("I"):
@@ -144,8 +144,8 @@ def _from_floats(image: Image.Image) -> Image.Image:
     # Written so that NaN fails the test.
     if not (values.min() >= 0 and values.max() <= 1):
         raise ValueError(
-            f"its floats (mode F) go from {values.min():g} to {values.max():g}, brightness goes "
-            f"from 0 to 1; scale them or save 8 or 16 bits"
+            f"its floats (mode F) go from {values.min():g} to {values.max():g}, but brightness "
+            f"goes from 0 to 1; scale them or save 8 or 16 bits"
         )
     if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
         values = 1 - values
@@ -177,7 +177,7 @@ def _ends_well(file: BinaryIO, kind: str) -> bool:
 
 def _why(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "its content is no image of a kind that Pillow reads"
+        return "its content is not an image that Pillow can read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

@@ -53,7 +53,7 @@ class Record:
 
     def _failed(self, error: OSError) -> None:
         self.problem = (
-            f"which files are readable cannot be kept in {self.path.parent} "
-            f"({error.strerror}): the next run opens them all again; set data.cache to a folder "
-            f"that can be written"
+            f"the record of readable files cannot be written to {self.path.parent} "
+            f"({error.strerror}): the next run will open all files again; set data.cache to a "
+            f"writable folder"
         )

@@ -48,8 +48,8 @@ class Shares:
             raise ValueError(f"rank {self.rank} is not in a world of {self.world_size}")
         if self.length < self.world_batch_size:
             raise UserError(
-                f"the data set has {self.length} training images, one micro-batch of all ranks "
-                f"takes {self.world_batch_size} ({self.world_size} ranks x train.batch_size="
+                f"the data set has {self.length} training images, but one micro-batch of all "
+                f"ranks takes {self.world_batch_size} ({self.world_size} ranks x train.batch_size="
                 f"{self.batch_size}); lower train.batch_size or use fewer ranks"
             )
 

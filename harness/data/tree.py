@@ -99,7 +99,7 @@ class ImageTree:
         if len(self) == before:
             left = in_words(self.left_out - left_before)
             raise UserError(
-                f"{shown(folder)} holds no image{f' (but {left})' if left else ''}; add some, "
+                f"{shown(folder)} has no images{f' (but {left})' if left else ''}; add some, "
                 f"named {', '.join(sorted('.' + kind.decode() for kind in SUFFIXES))}, or remove "
                 f"the class from train/ and val/"
             )
@@ -112,7 +112,7 @@ def class_folders(root: str, left_out: Counter[str]) -> list[bytes]:
         if _is_folder(entry):
             names.append(entry.name)
         else:
-            left_out["entries outside of the class folders"] += 1
+            left_out["entries outside the class folders"] += 1
     return names
 
 
@@ -146,10 +146,10 @@ def _images_below(
             path = os.path.join(folder, name)
             identity = _identity(path)
             if identity in entered:
-                left_out["links to folders that were read already"] += 1
+                left_out["links to folders already read"] += 1
                 continue
             if _leads_up(path):
-                left_out["links to folders that hold the class"] += 1
+                left_out["links to folders that contain the class"] += 1
                 continue
             entered.add(identity)
             inside = visible(path)
@@ -197,7 +197,7 @@ def _no_image(entry: os.DirEntry[bytes]) -> str | None:
         return "broken links"
     if not named_so:
         kind = dot and 0 < len(suffix) <= LONGEST_SUFFIX
-        return f"files of type .{shown(suffix)}" if kind else "files of no type"
+        return f"files of type .{shown(suffix)}" if kind else "files without a type"
     return (
         None
         if status is not None and stat.S_ISREG(status.st_mode)
@@ -217,5 +217,5 @@ def _readable(folder: bytes) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot read the folder {shown(folder)}: {error.strerror}; mend or remove it"
+            f"cannot read the folder {shown(folder)}: {error.strerror}; fix or remove it"
         ) from error

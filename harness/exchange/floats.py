@@ -60,5 +60,5 @@ class _SentFloats:
 
     def _kept(self) -> Tensor:
         if self.own is None:
-            raise ValueError("this wire gives means alone; make it with keeps_own=True")
+            raise ValueError("this wire gives only means; make it with keeps_own=True")
         return self.own

@@ -60,14 +60,14 @@ def in_a_line(costs: Sequence[RankCost]) -> str:
     bars = summary_bars(costs)
     computed = bars.get("summary/computed_percent")
     words = [
-        "computing and waiting are not separable"
+        "computing and waiting cannot be separated"
         if computed is None
-        else f"{computed:.0f} % of a step computed"
+        else f"{computed:.0f} % of a step spent computing"
     ]
     if (counter := bars.get("summary/counter_percent")) is not None:
-        words.append(f"the processor's counter says {counter:.0f} %")
+        words.append(f"{counter:.0f} % by the processor's counter")
     rate = fmean(cost.flop_per_second for cost in costs) / 1e9
-    words.append(f"{rate:,.2f} GFLOP/s a rank")
+    words.append(f"{rate:,.2f} GFLOP/s per rank")
     if (reached := bars.get("summary/matmul_percent")) is not None:
         words[-1] += f", {reached:.0f} % of a plain matrix product"
     return " · ".join(words)

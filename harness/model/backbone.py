@@ -61,8 +61,8 @@ def _advice(config: BackboneConfig, channels: int, image_size: int) -> str:
         next((size for size in sizes if _works(config, channels, size)), None)
         for sizes in (below, above)
     ]
-    told = " or ".join(f"data.image_size={size}" for size in found if size)
-    return f"set {told}, or use another backbone" if told else "use another backbone"
+    sizes = " or ".join(f"data.image_size={size}" for size in found if size)
+    return f"set {sizes}, or use another backbone" if sizes else "use another backbone"
 
 
 def _works(config: BackboneConfig, channels: int, image_size: int) -> bool:
@@ -107,8 +107,8 @@ def small_cnn(channels: int, norm: str) -> nn.Sequential:
 def _torchvision_body(config: BackboneConfig, channels: int, image_size: int) -> nn.Module:
     if config.norm != "batch":
         raise UserError(
-            f"backbone.norm={config.norm} belongs to small_cnn, backbone.name is {config.name}; "
-            f"use norm=batch"
+            f"backbone.norm={config.norm} applies only to small_cnn, but backbone.name is "
+            f"{config.name}; use norm=batch"
         )
     # Imported here, because it takes a second and our own backbone does not need it.
     from harness.model.torchvision import torchvision

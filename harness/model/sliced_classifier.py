@@ -252,7 +252,9 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         given, found, kept, classifier = ctx.given, ctx.found, ctx.kept, ctx.classifier
         if given is None:
-            raise RuntimeError("the classifier's loss has no second way back: run it forward again")
+            raise RuntimeError(
+                "the classifier's loss has no second backward pass: run it forward again"
+            )
         group = classifier.group
         slope = gradients[0] / len(given.targets)
         slope_nD = features_slope(given, found, ctx.whole, slope * group.size)

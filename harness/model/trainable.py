@@ -46,6 +46,6 @@ def _one_value(backbone: Backbone, layer: str) -> str:
     if isinstance(backbone.body, nn.Sequential):  # small_cnn, which has a choice of norms
         advice.append("set backbone.norm=group")
     return (
-        f"train.batch_size=1 leaves batch norm one value a channel in the backbone's layer "
-        f"{layer}, and it needs two; {', or '.join(advice)}"
+        f"train.batch_size=1 gives batch norm one value per channel in the backbone's layer "
+        f"{layer}, but it needs two; {', or '.join(advice)}"
     )

@@ -55,7 +55,7 @@ def place(choice: str, views: Sequence[View]) -> Placement:
         )
     seen = any(view.cards for view in views)
     warning = (
-        f"train.device=auto uses the processor on all ranks, because {lacking}; start a rank for "
+        f"train.device=auto uses the CPU on all ranks, because {lacking}; start a rank for "
         f"each card, or set train.device=cpu"
     )
     return Placement((None,) * len(views), warning if seen else "")
@@ -86,7 +86,7 @@ def _lacking(views: Sequence[View], cards: Sequence[int | None]) -> str:
     others = [
         str(r) for r, view in enumerate(views) if view.host != host and visible & {*view.cards}
     ]
-    shared = f", which rank{_s(others)} {', '.join(others)} see too" if others else ""
+    shared = f", which rank{_s(others)} {', '.join(others)} also see" if others else ""
     return (
         f"{host} has {len(visible)} card{_s(visible)} for its {len(there)} rank{_s(there)}"
         f"{shared}: rank{_s(without)} {', '.join(without)} would have none"

@@ -232,7 +232,7 @@ class Group:
         """
         if self.process_group is None:
             return Reducing(_Done(reduce(rows)[None]), self.waiting())
-        assert self._behind is not None, "launch_reduce needs a line to go on on"
+        assert self._behind is not None, "launch_reduce needs a line to continue on"
         second = self._behind.group
         arriving = self._exchanged(rows.contiguous(), waiting=nullcontext())
 

@@ -83,14 +83,14 @@ def launched() -> Launched:
     )
     if not 0 <= found.rank < found.size or found.local_rank < 0 or found.local_size < 1:
         raise UserError(
-            f"HOROVOD_RANK={found.rank} and HOROVOD_SIZE={found.size} are no rank of a launch; "
+            f"HOROVOD_RANK={found.rank} and HOROVOD_SIZE={found.size} are not a rank of a launch; "
             f"unset all HOROVOD_ variables that horovodrun sets, or start with horovodrun --gloo"
         )
     if found.size > 1 and found.rendezvous is None:
         raise UserError(
             f"HOROVOD_SIZE={found.size} makes this process one of {found.size} ranks, but "
-            f"HOROVOD_GLOO_RENDEZVOUS_ADDR and _PORT do not say where its launcher is; start with "
-            f"horovodrun --gloo -np {found.size}, or unset HOROVOD_RANK and HOROVOD_SIZE"
+            f"HOROVOD_GLOO_RENDEZVOUS_ADDR and _PORT do not give its launcher's address; start "
+            f"with horovodrun --gloo -np {found.size}, or unset HOROVOD_RANK and HOROVOD_SIZE"
         )
     return found
 
@@ -137,7 +137,7 @@ def _refuse(name: str, size: str, speaks: bool, advice: str) -> None:
     if not speaks:
         raise SaidByAnotherRank
     raise UserError(
-        f"{name} started {size} processes of this, and each would take itself for the whole run "
+        f"{name} started {size} processes of this command, each of which would be a whole run "
         f"(only Horovod's own launcher with Gloo is supported); {advice}"
     )
 

@@ -28,7 +28,7 @@ def launched_topology() -> Topology:
         topology = from_horovod(place.rank, place.size, place.local_size, place.cross_size)
         if topology.local_rank != place.local_rank:
             raise UserError(
-                f"ranks must be numbered host by host, rank {topology.rank} is number "
+                f"ranks must be numbered host by host, but rank {topology.rank} is number "
                 f"{place.local_rank} of its host; name every host once in -H"
             )
     except UserError as error:

@@ -75,7 +75,7 @@ def from_horovod(rank: int, size: int, local_size: int, cross_size: int) -> Topo
     if local_size * cross_size != size:
         raise UserError(
             f"all hosts need the same number of ranks, found {local_size} here on "
-            f"{cross_size} hosts for {size} ranks in all; name every host once in -H, with equal "
+            f"{cross_size} hosts, but {size} ranks in all; name every host once in -H, with equal "
             f"slots"
         )
     return Topology(rank, cross_size, local_size)
@@ -87,5 +87,5 @@ def check_classes(topology: Topology, layout: Layout, num_classes: int) -> None:
     if num_classes < owners:
         raise UserError(
             f"classifier.layout={layout} needs at least {owners} classes for {owners} ranks, "
-            f"data.num_classes is {num_classes}; use replicated"
+            f"but data.num_classes is {num_classes}; use replicated"
         )

@@ -135,8 +135,8 @@ def what_changed(course: Course, passed: Passed | None) -> str:
     """One line on the settings that a resumed run changes; "" if none."""
     if passed is None:
         return (
-            f"the checkpoint is older than the count of images: its {course.first} windows are "
-            f"taken for windows of {course.images_per_window} images, as this run's are"
+            f"the checkpoint does not record how many images it has seen; its {course.first} "
+            f"windows are assumed to have {course.images_per_window} images each, as in this run"
         )
     now = course.passed(course.first)
     names = {
@@ -156,8 +156,10 @@ def what_changed(course: Course, passed: Passed | None) -> str:
     line = f"resumed at window {course.first}, after {passed.images} images, with "
     line += f"{', '.join(changed)}: "
     if (now.seed, now.training_images) != (passed.seed, passed.training_images):
-        line += "images come in another order, so some of this epoch come twice and others not; "
+        line += (
+            "the order of images changes, so in this epoch some are seen twice and others never; "
+        )
     return line + (
-        f"a window takes {now.images_per_window} images and took {passed.images_per_window}, "
-        f"the run ends at window {course.windows} with {course.images(course.windows)} images"
+        f"a window takes {now.images_per_window} images, before it took {passed.images_per_window}"
+        f"; the run ends at window {course.windows}, after {course.images(course.windows)} images"
     )

@@ -104,8 +104,8 @@ def distance(squares: Tensor | None, world: World) -> dict[str, float]:
 def nonfinite_images(name: str, count: int, ended: int) -> str:
     """One line on the images of a validation set that have a logit that is not finite."""
     return (
-        f"after {ended} windows the model gives {count} images of {name} a logit that is not "
-        f"finite; they count as misses, and the loss there is not finite"
+        f"after {ended} windows {count} images of {name} have a logit that is not finite; they "
+        f"count as misses, and the loss of {name} is not finite"
     )
 
 

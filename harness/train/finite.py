@@ -143,11 +143,11 @@ class Watch:
 
     def _diverged(self, window: int, what: str) -> Diverged:
         lr = self._course.lr(window - 1)
-        kept = "no checkpoint was written before it; train.checkpoint_every=N writes some"
+        kept = "no checkpoint was written before; set train.checkpoint_every=N to write some"
         if self._good is not None:
             kept = f"the last good checkpoint is {self._good}"
         elif resumed := self._course.config.train.resume:
-            kept = f"or resume from an earlier checkpoint than {resumed}, which may hold the cause"
+            kept = f"or resume from a checkpoint before {resumed}, which may contain the cause"
         advice = f"lower optimizer.lr or raise optimizer.warmup_windows; {kept}"
         return Diverged(f"{what} not finite (lr {lr:.3g})", advice)
 

@@ -30,8 +30,8 @@ def paced(config: Config, dataset: Dataset, world: World) -> Config:
     pieces = pace.pieces(exchange.delay, exchange.most_pieces)
     if world.is_first:
         print(
-            f"exchange.pieces={pieces}: a window takes {pace.compute_ms:.0f} ms, the "
-            f"whole of a rank's part {pace.transfer_ms:.0f} ms to send",
+            f"exchange.pieces={pieces}: computing a window takes {pace.compute_ms:.0f} ms, "
+            f"sending a rank's whole part takes {pace.transfer_ms:.0f} ms",
             file=sys.stderr,
             flush=True,
         )

@@ -39,8 +39,8 @@ def routed(config: Config, dataset: Dataset, world: World) -> Config:
     route = "flat" if flat < ALIKE * hierarchical else "hierarchical"
     if world.is_first:
         print(
-            f"exchange.route={route}: a window takes {hierarchical:.1f} ms by the hierarchical "
-            f"route, {flat:.1f} ms by the flat one",
+            f"exchange.route={route}: a window takes {hierarchical:.1f} ms on the hierarchical "
+            f"route and {flat:.1f} ms on the flat one",
             file=sys.stderr,
             flush=True,
         )

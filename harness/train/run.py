@@ -95,7 +95,7 @@ def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) ->
             journal.conclude(summary)
             training.check_saved()
             if summary.diverged:
-                raise Diverged(summary.diverged, "lower optimizer.lr, or end earlier")
+                raise Diverged(summary.diverged, "lower optimizer.lr, or train for fewer windows")
             return summary
 
 

@@ -70,9 +70,9 @@ class RunJournal:
         print(last_words(summary, self._folder), flush=True)
         if problem is not None:
             raise RunFailed(
-                f"the run was trained to its end, but its summary cannot be written to "
-                f"{self._folder} ({problem.strerror}); make room there: what is printed above, "
-                f"and what MLflow has of it, is all that there is"
+                f"the training is complete, but its summary cannot be written to {self._folder} "
+                f"({problem.strerror}); free space there: the results are only in the output above "
+                f"and in MLflow"
             ) from problem
 
     def close(self) -> None:
@@ -110,7 +110,7 @@ def last_words(summary: RunSummary, folder: Path) -> str:
             f"{summary.name}, seed {summary.seed}: {summary.ranks} ranks on {summary.nodes} nodes, "
             f"{summary.images:,} images in {summary.train_seconds:.1f} s of training",
             f"  throughput   {summary.images_per_second:,.0f} images/s over "
-            f"{summary.timed_windows} windows (the first {summary.untimed_windows} are left out)",
+            f"{summary.timed_windows} windows (the first {summary.untimed_windows} excluded)",
             f"  window       {summary.step_ms.mean:.1f} ms = {phases}",
             f"  utilisation  {in_a_line(summary.per_rank)}",
             f"  sent         {summary.cross_node_mb_per_step:.2f} MB through a node's link, "

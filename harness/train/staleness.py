@@ -115,7 +115,7 @@ def early_warning(dynamics: Dynamics, share: float) -> str:
     """One line on settings that leave little of the learning rate."""
     return (
         f"{_settings(dynamics)} leave {share:.1%} of the learning rate that is stable without a "
-        f"delay, by a quadratic model; {_advice(dynamics)}"
+        f"delay (quadratic model); {_advice(dynamics)}"
     )
 
 
@@ -123,7 +123,7 @@ def warning(dynamics: Dynamics, window: int, lr: float, stable: float, curvature
     """One line: what is too high, by how much, and what to do."""
     return (
         f"lr {lr:.3g} at window {window} with {_settings(dynamics)} is {lr / stable:.1f} times the "
-        f"largest stable rate, {stable:.2g}, by a quadratic model (curvature {curvature:.2g}); "
+        f"largest stable rate, {stable:.2g} (quadratic model, curvature {curvature:.2g}); "
         f"lower optimizer.lr or {_advice(dynamics)}"
     )
 
@@ -131,15 +131,15 @@ def warning(dynamics: Dynamics, window: int, lr: float, stable: float, curvature
 def not_estimated(ended: int) -> str:
     """One line: what is missing, why, and what to do."""
     return (
-        f"the curvature is not estimated after {ended} windows, because a rank has not enough free "
-        f"memory for it; the training goes on, and a smaller train.batch_size leaves room for it"
+        f"the curvature is not estimated after {ended} windows, because a rank lacks free memory "
+        f"for it; training continues, and a smaller train.batch_size would leave enough"
     )
 
 
 def _settings(dynamics: Dynamics) -> str:
     ahead = "nesterov momentum" if dynamics.nesterov else "momentum"
     late = f" and delay {dynamics.delay}" if dynamics.delay else ""
-    steps = f", {dynamics.passes} steps a window" if dynamics.passes > 1 else ""
+    steps = f", {dynamics.passes} steps per window" if dynamics.passes > 1 else ""
     return f"{ahead} {dynamics.momentum:g}{late}{steps}"
 
 

@@ -176,8 +176,8 @@ def _resumed(checkpoint: Checkpoint, model: Assembly) -> Meta | None:
         found = checkpoint.load(Path(resume)) if resume else None
         if found and not all_finite(model.numbers):
             raise UserError(
-                f"train.resume={resume} holds values that are not finite: its training had "
-                f"diverged by window {found.window}; resume an earlier one with a lower "
+                f"train.resume={resume} contains values that are not finite: its training had "
+                f"diverged by window {found.window}; resume an earlier checkpoint with a lower "
                 f"optimizer.lr"
             )
     return found

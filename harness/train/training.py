@@ -195,7 +195,7 @@ class Training:
             journal.warn("resume", line)
         if self._step.left_out:
             left = ", ".join(self._step.left_out)
-            line = f"{left} of the checkpoint is left out: this run's exchange carries none"
+            line = f"{left} of the checkpoint is ignored: this run's exchange has no such state"
             journal.warn("resume_exchange", line)
 
     def _stop_tracing(self, ended: int, journal: Journal) -> None:

@@ -113,7 +113,7 @@ def no_window_is_timed(config: Config) -> str:
         if exchange.traits.late and 0 < every <= exchange.delay:
             return (
                 f"{key}={every} leaves no window to be timed: with exchange.delay={exchange.delay} "
-                f"the {exchange.delay} after each pause do not count; set it higher"
+                f"the {exchange.delay} after each pause are not timed; set it higher"
             )
     return ""
 

@@ -96,13 +96,13 @@ def test_horovodrun_may_be_started_by_another_launcher(monkeypatch: pytest.Monke
     ("variables", "said"),
     [
         ({"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2"}, "makes this process one of 2 ranks, but"),
-        ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}, "do not say where its launcher is"),
+        ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}, "do not give its launcher's address"),
         ({"HOROVOD_RANK": "one"}, "HOROVOD_RANK='one' is not a number"),
         ({"HOROVOD_SIZE": ""}, "HOROVOD_SIZE='' is not a number"),
-        ({"HOROVOD_RANK": "1"}, "HOROVOD_RANK=1 and HOROVOD_SIZE=1 are no rank of a launch"),
-        ({"HOROVOD_RANK": "-1", "HOROVOD_SIZE": "4"} | GLOO, "are no rank of a launch"),
-        ({"HOROVOD_SIZE": "0"}, "are no rank of a launch"),
-        ({"HOROVOD_SIZE": "2", "HOROVOD_LOCAL_SIZE": "0"} | GLOO, "are no rank of a launch"),
+        ({"HOROVOD_RANK": "1"}, "HOROVOD_RANK=1 and HOROVOD_SIZE=1 are not a rank of a launch"),
+        ({"HOROVOD_RANK": "-1", "HOROVOD_SIZE": "4"} | GLOO, "are not a rank of a launch"),
+        ({"HOROVOD_SIZE": "0"}, "are not a rank of a launch"),
+        ({"HOROVOD_SIZE": "2", "HOROVOD_LOCAL_SIZE": "0"} | GLOO, "are not a rank of a launch"),
         (
             {"HOROVOD_SIZE": "2"} | GLOO | {"HOROVOD_GLOO_RENDEZVOUS_PORT": "x"},
             "HOROVOD_GLOO_RENDEZVOUS_PORT='x' is not a number",

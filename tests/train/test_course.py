@@ -138,7 +138,7 @@ def test_what_changed_is_one_line() -> None:
     assert line.startswith(
         "resumed at window 10, after 80 images, with ranks 1 instead of 2, "
         "exchange.backward_passes_per_step 2 instead of 1, seed 5 instead of 0, "
-        "training images 170 instead of 160: images come in another order"
+        "training images 170 instead of 160: the order of images changes"
     )
     assert "\n" not in line
 

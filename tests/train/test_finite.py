@@ -176,10 +176,10 @@ def test_a_checkpoint_of_a_diverged_run_is_not_resumed(tmp_path: Path) -> None:
     name = next(name for name in tensors if name.endswith("running_var"))
     tensors[name][0] = math.inf
     save_file(tensors, bad / "backbone.safetensors")
-    with pytest.raises(UserError, match="holds values that are not finite"):
+    with pytest.raises(UserError, match="contains values that are not finite"):
         make_step(small(train__resume=str(bad)), dataset(), world_of_one())
     good = tmp_path / "checkpoints" / "000000004"
-    with pytest.raises(Diverged, match=f"the loss of window 6 .* than {good}, which may hold"):
+    with pytest.raises(Diverged, match=f"the loss of window 6 .* before {good}, which may"):
         trained(
             small(train__resume=str(good), train__checkpoint_every=0),
             Poison("loss", 2, math.nan),
@@ -207,8 +207,8 @@ def test_an_evaluation_that_overflows_counts_misses_and_says_so(tmp_path: Path) 
     assert found["val/top5"] <= 64 / 96
     assert summary.diverged == f"the validation loss after window {WINDOWS} is not finite"
     assert heard.warnings == [
-        f"after {WINDOWS} windows the model gives 32 images of same a logit that is not finite; "
-        f"they count as misses, and the loss there is not finite"
+        f"after {WINDOWS} windows 32 images of same have a logit that is not finite; "
+        f"they count as misses, and the loss of same is not finite"
     ]
     assert summary.seconds_to(0.0) is None
 

@@ -71,5 +71,5 @@ def test_a_slow_link_takes_more_pieces(tmp_path: Path) -> None:
             done = harness("lab", "run", "--", *HARNESS, *launch, timeout=200)
             config = yaml.safe_load((folder / "config.yaml").read_text())
             picked[rate] = config["exchange"]["pieces"]
-            assert f"\nexchange.pieces={picked[rate]}: a window takes" in done.stderr
+            assert f"\nexchange.pieces={picked[rate]}: computing a window takes" in done.stderr
     assert 1 <= picked["none"] < picked["20mbit"] <= 16

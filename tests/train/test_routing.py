@@ -65,7 +65,7 @@ def test_the_faster_route_is_taken_and_of_equals_the_one_that_sends_less(
     assert picked(load(experiment, []), times, monkeypatch) == route
     told = capfd.readouterr().err
     assert told.startswith(
-        f"exchange.route={route}: a window takes {hierarchical}.0 ms by the hier"
+        f"exchange.route={route}: a window takes {hierarchical}.0 ms on the hier"
     )
 
 

@@ -105,7 +105,7 @@ class Checkpoint:
                 fill(strip, stored.needed)
             known = {strip.key for strip in strips}
             if left := [name for name in stored.others(known) if not name.startswith(EXCHANGE)]:
-                raise ValueError(f"it also holds {min(left)}")
+                raise ValueError(f"it also contains {min(left)}")
         return meta
 
     def load_carried(self, folder: Path, carried: Sequence[Strip]) -> list[str]:
@@ -207,7 +207,7 @@ def _fitting(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"the checkpoint {folder} cannot be read ({_reason(error)}); mend that, or resume from "
+            f"the checkpoint {folder} cannot be read ({_reason(error)}); fix that, or resume from "
             f"another window"
         ) from error
     except (
@@ -222,7 +222,7 @@ def _fitting(folder: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"the checkpoint {folder} does not fit this model ({reason}); resume with the config "
-            f"it was made with, or, if a file of it is damaged, from another window"
+            f"that it was written with, or from another window if one of its files is damaged"
         ) from error
 
 

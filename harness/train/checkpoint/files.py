@@ -122,14 +122,14 @@ class Rows:
             if low >= high:
                 continue
             if low != reached:
-                raise ValueError(f"class {min(low, reached)} is in no file, or in two")
+                raise ValueError(f"class {min(low, reached)} is in no file, or in two files")
             self._files.append((path, whole, Slice(low - whole.start, high - whole.start)))
             reached = high
         if reached != owned.stop:
             raise ValueError(f"class {reached} is in no file")
         names = [frozenset(Whole(path).names) for path, _, _ in self._files]
         if len(set(names)) != 1:
-            raise ValueError("its files hold different tensors")
+            raise ValueError("its files contain different tensors")
         (self.names,) = set(names)
 
     def read(self, name: str) -> Tensor:
@@ -141,6 +141,6 @@ class Rows:
                 if not shape:
                     return torch.as_tensor(file.get_tensor(name))
                 if shape[0] != whole.size:
-                    raise ValueError(f"{path.name} holds {shape[0]} rows of {name}")
+                    raise ValueError(f"{path.name} has {shape[0]} rows of {name}")
                 pieces.append(stored[rows.start : rows.stop])
         return torch.cat(pieces)

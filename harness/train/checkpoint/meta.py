@@ -53,17 +53,17 @@ def read_meta(folder: Path, num_classes: int) -> Meta:
         meta = Meta.model_validate_json(plain_file(folder / META).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
-            f"train.resume={folder} is no checkpoint (no readable {META}); "
+            f"train.resume={folder} is not a checkpoint (no readable {META}); "
             f"give a folder checkpoints/<window> of a run"
         ) from error
     except ValueError as error:
         raise UserError(
-            f"train.resume={folder} cannot be read (its {META} is damaged, or of another version "
-            f"of this harness); give another checkpoint, or resume with that version"
+            f"train.resume={folder} cannot be read (its {META} is damaged, or was written by "
+            f"another version of this harness); give another checkpoint or use that version"
         ) from error
     if meta.num_classes != num_classes:
         raise UserError(
-            f"train.resume={folder} has {meta.num_classes} classes, data.num_classes is "
+            f"train.resume={folder} has {meta.num_classes} classes, but data.num_classes is "
             f"{num_classes}; set data.num_classes={meta.num_classes}"
         )
     return meta

@@ -48,8 +48,8 @@ class Saves:
         if meta.window == self._windows:
             self._unsaved = line
         else:
-            line += "; the run goes on without it"
-        journal.warn("checkpoint", f"{line}; make room, or give leave to write")
+            line += "; training continues without it"
+        journal.warn("checkpoint", f"{line}; free space, or make the folder writable")
 
     def rewrite(self, meta: Meta, journal: Journal) -> None:
         """Rewrites the metadata of the last save."""
@@ -57,13 +57,14 @@ class Saves:
             return
         if problem := self._checkpoint.rewrite_meta(self._folder_of(meta.window), meta):
             journal.warn(
-                "checkpoint", f"{self._folder_of(meta.window)} lacks its evaluation ({problem})"
+                "checkpoint",
+                f"{self._folder_of(meta.window)} was saved without its evaluation ({problem})",
             )
 
     def check_last(self) -> None:
         """Raises RunFailed, on all ranks, if the model could not be saved at the end."""
         if self._unsaved:
-            raise RunFailed(f"{self._unsaved}; the run has ended, and its model is not saved")
+            raise RunFailed(f"{self._unsaved}; the run has ended and its model is not saved")
 
     def _folder_of(self, window: int) -> Path:
         return RunFolder(self._folder).checkpoint(window)

@@ -118,7 +118,7 @@ def copy(found: Tensor, target: Tensor, name: str) -> None:
     """Copies `found` into `target`. Raises ValueError if kind or shape differ."""
     # A plain copy would broadcast a single row to all rows and convert between floats and integers.
     if found.shape != target.shape:
-        raise ValueError(f"{name} is {tuple(found.shape)} there and {tuple(target.shape)} here")
+        raise ValueError(f"{name} is {tuple(found.shape)} there, but {tuple(target.shape)} here")
     if found.is_complex() or found.is_floating_point() != target.is_floating_point():
-        raise ValueError(f"{name} is {found.dtype} there and {target.dtype} here")
+        raise ValueError(f"{name} is {found.dtype} there, but {target.dtype} here")
     target.copy_(found)
