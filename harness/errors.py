@@ -21,7 +21,7 @@ class AlikeOnAllRanks(UserError):
     """
 
 
-class SaidByAnotherRank(Exception):
+class ReportedByAnotherRank(Exception):
     """Raised on all other ranks when one rank reports a user's mistake; they exit silently.
 
     A rank prints `otherwise` if it has not been ended after a while, because then it was the only

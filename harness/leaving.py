@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from harness.errors import AlikeOnAllRanks, RunFailed, SaidByAnotherRank, UserError, one_line
+from harness.errors import AlikeOnAllRanks, ReportedByAnotherRank, RunFailed, UserError, one_line
 from harness.parallel.launcher import is_first, is_one_of_many, launched
 
 SILENT_SECONDS = 10.0
@@ -49,7 +49,7 @@ def leave(command: Callable[[], int]) -> int:
     except UserError as error:
         _listen()
         return _tell(error, 2)
-    except SaidByAnotherRank as error:
+    except ReportedByAnotherRank as error:
         return _leave_last(2, error.otherwise)
     except RunFailed as error:
         return _tell(error, 1) if is_first() else _leave_last(1, seconds=LAST_WORDS_SECONDS)

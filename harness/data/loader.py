@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.data.images import Dataset, ImageSource
-from harness.data.shares import Shares, evaluation_share
+from harness.data.shares import BatchSplit, evaluation_share
 from harness.seeding import seeded_generator
 
 MEAN, DEVIATION = 0.5, 0.5
@@ -27,7 +27,7 @@ def normalise(images: Tensor) -> Tensor:
 
 def train_batches(
     dataset: Dataset,
-    shares: Shares,
+    shares: BatchSplit,
     *,
     seed: int,
     rank: int,
@@ -72,7 +72,7 @@ def evaluation_batches(
 
 def _made_batches(
     source: ImageSource,
-    shares: Shares,
+    shares: BatchSplit,
     device: torch.device,
     augmented: Callable[[Tensor, int], Tensor],
     start: int,

@@ -20,7 +20,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Shares:
+class BatchSplit:
     """One rank's part of the training images.
 
     Micro-batch t of the world is `world_size * batch_size` consecutive entries of the epoch's

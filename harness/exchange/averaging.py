@@ -11,11 +11,11 @@ from torch import Tensor
 from harness.config import ExchangeConfig
 from harness.exchange.carried import Strip, agree
 from harness.exchange.lateness import Lateness, LatenessMeter
-from harness.exchange.parts import Chunk, Part, apart, mean_values
+from harness.exchange.parts import Chunk, Part, divergence_of, mean_values
 from harness.exchange.wire import Sent
 
 
-class Outer:
+class OuterNesterov:
     """The outer optimizer: Nesterov's momentum on the mean movement of all nodes.
 
     It takes the mean movement of a window for a gradient, as DiLoCo's outer optimizer does
@@ -78,7 +78,7 @@ class Averaging:
         """The window since which movements have to be sent."""
         self._meter = meter or LatenessMeter(0)
 
-    def after_backward(self, last: bool) -> bool:
+    def gradients_ready(self, last: bool) -> bool:
         self._chunk.average_gradients()
         return True
 
@@ -88,12 +88,12 @@ class Averaging:
             self._window_ended(self._steps // self._passes - 1)
         self._chunk.spread_values()
 
-    def averaged(self) -> AbstractContextManager[Tensor | None]:
+    def at_mean(self) -> AbstractContextManager[Tensor | None]:
         # What is in flight cancels out in the mean.
         return mean_values([piece.part for piece in self._pieces], self._chunk)
 
-    def apart(self) -> Callable[[], Tensor]:
-        return apart([piece.part for piece in self._pieces])
+    def divergence_before_drain(self) -> Callable[[], Tensor]:
+        return divergence_of([piece.part for piece in self._pieces])
 
     def drain(self, step: Callable[[], None]) -> None:
         while self._in_flight:
@@ -156,9 +156,9 @@ class MovingPiece:
         self._meter = meter or LatenessMeter(0)
         self._landed: Tensor | None = None
         """A sampled mean movement, kept until this node's next movement is known."""
-        self._outer: Outer | None = None
+        self._outer: OuterNesterov | None = None
         if config.has_outer:
-            self._outer = Outer(config.outer_lr, config.outer_momentum, self._change)
+            self._outer = OuterNesterov(config.outer_lr, config.outer_momentum, self._change)
 
     def launch(self, turn: int) -> Sent:
         """Sends what has moved since the last call; `turn` counts this piece's calls.

@@ -53,7 +53,7 @@ class Delayed:
         """Windows that stepped with a late gradient, each with that gradient, kept until its own
         arrives."""
 
-    def after_backward(self, last: bool) -> bool:
+    def gradients_ready(self, last: bool) -> bool:
         if not last:
             return False
         slot = self._window % len(self._buffers)
@@ -75,10 +75,10 @@ class Delayed:
     def after_step(self) -> None:
         self._chunk.spread_values()
 
-    def averaged(self) -> AbstractContextManager[Tensor | None]:
+    def at_mean(self) -> AbstractContextManager[Tensor | None]:
         return nullcontext()
 
-    def apart(self) -> Callable[[], Tensor] | None:
+    def divergence_before_drain(self) -> Callable[[], Tensor] | None:
         return None
 
     def drain(self, step: Callable[[], None]) -> None:

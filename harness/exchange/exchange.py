@@ -33,13 +33,14 @@ class Exchange(Protocol):
     passes_per_step: int
     """Backward passes whose gradients are added up before a step."""
 
-    def after_backward(self, last: bool) -> bool:
-        """After each backward pass, `last` of its window. True: step with what is in the grads."""
+    def gradients_ready(self, last: bool) -> bool:
+        """Called after each backward pass; `last` is true for the last one of its window. Returns
+        True if the gradients are ready for a step."""
 
     def after_step(self) -> None:
-        """After each step that `after_backward` asked for."""
+        """Called after each step that `gradients_ready` asked for."""
 
-    def averaged(self) -> AbstractContextManager[Tensor | None]:
+    def at_mean(self) -> AbstractContextManager[Tensor | None]:
         """Inside the block all nodes hold the mean of their values, to be evaluated; afterwards
         their own again.
 
@@ -47,9 +48,9 @@ class Exchange(Protocol):
         `mean_values`.
         """
 
-    def apart(self) -> Callable[[], Tensor] | None:
+    def divergence_before_drain(self) -> Callable[[], Tensor] | None:
         """Snapshots the values. The returned function computes, later and collectively over the
-        world, the squares of this snapshot's distance from the mean, as `averaged` yields them.
+        world, the squares of this snapshot's distance from the mean, as `at_mean` yields them.
         Returns None if nodes never differ."""
 
     def lateness(self) -> Lateness:

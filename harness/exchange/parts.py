@@ -181,7 +181,7 @@ def squares_of(own: Tensor, mean: Tensor) -> Tensor:
     return total
 
 
-def apart(parts: Sequence[Part]) -> Callable[[], Tensor]:
+def divergence_of(parts: Sequence[Part]) -> Callable[[], Tensor]:
     """Snapshots the parts' values. The returned function computes the squares that `mean_values`
     would have yielded for the snapshot. It may be called once, and is collective over the parts'
     ranks."""

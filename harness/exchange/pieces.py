@@ -8,7 +8,7 @@ SHARE = 0.7
 
 
 @dataclass(frozen=True)
-class Pace:
+class PieceTimes:
     """Measured times of the slowest rank, milliseconds."""
 
     compute_ms: float
@@ -16,7 +16,7 @@ class Pace:
     transfer_ms: float
     """Duration of sending a rank's whole part and waiting for the result."""
 
-    def pieces(self, delay: int, most: int) -> int:
+    def fewest_pieces(self, delay: int, most: int) -> int:
         """The fewest pieces of which each lands in time, at most `most`."""
         hidden_ms = SHARE * max(1, delay) * self.compute_ms
         return min(most, max(1, math.ceil(self.transfer_ms / hidden_ms)))

@@ -11,17 +11,17 @@ from harness.exchange.lateness import ON_TIME, Lateness
 from harness.exchange.ways import Way
 
 
-class OnTime:
+class NothingInFlight:
     """The methods of an exchange with nothing in flight after a step and equal values on all
     nodes."""
 
     def after_step(self) -> None:
         return None
 
-    def averaged(self) -> AbstractContextManager[Tensor | None]:
+    def at_mean(self) -> AbstractContextManager[Tensor | None]:
         return nullcontext()
 
-    def apart(self) -> Callable[[], Tensor] | None:
+    def divergence_before_drain(self) -> Callable[[], Tensor] | None:
         return None
 
     def lateness(self) -> Lateness:
@@ -37,7 +37,7 @@ class OnTime:
         return None
 
 
-class Synchronous(OnTime):
+class Synchronous(NothingInFlight):
     """The baseline: averages buckets of gradients as they become ready, and waits at the window's
     end.
 
@@ -50,7 +50,7 @@ class Synchronous(OnTime):
         self._ways = ways
         self._buckets = [Buckets(way.flat, bucket_bytes, passes, way) for way in ways]
 
-    def after_backward(self, last: bool) -> bool:
+    def gradients_ready(self, last: bool) -> bool:
         if last:
             for buckets in self._buckets:
                 buckets.finish()

@@ -16,7 +16,7 @@ from harness.exchange.carried import Strip, agree
 from harness.exchange.flat import Flat
 from harness.exchange.kinds import Crosses
 from harness.exchange.parts import squares_of
-from harness.exchange.synchronous import OnTime
+from harness.exchange.synchronous import NothingInFlight
 from harness.parallel.ddp import (
     Averager,
     PowerSgdErrors,
@@ -85,12 +85,12 @@ def _settle_buckets(parallel: nn.Module, images: Tensor, taken: int) -> None:
             buffer.copy_(value)
 
 
-class InBackward(OnTime):
+class InBackward(NothingInFlight):
     """An exchange that DDP has completed when the backward pass ends."""
 
     passes_per_step = 1
 
-    def after_backward(self, last: bool) -> bool:
+    def gradients_ready(self, last: bool) -> bool:
         return True
 
 
@@ -128,14 +128,14 @@ class PostLocal(InBackward):
         self._averager.step()
 
     @contextmanager
-    def averaged(self) -> Iterator[Tensor]:
+    def at_mean(self) -> Iterator[Tensor]:
         own = self._shared.values.clone()
         self.drain(lambda: None)
         mean = self._shared.values
         yield squares_of(own, mean)
         self._shared.values.copy_(own)
 
-    def apart(self) -> Callable[[], Tensor]:
+    def divergence_before_drain(self) -> Callable[[], Tensor]:
         own = self._shared.values.clone()
         everyone = self._world.everyone
         return lambda: squares_of(own, everyone.launch_average(own.clone()).wait())

@@ -53,7 +53,7 @@ def summary_bars(costs: Sequence[RankCost]) -> dict[str, float]:
     return _pair("summary/", costs) | reached
 
 
-def in_a_line(costs: Sequence[RankCost]) -> str:
+def utilisation_line(costs: Sequence[RankCost]) -> str:
     """The utilisation in one line of the closing report."""
     if not costs:
         return "not measured"

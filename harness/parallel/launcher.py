@@ -6,7 +6,7 @@ import socket
 import sys
 from dataclasses import dataclass
 
-from harness.errors import SaidByAnotherRank, UserError
+from harness.errors import ReportedByAnotherRank, UserError
 from harness.measure.redaction import masked
 
 
@@ -135,7 +135,7 @@ def refuse_others(starts_ranks: bool = False) -> None:
 
 def _refuse(name: str, size: str, speaks: bool, advice: str) -> None:
     if not speaks:
-        raise SaidByAnotherRank
+        raise ReportedByAnotherRank
     raise UserError(
         f"{name} started {size} processes of this command, each of which would be a whole run "
         f"(only Horovod's own launcher with Gloo is supported); {advice}"

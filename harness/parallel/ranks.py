@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.errors import SaidByAnotherRank, UserError
+from harness.errors import ReportedByAnotherRank, UserError
 from harness.parallel.launcher import launched
 from harness.parallel.peers import finish
 from harness.parallel.topology import Topology, from_horovod
@@ -38,7 +38,7 @@ def launched_topology() -> Topology:
         even_numbers = place.local_size * place.cross_size == place.size
         if place.rank == 0 or (place.local_rank == 0 and (even_before or even_numbers)):
             raise
-        raise SaidByAnotherRank(str(error)) from None
+        raise ReportedByAnotherRank(str(error)) from None
     return topology
 
 
@@ -81,7 +81,7 @@ class Ranks:
             return
         if problem is not None and self.topology.rank == int(having[0]):
             raise problem
-        raise SaidByAnotherRank
+        raise ReportedByAnotherRank
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -94,7 +94,7 @@ class Ranks:
             yield
         except UserError as error:
             problem = error
-        except SaidByAnotherRank as error:
+        except ReportedByAnotherRank as error:
             inner = error  # raised by a nested block; the rank with the cause arrives here too
         self.raise_together(problem)
         if inner is not None:

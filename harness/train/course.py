@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.config import Config
-from harness.data.shares import Place, Shares
+from harness.data.shares import BatchSplit, Place
 from harness.train.optimizer import lr_at, scheduled_lr
 
 COUNTED = Field(ge=0, le=2**53)
@@ -55,7 +55,7 @@ class Course:
     """
 
     config: Config
-    shares: Shares
+    shares: BatchSplit
     first: int
     windows: int
     """Number of windows when the run ends."""
@@ -72,7 +72,7 @@ class Course:
         return self.images_before + (window - self.first) * self.images_per_window
 
     def micro_batch(self, window: int) -> int:
-        """The number of a window's first micro-batch; see `Shares`."""
+        """The number of a window's first micro-batch; see `BatchSplit`."""
         passes = self.config.exchange.backward_passes_per_step
         return self.shares.first + (window - self.first) * passes
 
@@ -114,11 +114,11 @@ def course_of(
     windows are then assumed to have had this run's size.
     """
     batch_size, passes = config.train.batch_size, config.exchange.backward_passes_per_step
-    new = Shares(length, batch_size, rank, ranks, config.seed)
+    new = BatchSplit(length, batch_size, rank, ranks, config.seed)
     per_window = new.world_batch_size * passes
     before = passed.images if passed else first * per_window
     place = Place(passed.epoch, passed.epoch_images) if passed else new.place(first * passes)
-    shares = Shares(length, batch_size, rank, ranks, config.seed, place)
+    shares = BatchSplit(length, batch_size, rank, ranks, config.seed, place)
     warmup_images = before + (config.optimizer.warmup_windows - first) * per_window
     if passed and config.optimizer.warmup_windows <= first:
         warmup_images = before if passed.warmup_images is None else passed.warmup_images

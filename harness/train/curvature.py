@@ -58,7 +58,7 @@ class Curvature:
         precision: bf16 would lose the small difference. Collective over the world.
         """
         step, config = self._step, self._step.config
-        with closing(step.batches(window)) as batches, step.exchange.averaged():
+        with closing(step.batches(window)) as batches, step.exchange.at_mean():
             next_ones = islice(batches, config.staleness.curvature_products)
             cast = ((step.cast(images), labels) for images, labels in next_ones)
             return self.largest(cast, config.seed)

@@ -93,7 +93,7 @@ def evaluate_sets(
 def distance(squares: Tensor | None, world: World) -> dict[str, float]:
     """Distance of the nodes from their mean, as a share of its norm.
 
-    `squares` is what `Exchange.averaged` yields on each rank. Collective over the world.
+    `squares` is what `Exchange.at_mean` yields on each rank. Collective over the world.
     """
     if squares is None:
         return {}

@@ -25,7 +25,14 @@ from harness.parallel.world import World
 from harness.train.checkpoint.meta import STARTED, Progress
 from harness.train.course import Course
 from harness.train.evaluation import NONFINITE, nonfinite_images
-from harness.train.windows import Kind, Kinds, Moment, Spent, Stopwatch, no_window_is_timed
+from harness.train.windows import (
+    Snapshot,
+    Stopwatch,
+    TimeByRole,
+    WindowRole,
+    WindowSchedule,
+    no_window_is_timed,
+)
 
 
 class Journal(Protocol):
@@ -37,7 +44,7 @@ class Journal(Protocol):
     def attach(self, path: Path, folder: str) -> None: ...
 
 
-class Unheard:
+class NullJournal:
     """A journal that records nothing."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
@@ -67,15 +74,15 @@ class Ledger:
         self._course = course
         self._capacity = capacity
         self._progress = progress
-        self._kinds = Kinds(config, course.first, course.windows)
+        self._schedule = WindowSchedule(config, course.first, course.windows)
         self._run, self._interval = Tally(capacity), Tally(capacity)
         self._under_way: tuple[int, Gathered] | None = None
-        self._evaluated: list[tuple[int, Moment, dict[str, float]]] = []
+        self._evaluated: list[tuple[int, Snapshot, dict[str, float]]] = []
         self._sent = world.meters.traffic.total
         self._cpu_from = 0.0
         self._drain_seconds = 0.0
         self.stopwatch = stopwatch or Stopwatch(world.device)
-        self._spent = Spent(self.stopwatch, self._kinds.of(course.first))
+        self._times = TimeByRole(self.stopwatch, self._schedule.of(course.first))
 
     def begins(self, journal: Journal) -> None:
         """Starts the stopwatch, and warns of what will not be measured."""
@@ -88,16 +95,16 @@ class Ledger:
         """Inside the block training is paused, after `ended` windows."""
         with self.stopwatch.paused():
             yield
-        self._kinds.paused(ended)
+        self._schedule.paused(ended)
 
     def window_begins(self, window: int) -> None:
-        kind = self._kinds.of(window)
-        if kind is not self._spent.kind:
+        role = self._schedule.of(window)
+        if role is not self._times.role:
             tallies = self._tallies()
-            self._spent.changes_to(kind)
-            # A card may finish windows only now: they must not count for the next kind.
+            self._times.switch_to(role)
+            # A card may finish windows only now: they must not count for the next role.
             self._read_clock(tallies)
-        self._spent.windows[kind] += 1
+        self._times.windows[role] += 1
         self._sent = self._world.meters.traffic.total
         self._cpu_from = time.process_time()
 
@@ -123,10 +130,10 @@ class Ledger:
             self._send_interval(ended, journal)
 
     def _tallies(self) -> tuple[Tally, ...]:
-        """The tallies that windows of this kind are added to."""
-        if self._spent.kind in (Kind.TRACED, Kind.RESUMING):
+        """The tallies that windows of this role are added to."""
+        if self._times.role in (WindowRole.TRACED, WindowRole.RESUMING):
             return ()
-        if self._spent.kind is Kind.UNTIMED:
+        if self._times.role is WindowRole.UNTIMED:
             return (self._interval,)
         return self._run, self._interval
 
@@ -135,7 +142,7 @@ class Ledger:
         for name, count in metrics.items():
             if name.endswith(f"/{NONFINITE}") and name.count("/") > 1:
                 journal.warn("evaluation", nonfinite_images(name.split("/")[1], int(count), ended))
-        self._evaluated.append((ended, self._spent.moment(), metrics))
+        self._evaluated.append((ended, self._times.snapshot(), metrics))
         journal.log(ended, metrics)
 
     def drained(self, seconds: float) -> None:
@@ -148,20 +155,20 @@ class Ledger:
             Evaluation(
                 window=ended,
                 images=self._course.images(ended),
-                train_seconds=self._seconds_at(moment),
+                train_seconds=self._seconds_at(snapshot),
                 metrics=metrics,
             )
-            for ended, moment, metrics in self._evaluated
+            for ended, snapshot, metrics in self._evaluated
         )
         known = self._progress.train_seconds is not None
         return Progress(
-            train_seconds=self._seconds_at(self._spent.moment()) if known else None,
+            train_seconds=self._seconds_at(self._times.snapshot()) if known else None,
             evaluations=self._progress.evaluations + evaluations,
         )
 
-    def _seconds_at(self, moment: Moment) -> float:
+    def _seconds_at(self, snapshot: Snapshot) -> float:
         """Training seconds at this reading, including earlier runs if their time is known."""
-        return (self._progress.train_seconds or 0.0) + self._spent.charged(moment)
+        return (self._progress.train_seconds or 0.0) + self._times.charged(snapshot)
 
     def _send_interval(self, ended: int, journal: Journal) -> None:
         """Starts gathering this interval's tally and logs the one before, so that nobody waits."""
@@ -199,7 +206,8 @@ class Ledger:
         self._read_clock(self._tallies())  # a card may finish the last windows only now
         totals = self._totals(self._world.launch_gather(self._run.vector(), "summary").wait())
         topology, config = self._world.topology, self._config
-        timed, seconds = self._spent.windows[Kind.TIMED], self._spent.seconds(Kind.TIMED)
+        timed = self._times.windows[WindowRole.TIMED]
+        seconds = self._times.seconds(WindowRole.TIMED)
         progress, expected = self.progress(), trained.expected
         return RunSummary(
             name=config.name,
@@ -211,7 +219,7 @@ class Ledger:
             parameters_backbone=trained.parameters_backbone,
             parameters_classifier=trained.parameters_classifier,
             images_per_second=timed * self._course.images_per_window / seconds if timed else 0.0,
-            untimed_windows=self._kinds.untimed,
+            untimed_windows=self._schedule.untimed,
             timed_windows=timed,
             step_ms=totals.step_ms,
             phases_ms=totals.phases_ms,
@@ -219,7 +227,7 @@ class Ledger:
             cross_node_mb_per_step_formula=expected.cross_node * topology.ranks_per_node / 1e6,
             in_node_mb_per_step=totals.in_node_mb,
             in_node_mb_per_step_formula=expected.in_node / 1e6,
-            train_seconds=self._seconds_at(self._spent.moment()),
+            train_seconds=self._seconds_at(self._times.snapshot()),
             train_seconds_known=progress.train_seconds is not None,
             drain_seconds=self._drain_seconds,
             evaluations=progress.evaluations,

@@ -20,7 +20,7 @@ ALIKE = 0.98
 because it sends more bytes."""
 
 
-def routed(config: Config, dataset: Dataset, world: World) -> Config:
+def choose_route(config: Config, dataset: Dataset, world: World) -> Config:
     """The config with `exchange.route` decided, if it is `auto` and both routes exist.
 
     A resumed run on the same number of ranks keeps its route, because the other route rounds sums

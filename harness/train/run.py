@@ -13,7 +13,7 @@ import torch
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.data.open import open_dataset
-from harness.data.shares import Shares
+from harness.data.shares import BatchSplit
 from harness.data.verify import verify
 from harness.doctor.agreement import agree_on_data, agree_on_settings
 from harness.doctor.before_training import check_before_training
@@ -38,8 +38,8 @@ from harness.tracking.folders import check_free, claim, now
 from harness.tracking.node_gauges import monitor_node
 from harness.tracking.tracker import Tracker
 from harness.train.checkpoint.meta import read_meta
-from harness.train.pace import paced
-from harness.train.routing import routed
+from harness.train.choose_pieces import choose_pieces
+from harness.train.routing import choose_route
 from harness.train.run_journal import OtherRank, RunJournal
 from harness.train.step import make_step
 from harness.train.training import Training
@@ -86,7 +86,7 @@ def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) ->
         check_shared_folder(config.train, own, world)
         capacity = _capacity(config, world, cores)
         with world.together():
-            config = routed(paced(config, dataset, world), dataset, world)
+            config = choose_route(choose_pieces(config, dataset, world), dataset, world)
             training = Training(make_step(config, dataset, world), own, capacity)
         with _journal(config, own, world) as journal:
             if notes:
@@ -112,7 +112,7 @@ def _prepare(config: Config, topology: Topology, folder: Path | None) -> Dataset
         check_store(config.tracking)
     dataset = open_dataset(config.data)
     share = (config.train.batch_size, topology.rank, topology.world_size, config.seed)
-    Shares(len(dataset.train), *share)
+    BatchSplit(len(dataset.train), *share)
     return dataset
 
 

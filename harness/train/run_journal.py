@@ -7,13 +7,13 @@ from tqdm import tqdm
 
 from harness.errors import RunFailed
 from harness.measure.summary import DIVERGED_TAG, UNRECORDED, Provenance, RunSummary
-from harness.measure.utilisation import in_a_line, summary_bars
+from harness.measure.utilisation import summary_bars, utilisation_line
 from harness.tracking.run_folder import RunFolder
 from harness.tracking.tracker import Tracker
-from harness.train.ledger import Unheard
+from harness.train.ledger import NullJournal
 
 
-class OtherRank(Unheard):
+class OtherRank(NullJournal):
     """The journal of every rank except the first; it records nothing."""
 
     provenance = UNRECORDED
@@ -67,7 +67,7 @@ class RunJournal:
         if summary.diverged:
             self._tracker.tag(DIVERGED_TAG, summary.diverged)
         self.close()
-        print(last_words(summary, self._folder), flush=True)
+        print(closing_report(summary, self._folder), flush=True)
         if problem is not None:
             raise RunFailed(
                 f"the training is complete, but its summary cannot be written to {self._folder} "
@@ -94,7 +94,7 @@ def summary_metrics(summary: RunSummary) -> dict[str, float]:
     return found
 
 
-def last_words(summary: RunSummary, folder: Path) -> str:
+def closing_report(summary: RunSummary, folder: Path) -> str:
     """The report printed when a run has ended."""
     phases = " · ".join(
         f"{name} {spread.mean:.1f}"
@@ -112,7 +112,7 @@ def last_words(summary: RunSummary, folder: Path) -> str:
             f"  throughput   {summary.images_per_second:,.0f} images/s over "
             f"{summary.timed_windows} windows (the first {summary.untimed_windows} excluded)",
             f"  window       {summary.step_ms.mean:.1f} ms = {phases}",
-            f"  utilisation  {in_a_line(summary.per_rank)}",
+            f"  utilisation  {utilisation_line(summary.per_rank)}",
             f"  sent         {summary.cross_node_mb_per_step:.2f} MB through a node's link, "
             f"{summary.in_node_mb_per_step:.2f} MB by a rank inside its node, per window",
             f"  accuracy     {accuracy}",

@@ -85,7 +85,7 @@ class Step:
                 scores = self.network(self.cast(images), labels)
             with clock.phase(Phase.BACKWARD):
                 (scores.loss / self.exchange.passes_per_step).backward()
-            if self.exchange.after_backward(last):
+            if self.exchange.gradients_ready(last):
                 self.update()
                 self.exchange.after_step()
             self.watch.add_loss(scores.loss)

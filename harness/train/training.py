@@ -102,7 +102,7 @@ class Training:
         """
         step, model = self._step, self._step.model
         with (
-            step.exchange.averaged() as squares,
+            step.exchange.at_mean() as squares,
             averaged_statistics(model.backbone, self._world),
             step.autocast(),
         ):
@@ -135,43 +135,43 @@ class Training:
                 limit = self._config.train.evaluate_images
                 self._ledger.evaluated(ended, self.evaluate(limit), journal)
             return
-        apart = self._step.exchange.apart()
+        divergence = self._step.exchange.divergence_before_drain()
         self._step.exchange.drain(self._step.update)
-        self._judge_drained(ended, apart, journal)
+        self._judge_drained(ended, divergence, journal)
 
     def _end(self, ended: int, journal: Journal) -> None:
         """Drains the exchange after the last window; the wait counts as training time."""
-        apart = self._step.exchange.apart()
+        divergence = self._step.exchange.divergence_before_drain()
         before = self._ledger.stopwatch.lap()
         self._step.exchange.drain(self._step.update)
         self._ledger.stopwatch.stop()
         self._ledger.drained(self._ledger.stopwatch.seconds - before)
-        self._judge_drained(ended, apart, journal)
+        self._judge_drained(ended, divergence, journal)
 
     def _judge_drained(
-        self, ended: int, apart: Callable[[], Tensor] | None, journal: Journal
+        self, ended: int, divergence: Callable[[], Tensor] | None, journal: Journal
     ) -> None:
         """Saves, then evaluates, as due. Saving comes first so that a failed evaluation loses
         nothing.
 
-        `apart` computes the divergence of the nodes before the drain.
+        `divergence` computes how far the nodes had diverged before the drain.
         """
         self._step.watch.settle(ended, journal)
-        apart_before = distance(apart() if apart else None, self._world)
+        divergence_before = distance(divergence() if divergence else None, self._world)
         if self._saves.due(ended):
             strips = optimizer_strips(self._step.optimizer, self._step.model.flats)
             self._step.exchange.agree_on([strip.tensor for strip in strips if strip.tensor.dim()])
             average_statistics(self._step.model.backbone, self._world)
             self._saves.save(self._meta(ended), self._step.exchange.carried(), journal)
-        metrics = apart_before
+        metrics = divergence_before
         if self._evaluates(ended):
             limit = 0 if ended == self._windows else self._config.train.evaluate_images
-            metrics = self.evaluate(limit) | apart_before
+            metrics = self.evaluate(limit) | divergence_before
             self._ledger.evaluated(ended, metrics, journal)
             if self._saves.due(ended):
                 self._saves.rewrite(self._meta(ended), journal)
-        elif apart_before:
-            journal.log(ended, apart_before)
+        elif divergence_before:
+            journal.log(ended, divergence_before)
         if self._saves.due(ended) and not any(name.endswith(NONFINITE) for name in metrics):
             self._step.watch.saved(self._saves.last)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.parallel.world import World
-from harness.train.ledger import Unheard
+from harness.train.ledger import NullJournal
 from harness.train.step import make_step
 
 ENDLESS = 1_000_000
@@ -38,7 +38,7 @@ class Trial:
 
     def window(self) -> None:
         """Runs the next window. Collective over the world."""
-        self.step.window(next(self._numbers), self._batches, Unheard())
+        self.step.window(next(self._numbers), self._batches, NullJournal())
         self._world.meters.clock.read()  # otherwise it would keep the times of all windows
 
     def window_ms(self, windows: int) -> float:

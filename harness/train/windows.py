@@ -1,4 +1,4 @@
-"""What each window is measured for, and the training time spent in each kind of window."""
+"""The role of each window in measurements, and the training time by role."""
 
 import time
 from collections.abc import Iterator
@@ -47,8 +47,8 @@ class Stopwatch:
         return time.perf_counter()
 
 
-class Kind(Enum):
-    """What the time of a window is used for."""
+class WindowRole(Enum):
+    """The use of a window's time."""
 
     UNTIMED = auto()
     """The metrics of its interval only: caches, allocators and pools are still warming up."""
@@ -75,7 +75,7 @@ def traced_windows(trace: TraceConfig, first: int, windows: int) -> range:
     return range(start, min(windows, start + trace.windows))
 
 
-class Kinds:
+class WindowSchedule:
     """The role of each window. It follows from the config alone, so all ranks agree on it."""
 
     def __init__(self, config: Config, first: int, windows: int) -> None:
@@ -91,14 +91,14 @@ class Kinds:
         """Records that training paused after `ended` windows."""
         self._resuming_until = ended + self._delay
 
-    def of(self, window: int) -> Kind:
+    def of(self, window: int) -> WindowRole:
         if window in self._traced:
-            return Kind.TRACED
+            return WindowRole.TRACED
         # The first `delay` windows after a pause use results that were launched before it. Windows
         # before `_late_from` are synchronous and wait for their own result, pause or not.
         if self._late_from <= window < self._resuming_until:
-            return Kind.RESUMING
-        return Kind.UNTIMED if window < self._timed_from else Kind.TIMED
+            return WindowRole.RESUMING
+        return WindowRole.UNTIMED if window < self._timed_from else WindowRole.TIMED
 
 
 def no_window_is_timed(config: Config) -> str:
@@ -119,7 +119,7 @@ def no_window_is_timed(config: Config) -> str:
 
 
 @dataclass(frozen=True)
-class Moment:
+class Snapshot:
     """A reading of the stopwatch."""
 
     seconds: float
@@ -128,45 +128,47 @@ class Moment:
     resuming_windows: int
 
 
-class Spent:
-    """Seconds of training and number of windows, by kind of window."""
+class TimeByRole:
+    """Seconds of training and number of windows, by role."""
 
-    def __init__(self, stopwatch: Stopwatch, kind: Kind) -> None:
-        self.kind = kind
-        self.windows = dict.fromkeys(Kind, 0)
+    def __init__(self, stopwatch: Stopwatch, role: WindowRole) -> None:
+        self.role = role
+        self.windows = dict.fromkeys(WindowRole, 0)
         self._stopwatch = stopwatch
-        self._seconds = dict.fromkeys(Kind, 0.0)
+        self._seconds = dict.fromkeys(WindowRole, 0.0)
         self._from = 0.0
 
-    def changes_to(self, kind: Kind) -> None:
-        """Switches to the kind of the next window. Waits until a card has finished the windows
-        before it."""
+    def switch_to(self, role: WindowRole) -> None:
+        """Switches to the next window's role. Waits until a card has finished the windows
+        before."""
         now = self._stopwatch.lap()
-        self._seconds[self.kind] += now - self._from
-        self.kind, self._from = kind, now
+        self._seconds[self.role] += now - self._from
+        self.role, self._from = role, now
 
-    def seconds(self, kind: Kind) -> float:
-        """Seconds spent in windows of this kind, up to the last stop of the watch."""
-        under_way = self._stopwatch.seconds - self._from if kind is self.kind else 0.0
-        return self._seconds[kind] + under_way
+    def seconds(self, role: WindowRole) -> float:
+        """Seconds spent in windows of this role, up to the last stop of the watch."""
+        under_way = self._stopwatch.seconds - self._from if role is self.role else 0.0
+        return self._seconds[role] + under_way
 
-    def moment(self) -> Moment:
+    def snapshot(self) -> Snapshot:
         """The current reading. The watch must be stopped."""
-        return Moment(
-            self._stopwatch.seconds, self.seconds(Kind.RESUMING), self.windows[Kind.RESUMING]
+        return Snapshot(
+            self._stopwatch.seconds,
+            self.seconds(WindowRole.RESUMING),
+            self.windows[WindowRole.RESUMING],
         )
 
-    def charged(self, moment: Moment) -> float:
+    def charged(self, snapshot: Snapshot) -> float:
         """Seconds that a run without pauses would have trained by this reading.
 
         A window that resumes after a pause does not wait, because the result it needs arrived
         during the pause. It is therefore charged the mean time of the timed windows so far, or its
         own time if no window was timed.
         """
-        timed = self.windows[Kind.TIMED]
+        timed = self.windows[WindowRole.TIMED]
         if not timed:
-            return moment.seconds
-        mean = self.seconds(Kind.TIMED) / timed
+            return snapshot.seconds
+        mean = self.seconds(WindowRole.TIMED) / timed
         # T = (seconds outside resuming windows) + (number of resuming windows) * (mean timed
         # window).
-        return moment.seconds - moment.resuming_seconds + moment.resuming_windows * mean
+        return snapshot.seconds - snapshot.resuming_seconds + snapshot.resuming_windows * mean

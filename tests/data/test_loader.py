@@ -10,7 +10,7 @@ import torch
 from harness.config import DataConfig
 from harness.data.loader import evaluation_batches, normalise, read_ahead, train_batches
 from harness.data.open import open_dataset
-from harness.data.shares import Shares
+from harness.data.shares import BatchSplit
 
 CPU = torch.device("cpu")
 needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -30,7 +30,7 @@ def first(batches, count):
 
 
 def batches_of(dataset, *, rank=0, world_size=2, batch_size=8, **options):
-    shares = Shares(len(dataset.train), batch_size, rank, world_size, seed=5)
+    shares = BatchSplit(len(dataset.train), batch_size, rank, world_size, seed=5)
     values = {"seed": 5, "rank": rank, "device": CPU, "augment": True} | options
     return train_batches(dataset, shares, **values)
 
@@ -42,7 +42,7 @@ def assert_equal(one, other):
 
 
 def test_images_are_those_of_the_shares_in_the_backbones_range(dataset):
-    shares = Shares(len(dataset.train), 8, 1, 2, seed=5)
+    shares = BatchSplit(len(dataset.train), 8, 1, 2, seed=5)
     for t, (images, labels) in enumerate(first(batches_of(dataset, rank=1, augment=False), 30)):
         expected, expected_labels = dataset.train.read(shares.indices(t))
         torch.testing.assert_close(images, expected.float() / 127.5 - 1)

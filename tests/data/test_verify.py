@@ -216,7 +216,7 @@ from harness.config import DataConfig
 from harness.data import pixels
 from harness.data.folder import open_image_folder
 from harness.data.verify import verify
-from harness.errors import SaidByAnotherRank, UserError
+from harness.errors import ReportedByAnotherRank, UserError
 from harness.parallel.ranks import launched_topology
 from harness.parallel.world import open_world
 from tests.alone import CPU, meters
@@ -235,7 +235,7 @@ def tried(root, cache):
     try:
         verify(open_image_folder(config), world, config)
         end = "well"
-    except SaidByAnotherRank:
+    except ReportedByAnotherRank:
         end = "silent"
     except UserError as error:
         end = str(error)

@@ -50,7 +50,7 @@ def trajectories(
     for _ in range(windows):
         shared.grads.zero_()
         (curvatures / 2 * x * x).sum().backward()
-        if exchange.after_backward(last=True):
+        if exchange.gradients_ready(last=True):
             optimizer.step()
         found.append(x.detach()[0].clone())
     return torch.stack(found)
@@ -153,7 +153,7 @@ def averaged_trajectories(dynamics: Dynamics) -> Tensor:
             if window == 0:
                 x.grad += rank * directions
             (curvatures / 2 * (directions * x).sum(0).square()).sum().backward()
-            exchange.after_backward(last=True)
+            exchange.gradients_ready(last=True)
             optimizer.step()
             exchange.after_step()
         sizes = (directions * x.detach()).sum(0).abs()
@@ -192,7 +192,7 @@ def test_draining_applies_what_is_under_way_and_leaves_nothing() -> None:
     landed: list[float] = []
     for gradient in (1.0, 2.0, 3.0):
         shared.grads.fill_(gradient)
-        if exchange.after_backward(last=True):
+        if exchange.gradients_ready(last=True):
             landed.append(shared.grads.item())
     exchange.drain(lambda: landed.append(shared.grads.item()))
     exchange.drain(lambda: landed.append(-1.0))

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from harness.errors import SaidByAnotherRank, UserError
+from harness.errors import ReportedByAnotherRank, UserError
 from harness.parallel.launcher import Launched, launched, refuse_others
 
 GLOO = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1", "HOROVOD_GLOO_RENDEZVOUS_PORT": "1234"}
@@ -29,7 +29,7 @@ def found(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Launched | str |
         return launched()
     except UserError as error:
         return str(error)
-    except SaidByAnotherRank:
+    except ReportedByAnotherRank:
         return None
 
 
@@ -123,7 +123,7 @@ def test_what_starts_ranks_is_started_once(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UserError, match=r"horovodrun started 2 processes of this.*start it once"):
         refuse_others(starts_ranks=True)
     monkeypatch.setenv("HOROVOD_RANK", "1")
-    with pytest.raises(SaidByAnotherRank):
+    with pytest.raises(ReportedByAnotherRank):
         refuse_others(starts_ranks=True)
 
 

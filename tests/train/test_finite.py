@@ -21,7 +21,7 @@ from harness.errors import Diverged, UserError
 from harness.measure.summary import RunSummary
 from harness.tracking.run_folder import RunFolder
 from harness.train.finite import lag_of
-from harness.train.ledger import Unheard
+from harness.train.ledger import NullJournal
 from harness.train.step import make_step
 from harness.train.training import Training
 from tests.alone import world_of_one
@@ -40,7 +40,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class Heard(Unheard):
+class Heard(NullJournal):
     """A journal that can be read."""
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ def test_the_run_ends_a_fixed_number_of_windows_later(tmp_path: Path) -> None:
         ran = []
         step.optimizer.register_step_post_hook(lambda *_: ran.append(1))  # noqa: B023
         with pytest.raises(Diverged, match="the loss of window 5"):
-            Training(step, tmp_path).run(Unheard())
+            Training(step, tmp_path).run(NullJournal())
         assert len(ran) + delay == 5 + 1 + lag_of(setting) == 7 + delay
 
 
@@ -226,7 +226,7 @@ def test_a_checkpoint_with_logits_that_are_not_finite_is_not_called_good(tmp_pat
     step.model.backbone.register_forward_hook(spoil)
     Poison("loss", 5, math.nan).into(step)
     with pytest.raises(Diverged, match=r"the loss of window 5 .* is .*/000000002"):
-        Training(step, tmp_path).run(Unheard())
+        Training(step, tmp_path).run(NullJournal())
     assert 4 in checkpoints(tmp_path)
 
 

@@ -6,7 +6,7 @@ import sys
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.exchange.compression import make_wire
-from harness.exchange.pieces import Pace
+from harness.exchange.pieces import PieceTimes
 from harness.parallel.world import World
 from harness.train.checkpoint.meta import passed_alike
 from harness.train.trial import Trial, now, slowest
@@ -14,7 +14,7 @@ from harness.train.trial import Trial, now, slowest
 WARM_WINDOWS, TIMED_WINDOWS, TRANSFERS = 4, 6, 3
 
 
-def paced(config: Config, dataset: Dataset, world: World) -> Config:
+def choose_pieces(config: Config, dataset: Dataset, world: World) -> Config:
     """The config with `exchange.pieces` chosen, if `exchange.most_pieces` asks for that.
 
     A resumed run on the same number of ranks keeps the earlier choice; another number of pieces
@@ -26,19 +26,19 @@ def paced(config: Config, dataset: Dataset, world: World) -> Config:
     kept = passed_alike(config, world.topology.world_size)
     if kept and kept.pieces <= exchange.most_pieces:
         return config.exchanging(pieces=kept.pieces)
-    pace = measured(config, dataset, world)
-    pieces = pace.pieces(exchange.delay, exchange.most_pieces)
+    times = measured(config, dataset, world)
+    pieces = times.fewest_pieces(exchange.delay, exchange.most_pieces)
     if world.is_first:
         print(
-            f"exchange.pieces={pieces}: computing a window takes {pace.compute_ms:.0f} ms, "
-            f"sending a rank's whole part takes {pace.transfer_ms:.0f} ms",
+            f"exchange.pieces={pieces}: computing a window takes {times.compute_ms:.0f} ms, "
+            f"sending a rank's whole part takes {times.transfer_ms:.0f} ms",
             file=sys.stderr,
             flush=True,
         )
     return config.exchanging(pieces=pieces)
 
 
-def measured(config: Config, dataset: Dataset, world: World) -> Pace:
+def measured(config: Config, dataset: Dataset, world: World) -> PieceTimes:
     """Times a few windows in which nodes do not communicate, and a few transfers.
 
     Collective over the world.
@@ -48,7 +48,7 @@ def measured(config: Config, dataset: Dataset, world: World) -> Pace:
     times = [trial.window_ms(TIMED_WINDOWS), _transfer_ms(config, trial, world)]
     trial.close()
     compute_ms, transfer_ms = slowest(times, world)
-    return Pace(compute_ms, transfer_ms)
+    return PieceTimes(compute_ms, transfer_ms)
 
 
 def _transfer_ms(config: Config, trial: Trial, world: World) -> float:
