@@ -95,7 +95,7 @@ class Ours:
         images, labels = self.batch
         self.shared.grads.zero_()
         self.classifier(self.backbone(images), labels).loss.backward()
-        self.exchange.after_backward(True)
+        self.exchange.gradients_ready(True)
         self.optimizer.step()
 
 

@@ -17,7 +17,7 @@ from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology
 from harness.parallel.topology import Layout
 from harness.parallel.world import open_world
-from harness.train.ledger import Unheard
+from harness.train.ledger import NullJournal
 from harness.train.step import Step, make_step
 from harness.train.training import Training
 
@@ -69,7 +69,7 @@ def main() -> None:
     ):
         data = dataset(chosen.classes, images=64)
         step = make_step(settings(chosen.layout, chosen.classes), data, world)
-        Training(step, Path(folder)).run(Unheard())
+        Training(step, Path(folder)).run(NullJournal())
         own = torch.tensor([classifier_bytes(step), peak_memory_bytes(device)])
         rows = world.launch_gather(own, "memory").wait()
         if world.is_first:

@@ -24,7 +24,7 @@ from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology
 from harness.parallel.world import Links, World, open_links
 from harness.tracking.tracker import Tracker
-from harness.train.ledger import Journal, Ledger, Unheard
+from harness.train.ledger import Journal, Ledger, NullJournal
 from harness.train.step import make_step
 from harness.train.trial import ENDLESS
 
@@ -49,7 +49,7 @@ class StoppedClock(Clock):
         return []
 
 
-class Tracked(Unheard):
+class Tracked(NullJournal):
     """A journal as a run's, without the progress bar."""
 
     def __init__(self, tracker: Tracker) -> None:
@@ -115,7 +115,7 @@ def measure(links: Links, folder: Path, rounds: int, steps: int) -> dict[str, ob
     timing = alternate(
         {
             "clock and MLflow": stepper(measured, settings, Tracked(tracker)),
-            "neither": stepper(bare, settings, Unheard()),
+            "neither": stepper(bare, settings, NullJournal()),
         },
         rounds,
         steps,

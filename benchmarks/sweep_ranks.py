@@ -24,7 +24,7 @@ from harness.parallel.cores import cores_of
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology, open_ranks
 from harness.parallel.world import Links, choose_device, link
-from harness.train.ledger import Unheard
+from harness.train.ledger import NullJournal
 from harness.train.step import make_step
 from harness.train.training import Training
 
@@ -36,7 +36,7 @@ def train(point: Point, links: Links, number: int) -> RunSummary:
     torch.set_num_threads(cores_of(world).threads(config.train.threads))
     with tempfile.TemporaryDirectory() as folder:
         step = make_step(config, open_dataset(config.data), world)
-        return Training(step, Path(folder)).run(Unheard())
+        return Training(step, Path(folder)).run(NullJournal())
 
 
 def main() -> int:

@@ -30,7 +30,7 @@ from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
 from harness.parallel.ranks import Ranks, launched_topology, open_ranks
 from harness.parallel.world import Links, choose_device, link
-from harness.train.routing import routed
+from harness.train.routing import choose_route
 from harness.train.trial import Trial
 
 
@@ -81,7 +81,7 @@ def variant(config: Config, links: Links) -> Variant:
     own = replace(links, meters=Meters(clock, Traffic()))
     world = own.world(config.classifier.layout, user=f"{config.name}.")
     dataset = open_dataset(config.data)
-    config = routed(config, dataset, world)
+    config = choose_route(config, dataset, world)
     trial = Trial(config, dataset, world)
     passes = config.exchange.backward_passes_per_step
     return Variant(config, trial, clock, config.train.batch_size * topology.world_size * passes)

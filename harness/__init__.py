@@ -1,1 +1,1 @@
-"""An experiment harness that says, by measurement, which way of parallelising a classifier pays."""
+"""An experiment harness that measures which way of parallelising a classifier pays off."""

@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> int:
-    """The command `harness`: Ctrl-C ends it in one line also while it is being loaded."""
+    """The command `harness`; Ctrl-C ends it with one line, even while it is loading."""
     try:
         from harness import cli
 

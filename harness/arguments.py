@@ -1,4 +1,4 @@
-"""What commands take: experiments and overrides apart, paths, numbers within bounds."""
+"""Arguments of commands: experiments, overrides, paths and numbers within bounds."""
 
 import argparse
 import math
@@ -13,22 +13,23 @@ from harness.paths import expanded
 
 SUFFIXES = (".yaml", ".yml")
 MOST_RANKS = 65_536
-"""More have no launcher that is known here."""
+"""No launcher known here starts more."""
 MOST_SEEDS = 1000
-"""Repetitions of a study; thirty tell what seeds can tell."""
+"""Most repetitions of a study; thirty already show what seeds can show."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What stands behind a command, its options apart, each in the order it was given."""
+    """The arguments of a command without its options, each kind in the given order."""
 
     experiments: tuple[Path, ...]
     overrides: tuple[str, ...]
-    """key=value."""
+    """Overrides, as key=value."""
 
     @classmethod
     def split(cls, given: Sequence[str]) -> "Arguments":
-        """What holds a `=` is an override, unless it is the name of a YAML file that exists."""
+        """Splits arguments: one with a `=` is an override, unless it is the name of an existing
+        YAML file."""
         overrides = tuple(each for each in given if is_override(each))
         try:
             experiments = tuple(path(each) for each in given if not is_override(each))
@@ -37,7 +38,7 @@ class Arguments:
         return cls(experiments, overrides)
 
     def only_experiment(self, command: str) -> Path:
-        """Raises UserError where there is none, or more than one."""
+        """The only experiment. Raises UserError if there is none, or more than one."""
         if len(self.experiments) != 1:
             found = ", ".join(map(str, self.experiments)) or "none"
             raise UserError(
@@ -52,8 +53,8 @@ def is_override(argument: str) -> bool:
 
 
 def path(given: str) -> Path:
-    """For argparse: a leading ~ is expanded, and no path looks like an option to a program that
-    gets it."""
+    """For argparse: a path with a leading ~ expanded, and made absolute if it would look like an
+    option to a program that gets it."""
     try:
         whole = Path(expanded(text(given)))
     except ValueError as error:
@@ -62,7 +63,7 @@ def path(given: str) -> Path:
 
 
 def count(most: int, least: int = 1) -> Callable[[str], int]:
-    """For argparse: a whole number within these bounds."""
+    """For argparse: a whole number from `least` to `most`."""
 
     def read(text: str) -> int:
         number = int(text) if re.fullmatch("[+-]?[0-9]{1,18}", text) else None
@@ -76,7 +77,7 @@ def count(most: int, least: int = 1) -> Callable[[str], int]:
 
 
 def positive(most: float) -> Callable[[str], float]:
-    """For argparse: a number above 0 and at most this."""
+    """For argparse: a number above 0 and at most `most`."""
 
     def read(text: str) -> float:
         try:
@@ -93,7 +94,7 @@ def positive(most: float) -> Callable[[str], float]:
 
 
 def text(given: str) -> str:
-    """For argparse: anything but nothing."""
+    """For argparse: any text that is not empty."""
     if not given:
         raise argparse.ArgumentTypeError("it is empty; give a text")
     return given

@@ -20,12 +20,12 @@ from harness.terminal import lasting_output
 from harness.tracking.command import add_ui
 
 ON_ALL_RANKS = (["train"], ["doctor"], ["calibrate"])
-"""Commands that horovodrun starts on every rank; the others start ranks themselves."""
+"""Commands that horovodrun starts on every rank; all others start ranks themselves."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as everything else here does, and guesses no option: --seed
-    is not --seeds."""
+    """Reports errors in one line, as all commands do, and accepts no abbreviations: --seed is not
+    --seeds."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
@@ -35,7 +35,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 well, 1 failed, 2 the user's mistake, told in one line on stderr."""
+    """Runs the command line. Exit code: 0 success, 1 failure, 2 user error, reported in one
+    line."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     with lasting_output():
         return leave(partial(_main, given))
@@ -49,16 +50,16 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Like argparse, but key=value may also stand behind options."""
+    """Parses like argparse, but key=value may also come after options."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
     takes_more = getattr(parsed, "arguments", None) is not None
     strange = [word for word in rest if word.startswith("-") or "=" not in word or not takes_more]
     if strange:
-        told = f"unrecognized arguments: {' '.join(strange)}"
+        message = f"unrecognized arguments: {' '.join(strange)}"
         if takes_more and not strange[0].startswith("-"):
-            told += "; name all experiments in one place, before the options"
-        parser.error(told)
+            message += "; name all experiments in one place, before the options"
+        parser.error(message)
     if rest:
         parsed.arguments += rest
     return parsed
@@ -66,7 +67,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="harness", description="Trains classifiers with very many classes, and compares how."
+        prog="harness",
+        description="Trains classifiers with very many classes and compares ways to do it.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="one training; under horovodrun, on all its ranks")
@@ -76,9 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     add_compare(commands)
     doctor = commands.add_parser("doctor", help="checks machines, cards and links before a run")
     doctor.add_argument("arguments", nargs="*", metavar="EXPERIMENT.yaml|key=value")
-    doctor.add_argument("--np", "-np", type=count(MOST_RANKS), help="ranks to start by horovodrun")
-    doctor.add_argument("--hosts", "-H", help="where: host:slots,host:slots")
-    doctor.add_argument("--json", action="store_true", help="one line for a machine to read")
+    doctor.add_argument(
+        "--np", "-np", type=count(MOST_RANKS), help="ranks to start with horovodrun"
+    )
+    doctor.add_argument("--hosts", "-H", help="hosts to use: host:slots,host:slots")
+    doctor.add_argument("--json", action="store_true", help="print one line of JSON")
     doctor.set_defaults(command=_doctor)
     add_plan(commands)
     add_calibrate(commands)

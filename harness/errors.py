@@ -1,30 +1,31 @@
-"""The errors that end in one line: what is wrong, what was found, what to do."""
+"""Errors that are reported in one line: what is wrong, what was found, what to do."""
 
 
 def one_line(error: object, most: int | None = None) -> str:
-    """An error's text with its line breaks folded into blanks, `most` characters of it."""
+    """An error's text on one line, at most `most` characters of it."""
     return " ".join(str(error).split())[:most]
 
 
 class UserError(Exception):
-    """A mistake the user can mend; its message is one line and ends with what to do.
+    """A mistake that the user can fix; its message is one line and ends with what to do.
 
     The command line prints it without a traceback and exits with code 2.
     """
 
 
 class AlikeOnAllRanks(UserError):
-    """A mistake that every rank finds by itself, before any of them talks to another.
+    """A mistake that every rank finds by itself, before any of them communicates.
 
-    The first rank says it; another rank only where nobody has ended it after a while, because the
-    first did not find the same.
+    The first rank reports it. Another rank reports it only if it has not been ended after a while,
+    because then the first rank did not find the same.
     """
 
 
-class SaidByAnotherRank(Exception):
-    """A user's mistake that one rank says for all: this one leaves without a word.
+class ReportedByAnotherRank(Exception):
+    """Raised on all other ranks when one rank reports a user's mistake; they exit silently.
 
-    `otherwise` is what it says where nobody has ended it after a while: it was the only one.
+    A rank prints `otherwise` if it has not been ended after a while, because then it was the only
+    one.
     """
 
     def __init__(self, otherwise: str = "") -> None:
@@ -33,18 +34,18 @@ class SaidByAnotherRank(Exception):
 
 
 class RunFailed(Exception):
-    """A training that cannot go on, found by all ranks alike; its message is one line.
+    """A training that cannot continue, found by all ranks alike; its message is one line.
 
     The command line prints it on rank 0, without a traceback, and exits with code 1.
     """
 
 
 DIVERGED = "training diverged"
-"""Begins the line of a training that did."""
+"""Start of the message of a training that diverged."""
 
 
 class Diverged(RunFailed):
-    """A training whose loss, gradients or parameters are not finite any more."""
+    """A training whose loss, gradients or parameters are no longer finite."""
 
     def __init__(self, found: str, advice: str) -> None:
         super().__init__(f"{DIVERGED}: {found}; {advice}")

@@ -1,4 +1,4 @@
-"""How a rank leaves: what it says, its exit code, and after which others."""
+"""How a rank exits: its message, its exit code, and the order among ranks."""
 
 import os
 import re
@@ -9,15 +9,16 @@ import time
 import traceback
 from collections.abc import Callable
 
-from harness.errors import AlikeOnAllRanks, RunFailed, SaidByAnotherRank, UserError, one_line
+from harness.errors import AlikeOnAllRanks, ReportedByAnotherRank, RunFailed, UserError, one_line
 from harness.parallel.launcher import is_first, is_one_of_many, launched
 
 SILENT_SECONDS = 10.0
-"""How long a rank that leaves the last word to another waits for the launcher to end it."""
+"""Seconds that a rank whose message another rank prints waits for the launcher to end it."""
 LAST_WORDS_SECONDS = 120.0
-"""The same where the first rank speaks of a run that failed: it hands over to the store before."""
+"""The same if the first rank reports a failed run, since it first delivers records to the store."""
 LISTEN_SECONDS = 2.0
-"""How long the rank with the cause waits for what the others say because of it: it comes last."""
+"""Seconds that the rank with the cause waits for the messages that its error causes on others, so
+that its own comes last."""
 
 ENDED = re.compile(
     r"has been shut ?down|Connection (closed|reset|refused)|Broken pipe|Socket closed|"
@@ -28,17 +29,18 @@ UNANSWERED = re.compile(
     r"Timed out waiting \d+ms|Application timeout caused pair closure|"
     r"Watchdog caught collective operation timeout|wait timeout after"
 )
-"""What Horovod, Gloo and NCCL say of a rank that is gone, and of one that does not answer."""
+"""Errors of Horovod, Gloo and NCCL if a rank has ended, and if a rank does not answer."""
 VICTIM = re.compile(r"^harness: rank \d+ on \S+: stopped because another rank ")
-"""The one line of a rank that is not the cause."""
+"""The message of a rank that is not the cause."""
 CARRIERS = ("HorovodInternalError", "DistBackendError", "DistNetworkError", "DistStoreError")
 
 
 def leave(command: Callable[[], int]) -> int:
-    """Runs a command; its exit code: 0 well, 1 failed, 2 the user's mistake, told in one line.
+    """Runs a command. Returns its exit code: 0 success, 1 failure, 2 user error, reported in one
+    line.
 
-    The launcher ends all ranks as soon as one has left, so the rank that speaks leaves first. On
-    one rank alone an unexpected error is raised as it is.
+    The launcher ends all ranks as soon as one has exited, so the rank that reports exits first. A
+    single rank raises an unexpected error unchanged.
     """
     try:
         return command()
@@ -47,7 +49,7 @@ def leave(command: Callable[[], int]) -> int:
     except UserError as error:
         _listen()
         return _tell(error, 2)
-    except SaidByAnotherRank as error:
+    except ReportedByAnotherRank as error:
         return _leave_last(2, error.otherwise)
     except RunFailed as error:
         return _tell(error, 1) if is_first() else _leave_last(1, seconds=LAST_WORDS_SECONDS)
@@ -60,7 +62,8 @@ def leave(command: Callable[[], int]) -> int:
 
 
 def consequence(error: BaseException) -> str | None:
-    """What another rank did, where the error only says that; None where this rank is the cause."""
+    """What happened to another rank, if the error only shows that; None if this rank is the
+    cause."""
     if not (type(error).__name__ in CARRIERS or type(error) is RuntimeError):
         return None
     said = str(error)
@@ -88,14 +91,14 @@ def _fail(error: Exception) -> int:
 
 
 def _listen() -> None:
-    """For what the other ranks say because of this one's error."""
+    """Waits for the other ranks' messages about this one's error."""
     if is_one_of_many():
         _let_go()
         time.sleep(LISTEN_SECONDS)
 
 
 def _let_go() -> None:
-    """Ends the connections to other ranks, which learn by that that this one has ended.
+    """Closes the connections to other ranks, so that they notice that this one has ended.
 
     torch keeps them open as long as anything in the process refers to a group of ranks, as the
     traceback's variables do.
@@ -105,12 +108,12 @@ def _let_go() -> None:
             if number <= 2 or not stat.S_ISSOCK(os.fstat(number).st_mode):
                 continue
             with socket.socket(fileno=os.dup(number)) as connection:
-                # Gloo aborts the process where its listening socket is closed.
+                # Gloo aborts the process if its listening socket is closed.
                 listens = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
                 if connection.family in (socket.AF_INET, socket.AF_INET6) and not listens:
                     connection.shutdown(socket.SHUT_RDWR)
         except OSError:
-            continue  # it is closed already, or leads nowhere
+            continue  # already closed, or not connected
 
 
 def _leave_last(code: int, otherwise: str = "", seconds: float = SILENT_SECONDS) -> int:

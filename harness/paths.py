@@ -1,4 +1,4 @@
-"""Paths from texts: a leading ~, which no shell expands behind `=`, and names that stay in their
+"""Paths from texts: a leading ~, which no shell expands after `=`, and names that stay inside their
 folder."""
 
 import hashlib
@@ -6,21 +6,21 @@ import os
 import re
 
 LONGEST_NAME = 100
-"""Characters of a folder that is named after a text."""
+"""Most characters of a folder name made from a text."""
 
 
 def expanded(path: str) -> str:
-    """The path with the home folder for a leading ~ or ~user. Raises ValueError where there is
-    none."""
+    """The path, with a leading ~ or ~user replaced by the home folder. Raises ValueError if there
+    is none."""
     if "\0" in path:
-        raise ValueError("it holds a byte of value 0; leave that out")
+        raise ValueError("it contains a byte of value 0; remove that")
     if not path.startswith("~"):
         return path
     whole = os.path.expanduser(path)
     if whole == path:
         user = path.partition("/")[0]
         raise ValueError(
-            f"this machine knows no home folder {user}; write the path in full, and ./{user} for a "
+            f"this machine has no home folder {user}; write the path in full, and ./{user} for a "
             f"folder of that name"
         )
     return whole
@@ -33,8 +33,8 @@ def expanded_uri(uri: str) -> str:
 
 
 def folder_name(text: str) -> str:
-    """The text as the name of one folder: what could lead out of it or fit no file system is
-    replaced, and texts that differ have names that differ."""
+    """The text as the name of one folder. Characters that could leave the folder or that file
+    systems refuse are replaced; different texts have different names."""
     name = re.sub(r"[^\w .+=,@-]", "_", text)[:LONGEST_NAME].encode()[:LONGEST_NAME]
     plain = name.decode(errors="ignore").strip(" .")
     if text and plain == text:

@@ -8,23 +8,23 @@ import torch
 def seeded_generator(
     seed: int, purpose: str, *numbers: int, device: torch.device | str = "cpu"
 ) -> torch.Generator:
-    """A generator on `device` whose draws depend on nothing but the arguments."""
+    """A generator on `device` whose draws depend only on the arguments."""
     generator = torch.Generator(device=device)
     generator.manual_seed(_hashed(seed, purpose, numbers))
     return generator
 
 
 def seed_default(seed: int, purpose: str, *numbers: int, device: torch.device) -> None:
-    """Makes the next draws of torch's own generators, the CPU's and that of `device`, depend on
-    nothing but the arguments. Waits for no card."""
+    """Makes the next draws of torch's default generators, on the CPU and on `device`, depend only
+    on the arguments. Does not wait for a card."""
     hashed = _hashed(seed, purpose, numbers)
-    # Not torch.manual_seed, which takes a millisecond where there is no card.
+    # Not torch.manual_seed, which takes a millisecond without a card.
     torch.default_generator.manual_seed(hashed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(hashed)
 
 
 def _hashed(seed: int, purpose: str, numbers: tuple[int, ...]) -> int:
-    """64 bits of seeds of any size."""
+    """A 64-bit hash, for seeds of any size."""
     digest = hashlib.blake2b(repr((seed, purpose, numbers)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

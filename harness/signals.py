@@ -1,4 +1,4 @@
-"""Handlers of signals for as long as a block runs."""
+"""Signal handlers for the duration of a block."""
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from types import FrameType
 def handled(
     numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], object]
 ) -> Iterator[None]:
-    """These signals call `handler` inside the block, and what they called before behind it."""
+    """Inside the block these signals call `handler`; afterwards their former handlers."""
     before = [(number, signal.signal(number, handler)) for number in numbers]
     try:
         yield
@@ -25,5 +25,4 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def ignore(number: int, frame: FrameType | None) -> None:
-    """A handler that does nothing; programs that are started do not inherit it, as they would
-    `signal.SIG_IGN`."""
+    """A handler that does nothing. Unlike `signal.SIG_IGN`, started programs do not inherit it."""

@@ -1,4 +1,4 @@
-"""What this process prints: never a secret, and never the end of what it does."""
+"""Printing: never shows a secret, and never ends the process."""
 
 import io
 import os
@@ -16,11 +16,11 @@ STANDARD = (0, 1, 2)
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """In the block standard output and error take whatever is written to them.
+    """Inside the block, writing to standard output and error never fails.
 
-    A terminal that went away, a pipe that nobody reads any more, a full disk: what cannot be
-    written there is dropped, as is a character that the terminal does not have. Addresses are shown
-    without their secrets, also in the traceback of an error that ends the process.
+    If the terminal is gone, nobody reads the pipe or the disk is full, output is dropped, as is a
+    character that the terminal lacks. Addresses are shown without their secrets, also in the
+    traceback of an error that ends the process.
     """
     _fill_closed()
     before = sys.stdout, sys.stderr
@@ -36,7 +36,7 @@ def lasting_output() -> Iterator[None]:
 
 
 class _Lasting(io.TextIOBase):
-    """A stream in place of one that may fail."""
+    """A stream that replaces one that may fail."""
 
     def __init__(self, stream: TextIO | None) -> None:
         # A process that was started without one has None there.
@@ -83,25 +83,25 @@ class _Lasting(io.TextIOBase):
         return self._stream.buffer
 
     def _drop(self) -> None:
-        """From now on what is written here goes nowhere, also what C code writes, and what is in a
-        buffer still, so that the interpreter's last flush does not fail."""
+        """Discards all later output of this stream, including that of C code and what is still
+        buffered, so that the interpreter's last flush does not fail."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:
             os.dup2(nowhere, self._stream.fileno())
-        except (OSError, ValueError):  # it has no file, or is closed
+        except (OSError, ValueError):  # the stream has no file, or is closed
             self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         finally:
             os.close(nowhere)
 
 
 def _fill_closed() -> None:
-    """Opens the standard files that are closed: else the next file that a run opens would have such
-    a number, and C code that prints would write into it."""
+    """Opens the standard files that are closed. Otherwise the next file that a run opens would get
+    such a number, and C code that prints would write into it."""
     for number in STANDARD:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
 def _show(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:

@@ -23,7 +23,7 @@ ALONE = {
     "tests/doctor/test_doctor.py",
     "tests/doctor/test_doctor_lab.py",
     "tests/plan/test_from_calibration.py",
-    "tests/train/test_pace.py",
+    "tests/train/test_choose_pieces.py",
     "tests/train/test_train.py",
 }
 

@@ -1,9 +1,9 @@
 """Journals that keep what tests look at."""
 
-from harness.train.ledger import Unheard
+from harness.train.ledger import NullJournal
 
 
-class Losses(Unheard):
+class Losses(NullJournal):
     """Keeps the training losses, by window."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ import torch
 from harness.config import Config
 from harness.data.images import ArraySource, Dataset
 from harness.parallel.world import World
-from harness.train.ledger import Unheard
+from harness.train.ledger import NullJournal
 from harness.train.step import make_step
 from harness.train.training import Training
 from tests.live_bytes import live_bytes
@@ -27,7 +27,7 @@ class Measured:
 
 def measured(config: Config, world: World, folder: Path) -> Measured:
     """Of a run on this rank: after a first window every tensor that stays is there."""
-    dataset, journal = noise(config), Unheard()
+    dataset, journal = noise(config), NullJournal()
     with live_bytes() as starting:
         step = make_step(config, dataset, world)
         training = Training(step, folder)

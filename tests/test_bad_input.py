@@ -61,7 +61,7 @@ def refused_by_a_process(here: Path, *arguments: str) -> str:
         (["train", "none.yaml"], "cannot read the experiment"),
         (["train", "run.yaml", "exchange.delay=1"], "set delay=0 or kind=delayed"),
         (["train", "run.yaml", "trace.windows=1", "trace.ranks=[1]"], "the run has ranks 0 to 0"),
-        (["train", "run.yaml", "train.resume=none"], "train.resume=none is no checkpoint"),
+        (["train", "run.yaml", "train.resume=none"], "train.resume=none is not a checkpoint"),
     ],
 )
 def test_a_process_says_one_line_and_nothing_else(
@@ -98,7 +98,7 @@ def refused(here: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> s
     [
         (["train.stepz=5"], "unknown key train.stepz; the nearest known key is train.steps"),
         (["train.steps=many"], "train.steps=many does not fit: give a whole number"),
-        (["tracking.folder=~nobody-here/runs"], "this machine knows no home folder ~nobody-here"),
+        (["tracking.folder=~nobody-here/runs"], "this machine has no home folder ~nobody-here"),
         (
             ["train.epochs=.inf"],
             "train.epochs=.inf does not fit: give a number above 0 and at most",
@@ -109,10 +109,10 @@ def refused(here: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> s
         (["data.dataset=image_folder"], "set data.root to it"),
         (["data.dataset=fashion_mnist", "data.root=none"], "data.root=none is not a folder"),
         (["train.batch_size=65"], "lower train.batch_size or use fewer ranks"),
-        (["train.batch_size=1"], "train.batch_size=1 leaves batch norm one value a channel"),
+        (["train.batch_size=1"], "train.batch_size=1 gives batch norm one value per channel"),
         (
             ["train.batch_size=1", "doctor.before_training=false"],
-            "train.batch_size=1 leaves batch norm one value a channel",
+            "train.batch_size=1 gives batch norm one value per channel",
         ),
         (["backbone.name=resnet81"], "unknown backbone.name=resnet81"),
         (["tracking.uri=mlruns"], "names no store that MLflow keeps runs in"),
@@ -148,14 +148,14 @@ def test_no_command(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
             3,
             "localhost:2,127.0.0.1:1",
             ["classifier.layout=node"],
-            "all hosts need the same number of ranks, found 2 here on 2 hosts for 3 ranks in all",
+            "all hosts need the same number of ranks, found 2 here on 2 hosts, but 3 ranks in all",
         ),
         # A host that is named twice looks like two hosts to Horovod, one like the other.
         (
             2,
             "localhost:1,localhost:1",
             [],
-            "all hosts need the same number of ranks, found 1 here on 1 hosts for 2 ranks in all",
+            "all hosts need the same number of ranks, found 1 here on 1 hosts, but 2 ranks in all",
         ),
         # Found by all ranks, told when they meet.
         (

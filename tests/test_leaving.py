@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness import leaving
-from harness.errors import AlikeOnAllRanks, RunFailed, SaidByAnotherRank, UserError
+from harness.errors import AlikeOnAllRanks, ReportedByAnotherRank, RunFailed, UserError
 from harness.leaving import VICTIM, consequence, leave
 
 
@@ -104,8 +104,8 @@ def test_one_rank_alone_raises_what_it_always_raised(
         (AlikeOnAllRanks("a; b"), 0, 2, "harness: a; b", []),
         # Nobody ended it meanwhile: the first rank did not find the same.
         (AlikeOnAllRanks("a; b"), 1, 2, "harness: a; b", [leaving.SILENT_SECONDS]),
-        (SaidByAnotherRank(), 1, 2, "", [leaving.SILENT_SECONDS]),
-        (SaidByAnotherRank("a; b"), 1, 2, "harness: a; b", [leaving.SILENT_SECONDS]),
+        (ReportedByAnotherRank(), 1, 2, "", [leaving.SILENT_SECONDS]),
+        (ReportedByAnotherRank("a; b"), 1, 2, "harness: a; b", [leaving.SILENT_SECONDS]),
         (RunFailed("the loss is nan"), 0, 1, "harness: the loss is nan", []),
         (RunFailed("the loss is nan"), 1, 1, "", [leaving.LAST_WORDS_SECONDS]),
         (KeyboardInterrupt(), 0, 1, "harness: stopped", []),

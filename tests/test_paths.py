@@ -115,7 +115,7 @@ def test_no_home_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """A container's user may have none."""
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
-    with pytest.raises(ValueError, match="knows no home folder ~; write the path in full"):
+    with pytest.raises(ValueError, match="has no home folder ~; write the path in full"):
         expanded("~/x")
 
 

@@ -72,7 +72,7 @@ def test_a_run_whose_summary_has_no_room_has_failed_and_says_so_last(here: Path)
     assert b"Traceback" not in said
     assert b"images/s" in said, "what it came to is shown all the same"
     last = said.decode().strip().splitlines()[-1]
-    assert last.startswith("harness: the run was trained to its end, but its summary cannot be")
+    assert last.startswith("harness: the training is complete, but its summary cannot be")
     assert "No space left on device" in last
     assert statuses(here) == ["FAILED"]
 

@@ -1,1 +1,1 @@
-"""What it learns from: data sets, augmentation, each rank's share, batches on their device."""
+"""The data: data sets, augmentation, each rank's part, batches on their device."""

@@ -1,4 +1,4 @@
-"""Training's random alterations, for a whole batch at once, on any device."""
+"""Random augmentation of training images, a whole batch at once, on any device."""
 
 import math
 from dataclasses import dataclass
@@ -11,36 +11,37 @@ from torch import Tensor
 # Shape letters: B images, C channels, H rows, W columns, K functions on the image's plane.
 
 WAVES = 4
-"""The bend is a sum of cosines of 0 .. WAVES - 1 half waves each way."""
+"""The bend is a sum of cosines with 0 .. WAVES - 1 half waves in each direction."""
 
 
 @dataclass(frozen=True)
 class GlyphAugmentation:
-    """Shift, scale, rotate, shear and bend; blur; thicken or thin; fade; add noise.
+    """Shifts, scales, rotates, shears and bends; blurs; thickens or thins; fades; adds noise.
 
-    Each range grows in proportion to `strength`, and at 0 the images come back as they are. Black
-    is the paper and flows in at the borders. Images are float32 in [0, 1], and so is the result.
+    Each range grows in proportion to `strength`; with 0 images are unchanged. Black is the paper
+    and fills the borders. Images are float32 in [0, 1], and so is the result.
     """
 
     strength: float
     shift: float = 0.12
-    """Largest, as a share of half the image's side."""
+    """Largest shift, as a share of half the image's side."""
     scale: float = 0.15
-    """Largest, natural logarithm; each axis has its own half of it."""
+    """Largest scale as a natural logarithm, common to both axes; up to half as much stretches one
+    axis and shrinks the other."""
     rotation: float = 0.12
-    """Largest, radians."""
+    """Largest angle, radians."""
     shear: float = 0.15
-    """Largest, tangent."""
+    """Largest shear, as a tangent."""
     bend: float = 0.02
     """Standard deviation of each wave, as a share of half the image's side."""
     blur: float = 0.25
     """Largest share that a pixel gives to each of its neighbours; rows and columns differ."""
     thickness: float = 0.2
-    """Largest shift of the grey levels: up fills strokes, down wears them."""
+    """Largest shift of the grey levels: upward fills strokes, downward thins them."""
     fade: float = 0.3
     """Largest loss of contrast."""
     noise: float = 0.1
-    """Largest standard deviation."""
+    """Largest standard deviation of the noise."""
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if self.strength == 0:
@@ -55,7 +56,8 @@ class GlyphAugmentation:
         return images.addcmul_(grain, sigma).clamp_(0, 1)
 
     def _grid(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Where each pixel comes from, [B, H, W, 2]: linear in the functions of the plane."""
+        """The source position of each pixel, [B, H, W, 2], as a linear combination of
+        `plane_functions`."""
         batch, _, height, width = images.shape
         device, s = images.device, self.strength
         u = torch.rand(batch, 6, generator=generator, device=device).mul_(2).sub_(1).mul_(s)
@@ -89,7 +91,8 @@ class GlyphAugmentation:
         return F.conv2d(rows, kernels, padding=1, groups=batch * channels).view_as(images)
 
     def _restroked(self, images: Tensor, uniform_B2: Tensor) -> Tensor:
-        """Grey levels stretched from one end until they fill or wear the strokes, then faded."""
+        """Stretches grey levels from one end, which thickens or thins the strokes, then fades
+        them."""
         level_B = (2 * uniform_B2[:, 0] - 1) * min(self.thickness * self.strength, 0.45)
         slope_B = 1 / (1 - 2 * level_B.abs())
         # Paper stays 0 and full ink stays 1: level > 0 lifts the greys, level < 0 lowers them.
@@ -101,16 +104,16 @@ class GlyphAugmentation:
 
 @dataclass(frozen=True)
 class CropAndFlip:
-    """A crop of the image's size out of the image with a margin, and a mirror image half the time.
+    """Crops the image's size out of the padded image, and mirrors it half of the time.
 
-    The margin and the mirror's chance grow in proportion to `strength`.
+    The margin and the chance of mirroring grow in proportion to `strength`.
     """
 
     strength: float
     margin: float = 0.125
     """Black margin on each side, as a share of the image's side."""
     mirror: float = 0.5
-    """Chance."""
+    """Chance of mirroring."""
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if self.strength == 0:
@@ -123,7 +126,7 @@ class CropAndFlip:
             for uniform_B, pad in zip(uniform_3B, pads, strict=False)
         )
         padded = F.pad(images, (pads[1], pads[1], pads[0], pads[0]))
-        # Every crop as a view, [B, C, tops, lefts, H, W]: indexing it copies whole rows.
+        # All crops as a view, [B, C, tops, lefts, H, W]; indexing it copies whole rows.
         crops = padded.unfold(2, height, 1).unfold(3, width, 1)
         cropped = crops[torch.arange(batch, device=images.device), :, top_B, left_B]
         mirrored_B = uniform_3B[2] < min(self.mirror * self.strength, 0.5)
@@ -132,7 +135,7 @@ class CropAndFlip:
 
 @lru_cache(maxsize=8)
 def plane_functions(height: int, width: int, device: torch.device) -> Tensor:
-    """x, y, 1 and cosines on the pixels' centres, in grid_sample's coordinates: [K, H * W]."""
+    """x, y, 1 and cosines at the pixels' centres, in grid_sample's coordinates: [K, H * W]."""
     y, x = torch.meshgrid(_centres(height), _centres(width), indexing="ij")
     waves = [
         torch.cos(math.pi / 2 * i * (y + 1)) * torch.cos(math.pi / 2 * j * (x + 1))

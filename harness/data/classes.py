@@ -1,4 +1,4 @@
-"""The class folders of train/ and val/: the same, and as many as the config says."""
+"""Checks the class folders of train/ and val/: both the same, and as many as the config says."""
 
 import os
 import unicodedata
@@ -15,9 +15,9 @@ PARTS = ("train", "val")
 def common_classes(
     root: Path, num_classes: int, left_out: Mapping[str, Counter[str]]
 ) -> list[bytes]:
-    """The folders' names in the order of their bytes. Counts other entries in `left_out[part]`.
+    """The class folders' names, sorted by their bytes. Counts other entries in `left_out[part]`.
 
-    Raises UserError where they cannot be `num_classes` classes of both parts.
+    Raises UserError if they are not the same `num_classes` classes in both parts.
     """
     train, val = (_class_folders(root, part, left_out[part]) for part in PARTS)
     for part, names in zip(PARTS, (train, val), strict=True):
@@ -26,12 +26,12 @@ def common_classes(
         raise UserError(_differing(root, set(train), set(val)))
     if len(train) < 2:
         raise UserError(
-            f"{root / 'train'} holds one class folder, {shown(train[0])}; a classifier needs at "
+            f"{root / 'train'} has one class folder, {shown(train[0])}; a classifier needs at "
             f"least two, each directly in train/ and val/"
         )
     if len(train) != num_classes:
         raise UserError(
-            f"{root / 'train'} has {len(train)} class folders, data.num_classes is "
+            f"{root / 'train'} has {len(train)} class folders, but data.num_classes is "
             f"{num_classes}; set data.num_classes={len(train)}"
         )
     return train
@@ -43,14 +43,14 @@ def _class_folders(root: Path, part: str, left_out: Counter[str]) -> list[bytes]
         found = [shown(entry.name) for entry in visible(os.fsencode(root))]
         held = ", ".join(found[:4]) + (" ..." if len(found) > 4 else "")
         raise UserError(
-            f"there is no folder {folder}; data.root must hold train/ and val/, it holds "
-            f"{held or 'nothing'}"
+            f"there is no folder {folder}; data.root must contain train/ and val/, but it "
+            f"contains {held or 'nothing'}"
         )
     names = class_folders(str(folder), left_out)
     if not names:
         others = f", but {left_out.total():,} other entries" if left_out else ""
         raise UserError(
-            f"{folder} holds no class folder{others}; put the images of each class into a "
+            f"{folder} has no class folder{others}; put the images of each class into a "
             f"folder {folder}/CLASS"
         )
     return names
@@ -62,7 +62,7 @@ def _check_lookalikes(folder: Path, names: list[bytes]) -> None:
         twin = first_of.setdefault(_composed(name), name)
         if twin != name:
             raise UserError(
-                f"{folder} holds two classes that look the same: {_difference(twin, name)}; "
+                f"{folder} has two classes that look the same: {_difference(twin, name)}; "
                 f"merge or rename them"
             )
 
@@ -101,10 +101,10 @@ def _trimmed(name: bytes) -> str:
 
 
 def _difference(first: bytes, second: bytes) -> str:
-    """Two names that a person takes for one, and why they are not."""
+    """Describes how two names differ that look the same to a person."""
     names = f"{shown(first)!a} and {shown(second)!a}"
     if _composed(first) == _composed(second):
         return f"{names} are the same letters, composed differently (Unicode NFC and NFD)"
     if _small(first) == _small(second):
         return f"{names} differ in upper and lower case"
-    return f"{names} differ in blanks"
+    return f"{names} differ in spaces"

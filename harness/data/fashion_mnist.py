@@ -1,4 +1,4 @@
-"""Fashion-MNIST, or any set of four idx files named as its are, compressed or not."""
+"""Fashion-MNIST, or any set of four idx files with its names, compressed or not."""
 
 import gzip
 import math
@@ -27,8 +27,8 @@ def open_fashion_mnist(config: DataConfig) -> Dataset:
     root = required_root(config)
     if config.num_classes != NUM_CLASSES:
         raise UserError(
-            f"Fashion-MNIST has {NUM_CLASSES} classes, data.num_classes is {config.num_classes}; "
-            f"set data.num_classes={NUM_CLASSES}"
+            f"Fashion-MNIST has {NUM_CLASSES} classes, but data.num_classes is "
+            f"{config.num_classes}; set data.num_classes={NUM_CLASSES}"
         )
     return Dataset(
         num_classes=NUM_CLASSES,
@@ -41,24 +41,26 @@ def open_fashion_mnist(config: DataConfig) -> Dataset:
 
 
 def read_idx(path: Path, magic: int) -> Tensor:
-    """The unsigned bytes of an idx file, in its shape; gzip where the name ends so."""
+    """The unsigned bytes of an idx file, in its shape; unpacked if the name ends in .gz."""
     try:
         packed = path.read_bytes()
         content = gzip.decompress(packed) if path.suffix == ".gz" else packed
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot read {path}: {error}; fetch it again") from error
+        raise UserError(f"cannot read {path}: {error}; download it again") from error
     dimensions = magic & 0xFF
     length = 4 * (1 + dimensions)
     header = np.frombuffer(content[:length].ljust(length, b"\0"), ">u4")
     if len(content) < length or header[0] != magic:
         raise UserError(
-            f"{path} is no idx file of {dimensions} dimensions: it starts with "
-            f"{content[:4].hex()}, not {magic:08x}; fetch it again"
+            f"{path} is not an idx file of {dimensions} dimensions: it starts with "
+            f"{content[:4].hex()}, not {magic:08x}; download it again"
         )
     shape = tuple(int(side) for side in header[1:])
     values = np.frombuffer(content[length:], np.uint8)
     if len(values) != math.prod(shape):
-        raise UserError(f"{path} has {len(values)} values, its header says {shape}; fetch it again")
+        raise UserError(
+            f"{path} has {len(values)} values, its header says {shape}; download it again"
+        )
     return torch.from_numpy(values.reshape(shape).copy())
 
 
@@ -83,10 +85,10 @@ def _open_part(root: Path, part: str, image_size: int) -> ArraySource | ResizedS
     if len(images) != len(labels) or not images.numel():
         raise UserError(
             f"{images_path} has {len(images)} images and {labels_path} {len(labels)} labels; "
-            f"fetch both again"
+            f"download both again"
         )
     if labels.max() >= NUM_CLASSES:
-        raise UserError(f"{labels_path} has a label {labels.max()}, above 9; fetch it again")
+        raise UserError(f"{labels_path} has a label {labels.max()}, above 9; download it again")
     source = ArraySource(images[:, None], labels.long())
     same = images.shape[1:] == (image_size, image_size)
     return source if same else ResizedSource(source, image_size)
@@ -96,4 +98,4 @@ def _find(root: Path, name: str) -> Path:
     for path in (root / name, root / f"{name}.gz"):
         if os.path.isfile(path):
             return path
-    raise UserError(f"{root} holds neither {name} nor {name}.gz; set data.root to their folder")
+    raise UserError(f"{root} contains neither {name} nor {name}.gz; set data.root to their folder")

@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 def open_image_folder(config: DataConfig) -> Dataset:
     """RGB images of the tree at `data.root`; classes are the folders of train/, in sorted order."""
     root = required_root(config)
-    # One line of Pillow for each odd but readable file would bury everything else.
+    # A warning of Pillow for each odd but readable file would bury everything else.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     left_out: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
     classes = common_classes(root, config.num_classes, left_out)
@@ -56,7 +56,7 @@ def open_image_folder(config: DataConfig) -> Dataset:
 
 
 def required_root(config: DataConfig) -> Path:
-    """The folder `data.root`, or UserError."""
+    """The folder `data.root`. Raises UserError if there is none."""
     if config.root is None:
         raise UserError(f"data.dataset={config.dataset} reads a folder; set data.root to it")
     root = Path(config.root)
@@ -68,12 +68,14 @@ def required_root(config: DataConfig) -> Path:
 class Decoders:
     """Threads that decode images, shared by the parts of a data set.
 
-    They start with the first image, as many as torch computes with then: a rank's share of the
-    machine's cores. Two parts may use them at the same time; who asks first is served first.
+    They start with the first image; their number is torch's number of threads at that time, a
+    rank's share of the machine's cores. Two parts may use them at the same time, first come, first
+    served.
     """
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """The function of each item, in order. It should let other threads run, as Pillow does."""
+        """Applies the function to each item, in order. It should release the GIL, as Pillow
+        does."""
         return list(self._pool.map(function, items))
 
     @cached_property
@@ -82,7 +84,7 @@ class Decoders:
 
 
 class ImageFiles:
-    """Image files, decoded when they are asked for: RGB, the middle square, resized."""
+    """Image files that are decoded on demand: RGB, the middle square, resized."""
 
     def __init__(
         self,

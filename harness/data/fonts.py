@@ -1,4 +1,4 @@
-"""Where the fonts lie, which of them training may see, and which characters they have."""
+"""The fonts: where they are, which of them training may use, and their characters."""
 
 import hashlib
 import os
@@ -41,7 +41,7 @@ UNSEEN_DESIGN = (NOTO_SERIF,)
 
 @dataclass(frozen=True)
 class FontFile:
-    """A font by what is in it: copies of one file under several names are one font."""
+    """A font identified by its content: copies of a file under several names are one font."""
 
     path: Path
     sha256: str
@@ -53,13 +53,13 @@ class FontFile:
                 return cls(path, hashlib.file_digest(file, "sha256").hexdigest())
         except OSError as error:
             raise UserError(
-                f"cannot read the font {path}: {error.strerror}; mend or remove it"
+                f"cannot read the font {path}: {error.strerror}; fix or remove it"
             ) from error
 
 
 @dataclass(frozen=True)
 class FontSets:
-    """Fonts by what they are for; none is trained on and validated on."""
+    """Fonts by their use; no font is used both for training and for validation."""
 
     train: tuple[FontFile, ...]
     unseen_design: tuple[FontFile, ...]
@@ -67,14 +67,14 @@ class FontSets:
 
     @property
     def validation(self) -> dict[str, tuple[FontFile, ...]]:
-        """By the name of the validation set, the primary one first."""
+        """Fonts by the name of their validation set, the primary one first."""
         return {"unseen_design": self.unseen_design, "unseen_weight": self.unseen_weight}
 
 
 def find_fonts(train: Sequence[str] = (), validation: Sequence[str] = ()) -> FontSets:
-    """The packaged fonts, with further files or folders for training and as unseen designs.
+    """The packaged fonts, plus files or folders for training and for unseen designs.
 
-    Raises UserError where one is missing, or is to be trained on and validated on.
+    Raises UserError if a font is missing, or is used for training and for validation.
     """
     _require_packages((*TRAIN, *UNSEEN_DESIGN, *UNSEEN_WEIGHT))
     sets = FontSets(
@@ -88,14 +88,15 @@ def find_fonts(train: Sequence[str] = (), validation: Sequence[str] = ()) -> Fon
     for font in (*sets.unseen_design, *sets.unseen_weight):
         if font.sha256 in trained:
             raise UserError(
-                f"the font {font.path} is for validation and is also trained on as "
+                f"the font {font.path} is used for validation, but also for training, as "
                 f"{trained[font.sha256]}; take it out of data.train_fonts or data.validation_fonts"
             )
     return sets
 
 
 def require_characters(path: Path, characters: str) -> None:
-    """Raises UserError where the font lacks one of them (it would draw the same empty box)."""
+    """Raises UserError if the font lacks one of the characters (it would draw the same empty
+    box)."""
     try:
         with TTFont(path, lazy=True, fontNumber=0) as font:
             known = font.getBestCmap() or {}
@@ -125,7 +126,7 @@ def _is_installed(font: PackagedFont) -> bool:
 def _file_of(font: PackagedFont) -> Path:
     spec = find_spec(font.module)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"the package {font.distribution} is not there; pip install it")
+        raise UserError(f"the package {font.distribution} is not installed; pip install it")
     return Path(spec.submodule_search_locations[0]) / font.file
 
 
@@ -139,7 +140,7 @@ def _expand(names: Sequence[str], key: str) -> list[Path]:
             found = [path] if os.path.isfile(path) else []
         if not found:
             raise UserError(
-                f"{key} names {name}, which is no font file and no folder of "
+                f"{key} names {name}, which is neither a font file nor a folder of "
                 f"{', '.join(sorted(SUFFIXES))} files; correct the path"
             )
         files += found

@@ -1,4 +1,4 @@
-"""Printed Chinese characters, rendered once from fonts; judged on fonts never trained on."""
+"""Printed Chinese characters, rendered from fonts; validated on fonts that are never trained on."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -20,10 +20,10 @@ from harness.errors import UserError
 
 CHANNELS = 1
 RENDERER_VERSION = 1
-"""Goes up whenever the same font would give other pixels."""
+"""Version of the rendering; incremented whenever the same font would give other pixels."""
 
 EM_SHARE = 0.875
-"""Side of the em square as a share of the image's: leaves a margin for the augmentation."""
+"""Side of the em square as a share of the image's side; leaves a margin for augmentation."""
 
 COMPARED_CHARACTERS = 200
 SAME_SHARE = 0.2
@@ -36,11 +36,12 @@ UNIFIED = range(0x4E00, 0x9FA5 + 1)
 
 
 def characters(count: int) -> str:
-    """The first `count`: GB2312 level 1 (to 3,755), level 2 (to 6,763), other CJK (to 20,902)."""
+    """The first `count` characters: GB2312 level 1 (to 3,755), level 2 (to 6,763), other CJK (to
+    20,902)."""
     ordered = _all_characters()
     if count > len(ordered):
         raise UserError(
-            f"data.dataset=glyphs has {len(ordered)} characters, data.num_classes is {count}; "
+            f"data.dataset=glyphs has {len(ordered)} characters, but data.num_classes is {count}; "
             f"lower it"
         )
     return ordered[:count]
@@ -48,7 +49,7 @@ def characters(count: int) -> str:
 
 @cache
 def _all_characters() -> str:
-    # The last cells of level 1 are empty: nothing decodes there.
+    # The last cells of level 1 are empty and decode to nothing.
     listed = "".join(
         bytes([row, column]).decode("gb2312", "ignore")
         for row in (*LEVEL_1_ROWS, *LEVEL_2_ROWS)
@@ -60,8 +61,8 @@ def _all_characters() -> str:
 def open_glyphs(config: DataConfig) -> Dataset:
     """Characters as white ink (255) on black (0), one channel; `num_classes` images per font.
 
-    Validation: `unseen_design` (serif, where training saw sans) and `unseen_weight` (a weight that
-    lies between those trained on).
+    The validation sets are `unseen_design` (serif, while training has sans) and `unseen_weight` (a
+    weight between those of training).
     """
     fonts = find_fonts(config.train_fonts, config.validation_fonts)
     train = _rendered(fonts.train, config)
@@ -91,7 +92,7 @@ def _source(fonts: Sequence[FontFile], pixels_FCHW: Tensor) -> ArraySource:
 
 
 def _rendered(fonts: Sequence[FontFile], config: DataConfig) -> Tensor:
-    """uint8 [fonts, classes, size, size]."""
+    """The rendered characters, uint8 [fonts, classes, size, size]."""
     text, size = characters(config.num_classes), config.image_size
     versions = (RENDERER_VERSION, features.version("freetype2"))
     parts = (versions, text, size, [font.sha256 for font in fonts])
@@ -131,7 +132,8 @@ def render(path: Path, text: str, size: int) -> np.ndarray:
 
 
 def _paste_centred(image: np.ndarray, ink: np.ndarray) -> None:
-    """Ink larger than the image loses its outermost rows and columns."""
+    """Pastes ink into the middle of an image; ink larger than the image loses its outermost rows
+    and columns."""
     source, target = [], []
     for room, length in zip(image.shape, ink.shape, strict=True):
         start = (room - length) // 2
@@ -146,7 +148,11 @@ def _require_unseen(
     unseen: Sequence[FontFile],
     unseen_pixels: Tensor,
 ) -> None:
-    """The same design is sold under several names, in files that differ: compare what they draw."""
+    """Raises UserError if a validation font draws the same as a training font.
+
+    The same design is sold under several names, in files that differ, so what they draw is
+    compared.
+    """
     for (seen, seen_CHW), (new, new_CHW) in product(
         zip(train, train_pixels[:, :COMPARED_CHARACTERS], strict=True),
         zip(unseen, unseen_pixels[:, :COMPARED_CHARACTERS], strict=True),

@@ -1,4 +1,4 @@
-"""What a data set is: images by index, what validates them, how training alters them."""
+"""Data sets: images by index, validation sets, and the augmentation of training images."""
 
 import hashlib
 import threading
@@ -14,12 +14,12 @@ from harness.errors import UserError
 
 @dataclass(frozen=True)
 class Part:
-    """Something that images are made from, by which two copies of a data set are compared."""
+    """One ingredient of the images, by which two copies of a data set are compared."""
 
     of: str
-    """A class, or a file that has many images."""
+    """The class, or the file with many images, that it belongs to."""
     item: str
-    """One file with its size, or a digest of what is in it."""
+    """A file with its size, or a digest of its content."""
 
 
 class ImageSource(Protocol):
@@ -36,58 +36,59 @@ class ImageSource(Protocol):
         """Images uint8 [B, channels, height, width] and labels int64 [B] at int64 `indices` [B].
 
         Both are new tensors on the CPU. May be called from another thread than the one that made
-        the source, but from one thread at a time.
+        the source, but only from one thread at a time.
         """
         ...
 
     def parts(self) -> Iterator[Part]:
-        """What the images are made from, in order; nothing where the config says it all."""
+        """What the images are made from, in order; nothing if the config determines them."""
         ...
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images to learn from and to be judged by."""
+    """Images for training and for validation."""
 
     num_classes: int
     channels: int
     image_size: int
     train: ImageSource
     validation: Mapping[str, ImageSource]
-    """Sets never trained on, by name; the first is the primary one."""
+    """Sets that are never trained on, by name; the first is the primary one."""
     augment: Callable[[Tensor, torch.Generator], Tensor]
-    """Training's alteration of float images in [0, 1], [B, channels, height, width] on any device,
-    drawn from a generator of that device. May reuse the memory it is given."""
+    """The augmentation of float images in [0, 1], [B, channels, height, width] on any device, drawn
+    from a generator of that device. It may reuse the memory of its input."""
     class_names: tuple[str, ...] = ()
-    """Of the labels 0, 1, ..., where classes have names."""
+    """The names of the labels 0, 1, ..., if classes have names."""
     notes: tuple[str, ...] = ()
-    """What was found while it was opened and the user should know, one line each."""
+    """Notes for the user from opening the data set, one line each."""
 
     def __post_init__(self) -> None:
-        """Raises UserError for a set without images or with labels that are no class."""
+        """Raises UserError for a set without images, or with labels outside the classes."""
         for name, source in {"train": self.train, **self.validation}.items():
             labels = source.labels
             if not len(labels):
-                raise UserError(f"the data set's {name} part holds no image; add some")
+                raise UserError(f"the data set's {name} part has no images; add some")
             low, high = int(labels.min()), int(labels.max())
-            # A label of another class lies on no slice: its loss would fall without a word.
+            # A label outside the classes would be on no slice: its images would silently have a
+            # wrong loss.
             if low < 0 or high >= self.num_classes:
                 raise UserError(
-                    f"the data set's {name} part has labels from {low} to {high}, labels of "
+                    f"the data set's {name} part has labels from {low} to {high}, but labels of "
                     f"data.num_classes={self.num_classes} go from 0 to {self.num_classes - 1}; "
                     f"correct the labels or data.num_classes"
                 )
 
 
 class ArraySource:
-    """Images that lie in one array, in memory or mapped from a file."""
+    """Images in one array, in memory or mapped from a file."""
 
     def __init__(
         self, images: Tensor, labels: Tensor, parts: tuple[Part, ...] | None = None
     ) -> None:
         """`images` uint8 [N, channels, height, width], `labels` int64 [N].
 
-        `parts`: what they were made from, where that is known without reading all of them.
+        `parts` says what they were made from, if that is known without reading all of them.
         """
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images have {len(labels)} labels")
@@ -110,7 +111,7 @@ class ArraySource:
 
 
 class WrappedSource:
-    """Another source's labels and parts; how images are read is a subclass's."""
+    """A source with the labels and parts of another one; subclasses define how images are read."""
 
     def __init__(self, source: ImageSource) -> None:
         self._source = source
@@ -127,7 +128,7 @@ class WrappedSource:
 
 
 class OneAtATime(WrappedSource):
-    """A source that threads may read at once: they take turns."""
+    """A source that several threads may read: they take turns."""
 
     def __init__(self, source: ImageSource) -> None:
         super().__init__(source)

@@ -1,4 +1,4 @@
-"""Batches on their device: read within the step on a CPU, by a thread and side stream for a GPU."""
+"""Batches on their device: read in the step on a CPU, by a thread and a side stream on a card."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.data.images import Dataset, ImageSource
-from harness.data.shares import Shares, evaluation_share
+from harness.data.shares import BatchSplit, evaluation_share
 from harness.seeding import seeded_generator
 
 MEAN, DEVIATION = 0.5, 0.5
@@ -22,7 +22,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Images in [0, 1] -> in [-1, 1], as the backbone takes them; in place."""
+    """Maps images from [0, 1] to [-1, 1], as the backbone takes them; in place."""
     return images.sub_(MEAN).div_(DEVIATION)
 
 
@@ -40,7 +40,7 @@ class Augmentation:
 
 def train_batches(
     dataset: Dataset,
-    shares: Shares,
+    shares: BatchSplit,
     *,
     augmentation: Augmentation | None,
     device: torch.device,
@@ -49,8 +49,8 @@ def train_batches(
 ) -> Generator[Batch, None, None]:
     """Endless micro-batches from `start` on: float32 images [B, C, H, W], labels [B].
 
-    For a GPU, a thread keeps up to `prefetch` of them ready, copied and augmented on a side stream;
-    with 0, and for a CPU, they are read within the step. Errors in the thread are raised here.
+    For a card, a thread keeps up to `prefetch` of them ready, copied and augmented on its own
+    stream. With 0, or on a CPU, they are read in the step. Errors of the thread are raised here.
     Closing the iterator ends the thread.
     """
 
@@ -74,7 +74,7 @@ def evaluation_batches(
     device: torch.device,
     limit: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """This rank's images, labels and whether each counts; all ranks get as many batches."""
+    """This rank's images, labels and validity, in the same number of batches on every rank."""
     for indices, valid in evaluation_share(len(source), rank, world_size, batch_size, limit):
         images, labels = _moved(source.read(indices), device)
         yield normalise(images.float().div_(255)), labels, valid.to(device)
@@ -82,7 +82,7 @@ def evaluation_batches(
 
 def _made_batches(
     source: ImageSource,
-    shares: Shares,
+    shares: BatchSplit,
     device: torch.device,
     augmented: Callable[[Tensor, int], Tensor],
     start: int,
@@ -123,14 +123,15 @@ def _ready_on_card(
         for images, labels, done in batches:
             current = torch.cuda.current_stream(device)
             current.wait_event(done)
-            # The side stream owns their memory and must not reuse it before this one is done.
+            # The side stream owns their memory and must not reuse it before the current stream is
+            # done.
             images.record_stream(current)
             labels.record_stream(current)
             yield images, labels
 
 
 class _Failed:
-    """The error that the reading thread raised."""
+    """An error raised in the reading thread."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -140,7 +141,7 @@ _ENDED = object()
 
 
 def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
-    """The same items, up to `depth` of which a thread makes ahead.
+    """The same items, up to `depth` of them prepared ahead by a thread.
 
     The thread starts with the first item and ends, at the latest, when the iterator is closed. An
     error in the thread is raised here with its own traceback.

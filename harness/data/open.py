@@ -1,4 +1,4 @@
-"""From the config's words to a data set."""
+"""Opens the data set that the config names."""
 
 from harness.config import DataConfig
 from harness.data import fashion_mnist, folder, glyphs, synthetic
@@ -23,13 +23,13 @@ CHANNELS = {
 
 
 def open_dataset(config: DataConfig) -> Dataset:
-    """The data set that the config names. Communicates nothing.
+    """The data set that the config names. Does not communicate.
 
-    Raises UserError for whatever is missing or does not fit.
+    Raises UserError for anything that is missing or does not fit.
     """
     return OPENERS[config.dataset](config)
 
 
 def channels_of(config: DataConfig) -> int:
-    """Channels of the images of the data set that the config names, without opening it."""
+    """Channels of the images of the data set that the config names, found without opening it."""
     return CHANNELS[config.dataset]

@@ -1,4 +1,4 @@
-"""Images prepared once, kept in one file, mapped into every process that reads them."""
+"""Prepared images in one file, mapped into memory by every process that reads them."""
 
 import fcntl
 import json
@@ -26,17 +26,17 @@ READ_BYTES = 1 << 20
 def cached_pixels(
     path: Path, shape: tuple[int, ...], render: Callable[[], Iterable[np.ndarray]]
 ) -> Tensor:
-    """The uint8 array of `shape` in the file `path`, which `render` fills where it is missing.
+    """The uint8 array of `shape` in the file `path`, which `render` fills if it is missing.
 
-    `render` gives the array's bytes in order, in parts. Of the processes of one machine one writes
-    and the others wait; a reader never sees an unfinished file, whatever happens to the writer.
+    `render` yields the array's bytes in order, in parts. One process of a machine writes while the
+    others wait; a reader never sees an unfinished file, whatever happens to the writer.
 
-    Raises UserError for a damaged file and for a folder that cannot be written.
+    Raises UserError for a damaged file or a folder that cannot be written.
     """
     if not os.path.exists(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # The kernel releases this lock with the process that holds it, however that ends.
+            # The kernel releases this lock when the process that holds it ends, in whatever way.
             with (path.parent / ".lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 if not os.path.exists(path):
@@ -44,16 +44,16 @@ def cached_pixels(
         except OSError as error:
             raise UserError(
                 f"cannot prepare the images in {path.parent}: {error}; "
-                f"mend it or set data.cache to another folder"
+                f"fix it or set data.cache to another folder"
             ) from error
     _check(path, shape)
-    # "c": changes stay private; torch takes no read-only memory.
+    # "c": changes stay private, since torch does not take read-only memory.
     return torch.from_numpy(np.memmap(path, np.uint8, mode="c", offset=HEADER_BYTES, shape=shape))
 
 
 def _write(path: Path, shape: tuple[int, ...], render: Callable[[], Iterable[np.ndarray]]) -> None:
-    # Several machines may share the folder, where a lock is not always seen by the others: the
-    # host's name keeps their partial files apart, and renaming makes the last one win.
+    # Several machines may share the folder, and a lock is not always seen by the others. The host's
+    # name keeps their partial files apart, and the last rename wins.
     partial = path.with_name(f"{path.name}.{socket.gethostname()}.partial")
     logger.info("preparing %s", path)
     try:
@@ -87,7 +87,7 @@ def _check(path: Path, shape: tuple[int, ...]) -> None:
             header = file.read(HEADER_BYTES)
             checksum = _checksum(file)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; mend or delete it") from error
+        raise UserError(f"cannot read {path}: {error.strerror}; fix or delete it") from error
     if header != _header(shape, checksum):
         raise _damaged(path, "its contents do not match its checksum")
 

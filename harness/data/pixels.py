@@ -1,14 +1,14 @@
-"""Any image file that Pillow opens becomes upright 8-bit RGB, right in brightness, by one rule.
+"""Turns any image file that Pillow opens into upright 8-bit RGB with the right brightness.
 
 * Grey of 16 or 12 bits keeps its highest 8 bits: brightness follows from what the file declares,
   never from the range that one image happens to use.
-* Floats are brightness from 0 to 1. Other floats, and integers of 32 bits or with a sign, declare
-  no range that says what is white: they are refused.
-* What is transparent lies over white.
+* Floats must be brightness from 0 to 1. Other floats, and integers of 32 bits or with a sign,
+  declare no range that would define white: they are refused.
+* Transparent pixels are blended over white.
 * Colour spaces (CMYK, YCbCr, LAB, HSV, palettes) become sRGB as Pillow converts them; an embedded
   colour profile is not applied.
-* The EXIF orientation is obeyed in every format, and an EXIF block that cannot be read ignored.
-* Of an animation or a file of several pages, the first image counts.
+* The EXIF orientation is applied in every format; an EXIF block that cannot be read is ignored.
+* Of an animation or a file of several pages, the first image is used.
 """
 
 import os
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 VERSION = 1
-"""Goes up whenever a file would be refused or accepted otherwise than before."""
+"""Version of the rules; incremented whenever a file would be refused or accepted differently."""
 
 ORIENTATION, UPRIGHT = 0x0112, 1
 TURNS = {
@@ -31,12 +31,12 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each EXIF orientation but 1, which is upright."""
+"""The operation that undoes each EXIF orientation except 1, which is upright."""
 
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
-"""TIFF tags."""
+"""Numbers of TIFF tags."""
 WHITE_IS_ZERO, SIGNED = 0, 2
-"""Their values."""
+"""Values of the last two tags."""
 
 LAST_BYTES = {
     "JPEG": b"\xff\xd9",
@@ -44,11 +44,11 @@ LAST_BYTES = {
     "PNG": b"\x00\x00\x00\x00IEND\xaeB`\x82",
     "GIF": b"\x3b",
 }
-"""Which end a whole file has. One with something behind its end is decoded instead."""
+"""The bytes at the end of a complete file. A file with something behind them is decoded instead."""
 
 
 class Undecodable(Exception):
-    """No image comes out of a file; says why, without the file's name."""
+    """Raised if a file gives no image; the message says why, without the file's name."""
 
 
 def middle_square(path: str | Path, size: int) -> np.ndarray:
@@ -57,19 +57,19 @@ def middle_square(path: str | Path, size: int) -> np.ndarray:
     Raises Undecodable.
     """
     try:
-        # Given a name, Pillow maps plain TIFFs into memory, and mixes up the rows of those that
-        # its reader has to turn by a quarter; given an open file, it reads them well.
+        # Given a name, Pillow maps plain TIFFs into memory and mixes up the rows of those that its
+        # reader has to turn by a quarter; given an open file, it reads them correctly.
         with open(path, "rb") as file, Image.open(file) as image:
             return _square(image, size)
-    except Exception as error:  # Pillow's readers raise whatever strange bytes lead them to
+    except Exception as error:  # Pillow raises errors of any type for damaged files
         raise Undecodable(_why(error)) from error
 
 
 def check_file(path: str | Path, size: int) -> None:
-    """As `middle_square`, but decodes only where a look at both ends of the file leaves doubt.
+    """Like `middle_square`, but decodes only if a look at both ends of the file leaves doubt.
 
-    Finds what cannot be opened, has a mode that is refused, or was cut short. Does not find bytes
-    that were altered in the middle of a JPEG, PNG, GIF or WebP file. Raises Undecodable.
+    Finds files that cannot be opened, have a refused mode or were cut short. Does not find bytes
+    altered in the middle of a JPEG, PNG, GIF or WebP file. Raises Undecodable.
     """
     try:
         with open(path, "rb") as file, Image.open(file) as image:
@@ -80,9 +80,10 @@ def check_file(path: str | Path, size: int) -> None:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The image's pixels as 8-bit RGB, by the rule above, as they are stored; may be `image`."""
+    """The image's pixels as 8-bit RGB, by the rules above, in stored orientation; may return
+    `image`."""
     if getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, (1,))[0] == SIGNED:
-        raise ValueError("its integers have a sign, which says nothing of white; save 8 bits")
+        raise ValueError("its integers are signed, which leaves white undefined; save 8 bits")
     if image.mode == "F":
         image = _from_floats(image)
     elif image.mode.startswith("I"):
@@ -95,7 +96,8 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def _square(image: Image.Image, size: int) -> np.ndarray:
     # A JPEG can be decoded at a half, a quarter or an eighth, much faster.
     image.draft("RGB", (size, size))
-    # TIFF's reader turns the pixels itself while it loads, and PNG's mark may follow the pixels.
+    # Loaded before the orientation is read: TIFF's reader turns the pixels while loading, and PNG's
+    # EXIF block may come after the pixels.
     image.load()
     shown, turn = as_rgb(image), TURNS.get(_orientation(image))
     if turn is not None:
@@ -107,12 +109,12 @@ def _square(image: Image.Image, size: int) -> np.ndarray:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, UPRIGHT))
-    except Exception:  # a block of rubbish leads Pillow to errors of every kind
+    except Exception:  # a damaged EXIF block makes Pillow raise errors of any type
         return UPRIGHT
 
 
 def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The largest square in the middle: left, top, right, bottom."""
+    """The largest square in the middle of an image: left, top, right, bottom."""
     width, height = size
     side = min(size)
     left, top = (width - side) // 2, (height - side) // 2
@@ -120,7 +122,7 @@ def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 
 def _from_integers(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits -> L, or LA where one grey is marked as transparent."""
+    """Converts grey of more than 8 bits to L, or LA if one grey is marked as transparent."""
     bits, white_is_zero = 16, False
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         bits = image.tag_v2[BITS_PER_SAMPLE][0]
@@ -139,11 +141,11 @@ def _from_integers(image: Image.Image) -> Image.Image:
 
 def _from_floats(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
-    # Written so that NaN fails it.
+    # Written so that NaN fails the test.
     if not (values.min() >= 0 and values.max() <= 1):
         raise ValueError(
-            f"its floats (mode F) go from {values.min():g} to {values.max():g}, brightness goes "
-            f"from 0 to 1; scale them or save 8 or 16 bits"
+            f"its floats (mode F) go from {values.min():g} to {values.max():g}, but brightness "
+            f"goes from 0 to 1; scale them or save 8 or 16 bits"
         )
     if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
         values = 1 - values
@@ -151,14 +153,15 @@ def _from_floats(image: Image.Image) -> Image.Image:
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    # Premultiplied grey has no direct way to RGBA, and would lose its alpha on Pillow's detour.
+    # Pillow cannot convert premultiplied grey to RGBA directly, and its indirect way loses the
+    # alpha.
     coloured = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     white = Image.new("RGBA", coloured.size, "white")
     return Image.alpha_composite(white, coloured).convert("RGB")
 
 
 def _ends_well(file: BinaryIO, kind: str) -> bool:
-    """Whether the file visibly reaches to the end of its kind; False where it cannot be told."""
+    """Whether the file visibly reaches the end of its format; False if that cannot be seen."""
     here = file.tell()
     length = file.seek(0, os.SEEK_END)
     if kind == "WEBP":
@@ -174,7 +177,7 @@ def _ends_well(file: BinaryIO, kind: str) -> bool:
 
 def _why(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "its content is no image of a kind that Pillow reads"
+        return "its content is not an image that Pillow can read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

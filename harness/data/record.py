@@ -1,4 +1,4 @@
-"""Which files were found readable: 8 bytes each, in a file that all ranks of a host append to."""
+"""A record of files found readable: 8 bytes each, in a file that all ranks of a host append to."""
 
 import fcntl
 import hashlib
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def stamp(*parts: bytes) -> int:
-    """A number of 64 bits for what is on record."""
+    """A 64-bit number that identifies something on record."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -16,9 +16,9 @@ def stamp(*parts: bytes) -> int:
 
 
 class Record:
-    """Stamps that outlive the run. Any damage to the file only makes it know less.
+    """Stamps that outlive the run. Damage to the file only makes it forget some.
 
-    A folder that cannot be written is no error: `problem` says what it was.
+    If the folder cannot be written, `problem` says so and no error is raised.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,7 +31,8 @@ class Record:
         return np.isin(stamps, self._known)
 
     def add(self, stamps: np.ndarray) -> None:
-        """Appends uint64 `stamps`, whole although others append at the same time."""
+        """Appends uint64 `stamps`, in one piece although other processes append at the same
+        time."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
@@ -52,7 +53,7 @@ class Record:
 
     def _failed(self, error: OSError) -> None:
         self.problem = (
-            f"which files are readable cannot be kept in {self.path.parent} "
-            f"({error.strerror}): the next run opens them all again; set data.cache to a folder "
-            f"that can be written"
+            f"the record of readable files cannot be written to {self.path.parent} "
+            f"({error.strerror}): the next run will open all files again; set data.cache to a "
+            f"writable folder"
         )

@@ -1,4 +1,4 @@
-"""Noise with labels, for benchmarks: nothing to learn, nothing to store, nothing to wait for."""
+"""Noise with labels, for benchmarks: nothing to learn, to store or to wait for."""
 
 import math
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from harness.seeding import seeded_generator
 
 CHANNELS = 3
 VALIDATION_SHARE = 16
-"""Training images for one validation image."""
+"""Number of training images per validation image."""
 WINDOWS = 1 << 16
-"""Starts of an image in the pool of noise."""
+"""Number of positions in the pool of noise at which an image can start."""
 
 
 def open_synthetic(config: DataConfig) -> Dataset:
-    """`data.synthetic_images` images of noise; the validation images are others."""
+    """`data.synthetic_images` images of noise, and other ones for validation."""
     count = config.synthetic_images
     return Dataset(
         num_classes=config.num_classes,
@@ -36,11 +36,11 @@ def open_synthetic(config: DataConfig) -> Dataset:
 
 
 class NoiseSource:
-    """Images `first` .. `first` + `count` - 1 of an endless row of noise images.
+    """Images `first` .. `first` + `count` - 1 of an endless sequence of noise images.
 
-    Image i is a function of i alone: a window of one pool of noise, its bytes flipped by a pattern
-    of its own. Labels are spread evenly: any `num_classes` neighbours have every label once, in an
-    order that jumps over the classes.
+    Image i depends on i alone: it is a window of one pool of noise, with its bytes XORed by a
+    pattern that depends on i. Labels are spread evenly: any `num_classes` consecutive images have
+    every label once, in an order that jumps over the classes.
     """
 
     def __init__(self, first: int, count: int, num_classes: int, image_size: int) -> None:
@@ -66,7 +66,8 @@ class NoiseSource:
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         numbers = indices + self._first
         rounds, places = numbers // WINDOWS, numbers % WINDOWS
-        # An odd factor permutes the windows, so that neighbours do not overlap nearly whole.
+        # An odd factor permutes the starts modulo a power of two, so that consecutive images do not
+        # overlap almost entirely.
         starts = places * 40503 % WINDOWS
         pattern = (rounds % 256).to(torch.uint8)
         images = self._windows[starts] ^ pattern[:, None]

@@ -1,4 +1,4 @@
-"""Which files of a folder of class folders are its images, and what was left out."""
+"""Which files in a tree of class folders are images, and which entries are left out."""
 
 import hashlib
 import os
@@ -17,10 +17,11 @@ from harness.errors import UserError
 SUFFIXES = frozenset(
     b"jpg jpeg jpe jfif png apng gif webp bmp dib tif tiff ppm pgm pbm pnm pfm jp2 avif".split()
 )
-"""What images are named, without the dot, in small letters; their content decides what they are."""
+"""File name suffixes of images, without the dot, in lower case; a file's content decides its
+format."""
 NOT_DATA = frozenset((b"__MACOSX", b"@eaDir", b"lost+found"))
-"""Folders that archives, storage servers and file systems add. Beside these, no name counts that
-begins with a dot."""
+"""Folders that archives, storage servers and file systems add. Names that begin with a dot are
+ignored too."""
 KINDS_NAMED = 6
 LONGEST_SUFFIX = 10
 LARGEST = (1 << 63) - 1
@@ -30,13 +31,13 @@ FileIdentity = tuple[int, int]
 
 
 class ImageTree:
-    """The images of root/CLASS/**, in the order of their names' bytes, which no locale changes.
+    """The images of root/CLASS/**, sorted by the bytes of their names, independent of the locale.
 
-    Links to files and folders are followed at every depth. A folder is read once for each class,
-    however many links lead to it, so that no circle of links is endless; a file counts as often as
-    it has a name. A million files take about 60 MB.
+    Links to files and folders are followed at every depth. A folder is read once per class, however
+    many links lead to it, so circular links end; a file counts once for each of its names. A
+    million files take about 60 MB of memory.
 
-    Reading it raises UserError for a folder that cannot be read and for a class without an image.
+    Raises UserError for a folder that cannot be read and for a class without an image.
     """
 
     def __init__(self, root: str, classes: Sequence[bytes]) -> None:
@@ -46,7 +47,7 @@ class ImageTree:
         self._stats = array("q")
         self._counts: list[int] = []
         self.left_out: Counter[str] = Counter()
-        """How many entries count for nothing, by the reason."""
+        """Number of entries left out, by reason."""
         for name in classes:
             self._read_class(name)
 
@@ -58,12 +59,12 @@ class ImageTree:
         return os.fsdecode(os.path.join(self.root, self.name(i)))
 
     def name(self, i: int) -> bytes:
-        """CLASS/.../FILE."""
+        """The file's path below the root: CLASS/.../FILE."""
         return bytes(self._names[self._ends[i - 1] if i else 0 : self._ends[i]])
 
     @property
     def labels(self) -> Tensor:
-        """int64 [files]: classes are numbered in the order in which they were given."""
+        """int64 [files]; classes are numbered in the order in which they were given."""
         return torch.arange(len(self._counts)).repeat_interleave(torch.tensor(self._counts))
 
     @property
@@ -72,9 +73,9 @@ class ImageTree:
         return np.frombuffer(self._stats, np.int64).reshape(-1, 3)
 
     def identity(self) -> str:
-        """A digest that is the same only where two processes see the very same files.
+        """A digest that is equal only if two processes see the very same files.
 
-        Copies have other inodes, files of one shared file system have the same on all hosts.
+        Copies have other inodes; files of a shared file system have the same inodes on all hosts.
         """
         digest = hashlib.sha256()
         for part in (memoryview(self._names), memoryview(self._ends), self.stats.data):
@@ -84,37 +85,39 @@ class ImageTree:
     def _read_class(self, name: bytes) -> None:
         before, left_before = len(self), self.left_out.copy()
         folder = os.path.join(self.root, name)
-        # Links to these would bring in other classes, also from a class that is a link itself.
+        # Links to these folders would bring in other classes, also from a class that is itself a
+        # link.
         entered = {_identity(path) for path in (os.path.dirname(self.root), self.root)}
         for inside, status in _images_below(folder, entered, self.left_out):
             self._names += os.path.join(name, inside)
             self._ends.append(len(self._names))
-            # Some file systems number files by hashes of 64 bits, and an element here has a sign.
+            # Some file systems number files with 64-bit hashes, but elements of this array are
+            # signed.
             number = status.st_ino & LARGEST
             self._stats.extend((number, status.st_size, status.st_mtime_ns))
         self._counts.append(len(self) - before)
         if len(self) == before:
             left = in_words(self.left_out - left_before)
             raise UserError(
-                f"{shown(folder)} holds no image{f' (but {left})' if left else ''}; add some, "
+                f"{shown(folder)} has no images{f' (but {left})' if left else ''}; add some, "
                 f"named {', '.join(sorted('.' + kind.decode() for kind in SUFFIXES))}, or remove "
                 f"the class from train/ and val/"
             )
 
 
 def class_folders(root: str, left_out: Counter[str]) -> list[bytes]:
-    """Names of the folders in `root` that are classes, in the order of their bytes."""
+    """Names of the class folders in `root`, sorted by their bytes."""
     names = []
     for entry in visible(os.fsencode(root)):
         if _is_folder(entry):
             names.append(entry.name)
         else:
-            left_out["entries outside of the class folders"] += 1
+            left_out["entries outside the class folders"] += 1
     return names
 
 
 def shown(name: bytes) -> str:
-    """A name for people, and for digests: one line, whatever its bytes are."""
+    """A name for people and for digests: one line, whatever its bytes are."""
     text = name.decode("utf-8", "backslashreplace")
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
@@ -123,7 +126,7 @@ def shown(name: bytes) -> str:
 
 
 def in_words(left_out: Counter[str]) -> str:
-    """`files of type .heic (12), broken links (1)`; empty where there is nothing."""
+    """E.g. `files of type .heic (12), broken links (1)`; "" if nothing was left out."""
     kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))
     if len(kinds) > KINDS_NAMED:
         kinds[KINDS_NAMED:] = [("others", sum(count for _, count in kinds[KINDS_NAMED:]))]
@@ -133,7 +136,8 @@ def in_words(left_out: Counter[str]) -> str:
 def _images_below(
     folder: bytes, entered: set[FileIdentity], left_out: Counter[str]
 ) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Names relative to `folder`, in order. Adds every folder that it reads to `entered`."""
+    """Image names relative to `folder`, in order, with their status. Adds every folder read to
+    `entered`."""
     # A stack, not recursion: folders may be nested deeper than Python's calls.
     waiting: list[tuple[bytes, os.DirEntry[bytes] | None]] = [(b"", None)]
     while waiting:
@@ -142,10 +146,10 @@ def _images_below(
             path = os.path.join(folder, name)
             identity = _identity(path)
             if identity in entered:
-                left_out["links to folders that were read already"] += 1
+                left_out["links to folders already read"] += 1
                 continue
             if _leads_up(path):
-                left_out["links to folders that hold the class"] += 1
+                left_out["links to folders that contain the class"] += 1
                 continue
             entered.add(identity)
             inside = visible(path)
@@ -157,7 +161,7 @@ def _images_below(
 
 
 def visible(path: bytes) -> list[os.DirEntry[bytes]]:
-    """What a folder holds and a user sees, in the order of the names' bytes."""
+    """The visible entries of a folder, sorted by the bytes of their names."""
     with _readable(path), os.scandir(path) as entries:
         seen = [
             entry
@@ -170,12 +174,13 @@ def visible(path: bytes) -> list[os.DirEntry[bytes]]:
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or through a folder that is closed to this user
+    except OSError:  # a link to itself, or through a folder that this user may not read
         return False
 
 
 def _leads_up(path: bytes) -> bool:
-    """Whether a folder is a link to one above it: to the disk's root, it would read the disk."""
+    """Whether a folder is a link to a folder above it: a link to / would make us read the whole
+    disk."""
     if not os.path.islink(path):
         return False
     target = os.path.realpath(path)
@@ -183,7 +188,7 @@ def _leads_up(path: bytes) -> bool:
 
 
 def _no_image(entry: os.DirEntry[bytes]) -> str | None:
-    """Why the entry, which is no folder, counts for nothing."""
+    """The reason to leave out an entry that is not a folder; None if it is an image."""
     _, dot, suffix = entry.name.lower().rpartition(b".")
     named_so = bool(dot) and suffix in SUFFIXES
     try:
@@ -192,7 +197,7 @@ def _no_image(entry: os.DirEntry[bytes]) -> str | None:
         return "broken links"
     if not named_so:
         kind = dot and 0 < len(suffix) <= LONGEST_SUFFIX
-        return f"files of type .{shown(suffix)}" if kind else "files of no type"
+        return f"files of type .{shown(suffix)}" if kind else "files without a type"
     return (
         None
         if status is not None and stat.S_ISREG(status.st_mode)
@@ -212,5 +217,5 @@ def _readable(folder: bytes) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot read the folder {shown(folder)}: {error.strerror}; mend or remove it"
+            f"cannot read the folder {shown(folder)}: {error.strerror}; fix or remove it"
         ) from error

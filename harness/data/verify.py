@@ -1,8 +1,8 @@
-"""Every image file is opened before the training; those that cannot be read are named together.
+"""Opens every image file before training and reports all unreadable files together.
 
-Ranks that see the very same files share the work: those of a host, and those of all hosts on a
-shared file system. Hosts with copies of their own check them all. What was readable is on record
-in `data.cache`, so that only new and changed files are opened again.
+Ranks that see the very same files share the work: the ranks of one host, or of all hosts with a
+shared file system. Hosts with their own copies each check all of theirs. Files found readable are
+recorded in `data.cache`, so that only new and changed files are opened again.
 """
 
 import hashlib
@@ -28,18 +28,20 @@ from harness.errors import UserError
 from harness.parallel.world import World
 
 ROUND_SECONDS = 1.0
-"""Between two reports of all ranks: for the bar, and because Horovod warns of a silent rank."""
+"""Seconds between two reports of all ranks, for the progress bar and because Horovod warns of a
+silent rank."""
 CHUNK = 128
-"""Files between two looks at the clock."""
+"""Files checked between two looks at the clock."""
 NAMED = 3
-"""Unreadable files in the message; all are listed in a file."""
+"""Unreadable files named in the message; all are listed in a file."""
 
 
 def verify(dataset: Dataset, world: World, config: DataConfig) -> tuple[str, ...]:
     """Raises UserError, on all ranks together, if an image file of the data set cannot be read.
 
-    `config.verify` says how closely they are looked at. Returns what the user should know, one line
-    each. Data sets of other kinds checked theirs when they were opened. Collective over the world.
+    `config.verify` decides how closely files are checked. Returns notes for the user, one line
+    each. Data sets of other kinds check their files when they are opened. Collective over the
+    world.
     """
     sources = [
         source
@@ -48,7 +50,7 @@ def verify(dataset: Dataset, world: World, config: DataConfig) -> tuple[str, ...
     ]
     if config.verify == "none" or not sources:
         return ()
-    # Validation images are read last, when all the work is done: these are decoded before it.
+    # Validation images are read last, when all training is done, so they are decoded now.
     parts = [
         _Part(source, number > 0 or config.verify == "full")
         for number, source in enumerate(sources)
@@ -76,7 +78,7 @@ class _Unreadable:
 
 @dataclass(frozen=True)
 class _Share:
-    """Files of one source that this rank checks: int64 indices, and their uint64 stamps."""
+    """The files of one source that this rank checks: int64 indices, and their uint64 stamps."""
 
     part: "_Part"
     indices: np.ndarray
@@ -84,23 +86,24 @@ class _Share:
 
 
 class _Part:
-    """One source, and how closely its files are looked at."""
+    """One source, and how closely its files are checked."""
 
     def __init__(self, source: ImageFiles, decode: bool) -> None:
         self._source, self._files = source, source.files
         self._check = pixels.middle_square if decode else pixels.check_file
-        # Another version of Pillow, or of the rule, may refuse what this one reads.
+        # Another version of Pillow or of our rule may refuse what this one reads.
         self._salt = f"{self._check.__name__} {pixels.VERSION} {PIL.__version__}".encode()
         self._root = os.path.abspath(source.files.root)
         self.key = hashlib.sha256(self._root).hexdigest()[:16]
         self.identity = source.files.identity()
 
     def stamp(self) -> int:
-        """Of all files as they are now."""
+        """The stamp of all files in their current state."""
         return stamp(self._salt, self._root, self.identity.encode())
 
     def share(self, record: Record, place: int, ranks: int) -> _Share:
-        """Every `ranks`-th file from number `place` on, less those on record."""
+        """This rank's share: every `ranks`-th file from number `place` on, except those on
+        record."""
         own = range(place, len(self._files), ranks)
         if record.knows(np.array([self.stamp()], np.uint64)).all():
             own = own[:0]
@@ -114,7 +117,7 @@ class _Part:
         return _Share(self, np.array(own, np.int64)[new], stamps[new])
 
     def unreadable(self, indices: np.ndarray) -> list[_Unreadable | None]:
-        """What is wrong with each file."""
+        """For each file, what is wrong with it, or None."""
         return self._source.decoders.map(self._problem, indices.tolist())
 
     def _problem(self, i: int) -> _Unreadable | None:
@@ -127,7 +130,7 @@ class _Part:
 
 
 def _check_in_rounds(shares: list[_Share], record: Record, world: World) -> list[_Unreadable]:
-    """What is unreadable of this rank's shares. Collective over the world."""
+    """The unreadable files of this rank's shares. Collective over the world."""
     remaining = sum(len(share.indices) for share in shares)
     work, found = _check(shares, record), list[_Unreadable]()
     quiet = not world.is_first
@@ -148,7 +151,7 @@ def _check_in_rounds(shares: list[_Share], record: Record, world: World) -> list
 
 
 def _check(shares: list[_Share], record: Record) -> Iterator[tuple[int, list[_Unreadable]]]:
-    """Chunk by chunk: how many files were checked, and which of them are unreadable."""
+    """For each chunk, the number of files checked and those that are unreadable."""
     for share in shares:
         for start in range(0, len(share.indices), CHUNK):
             chunk = slice(start, start + CHUNK)

@@ -1,4 +1,4 @@
-"""Nodes step on their own gradients; how far they moved is averaged, late."""
+"""Nodes step on their own gradients; their movements are averaged and applied late."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -11,17 +11,17 @@ from torch import Tensor
 from harness.config import ExchangeConfig
 from harness.exchange.carried import Strip, agree
 from harness.exchange.lateness import Lateness, LatenessMeter
-from harness.exchange.parts import Chunk, Part, apart, mean_values
+from harness.exchange.parts import Chunk, Part, divergence_of, mean_values
 from harness.exchange.wire import Sent
 
 
-class Outer:
-    """Turns mean movements, one at a time, into steps. All nodes make the same ones.
+class OuterNesterov:
+    """The outer optimizer: Nesterov's momentum on the mean movement of all nodes.
 
-    Nesterov's momentum on what all nodes moved on the mean, as DiLoCo's outer optimizer (Douillard
-    et al., "DiLoCo: Distributed Low-Communication Training of Language Models", 2023): the mean
-    movement of a window is taken for a gradient, lr 0.7 and momentum 0.9. lr 1 and momentum 0 leave
-    it as it is.
+    It takes the mean movement of a window for a gradient, as DiLoCo's outer optimizer does
+    (Douillard et al., "DiLoCo: Distributed Low-Communication Training of Language Models", 2023),
+    there with lr 0.7 and momentum 0.9. With lr 1 and momentum 0 a movement is unchanged. All nodes
+    make the same steps.
     """
 
     def __init__(self, lr: float, momentum: float, like: Tensor) -> None:
@@ -30,7 +30,8 @@ class Outer:
         self.velocity = torch.zeros_like(like)
 
     def step(self, movement: Tensor) -> None:
-        """Replaces the mean movement of a window by the step to make, in place."""
+        """Replaces a window's mean movement by the step to make, in place."""
+        # With m the movement: v <- mu v + m; step = lr (m + mu v).
         self.velocity.mul_(self._momentum).add_(movement)
         movement.add_(self.velocity, alpha=self._momentum).mul_(self._lr)
 
@@ -43,15 +44,17 @@ class InFlight:
 
 
 class Averaging:
-    """A node's ranks agree on every micro-batch's gradients and step at once; K steps are a window.
+    """Nodes step alone for a window of K steps and then average how far they moved.
 
-    Once a window each node sends how far its parameters moved since it last did; `delay` windows
-    later it adds `average - what was sent`. So every step is averaged exactly once, and nodes
-    differ by what has not landed yet (and by what a lossy wire has not sent yet). Momentum stays
-    local. The first `synchronous_windows` windows use delay 0.
+    In a node, ranks average the gradients of every micro-batch and step at once. Once per window
+    each node sends how far its parameters moved since it last sent them; `delay` windows later it
+    adds `average - what was sent`. So every step is averaged exactly once, and nodes differ only by
+    what has not landed yet (and by what a lossy wire has not sent yet). Momentum stays local. The
+    first `synchronous_windows` windows use delay 0.
 
-    With several pieces each window sends one of them, in turn: the link is busy evenly, and what is
-    sent lands as soon. `drain` leaves all nodes on the average of their values, equal to the bit.
+    With several pieces each window sends one of them in turn, which loads the link evenly; each
+    piece lands after the same delay. `drain` leaves all nodes on the average of their values, equal
+    to the bit.
     """
 
     passes_per_step = 1
@@ -72,10 +75,10 @@ class Averaging:
         self._in_flight: deque[InFlight] = deque()
         self._steps = first_window * self._passes
         self._drained = first_window
-        """The window from which on what moved has to be sent."""
+        """The window since which movements have to be sent."""
         self._meter = meter or LatenessMeter(0)
 
-    def after_backward(self, last: bool) -> bool:
+    def gradients_ready(self, last: bool) -> bool:
         self._chunk.average_gradients()
         return True
 
@@ -85,12 +88,12 @@ class Averaging:
             self._window_ended(self._steps // self._passes - 1)
         self._chunk.spread_values()
 
-    def averaged(self) -> AbstractContextManager[Tensor | None]:
-        # What is under way cancels out in the mean.
+    def at_mean(self) -> AbstractContextManager[Tensor | None]:
+        # What is in flight cancels out in the mean.
         return mean_values([piece.part for piece in self._pieces], self._chunk)
 
-    def apart(self) -> Callable[[], Tensor]:
-        return apart([piece.part for piece in self._pieces])
+    def divergence_before_drain(self) -> Callable[[], Tensor]:
+        return divergence_of([piece.part for piece in self._pieces])
 
     def drain(self, step: Callable[[], None]) -> None:
         while self._in_flight:
@@ -104,14 +107,16 @@ class Averaging:
         return [strip for piece in self._pieces for strip in piece.carried()]
 
     def agree_on(self, states: Sequence[Tensor]) -> None:
-        # Each node's momentum is of its own gradients; its weights are the mean's from now on.
+        # Each node's momentum comes from its own gradients, but from now on all nodes hold the
+        # mean's weights.
         agree(states, self._pieces[0].part.peers)
 
     def _window_ended(self, window: int) -> None:
-        """Lands what is due, and sends what has moved.
-
-        In this order: what a correction under way is going to take back must not be sent again.
-        """
+        """Lands what is due, and sends what has moved."""
+        # Landing adds one correction to the values and to `_sent_up_to`, so their difference, the
+        # movement to send, never contains it: no movement is sent twice. What is due lands before
+        # the launch, so that its direction can be compared with this window's own movement. With
+        # delay 0 this window's own movement is due, which can only land after its launch.
         delay = 0 if window < self._synchronous_windows else self._delay
         self._land_up_to(window - max(1, delay), window)
         piece = self._pieces[window % len(self._pieces)]
@@ -129,13 +134,15 @@ class Averaging:
         oldest = self._in_flight.popleft()
         age = now - oldest.window
         oldest.piece.land(oldest.sent, keep=age > 0 and self._meter.samples(now))
-        # It moved evenly since the piece was sent before: in its first round not so long.
+        # The movement took place evenly over the windows since the piece was last sent; in the
+        # first round after a drain that is fewer than the number of pieces. Its mean age is
+        # (windows - 1) / 2 more.
         moved_for = min(oldest.window + 1 - self._drained, len(self._pieces))
         self._meter.landed(age + (moved_for - 1) / 2)
 
 
 class MovingPiece:
-    """A piece of the parameters, and up to where its movement was sent."""
+    """One piece of the parameters, and the values up to which its movement has been sent."""
 
     def __init__(
         self,
@@ -143,7 +150,7 @@ class MovingPiece:
         config: ExchangeConfig,
         name: str,
         meter: LatenessMeter | None = None,
-        outer: type[Outer] = Outer,
+        outer: type[OuterNesterov] = OuterNesterov,
     ) -> None:
         self.part = part
         self._name = name
@@ -153,13 +160,13 @@ class MovingPiece:
         self._change = torch.empty_like(self._sent_up_to)
         self._meter = meter or LatenessMeter(0)
         self._landed: Tensor | None = None
-        """A sampled mean movement, until this node's own next one is known."""
-        self._outer: Outer | None = None
+        """A sampled mean movement, kept until this node's next movement is known."""
+        self._outer: OuterNesterov | None = None
         if config.has_outer:
             self._outer = outer(config.outer_lr, config.outer_momentum, self._change)
 
     def launch(self, turn: int) -> Sent:
-        """Sends what has moved since the last time, in this piece's so many'th turn.
+        """Sends what has moved since the last call; `turn` counts this piece's calls.
 
         Collective over the part's ranks.
         """
@@ -168,16 +175,21 @@ class MovingPiece:
             self._meter.compare(self._landed, self._change)
             self._landed = None
         sent = self._wire.launch(self._change, turn % self._slots)
+        # `_sent_up_to` advances by what was really sent, so what a lossy wire left out counts as
+        # movement the next time: the error feedback.
         sent.add_own(self._sent_up_to, 1.0)
         return sent
 
     def land(self, sent: Sent, keep: bool = False) -> None:
-        """Waits, and makes this node's part in it the mean of all nodes'.
+        """Waits, and replaces this node's own movement by the mean movement of all nodes.
 
-        With `keep`, the mean movement that lands is compared with what this node itself moves
-        until it sends this piece the next time: in the same window where `delay` is a multiple of
-        the pieces.
+        With `keep`, the mean movement is kept and compared with this node's own movement at the
+        next launch of this piece, which comes in the same window if `delay` is a multiple of the
+        pieces.
         """
+        # The own movement o is already in the values. With the mean movement m, the change to apply
+        # is m - o without an outer optimizer and outer(m) - o with one. `correction` gives m - o,
+        # so the m to keep is correction + o; an outer optimizer overwrites m, so it is kept before.
         if self._outer is None:
             sent.correction(self._change)
         else:
@@ -193,7 +205,7 @@ class MovingPiece:
         self._sent_up_to += self._change
 
     def agree(self) -> None:
-        """Goes on from the average of the nodes' values. Collective over the part's ranks."""
+        """Continues from the average of the nodes' values. Collective over the part's ranks."""
         values = self.part.values()
         self._wire.settle(values[: self.part.sent])
         self._sent_up_to = self.part.average_of(values, f"{self._name}.values")
@@ -201,7 +213,7 @@ class MovingPiece:
         self._landed = None  # a drain ends the comparison: the next movement starts from here
 
     def carried(self) -> list[Strip]:
-        """The outer optimizer's velocity, which all nodes hold alike."""
+        """The outer optimizer's velocity, which is the same on all nodes."""
         if self._outer is None:
             return []
         return self.part.strips("exchange.velocity", self._outer.velocity)

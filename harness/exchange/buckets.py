@@ -1,4 +1,4 @@
-"""Collectives on pieces of the flat gradient, started while the backward pass still runs."""
+"""Buckets of the flat gradient, each sent by a collective that starts during the backward pass."""
 
 import weakref
 from collections.abc import Callable, Sequence
@@ -10,14 +10,14 @@ from harness.exchange.flat import Flat, order_of
 from harness.exchange.wire import Launched
 
 Launch = Callable[[], Launched]
-"""Starts one bucket's collectives; what comes back can be waited for."""
+"""Starts one bucket's collectives; the result can be waited for."""
 
 
 def cut(sizes: Sequence[int], limit: float) -> list[list[int]]:
-    """Which of the parameters, by number, make up each bucket of `limit` elements or a little more.
+    """The numbers of the parameters in each bucket of at least `limit` elements, in flat order.
 
-    From the first one on. The last bucket has the biases and norms of all layers, and the matrices
-    of the first ones: it goes out when the backward pass ends, and the others before.
+    The last bucket may be smaller. It holds the biases and norms of all layers and the matrices of
+    the first layers, so it goes out when the backward pass ends, and the others before.
     """
     buckets: list[list[int]] = [[]]
     for number in range(len(sizes)):
@@ -30,18 +30,18 @@ def cut(sizes: Sequence[int], limit: float) -> list[list[int]]:
 def bucket_sizes(
     shapes: Sequence[torch.Size], bucket_bytes: float, element_bytes: int
 ) -> tuple[int, ...]:
-    """Elements of each bucket of a flat tensor of parameters of these shapes."""
+    """Elements of each bucket of a flat tensor of parameters with these shapes."""
     sizes = [shapes[number].numel() for number in order_of(shapes)]
     buckets = cut(sizes, bucket_bytes / element_bytes)
     return tuple(sum(sizes[member] for member in members) for members in buckets)
 
 
 class Buckets:
-    """Cuts a flat gradient into buckets and launches each when its last gradient has come, and all
-    buckets before it are out: on all ranks they go in one order.
+    """Cuts a flat gradient into buckets and launches each as soon as its last gradient is ready.
 
-    A gradient has come after `passes` backward passes. `carry` gives, for each bucket, what
-    launches it.
+    A bucket also waits until all buckets before it are launched, so that all ranks launch them in
+    one order. A gradient is ready after `passes` backward passes. `carry` returns, for each bucket,
+    the function that launches it.
     """
 
     def __init__(
@@ -68,7 +68,8 @@ class Buckets:
         self._launches.append(self._carry(flat.grads[start:stop]))
         self._awaited.append(len(members) * self._passes)
         self._counts.append(0)
-        # The collector of garbage does not see that parameters hold their hooks.
+        # The garbage collector does not see that parameters hold their hooks, so a strong reference
+        # here would never be freed.
         arrived = weakref.WeakMethod(self._arrived)
 
         def note(_: Tensor) -> None:
@@ -86,7 +87,7 @@ class Buckets:
             self._launched.append(self._launches[out]())
 
     def finish(self) -> None:
-        """Waits for all buckets of this window; those no gradient came for go out now."""
+        """Waits for all buckets of this window; launches those that received no gradient first."""
         for launch in self._launches[len(self._launched) :]:
             self._launched.append(launch())
         for launched in self._launched:

@@ -1,4 +1,5 @@
-"""What goes on from window to window beside the values, and how ranks come to hold the same."""
+"""State that an exchange carries between windows beside the values, and its agreement over
+ranks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,22 +12,22 @@ from harness.exchange.wire import Carrier
 
 @dataclass(frozen=True)
 class Strip:
-    """A state kept beside some elements of a flat tensor: what an optimizer or a wire remembers."""
+    """State of an optimizer or a wire for a range of elements of a flat tensor."""
 
     key: str
-    """Names it in a checkpoint, before the name of each parameter."""
+    """Its name in a checkpoint, before the name of each parameter."""
     flat: Flat
     start: int
     stop: int
-    """Elements start .. stop - 1."""
+    """The elements start .. stop - 1."""
     tensor: Tensor
-    """A number for each of them, [stop - start], or one for all, []."""
+    """One number per element, [stop - start], or a single one for all, []."""
 
 
 def agree(tensors: Sequence[Tensor], carrier: Carrier) -> None:
-    """Makes each tensor its mean over the ranks, in place. Collective over the carrier's ranks.
+    """Replaces each tensor by its mean over the ranks. Collective over the carrier's ranks.
 
-    What all owe together stays the same: u of rank r becomes mean(u), and N mean(u) = sum(u).
+    The total owed is unchanged: u_r of rank r becomes mean(u), and N mean(u) = sum(u).
     """
     for number, tensor in enumerate(tensors):
         carrier.launch_sum(tensor, f"agree.{number}").wait()

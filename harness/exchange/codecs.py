@@ -1,7 +1,8 @@
-"""Narrow numbers: blocks of values, each block with a scale of its own, as bytes and back.
+"""Codecs: blocks of values, each with its own scale, written as narrow numbers and read back.
 
-A scale is a float32. A block with a value that is not finite has a negative one, and reads as NaN;
-its other values are written as ever, so that whoever wrote it knows what they became.
+A scale is a float32. The sign of the scale marks a block with a value that is not finite: it is
+negative, and the block reads as NaN. The block's other values are written as usual, so that the
+writer knows what they became.
 """
 
 import math
@@ -11,32 +12,34 @@ import torch
 from torch import Tensor
 
 BLOCK = 1024
-"""Values that share a scale."""
+"""Number of values that share a scale."""
 SCALE_BYTES = 4
 
 
 class Codec(Protocol):
-    """A way of writing a value in `bits` bits."""
+    """A rule for writing a value in `bits` bits."""
 
     bits: int
 
     def scales(self, magnitudes: Tensor) -> Tensor:
-        """Scales, [..., 1] float32, for blocks of values of these magnitudes, [..., BLOCK]."""
+        """Scales, [..., 1] float32, for blocks of values with these magnitudes, [..., BLOCK]."""
 
     def write(self, units: Tensor, out: Tensor) -> None:
-        """Values over their scales [..., BLOCK], which it may spoil -> bytes [..., b]."""
+        """Writes values divided by their scales, [..., BLOCK], as bytes, [..., b]. May overwrite
+        `units`."""
 
     def read(self, codes: Tensor, out: Tensor) -> None:
-        """Bytes [..., b] -> values over their scales [..., BLOCK]."""
+        """Reads bytes, [..., b], into values divided by their scales, [..., BLOCK]."""
 
 
 class Halves:
-    """Half-precision numbers, under a power of two that rounds nothing and lets none overflow."""
+    """Half-precision numbers. The scale is a power of two, which rounds nothing, and prevents
+    overflow."""
 
     bits = 16
     reach = 14
-    """Magnitudes go up to 2^15, where 2^16 would be infinite. What is 2^28 times smaller keeps its
-    11 bits, what is 2^40 times smaller is 0."""
+    """Magnitudes over their scale stay below 2^15, with room to the overflow at 2^16. Values 2^28
+    times smaller than the largest keep their 11 bits; values 2^40 times smaller become 0."""
 
     def scales(self, magnitudes: Tensor) -> Tensor:
         exponent = torch.frexp(_largest(magnitudes)).exponent - self.reach - 1
@@ -51,7 +54,7 @@ class Halves:
 
 
 class Integers:
-    """Whole numbers from -127 to 127 times the scale."""
+    """Whole numbers from -127 to 127, times the scale."""
 
     bits = 8
     reach = 127
@@ -67,7 +70,8 @@ class Integers:
 
 
 class Nibbles:
-    """Whole numbers from -7 to 7 times the scale, two in a byte: those of a block's halves."""
+    """Whole numbers from -7 to 7, times the scale. A byte holds element i of the block's first half
+    (low 4 bits) and of its second half (high 4 bits)."""
 
     bits = 4
     reach = 7
@@ -87,16 +91,16 @@ class Nibbles:
 
 
 class Signs:
-    """The sign of a value times its block's mean magnitude, eight in a byte.
+    """The sign of a value, times the mean magnitude of its block; eight signs in a byte.
 
-    Seide et al., "1-Bit Stochastic Gradient Descent", Interspeech 2014: it needs the feedback.
+    Needs error feedback (Seide et al., "1-Bit Stochastic Gradient Descent", Interspeech 2014).
     """
 
     bits = 1
     in_byte = 8
 
     def scales(self, magnitudes: Tensor) -> Tensor:
-        # Zeros do not count: a block may hold few values, and be filled up with zeros.
+        # Zeros are not counted in the mean: a block may hold few values and be padded with zeros.
         values = magnitudes.count_nonzero(dim=-1).clamp_min_(1)
         return (magnitudes.sum(dim=-1) / values)[..., None].float()
 
@@ -122,29 +126,31 @@ CODECS: dict[str, Codec] = {
     "int4": Nibbles(),
     "sign": Signs(),
 }
-"""By `exchange.compression`, the widest first."""
+"""By the name in `exchange.compression`, the widest first."""
 
 
 def blocks_of(elements: int) -> int:
-    """Whole blocks that hold so many."""
+    """Number of whole blocks that hold `elements` values."""
     return -(-elements // BLOCK)
 
 
 def row_bytes(codec: Codec, blocks: int) -> int:
-    """Of the scales of so many blocks and then their codes."""
+    """Bytes of a row: the scales of `blocks` blocks, then their codes."""
     return blocks * (SCALE_BYTES + BLOCK * codec.bits // 8)
 
 
 def encode(
     codec: Codec, values: Tensor, spare: Tensor, rows: Tensor, marked: Tensor | None = None
 ) -> None:
-    """Writes [r, blocks, BLOCK] into rows of bytes, [r, b]. `spare` is like `values`.
+    """Writes values [r, blocks, BLOCK] into rows of bytes [r, b]; `spare` has the shape of
+    `values`.
 
-    What is not finite in `values` becomes 0. `marked` blocks [r, blocks] read as NaN as well.
+    Values that are not finite become 0 in `values`, and their block reads as NaN. `marked` blocks,
+    [r, blocks], read as NaN as well.
     """
     magnitudes = torch.abs(values, out=spare)
     finite = magnitudes.amax(dim=-1, keepdim=True).isfinite()
-    # A card is not asked: the host would wait for the answer.
+    # On a card the test is skipped, because the host would wait for its result.
     if values.is_cuda or not bool(finite.all()):
         magnitudes = torch.abs(values.nan_to_num_(0.0, 0.0, 0.0), out=spare)
     if marked is not None:
@@ -152,7 +158,7 @@ def encode(
     scales = codec.scales(magnitudes)
     of_scales, codes = _split(codec, rows, values.shape[1])
     of_scales.copy_(scales.where(finite, -scales).squeeze(-1))
-    # A block of zeros has the scale 0 and is written as zeros.
+    # A block of zeros has scale 0; 1/0 is replaced by 0, and it is written as zeros.
     inverse = (1 / scales).nan_to_num_(0.0, 0.0, 0.0).to(values.dtype)
     codec.write(torch.mul(values, inverse, out=spare), codes)
 
@@ -165,25 +171,26 @@ def decode(codec: Codec, rows: Tensor, values: Tensor) -> Tensor:
 
 
 def marks(codec: Codec, rows: Tensor, blocks: int) -> Tensor:
-    """Which blocks hold a value that is not finite, [r, blocks]."""
+    """Which blocks hold a value that is not finite, bool [r, blocks]."""
     return _split(codec, rows, blocks)[0].signbit()
 
 
 def written(codec: Codec, rows: Tensor, values: Tensor) -> Tensor:
-    """As `decode`, for whoever wrote them: what became of finite values is finite."""
+    """What the writer of rows sent, as receivers read it, but finite where its values were
+    finite."""
     scales, codes = _split(codec, rows, values.shape[1])
     codec.read(codes, values)
     return values.mul_(scales.abs()[..., None])
 
 
 def add_written(codec: Codec, rows: Tensor, factor: float, total: Tensor, spare: Tensor) -> None:
-    """Adds `factor` times `written` to [r, blocks, BLOCK]. `spare` is like it."""
+    """Adds `factor` times `written` to `total`, [r, blocks, BLOCK]; `spare` has its shape."""
     scales, codes = _split(codec, rows, total.shape[1])
     codec.read(codes, spare)
     total.addcmul_(spare, scales.abs()[..., None].to(total.dtype) * factor)
 
 
 def _split(codec: Codec, rows: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
-    """The scales [r, blocks], float32, and the codes' bytes [r, blocks, b]."""
+    """The scales, float32 [r, blocks], and the bytes of the codes, [r, blocks, b]."""
     scales = rows[:, : blocks * SCALE_BYTES].view(torch.float32)
     return scales, rows[:, blocks * SCALE_BYTES :].unflatten(1, (blocks, -1))

@@ -1,4 +1,4 @@
-"""Parts in a codec's bits: written, read back, and under way."""
+"""Parts written in a codec's bits, read back, and in flight."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,10 +10,10 @@ from harness.exchange.wire import Landing
 
 
 class Writer:
-    """Room in which parts [elements] are written into rows of bytes [r, b], and read."""
+    """Buffers in which parts [elements] are written to rows of bytes [r, b] and read back."""
 
     def __init__(self, codec: Codec, elements: int, rows: int, blocks: int, like: Tensor) -> None:
-        """Of each row so many `blocks`: all rows together hold a part."""
+        """Each row has `blocks` blocks; all rows together hold one part."""
         self.codec = codec
         self.elements = elements
         self._values, self._spare = like.new_zeros(2, rows, blocks, BLOCK)
@@ -21,21 +21,22 @@ class Writer:
     def write(self, part: Tensor, rows: Tensor) -> None:
         values = self._values.view(-1)
         values[: self.elements] = part
-        values[self.elements :] = 0.0  # another part may have been read into it
+        values[self.elements :] = 0.0  # an earlier read may have left values there
         encode(self.codec, self._values, self._spare, rows)
 
     def read(self, rows: Tensor) -> Tensor:
-        """[elements], NaN where a value was not finite; room that the next call takes again."""
+        """The values, [elements], NaN if a value was not finite. The next call reuses this
+        memory."""
         return self._part(decode(self.codec, rows, self._values))
 
     def read_mean(self, one: Tensor, other: Tensor) -> Tensor:
-        """As `read`, the mean of two."""
+        """The mean of two rows' values; see `read`."""
         total = decode(self.codec, one, self._values)
         total += decode(self.codec, other, self._spare)
         return self._part(total.mul_(0.5))
 
     def own(self, rows: Tensor) -> Tensor:
-        """As `read`, for whoever wrote them: what became of finite values is finite."""
+        """What the writer of `rows` sent, as receivers read it; see `codecs.written`."""
         return self._part(written(self.codec, rows, self._values))
 
     def _part(self, values: Tensor) -> Tensor:
@@ -43,17 +44,17 @@ class Writer:
 
 
 class Reader(Protocol):
-    """A wire, of what it sends."""
+    """The side of a wire that reads what has landed."""
 
     writer: Writer
 
     def mean(self, landed: Tensor) -> Tensor:
-        """[elements] of what has landed; room that the next call takes again."""
+        """The mean, [elements], of what has landed. The next call reuses this memory."""
 
 
 @dataclass(frozen=True)
 class CodedPart:
-    """A part under way: what this rank sent, and what lands."""
+    """A part in flight: the rows that this rank sent, and the result to come."""
 
     wire: Reader
     rows: Tensor

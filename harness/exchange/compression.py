@@ -40,12 +40,13 @@ def make_wire(
     given = parts.elements, parts.slots, parts.like, carrier, name
     if compression == "none" or carrier.size == 1 or parts.elements == 0:
         return Floats(*given, keeps_own)
+    # Between two ranks one hop sends as many bytes as two, and rounds the mean once less.
     coded = Swapped if carrier.size == 2 else Rounded
     return coded(*given, CODECS[compression])
 
 
 def row_length(compression: str, elements: int, ranks: int) -> int:
-    """Bytes of a row, which is what a rank sends to another one at once over a lossy wire."""
+    """Bytes of a lossy wire's row, which a rank sends to one other rank."""
     blocks = blocks_of(elements) if ranks == 2 else piece_blocks(elements, ranks)
     return row_bytes(CODECS[compression], blocks)
 
@@ -53,7 +54,7 @@ def row_length(compression: str, elements: int, ranks: int) -> int:
 def crossing_bytes(
     compression: str, elements: int, element_bytes: int, ranks: int, nodes: int
 ) -> Bytes:
-    """Bytes that a rank sends to average one part over `ranks`, spread evenly over `nodes`."""
+    """Bytes sent by a rank to average one part over `ranks`, spread evenly on `nodes`."""
     if compression == "none" or ranks == 1:
         return all_reduce_bytes(elements * element_bytes, ranks, nodes)
     row = row_length(compression, elements, ranks)

@@ -1,4 +1,4 @@
-"""Averages each window's gradients over all ranks and steps with them `delay` windows later."""
+"""Averages each window's gradients over all ranks and applies them `delay` windows later."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,10 +23,11 @@ class InFlight:
 
 
 class Delayed:
-    """Every rank applies the same numbers at the same step: replicas stay equal to the bit.
+    """Applies the mean gradient of a window `delay` windows later, on every rank at the same step.
 
-    With delay 0 this is the synchronous exchange by the hierarchical route. The first
-    `synchronous_windows` windows use delay 0.
+    All ranks apply the same numbers, so replicas stay equal to the bit. With delay 0 this is the
+    synchronous exchange on the hierarchical route. The first `synchronous_windows` windows use
+    delay 0.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class Delayed:
         self._window = first_window
         self._meter = meter or LatenessMeter(0)
         self._sampled: deque[tuple[int, Tensor]] = deque()
-        """Windows that stepped with a late gradient, and that gradient."""
+        """Windows that stepped with a late gradient, each with that gradient, kept until its own
+        arrives."""
 
-    def after_backward(self, last: bool) -> bool:
+    def gradients_ready(self, last: bool) -> bool:
         if not last:
             return False
         slot = self._window % len(self._buffers)
@@ -73,10 +75,10 @@ class Delayed:
     def after_step(self) -> None:
         self._chunk.spread_values()
 
-    def averaged(self) -> AbstractContextManager[Tensor | None]:
+    def at_mean(self) -> AbstractContextManager[Tensor | None]:
         return nullcontext()
 
-    def apart(self) -> Callable[[], Tensor] | None:
+    def divergence_before_drain(self) -> Callable[[], Tensor] | None:
         return None
 
     def drain(self, step: Callable[[], None]) -> None:
@@ -90,7 +92,7 @@ class Delayed:
         return [] if unsent is None else self._part.strips("exchange.unsent", unsent)
 
     def agree_on(self, states: Sequence[Tensor]) -> None:
-        # The optimizer's are equal: all ranks stepped with the same gradients.
+        # The optimizers' states are equal already: all ranks stepped with the same gradients.
         self._wire.agree(self._part.peers)
 
     def lateness(self) -> Lateness:
@@ -106,7 +108,8 @@ class Delayed:
         return oldest.gradients
 
     def _compare(self, late: Tensor, fresh: Tensor) -> None:
-        """What window j stepped with, and window j's own average, which has landed only now."""
+        """Compares the late gradient that window j applied with window j's own average, which
+        landed now."""
         sent = self._part.sent
         self._meter.compare(late[:sent], fresh[:sent], 1 / self._part.copies)
         self._meter.compare(late[sent:], fresh[sent:])

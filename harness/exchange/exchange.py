@@ -1,4 +1,4 @@
-"""The interface of an exchange to the trainer, and the choice of one by its kind."""
+"""The protocol that training uses for every exchange, and the choice of an exchange."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from harness.config import ExchangeConfig
-from harness.exchange.averaging import Averaging, MovingPiece, Outer
+from harness.exchange.averaging import Averaging, MovingPiece, OuterNesterov
 from harness.exchange.carried import Strip
 from harness.exchange.delayed import Delayed
 from harness.exchange.flat import Flat, RankParameters
@@ -28,48 +28,52 @@ from harness.parallel.world import World
 class Exchange(Protocol):
     """How nodes agree. All calls are collective over the world, in the same order on all ranks.
 
-    An exchange only averages: the trainer divides the loss by `passes_per_step`.
+    An exchange only averages; training divides the loss by `passes_per_step`.
     """
 
     passes_per_step: int
-    """Backward passes whose gradients add up before a step."""
+    """Backward passes whose gradients are added up before a step."""
 
-    def after_backward(self, last: bool) -> bool:
-        """Call after each backward pass; `last`: of its window. True: step with the gradients."""
+    def gradients_ready(self, last: bool) -> bool:
+        """Called after each backward pass; `last` is true for the last one of its window. Returns
+        True if the gradients are ready for a step."""
 
     def after_step(self) -> None:
-        """Call after each step that `after_backward` asked for."""
+        """Called after each step that `gradients_ready` asked for."""
 
-    def averaged(self) -> AbstractContextManager[Tensor | None]:
-        """A context in which all nodes hold the mean of their values, for an evaluation.
+    def at_mean(self) -> AbstractContextManager[Tensor | None]:
+        """Inside the block all nodes hold the mean of their values, to be evaluated; afterwards
+        their own again.
 
-        If nodes may differ it yields their squared distances from the mean; see `mean_values`.
+        If nodes may differ, it yields the squares of their distance from the mean; see
+        `mean_values`.
         """
 
-    def apart(self) -> Callable[[], Tensor] | None:
-        """Takes a snapshot of the values. After a `drain`, the returned function computes the
-        squared distances from the mean that `averaged` would have yielded for the snapshot; it is
-        collective over the world. None if nodes do not differ."""
+    def divergence_before_drain(self) -> Callable[[], Tensor] | None:
+        """Snapshots the values. The returned function computes, later and collectively over the
+        world, the squares of this snapshot's distance from the mean, as `at_mean` yields them.
+        Returns None if nodes never differ."""
 
     def lateness(self) -> Lateness:
-        """The lateness of the results used since the last call. Does not wait."""
+        """How late the results were that landed since the last call. Does not wait."""
 
     def drain(self, step: Callable[[], None]) -> None:
-        """Applies all exchanges under way; `step` updates the values with the gradients."""
+        """Applies everything in flight; `step` updates with the current gradients."""
 
     def carried(self) -> list[Strip]:
-        """The state from window to window, besides the values and the optimizer's state."""
+        """State carried between windows beside the values and the optimizer's state."""
 
     def agree_on(self, states: Sequence[Tensor]) -> None:
-        """Makes all ranks with the same elements continue with the same state, which a checkpoint
-        keeps once; call it after a `drain`. If nodes step locally, `states` (of the optimizer)
-        and what is `carried` become their means over the nodes."""
+        """After a `drain`: makes all ranks that hold the same elements continue with the same
+        state, since a checkpoint stores it once. If nodes step on their own, `states`, the
+        optimizer's, become their means; so does what is `carried`."""
 
 
 def route_of(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> str:
-    """`flat` or `hierarchical`: how the gradients that all ranks hold are averaged.
+    """The route, `flat` or `hierarchical`, by which the gradients that all ranks hold are averaged.
 
-    `auto` before it was measured counts as hierarchical, which sends the fewest bytes.
+    If `auto` has not been measured and both routes exist, it is hierarchical, which sends the
+    fewest bytes.
     """
     if exchange.traits.path is not Path.BUCKETS:
         return "flat" if exchange.is_torchs else "hierarchical"
@@ -79,13 +83,13 @@ def route_of(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> str:
 
 
 def differing_routes(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> bool:
-    """Whether the two routes differ: with one node, or one rank per node, they are the same."""
+    """Whether the two routes differ. With one node, or one rank per node, they are the same."""
     return exchange.traits.has_routes and nodes > 1 and ranks_per_node > 1
 
 
 def steps_alone(exchange: ExchangeConfig) -> bool:
-    """Whether each rank steps its own chunk of its node's shared parameters and then sends the
-    values to the others; if not, all ranks step all of them with the same gradients."""
+    """Whether each rank steps only its chunk of what its node shares and sends its values to the
+    others; otherwise all ranks step all of it with the same gradients."""
     return exchange.traits.steps_chunks
 
 
@@ -99,7 +103,7 @@ def make_exchange(
 ) -> Exchange:
     """The exchange that the config names, over the parameters of this rank.
 
-    A resumed run continues at `first_window`; lateness is sampled every `sample_every` windows;
+    A resumed run starts at `first_window`; lateness is sampled every `sample_every` windows;
     `errors` are those of `through_ddp`. Collective over the world.
     """
     given = _Given(exchange, parameters, world, first_window, sample_every, errors)
@@ -108,7 +112,7 @@ def make_exchange(
 
 @dataclass(frozen=True)
 class _Given:
-    """The arguments of `make_exchange`, for the maker of each kind."""
+    """The ingredients of an exchange."""
 
     exchange: ExchangeConfig
     parameters: RankParameters
@@ -143,10 +147,11 @@ def _delayed(given: _Given) -> Exchange:
     return Delayed(given.chunk, given.part(), given.exchange, given.first_window, given.meter())
 
 
-def _averaging(given: _Given, outer: type[Outer] = Outer) -> Exchange:
+def _averaging(given: _Given, outer: type[OuterNesterov] = OuterNesterov) -> Exchange:
     exchange, meter = given.exchange, given.meter()
     if given.world.topology.nodes == 1 and not exchange.has_outer:
-        # A single node has nothing to send, and nothing arrives late.
+        # A single node has nobody to average with: it sends nothing and nothing lands late. An
+        # outer optimizer still changes its steps.
         return _isolated(given)
     pieces = [
         MovingPiece(given.part(number, exchange.pieces), exchange, f"piece.{number}", meter, outer)
@@ -190,11 +195,12 @@ MAKERS: dict[KindName, Callable[[_Given], Exchange]] = {
     "ddp_powersgd": _power_sgd,
     "ddp_post_local_sgd": _post_local_sgd,
 }
-"""The maker of each kind."""
+"""The function that builds each kind."""
 
 
 def _way_of_shared(exchange: ExchangeConfig, shared: Flat, world: World) -> Way:
-    """How the gradients that all ranks hold are averaged. Collective over the world."""
+    """The averaging of gradients that all ranks hold, on the chosen route. Collective over the
+    world."""
     topology = world.topology
     if route_of(exchange, topology.nodes, topology.ranks_per_node) == "flat":
         everyone = _over(world.everyone, exchange, world, "shared")
@@ -212,5 +218,6 @@ def _way_of_shared(exchange: ExchangeConfig, shared: Flat, world: World) -> Way:
 
 
 def _over(group: Group, exchange: ExchangeConfig, world: World, purpose: str) -> Group:
-    """The group, or one that can carry a lossy wire. Collective over the world."""
+    """The group, prepared for the wire: lossy wires need `launch_reduce`. Collective over the
+    world."""
     return group if exchange.compression == "none" else world.reducing(group, purpose)

@@ -1,4 +1,4 @@
-"""Error feedback: what a lossy wire did not send of one gradient is added to the next."""
+"""Error feedback: what a lossy wire leaves out of one gradient is added to the next."""
 
 from torch import Tensor
 
@@ -7,28 +7,31 @@ from harness.exchange.wire import Carrier, Sent, Wire
 
 
 class Feedback:
-    """A wire that gradients can go over."""
+    """A wire for gradients: lossless over time, because the sender keeps what was left out."""
 
     def __init__(self, wire: Wire, elements: int, like: Tensor) -> None:
         self._wire = wire
         self.unsent = None if wire.exact else like.new_zeros(elements)
-        """What this rank still owes, [elements], always finite; None: the wire sends everything."""
+        """What this rank has not sent yet, [elements], always finite. None if the wire is exact."""
 
     def launch(self, part: Tensor, slot: int) -> Sent:
-        """Starts averaging `part` [n] and what earlier ones left. Collective over the group."""
+        """Starts averaging `part` [n] plus what earlier launches left out. Collective over the
+        group."""
         if self.unsent is None:
             return self._wire.launch(part, slot)
+        # With u unsent, g the part and Q(x) what the wire sends of x: send Q(u + g), keep u + g -
+        # Q(u + g).
         self.unsent += part
         sent = self._wire.launch(self.unsent, slot)
         sent.add_own(self.unsent, -1.0)
-        # NaN less anything stays NaN: kept here, one bad message would spoil all that follow.
+        # NaN minus anything stays NaN: kept here, one bad gradient would spoil all that follow.
         self.unsent.nan_to_num_(0.0, 0.0, 0.0)
         return sent
 
     def agree(self, carrier: Carrier) -> None:
-        """Each rank owes the mean of what all owe, and of what the wire has kept.
+        """Makes each rank owe the mean of what all owe, including what the wire itself has kept.
 
-        With nothing under way. Collective over the carrier's ranks.
+        Nothing may be in flight. Collective over the carrier's ranks.
         """
         if self.unsent is not None:
             self._wire.settle(self.unsent)

@@ -1,4 +1,4 @@
-"""Parameters as views of one tensor, so that a collective takes all of them in one piece."""
+"""Parameters as views of one flat tensor, so that one collective handles all of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from harness.parallel.topology import Layout
 
 
 def order_of(shapes: Sequence[torch.Size]) -> list[int]:
-    """The indices of a network's parameters in the order that they have in a flat tensor."""
+    """The numbers of a network's parameters in the order of the flat tensor."""
     backwards = range(len(shapes) - 1, -1, -1)
     return sorted(backwards, key=lambda number: len(shapes[number]) < 2)
 

@@ -21,9 +21,9 @@ class Floats:
         name: str,
         keeps_own: bool,
     ) -> None:
-        """`keeps_own`: what this rank sent is kept beside the sum, for `add_own` and `correction`.
+        """`keeps_own` keeps what this rank sent beside the sum, for `add_own` and `correction`.
 
-        It takes as much memory as the sum, so a wire that is only asked for means does without.
+        That takes as much memory as the sum, so a wire that only gives means does without it.
         """
         self._carrier = carrier
         self._name = name
@@ -60,5 +60,5 @@ class _SentFloats:
 
     def _kept(self) -> Tensor:
         if self.own is None:
-            raise ValueError("this wire gives means alone; make it with keeps_own=True")
+            raise ValueError("this wire gives only means; make it with keeps_own=True")
         return self.own

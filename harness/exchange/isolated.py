@@ -1,4 +1,4 @@
-"""Nodes that meet only when they are drained: what an exchange could cost at the least."""
+"""Nodes that communicate only when drained: the upper bound of any exchange's throughput."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from harness.exchange.carried import Strip, agree
 from harness.exchange.lateness import Lateness
-from harness.exchange.parts import Chunk, Part, apart, mean_values
+from harness.exchange.parts import Chunk, Part, divergence_of, mean_values
 
 
 class Isolated:
-    """A node's ranks agree on every micro-batch's gradients and step; nothing crosses.
+    """Averages every micro-batch's gradients in the node and steps; sends nothing between nodes.
 
-    The ceiling of throughput. `drain` leaves all nodes on the average of their values.
+    `drain` leaves all nodes on the average of their values.
     """
 
     passes_per_step = 1
@@ -22,18 +22,18 @@ class Isolated:
         self._chunk = chunk
         self._part = part
 
-    def after_backward(self, last: bool) -> bool:
+    def gradients_ready(self, last: bool) -> bool:
         self._chunk.average_gradients()
         return True
 
     def after_step(self) -> None:
         self._chunk.spread_values()
 
-    def averaged(self) -> AbstractContextManager[Tensor | None]:
+    def at_mean(self) -> AbstractContextManager[Tensor | None]:
         return mean_values([self._part], self._chunk)
 
-    def apart(self) -> Callable[[], Tensor]:
-        return apart([self._part])
+    def divergence_before_drain(self) -> Callable[[], Tensor]:
+        return divergence_of([self._part])
 
     def lateness(self) -> Lateness:
         return Lateness()

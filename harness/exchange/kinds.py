@@ -43,7 +43,7 @@ class Crosses(Enum):
     FACTORS = auto()
     """Matrices of low rank whose products approximate the gradients."""
     MOVEMENTS = auto()
-    """How far the parameters have moved since they were last sent."""
+    """The movement of the parameters since they were last sent."""
     VALUES = auto()
     """The parameters themselves."""
 

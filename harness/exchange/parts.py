@@ -1,7 +1,7 @@
-"""What one rank speaks for: its chunk of the shared parameters and its slice of the classes.
+"""The part of the model that one rank exchanges: its chunk of the shared parameters and its slice.
 
-In a node the ranks own disjoint parts that make up the whole model. A rank alone steps its part,
-and averages it with the same part on the other nodes only.
+The ranks of a node own disjoint parts that make up the whole model. A rank steps its part alone,
+and averages it only with the same part on the other nodes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,8 @@ BLOCK = 1 << 16
 
 
 class Chunk:
-    """A rank's chunk of what its node shares: gradients meet here, stepped values go out."""
+    """A rank's chunk of its node's shared parameters: gradients are summed into it, stepped values
+    sent from it."""
 
     def __init__(self, shared: Flat, node: Group) -> None:
         self._shared = shared
@@ -32,7 +33,7 @@ class Chunk:
         self.device = shared.values.device
 
     def average_gradients(self) -> None:
-        """Makes the chunk of the gradients their mean over the node. Collective over the node."""
+        """Averages the chunk's gradients over the node. Collective over the node."""
         total = self._node.launch_reduce_scatter(self._shared.grads).wait()
         torch.div(total, self._node.size, out=self._grads)
 
@@ -42,10 +43,11 @@ class Chunk:
 
 
 class Part:
-    """The chunk, then the slice, as one tensor: gradients and values alike.
+    """A rank's chunk and then its slice, as one tensor, for gradients and values alike.
 
     With several `pieces` it is one of them: a piece of the chunk, then one of the slice. A slice
-    that has no replica (`slice_crosses` false) rides along behind the `sent` elements that cross.
+    without replicas (`slice_crosses` false) comes after the `sent` elements that cross, and is not
+    sent.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Part:
         self._sizes = chunk.size, own.size
         self.peers = peers
         self.copies = peers.size
-        """Ranks that hold what crosses alike."""
+        """Number of ranks that hold the same elements of what crosses."""
         self.elements = chunk.size + own.size
         self.sent = self.elements if slice_crosses else chunk.size
 
@@ -77,7 +79,8 @@ class Part:
         return make_wire(compression, parts, self.peers, name, keeps_own)
 
     def strips(self, key: str, tensor: Tensor) -> list[Strip]:
-        """What is kept of this part's elements, [elements], or of those that cross, [sent]."""
+        """A state of this part's elements, [elements], or of those that cross, [sent], as
+        strips."""
         sizes = self._sizes[0], len(tensor) - self._sizes[0]
         return [
             Strip(key, flat, start, start + len(piece), piece)
@@ -85,16 +88,16 @@ class Part:
         ]
 
     def take_gradients(self, out: Tensor) -> None:
-        """Writes the gradients, [elements]."""
+        """Writes the gradients to `out`, [elements]."""
         torch.cat(self._grads, out=out)
 
     def put_gradients(self, gradients: Tensor) -> None:
-        """Replaces the gradients by [elements]."""
+        """Replaces the gradients by `gradients`, [elements]."""
         for own, new in zip(self._grads, gradients.split(self._sizes), strict=True):
             own.copy_(new)
 
     def values(self) -> Tensor:
-        """A copy, [elements]."""
+        """A copy of the values, [elements]."""
         return torch.cat(self._values)
 
     def average(self, name: str) -> Tensor:
@@ -102,15 +105,16 @@ class Part:
         return self.average_of(self.values(), name)
 
     def average_of(self, values: Tensor, name: str) -> Tensor:
-        """The mean of [elements] over nodes, in place. Collective over the part's ranks."""
+        """Averages `values`, [elements], over nodes, in place. Collective over the part's ranks."""
         self.peers.launch_sum(values[: self.sent], name).wait()
         values[: self.sent] /= self.peers.size
         return values
 
     def mean_of(self, values: Tensor, name: str) -> list[Tensor]:
-        """The mean of [elements] over nodes, piece by piece, in the gradients' place.
+        """The mean of `values`, [elements], over nodes, as two tensors in the memory of the
+        gradients.
 
-        That is free between windows. Collective over the part's ranks.
+        That memory is free between windows. Collective over the part's ranks.
         """
         self.put_gradients(values)
         crossing = self._grads if self.sent == self.elements else self._grads[:1]
@@ -121,7 +125,7 @@ class Part:
         return list(self._grads)
 
     def squares(self, own: Tensor, mean: Sequence[Tensor]) -> Tensor:
-        """`squares_of` what `mean_of` gave."""
+        """`squares_of` this rank's values and their mean as `mean_of` returns it."""
         pieces = zip(own.split(self._sizes), mean, strict=True)
         return torch.stack([squares_of(*piece) for piece in pieces]).sum(0)
 
@@ -137,23 +141,23 @@ class Part:
             own += added
 
     def put(self, values: Tensor) -> None:
-        """Replaces the values by [elements]."""
+        """Replaces the values by `values`, [elements]."""
         self.take(values.split(self._sizes))
 
     def take(self, pieces: Sequence[Tensor]) -> None:
-        """Replaces the values, piece by piece."""
+        """Replaces the values by two tensors: chunk and slice."""
         for own, new in zip(self._values, pieces, strict=True):
             own.copy_(new)
 
 
 @contextmanager
 def mean_values(parts: Sequence[Part], chunk: Chunk) -> Iterator[Tensor]:
-    """In it all nodes hold the mean of the parts' values; after it their own again.
+    """Inside the block all nodes hold the mean of the parts' values; afterwards their own again.
 
     Yields sums over this rank's parts: (own - mean)^2 and mean^2, [2]. Collective over the world,
-    on the way in and on the way out.
+    on entry and on exit.
     """
-    # In the host's memory: a card that training fills has no room for it.
+    # Kept in host memory: a card that training fills has no room for it.
     own = [part.values().cpu() for part in parts]
     squares = torch.zeros(2, dtype=torch.float64, device=chunk.device)
     for number, (part, values) in enumerate(zip(parts, own, strict=True)):
@@ -170,22 +174,23 @@ def mean_values(parts: Sequence[Part], chunk: Chunk) -> Iterator[Tensor]:
 def squares_of(own: Tensor, mean: Tensor) -> Tensor:
     """Sums of (own - mean)^2 and of mean^2, [2], float64."""
     total = mean.new_zeros(2, dtype=torch.float64)
-    # Block by block: there may be no room for a third copy of a rank's part.
+    # Block by block: there may be no room for a third copy of the part.
     for a, b in zip(own.split(BLOCK), mean.split(BLOCK), strict=True):
         apart = a.to(b.device) - b
         total += torch.stack((apart.square().sum(), b.square().sum())).double()
     return total
 
 
-def apart(parts: Sequence[Part]) -> Callable[[], Tensor]:
-    """Keeps the parts' values as they stand; what comes back tells the squares of `mean_values`
-    of them, whatever became of the values since. That is collective over the parts' ranks."""
+def divergence_of(parts: Sequence[Part]) -> Callable[[], Tensor]:
+    """Snapshots the parts' values. The returned function computes the squares that `mean_values`
+    would have yielded for the snapshot. It may be called once, and is collective over the parts'
+    ranks."""
     kept = [part.values() for part in parts]
 
     def squares() -> Tensor:
         found = kept[0].new_zeros(2, dtype=torch.float64)
         for number, part in enumerate(parts):
-            own = kept.pop(0)  # and is given back: this may be called once
+            own = kept.pop(0)  # frees the memory: this may be called only once
             found += part.squares(own, part.mean_of(own, f"apart.{number}"))
         return found
 

@@ -1,10 +1,10 @@
-"""A wire of narrow numbers that adds up in wide ones: as precise among many ranks as among few.
+"""A wire of narrow numbers that adds up in full precision: as exact among many ranks as among few.
 
-A part is cut into as many pieces as there are ranks. Each rank writes all of them in few bits and
-sends every rank its piece; that one reads them, adds them up in the parameters' own precision,
-writes their mean in few bits again, and sends it to all: an all-reduce in two hops, of which each
-carries (M-1)/M of the part. The second rounding is made good as the first is: what it leaves is
-kept by the one who rounded, and added to the next mean.
+A part is cut into as many pieces as there are ranks. Each rank writes all pieces in few bits and
+sends each rank its piece. That rank reads the pieces, adds them up in the parameters' precision,
+writes their mean in few bits and sends it to all: an all-reduce in two hops, each of which carries
+(M-1)/M of the part. Error feedback covers the second rounding too: the rank that rounds keeps the
+error and adds it to its next mean.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from harness.exchange.wire import Carrier, Sent
 
 
 def piece_blocks(elements: int, ranks: int) -> int:
-    """Blocks of each rank's piece."""
+    """Number of blocks in each rank's piece."""
     return -(-blocks_of(elements) // ranks)
 
 
@@ -45,10 +45,11 @@ class Rounded:
         size = row_bytes(codec, blocks)
         self.writer = Writer(codec, elements, ranks, blocks, like)
         self._rows = [like.new_zeros(ranks, size, dtype=torch.uint8) for _ in range(slots)]
-        # Beside training a rank sums up its piece: it has room of its own for that.
+        # The reduction runs on a thread beside training, so it needs its own buffers.
         self._sum, self._addend = like.new_zeros(2, 1, blocks, BLOCK)
         self._owed = like.new_zeros(1, blocks, BLOCK)
-        """What this rank has still to add to the mean of its piece, always finite."""
+        """The rounding error that this rank has not yet added to a mean of its piece, always
+        finite."""
         self._mean_rows = [like.new_zeros(1, size, dtype=torch.uint8) for _ in range(slots)]
 
     def launch(self, part: Tensor, slot: int) -> Sent:

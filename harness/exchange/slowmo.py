@@ -13,11 +13,11 @@ the rate is constant. Without that it is the block momentum of Chen and Huo, ICA
 import torch
 from torch import Tensor
 
-from harness.exchange.averaging import Outer
+from harness.exchange.averaging import OuterNesterov
 
 
-class SlowMomentum(Outer):
-    """Replaces Nesterov's momentum of `Outer`."""
+class SlowMomentum(OuterNesterov):
+    """Replaces Nesterov's momentum of `OuterNesterov`."""
 
     def step(self, movement: Tensor) -> None:
         """Replaces the mean movement of a window by the step to make, in place."""

@@ -1,7 +1,7 @@
-"""A wire of narrow numbers between two ranks: each sends the other all of its part.
+"""A wire of narrow numbers between two ranks: each sends the other its whole part.
 
-As many bytes as an all-reduce in two hops (`rounded`) has between two ranks, in one hop, and the
-mean is not rounded once more.
+It sends the same number of bytes as the two hops of `rounded` between two ranks, but in one hop,
+and the mean is not rounded again.
 """
 
 from torch import Tensor, uint8
@@ -35,8 +35,8 @@ class Swapped:
         return CodedPart(self, row, self._carrier.launch_gather(row, f"{self._name}.{slot}"))
 
     def mean(self, landed: Tensor) -> Tensor:
-        """The same on both, to the bit: in the order of ranks."""
+        """The mean, the same on both ranks to the bit, because both add in the order of ranks."""
         return self.writer.read_mean(landed[:1], landed[1:])
 
     def settle(self, into: Tensor) -> None:
-        """It keeps nothing."""
+        """Does nothing, because this wire keeps no error of its own."""

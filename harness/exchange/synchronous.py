@@ -1,4 +1,4 @@
-"""Averages each window's gradients over all ranks and waits: overlapped with the backward pass."""
+"""Averages each window's gradients over all ranks during the backward pass, and waits."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,16 +11,17 @@ from harness.exchange.lateness import ON_TIME, Lateness
 from harness.exchange.ways import Way
 
 
-class OnTime:
-    """After each step all nodes hold the same values, and there is nothing to land."""
+class NothingInFlight:
+    """The methods of an exchange with nothing in flight after a step and equal values on all
+    nodes."""
 
     def after_step(self) -> None:
         return None
 
-    def averaged(self) -> AbstractContextManager[Tensor | None]:
+    def at_mean(self) -> AbstractContextManager[Tensor | None]:
         return nullcontext()
 
-    def apart(self) -> Callable[[], Tensor] | None:
+    def divergence_before_drain(self) -> Callable[[], Tensor] | None:
         return None
 
     def lateness(self) -> Lateness:
@@ -36,11 +37,12 @@ class OnTime:
         return None
 
 
-class Synchronous(OnTime):
-    """The baseline: buckets of gradients, launched as they come, waited for at once.
+class Synchronous(NothingInFlight):
+    """The baseline: averages buckets of gradients as they become ready, and waits at the window's
+    end.
 
-    They go through torch.distributed: with nothing late about them, Horovod's cycles of
-    negotiation only cost (benchmarks/baseline.py), and a baseline must be the strongest there is.
+    Buckets go through torch.distributed. Since nothing is late, Horovod's negotiation cycles would
+    only cost time (benchmarks/baseline.py), and a baseline must be the strongest available.
     """
 
     def __init__(self, ways: Sequence[Way], bucket_bytes: float, passes: int) -> None:
@@ -48,7 +50,7 @@ class Synchronous(OnTime):
         self._ways = ways
         self._buckets = [Buckets(way.flat, bucket_bytes, passes, way) for way in ways]
 
-    def after_backward(self, last: bool) -> bool:
+    def gradients_ready(self, last: bool) -> bool:
         if last:
             for buckets in self._buckets:
                 buckets.finish()
@@ -58,6 +60,6 @@ class Synchronous(OnTime):
         return [strip for way in self._ways for strip in way.strips()]
 
     def agree_on(self, states: Sequence[Tensor]) -> None:
-        # The optimizer's are equal: all ranks stepped with the same gradients.
+        # The optimizers' states are equal already: all ranks stepped with the same gradients.
         for way in self._ways:
             way.agree()

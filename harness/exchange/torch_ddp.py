@@ -1,7 +1,7 @@
-"""The strongest that torch itself has against a slow link, with our data, model and clock.
+"""torch's own methods for slow links, with this harness's data, model and clock.
 
-Everything happens inside the backward pass of torch's DistributedDataParallel, its waiting too:
-these kinds show it as `backward`.
+Everything happens inside the backward pass of torch's DistributedDataParallel, including its waits,
+so these kinds show all of it as `backward`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from harness.exchange.carried import Strip, agree
 from harness.exchange.flat import Flat
 from harness.exchange.kinds import Crosses
 from harness.exchange.parts import squares_of
-from harness.exchange.synchronous import OnTime
+from harness.exchange.synchronous import NothingInFlight
 from harness.parallel.ddp import (
     Averager,
     PowerSgdErrors,
@@ -29,7 +29,7 @@ from harness.parallel.world import World
 
 @dataclass(frozen=True)
 class Through:
-    """What forward passes go through: the network, or DDP around it."""
+    """The module that forward passes use: the network, or DDP around it."""
 
     network: nn.Module
     errors: PowerSgdErrors | None = None
@@ -43,10 +43,10 @@ def through_ddp(
     images: Tensor,
     first_window: int,
 ) -> Through:
-    """The network as it is, or in DDP where the kind is torch's own.
+    """The network itself, or wrapped in DDP if the kind is torch's own.
 
-    `images` [2, channels, height, width] are any: a run that goes on at `first_window` is taken
-    through a pass of them. Collective over the world.
+    `images` [2, channels, height, width] are arbitrary: a run that resumes at `first_window` makes
+    one pass with them. Collective over the world.
     """
     if not config.is_torchs or world.topology.world_size == 1:
         return Through(network)
@@ -71,10 +71,11 @@ def through_ddp(
 
 
 def _settle_buckets(parallel: nn.Module, images: Tensor, taken: int) -> None:
-    """Takes DDP through its first pass, where the run that goes on had left it behind.
+    """Makes DDP's first pass, which a resumed run has already behind it.
 
-    Behind that pass DDP cuts its buckets anew, in the order in which gradients came, and where an
-    element lies in a bucket decides in which order a ring adds it up.
+    After its first pass DDP cuts its buckets anew, in the order in which gradients arrived. The
+    place of an element in its bucket decides the order in which a ring adds it up, so a resumed run
+    needs the same buckets.
     """
     if not taken:
         return
@@ -86,17 +87,18 @@ def _settle_buckets(parallel: nn.Module, images: Tensor, taken: int) -> None:
             buffer.copy_(value)
 
 
-class InBackward(OnTime):
-    """DDP has averaged the gradients when the backward pass ends."""
+class InBackward(NothingInFlight):
+    """An exchange that DDP has completed when the backward pass ends."""
 
     passes_per_step = 1
 
-    def after_backward(self, last: bool) -> bool:
+    def gradients_ready(self, last: bool) -> bool:
         return True
 
 
 class PowerSgd(InBackward):
-    """It has averaged what factors hold of them; each rank keeps the rest for the next time."""
+    """PowerSGD: DDP averages low-rank factors; each rank keeps what they left out for the next
+    step."""
 
     def __init__(self, errors: PowerSgdErrors, shared: Flat) -> None:
         self._errors = errors
@@ -107,12 +109,13 @@ class PowerSgd(InBackward):
         return [Strip("exchange.unsent", self._shared, 0, len(owed), owed)]
 
     def agree_on(self, states: Sequence[Tensor]) -> None:
-        # The optimizer's are equal: all ranks stepped with the same gradients.
+        # The optimizers' states are equal already: all ranks stepped with the same gradients.
         self._errors.agree()
 
 
 class PostLocal(InBackward):
-    """And every K steps parameters are averaged over all ranks, while all wait."""
+    """Post-local SGD: additionally averages parameters over all ranks every K steps, while all
+    wait."""
 
     def __init__(
         self, config: ExchangeConfig, shared: Flat, world: World, first_window: int = 0
@@ -127,14 +130,14 @@ class PostLocal(InBackward):
         self._averager.step()
 
     @contextmanager
-    def averaged(self) -> Iterator[Tensor]:
+    def at_mean(self) -> Iterator[Tensor]:
         own = self._shared.values.clone()
         self.drain(lambda: None)
         mean = self._shared.values
         yield squares_of(own, mean)
         self._shared.values.copy_(own)
 
-    def apart(self) -> Callable[[], Tensor]:
+    def divergence_before_drain(self) -> Callable[[], Tensor]:
         own = self._shared.values.clone()
         everyone = self._world.everyone
         return lambda: squares_of(own, everyone.launch_average(own.clone()).wait())

@@ -1,4 +1,4 @@
-"""The ways on which a bucket of gradients becomes its mean over ranks, beside the backward pass."""
+"""The routes by which a bucket of gradients is averaged over ranks, beside the backward pass."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -19,22 +19,22 @@ from harness.parallel.slices import padded
 
 
 class Passage(Protocol):
-    """One bucket's; its mean is in its place after `wait`."""
+    """The route of one bucket; after `wait` the bucket holds its mean."""
 
     def launch(self) -> Launched: ...
 
     def strips(self, flat: Flat) -> list[Strip]:
-        """What its wire has still to send."""
+        """What its wire has not sent yet."""
 
     def agree(self) -> None:
-        """Each rank owes the mean of what all owe. Collective over those that average."""
+        """Makes each rank owe the mean of what all owe. Collective over the ranks that average."""
 
 
 class Way:
-    """For each bucket of a flat gradient, what starts averaging it."""
+    """A route for all buckets of a flat gradient."""
 
     def __init__(self, flat: Flat, make: Callable[[Tensor, int], Passage]) -> None:
-        """`make`: the passage of a bucket, and of where in `flat` it begins."""
+        """`make` returns the passage of a bucket, given the bucket and its start in `flat`."""
         self.flat = flat
         self._make = make
         self._passages: list[Passage] = []
@@ -45,17 +45,17 @@ class Way:
         return self._passages[-1].launch
 
     def strips(self) -> list[Strip]:
-        """What all buckets' wires have still to send."""
+        """What the wires of all buckets have not sent yet."""
         return [strip for passage in self._passages for strip in passage.strips(self.flat)]
 
     def agree(self) -> None:
-        """Each rank owes the mean of what all owe. Collective over those that average."""
+        """Makes each rank owe the mean of what all owe. Collective over the ranks that average."""
         for passage in self._passages:
             passage.agree()
 
 
 def direct(flat: Flat, group: Group, compression: str) -> Way:
-    """Over all ranks that hold the gradient at once."""
+    """The route over all ranks that hold the gradient, in one collective per bucket."""
     if compression == "none":
         return Way(flat, lambda bucket, start: Whole(bucket, group))
     return Way(flat, lambda bucket, start: Crossing(bucket, start, group, compression))
@@ -63,32 +63,34 @@ def direct(flat: Flat, group: Group, compression: str) -> Way:
 
 @dataclass(frozen=True)
 class Stops:
-    """Where buckets change over on the way through their node."""
+    """The groups and lines that carry a bucket through its node."""
 
     node: Group
-    """Adds up a node's gradients, each rank a share of the bucket; launched by training itself."""
+    """Sums gradients over the node, each rank a share of the bucket; launched by the training
+    thread."""
     across: Group
-    """Averages a share over nodes; launched on a line of its own."""
+    """Averages a share over nodes; launched on its own line."""
     spread: Group
-    """Sends the shares to all ranks of the node; launched on the next line."""
+    """Sends the shares to all ranks of the node; launched on a second line."""
     to_across: Line
     to_spread: Line
     waiting: Callable[[], AbstractContextManager[None]]
-    """Around training's waits for the end."""
+    """Measures the training thread's waits for the result."""
 
 
 def through_nodes(flat: Flat, stops: Stops, compression: str) -> Way:
-    """Each rank of a node takes a share of a bucket: added up there, averaged with its peers on the
-    other nodes, and sent to the node's other ranks.
+    """The route through nodes: sum shares in the node, average each share over nodes, spread the
+    result.
 
-    A node's link carries 2(M-1)/M of the bucket, the least there is. What a stop launches comes
-    from one thread, bucket after bucket, in the same order on all ranks.
+    Each rank of a node takes a share of the bucket and averages it with its peers on the other
+    nodes. A node's link carries 2(M-1)/M of the bucket, the least possible. Each stop launches from
+    one thread, bucket after bucket, so the order is the same on all ranks.
     """
     return Way(flat, lambda bucket, start: ThroughNode(bucket, start, stops, compression))
 
 
 class Whole:
-    """A bucket as it is."""
+    """A bucket that is averaged exactly, in one collective."""
 
     def __init__(self, bucket: Tensor, group: Group) -> None:
         self._bucket = bucket
@@ -105,7 +107,10 @@ class Whole:
 
 
 class Crossing:
-    """Gradients [n] over a lossy wire. Of them `owned` are a bucket's, from `start` on in it."""
+    """Averages gradients [n] over a lossy wire, with error feedback.
+
+    The first `owned` of them are elements of a flat gradient, from `start` on; the rest is padding.
+    """
 
     def __init__(
         self,
@@ -143,14 +148,14 @@ class Crossing:
 
 
 class ThroughNode:
-    """A bucket [n] by way of the ranks of its node."""
+    """Averages a bucket [n] through the ranks of its node; see `through_nodes`."""
 
     def __init__(self, bucket: Tensor, start: int, stops: Stops, compression: str) -> None:
         self._bucket = bucket
         self._stops = stops
         size = padded(len(bucket), stops.node.size)
         self._even = bucket if size == len(bucket) else bucket.new_zeros(size)
-        """The bucket, made up to equal shares."""
+        """The bucket, padded to equal shares."""
         self._share = bucket.new_empty(size // stops.node.size)
         first = min(stops.node.index * len(self._share), len(bucket))
         owned = min(len(self._share), len(bucket) - first)

@@ -1,10 +1,10 @@
-"""What crosses between nodes: a wire takes parts and gives back their mean over a group.
+"""Wires between nodes: a wire takes parts and returns their mean over a group.
 
-A lossy wire tells what it sent, as the others read it: what is missing stays with the sender, who
-adds it to the next part (error feedback), so nothing is ever lost, only late.
+A lossy wire reports what it sent, as the receivers read it. The sender keeps the difference and
+adds it to the next part (error feedback), so nothing is lost, only late.
 
-What is not finite is no value that could be made good later: every wire shows it to all ranks in
-the mean that it belongs to, and forgets it.
+A value that is not finite cannot be corrected later: every wire shows it to all ranks in the mean
+that it belongs to, and then forgets it.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from torch import Tensor
 
 
 class Launched(Protocol):
-    """A collective under way."""
+    """A collective in flight."""
 
     def wait(self) -> object: ...
 
 
 class Landing(Protocol):
-    """A collective under way, and what it gives."""
+    """A collective in flight that returns a tensor."""
 
     def wait(self) -> Tensor: ...
 
 
 class Carrier(Protocol):
-    """A group of ranks that adds up what they send."""
+    """A group of ranks that communicates a wire's parts."""
 
     @property
     def size(self) -> int:
@@ -34,59 +34,60 @@ class Carrier(Protocol):
 
     @property
     def index(self) -> int:
-        """This rank's place among them."""
+        """This rank's number in the group."""
 
     def launch_sum(self, buffer: Tensor, name: str) -> Launched:
-        """Starts summing `buffer` in place over the group. Collective over it."""
+        """Starts summing `buffer` in place over the group. Collective over the group."""
 
     def launch_gather(self, row: Tensor, name: str) -> Landing:
-        """Starts [1, b] of each rank -> those of all, in their order, [size, b].
+        """Starts gathering each rank's row [1, b] into rows in the order of ranks, [size, b].
 
-        `row` must rest until it has landed. Collective over the group.
+        `row` must not change until the result has landed. Collective over the group.
         """
 
     def launch_reduce(self, rows: Tensor, reduce: Callable[[Tensor], Tensor], name: str) -> Landing:
-        """Starts [size, b], a row for each rank -> what every rank makes of the rows that all have
-        for it, `reduce` from [size, b] to [b], together on all, [size, b].
+        """Starts reducing rows [size, b], one for each rank, and gathering the results, [size, b].
 
-        `rows` must rest until it has landed; `reduce` runs beside training, in the order of these
-        calls. Collective over the group.
+        Each rank receives the row that every rank has for it, applies `reduce` from [size, b] to
+        [b], and the results are gathered on all ranks. `rows` must not change until the result has
+        landed. `reduce` runs beside training, in the order of these calls. Collective over the
+        group.
         """
 
 
 class Sent(Protocol):
-    """A part under way. Either `mean` or `correction` is called, once.
+    """A part in flight. Call either `mean` or `correction`, once.
 
     `add_own` and `correction` need a wire that is lossy or was made with `keeps_own`.
     """
 
     def add_own(self, target: Tensor, factor: float) -> None:
-        """Adds `factor` times what this rank sent, as the others read it. Does not wait."""
+        """Adds `factor` times what this rank sent, as the receivers read it. Does not wait."""
 
     def mean(self, into: Tensor) -> None:
-        """Waits, and writes the mean of what all sent.
+        """Waits, and writes the mean of what all ranks sent.
 
-        It is not finite, on every rank, where a value of any rank was not; a wire whose values
-        share a scale shows it in all of these.
+        If a value of any rank was not finite, the mean is not finite on all ranks; on a wire whose
+        values share scales, this affects all values of the block.
         """
 
     def correction(self, into: Tensor) -> None:
-        """Waits, and writes the mean of what all sent less what this rank sent."""
+        """Waits, and writes the mean of what all ranks sent minus what this rank sent."""
 
 
 class Wire(Protocol):
-    """Averages parts of one length. All ranks of the group use the same slots in turn."""
+    """Averages parts of one length. All ranks of the group use the same slots in the same order."""
 
     exact: bool
-    """What is sent is what was given."""
+    """True if the wire sends exactly what it was given."""
 
     def launch(self, part: Tensor, slot: int) -> Sent:
-        """Starts averaging `part` [n], which stays as it is. A slot may be under way once.
+        """Starts averaging `part` [n], which is left unchanged. A slot holds one part in flight.
 
         Collective over the group.
         """
 
     def settle(self, into: Tensor) -> None:
-        """Adds to [n] what this rank has still to add to means, times the number of ranks, and
-        forgets it: the mean of what all have in `into` grows by what all means lack. With nothing
-        under way, by all ranks of the group alike."""
+        """Adds to `into` [n] the error that this rank still owes to means, times the number of
+        ranks, and forgets it: the mean of `into` over ranks then grows by what the means lack.
+        Nothing may be in flight, and all ranks of the group must call it."""

@@ -1,1 +1,1 @@
-"""What it cost: time by phase, bytes, and the machine's gauges."""
+"""Measurements: time by phase, bytes, and facts about the machine."""

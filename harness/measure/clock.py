@@ -1,4 +1,4 @@
-"""Where a window's time goes: phases that add up to its wall time, by construction."""
+"""The clock that splits a window into phases, which add up to its wall time by construction."""
 
 import time
 from collections import deque
@@ -15,7 +15,7 @@ UNNAMED = nullcontext()
 
 
 class Timeline(Protocol):
-    """A source of marks; the time between two of them can be asked for later."""
+    """A source of marks; the time between two of them can be read later."""
 
     def mark(self) -> object: ...
     def passed(self, mark: object) -> bool: ...
@@ -23,7 +23,7 @@ class Timeline(Protocol):
 
 
 class HostTimeline:
-    """Wall time of the host, for work that is done when a call returns."""
+    """Wall time of the host, for work that is complete when a call returns."""
 
     def mark(self) -> float:
         return time.perf_counter()
@@ -38,9 +38,10 @@ class HostTimeline:
 
 
 class CardTimeline:
-    """Events on the card's current stream: the host runs ahead, the events say when work was done.
+    """Events on the card's current stream: the host runs ahead, and events record when work was
+    done.
 
-    A phase in which the host blocks shows as the time the card stood idle for it.
+    A phase in which the host blocks appears as the time that the card was idle for it.
     """
 
     def mark(self) -> torch.cuda.Event:
@@ -59,14 +60,14 @@ class CardTimeline:
 
 
 Times = dict[Phase, float]
-"""Milliseconds of one window, by phase; they sum to its wall time."""
+"""Milliseconds of one window, by phase; they add up to its wall time."""
 
 
 class Clock:
     """Splits each window into phases.
 
-    A phase begun inside another one pauses it, so nothing counts twice and nothing is lost:
-    each moment between two marks belongs to the innermost phase open then.
+    A phase begun inside another one pauses it, so nothing is counted twice and nothing is lost:
+    each moment between two marks belongs to the innermost phase open at the time.
     """
 
     def __init__(self, timeline: Timeline) -> None:
@@ -77,7 +78,7 @@ class Clock:
         self._named = False
 
     def name_phases(self, named: bool) -> None:
-        """Whether torch's profiler is to see windows and phases, by their names."""
+        """Sets whether torch's profiler sees windows and phases by name."""
         self._named = named
 
     def _name(self, name: str) -> AbstractContextManager[object]:
@@ -85,7 +86,7 @@ class Clock:
 
     @contextmanager
     def window(self) -> Iterator[None]:
-        """One window; what no phase claims in it is OTHER."""
+        """Measures one window; time in no phase is OTHER."""
         self._enter(Phase.OTHER)
         try:
             with self._name("window"):
@@ -97,7 +98,7 @@ class Clock:
 
     @contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:
-        """Time spent here is `phase`'s. Outside a window it is not counted."""
+        """Counts the time spent inside the block as `phase`. Outside a window it is not counted."""
         if not self._open:
             yield
             return
@@ -114,7 +115,8 @@ class Clock:
         self._marks.append((phase, self._timeline.mark()))
 
     def read(self) -> list[Times]:
-        """The windows ended since the last call whose work is done, in order; never blocks."""
+        """The times of windows that ended since the last call and whose work is done, in order.
+        Never blocks."""
         ended: list[Times] = []
         while self._unread and self._timeline.passed(self._unread[0][1]):
             ended.append(self._times(*self._unread.popleft()))
@@ -129,12 +131,12 @@ class Clock:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done all that it was given."""
+    """Seconds, once the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def clock_for(device: torch.device) -> Clock:
-    """A clock that reads the time of `device`."""
+    """A clock for the time of `device`."""
     return Clock(CardTimeline() if device.type == "cuda" else HostTimeline())

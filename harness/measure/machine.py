@@ -1,4 +1,4 @@
-"""What a run ran on, and what it takes of it: versions, processors, memory. Never a secret."""
+"""Facts about the machine of a run: versions, processors, memory. Never a secret."""
 
 import importlib.metadata
 import os
@@ -19,11 +19,11 @@ Fact = TypeVar("Fact")
 
 PACKAGES = ("torch", "torchvision", "horovod", "mlflow", "numpy", "pandas")
 RECORDED_VARIABLES = ("HOROVOD_", "OMP_", "NCCL_", "GLOO_", "CUDA_VISIBLE_DEVICES")
-"""Variables that steer the libraries underneath, by how their names start."""
+"""Prefixes of variables that configure the libraries underneath."""
 
 
 def environment(horovod: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What someone needs to judge or repeat a run. `horovod`: its build flags."""
+    """The facts needed to judge or repeat a run; `horovod` are its build flags."""
     commit, dirty = _git()
     return {
         "versions": {"python": platform.python_version(), **_versions()},
@@ -51,15 +51,15 @@ def environment(horovod: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most this process ever held: of the card's memory on a GPU, else of the host's."""
+    """Peak memory of this process: card memory on a GPU, otherwise host memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def known(fact: Callable[[], Fact]) -> Fact | None:
-    """A fact that only describes a run; None where it is not to be had, for whatever reason: in a
-    container there may be no /proc, no name, no leave."""
+    """A fact that only describes a run; None if it is not available, for whatever reason: a
+    container may have no /proc, no name, no permission."""
     try:
         return fact()
     except Exception:
@@ -81,7 +81,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git() -> tuple[str | None, bool | None]:
-    """Commit of the source tree that runs, and whether tracked files differ from it."""
+    """Commit of the running source tree, and whether tracked files differ from it."""
     folder = Path(__file__).resolve().parent
     commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
     if commit is None:

@@ -1,20 +1,20 @@
-"""The phases that a window's time is split into: names for runs and for what reads them."""
+"""The phases of a window's time: names for runs and for what reads them."""
 
 from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """What a rank does, or waits for; one word each in metrics and tables."""
+    """What a rank does or waits for; one word each in metrics and tables."""
 
     DATA = "data"
     FORWARD = "forward"
     BACKWARD = "backward"
     SLICE_WAIT = "slice_wait"
-    """Stands still for the features or statistics of its slice group."""
+    """Waits for the features or statistics of its slice group."""
     NODE_WAIT = "node_wait"
-    """Stands still for the backbone's gradients inside its node."""
+    """Waits for the backbone's gradients inside its node."""
     EXCHANGE_WAIT = "exchange_wait"
-    """Stands still for an exchange between nodes."""
+    """Waits for an exchange between nodes."""
     OPTIMIZER = "optimizer"
     OTHER = "other"
     """Everything between the phases: bookkeeping, logging, copies."""

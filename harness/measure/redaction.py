@@ -1,4 +1,4 @@
-"""Keeps secrets in addresses out of whatever is written down, shown, or put on a command line."""
+"""Keeps secrets in addresses out of everything that is stored, shown or put on a command line."""
 
 import re
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ _QUERY = re.compile(r"""(?<=[?&;])([^\s=&;?#'"<>]+)=([^\s&;#'"<>]+)""")
 
 
 def masked(text: str) -> str:
-    """The text with every address in it as it may be shown and stored.
+    """The text, with every address in a form that may be shown and stored.
 
-    Users and passwords before an @ are left out; values of a query that are named like secrets
-    become `***`. All other text stays.
+    Users and passwords before an @ are removed; query values whose names look like secrets become
+    `***`. All other text stays.
     """
     if "//" not in text:
         return text
@@ -29,12 +29,13 @@ def masked(text: str) -> str:
 
 
 def holds_secret(address: str) -> bool:
-    """Whether `masked` would leave something out."""
+    """Whether `masked` would remove something."""
     return masked(address) != address
 
 
 def without_secrets(variables: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables less those named like secrets, addresses in the values masked."""
+    """Environment variables without those named like secrets; addresses in the values are
+    masked."""
     return {
         name: masked(value) for name, value in variables.items() if not SECRET_NAME.search(name)
     }

@@ -1,4 +1,4 @@
-"""What one run says of itself at the end: the file that a comparison reads."""
+"""The summary of a run: the file that comparisons read."""
 
 import math
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from harness.measure.phase import Phase
 from harness.measure.traffic import Bytes
 
 COMPUTED = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)
-"""What a step is for; the rest of it is waiting, loading and bookkeeping."""
+"""The useful phases of a step; the rest is waiting, loading and bookkeeping."""
 DIVERGED_TAG = "diverged"
-"""Tag of a run in MLflow: what was not finite, and in which window."""
+"""MLflow tag of a diverged run: what was not finite, and in which window."""
 
 
 class Record(BaseModel):
@@ -22,11 +22,11 @@ class Record(BaseModel):
 
 
 Metric = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-"""Null, as older files have it for what is not finite, is read as NaN."""
+"""A number; null, which older files have for values that are not finite, is read as NaN."""
 
 
 class Spread(Record):
-    """One quantity over the ranks."""
+    """The spread of one quantity over the ranks."""
 
     minimum: float
     mean: float
@@ -34,71 +34,73 @@ class Spread(Record):
 
 
 class RankCost(Record):
-    """What one rank did with its time, over the timed windows."""
+    """How one rank spent its time, over the timed windows."""
 
     rank: int
     node: int
     images_per_second: float
-    """Its own images."""
+    """Images of this rank."""
     phases_ms: dict[str, float]
     """Mean time in each phase of a window; they add up to `step_ms`."""
     counter_percent: float | None
-    """How busy the processor's own counter says it is, waits that spin included: CPU time of all
-    the process's threads by wall time and the cores that it can keep busy: `train.threads`, or its
-    share where ranks outnumber the cores. None on a card, where MLflow's monitor reads the card's
-    counter."""
+    """Utilisation by the processor's own counter, including waits that spin: CPU time of all the
+    process's threads divided by wall time and by the cores that it can keep busy: `train.threads`,
+    or its share if ranks outnumber the cores. None on a card, whose counter MLflow's monitor
+    reads."""
     flop_per_second: float
-    """Model operations of its micro-batches by wall time."""
+    """Model operations of its micro-batches per second of wall time."""
     matmul_flop_per_second: float
-    """Of a plain matrix product, while all ranks did one; of a processor the mean over the ranks of
-    a machine; 0: not measured."""
+    """Speed of a plain matrix product while all ranks do one; on CPUs the mean over the ranks of a
+    machine; 0 if not measured."""
     waits_in_backward: bool = False
-    """Its backward passes hold the waiting for others, as in torch's DistributedDataParallel."""
+    """Its backward passes include waits for other ranks, as in torch's DistributedDataParallel."""
 
     @property
     def step_ms(self) -> float:
         return sum(self.phases_ms.values())
 
     def percent(self, *phases: Phase) -> float:
-        """The share of the step that these phases took; 0 where nothing was timed."""
+        """Percentage of the step spent in these phases; 0 if nothing was timed."""
         return 100 * sum(self.phases_ms[phase] for phase in phases) / (self.step_ms or 1.0)
 
     @property
     def computed_percent(self) -> float | None:
-        """The useful share of the step: forward, backward and optimizer; None: not separable."""
+        """Percentage of the step spent in forward, backward and optimizer; None if not
+        separable."""
         if self.waits_in_backward:
             return None
         return self.percent(*COMPUTED)
 
     @property
     def matmul_percent(self) -> float | None:
-        """Of the plain product's speed, how much the model's operations reach."""
+        """Speed of the model's operations, in percent of the plain product's; None if not
+        measured."""
         if not self.matmul_flop_per_second:
             return None
         return 100 * self.flop_per_second / self.matmul_flop_per_second
 
 
 class Evaluation(Record):
-    """One evaluation, of the mean over nodes."""
+    """One evaluation, of the mean of the nodes."""
 
     window: int
     images: int
     """Training images of all ranks so far."""
     train_seconds: float
-    """Wall time of training so far, evaluations, checkpoints and set-up left out; windows that use
-    what a late exchange sent before such a pause count as long as a timed one."""
+    """Wall time of training so far, without evaluations, checkpoints and set-up. Windows that use
+    what a late exchange sent before such a pause are charged the mean of the timed windows."""
     metrics: dict[str, Metric]
-    """`val/top1` and the like; shares, not per cent."""
+    """`val/top1` and the like; accuracies are fractions, not percentages."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the record of a run is kept, and which code it ran."""
+    """Where the record of a run is kept, and which code ran."""
 
     mlflow_run_id: str | None = None
-    """None: nothing goes to MLflow."""
+    """None if nothing goes to MLflow."""
     commit: str | None = None
-    """None: not known; only the first rank looks it up."""
+    """None if unknown; only the first rank looks it up."""
 
 
 UNRECORDED = Provenance()
@@ -106,17 +108,17 @@ UNRECORDED = Provenance()
 
 @dataclass(frozen=True)
 class Trained:
-    """What a summary holds beside times, bytes and evaluations."""
+    """The part of a summary beside times, bytes and evaluations."""
 
     parameters_backbone: int
     parameters_classifier: int
-    """All classes, those of other ranks too."""
+    """Parameters of all classes, including those of other ranks."""
     expected: Bytes
-    """What a window sends, by formula."""
+    """Bytes that a window sends, by formula."""
     validation_images: Mapping[str, int] = field(default_factory=dict)
-    """Sizes of the validation sets, the primary one first."""
+    """Number of images of each validation set, the primary one first."""
     exponentials: str = ""
-    """Where the classifier's waited for its second pass."""
+    """Where the classifier's exponentials waited for the second pass."""
 
 
 class RunSummary(Record):
@@ -133,10 +135,10 @@ class RunSummary(Record):
     images_per_second: float
     """All ranks, over the timed windows."""
     untimed_windows: int
-    """Windows at the start left out of every time here."""
+    """Windows at the start that are left out of all times here."""
     timed_windows: int
-    """The rest, less those that were traced, and those that use what a late exchange sent before an
-    evaluation or another pause: it had the pause to arrive in."""
+    """The other windows, without traced ones and those that use what a late exchange sent before a
+    pause, such as an evaluation, during which it arrived."""
     step_ms: Spread
     """Wall time of a window."""
     phases_ms: dict[str, Spread]
@@ -148,24 +150,26 @@ class RunSummary(Record):
     """Sent by one rank inside its node per window, counted, MB."""
     in_node_mb_per_step_formula: float
     train_seconds: float
-    """Wall time of all windows, the untimed ones included, evaluations left out; see
-    `Evaluation.train_seconds`. With the runs before it, where a run was resumed."""
+    """Wall time of all windows, including the untimed ones, without evaluations; see
+    `Evaluation.train_seconds`. If the run was resumed, it includes the runs before."""
     train_seconds_known: bool = True
-    """False: resumed from a checkpoint that does not say how long it had been trained; all seconds
-    here are of this run alone."""
+    """False if the run was resumed from a checkpoint that does not record how long it had trained;
+    all seconds here then count this run alone."""
     drain_seconds: float = 0.0
-    """At the end: to land what was under way, and to make nodes that differ agree. In
+    """Seconds at the end to land what was in flight and to make differing nodes agree. Part of
     `train_seconds`; 0 in records older than this field."""
     evaluations: tuple[Evaluation, ...]
-    """In order; the last is the end of the run, over all validation images."""
+    """The evaluations in order; the last is at the end of the run, on all validation images."""
     validation_images: dict[str, int] = {}
-    """Of each validation set, the primary one first; empty in records older than this field."""
+    """Images of each validation set, the primary one first; empty in records older than this
+    field."""
     exponentials: str = ""
-    """Where the classifier's waited for its second pass; empty in records older than this field."""
+    """Where the classifier's exponentials waited for the second pass; empty in records older than
+    this field."""
     mlflow_run_id: str | None
     commit: str | None
     per_rank: tuple[RankCost, ...] = ()
-    """In order of rank; none in summaries from before there were any."""
+    """The costs of each rank, in order; empty in summaries older than this field."""
 
     @property
     def final(self) -> dict[str, float]:
@@ -173,7 +177,8 @@ class RunSummary(Record):
 
     @property
     def diverged(self) -> str | None:
-        """What is not finite at its end; such a run has no accuracy to be compared."""
+        """What is not finite at the run's end; None if nothing. A diverged run has no comparable
+        accuracy."""
         for last in self.evaluations[-1:]:
             losses = [value for name, value in last.metrics.items() if name.endswith("/loss")]
             if not all(map(math.isfinite, losses)):
@@ -181,13 +186,13 @@ class RunSummary(Record):
         return None
 
     def seconds_to(self, target_top1: float) -> float | None:
-        """Training seconds until `val/top1` first reached the target, with a finite loss: without,
-        older records have the accuracy of a fixed class.
+        """Training seconds until `val/top1` first reached the target, with a finite loss.
 
-        Whoever stops there has the model only after one drain, which is charged: an evaluation on
-        the way judges the mean over nodes without its being in their hands.
+        Evaluations with a loss that is not finite are skipped, because in older records they have
+        the accuracy of a fixed class. An evaluation during the run judges the mean of the nodes,
+        which nobody holds: to stop there takes one drain, which is charged.
 
-        None: it never did, or nobody knows how long the run it goes on from had taken.
+        None if the target was never reached, or if the time of the run before a resume is unknown.
         """
         if not self.train_seconds_known:
             return None

@@ -1,4 +1,4 @@
-"""Adds up what windows cost and taught, as a vector that ranks can gather."""
+"""Adds up the costs and scores of windows, as a vector that ranks can gather."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,28 +17,28 @@ PHASES = tuple(Phase)
 
 
 def over_ranks(values: Tensor, nodes: int) -> float:
-    """The mean."""
+    """The mean over ranks."""
     return float(values.mean())
 
 
 def per_node(values: Tensor, nodes: int) -> float:
-    """The sum over a node's ranks, mean over nodes."""
+    """The sum over each node's ranks, averaged over nodes."""
     return float(values.sum()) / nodes
 
 
 @dataclass(frozen=True)
 class Column:
-    """A number that each rank adds up, and how those of all ranks become one."""
+    """A number that each rank adds up, and how the ranks' values become one."""
 
     name: str
     per: str = ""
-    """The column that it is divided by, a count; empty: it is taken as it is."""
+    """The column of counts to divide by; empty for none."""
     unit: float = 1.0
-    """What it is divided by besides."""
+    """A further divisor."""
     metric: str = ""
-    """What MLflow calls the one number; empty: it is logged in another form, or not at all."""
+    """MLflow's name of the reduced number; empty if it is logged in another form, or not at all."""
     reduce: Callable[[Tensor, int], float] = over_ranks
-    """[world] values and the number of nodes -> the one number."""
+    """Reduces values [world], given the number of nodes, to one number."""
 
 
 COLUMNS = (
@@ -55,7 +55,7 @@ COLUMNS = (
     Column("cores"),
     *(Column(phase, "windows") for phase in PHASES),
 )
-"""All that ranks gather of an interval or a run, in the order of the vector."""
+"""All numbers that ranks gather for an interval or a run, in the order of the vector."""
 
 
 class Tally:
@@ -79,17 +79,17 @@ class Tally:
         self.add("windows", len(windows))
 
     def add_bytes(self, sent: Bytes) -> None:
-        """What was sent in one window."""
+        """Adds the bytes sent in one window."""
         self.add("in_node", sent.in_node)
         self.add("cross_node", sent.cross_node)
         self.add("byte_windows", 1)
 
     def add_cpu(self, seconds: float) -> None:
-        """Processor time of all threads of this process, in one window."""
+        """Adds the CPU time of all threads of this process in one window."""
         self.add("cpu_seconds", seconds)
 
     def add_scores(self, loss: Tensor, top1: Tensor) -> None:
-        """The scores of one micro-batch, kept on the device until `vector`."""
+        """Adds the scores of one micro-batch, kept on the device until `vector`."""
         self._scores.append(torch.stack((loss.detach(), top1.detach())))
         self.add("micro_batches", 1)
 
@@ -128,7 +128,7 @@ class Totals:
 
     @property
     def windows(self) -> int:
-        """Timed ones, on the rank that knows of the fewest."""
+        """Timed windows, on the rank that has recorded the fewest."""
         return self._counts["windows"]
 
     @property
@@ -141,17 +141,17 @@ class Totals:
 
     @property
     def in_node_mb(self) -> float:
-        """Per rank and window."""
+        """MB per rank and window."""
         return self["in_node"]
 
     @property
     def cross_node_mb(self) -> float:
-        """Per node's link and window."""
+        """MB per node's link and window."""
         return self["cross_node"]
 
     @property
     def _times(self) -> Tensor:
-        """Milliseconds in a window, [world, phases]."""
+        """Milliseconds per window, [world, phases]."""
         return torch.stack([self._of_ranks[phase] for phase in PHASES], dim=1)
 
     @property
@@ -169,7 +169,7 @@ class Totals:
     def _cost(self, rank: int) -> RankCost:
         own = {name: float(values[rank]) for name, values in self._of_ranks.items()}
         times = {phase.value: own[phase] for phase in PHASES}
-        # Infinitely long if no window was timed: nothing was done in it.
+        # Infinite if no window was timed, so that rates become 0.
         window_seconds = sum(times.values()) / 1e3 or math.inf
         busy, cores = own["cpu_seconds"] / window_seconds, own["cores"]
         return RankCost(
@@ -184,7 +184,8 @@ class Totals:
         )
 
     def metrics(self) -> dict[str, float]:
-        """MLflow's names; nothing of a column whose windows or micro-batches were not counted."""
+        """Metrics by MLflow's names; a column whose windows or micro-batches were not counted is
+        left out."""
         found = {
             column.metric: self[column.name]
             for column in COLUMNS

@@ -1,4 +1,4 @@
-"""Bytes: counted where a collective is called, and by formula from the sizes of the run."""
+"""Bytes sent: counted at each collective, and computed by formula from the sizes of a run."""
 
 import threading
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from harness.exchange.kinds import KINDS, Crosses, KindName, Path
 from harness.parallel.slices import padded, slice_of
 
 GATHERED_RANKS = 8
-"""Of a slice group, up to which it gathers softmax statistics in one collective. Larger ones add
-them up in two: what a rank sends then does not grow with their square."""
+"""Largest slice group that gathers softmax statistics in one collective. Larger ones add them up in
+two, so that what a rank sends does not grow with the square of the group."""
 
 
 @dataclass(frozen=True)
 class Bytes:
-    """Sent by one rank; summed over a node's ranks, `cross_node` is what its link carries."""
+    """Bytes sent by one rank; summed over a node's ranks, `cross_node` is the load of its link."""
 
     in_node: float = 0.0
     cross_node: float = 0.0
@@ -30,10 +30,10 @@ class Bytes:
 
 
 def all_gather_bytes(block: float, ranks: int, nodes: int) -> Bytes:
-    """Each of `ranks` gets the `block` bytes of every other; `ranks` lie evenly on `nodes`.
+    """Each of `ranks` receives `block` bytes of every other; ranks are spread evenly on `nodes`.
 
-    A node must take in the blocks of all ranks outside it once; the rest moves inside.
-    The same holds backwards for a reduce-scatter of blocks of this size.
+    A node receives the blocks of all ranks outside it once; the rest moves inside. The same holds,
+    reversed, for a reduce-scatter of blocks of this size.
     """
     per_node = ranks // nodes
     link = (ranks - per_node) * block
@@ -41,16 +41,16 @@ def all_gather_bytes(block: float, ranks: int, nodes: int) -> Bytes:
 
 
 def all_to_all_bytes(block: float, ranks: int, nodes: int) -> Bytes:
-    """Each of `ranks` sends `block` bytes to every other; `ranks` lie evenly on `nodes`."""
+    """Each of `ranks` sends `block` bytes to every other; ranks are spread evenly on `nodes`."""
     per_node = ranks // nodes
     return Bytes(in_node=(per_node - 1) * block, cross_node=(ranks - per_node) * block)
 
 
 def all_reduce_bytes(total: float, ranks: int, nodes: int) -> Bytes:
-    """A flat ring over `ranks` that lie evenly, in order, on `nodes`, of a `total` bytes buffer.
+    """A flat ring that sums `total` bytes over `ranks`, spread evenly and in order on `nodes`.
 
-    Each rank sends 2(n-1)/n of the buffer to the next one; per node one of those
-    neighbours is across the link.
+    Each rank sends 2(n-1)/n of the buffer to the next one; per node one of those neighbours is
+    across the link.
     """
     sent = 2 * (ranks - 1) / ranks * total
     if nodes == 1:
@@ -60,7 +60,7 @@ def all_reduce_bytes(total: float, ranks: int, nodes: int) -> Bytes:
 
 
 class Traffic:
-    """What this rank has sent since the start, added up at every collective, on any thread."""
+    """Total bytes that this rank has sent, added up at every collective, on any thread."""
 
     def __init__(self) -> None:
         self.total = Bytes()
@@ -73,42 +73,42 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the formula needs to know of a run."""
+    """The sizes that the formula needs."""
 
     nodes: int
     ranks_per_node: int
     images_per_rank: int
-    """B, per micro-batch."""
+    """B, images per rank in a micro-batch."""
     passes: int
     """K, micro-batches in a window."""
     shared: int
-    """Elements every rank of a node holds: the backbone, and a replicated classifier."""
+    """Elements that every rank of a node holds: the backbone, and a replicated classifier."""
     slices: tuple[int, ...]
-    """Elements of the slices of a node's ranks that have replicas on other nodes."""
+    """Elements of each slice of a node's ranks, if the slices have replicas on other nodes."""
     features: int
     element_bytes: int
     feature_bytes: int
-    """Bytes of a feature between ranks; 2 under bf16."""
+    """Bytes of a feature as sent between ranks; 2 under bf16."""
     crossing: Callable[[int, int, int], Bytes]
-    """Of so many elements, averaged over so many ranks that lie on so many nodes."""
+    """(elements, ranks, nodes) -> bytes that a rank sends to average them."""
     pieces: int = 1
-    """Of a part, of which one crosses in a window."""
+    """Pieces of a part; one of them crosses per window."""
     buckets: tuple[int, ...] = ()
-    """Elements of each, of what is shared, where gradients are averaged beside the backward pass;
-    all pieces of `shared`."""
+    """Elements of each bucket of the shared parameters, if gradients are averaged beside the
+    backward pass; together they make up `shared`."""
     slice_buckets: tuple[tuple[int, ...], ...] = ()
-    """The same of the slices of a node's ranks."""
+    """The same for the slices of a node's ranks."""
     label_bytes: int = 4
     statistic_bytes: int = 4
     statistics: int = 3
-    """Numbers of an image that slices tell each other; one more where labels are smoothed."""
+    """Numbers per image that slices exchange; one more if labels are smoothed."""
 
 
 def formula(layout: str, kind: KindName, route: str, sizes: Sizes) -> Bytes:
-    """Bytes a rank sends in a window, mean over a node's ranks, from the sizes alone.
+    """Bytes that a rank sends in a window, mean over a node's ranks, from the sizes alone.
 
-    replicated, node: 2(M-1)/M of what a rank owns crosses to its peers; a flat ring carries
-    2(N-1)/N of everything over each link instead. world: features of all other nodes, twice.
+    replicated, node: 2(M-1)/M of what a rank owns crosses to its peers; a flat ring sends 2(N-1)/N
+    of everything over each link instead. world: features of all other nodes, twice.
     """
     nodes, per_node = sizes.nodes, sizes.ranks_per_node
     ranks, traits = nodes * per_node, KINDS[kind]
@@ -131,7 +131,7 @@ def formula(layout: str, kind: KindName, route: str, sizes: Sizes) -> Bytes:
         return window + sizes.crossing(sizes.shared, ranks, nodes)
     chunk = padded(sizes.shared, per_node) // per_node
     steps = sizes.passes if traits.local_steps else 1
-    # Gradients to the owner of their chunk, stepped values back.
+    # A reduce-scatter of gradients to the chunks' owners, and a gather of the stepped values.
     window += all_gather_bytes(chunk * sizes.element_bytes, per_node, 1) * 2 * steps
     if traits.meets:
         window += _part_bytes(sizes, chunk)
@@ -139,25 +139,26 @@ def formula(layout: str, kind: KindName, route: str, sizes: Sizes) -> Bytes:
 
 
 def bucket_bytes(route: str, elements: int, sizes: Sizes) -> Bytes:
-    """A rank's, of a bucket of what all share."""
+    """Bytes that a rank sends to average one bucket of shared parameters."""
     nodes, per_node = sizes.nodes, sizes.ranks_per_node
     if route == "flat":
         return sizes.crossing(elements, nodes * per_node, nodes)
     share = padded(elements, per_node) // per_node
-    # To the ranks that add up its shares, over nodes, and back.
+    # In the node a reduce-scatter and a gather of shares; between nodes the average of one share.
     in_node = all_gather_bytes(share * sizes.element_bytes, per_node, 1) * 2
     return in_node + sizes.crossing(share, nodes, nodes)
 
 
 def gathers_statistics(ranks: int) -> bool:
-    """Whether a slice group of so many gathers its softmax statistics, in place of adding them."""
+    """Whether a slice group of `ranks` ranks gathers its softmax statistics instead of adding them
+    up."""
     return ranks <= GATHERED_RANKS
 
 
 def slice_bytes(layout: str, sizes: Sizes) -> tuple[Bytes, ...]:
-    """Bytes a rank sends in its slice group in a micro-batch, one collective after the other:
-    features and labels gathered; statistics of the softmax gathered, or their maximum and then
-    their sums all-reduced; the features' gradient reduce-scattered."""
+    """Bytes that a rank sends in its slice group per micro-batch, one entry per collective:
+    features and labels gathered; softmax statistics gathered, or their maximum and then their sums
+    all-reduced; the features' gradient reduce-scattered."""
     nodes, per_node = sizes.nodes, sizes.ranks_per_node
     group_ranks, group_nodes = {
         "replicated": (1, 1),
@@ -180,7 +181,8 @@ def slice_bytes(layout: str, sizes: Sizes) -> tuple[Bytes, ...]:
 
 
 def _part_bytes(sizes: Sizes, chunk: int) -> Bytes:
-    """What a window sends of a chunk and a slice, mean over a node's ranks and over pieces."""
+    """Bytes that a window sends of a chunk and a slice, mean over a node's ranks and over
+    pieces."""
     total = Bytes()
     for elements in sizes.slices or (0,) * sizes.ranks_per_node:
         for piece in range(sizes.pieces):

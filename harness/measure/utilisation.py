@@ -1,4 +1,5 @@
-"""How much of the time, and of a processor's speed, went into the model: beside its own counter."""
+"""Utilisation: the share of time and of processor speed used by the model, next to the processor's
+own counter."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,27 +10,27 @@ from harness.measure.summary import RankCost
 
 SHOWN = (Phase.DATA, Phase.SLICE_WAIT, Phase.NODE_WAIT, Phase.EXCHANGE_WAIT)
 NODES_SHOWN = 16
-"""Two metrics each: more would make MLflow's page of a run unreadable."""
+"""Nodes with metrics of their own, two each: more would make MLflow's page unreadable."""
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a rank's window takes and its processor could do; 0 is what is not known."""
+    """The work of a rank's window and the speed of its processor; 0 if unknown."""
 
     flop_per_window: float = 0.0
-    """Model operations."""
+    """Model operations in a window."""
     matmul_flop_per_second: float = 0.0
-    """Of a plain matrix product."""
+    """Speed of a plain matrix product."""
     cores: float = 0.0
-    """That it can keep busy: its threads, or its share where ranks outnumber the cores; 0 on cards,
-    whose counter is not this process's CPU time."""
+    """Cores that the rank can keep busy: its threads, or its share if ranks outnumber the cores. 0
+    on cards, whose counter is not this process's CPU time."""
 
 
 UNKNOWN = Capacity()
 
 
 def utilisation_metrics(costs: Sequence[RankCost]) -> dict[str, float]:
-    """MLflow's names: means over ranks, and each node's mean of its own."""
+    """Metrics by MLflow's names: means over ranks, and the mean of each node."""
     found = {f"utilisation/{phase}_percent": _mean(costs, phase) for phase in SHOWN}
     found |= _pair("utilisation/", costs)
     rates = [cost.images_per_second for cost in costs]
@@ -45,28 +46,28 @@ def utilisation_metrics(costs: Sequence[RankCost]) -> dict[str, float]:
 
 
 def summary_bars(costs: Sequence[RankCost]) -> dict[str, float]:
-    """One number a run: the useful share, the counter's, and the plain product's."""
+    """One number per run: computed share, counter, and share of the plain product's speed."""
     if not costs:
         return {}
     reached = _known("summary/matmul_percent", costs, lambda cost: cost.matmul_percent)
     return _pair("summary/", costs) | reached
 
 
-def in_a_line(costs: Sequence[RankCost]) -> str:
-    """What a user reads of it when the run has ended."""
+def utilisation_line(costs: Sequence[RankCost]) -> str:
+    """The utilisation in one line of the closing report."""
     if not costs:
         return "not measured"
     bars = summary_bars(costs)
     computed = bars.get("summary/computed_percent")
     words = [
-        "computing and waiting are not separable"
+        "computing and waiting cannot be separated"
         if computed is None
-        else f"{computed:.0f} % of a step computed"
+        else f"{computed:.0f} % of a step spent computing"
     ]
     if (counter := bars.get("summary/counter_percent")) is not None:
-        words.append(f"the processor's counter says {counter:.0f} %")
+        words.append(f"{counter:.0f} % by the processor's counter")
     rate = fmean(cost.flop_per_second for cost in costs) / 1e9
-    words.append(f"{rate:,.2f} GFLOP/s a rank")
+    words.append(f"{rate:,.2f} GFLOP/s per rank")
     if (reached := bars.get("summary/matmul_percent")) is not None:
         words[-1] += f", {reached:.0f} % of a plain matrix product"
     return " · ".join(words)
@@ -77,7 +78,7 @@ def _mean(costs: Sequence[RankCost], phase: Phase) -> float:
 
 
 def _pair(prefix: str, costs: Sequence[RankCost]) -> dict[str, float]:
-    """What was useful, and what the counter says was."""
+    """The computed share, and the processor counter's share."""
     found = _known(f"{prefix}computed_percent", costs, lambda cost: cost.computed_percent)
     return found | _known(f"{prefix}counter_percent", costs, lambda cost: cost.counter_percent)
 
@@ -85,6 +86,6 @@ def _pair(prefix: str, costs: Sequence[RankCost]) -> dict[str, float]:
 def _known(
     name: str, costs: Sequence[RankCost], value: Callable[[RankCost], float | None]
 ) -> dict[str, float]:
-    """The mean over the ranks that know it; nothing where none does."""
+    """The mean over the ranks with a known value; empty if there is none."""
     values = [found for cost in costs if (found := value(cost)) is not None]
     return {name: fmean(values)} if values else {}

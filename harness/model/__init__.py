@@ -1,1 +1,1 @@
-"""What is trained: a backbone, and a classifier sliced over ranks."""
+"""The model: a backbone, and a classifier sliced over ranks."""

@@ -1,4 +1,4 @@
-"""How big a run's model is and how it lies on the ranks, worked out in one place for all who ask.
+"""The sizes of a run's model and its distribution over ranks, computed in one place.
 
 Letters as in the formulas: M nodes of G ranks; P elements that a node's ranks share; C classes with
 D features each, of which a rank's slice has K.
@@ -16,7 +16,7 @@ from harness.parallel.slices import Slice, slice_of
 from harness.parallel.topology import Layout, Topology
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
-"""What parameters are kept in, by precision; autocast alone makes bf16 of float32."""
+"""dtypes of the parameters by precision; bf16 only changes autocast."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,21 @@ class Anatomy:
     nodes: int
     ranks_per_node: int
     backbone: tuple[torch.Size, ...]
-    """Shapes of the backbone's parameters, in the order in which the network has them."""
+    """Shapes of the backbone's parameters, in the network's order."""
     features: int
-    """D, the features of an image."""
+    """D, the number of features of an image."""
     channels: int
-    """An image has so many."""
+    """Channels of an image."""
     classes: int
-    """C, the classes of all slices together."""
+    """C, the number of classes on all slices."""
     has_bias: bool
-    """Each class has a bias beside its row of the weight."""
+    """Each class has a bias in addition to its row of the weight."""
     dtype: torch.dtype
-    """Parameters, gradients and the optimizer's state are kept in it."""
+    """dtype of the parameters, their gradients and the optimizer's state."""
 
     @property
     def topology(self) -> Topology:
-        """As rank 0 sees it."""
+        """The topology as seen from rank 0."""
         return Topology(0, self.nodes, self.ranks_per_node)
 
     @property
@@ -50,12 +50,12 @@ class Anatomy:
 
     @property
     def is_replicated(self) -> bool:
-        """Every rank has all classes, and shares them as it shares the backbone."""
+        """True if every rank has all classes, which it then shares as it shares the backbone."""
         return self.layout == "replicated"
 
     @property
     def owners(self) -> int:
-        """Ranks that together own every class once: the size of a slice group."""
+        """Number of ranks that together own every class once: the size of a slice group."""
         return len(self.topology.slice_group(self.layout))
 
     @cached_property
@@ -70,7 +70,7 @@ class Anatomy:
 
     @property
     def per_class(self) -> int:
-        """Elements that a class has: a row of the weight, and a bias if there is one."""
+        """Parameters per class."""
         return self.features + self.has_bias
 
     @cached_property
@@ -79,11 +79,11 @@ class Anatomy:
 
     @property
     def classifier_elements(self) -> int:
-        """Elements of all slices together."""
+        """Parameters of the classifier on all slices."""
         return self.classes * self.per_class
 
     def classifier(self, classes: int) -> tuple[torch.Size, ...]:
-        """Shapes of the classifier's parameters for so many classes."""
+        """Shapes of the parameters of a classifier with `classes` classes."""
         weight = torch.Size([classes, self.features])
         return (weight, torch.Size([classes])) if self.has_bias else (weight,)
 
@@ -95,22 +95,23 @@ class Anatomy:
 
     @property
     def shared_elements(self) -> int:
-        """P."""
+        """P, the parameters that a node's ranks share."""
         return self.backbone_elements + self.is_replicated * self.classifier_elements
 
     @property
     def sliced_elements(self) -> int:
-        """Elements of the largest slice; 0 if the classes are replicated."""
+        """Parameters of the largest slice; 0 if the classes are replicated."""
         return 0 if self.is_replicated else self.largest_slice * self.per_class
 
     @property
     def replicated_slices(self) -> tuple[Slice, ...]:
-        """The slices of a node's ranks, if the other nodes own the same ones; else none."""
+        """The slice of each rank of a node, if the other nodes own the same slices; otherwise
+        empty."""
         return self.slices if self.layout == "node" else ()
 
     @classmethod
     def of(cls, config: Config, topology: Topology, sketch: "Sketch") -> "Anatomy":
-        """What a run on these ranks has, with a backbone like this."""
+        """The sizes of a run on this topology with this backbone."""
         return cls(
             layout=config.classifier.layout,
             nodes=topology.nodes,
@@ -126,13 +127,13 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Sketch:
-    """A backbone, as far as other sizes depend on it."""
+    """The properties of a backbone that sizes depend on."""
 
     shapes: tuple[torch.Size, ...]
-    """Its parameters have these, in the order in which the network has them."""
+    """Shapes of its parameters."""
     features: int
     channels: int
-    """The images that it takes have so many."""
+    """Channels of the images that it takes."""
 
     @classmethod
     def of(cls, backbone: Backbone, channels: int) -> "Sketch":
@@ -141,7 +142,7 @@ class Sketch:
 
 
 def anatomy_of(config: Config, nodes: int, ranks_per_node: int) -> Anatomy:
-    """What a run on M `nodes` of G ranks will have, found without a data set.
+    """The sizes of a run on M `nodes` of G ranks that has not started.
 
     Raises UserError for a backbone that cannot take the images.
     """

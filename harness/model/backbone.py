@@ -1,4 +1,4 @@
-"""Backbones: images to features. Our small one, and any of torchvision's without its head."""
+"""Backbones, from images to features: a small CNN, and torchvision's models without their heads."""
 
 import difflib
 import inspect
@@ -27,9 +27,9 @@ class Backbone(nn.Module):
 
 
 def make_backbone(config: BackboneConfig, channels: int, image_size: int, seed: int) -> Backbone:
-    """The backbone that the config names, with weights that are a function of the seed.
+    """The backbone that the config names, with weights that depend only on the seed.
 
-    Raises UserError for an unknown name, or images the network cannot take.
+    Raises UserError for an unknown name, or images that the network cannot take.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -51,8 +51,8 @@ def make_backbone(config: BackboneConfig, channels: int, image_size: int, seed: 
 
 
 def _advice(config: BackboneConfig, channels: int, image_size: int) -> str:
-    """Sizes near this one that work, tried on tensors without memory."""
-    # Networks are made for multiples of a patch, of their strides, or of both with a window's side.
+    """Advice on image sizes near this one that work, found on tensors without memory."""
+    # Networks need multiples of a patch, of their stride, or of both times a window's side.
     units = [(unit, image_size // unit) for unit in (14, 16, 32, 224)]
     tried = sorted({unit * (times + more) for unit, times in units for more in (-1, 0, 1, 2)})
     below = [size for size in reversed(tried) if 0 < size < image_size]
@@ -61,8 +61,8 @@ def _advice(config: BackboneConfig, channels: int, image_size: int) -> str:
         next((size for size in sizes if _works(config, channels, size)), None)
         for sizes in (below, above)
     ]
-    told = " or ".join(f"data.image_size={size}" for size in found if size)
-    return f"set {told}, or use another backbone" if told else "use another backbone"
+    sizes = " or ".join(f"data.image_size={size}" for size in found if size)
+    return f"set {sizes}, or use another backbone" if sizes else "use another backbone"
 
 
 def _works(config: BackboneConfig, channels: int, image_size: int) -> bool:
@@ -81,7 +81,7 @@ def _body(config: BackboneConfig, channels: int, image_size: int) -> nn.Module:
 
 
 def embedding(body_features: int, config: BackboneConfig) -> nn.Sequential:
-    """A linear layer to `feature_dim`, normalised so that the logits start at a sane size."""
+    """A linear layer to `feature_dim`, normalised so that the initial logits have a sane size."""
     width = config.feature_dim
     norms = {"batch": nn.BatchNorm1d, "group": nn.LayerNorm, "none": nn.Identity}
     linear = nn.Linear(body_features, width, bias=config.norm == "none")
@@ -89,7 +89,7 @@ def embedding(body_features: int, config: BackboneConfig) -> nn.Sequential:
 
 
 def small_cnn(channels: int, norm: str) -> nn.Sequential:
-    """Four 3x3 convolutions, the first three halved by pooling: trains well on a CPU core."""
+    """Four 3x3 convolutions, the first three followed by pooling; trains well on a CPU core."""
     layers: list[nn.Module] = []
     for stage, width in enumerate(SMALL_WIDTHS):
         layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=norm == "none"))
@@ -107,10 +107,10 @@ def small_cnn(channels: int, norm: str) -> nn.Sequential:
 def _torchvision_body(config: BackboneConfig, channels: int, image_size: int) -> nn.Module:
     if config.norm != "batch":
         raise UserError(
-            f"backbone.norm={config.norm} belongs to small_cnn, backbone.name is {config.name}; "
-            f"use norm=batch"
+            f"backbone.norm={config.norm} applies only to small_cnn, but backbone.name is "
+            f"{config.name}; use norm=batch"
         )
-    # Here, because it takes a second and our own backbone has no need of it.
+    # Imported here, because it takes a second and our own backbone does not need it.
     from harness.model.torchvision import torchvision
 
     models = torchvision.models
@@ -141,7 +141,7 @@ def _options(builder: Any, name: str, image_size: int) -> dict[str, Any]:
 
 
 def _take_head_off(body: nn.Module) -> None:
-    """Replaces the last layer that makes class scores; the features before it come out."""
+    """Replaces the last layer that makes class scores, so that the features before it come out."""
     scoring = [
         name
         for name, module in body.named_modules()

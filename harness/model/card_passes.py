@@ -1,9 +1,9 @@
-"""The two passes of `passes` on a card: some ten launches a tile, whatever the margin.
+"""The two passes of `passes` on a GPU: about ten launches per tile, with any margin.
 
-A card does in microseconds what torch needs a launch for, and a launch takes as long: tiles are as
-large as memory allows, and between the products each kernel reads its input once. The products
-add up in float32 and their results are not rounded: the logits are those of features and weights
-that were rounded once.
+A card does in microseconds what torch needs a launch for, and a launch takes as long. So tiles are
+as large as memory allows, and between the products each kernel reads its input once. The products
+accumulate in float32 and their results are not rounded: the logits are those of features and
+weights that were rounded once.
 """
 
 import torch
@@ -29,7 +29,7 @@ from harness.model.statistics import Statistics
 
 
 class Workspace:
-    """What tiles of at most `size` classes take turns in."""
+    """Buffers that tiles of at most `size` classes use in turn."""
 
     def __init__(self, given: Operands, size: int) -> None:
         size = min(size, len(given.weight))
@@ -44,7 +44,7 @@ class Workspace:
         self.partial = partial(size, self._logits_cn[0])
 
     def weight(self, tile: Tile) -> Tensor:
-        """Its rows as the products take them: of unit length where there are cosines, [c, D]."""
+        """The tile's rows as the products take them, normalised for cosines, [c, D]."""
         rows_cD = self._given.weight[tile.start : tile.stop]
         if self._weight_cD is None:
             return rows_cD
@@ -58,7 +58,7 @@ class Workspace:
         return Logits(raw_cn, self._given, tile)
 
     def exponentials(self, tile: Tile) -> Tensor:
-        """Where a tile's may lie until the next, [c, n]."""
+        """A buffer for a tile's exponentials, valid until the next tile, [c, n]."""
         if self._exponentials_cn is None:
             images = len(self._given.targets)
             self._exponentials_cn = self._given.features.new_empty(self._size, images)
@@ -66,7 +66,7 @@ class Workspace:
 
 
 def product(left: Tensor, right: Tensor, into: Tensor) -> None:
-    """Multiplies matrices of one precision; adds up and writes in that of `into`."""
+    """Multiplies matrices of equal precision; accumulates and writes in the precision of `into`."""
     if left.dtype == into.dtype:
         torch.mm(left, right, out=into)
     else:
@@ -74,7 +74,7 @@ def product(left: Tensor, right: Tensor, into: Tensor) -> None:
 
 
 def first_pass(given: Operands, size: int, kept: Kept) -> FirstPass:
-    """As `passes.first_pass`."""
+    """The same as `passes.first_pass`."""
     found = begun(given, goes_back=True)
     assert found.mixed is not None
     _find_targets(given, found)
@@ -98,7 +98,7 @@ def first_pass(given: Operands, size: int, kept: Kept) -> FirstPass:
 def second_pass(
     given: Operands, found: FirstPass, whole: Statistics, slope: Tensor, kept: Kept
 ) -> None:
-    """As `passes.second_pass`."""
+    """The same as `passes.second_pass`."""
     into, size = kept.into, kept.size
     features_nD = given.features.contiguous()
     scaled_nD = torch.empty_like(features_nD)
@@ -131,7 +131,7 @@ def second_pass(
 
 
 def _find_targets(given: Operands, found: FirstPass) -> None:
-    """The targets' logits of this slice, and their slopes, from their own rows."""
+    """Computes the targets' logits on this slice, and their slopes, from the targets' rows."""
     inside_n, place_n = given.whole.inside, given.whole.place
     rows_nD = given.weight[place_n]
     if given.scale is not None:
@@ -151,7 +151,7 @@ def _find_targets(given: Operands, found: FirstPass) -> None:
 
 
 def _add_targets(given: Operands, found: FirstPass, slope: Tensor, into: Gradients) -> None:
-    """Minus the features times `slope`, on the targets' rows: what softmax - 1 has of the 1."""
+    """Subtracts `slope` times the features on the targets' rows: the 1 in softmax - 1."""
     inside_n, place_n = given.whole.inside, given.whole.place
     own_n = (found.own * -slope).where(inside_n, 0.0)
     if into.bias is not None:

@@ -1,4 +1,4 @@
-"""How many floating-point operations a micro-batch takes: its forward and its backward pass."""
+"""Floating-point operations of a micro-batch: its forward and its backward pass."""
 
 import copy
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from harness.model.backbone import Backbone, make_backbone
 from harness.model.trainable import training_pass
 
 COUNTED_IMAGES = 2
-"""Batch norm may take no fewer."""
+"""The fewest images that batch norm takes."""
 PRODUCTS = 3
-"""Of the classifier: logits, the features' gradient, the weight's gradient."""
+"""Matrix products of the classifier: logits, gradient of the features, gradient of the weight."""
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one rank in one micro-batch; a multiplication and its addition count as two."""
+    """Operations of one rank in one micro-batch; a multiplication and its addition count as two."""
 
     backbone: int
     classifier: int
@@ -32,10 +32,10 @@ class Flops:
 def micro_batch_flops(
     backbone: Backbone, channels: int, image_size: int, images: int, gathered: int, classes: int
 ) -> Flops:
-    """Products of matrices and convolutions only, as torch's counter has it; no other pass.
+    """Operations of matrix products and convolutions, as torch's counter counts them.
 
-    `images` (B) go through the backbone, `gathered` (n) features meet `classes` (K) of a slice.
-    Raises UserError where the backbone cannot be trained with B images.
+    `images` (B) go through the backbone; `gathered` (n) features are multiplied with the slice's
+    `classes` (K). Raises UserError if the backbone cannot be trained with B images.
     """
     counted = min(COUNTED_IMAGES, images)
     per_image = _backbone_flops(backbone, channels, image_size, counted) / counted
@@ -54,17 +54,18 @@ def _backbone_flops(backbone: Backbone, channels: int, image_size: int, images: 
 
 @dataclass(frozen=True)
 class Backward:
-    """When which gradient of a backbone comes, whatever is done with it."""
+    """The order in which a backbone's gradients become ready."""
 
     flops_per_image: float
-    """Operations of its forward and backward pass on one image."""
+    """Operations of forward and backward pass."""
     arrivals: tuple[float, ...]
-    """For each parameter, the share of the backward pass's operations after which it comes."""
+    """For each parameter, the share of the backward pass's operations done when its gradient is
+    ready."""
 
 
 @cache
 def backward_of(config: BackboneConfig, channels: int, image_size: int) -> Backward:
-    """Makes one forward and backward pass of a few images through such a backbone."""
+    """Measured in one forward and backward pass of a few images."""
     backbone = make_backbone(config, channels, image_size, seed=0).train()
     parameters = list(backbone.parameters())
     arrived: dict[int, int] = {}

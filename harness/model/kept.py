@@ -10,7 +10,7 @@ from torch import Tensor
 from harness.model.operands import Gradients, Operands, Tile
 
 SCRATCH_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}
-"""Largest size of a tensor for exponentials alone; larger ones are computed again."""
+"""Largest size of a separate tensor for exponentials; what would take more is computed again."""
 
 
 class Kept:
@@ -41,7 +41,8 @@ class Kept:
             self._rows_Kn = given.features.new_empty(classes, images)
 
     def at(self, tile: Tile) -> Tensor | None:
-        """Where the first pass writes a tile's exponentials, [c, n]; None: they are not kept."""
+        """The place where the first pass writes a tile's exponentials, [c, n]; None if they are not
+        kept."""
         return None if self._rows_Kn is None else self._rows_Kn[tile.start : tile.stop]
 
     def keep(self, tile: Tile, exponentials_cn: Tensor) -> None:
@@ -50,7 +51,8 @@ class Kept:
             rows_cn.copy_(exponentials_cn)
 
     def give(self, tile: Tile) -> Tensor | None:
-        """A tile's exponentials, [c, n], outside its gradient's rows; None: they were not kept."""
+        """A tile's exponentials, [c, n], in other memory than the tile's gradient; None if they
+        were not kept."""
         rows_cn = self.at(tile)
         if rows_cn is None or self._room_cn is None:
             return rows_cn
@@ -72,11 +74,8 @@ class LogitShape:
 def place(
     shape: LogitShape, product_bytes: int, gradient_bytes: int, added: bool, cards: bool
 ) -> str:
-    """Where exponentials wait: `gradient`, `scratch`, or `again` if they are computed twice.
-
-    `product_bytes`, `gradient_bytes`: of one element. `added`: the gradient is added to what other
-    micro-batches left in it.
-    """
+    """The place of the exponentials: `gradient`, `scratch` or `again`, which computes them
+    again."""
     # Row j of the gradient, D numbers of the weight's size, holds class j's n exponentials.
     if shape.images * product_bytes <= shape.features * gradient_bytes and not added:
         return "gradient"

@@ -1,4 +1,4 @@
-"""Margins on the target's cosine: what makes features of unseen classes separable."""
+"""Margins on the target's cosine, which make features of unseen classes separable."""
 
 import math
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from harness.config import ClassifierConfig
 @dataclass(frozen=True)
 class Margin:
     move: Callable[[Tensor], Tensor]
-    """What takes the place of the targets' cosines."""
+    """Maps the targets' cosines to the values that replace them."""
     straight_through: bool = False
-    """On the way back the target's cosine is taken for one that was not moved."""
+    """The backward pass treats the target's cosine as if it had not been moved."""
 
 
 def margin_of(config: ClassifierConfig) -> Margin | None:
-    """None where there is none.
+    """The margin that the config names; None for none.
 
-    cosface: cos t - m, arXiv 1801.09414. arcface: cos(t + m), arXiv 1801.07698, continued past
-    t = pi - m by the line that keeps it falling. combined: cos(m1 t + m2) - m3 of the same, whose
-    line goes on from where m1 t + m2 = pi.
+    cosface: cos t - m, arXiv 1801.09414. arcface: cos(t + m), arXiv 1801.07698; beyond t = pi - m,
+    where that would rise again, it continues as cos t minus a constant. combined:
+    cos(m1 t + m2) - m3, arXiv 1801.07698, continued in the same way from m1 t + m2 = pi.
     """
     straight = config.margin_slope == "straight_through"
     size = config.margin_size
@@ -59,7 +59,7 @@ def _sines(cosines: Tensor) -> Tensor:
 
 @torch.enable_grad()
 def with_margin(margin: Margin, logits_n: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The logits of targets with their margin, and its slope."""
+    """The targets' logits including their margin, and the derivative of the margin."""
     cosines_n = (logits_n.detach() / scale).requires_grad_()
     moved_n = margin.move(cosines_n)
     if margin.straight_through:

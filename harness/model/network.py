@@ -1,4 +1,4 @@
-"""What a rank trains: the backbone and its classifier, as one module."""
+"""The network that a rank trains: backbone and classifier as one module."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,8 @@ from harness.model.sliced_classifier import Scores, SlicedClassifier
 
 
 class Network(nn.Module):
-    """[B, channels, height, width] and labels [B] -> scores. Collective over the slice group."""
+    """Images [B, channels, height, width] and labels [B] -> scores. Collective over the slice
+    group."""
 
     def __init__(self, backbone: Backbone, classifier: SlicedClassifier) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the two passes over tiles of classes work on, and what the first finds.
+"""The operands of the two passes over tiles of classes, and the result of the first.
 
 Shapes: n images of all ranks, D features, K classes of this slice, c of a tile.
 """
@@ -15,23 +15,23 @@ from harness.model.margins import Margin
 
 @dataclass(frozen=True)
 class Operands:
-    """What is multiplied: logits are x w + b, or `scale` times cosines."""
+    """The operands of the logits, which are x w + b, or `scale` times cosines."""
 
     features: Tensor
-    """[n, D], in the precision of products; of unit length where there are cosines."""
+    """[n, D], in the precision of products; normalised for cosines."""
     targets: Tensor
-    """[n], counted from the slice's first class; of other slices outside 0..K-1."""
+    """[n], counted from the slice's first class; outside 0..K-1 if another slice has the target."""
     weight: Tensor
     """[K, D]."""
     bias: Tensor | None
     """[K]."""
     scale: float | None = None
-    """None: plain logits."""
+    """None if logits are plain."""
     margin: Margin | None = None
 
     @property
     def exact(self) -> torch.dtype:
-        """At least float32: what the softmax is computed in."""
+        """The dtype of the softmax: at least float32."""
         return torch.promote_types(self.features.dtype, torch.float32)
 
     @cached_property
@@ -42,14 +42,14 @@ class Operands:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of a slice's parameters, where they are written or added to."""
+    """The gradients of a slice's parameters that a backward pass writes or adds to."""
 
     weight: Tensor
     """[K, D]."""
     bias: Tensor | None
     """[K]."""
     add: bool
-    """To what other micro-batches left there."""
+    """Add to what earlier micro-batches left there."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Tile:
 
     @cached_property
     def inside(self) -> Tensor:
-        """Which images are of one of its classes, [n]."""
+        """Which images have their target in this tile, bool [n]."""
         return (self.targets >= self.start) & (self.targets < self.stop)
 
     @cached_property
     def place(self) -> Tensor:
-        """The targets' rows in it, [n]; any row for images that are not inside."""
+        """The targets' rows in the tile, [n]; arbitrary for images that are not inside."""
         return (self.targets - self.start).clamp(0, self.stop - self.start - 1)
 
 
@@ -80,30 +80,31 @@ def tiles(given: Operands, size: int) -> Iterator[Tile]:
 
 @dataclass
 class FirstPass:
-    """What one reading of the weight gives of this slice, of n images."""
+    """The result of one reading of the weight, for this slice and n images."""
 
     max: Tensor
     """The largest logit."""
     best: Tensor
-    """Its class, of equals the lowest, counted from the slice's first."""
+    """Its class, counted from the slice's first; the lowest one of equal logits."""
     sum: Tensor
-    """Of exp(z - max)."""
+    """Sum of exp(z - max)."""
     target: Tensor
-    """The target's logit, 0 where another slice has it."""
+    """The target's logit; 0 if another slice has the target."""
     plain: Tensor
-    """That without its margin."""
+    """The target's logit without its margin."""
     slope: Tensor
-    """Of the target's logit by its cosine, over `scale`; 1 without a margin."""
+    """Derivative of the target's logit by its cosine, divided by `scale`; 1 without a margin."""
     own: Tensor
-    """Of what a loss has of the target beside the softmax: the same, but for label smoothing."""
+    """Derivative of the loss's target term beside the softmax; equal to `slope` except with label
+    smoothing."""
     mixed: Tensor | None
-    """[n, D], sum_j exp(z_j - max) dz_j/dx over `scale`: the target's class is one of them."""
+    """[n, D], sum_j exp(z_j - max) dz_j/dx divided by `scale`, including the target's class."""
     shifts: list[Tensor]
-    """r, by tile."""
+    """r, for each tile."""
 
 
 def begun(given: Operands, goes_back: bool) -> FirstPass:
-    """Before the first tile."""
+    """The state before the first tile."""
     n = len(given.targets)
     like_n = given.features.new_zeros(n, dtype=given.exact)
     return FirstPass(

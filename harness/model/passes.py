@@ -1,16 +1,17 @@
-"""Exact softmax cross entropy of a slice's classes, tile by tile, at the price of three products.
+"""Exact softmax cross entropy of a slice's classes, tile by tile, for three matrix products.
 
 Shapes: n images of all ranks, D features, K classes of this slice, c of a tile. With z_ij the logit
 of image i and class j, any number r_ic for each image and tile, L_i = log sum exp z_ij over all
-slices, f_ic = exp(r_ic - L_i), e_ij = exp(z_ij - r_ic) and g the slope of the loss by an image's:
+slices, f_ic = exp(r_ic - L_i), e_ij = exp(z_ij - r_ic) and g the gradient of the mean
+loss by an image's loss:
 
-    dX_i = g (sum_c f_ic sum_{j in c} e_ij w_j - w_{y_i})       f stands left of the product
+    dX_i = g (sum_c f_ic sum_{j in c} e_ij w_j - w_{y_i})       f multiplies rows of the product
     dW_j = sum_i e_ij (g f_ic) x_i - sum_{i: y_i = j} g x_i     f can be moved to x
 
-So the first pass makes everything but dW from one reading of the weight: a running largest logit
-and a running sum, and dX as attention makes its output, rescaled when the largest logit grows. Only
-when all slices have told each other their sums, the second pass makes dW of what the first kept of
-e.
+So the first pass computes everything but dW from one reading of the weight: a running largest logit
+and a running sum, and dX as attention computes its output, rescaled when the largest logit grows.
+After all slices have exchanged their sums, the second pass computes dW from the e that the first
+pass kept.
 """
 
 from collections.abc import Callable
@@ -31,14 +32,17 @@ from harness.model.operands import (
 from harness.model.statistics import Statistics
 
 Look = Callable[[Tile, Tensor], None]
-"""Is shown a tile's logits, [c, n], with their margin."""
+"""Called with a tile and its logits, [c, n], including the margin."""
 
 
 def first_pass(
     given: Operands, size: int, kept: Kept | None, look: Look | None = None
 ) -> FirstPass:
-    """`kept`: where the exponentials of this pass wait, the target's times its slope; None: no way
-    back follows."""
+    """Reads the weight once; see the module's docstring.
+
+    `kept` receives the exponentials, the target's times its slope; None if no backward pass
+    follows.
+    """
     found = begun(given, kept is not None)
     for tile in tiles(given, size):
         _take(given, tile, found, kept, look)
@@ -60,13 +64,13 @@ def _take(
     found.target = target_n.where(tile.inside, found.target)
     if look is not None:
         look(tile, logits_cn)
-    max_n, best_n = logits_cn.max(dim=0)  # of equals the lowest class
+    max_n, best_n = logits_cn.max(dim=0)  # the lowest class wins ties
     better_n = max_n > found.max
     found.best = (best_n + tile.start).where(better_n, found.best)
-    largest_n = torch.maximum(found.max, max_n)  # NaN, once one is
+    largest_n = torch.maximum(found.max, max_n)  # NaN if either is NaN
     # Exponentials are relative to the tile's largest logit m_c, and stay so while they are kept.
-    # With m' = max(m, m_c) the sum S' = S exp(m - m') + exp(m_c - m') sum_j exp(z_j - m_c) takes no
-    # second look at them, and neither do the features' slopes.
+    # With m' = max(m, m_c) the sum S' = S exp(m - m') + exp(m_c - m') sum_j exp(z_j - m_c) needs no
+    # second reading of them, nor does the features' gradient.
     exponentials_cn = logits_cn.sub_(max_n).exp_()
     before_n, own_n = (found.max - largest_n).exp(), (max_n - largest_n).exp()
     found.sum = (found.sum * before_n).addcmul_(exponentials_cn.sum(dim=0), own_n)
@@ -86,7 +90,7 @@ def _take(
 
 
 def exponentials(given: Operands, tile: Tile, found: FirstPass) -> Tensor:
-    """Those of the first pass once more, [c, n]."""
+    """The exponentials of the first pass, computed again, [c, n]."""
     logits_cn = _logits(given, tile, *_weight(given, tile))
     if given.margin is not None:
         _put(logits_cn, tile, found.target)
@@ -97,14 +101,15 @@ def exponentials(given: Operands, tile: Tile, found: FirstPass) -> Tensor:
 
 
 def _weight(given: Operands, tile: Tile) -> tuple[Tensor, Tensor | None]:
-    """The tile's rows in the precision of products, and one over their lengths for cosines."""
+    """The tile's rows in the precision of products, and for cosines the inverse of their
+    lengths."""
     weight_cD = given.weight[tile.start : tile.stop]
     inverse_c = None if given.scale is None else inverse_lengths(weight_cD)
     return weight_cD.to(given.features.dtype), inverse_c
 
 
 def _logits(given: Operands, tile: Tile, product_cD: Tensor, inverse_c: Tensor | None) -> Tensor:
-    """[c, n], without a margin."""
+    """A tile's logits without a margin, [c, n]."""
     logits_cn = (product_cD @ given.features.T).to(given.exact)
     if given.bias is not None:
         logits_cn += given.bias[tile.start : tile.stop, None]
@@ -126,9 +131,9 @@ def _scale_target(exponentials_cn: Tensor, tile: Tile, slope_n: Tensor) -> None:
 
 
 def features_slope(given: Operands, found: FirstPass, whole: Statistics, slope: Tensor) -> Tensor:
-    """dX of this slice's classes, [n, D], where the loss is the sum of the images' times `slope`.
+    """This slice's part of dX, [n, D], for a loss that is `slope` times the sum over images.
 
-    `whole`: of all slices.
+    `whole` are the statistics over all slices.
     """
     assert found.mixed is not None
     own_nD = given.weight[given.whole.place]
@@ -143,7 +148,7 @@ def features_slope(given: Operands, found: FirstPass, whole: Statistics, slope: 
 def second_pass(
     given: Operands, found: FirstPass, whole: Statistics, slope: Tensor, kept: Kept
 ) -> None:
-    """Writes dW and db of this slice, where the first pass was `kept` for them."""
+    """Writes dW and db of this slice, from the exponentials that the first pass put in `kept`."""
     into = kept.into
     product = given.features.dtype
     exact_nD = given.features.to(given.exact)
@@ -175,7 +180,11 @@ def second_pass(
 
 
 def _through_length(slope_cD: Tensor, weight_cD: Tensor, scale: float) -> None:
-    """The slope by the direction of a row becomes that by the row: what lies along it is lost."""
+    """Turns the gradient by a row's direction into that by the row: the part along the row
+    vanishes.
+
+    d_w = (d - (d . u) u) scale / |w| with u = w / |w|.
+    """
     inverse_c = inverse_lengths(weight_cD)
     along_c = torch.linalg.vecdot(slope_cD, weight_cD) * inverse_c.square()
     slope_cD.addcmul_(weight_cD, along_c[:, None], value=-1.0)

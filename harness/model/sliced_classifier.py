@@ -1,11 +1,11 @@
 """The classifier, sliced over ranks: linear or cosine logits and an exact softmax cross entropy.
 
-Shapes: B images of this rank, n = group size * B gathered images, D features, C classes,
-K classes of this slice.
+Shapes: B images of this rank, n = group size * B gathered images, D features, C classes, K classes
+of this slice.
 
-Gradient convention: the loss is the mean over the n gathered images, and a rank's features get
-the gradient of the mean over its own B; so the way back through the gather multiplies by the
-group's size. The weight's gradient is then the mean over the group's images already.
+Gradient convention: the loss is the mean over the n gathered images, but a rank's features get the
+gradient of the mean over its own B. So the backward pass through the gather multiplies by the
+group's size. The weight's gradient is already the mean over the group's images.
 """
 
 import copy
@@ -33,15 +33,16 @@ from harness.parallel.slices import slice_of
 from harness.seeding import seeded_generator
 
 INIT_BLOCK = 1024
-"""Classes whose initial weights one generator draws; a file of any slicing agrees on them."""
+"""Number of classes whose initial weights one generator draws, so that every slicing gets the same
+weights."""
 
 TILE_BYTES = {"cpu": 5_000_000, "cuda": 1 << 30}
-"""Size of a tile. On a processor its part of the weight, its gradient and its exponentials stay in
-the cache; on a card it is as large as memory allows: a launch costs as much as a small tile."""
+"""Size of a tile in bytes. On a CPU its part of the weight, gradient and exponentials stay in the
+cache. On a card it is as large as memory allows, since a launch costs as much as a small tile."""
 HAS_TRITON = find_spec("triton") is not None
-"""Looked up once: a search for what is not there reads folders."""
+"""Looked up once, because searching for a missing package reads folders."""
 MOST_ELEMENTS = 2**31
-"""Elements that a tile on a card stays below: the kernels count them in 32 bits."""
+"""Upper bound of the elements of a tile on a card: the kernels count them in 32 bits."""
 
 
 class Scores(NamedTuple):
@@ -50,8 +51,8 @@ class Scores(NamedTuple):
     loss: Tensor
     """Mean cross entropy, scalar, differentiable."""
     top1: Tensor
-    """Share of images whose own class has the largest logit, and of equals the lowest number,
-    scalar. An image whose loss is not finite is no hit."""
+    """Share of images whose target has the largest logit, the lowest class winning ties; scalar. An
+    image whose loss is not finite counts as a miss."""
 
 
 class SlicedClassifier(nn.Module):
@@ -66,25 +67,27 @@ class SlicedClassifier(nn.Module):
         self._group = group
         self._config = config
         self.in_place = False
-        """Gradients are added to those that the parameters have, past autograd."""
+        """Gradients are added directly to the parameters' gradients, bypassing autograd."""
         self.gradients_are_stale = False
-        """The next backward pass is the first of a step: what the gradients hold is not kept."""
+        """The next backward pass is the first of a step and overwrites the gradients."""
         self.places: list[str] = []
-        """Where exponentials have waited for the second pass, in the order they were first kept
-        there."""
+        """The places where exponentials were kept for the second pass, in the order of first
+        use."""
         self.weight = nn.Parameter(
             initial_weight(seed, self.owned.start, self.owned.stop, features)
         )
         self.bias = nn.Parameter(torch.zeros(self.owned.size)) if config.margin == "none" else None
 
     def among(self, group: Group) -> "SlicedClassifier":
-        """The same slice and parameters, with ranks that meet in another group of that size."""
+        """A copy that shares slice and parameters, but communicates in another group of the same
+        size."""
         twin = copy.copy(self)
         twin._group = group
         return twin
 
     def forward(self, features_BD: Tensor, labels_B: Tensor) -> Scores:
-        """Scores of this rank's images beside the group's. Collective over the slice group."""
+        """Scores of the group's images, of which this rank brings B. Collective over the slice
+        group."""
         features_BD = self._operand(features_BD)
         goes_back = torch.is_grad_enabled()
         asked = _Asked(self, labels_B, goes_back)
@@ -92,10 +95,10 @@ class SlicedClassifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, features_BD: Tensor, labels_B: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
-        """Classes of the k largest logits [B, k], best first, and cross entropies [B].
+        """The classes of the k largest logits [B, k], best first, and the cross entropies [B].
 
-        Where a logit of an image is not finite, nobody can say which is best: all its classes are
-        -1, and its cross entropy is NaN. Collective over the slice group.
+        If a logit of an image is not finite, the largest one is undefined: all its classes are -1
+        and its cross entropy is NaN. Collective over the slice group.
         """
         features_nD, labels_n = _gather(self._operand(features_BD), labels_B, self._group)
         given = replace(self.operands(features_nD, labels_n, self.weight, self.bias), margin=None)
@@ -104,9 +107,9 @@ class SlicedClassifier(nn.Module):
         own = first_pass(given, self.tile(given), kept=None, look=best.look)
         values_nk, classes_nk = best.found()
         statistics_n3 = torch.stack((own.max, own.sum, own.target), dim=1)
-        # float64 holds every class number exactly, float32 only those below 2^24.
+        # float64 represents every class number exactly, float32 only those below 2^24.
         found_nf = torch.cat((values_nk.double(), classes_nk, statistics_n3), dim=1)
-        # A rank only needs what all slices found in its own images.
+        # An all-to-all, because a rank only needs the results for its own images.
         received = self._group.launch_all_to_all(found_nf).wait()
         found_gBf = received.view(self._group.size, len(labels_B), -1)
         values_gBk, classes_gBk, statistics_gB3 = found_gBf.split((k, k, 3), dim=2)
@@ -120,16 +123,17 @@ class SlicedClassifier(nn.Module):
 
     @property
     def group(self) -> Group:
-        """Ranks that own the slices."""
+        """The ranks that own the slices."""
         return self._group
 
     @property
     def scale(self) -> float | None:
-        """What cosines are multiplied by; None where logits are plain."""
+        """The factor of the cosines; None if logits are plain."""
         return None if self._config.margin == "none" else self._config.margin_scale
 
     def _operand(self, features_BD: Tensor) -> Tensor:
-        """Features as the logits' product takes them, in its precision."""
+        """The features as the product takes them: normalised for cosines, in the product's
+        precision."""
         if self.scale is not None:
             features_BD = functional.normalize(features_BD.to(_exact(features_BD.dtype)))
         if torch.is_autocast_enabled(features_BD.device.type):
@@ -139,13 +143,14 @@ class SlicedClassifier(nn.Module):
     def operands(
         self, features_nD: Tensor, labels_n: Tensor, weight_KD: Tensor, bias_K: Tensor | None
     ) -> Operands:
-        """The gathered images and these parameters, as the passes take them."""
+        """The gathered images and the parameters, as the two passes take them."""
         margin = margin_of(self._config)
         targets_n = labels_n - self.owned.start
         return Operands(features_nD, targets_n, weight_KD, bias_K, self.scale, margin)
 
     def smoothing(self, given: Operands, size: int) -> Smoothing | None:
-        """This micro-batch's smoothing; None where labels are not smoothed. `size`: of a tile."""
+        """The label smoothing of this micro-batch; None if labels are not smoothed. `size` is a
+        tile's."""
         share = self._config.label_smoothing
         return Smoothing.of(share, self.num_classes, given, size) if share else None
 
@@ -155,7 +160,7 @@ class SlicedClassifier(nn.Module):
         return tile_classes(n, features, given.weight.element_size(), product, given.weight.is_cuda)
 
     def gradients(self, weight_KD: Tensor, bias_K: Tensor | None) -> Gradients:
-        """Where the next backward pass writes."""
+        """The tensors that the next backward pass writes or adds to."""
         if not self.in_place:
             bias = None if bias_K is None else torch.empty_like(bias_K)
             return Gradients(torch.empty_like(weight_KD), bias, add=False)
@@ -167,17 +172,17 @@ class SlicedClassifier(nn.Module):
 def tile_classes(
     images: int, features: int, weight_bytes: int, product_bytes: int, cards: bool
 ) -> int:
-    """Number of classes in a tile; `..._bytes`: size of one element."""
+    """Number of classes in a tile. `weight_bytes` and `product_bytes` are sizes of one element."""
     if not cards:
         return max(1, TILE_BYTES["cpu"] // ((2 * features + images) * weight_bytes))
-    # Logits, and exponentials and the weight as products take them.
+    # Bytes of a class: its float32 logits, its exponentials, and its row as products take it.
     row = images * 4 + (images + features) * product_bytes
     widest = max(images, features * weight_bytes // product_bytes)
     return max(1, min(TILE_BYTES["cuda"] // row, MOST_ELEMENTS // widest - 1))
 
 
 def initial_weight(seed: int, start: int, stop: int, features: int) -> Tensor:
-    """Rows start..stop-1, [stop - start, D]: a function of (seed, class), not of the slicing."""
+    """Rows start..stop-1, [stop - start, D]; a function of (seed, class), whatever the slicing."""
     rows = torch.empty(stop - start, features)
     for block in range(start // INIT_BLOCK, -(-stop // INIT_BLOCK)):
         first = block * INIT_BLOCK
@@ -189,13 +194,13 @@ def initial_weight(seed: int, start: int, stop: int, features: int) -> Tensor:
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
-    """At least float32: what the softmax is computed in."""
+    """The dtype of the softmax: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a loss needs beside the tensors that have gradients."""
+    """The inputs of a loss that have no gradient."""
 
     classifier: SlicedClassifier
     labels: Tensor
@@ -204,10 +209,11 @@ class _Asked:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Mean cross entropy over all slices: one gather of features, one of statistics, and on the way
-    back one reduce-scatter, under way while the weight's gradient is made.
+    """Mean cross entropy over all slices.
 
-    Labels travel behind the features as raw bits: one collective instead of two.
+    Communication: one gather of features (the labels travel with them, as raw bits), one of
+    statistics, and in the backward pass one reduce-scatter that runs while the weight's gradient is
+    computed.
     """
 
     @staticmethod
@@ -246,29 +252,32 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         given, found, kept, classifier = ctx.given, ctx.found, ctx.kept, ctx.classifier
         if given is None:
-            raise RuntimeError("the classifier's loss has no second way back: run it forward again")
+            raise RuntimeError(
+                "the classifier's loss has no second backward pass: run it forward again"
+            )
         group = classifier.group
         slope = gradients[0] / len(given.targets)
         slope_nD = features_slope(given, found, ctx.whole, slope * group.size)
         if ctx.smoothing is not None:
             slope_nD -= ctx.smoothing.features_slope(given, slope * group.size)
         features_slope_BD = group.launch_reduce_scatter(slope_nD.to(ctx.dtype))
-        # The weight's gradient is computed while the features' travels.
+        # The weight's gradient is computed while the features' gradient travels.
         ctx.engine.second_pass(given, found, ctx.whole, slope, kept)
         into = kept.into
         if ctx.smoothing is not None:
             ctx.smoothing.give(given, slope, ctx.size, into)
-        # What was kept may lie where the gradient lies now: there is no second way back.
+        # The kept exponentials may share memory with the gradient, so there is no second backward
+        # pass.
         ctx.given = ctx.found = ctx.kept = None
         if not classifier.in_place:
             return features_slope_BD.wait(), into.weight, into.bias, None
         classifier.gradients_are_stale = False
-        # autograd calls who waits for the parameters' gradients, though it has none for them.
+        # autograd still calls the hooks of the parameters, although it has no gradient for them.
         return features_slope_BD.wait(), None, None, None
 
 
 def _engine(given: Operands, goes_back: bool) -> ModuleType:
-    """The module whose passes are used for these operands."""
+    """The module whose passes are used: the card's kernels or torch."""
     if goes_back and given.weight.is_cuda and given.exact == torch.float32 and HAS_TRITON:
         from harness.model import card_passes
 
@@ -277,11 +286,12 @@ def _engine(given: Operands, goes_back: bool) -> ModuleType:
 
 
 def _gather(features_BD: Tensor, labels_B: Tensor, group: Group) -> tuple[Tensor, Tensor]:
-    """Features and labels of all the group's ranks, by one collective."""
+    """Features [n, D] and labels [n] of all ranks of the group, in one collective."""
     if group.size == 1:
         return features_BD, labels_B
-    # An integer of w bytes is w / s numbers of s bytes: a label is one more feature in float32 and
-    # float64, two more in bfloat16. A gather moves bits, whatever numbers they spell.
+    # Labels are packed as bits: an integer of w bytes is viewed as w / s floats of s bytes, so a
+    # label is one more feature column in float32 and float64, and two in bfloat16. A gather copies
+    # bits and does no arithmetic, so any bit pattern, NaN included, survives.
     wide = torch.int64 if features_BD.element_size() == 8 else torch.int32
     bits = labels_B.to(wide)[:, None].view(features_BD.dtype)
     gathered = group.all_gather(torch.cat((features_BD, bits), dim=1))

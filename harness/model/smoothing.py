@@ -1,13 +1,14 @@
-"""Label smoothing over all classes, whatever the slices.
+"""Label smoothing over all classes, however they are sliced.
 
-With e of `classifier.label_smoothing`, C classes and z the logits with their margin, an image's
-loss is L - t where
+With e = `classifier.label_smoothing`, C classes and z the logits including the margin, an image's
+loss is L - t with
 
     t = (1 - e) z_y + (e / C) sum_j z_j.
 
-The sum takes no second look at the logits: sum_j z_j = scale x . v + b + (moved - plain target),
-where v is the sum of the slice's rows, of unit length where there are cosines, and b of its biases.
-So each slice has its own part of t, and the slopes of t by x, w_j and b_j are those of v's terms.
+The sum needs no second reading of the logits: sum_j z_j = scale x . v + b + (moved - plain target),
+where v is the sum of the slice's rows (normalised rows for cosines) and b the sum of its biases. So
+each slice computes its own part of t, and the gradients of t by x, w_j and b_j follow from these
+terms.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from harness.model.operands import FirstPass, Gradients, Operands, inverse_lengt
 
 @dataclass(frozen=True)
 class Smoothing:
-    """Of one slice, in one micro-batch."""
+    """Label smoothing on one slice, in one micro-batch."""
 
     share: float
     """e."""
@@ -32,7 +33,7 @@ class Smoothing:
 
     @classmethod
     def of(cls, share: float, classes: int, given: Operands, size: int) -> "Smoothing":
-        """`classes`: of all slices; `size`: of a tile."""
+        """`classes` counts those of all slices; `size` is the number of classes in a tile."""
         rows_D = given.features.new_zeros(given.features.shape[1], dtype=given.exact)
         for tile in tiles(given, size):
             weight_cD = given.weight[tile.start : tile.stop]
@@ -51,15 +52,18 @@ class Smoothing:
         return (1 - self.share) * found.target + self.each * (sums_n + moved_n)
 
     def own(self, found: FirstPass) -> Tensor:
-        """The slope of t by the target's plain logit, less what all classes have, [n]."""
+        """The gradient of t by the target's plain logit, minus the part e / C that all classes
+        have, [n]."""
         return (1 - self.share) * found.slope + self.each * (found.slope - 1)
 
     def features_slope(self, given: Operands, slope: Tensor) -> Tensor:
-        """Of what all classes have of t, times `slope`: the same for every image, [D]."""
+        """`slope` times the gradient of (e / C) sum_j z_j by the features, [D]; the same for every
+        image."""
         return self.rows * (self.each * slope * (given.scale or 1.0))
 
     def give(self, given: Operands, slope: Tensor, size: int, into: Gradients) -> None:
-        """Adds what all classes have of t to the gradients of -t times `slope`, summed."""
+        """Adds the gradient of -`slope` (e / C) sum_j z_j, summed over images, to the
+        parameters'."""
         features_D = given.features.to(given.exact).sum(dim=0) * (-self.each * slope)
         if into.bias is not None:
             into.bias.sub_(self.each * slope * len(given.targets))

@@ -1,11 +1,11 @@
-"""Softmax statistics of all slices from those of each: what a rank tells the others of its own.
+"""Softmax statistics over all slices, from those that each rank has of its own.
 
-a = max over slices of the row's max; S = sum over slices of sum exp(z - a);
-t = the target's logit, on exactly one slice; loss = a + log S - t.
+a = max over slices of the row's max; S = sum over slices of sum exp(z - a); t = the target's logit,
+on exactly one slice; loss = a + log S - t.
 
-The loss holds for any a. So a slice in which a class below the target has the largest logit takes
-the next larger number for its own: then t >= a says that no such class ties with the target,
-whatever the slices, and costs no further collective.
+The loss is correct for any a. So a slice whose largest logit belongs to a class below the target
+reports the next larger number as its max: then t >= a means that no lower class ties with the
+target, however the classes are sliced, without a further collective.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from harness.parallel.group import Group
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of n images, over all slices."""
+    """Softmax statistics of n images over all slices."""
 
     max: Tensor
     """a."""
@@ -27,21 +27,21 @@ class Statistics:
     """S."""
     losses: Tensor
     hits: Tensor
-    """Whether the own class has the largest logit, and of equals the lowest number; an image whose
-    loss is not finite is none."""
+    """Whether the target has the largest logit, the lowest class winning ties. False if the image's
+    loss is not finite."""
 
     def shares(self, shift_n: Tensor) -> Tensor:
-        """What makes exp(z - shift) the softmax. Exact however large logits are: a + log S is not,
-        where a has no digits left for log S."""
+        """The factors that turn exp(z - shift) into the softmax. Exact for logits of any size,
+        unlike a + log S, where a large a leaves no digits for log S."""
         return (shift_n - self.max).exp() / self.sum
 
 
 def over_slices(
     max_n: Tensor, sum_n: Tensor, target_n: Tensor, group: Group, pull_n: Tensor | None = None
 ) -> Statistics:
-    """Of each slice's own, as `raised` gives them. Collective over the slice group.
+    """Combines each slice's statistics, given by `raised`. Collective over the slice group.
 
-    `pull_n`: what a loss is less than a + log S by, where that is not t.
+    `pull_n` is what the loss subtracts from a + log S, if that is not t.
     """
     added = [target_n] if pull_n is None else [target_n, pull_n]
     if group.size > 1:
@@ -56,8 +56,9 @@ def over_slices(
 def raised(
     max_n: Tensor, best_n: Tensor, sum_n: Tensor, targets_n: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A slice's largest logits, the next larger number where a class below the target has it, and
-    its sums of exp(z - that). `best_n` and `targets_n` count from the slice's first class."""
+    """A slice's largest logits, raised to the next larger number if a class below the target has
+    it, and its sums of exp(z - that). `best_n` and `targets_n` count from the slice's first
+    class."""
     above_n = torch.nextafter(max_n, torch.full_like(max_n, torch.inf))
     raised_n = above_n.where(best_n < targets_n, max_n)
     return raised_n, sum_n * (max_n - raised_n).exp()
@@ -68,7 +69,7 @@ def loss(max_n: Tensor, sum_n: Tensor, target_n: Tensor) -> Tensor:
 
 
 def combined(max_gn: Tensor, sum_gn: Tensor, *added_gn: Tensor) -> tuple[Tensor, ...]:
-    """a, S and what is added up, t above all, of n rows from those of g slices."""
+    """a, S and the sums of the added rows (t first) of n images, from those of g slices."""
     max_n = max_gn.max(dim=0).values
     sum_n = (sum_gn * (max_gn - max_n).exp()).sum(dim=0)
     return max_n, sum_n, *(each_gn.sum(dim=0) for each_gn in added_gn)
@@ -77,7 +78,7 @@ def combined(max_gn: Tensor, sum_gn: Tensor, *added_gn: Tensor) -> tuple[Tensor,
 def _gathered(
     max_n: Tensor, sum_n: Tensor, added: list[Tensor], group: Group
 ) -> tuple[Tensor, ...]:
-    """In one collective, in which a rank sends its numbers to every other."""
+    """Combines in one collective: each rank sends its numbers to every other."""
     own = torch.stack((max_n, sum_n, *added))
     return combined(*group.all_gather(own[None]).unbind(1))
 
@@ -85,7 +86,8 @@ def _gathered(
 def _added_up(
     max_n: Tensor, sum_n: Tensor, added: list[Tensor], group: Group
 ) -> tuple[Tensor, ...]:
-    """In two, in which a rank sends twice its numbers in all, however many ranks there are."""
+    """Combines in two collectives: each rank sends twice its numbers, however many ranks there
+    are."""
     over_all_n = group.maximum(max_n.clone())
     own = torch.stack((sum_n * (max_n - over_all_n).exp(), *added))
     return over_all_n, *group.launch_sum(own).wait()

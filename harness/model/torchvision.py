@@ -1,10 +1,10 @@
-"""torchvision, imported so that it also works beside a torch without CUDA: take it from here.
+"""torchvision, imported so that it also works with a torch without CUDA.
 
-`from harness.model.torchvision import torchvision`. The registry's torchvision is compiled against
-CUDA. Beside a CPU-only torch its operators cannot be loaded, and importing it fails where it
-registers a shape rule for an operator that nobody has declared. Declaring the two schemas first is
-all it needs: models, transforms and datasets are plain Python. Its own JPEG reader stays
-unavailable; Pillow reads.
+Import it from here: `from harness.model.torchvision import torchvision`. The registry's torchvision
+is compiled against CUDA. With a CPU-only torch its operators cannot be loaded, and importing it
+fails where it registers a shape rule for an operator that nobody has declared. Declaring the two
+schemas first is enough: models, transforms and datasets are plain Python. Its JPEG reader stays
+unavailable; Pillow reads images.
 """
 
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ def load_compiled_operators() -> bool:
     for library in (file for folder in folders for file in Path(folder).glob("_C*.so")):
         try:
             torch.ops.load_library(library)
-        except OSError:  # compiled against a CUDA runtime that this torch does not bring
+        except OSError:  # compiled against a CUDA runtime that this torch lacks
             return False
         return True
     return False

@@ -1,4 +1,4 @@
-"""Can this backbone be trained with this many images a rank? Found by a pass of a few of them."""
+"""Checks that a backbone can be trained with a number of images per rank, by a short pass."""
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,10 @@ from harness.model.backbone import Backbone
 
 
 def training_pass(backbone: Backbone, channels: int, image_size: int, images: int) -> Tensor:
-    """Features of black images in a forward pass as training makes it, [images, D].
+    """Features of black images in a forward pass in training mode, [images, D].
 
-    Draws no random number that another could have had. Raises UserError, which names the layer,
-    where batch norm finds one value a channel.
+    Leaves torch's random state unchanged. Raises UserError, naming the layer, if batch norm gets
+    only one value per channel.
     """
     reached: list[str] = []
     names = {module: name for name, module in backbone.named_modules()}
@@ -46,6 +46,6 @@ def _one_value(backbone: Backbone, layer: str) -> str:
     if isinstance(backbone.body, nn.Sequential):  # small_cnn, which has a choice of norms
         advice.append("set backbone.norm=group")
     return (
-        f"train.batch_size=1 leaves batch norm one value a channel in the backbone's layer "
-        f"{layer}, and it needs two; {', or '.join(advice)}"
+        f"train.batch_size=1 gives batch norm one value per channel in the backbone's layer "
+        f"{layer}, but it needs two; {', or '.join(advice)}"
     )

@@ -1,1 +1,1 @@
-"""Who talks to whom: slices, groups of ranks, and the two libraries that carry bytes."""
+"""Communication between ranks: slices, groups of ranks, and the two libraries that carry bytes."""

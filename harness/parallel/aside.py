@@ -1,4 +1,4 @@
-"""What exchanges launch beside training: lines, and process groups that are theirs alone."""
+"""Lines for work beside the training thread, and process groups for their use alone."""
 
 from datetime import timedelta
 
@@ -9,15 +9,15 @@ from harness.parallel.line import Line
 from harness.parallel.topology import Topology
 
 TIMEOUT = timedelta(minutes=10)
-"""Of a collective that ranks enter."""
+"""Timeout of a collective that ranks enter together."""
 Ranks = tuple[int, ...]
 
 
 class Aside:
-    """Made once for each purpose, however many exchanges share the links.
+    """Lines and process groups by purpose, each made once, however many exchanges share the links.
 
-    Two threads that launch collectives on one process group would do so in another order on every
-    rank: each thread has its own.
+    Two threads that launch collectives on one process group could do so in a different order on
+    each rank, so each thread has its own group.
     """
 
     def __init__(self, topology: Topology, device: torch.device) -> None:
@@ -27,7 +27,8 @@ class Aside:
         self._lines: dict[str, Line] = {}
 
     def process_group(self, ranks: Ranks, purpose: str) -> dist.ProcessGroup | None:
-        """Of these ranks; None for one alone. Collective over the world, the first time."""
+        """The process group of these ranks; None for one rank. Collective over the world the first
+        time."""
         if len(ranks) == 1:
             return None
         if (ranks, purpose) not in self._groups:
@@ -35,7 +36,7 @@ class Aside:
         return self._groups[ranks, purpose]
 
     def _make(self, ranks: Ranks, purpose: str) -> None:
-        """All ranks make all groups of the kind, in one order."""
+        """Makes the groups of all ranks of this kind, on all ranks in the same order."""
         topology = self._topology
         kinds = topology.node_groups, topology.peer_groups, (topology.world,)
         kind = next(kind for kind in kinds if ranks in kind)
@@ -43,7 +44,7 @@ class Aside:
             self._groups[each, purpose] = dist.new_group(list(each), timeout=TIMEOUT)
 
     def line(self, purpose: str, host_blocks: bool = False) -> Line:
-        """See `Line`. Sends nothing."""
+        """The line for a purpose; see `Line`. Does not communicate."""
         if purpose not in self._lines:
             self._lines[purpose] = Line(purpose, self._device, host_blocks)
         return self._lines[purpose]

@@ -1,4 +1,4 @@
-"""Which rank computes on which card: each card belongs to one rank, however hosts are named."""
+"""Assigns cards to ranks: each card belongs to one rank, however hosts are named."""
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from harness.errors import UserError
 
 @dataclass(frozen=True)
 class View:
-    """The cards that one rank sees."""
+    """The cards that one rank can see."""
 
     host: str
     cards: tuple[str, ...]
-    """Their UUIDs, in the order of torch's numbers for them."""
+    """UUIDs of the cards, in the order of torch's numbers."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Of all ranks, the same on all of them."""
+    """The placement of all ranks; the same on all ranks."""
 
     cards: tuple[int | None, ...]
-    """Each rank's card by torch's number for it there; None is the processor."""
+    """Each rank's card by torch's number on that rank; None is the CPU."""
     warning: str = ""
-    """One line, where the ranks do not get what they could have been meant to get."""
+    """One line, if the ranks did not get the cards that may have been intended; else ""."""
 
     def device(self, rank: int) -> torch.device:
         card = self.cards[rank]
@@ -32,7 +32,7 @@ class Placement:
 
 
 def view_of(choice: str, host: str) -> View:
-    """This process's; no card is looked at where none is wanted."""
+    """The cards of this process. With `choice` cpu, cards are not looked at."""
     if choice == "cpu" or not torch.cuda.is_available():
         return View(host, ())
     numbers = range(torch.cuda.device_count())
@@ -40,9 +40,9 @@ def view_of(choice: str, host: str) -> View:
 
 
 def place(choice: str, views: Sequence[View]) -> Placement:
-    """`choice`: `train.device`. `views`: of all ranks.
+    """Assigns a device to each rank; `choice` is `train.device`, `views` are those of all ranks.
 
-    Raises UserError where cards are demanded and not every rank can have one of its own.
+    Raises UserError if cards are required and not every rank can have its own.
     """
     cards = _assigned([view.cards for view in views])
     if choice == "cpu" or None not in cards:
@@ -55,17 +55,17 @@ def place(choice: str, views: Sequence[View]) -> Placement:
         )
     seen = any(view.cards for view in views)
     warning = (
-        f"train.device=auto uses the processor on all ranks, because {lacking}; start a rank for "
+        f"train.device=auto uses the CPU on all ranks, because {lacking}; start a rank for "
         f"each card, or set train.device=cpu"
     )
     return Placement((None,) * len(views), warning if seen else "")
 
 
 def _assigned(seen: Sequence[Sequence[str]]) -> tuple[int | None, ...]:
-    """To each rank the first card it sees that no rank has; those that see few choose first.
+    """Gives each rank the first free card that it sees; ranks that see few cards choose first.
 
-    UUIDs tell cards apart, so that neither emulated nodes nor containers of one machine, nor ranks
-    that see one card each, under one number, share a card.
+    Cards are identified by UUID. So neither emulated nodes nor containers of one machine share a
+    card, nor ranks that each see a single card under the same number.
     """
     given: dict[int, int | None] = {}
     taken: set[str] = set()
@@ -78,7 +78,7 @@ def _assigned(seen: Sequence[Sequence[str]]) -> tuple[int | None, ...]:
 
 
 def _lacking(views: Sequence[View], cards: Sequence[int | None]) -> str:
-    """Names the first host with a rank that has no card of its own."""
+    """Describes the first host that has a rank without a card."""
     host = next(view.host for view, card in zip(views, cards, strict=True) if card is None)
     there = [rank for rank, view in enumerate(views) if view.host == host]
     without = [str(rank) for rank in there if cards[rank] is None]
@@ -86,7 +86,7 @@ def _lacking(views: Sequence[View], cards: Sequence[int | None]) -> str:
     others = [
         str(r) for r, view in enumerate(views) if view.host != host and visible & {*view.cards}
     ]
-    shared = f", which rank{_s(others)} {', '.join(others)} see too" if others else ""
+    shared = f", which rank{_s(others)} {', '.join(others)} also see" if others else ""
     return (
         f"{host} has {len(visible)} card{_s(visible)} for its {len(there)} rank{_s(there)}"
         f"{shared}: rank{_s(without)} {', '.join(without)} would have none"

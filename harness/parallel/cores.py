@@ -1,4 +1,4 @@
-"""Which ranks share a machine and its cores: what each has to itself, and turns of not sharing."""
+"""Which ranks share a machine: each one's share of the cores, and turns that avoid sharing."""
 
 import os
 from collections.abc import Sequence
@@ -8,31 +8,31 @@ from pathlib import Path
 from harness.parallel.world import World
 
 Place = tuple[str, tuple[int, ...]]
-"""A machine, and the cores that a rank may run on there, sorted."""
+"""A machine, and the sorted cores that a rank may run on there."""
 ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Cores:
-    """Of one rank, whatever hosts its machine is divided into."""
+    """One rank's share of its machine's cores, however the machine is divided into hosts."""
 
     ranks_here: int
-    """On this machine."""
+    """Number of ranks on this machine."""
     own: float
-    """That this rank has for itself: a core is divided evenly among all that may run on it."""
+    """This rank's cores: a core is divided evenly among all ranks that may run on it."""
     per_node: float
-    """That the first node's ranks have."""
+    """The cores of the first node's ranks."""
     turn: int
     turns: int
-    """In each of so many turns no more ranks work than there are cores for them."""
+    """Number of turns. In each turn no more ranks work than there are cores for them."""
 
     def threads(self, asked: int) -> int:
-        """As asked; where that is 0, as many as it has cores."""
+        """The number of threads: `asked`, or if that is 0 the number of this rank's cores."""
         return asked or max(1, int(self.own + ROUNDING))
 
 
 def cores_of(world: World) -> Cores:
-    """Collective over the world."""
+    """Each rank's cores, found from all ranks of its machine. Collective over the world."""
     machines = world.gather_objects(Path("/proc/sys/kernel/random/boot_id").read_text(), "boots")
     allowed = world.gather_objects(tuple(sorted(os.sched_getaffinity(0))), "cores")
     places = list(zip(machines, allowed, strict=True))
@@ -47,15 +47,17 @@ def cores_of(world: World) -> Cores:
 
 
 def turns_of(places: Sequence[Place]) -> list[int]:
-    """Of each rank: those that may run on the same cores take turns, as many at once as cores."""
+    """The turn of each rank: ranks that may run on the same cores take turns, one rank per core at
+    a time."""
     return [places[:rank].count(place) // len(place[1]) for rank, place in enumerate(places)]
 
 
 def own_cores(places: Sequence[Place], rank: int) -> float:
+    # A rank on c cores demands 1/c of each. A core is shared in proportion to these demands.
     machine, cores = places[rank]
 
     def takers(core: int) -> float:
-        """Those that may run on others too as a part of one."""
+        """Total demand for a core."""
         return sum(1 / len(of) for where, of in places if where == machine and core in of)
 
     return sum(1 / len(cores) / takers(core) for core in cores)

@@ -1,4 +1,4 @@
-"""torch's DistributedDataParallel, and what torch has to make it send less."""
+"""torch's DistributedDataParallel, and torch's methods to make it send less."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
@@ -22,37 +22,38 @@ FutureTensor = torch.futures.Future[Tensor]
 Hook = Callable[[Any, dist.GradBucket], FutureTensor]
 
 BYTES_OF_MB = 1024 * 1024
-"""As DDP counts a bucket's MB."""
+"""Bytes of a MB as DDP counts them for buckets."""
 HALF_BYTES = 2
 LEAST_RATE = 2
-"""PowerSGD sends a matrix as it is where factors would not be this many times smaller."""
+"""PowerSGD sends a matrix uncompressed unless its factors are this many times smaller."""
 
 
 class Counting(Protocol):
-    """The state of one of torch's hooks, which counts the steps that were taken."""
+    """The state of one of torch's hooks, which counts the steps taken."""
 
     iter: int
 
 
 class PowerSgdErrors:
-    """What PowerSGD has not sent yet: by buckets while training goes on, by elements in between.
+    """PowerSGD's unsent error: held by buckets while training runs, and by elements in checkpoints.
 
-    `agree` ends the warm start too: P and Q lie by DDP's buckets, and a checkpoint must be free of
-    those. The next step starts from random factors as the first one did, and what they miss of the
-    gradient is in the error that it leaves.
+    `agree` also ends the warm start: P and Q are stored by DDP's buckets, which a checkpoint must
+    not depend on. The next step starts from random factors, as the first one did, and what they
+    miss of the gradient goes into the error.
     """
 
     def __init__(self, state: power_sgd.PowerSGDState, values: Tensor, world: World) -> None:
         self.owed = torch.zeros(values.shape, dtype=values.dtype)
-        """What this rank owes of each element of the flat values, as `agree` found it; on the host,
-        because nothing but a checkpoint reads all of it."""
+        """This rank's unsent error of each element of the flat values, as found by `agree`; in host
+        memory, because only checkpoints read all of it."""
         self._state = state
         self._first = values.storage_offset()
         self._spans: dict[int, list[tuple[int, int]]] = {}
         self._world = world
 
     def give(self, bucket: dist.GradBucket) -> None:
-        """Hands a bucket that PowerSGD sends for the first time since then what it owes."""
+        """Gives PowerSGD the unsent error of a bucket that it sends for the first time since
+        `agree`."""
         if bucket.index() in self._state.error_dict:
             return
         starts = [int(each.storage_offset() - self._first) for each in bucket.parameters()]
@@ -63,7 +64,7 @@ class PowerSgdErrors:
         self._spans[bucket.index()] = spans
 
     def agree(self) -> None:
-        """Each rank owes the mean of what all owe. Collective over the world."""
+        """Makes each rank owe the mean of what all owe. Collective over the world."""
         for index, error in sorted(self._state.error_dict.items()):
             self._world.everyone.launch_average(error).wait()
             spans = self._spans[index]
@@ -79,13 +80,13 @@ class PowerSgdErrors:
         self.begin_at(self._state.iter)
 
     def begin_at(self, step: int) -> None:
-        """Goes on after so many steps."""
+        """Continues after `step` steps."""
         self._state.iter = step
         self._state.rng = np.random.RandomState(step % 2**32)
 
 
 def plain(network: nn.Module, world: World, bucket_mb: float | None, halves: bool) -> nn.Module:
-    """DDP as it is, or sending halves by its own hook for that."""
+    """DDP itself, or DDP sending half precision by torch's own hook."""
     size = HALF_BYTES if halves else None
     send = default_hooks.fp16_compress_hook if halves else default_hooks.allreduce_hook
 
@@ -103,8 +104,8 @@ def with_power_sgd(
 ) -> tuple[nn.Module, PowerSgdErrors]:
     """DDP that sends rank-`rank` factors of its gradients after `start` steps.
 
-    Vogels et al., "PowerSGD", NeurIPS 2019: with error feedback and a warm start, torch's defaults.
-    Matrices of one shape go in one batch. The parameters are views of `values`.
+    Vogels et al., "PowerSGD", NeurIPS 2019, with error feedback and warm start, torch's defaults.
+    Matrices of one shape are processed as one batch. The parameters are views of `values`.
     """
     state = power_sgd.PowerSGDState(
         process_group=None,
@@ -136,14 +137,16 @@ def with_power_sgd(
 def _groups_of_buckets(
     values: Tensor, world: World, bucket_mb: float | None
 ) -> list[dist.ProcessGroup | None]:
-    """A process group for each bucket that DDP can cut; none where NCCL queues what is launched.
+    """A process group for each bucket that DDP can make; none with NCCL, which queues what is
+    launched.
 
-    PowerSGD's collectives of a bucket follow each other in a chain of callbacks. Gloo's threads run
-    the chains of several buckets in another order on every rank: in one group they would mix.
+    The collectives of a PowerSGD bucket follow each other in a chain of callbacks. Gloo's threads
+    run the chains of several buckets in a different order on each rank: in one group they would be
+    mixed up.
     """
     if world.device.type == "cuda":
         return []
-    # All but the first, of 1 MB, and the last reach the size.
+    # All buckets reach the size, except the first, of 1 MB, and the last.
     cut = (TORCHS_BUCKET_MB if bucket_mb is None else bucket_mb) * BYTES_OF_MB
     most = int(values.numel() * values.element_size() / cut) + 2
     everyone = world.topology.world
@@ -153,9 +156,9 @@ def _groups_of_buckets(
 def with_post_local_sgd(
     network: nn.Module, world: World, start: int, bucket_mb: float | None
 ) -> tuple[nn.Module, Counting]:
-    """DDP that averages gradients over all ranks for `start` steps, then over the node alone.
+    """DDP that averages gradients over all ranks for `start` steps, then over the node only.
 
-    Lin et al., "Don't Use Large Mini-Batches, Use Local SGD", ICLR 2020. `averager` is the rest.
+    Lin et al., "Don't Use Large Mini-Batches, Use Local SGD", ICLR 2020. `Averager` does the rest.
     """
     state = post_local_sgd.PostLocalSGDState(
         process_group=None,
@@ -174,22 +177,23 @@ def with_post_local_sgd(
 
 
 class Averager:
-    """torch's own: averages parameters over all ranks every `period` steps after the first `start`.
+    """Averages parameters over all ranks every `period` steps after the first `start`, by torch's
+    averager.
 
-    It puts new tensors into the parameters it gets; the values given here are written back.
+    torch's averager puts new tensors into the parameters; their values are written back.
     """
 
     def __init__(self, values: Tensor, world: World, period: int, start: int, step: int) -> None:
-        """After `step` steps."""
+        """Starts after `step` steps."""
         self._values = values
         self._given = nn.Parameter(values)
-        self._given.grad = values.new_zeros(1).expand_as(values)  # without one it is passed over
+        self._given.grad = values.new_zeros(1).expand_as(values)  # torch skips it without a grad
         self._averager = PeriodicModelAverager(period=period, warmup_steps=start)
         self._averager.step = step
         self._world = world
 
     def step(self) -> None:
-        """After a step of the optimizer. Collective over the world."""
+        """Called after each step of the optimizer. Collective over the world."""
         with self._world.meters.clock.phase(Phase.EXCHANGE_WAIT):
             self._averager.average_parameters([self._given])
         if self._given.data_ptr() == self._values.data_ptr():
@@ -201,17 +205,18 @@ class Averager:
 
 
 def world_bytes(world: World, sent: float) -> Bytes:
-    """Of a flat ring over all ranks."""
+    """Bytes of a flat ring over all ranks."""
     return all_reduce_bytes(sent, world.topology.world_size, world.topology.nodes)
 
 
 def node_bytes(world: World, sent: float) -> Bytes:
-    """Of a ring over a node's ranks."""
+    """Bytes of a ring over the node's ranks."""
     return all_reduce_bytes(sent, world.node.size, 1)
 
 
 def power_sgd_elements(shapes: Sequence[torch.Size], rank: int) -> int:
-    """What `with_power_sgd` sends of parameters of these shapes, by its own rule."""
+    """Elements that `with_power_sgd` sends for parameters of these shapes, by PowerSGD's own
+    rule."""
     total = 0
     for shape in shapes:
         rows, columns = shape[0], shape.numel() // shape[0]
@@ -222,7 +227,7 @@ def power_sgd_elements(shapes: Sequence[torch.Size], rank: int) -> int:
 
 
 def _turn_first_output(network: nn.Module) -> None:
-    """Images go on channels last from the first convolution, though filters do not lie so."""
+    """Makes activations channels-last from the first convolution on, although filters are not."""
     first = next((each for each in network.modules() if isinstance(each, nn.Conv2d)), None)
     if first is not None:
         first.register_forward_hook(
@@ -231,8 +236,9 @@ def _turn_first_output(network: nn.Module) -> None:
 
 
 def _wrapped(network: nn.Module, state: object, hook: Hook, bucket_mb: float | None) -> nn.Module:
-    """`bucket_mb`: None takes DDP's defaults, which are 25 and 1 for the first bucket."""
-    # Statistics of batches are each rank's own in every variant, and averaged at evaluations.
+    """Wraps the network in DDP with a hook; `bucket_mb` None takes DDP's default, 25 and 1 for the
+    first bucket."""
+    # Batch statistics are each rank's own in every variant, and are averaged for evaluations.
     parallel = DistributedDataParallel(
         network,
         bucket_cap_mb=bucket_mb,

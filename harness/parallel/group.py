@@ -23,14 +23,14 @@ from harness.parallel.line import Line, Running, used_here
 
 @dataclass(frozen=True)
 class Meters:
-    """Where collectives record how long they were waited for and what they sent."""
+    """Records how long collectives were waited for and what they sent."""
 
     clock: Clock
     traffic: Traffic
 
 
 class Pending:
-    """A collective under way; `wait` returns its result once the current stream may use it."""
+    """A collective in flight; `wait` returns its result once the current stream may use it."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Pending:
         self._follow: Callable[[Tensor], Tensor] | None = None
 
     def then(self, follow: Callable[[Tensor], Tensor]) -> "Pending":
-        """What `follow` makes of the result, when it is waited for."""
+        """Applies `follow` to the result when it is waited for."""
         self._follow = follow
         return self
 
@@ -65,8 +65,8 @@ class Pending:
 
 @dataclass(frozen=True)
 class Hops:
-    """The two groups by which a block goes from any rank to any other: first over the ranks of its
-    node, then over those with the same local rank, or the other way round."""
+    """The two groups through which a block can reach any rank: the ranks of its node, and the ranks
+    with the same local rank, in either order."""
 
     node: "Group"
     across: "Group"
@@ -74,18 +74,18 @@ class Hops:
 
 @dataclass(frozen=True)
 class Behind:
-    """What follows a group's collectives: steps on a line, and a group for what they launch."""
+    """The second step of a group's `launch_reduce`: the line it runs on and the group it uses."""
 
     line: Line
     group: "Group"
 
 
 class Group:
-    """Ranks that meet in collectives, in one fixed order on all of them.
+    """Ranks that communicate in collectives, in one fixed order on all of them.
 
-    `process_group` is None for a group of one rank, and then nothing is sent.
-    `nodes` is the number of nodes over which the ranks are spread evenly. `wait_phase` is None
-    where waits are not those of the thread that trains.
+    `process_group` is None for a group of one rank, which sends nothing. `nodes` is the number of
+    nodes over which the ranks are evenly spread. `wait_phase` is None if the waits are not those of
+    the training thread.
     """
 
     def __init__(
@@ -110,30 +110,30 @@ class Group:
         self._hops: Hops | None = None
 
     def followed(self, behind: Behind) -> "Group":
-        """The same group, with what its `launch_reduce` continues on."""
+        """A copy of the group whose `launch_reduce` continues on `behind`."""
         twin = copy.copy(self)
         twin._behind = behind
         return twin
 
     def in_hops(self, hops: Hops) -> "Group":
-        """The same group of all ranks of several nodes, whose gathers and reduce-scatters take each
-        block over a node's link once, for a library that knows of no nodes."""
+        """A copy of this group of all ranks of several nodes, whose gathers and reduce-scatters
+        send each block over a node's link once, for a library that ignores nodes."""
         twin = copy.copy(self)
         twin._hops = hops
         return twin
 
     def waiting(self) -> AbstractContextManager[None]:
-        """What a wait for this group's collectives is measured in."""
+        """The clock's phase for waits for this group's collectives."""
         if self._wait_phase is None:
             return nullcontext()
         return self._meters.clock.phase(self._wait_phase)
 
     def all_gather(self, block: Tensor) -> Tensor:
-        """[b, ...] of each rank -> [size * b, ...] on all. Collective over the group."""
+        """Gathers [b, ...] of each rank into [size * b, ...] on all. Collective over the group."""
         return self.launch_all_gather(block).wait()
 
     def launch_all_gather(self, block: Tensor, into: Tensor | None = None) -> Pending:
-        """Starts `all_gather`, into the given tensor or a new one. Collective over the group."""
+        """Starts `all_gather`, into `into` or a new tensor. Collective over the group."""
         if self.process_group is None:
             return self._pending(None, block if into is None else into.copy_(block))
         if self._hops is not None and into is None:
@@ -147,18 +147,18 @@ class Group:
         return self._pending(work, gathered)
 
     def launch_gather(self, row: Tensor, name: str = "") -> Pending:
-        """`launch_all_gather`; torch needs no name. Collective over the group."""
+        """Starts an all-gather; torch needs no name. Collective over the group."""
         return self.launch_all_gather(row)
 
     def launch_all_to_all(self, blocks: Tensor) -> Pending:
-        """Starts [size * b, ...], a block for each rank -> what all ranks have for this one, in
-        their order, [size * b, ...]. Collective over the group."""
+        """Starts sending each rank its block of [size * b, ...] and receiving the blocks that all
+        ranks have for this one, in the order of ranks. Collective over the group."""
         if self.process_group is None:
             return self._pending(None, blocks)
         return self._exchanged(blocks.contiguous())
 
     def launch_reduce_scatter(self, blocks: Tensor) -> Pending:
-        """Starts [size * b, ...] of each rank -> the sum of their own block, [b, ...], on each.
+        """Starts summing [size * b, ...] over ranks; each rank receives its own block, [b, ...].
 
         Collective over the group.
         """
@@ -172,15 +172,16 @@ class Group:
             return self._pending(work, own)
         if self._hops is not None:
             return self._scattered_in_hops(blocks, self._hops)
-        # Gloo's own reduce-scatter took three times as long as its all-reduce; an all-to-all
-        # sends the same bytes as a ring and leaves one local sum.
+        # Gloo's own reduce-scatter took three times as long as its all-reduce. An all-to-all sends
+        # the same bytes as a ring and leaves one local sum.
         return self._exchanged(blocks, self._sum_blocks)
 
     def _gathered_in_hops(self, block: Tensor, hops: Hops) -> Pending:
-        """Gathers over nodes first, where each rank takes its peers' blocks; then in the node."""
+        """Gathers between peers of all nodes first, then inside the node."""
 
-        # The rank r = node * G + local has the blocks of its local rank from all nodes. Gathered in
-        # the node they come by [local, node], and a gather's result is by rank: [node, local].
+        # Rank r = node * G + local holds, after the first hop, the blocks of its local rank from
+        # all nodes. Gathered inside the node, blocks are ordered [local, node], but a gather's
+        # result must be ordered by rank: [node, local].
         def in_node(over_nodes: Tensor) -> Tensor:
             whole = hops.node.launch_all_gather(over_nodes).wait()
             by_local_rank = whole.view(hops.node.size, hops.across.size, *block.shape)
@@ -189,9 +190,9 @@ class Group:
         return hops.across.launch_all_gather(block).then(in_node)
 
     def _scattered_in_hops(self, blocks: Tensor, hops: Hops) -> Pending:
-        """Adds up in the node, each rank the blocks of its peers; then over nodes."""
-        # Blocks by rank are [node, local]; the node's reduce-scatter takes them by [local, node]:
-        # each rank then receives the blocks of all its peers.
+        """Sums inside the node first, each rank the blocks of its peers; then between nodes."""
+        # Blocks ordered by rank are [node, local]. The node's reduce-scatter takes them as [local,
+        # node], so that each rank receives the blocks of all its peers.
         by_node = blocks.view(hops.across.size, hops.node.size, -1, *blocks.shape[1:])
         of_peers = by_node.transpose(0, 1).reshape(blocks.shape)
 
@@ -213,25 +214,25 @@ class Group:
         return blocks.view(self.size, -1, *blocks.shape[1:]).sum(0)
 
     def launch_average(self, tensor: Tensor) -> Pending:
-        """Starts the mean of `tensor` over the group, in place. Collective over the group."""
+        """Starts averaging `tensor` over the group, in place. Collective over the group."""
         return self._launch_reduce(tensor, lambda total: total.div_(self.size))
 
     def launch_sum(self, tensor: Tensor, name: str = "") -> Pending:
-        """Starts the sum of `tensor`, in place; torch needs no name. Collective over the group."""
+        """Starts summing `tensor`, in place; torch needs no name. Collective over the group."""
         return self._launch_reduce(tensor, None)
 
     def launch_reduce(
         self, rows: Tensor, reduce: Callable[[Tensor], Tensor], name: str = ""
     ) -> "Reducing":
-        """Starts [size, b], a row for each rank -> what every rank makes of the rows that all have
-        for it, `reduce` from [size, b] to [b], together on all, [size, b].
+        """Starts reducing rows [size, b], one for each rank, and gathering the results, [size, b].
 
-        `reduce` runs beside training, in the order of these calls; torch needs no name. Collective
-        over the group.
+        Each rank receives the row that every rank has for it and applies `reduce`, from [size, b]
+        to [b]; the results are gathered on all ranks. `reduce` runs beside training, in the order
+        of these calls; torch needs no name. Collective over the group.
         """
         if self.process_group is None:
             return Reducing(_Done(reduce(rows)[None]), self.waiting())
-        assert self._behind is not None, "launch_reduce needs a line to go on on"
+        assert self._behind is not None, "launch_reduce needs a line to continue on"
         second = self._behind.group
         arriving = self._exchanged(rows.contiguous(), waiting=nullcontext())
 
@@ -241,7 +242,8 @@ class Group:
         return Reducing(self._behind.line.run(follow), self.waiting())
 
     def broadcast(self, tensor: Tensor) -> None:
-        """The first member's `tensor` on all, in place, to the bit; at the start of a run.
+        """Copies the first member's `tensor` to all, in place and bit for bit, at the start of a
+        run.
 
         It is neither timed nor counted. Collective over the group.
         """
@@ -249,7 +251,7 @@ class Group:
             dist.broadcast(tensor, group=self.process_group, group_src=0)
 
     def maximum(self, tensor: Tensor) -> Tensor:
-        """The largest of every element over the group, in place. Collective over the group."""
+        """The maximum of each element over the group, in place. Collective over the group."""
         return self._launch_reduce(tensor, None, dist.ReduceOp.MAX).wait()
 
     def _launch_reduce(
@@ -278,21 +280,21 @@ class Group:
 
 
 class Reducing:
-    """A `launch_reduce` under way."""
+    """A `launch_reduce` in flight."""
 
     def __init__(self, followed: Running["Pending"], waiting: AbstractContextManager[None]) -> None:
         self._followed = followed
         self._waiting = waiting
 
     def wait(self) -> Tensor:
-        """[size, b], once the current stream may use it."""
+        """The result, [size, b], once the current stream may use it."""
         with self._waiting:
             return self._followed.result().wait()
 
 
 @dataclass(frozen=True)
 class _Done:
-    """What a group of one has made at once."""
+    """The result of a group of one rank, available at once."""
 
     made: Tensor
 

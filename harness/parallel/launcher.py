@@ -1,4 +1,4 @@
-"""What the launcher of this process set for it; launchers other than Horovod's are refused."""
+"""The launcher's variables for this process; launchers other than Horovod's are refused."""
 
 import os
 import shlex
@@ -6,34 +6,34 @@ import socket
 import sys
 from dataclasses import dataclass
 
-from harness.errors import SaidByAnotherRank, UserError
+from harness.errors import ReportedByAnotherRank, UserError
 from harness.measure.redaction import masked
 
 
 @dataclass(frozen=True)
 class Launched:
-    """This process's place, as horovodrun numbers it; one rank alone without a launcher."""
+    """This process's place, as numbered by horovodrun; a single rank without a launcher."""
 
     rank: int = 0
     size: int = 1
-    """Ranks in all."""
+    """Number of ranks."""
     local_rank: int = 0
-    """Among the ranks of its host, of which there are `local_size`."""
+    """Number among the ranks of its host, of which there are `local_size`."""
     local_size: int = 1
     cross_rank: int = 0
-    """Among the ranks of the same local rank, of which there are `cross_size`."""
+    """Number among the ranks with the same local rank, of which there are `cross_size`."""
     cross_size: int = 1
     host: str = ""
-    """The host's name as the launcher was given it; the machine's own without a launcher."""
+    """The host's name as given to the launcher; without a launcher the machine's own."""
     interface: str | None = None
-    """Network interface that the launcher chose."""
+    """The network interface chosen by the launcher."""
     rendezvous: tuple[str, int] | None = None
     """Address and port of the launcher's key-value store, which all ranks can reach."""
 
 
 @dataclass(frozen=True)
 class _Foreign:
-    """A launcher that starts many processes without Horovod's variables, by its own."""
+    """Another launcher, by the variables that it sets."""
 
     name: str
     size: str
@@ -62,10 +62,10 @@ FOREIGN = (
 
 
 def launched() -> Launched:
-    """What horovodrun set for this process.
+    """The place that horovodrun set for this process.
 
-    Raises UserError for numbers that no launcher sets, and for another launcher; then one rank says
-    it and the others leave silently.
+    Raises UserError for impossible numbers, and for another launcher; in that case one rank reports
+    it and the others exit silently.
     """
     if not {"HOROVOD_RANK", "HOROVOD_SIZE"} & os.environ.keys():
         refuse_others()
@@ -83,20 +83,20 @@ def launched() -> Launched:
     )
     if not 0 <= found.rank < found.size or found.local_rank < 0 or found.local_size < 1:
         raise UserError(
-            f"HOROVOD_RANK={found.rank} and HOROVOD_SIZE={found.size} are no rank of a launch; "
+            f"HOROVOD_RANK={found.rank} and HOROVOD_SIZE={found.size} are not a rank of a launch; "
             f"unset all HOROVOD_ variables that horovodrun sets, or start with horovodrun --gloo"
         )
     if found.size > 1 and found.rendezvous is None:
         raise UserError(
             f"HOROVOD_SIZE={found.size} makes this process one of {found.size} ranks, but "
-            f"HOROVOD_GLOO_RENDEZVOUS_ADDR and _PORT do not say where its launcher is; start with "
-            f"horovodrun --gloo -np {found.size}, or unset HOROVOD_RANK and HOROVOD_SIZE"
+            f"HOROVOD_GLOO_RENDEZVOUS_ADDR and _PORT do not give its launcher's address; start "
+            f"with horovodrun --gloo -np {found.size}, or unset HOROVOD_RANK and HOROVOD_SIZE"
         )
     return found
 
 
 def is_first() -> bool:
-    """Whether this process speaks for what all ranks of its launch find alike."""
+    """Whether this is the rank that reports what all ranks of the launch find alike."""
     try:
         return int(os.environ.get("HOROVOD_RANK") or 0) == 0
     except ValueError:
@@ -104,7 +104,7 @@ def is_first() -> bool:
 
 
 def is_one_of_many() -> bool:
-    """Whether this process is a rank of a launch of several."""
+    """Whether this process is one of several ranks of a launch."""
     try:
         return int(os.environ.get("HOROVOD_SIZE") or 1) > 1
     except ValueError:
@@ -112,10 +112,11 @@ def is_one_of_many() -> bool:
 
 
 def refuse_others(starts_ranks: bool = False) -> None:
-    """Raises UserError where another launcher started many processes of this, each its own world.
+    """Raises UserError if another launcher started several processes, which would each be a world
+    of one.
 
-    One of them says it and the others leave silently. `starts_ranks`: this command starts its own
-    ranks, so that horovodrun is one too many as well.
+    One of them reports it and the others exit silently. `starts_ranks`: this command starts its own
+    ranks, so horovodrun must not have started it either.
     """
     if starts_ranks and is_one_of_many() and "HOROVOD_RANK" in os.environ:
         _refuse("horovodrun", os.environ["HOROVOD_SIZE"], is_first(), "start it once, without it")
@@ -126,7 +127,7 @@ def refuse_others(starts_ranks: bool = False) -> None:
         if size > 1:
             command = "start it once" if starts_ranks else f"use {_command(launcher, size)}"
             _refuse(launcher.name, str(size), _known_number(launcher.rank) < 1, command)
-    # PMIx tells a process its number only. The first cannot know that there are others.
+    # PMIx gives a process only its number, so the first one cannot know that there are others.
     rank = _known_number("PMIX_RANK")
     if rank > 0:
         _refuse("a PMIx launcher", "several", rank == 1, "use horovodrun --gloo -np N -H HOST:N")
@@ -134,15 +135,15 @@ def refuse_others(starts_ranks: bool = False) -> None:
 
 def _refuse(name: str, size: str, speaks: bool, advice: str) -> None:
     if not speaks:
-        raise SaidByAnotherRank
+        raise ReportedByAnotherRank
     raise UserError(
-        f"{name} started {size} processes of this, and each would take itself for the whole run "
+        f"{name} started {size} processes of this command, each of which would be a whole run "
         f"(only Horovod's own launcher with Gloo is supported); {advice}"
     )
 
 
 def _command(launcher: _Foreign, size: int) -> str:
-    """The line that starts the same on as many ranks."""
+    """The command line that starts the same on this number of ranks."""
     words = [masked(word) for word in sys.orig_argv]
     return f"horovodrun --gloo -np {size} -H {_hosts(launcher, size)} {shlex.join(words)}"
 
@@ -161,14 +162,16 @@ def _hosts(launcher: _Foreign, size: int) -> str:
 
 
 def _slurm_tasks(launcher: _Foreign) -> int:
-    """Tasks of a step; a batch script knows their number as well and is one process."""
+    """Number of tasks of a Slurm step; 0 in a batch script, which knows the number too but is one
+    process."""
     in_step = _known_number("SLURM_PROCID") > 0 or "SLURM_STEP_ID" in os.environ
     alone = "SLURM_STEP_NUM_TASKS" in os.environ
     return _known_number("SLURM_NTASKS") if launcher.name == "srun" and in_step and not alone else 0
 
 
 def _known_number(name: str) -> int:
-    """0 where it is not set, or is not a number: other programs use these names as well."""
+    """The variable's number; 0 if it is not set or not a number, since other programs use these
+    names too."""
     text = os.environ.get(name, "")
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
 

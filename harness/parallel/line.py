@@ -1,4 +1,4 @@
-"""Steps that follow collectives, one after the other, beside the thread that trains."""
+"""Lines: steps that follow collectives, run one after the other beside the training thread."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,20 +13,20 @@ T = TypeVar("T")
 
 
 class Running(Protocol[T_co]):
-    """A step that was given to a line."""
+    """A step that a line has accepted."""
 
     def result(self) -> T_co:
-        """Waits for the step; on a card the current stream waits for its kernels."""
+        """Waits for the step. On a card only the current stream waits for its kernels."""
 
 
 class Line:
-    """Takes steps in the order in which they are given.
+    """Runs steps in the order in which they are given.
 
     A step may wait for one collective and launch the next. If all ranks give the same steps in the
-    same order, what they launch on a line meets in the same order: a line's process groups are its
-    own. `host_blocks`: waiting for a collective blocks the host, as Gloo and Horovod do; NCCL makes
-    the current stream wait, so that on a card a step can be taken at once, on a stream of the
-    line's.
+    same order, what a line launches has the same order on all ranks, because each line has its own
+    process groups. `host_blocks`: waiting for a collective blocks the host, as with Gloo and
+    Horovod. With NCCL the current stream waits instead, so on a card a step can be run at once, on
+    the line's own stream.
     """
 
     def __init__(self, name: str, device: torch.device, host_blocks: bool) -> None:
@@ -35,7 +35,7 @@ class Line:
         self._thread = ThreadPoolExecutor(1, name) if host_blocks or not on_card else None
 
     def run(self, step: Callable[[], T]) -> Running[T]:
-        """Takes the step after those before it, and after what the current stream has to do."""
+        """Runs the step after those given before, and after the current stream's work so far."""
         if self._stream is None:
             assert self._thread is not None
             return self._thread.submit(step)
@@ -53,7 +53,7 @@ class Line:
         return _OnCard(taken)
 
     def close(self) -> None:
-        """Steps that have not begun are not taken."""
+        """Cancels the steps that have not begun."""
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
@@ -71,8 +71,8 @@ class _OnCard(Generic[T]):
 
 
 def used_here(tensor: Tensor) -> Tensor:
-    """The tensor, which may have been made on another stream: a card's memory is not given to
-    others before what the current stream does with it is done."""
+    """Marks a tensor that may come from another stream as used by the current one, so that a card
+    does not reuse its memory before the current stream is done."""
     if tensor.is_cuda:
         tensor.record_stream(torch.cuda.current_stream(tensor.device))
     return tensor

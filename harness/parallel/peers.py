@@ -1,4 +1,4 @@
-"""Collectives of ranks on different nodes through Horovod, launched now and waited for later."""
+"""Horovod's collectives between ranks on different nodes, launched now and waited for later."""
 
 import time
 from collections.abc import Callable
@@ -16,44 +16,45 @@ from harness.parallel.group import Meters
 from harness.parallel.line import Line, Running
 
 POLL_SECONDS = 2e-4
-"""Between two looks at what training waits for."""
+"""Seconds between two polls of what the training thread waits for."""
 FOLLOW_SECONDS = 1e-3
-"""Between two looks at what is followed beside training: it must not take the processor's time."""
+"""Seconds between two polls beside training, longer so as not to take processor time from it."""
 
 
 class Sum(Protocol):
-    """A sum under way; after `wait` its buffer holds the result."""
+    """A sum in flight; after `wait` its buffer holds the result."""
 
     def wait(self) -> object: ...
 
 
 class Landing(Protocol):
-    """A collective under way, and what it gives."""
+    """A collective in flight that returns a tensor."""
 
     def wait(self) -> Tensor: ...
 
 
 @dataclass(eq=False)
 class PeerGroup:
-    """One rank on each node, which own the same part. All of them launch the same names in turn."""
+    """One rank of each node; all of them own the same part and launch the same names in order."""
 
     size: int
     index: int
     process_set: hvd.ProcessSet | None
-    """None for a group of one rank, and then nothing is sent."""
+    """Horovod's process set; None for a group of one rank, which sends nothing."""
     meters: Meters
     lines: tuple[Line, Line] | None = None
-    """Beside training: one takes a card's buffers through host memory, the other runs what follows
-    a first collective."""
+    """Two lines beside training: the first moves a card's buffers through host memory, the second
+    runs what follows a first collective."""
     user: str = ""
-    """Put before every name, so that several users of the same ranks do not meet each other's."""
+    """Prefix of every name, so that several users of the same ranks do not mix up their
+    collectives."""
     _pinned: dict[str, Tensor] = field(default_factory=dict, init=False)
-    """Host memory of a card's buffers, by name: a name is under way once."""
+    """Pinned host buffers by name; each name is in flight at most once."""
 
     def launch_sum(self, buffer: Tensor, name: str) -> Sum:
-        """Starts summing `buffer` in place; it must rest untouched until `wait`.
+        """Starts summing `buffer` in place; it must not be touched until `wait`.
 
-        A name may be under way once. Collective over the group.
+        A name may be in flight once. Collective over the group.
         """
         if self.process_set is None:
             return _Done(buffer)
@@ -71,9 +72,10 @@ class PeerGroup:
         return _Followed(first.run(by_way_of_the_host), self._waiting())
 
     def launch_gather(self, row: Tensor, name: str) -> Landing:
-        """As of `Group`: starts [1, b] of each rank -> those of all, in their order, [size, b].
+        """As `Group.launch_gather`: gathers each rank's row [1, b] into [size, b], in the order of
+        ranks.
 
-        A name may be under way once. Collective over the group.
+        A name may be in flight once. Collective over the group.
         """
         if self.process_set is None:
             return _Done(row)
@@ -88,17 +90,17 @@ class PeerGroup:
     def launch_reduce(
         self, rows: Tensor, reduce: Callable[[Tensor], Tensor], name: str
     ) -> "_Followed":
-        """As of `Group`: starts [size, b], a row for each rank -> what every rank makes of the rows
-        that all have for it, `reduce` from [size, b] to [b], together on all, [size, b].
+        """As `Group.launch_reduce`: reduces rows [size, b], one for each rank, and gathers the
+        results.
 
-        A name may be under way once. Collective over the group.
+        A name may be in flight once. Collective over the group.
         """
         if self.process_set is None:
             return _Followed(_Done(reduce(rows)[None]), self._waiting())
         assert self.lines is not None
         first, second = self.lines
         row = rows[0].numel() * rows.element_size()
-        # Both hops are counted now: in which window the second goes out is not known.
+        # Both hops are counted now, because the window of the second launch is not known.
         self.meters.traffic.add(
             all_to_all_bytes(row, self.size, self.size)
             + all_gather_bytes(row, self.size, self.size)
@@ -111,8 +113,8 @@ class PeerGroup:
             handle = self._exchange(rows, name)
             arriving = lambda: finish(handle, FOLLOW_SECONDS)  # noqa: E731
 
-        # A line launches the second hop: it can only go out when the first has arrived, and the
-        # thread that trains must not wait for that.
+        # A line launches the second hop: it can only start when the first has arrived, and the
+        # training thread must not wait for that.
         def follow() -> Tensor:
             made = reduce(arriving())[None]
             if made.is_cuda:
@@ -140,7 +142,7 @@ class PeerGroup:
         return received.to(rows.device)
 
     def _down(self, buffer: Tensor, name: str) -> Tensor:
-        """A copy in pinned host memory. The host waits for it asleep."""
+        """A copy in pinned host memory. The host thread sleeps until it is complete."""
         host = self._pinned.get(name)
         if host is None or host.shape != buffer.shape or host.dtype != buffer.dtype:
             host = torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
@@ -157,7 +159,7 @@ class PeerGroup:
 
 
 class _Done:
-    """A group of one has its result at once."""
+    """The result of a group of one rank, available at once."""
 
     def __init__(self, made: Tensor) -> None:
         self._made = made
@@ -190,9 +192,9 @@ class _Followed:
 
 
 def finish(handle: int, poll_seconds: float = POLL_SECONDS) -> Tensor:
-    """The result of a Horovod handle; sleeps between polls, because `synchronize` may spin."""
+    """The result of a Horovod handle. Sleeps between polls, because `synchronize` may spin."""
     while not hvd.poll(handle):
         time.sleep(poll_seconds)
     result = hvd.synchronize(handle)
-    # An all-to-all tells how many rows each rank sent as well.
+    # An all-to-all also returns the number of rows of each rank.
     return cast(Tensor, result[0] if isinstance(result, tuple) else result)

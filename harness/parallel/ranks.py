@@ -1,4 +1,4 @@
-"""All ranks of a launch through Horovod, before they have devices: what they say to each other."""
+"""All ranks of a launch, through Horovod, before they have devices."""
 
 import socket
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from harness.errors import SaidByAnotherRank, UserError
+from harness.errors import ReportedByAnotherRank, UserError
 from harness.parallel.launcher import launched
 from harness.parallel.peers import finish
 from harness.parallel.topology import Topology, from_horovod
@@ -20,34 +20,35 @@ from harness.parallel.topology import Topology, from_horovod
 def launched_topology() -> Topology:
     """The topology that the launcher set for this process, before anything is started.
 
-    Without a launcher: one rank. Raises UserError if hosts differ in size: one rank of the first
-    host that differs reports it, the others leave silently.
+    Without a launcher there is one rank. Raises UserError if hosts differ in size: one rank of the
+    first host that differs reports it, the others exit silently.
     """
     place = launched()
     try:
         topology = from_horovod(place.rank, place.size, place.local_size, place.cross_size)
         if topology.local_rank != place.local_rank:
             raise UserError(
-                f"ranks must be numbered host by host, rank {topology.rank} is number "
+                f"ranks must be numbered host by host, but rank {topology.rank} is number "
                 f"{place.local_rank} of its host; name every host once in -H"
             )
     except UserError as error:
-        # A rank knows its own host only; that all before it had an even share shows in its number.
+        # A rank knows only its own host. Its number shows whether all hosts before it have an even
+        # share: rank / size = cross_rank / cross_size.
         even_before = place.rank * place.cross_size == place.cross_rank * place.size
         even_numbers = place.local_size * place.cross_size == place.size
         if place.rank == 0 or (place.local_rank == 0 and (even_before or even_numbers)):
             raise
-        raise SaidByAnotherRank(str(error)) from None
+        raise ReportedByAnotherRank(str(error)) from None
     return topology
 
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """The small exchanges outside the windows, through Horovod and host memory."""
+    """Small collectives outside the windows, through Horovod and host memory."""
 
     topology: Topology
     process_sets: Sequence[hvd.ProcessSet] = ()
-    """Horovod's sets of the ranks with the same local rank."""
+    """Horovod's process sets of the ranks with the same local rank."""
 
     def hosts(self) -> list[str]:
         """The host name of every node. Collective over the world."""
@@ -62,7 +63,7 @@ class Ranks:
         return self.topology.rank == 0
 
     def horovod_build(self) -> dict[str, bool]:
-        """What Horovod was built with."""
+        """The libraries that Horovod was built with."""
         return {
             "gloo": bool(hvd.gloo_built()),
             "mpi": bool(hvd.mpi_built()),
@@ -70,7 +71,7 @@ class Ranks:
         }
 
     def raise_together(self, problem: UserError | None) -> None:
-        """Every rank leaves if any has a problem; the first that has one says it.
+        """Makes every rank exit if any has a problem; the first rank that has one reports it.
 
         Collective over the world.
         """
@@ -80,11 +81,11 @@ class Ranks:
             return
         if problem is not None and self.topology.rank == int(having[0]):
             raise problem
-        raise SaidByAnotherRank
+        raise ReportedByAnotherRank
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A UserError of any rank in this block ends all of them; such blocks may be nested.
+        """Inside the block, a UserError on any rank ends all ranks; blocks may be nested.
 
         Collective over the world.
         """
@@ -93,14 +94,15 @@ class Ranks:
             yield
         except UserError as error:
             problem = error
-        except SaidByAnotherRank as error:
-            inner = error  # of a block inside this one, and one rank comes here with the cause
+        except ReportedByAnotherRank as error:
+            inner = error  # raised by a nested block; the rank with the cause arrives here too
         self.raise_together(problem)
         if inner is not None:
             raise inner
 
     def launch_gather(self, vector: Tensor, name: str) -> "Gathered":
-        """Starts [n] of each rank -> [world, n] on all. Collective over the world."""
+        """Starts gathering each rank's vector [n] into [world, n] on all. Collective over the
+        world."""
         row = vector.detach().reshape(1, -1).contiguous()
         if self.topology.world_size == 1:
             return Gathered(None, row)
@@ -120,7 +122,7 @@ class Ranks:
 
 
 class Gathered:
-    """Rows of all ranks, under way."""
+    """A gather of all ranks' rows in flight."""
 
     def __init__(self, handle: int | None, row: Tensor) -> None:
         self._handle = handle
@@ -132,10 +134,10 @@ class Gathered:
 
 @contextmanager
 def open_ranks(topology: Topology) -> Iterator[Ranks]:
-    """Horovod, opened, and closed on the way out with all that was opened on it.
+    """Opens Horovod; on exit closes it and everything opened on it.
 
-    A rank that leaves with an error shuts Horovod down, so that the others raise instead of
-    waiting. Collective over the world.
+    A rank that exits with an error shuts Horovod down, so that the others raise instead of waiting.
+    Collective over the world.
     """
     sets = [hvd.ProcessSet(list(ranks)) for ranks in _peer_sets(topology)]
     hvd.init(process_sets=sets)
@@ -153,6 +155,6 @@ def open_ranks(topology: Topology) -> Iterator[Ranks]:
 
 
 def _peer_sets(topology: Topology) -> tuple[tuple[int, ...], ...]:
-    # A process set equal to the world, or of one rank, is not one for Horovod to keep.
+    # Horovod keeps no process set that equals the world or has one rank.
     proper = 1 < topology.nodes < topology.world_size
     return topology.peer_groups if proper else ()

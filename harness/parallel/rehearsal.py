@@ -1,4 +1,5 @@
-"""A group that answers by itself: a rank tries what it will do, before others wait for it."""
+"""A group that answers without communicating, so that a rank can try a step before others wait for
+it."""
 
 import torch.distributed as dist
 from torch import Tensor
@@ -8,9 +9,9 @@ from harness.parallel.group import Group, Meters, Pending
 
 
 class Rehearsal(Group):
-    """Answers at once, in tensors of the real sizes, as if all ranks gave what this one does.
+    """Answers at once, with tensors of the real sizes, as if all ranks sent what this one does.
 
-    Nothing is sent, so that a rank that fails in it leaves nobody waiting.
+    Nothing is sent, so a rank that fails inside leaves nobody waiting.
     """
 
     def __init__(self, size: int, index: int, meters: Meters) -> None:

@@ -27,5 +27,5 @@ def slice_of(items: int, owners: int, owner: int) -> Slice:
 
 
 def padded(items: int, owners: int) -> int:
-    """The least multiple of `owners` that holds `items`: equal chunks, as collectives want."""
+    """The smallest multiple of `owners` that holds `items`, as collectives need equal chunks."""
     return -(-items // owners) * owners

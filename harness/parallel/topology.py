@@ -65,26 +65,27 @@ class Topology:
         return self.peer_groups[self.local_rank] if layout == "node" else (self.rank,)
 
     def nodes_of(self, ranks: tuple[int, ...]) -> int:
-        """How many nodes these ranks lie on."""
+        """The number of nodes that these ranks are on."""
         return len({rank // self.ranks_per_node for rank in ranks})
 
 
 def from_horovod(rank: int, size: int, local_size: int, cross_size: int) -> Topology:
-    """Topology of what Horovod says of one rank. Raises UserError where nodes differ in size."""
+    """The topology, from Horovod's numbers of one rank. Raises UserError if nodes differ in
+    size."""
     if local_size * cross_size != size:
         raise UserError(
             f"all hosts need the same number of ranks, found {local_size} here on "
-            f"{cross_size} hosts for {size} ranks in all; name every host once in -H, with equal "
+            f"{cross_size} hosts, but {size} ranks in all; name every host once in -H, with equal "
             f"slots"
         )
     return Topology(rank, cross_size, local_size)
 
 
 def check_classes(topology: Topology, layout: Layout, num_classes: int) -> None:
-    """Raises UserError where a rank of the slice group would own no class."""
+    """Raises UserError if a rank of the slice group would own no class."""
     owners = len(topology.slice_group(layout))
     if num_classes < owners:
         raise UserError(
             f"classifier.layout={layout} needs at least {owners} classes for {owners} ranks, "
-            f"data.num_classes is {num_classes}; use replicated"
+            f"but data.num_classes is {num_classes}; use replicated"
         )

@@ -1,4 +1,4 @@
-"""Opens and closes Horovod and torch.distributed side by side, and hands out their groups."""
+"""Opens and closes Horovod and torch.distributed side by side, and provides their groups."""
 
 import os
 import socket
@@ -25,8 +25,8 @@ from harness.parallel.ranks import Ranks, open_ranks
 from harness.parallel.topology import Layout, Topology
 
 DRIFT = timedelta(days=30)
-"""How far apart in time ranks may come to what nobody waits for soon: nodes that exchange nothing
-drift apart for a whole training."""
+"""Timeout for collectives whose results are needed much later: nodes that exchange nothing drift
+apart in time for a whole training."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,26 +36,26 @@ class World(Ranks):
     device: torch.device
     meters: Meters
     node: Group
-    """This node's ranks: backbone gradients meet here."""
+    """The ranks of this node; backbone gradients are averaged here."""
     slices: Group
-    """The slice group: features meet here."""
+    """The slice group; features are gathered here."""
     everyone: Group
-    """All ranks: synchronous averages of what all share."""
+    """All ranks; for synchronous averages of shared parameters."""
     replicas: Group
-    """The ranks that own the same slice: synchronous averages of it."""
+    """The ranks that own the same slice; for its synchronous averages."""
     peers: PeerGroup
-    """The ranks of the same local rank, through Horovod: what is averaged late."""
+    """The ranks with the same local rank, through Horovod; for late averages."""
     aside: Aside
-    """What exchanges launch beside training."""
+    """Lines and groups that exchanges use beside the training thread."""
 
     def line(self, purpose: str) -> Line:
-        """Runs steps beside training, for one purpose of this rank."""
+        """The line for one purpose of this rank, which runs steps beside training."""
         return self.aside.line(purpose)
 
     def beside(self, ranks: tuple[int, ...], purpose: str) -> Group:
-        """A node's ranks, peers or all ranks, for what is launched for one purpose on one thread.
+        """A group of a node's ranks, peers or all ranks, used for one purpose by one thread.
 
-        Waits there are in no phase of the clock. Collective over the world.
+        Its waits are in no phase of the clock. Collective over the world.
         """
         process_group = self.aside.process_group(ranks, purpose)
         topology = self.topology
@@ -63,21 +63,21 @@ class World(Ranks):
         return Group(ranks, topology.rank, nodes, process_group, self.meters, None)
 
     def reducing(self, group: Group, purpose: str) -> Group:
-        """The group, with a line and a process group for what its `launch_reduce` goes on with.
+        """The group, with a line and a process group for the second step of its `launch_reduce`.
 
-        `purpose`: what the group is for. Collective over the world.
+        `purpose` names the group's use. Collective over the world.
         """
         behind = f"{purpose} behind"
         return group.followed(Behind(self.line(behind), self.beside(group.ranks, behind)))
 
     def average(self, tensor: Tensor) -> Tensor:
-        """Mean over all ranks, as a new tensor. Collective over the world."""
+        """The mean over all ranks, as a new tensor. Collective over the world."""
         return self.everyone.launch_average(tensor.detach().clone()).wait()
 
     def launch_sum(self, vector: Tensor) -> Pending:
-        """Starts the sum of a few numbers on the host over all ranks, in place.
+        """Starts summing a few numbers in host memory over all ranks, in place.
 
-        Bookkeeping: its bytes are no part of the traffic. Collective over the world.
+        This is bookkeeping, and its bytes are not counted as traffic. Collective over the world.
         """
         group, waiting = self.everyone.process_group, self.meters.clock.phase(Phase.EXCHANGE_WAIT)
         if group is None:
@@ -90,7 +90,7 @@ class World(Ranks):
 def choose_device(choice: str, ranks: Ranks) -> tuple[torch.device, str]:
     """This rank's device, and a warning for the first rank to print. Collective over the world.
 
-    Raises UserError where cards are demanded and not every rank can have one of its own.
+    Raises UserError if cards are required and not every rank can have its own.
     """
     views = ranks.gather_objects(view_of(choice, launched().host), "cards")
     with ranks.together():
@@ -100,14 +100,14 @@ def choose_device(choice: str, ranks: Ranks) -> tuple[torch.device, str]:
 
 @contextmanager
 def open_links(topology: Topology, device: torch.device, meters: Meters) -> Iterator["Links"]:
-    """Horovod and torch.distributed for a device known before; see `open_ranks` and `link`."""
+    """Opens Horovod and torch.distributed for a known device; see `open_ranks` and `link`."""
     with open_ranks(topology) as ranks, link(ranks, device, meters) as links:
         yield links
 
 
 @contextmanager
 def link(ranks: Ranks, device: torch.device, meters: Meters) -> Iterator["Links"]:
-    """torch.distributed on the ranks' devices, beside Horovod; `open_ranks` closes it.
+    """Opens torch.distributed on the ranks' devices, beside Horovod; `open_ranks` closes it.
 
     Collective over the world.
     """
@@ -129,23 +129,24 @@ def link(ranks: Ranks, device: torch.device, meters: Meters) -> Iterator["Links"
 def open_world(
     topology: Topology, layout: Layout, device: torch.device, meters: Meters
 ) -> Iterator[World]:
-    """The world of this process for one layout; see `open_links`. Collective over the world."""
+    """Opens the world of this process for one layout; see `open_links`. Collective over the
+    world."""
     with open_links(topology, device, meters) as links:
         yield links.world(layout)
 
 
 def one_precision() -> None:
-    """A card's convolutions round float32 as its matrix products do.
+    """Makes a card's convolutions round float32 as its matrix products do.
 
-    torch's default rounds the first to TF32 and not the second, so that a network's speed could not
-    be compared with a plain product's. `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1` has both in TF32.
+    torch's default rounds the former to TF32 and the latter not, so that a network's speed could
+    not be compared with a plain product's. `TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1` uses TF32 for both.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32
 
 
 @dataclass(frozen=True)
 class Links:
-    """What carries bytes between the ranks, whatever the layout."""
+    """The connections between ranks, independent of the layout."""
 
     topology: Topology
     device: torch.device
@@ -155,7 +156,7 @@ class Links:
     aside: Aside
 
     def world(self, layout: Layout, user: str = "") -> World:
-        """The groups that a layout needs, for one of several users. Sends nothing."""
+        """The groups for a layout, for one of several users. Does not communicate."""
         topology = self.topology
         peers = topology.peer_groups[topology.local_rank]
         sets = self.process_sets
@@ -183,10 +184,10 @@ class Links:
         )
 
     def _slices(self, layout: Layout) -> Group:
-        """The slice group, in two hops where it spans nodes with several ranks each on Gloo."""
+        """The slice group; in two hops if it spans nodes of several ranks and uses Gloo."""
         topology = self.topology
-        # Gloo knows of no nodes: with G ranks on each, every block would cross a node's link G
-        # times, once for each rank behind it. NCCL finds its way between nodes by itself.
+        # Gloo ignores nodes: with G ranks on each, every block would cross a node's link G times,
+        # once for each rank behind it. NCCL plans its way between nodes itself.
         ranks = topology.slice_group(layout)
         one_hop = topology.nodes_of(ranks) == 1 or topology.ranks_per_node == 1
         if one_hop or self.device.type == "cuda":
@@ -218,7 +219,8 @@ def _open_torch(topology: Topology, device: torch.device) -> None:
 
 
 def _own_address() -> str:
-    """The address of this host on the way to Horovod's rendezvous, which all hosts can reach."""
+    """The address of this host as seen on the way to Horovod's rendezvous, which all hosts can
+    reach."""
     rendezvous = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR", "127.0.0.1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((rendezvous, 9))
@@ -226,9 +228,9 @@ def _own_address() -> str:
 
 
 def _torch_groups(topology: Topology) -> dict[tuple[int, ...], dist.ProcessGroup | None]:
-    """Process groups by their ranks; each rank makes all of them, in one order.
+    """Process groups by their ranks; each rank makes all of them, in the same order.
 
-    `new_group` is collective over the world, also for ranks that are not in the group.
+    `new_group` is collective over the world, also for ranks outside the group.
     """
     groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
     if topology.world_size > 1:

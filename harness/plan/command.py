@@ -147,12 +147,12 @@ def _measured(parsed: argparse.Namespace, experiment: Path, overrides: Sequence[
 
 
 def _simulated(cluster: "Cluster", config: "Config", windows: int) -> str:
-    from harness.plan.cost_model import paced
+    from harness.plan.cost_model import predict_pieces
     from harness.plan.simulate import simulate
     from harness.plan.workload import workload_of
 
     where = cluster.nodes, cluster.ranks_per_node
-    work = workload_of(paced(cluster, config, *where), *where, cluster.on_cards)
+    work = workload_of(predict_pieces(cluster, config, *where), *where, cluster.on_cards)
     found = simulate(cluster, work, windows, config.seed)
     step = found.step_seconds
     return (

@@ -33,7 +33,7 @@ import numpy as np
 from scipy import stats
 
 from harness.config import Config
-from harness.exchange.pieces import Pace
+from harness.exchange.pieces import PieceTimes
 from harness.measure.phase import Phase
 from harness.plan.machines import Cluster
 from harness.plan.step_times import Pieces, pieces_of
@@ -49,12 +49,13 @@ def predict(
     Raises UserError for a config that these ranks cannot run.
     """
     where = nodes or cluster.nodes, ranks_per_node or cluster.ranks_per_node
-    work = workload_of(paced(cluster, config, *where), *where, cluster.on_cards)
+    work = workload_of(predict_pieces(cluster, config, *where), *where, cluster.on_cards)
     return _prediction(cluster, work, phases(pieces_of(cluster, work), work))
 
 
-def paced(cluster: Cluster, config: Config, nodes: int, ranks_per_node: int) -> Config:
-    """With `exchange.pieces` picked by the run's own rule, where the config leaves it to that."""
+def predict_pieces(cluster: Cluster, config: Config, nodes: int, ranks_per_node: int) -> Config:
+    """The config with `exchange.pieces` chosen by the run's own rule, if the config leaves it to
+    that."""
     exchange = config.exchange
     if not exchange.max_pieces:
         return config
@@ -62,8 +63,8 @@ def paced(cluster: Cluster, config: Config, nodes: int, ranks_per_node: int) -> 
     work = workload_of(whole, nodes, ranks_per_node, cluster.on_cards)
     pieces = pieces_of(cluster, work)
     compute = pieces.passes * (pieces.micro_batch + pieces.after)
-    pace = Pace(compute_ms=compute * 1e3, transfer_ms=pieces.exchange.seconds * 1e3)
-    picked = pace.pieces(exchange.delay, exchange.max_pieces)
+    times = PieceTimes(compute_ms=compute * 1e3, transfer_ms=pieces.exchange.seconds * 1e3)
+    picked = times.fewest_pieces(exchange.delay, exchange.max_pieces)
     return config.exchanging(pieces=picked, max_pieces=0)
 
 

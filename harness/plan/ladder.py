@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from harness.compare.levers import Lever, Levers
 from harness.config import Config
-from harness.plan.cost_model import paced
+from harness.plan.cost_model import predict_pieces
 from harness.plan.machines import Cluster
 from harness.plan.ways import Way, way_of, with_exchange
 
@@ -49,7 +49,7 @@ def _top(config: Config, cluster: Cluster) -> Levers:
     passes, compression = exchange.backward_passes_per_step, exchange.compression
     idle = {Lever.RARER} if passes == 1 else set()
     idle |= {Lever.FEWER_BYTES} if compression == "none" else set()
-    pieces = paced(cluster, config, cluster.nodes, cluster.ranks_per_node).exchange.pieces
+    pieces = predict_pieces(cluster, config, cluster.nodes, cluster.ranks_per_node).exchange.pieces
     return Levers(frozenset(Lever) - idle, compression, passes, pieces, exchange.delay or DELAY)
 
 

@@ -1,1 +1,1 @@
-"""One training: the steps, what they are measured by, and what is kept of them."""
+"""One training: its steps, its measurements and its checkpoints."""

@@ -1,4 +1,4 @@
-"""What a run trains, put together: backbone, classifier, and their parameters in flat tensors."""
+"""Assembles what a run trains: backbone, classifier, and their parameters in flat tensors."""
 
 from dataclasses import dataclass
 
@@ -30,9 +30,9 @@ class Assembly:
     backbone: Backbone
     classifier: SlicedClassifier
     shared: Flat
-    """What all ranks of a node hold alike."""
+    """Parameters that all ranks of a node hold."""
     sliced: Flat
-    """What only this rank owns."""
+    """Parameters that only this rank of the node owns."""
 
     @property
     def flats(self) -> tuple[Flat, Flat]:
@@ -45,7 +45,7 @@ class Assembly:
 
     @property
     def numbers(self) -> list[Tensor]:
-        """All that training changes: the parameters, and batch statistics."""
+        """All tensors that training changes: the parameters and the batch statistics."""
         statistics = [each for each in self.backbone.buffers() if each.is_floating_point()]
         return [self.shared.values, self.sliced.values, *statistics]
 
@@ -54,7 +54,7 @@ class Assembly:
         return self.anatomy.per_class
 
     def trained(self) -> Trained:
-        """What the summary of a run tells of its model, once it has been trained."""
+        """The part of the run's summary that describes the trained model."""
         return Trained(
             parameters_backbone=sum(each.numel() for each in self.backbone.parameters()),
             parameters_classifier=self.data.num_classes * self.parameters_of_class,
@@ -64,7 +64,7 @@ class Assembly:
         )
 
     def flop_per_window(self) -> float:
-        """Of this rank, by formula."""
+        """Floating-point operations of this rank in a window, by formula."""
         batch = self.config.train.batch_size
         flops = micro_batch_flops(
             self.backbone,
@@ -77,13 +77,15 @@ class Assembly:
         return flops.total * self.config.exchange.backward_passes_per_step
 
     def expected_bytes(self) -> Bytes:
-        """What a window sends, by formula."""
+        """Bytes that a window sends, by formula."""
         return expected_bytes(self.config, self.anatomy)
 
 
 def assemble(config: Config, data: Dataset, world: World) -> Assembly:
-    """With weights that are functions of the config's seed, the same on all ranks. Raises UserError
-    for a backbone that cannot take the images. Collective over the world."""
+    """Builds the model with weights that depend only on the config's seed.
+
+    Raises UserError for a backbone that cannot take the images. Collective over the world.
+    """
     backbone = make_backbone(config.backbone, data.channels, data.image_size, config.seed)
     anatomy = Anatomy.of(config, world.topology, Sketch.of(backbone, data.channels))
     classifier = SlicedClassifier(
@@ -100,7 +102,8 @@ def assemble(config: Config, data: Dataset, world: World) -> Assembly:
         Flat(shared, world.node.size, shared[0], owner, channels_last=last),
         Flat(sliced, 1, shared[0]),
     )
-    # Processors of several kinds draw numbers that differ in their last bits.
+    # Different kinds of processors draw random numbers that differ in their last bits, so the first
+    # rank's values are sent to all.
     world.everyone.broadcast(flats[0].values)
     world.replicas.broadcast(flats[1].values)
     return Assembly(config, world, data, anatomy, backbone, classifier, *flats)

@@ -6,15 +6,15 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.config import Config
-from harness.data.shares import Place, Shares
+from harness.data.shares import BatchSplit, Place
 from harness.train.optimizer import lr_at, scheduled_lr
 
 COUNTED = Field(ge=0, le=2**53)
 
 
 class Passed(BaseModel):
-    """How far a training had come when its checkpoint was written, in images, and by what numbers
-    it had come there."""
+    """Progress of a training when its checkpoint was written, and the settings it had until
+    then."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -22,22 +22,22 @@ class Passed(BaseModel):
     """Training images of all ranks."""
     epoch: int = COUNTED
     epoch_images: int = COUNTED
-    """Of this epoch's order, those before the next image."""
+    """Images of this epoch's order that come before the next image."""
     warmup_images: int | None = Field(ge=0, le=2**53)
-    """Images after which the warm-up had ended; none: it had not."""
+    """Training images when the warm-up ended; None if it had not ended."""
     training_images: int = COUNTED
-    """In the data set."""
+    """Training images in the data set."""
     ranks: int = COUNTED
     batch_size: int = COUNTED
-    """Images of a rank in a backward pass."""
+    """Images per rank in a backward pass."""
     passes: int = COUNTED
-    """Backward passes in a window."""
+    """Backward passes per window."""
     seed: int = Field(ge=0)
     pieces: int = Field(default=1, ge=1, le=2**53)
-    """`exchange.pieces`, which may have been picked from measured times."""
+    """`exchange.pieces`, which may have been chosen from measured times."""
     route: Literal["flat", "hierarchical"] | None = None
-    """`exchange.route`, which may have been picked too; None: of an exchange without one, or not
-    known, of a checkpoint that is older than this field."""
+    """`exchange.route`, which may have been measured too. None if the exchange has no route, or if
+    the checkpoint is older than this field."""
 
     @property
     def images_per_window(self) -> int:
@@ -46,47 +46,48 @@ class Passed(BaseModel):
 
 @dataclass(frozen=True)
 class Course:
-    """Windows `first` .. `windows` - 1, by which images they go on, and how far they lead.
+    """Windows `first` .. `windows` - 1 of a run, with their images and learning rates.
 
-    A resumed run counts windows on from its checkpoint's. How many are left depends on what its
-    length is given in: `train.steps` are windows, however many images they take; `train.epochs` are
-    passes over the images, so that a run with smaller windows makes more of them. The schedule of
-    the learning rate goes by the same measure, and the warm-up by windows.
+    A resumed run continues the window numbers of its checkpoint. How many windows remain depends on
+    the unit of its length: `train.steps` counts windows, however many images they take;
+    `train.epochs` counts passes over the images, so smaller windows make more of them. The schedule
+    of the learning rate follows the same unit; the warm-up is always counted in windows.
     """
 
     config: Config
-    shares: Shares
+    shares: BatchSplit
     first: int
     windows: int
-    """The window it ends before."""
+    """Number of windows when the run ends."""
     images_before: int
     warmup_images: int
-    """Training images, of all runs, when the warm-up ends."""
+    """Training images of all runs when the warm-up ends."""
 
     @property
     def images_per_window(self) -> int:
         return self.shares.world_batch_size * self.config.exchange.backward_passes_per_step
 
     def images(self, window: int) -> int:
-        """Training images of all ranks, in all runs, after so many windows."""
+        """Training images of all ranks, in all runs, after `window` windows."""
         return self.images_before + (window - self.first) * self.images_per_window
 
     def micro_batch(self, window: int) -> int:
-        """The number of a window's first micro-batch; see `Shares`."""
+        """The number of a window's first micro-batch; see `BatchSplit`."""
         passes = self.config.exchange.backward_passes_per_step
         return self.shares.first + (window - self.first) * passes
 
     def lr(self, window: int) -> float:
-        """Learning rate of a window."""
+        """Learning rate of this window."""
         optimizer = self.config.optimizer
         if self.config.train.epochs is None:
             return lr_at(optimizer, window, self.windows)
-        # Quotients of whole numbers: n cancels to the bit while all windows take n images.
+        # Both terms are whole multiples of the window's n images while all windows take n, so n
+        # cancels exactly and the quotient equals (windows done) / (windows) to the bit.
         span = max(1, self.images(self.windows) - self.warmup_images)
         return scheduled_lr(optimizer, window, (self.images(window) - self.warmup_images) / span)
 
     def passed(self, window: int) -> Passed:
-        """What a checkpoint says of the training after so many windows."""
+        """Progress after `window` windows, as a checkpoint stores it."""
         place = self.shares.place(self.micro_batch(window))
         warm = window >= self.config.optimizer.warmup_windows
         return Passed(
@@ -107,17 +108,17 @@ class Course:
 def course_of(
     config: Config, length: int, rank: int, ranks: int, first: int = 0, passed: Passed | None = None
 ) -> Course:
-    """Of a rank's run over `length` training images, from a checkpoint of window `first` on.
+    """The course of one rank's run over `length` training images, from window `first` on.
 
-    Without `passed`, of a checkpoint that is older than it, the windows before are taken for such
-    as this run's own.
+    `passed` is the progress of the checkpoint. A checkpoint older than that field has none; its
+    windows are then assumed to have had this run's size.
     """
     batch_size, passes = config.train.batch_size, config.exchange.backward_passes_per_step
-    new = Shares(length, batch_size, rank, ranks, config.seed)
+    new = BatchSplit(length, batch_size, rank, ranks, config.seed)
     per_window = new.world_batch_size * passes
     before = passed.images if passed else first * per_window
     place = Place(passed.epoch, passed.epoch_images) if passed else new.place(first * passes)
-    shares = Shares(length, batch_size, rank, ranks, config.seed, place)
+    shares = BatchSplit(length, batch_size, rank, ranks, config.seed, place)
     warmup_images = before + (config.optimizer.warmup_windows - first) * per_window
     if passed and config.optimizer.warmup_windows <= first:
         warmup_images = before if passed.warmup_images is None else passed.warmup_images
@@ -131,11 +132,11 @@ def course_of(
 
 
 def what_changed(course: Course, passed: Passed | None) -> str:
-    """One line on what a resumed run does otherwise than the one before; empty: nothing."""
+    """One line on the settings that a resumed run changes; "" if none."""
     if passed is None:
         return (
-            f"the checkpoint is older than the count of images: its {course.first} windows are "
-            f"taken for windows of {course.images_per_window} images, as this run's are"
+            f"the checkpoint does not record how many images it has seen; its {course.first} "
+            f"windows are assumed to have {course.images_per_window} images each, as in this run"
         )
     now = course.passed(course.first)
     names = {
@@ -155,8 +156,10 @@ def what_changed(course: Course, passed: Passed | None) -> str:
     line = f"resumed at window {course.first}, after {passed.images} images, with "
     line += f"{', '.join(changed)}: "
     if (now.seed, now.training_images) != (passed.seed, passed.training_images):
-        line += "images come in another order, so some of this epoch come twice and others not; "
+        line += (
+            "the order of images changes, so in this epoch some are seen twice and others never; "
+        )
     return line + (
-        f"a window takes {now.images_per_window} images and took {passed.images_per_window}, "
-        f"the run ends at window {course.windows} with {course.images(course.windows)} images"
+        f"a window takes {now.images_per_window} images, before it took {passed.images_per_window}"
+        f"; the run ends at window {course.windows}, after {course.images(course.windows)} images"
     )

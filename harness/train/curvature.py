@@ -18,26 +18,28 @@ from harness.train.stability import runs_of
 from harness.train.step import Step
 
 SCALE = 0.006
-"""Length of the step to either side of the values, as a share of their norm.
+"""Length of the finite-difference step to either side, as a share of the values' norm.
 
-About as far as an update goes. Rectifiers and batch norm make the loss rough: a hundredth of it
-finds five to ten times the curvature, and rates that learn well far above their limit.
+It is about the length of an update. Rectifiers and batch norm make the loss rough: a step a hundred
+times shorter finds five to ten times the curvature, which would put rates that train well far above
+their limit.
 """
 BLOCK = 1 << 16
-"""Elements that are taken to float64 at once."""
+"""Elements that are converted to float64 at once."""
 
 
 class Curvature:
-    """Of the loss over all parameters: shared ones and all slices.
+    """Estimates the largest curvature of the loss over all parameters: shared ones and all slices.
 
-    A Hessian times a vector is the difference of two gradients (the classifier's own backward pass
-    cannot be differentiated once more). They are averaged over the ranks that hold one copy of the
-    model, a node's, or all where all hold the slices of one: so next to nothing crosses between
-    nodes. Each product takes a fresh batch, lest the direction fit the noise of one: 16 of 64
-    images came within a quarter of what 2,048 fixed ones gave.
+    A Hessian-vector product is the difference of two gradients, because the classifier's own
+    backward pass cannot be differentiated again. Gradients are averaged over the ranks that hold
+    one copy of the model: one node's, or all ranks if together they hold the slices of one copy. So
+    next to nothing crosses between nodes. Each product uses a fresh batch, so that the direction
+    does not fit the noise of one batch: 16 batches of 64 images came within a quarter of
+    the result from 2,048 fixed images.
 
-    It works in the run's own values and gradients, and keeps a copy of the values in the host's
-    memory: on a card it takes no more than a micro-batch of the training does.
+    It works in the run's own values and gradients and keeps a copy of the values in host memory, so
+    on a card it needs no more memory than a micro-batch of training.
     """
 
     def __init__(self, step: Step) -> None:
@@ -50,24 +52,24 @@ class Curvature:
         self._copy = world.everyone if wide else world.node
 
     def after(self, window: int) -> float | None:
-        """The largest one after so many windows, at the mean over nodes; see `largest`.
+        """The largest curvature after `window` windows, at the mean of the nodes; see `largest`.
 
-        By the next micro-batches, which the training takes all the same, and in the parameters' own
-        precision: bf16 would leave nothing of a small difference. Collective over the world.
+        Uses copies of the next micro-batches, which training still receives, in the parameters' own
+        precision: bf16 would lose the small difference. Collective over the world.
         """
         step, config = self._step, self._step.config
-        with closing(step.batches(window)) as batches, step.exchange.averaged():
+        with closing(step.batches(window)) as batches, step.exchange.at_mean():
             next_ones = islice(batches, config.staleness.curvature_products)
             cast = ((step.cast(images), labels) for images, labels in next_ones)
             return self.largest(cast, config.seed)
 
     def largest(self, batches: Iterable[Batch], seed: int, scale: float = SCALE) -> float | None:
-        """The largest one, by one product a batch: the mean over the last quarter, and over nodes.
+        """The largest curvature, one product per batch: the mean over the last quarter and over
+        nodes.
 
-        NaN where the loss is not finite any more; None where some rank's memory did not suffice.
-        Takes values as they stand and batch statistics of each batch; leaves values, running
-        statistics and random states as they were, to the bit, and gradients at zero. Collective
-        over the world.
+        NaN if the loss is not finite; None if some rank lacks memory. Uses the current values and
+        the batch statistics of each batch. Afterwards values, running statistics and random states
+        are unchanged to the bit, and gradients are zero. Collective over the world.
         """
         device = self._world.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -81,7 +83,10 @@ class Curvature:
     def _power_iteration(
         self, batches: Iterable[Batch], seed: int, scale: float
     ) -> list[float] | None:
-        """Of one product a batch. The gradients hold it, and the values the direction."""
+        """The Rayleigh quotient of each batch's product.
+
+        During the iteration the gradients hold the product and the values hold the direction.
+        """
         found, step, before = list[float](), 0.0, None
         for batch in batches:
             if before is None:
@@ -89,22 +94,25 @@ class Curvature:
                 if before is None:
                     return None
                 step = scale * self._dot("values", "values") ** 0.5
-                # Gradients lie mostly along the largest curvatures: a start that saves products.
+                # Gradients lie mostly along the directions of largest curvature, so starting there
+                # saves products.
                 self._gradient(batch, seed)
                 self._average()
                 self._point_along_gradient(0.0)
             self._multiply(before, step, batch, seed)
             found.append(self._dot("grads", "values"))
-            # Half of it stays: what batches have in common adds up, and each one's noise does not.
+            # d <- d + Hd/|Hd|, normalised. Keeping half of the old direction accumulates what
+            # batches have in common and averages out the noise of each.
             self._point_along_gradient(1.0)
         if before is not None:
             self._put_back(before)
         return found
 
     def _rehearsed(self, batch: Batch, seed: int) -> "_Before | None":
-        """What is to be put back, where all ranks have the memory for a gradient, else None.
+        """What the estimate must restore; None unless all ranks have the memory for a gradient.
 
-        Each finds out without the others, who would wait for one that fails in a collective.
+        Each rank tries alone, with no collective inside: if one failed in a collective, the others
+        would wait for it.
         """
         slices, before, fits = self._world.slices, None, True
         alone = Rehearsal(slices.size, slices.index, self._world.meters)
@@ -124,9 +132,11 @@ class Curvature:
         return None
 
     def _multiply(self, before: "_Before", step: float, batch: Batch, seed: int) -> None:
-        """Makes the gradients the Hessian times the direction; one average for both gradients.
+        """Makes the gradients Hd, the Hessian times the direction; one average serves both
+        gradients.
 
-        With w the values before and d the direction, the values are d, w + s d, w - s d, d.
+        Hd = (g(w + s d) - g(w - s d)) / 2s, with w the values before and d the direction. The
+        values become in turn d, w + s d, w - s d, d.
         """
         self._combine(step, before, 1.0)
         self._gradient(batch, seed)
@@ -140,13 +150,13 @@ class Curvature:
 
     @torch.no_grad()
     def _combine(self, factor: float, before: "_Before", factor_before: float) -> None:
-        """Makes the values `factor` times themselves and `factor_before` times what they were."""
+        """Sets values <- factor * values + factor_before * (values before the estimate)."""
         for flat, own in zip(self._flats, before.values, strict=True):
             for piece, kept in zip(flat.values.split(BLOCK), own.split(BLOCK), strict=True):
                 piece.mul_(factor).add_(kept.to(piece.device), alpha=factor_before)
 
     def _point_along_gradient(self, share: float) -> None:
-        """Makes the direction `share` times itself and the gradients' own, of length 1."""
+        """Sets d <- share * d + g/|g|, then normalises d to length 1."""
         length = self._dot("grads", "grads") ** 0.5
         for flat in self._flats:
             flat.values.mul_(share).add_(flat.grads, alpha=1 / length)
@@ -155,7 +165,8 @@ class Curvature:
             flat.values.div_(length)
 
     def _average(self) -> None:
-        """The gradients, in place; a slice's is the mean over the copy's images already."""
+        """Averages the shared gradients in place. A slice's gradient is already the mean over the
+        images of the copy. Collective over the ranks of the copy."""
         self._copy.launch_average(self._flats[0].grads).wait()
 
     def _gradient(
@@ -166,15 +177,18 @@ class Curvature:
         anew: bool = True,
         network: Network | None = None,
     ) -> None:
-        """Adds this rank's own, of the mean over its images, to the gradients; `anew`: to zeros.
+        """Adds this rank's gradient of the mean loss over its images; `anew` zeroes gradients
+        first.
 
         Collective over the slice group.
         """
         if anew:
             for flat in self._flats:
                 flat.grads.zero_()
-        torch.manual_seed(seed)  # what is dropped must be the same in both gradients
+        torch.manual_seed(seed)  # both gradients must use the same dropout
         images, labels = batch
+        # The batch may go through the network in several runs, to save memory. Batch norm needs two
+        # images, so a split that leaves a run with one image is not made.
         rows = -(-len(labels) // self._runs)
         rows = rows if len(labels) % rows != 1 and rows > 1 else len(labels)
         leaves = self._leaves()
@@ -183,9 +197,10 @@ class Curvature:
             (scores.loss * (sign * len(run[1]) / len(labels))).backward()
 
     def _leaves(self) -> dict[str, Tensor]:
-        """Stand-ins of the parameters, by name, with the same values and gradients.
+        """Stand-ins for the parameters, by name, that share their values and gradients.
 
-        Exchanges wait for what accumulates in the parameters themselves.
+        The exchange's hooks react to gradients of the parameters themselves, so those must not be
+        used.
         """
         names = {id(parameter): name for name, parameter in self._network.named_parameters()}
         leaves = {}
@@ -197,8 +212,9 @@ class Curvature:
         return leaves
 
     def _dot(self, one: str, other: str) -> float:
-        """Of `values` or `grads`, over one copy: shared parameters once and every slice once; the
-        same on its ranks."""
+        """The dot product of `values` or `grads` over one copy of the model: shared parameters once
+        and every slice once. The same on all ranks of the copy."""
+        # Every rank of the copy adds the shared part, so each adds 1/N of it.
         shared, own = (_dot(getattr(flat, one), getattr(flat, other)) for flat in self._flats)
         return float(self._copy.launch_sum(shared / self._copy.size + own).wait())
 
@@ -213,10 +229,10 @@ class Curvature:
 
 @dataclass(frozen=True)
 class _Before:
-    """What an estimate changes."""
+    """State that an estimate changes and then restores."""
 
     values: tuple[Tensor, ...]
-    """In the host's memory, whatever the device."""
+    """Kept in host memory, whatever the device."""
     buffers: tuple[Tensor, ...]
 
     @classmethod
@@ -233,7 +249,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
-    """In float64, block by block: whole vectors would be copied six times."""
+    """The dot product in float64, block by block, to avoid float64 copies of whole vectors."""
     total = one.new_zeros((), dtype=torch.float64)
     for a, b in zip(one.split(BLOCK), other.split(BLOCK), strict=True):
         total += a.double().dot(b.double())

@@ -14,9 +14,9 @@ from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.world import World
 
 Batch = tuple[Tensor, Tensor, Tensor]
-"""Images [B, channels, height, width], labels [B], valid [B]: padding is not valid."""
+"""Images [B, channels, height, width], labels [B], valid [B]; padding is not valid."""
 MET_AT_ONCE = 4
-"""Batches whose features the slice group gathers in one collective: fewer waits on a slow link."""
+"""Batches whose features the slice group gathers in one collective, to wait less on a slow link."""
 
 NONFINITE = "nonfinite_images"
 
@@ -27,9 +27,9 @@ def evaluate(
 ) -> dict[str, float]:
     """`top1`, `top5` and `loss` over the valid images of all ranks.
 
-    An image with a logit that is not finite is a miss, whichever class it is of; where there are
-    any, `nonfinite_images` says how many, and the loss is not finite either. Every rank brings the
-    same number of batches, all of one size but the last. A batch of the training's size takes no
+    An image with a logit that is not finite counts as a miss for every class; if there are any,
+    `nonfinite_images` is their number and the loss is not finite either. Every rank must bring the
+    same number of batches, of equal size except the last. A batch of the training's size takes no
     more memory than a micro-batch does. Collective over the world.
     """
     backbone.eval()
@@ -67,9 +67,9 @@ def evaluate_sets(
     batch_size: int,
     limit: int,
 ) -> dict[str, float]:
-    """`val/<set>/...` of each set, and `val/...` of the first; images are given as `dtype`.
+    """Metrics `val/<set>/...` of each set and `val/...` of the first; images are cast to `dtype`.
 
-    `limit`: images of each set; 0 takes all. Collective over the world.
+    `limit` is the number of images of each set; 0 takes all. Collective over the world.
     """
     metrics: dict[str, float] = {}
     topology = world.topology
@@ -91,8 +91,10 @@ def evaluate_sets(
 
 
 def distance(squares: Tensor | None, world: World) -> dict[str, float]:
-    """How far nodes are from their mean, as a share of its norm, by what `Exchange.averaged` yields
-    on every rank. Collective over the world."""
+    """Distance of the nodes from their mean, as a share of its norm.
+
+    `squares` is what `Exchange.at_mean` yields on each rank. Collective over the world.
+    """
     if squares is None:
         return {}
     apart, mean = world.launch_gather(squares.cpu(), "distance").wait().sum(0)
@@ -100,17 +102,17 @@ def distance(squares: Tensor | None, world: World) -> dict[str, float]:
 
 
 def nonfinite_images(name: str, count: int, ended: int) -> str:
-    """One line: what an evaluation of a validation set found."""
+    """One line on the images of a validation set that have a logit that is not finite."""
     return (
-        f"after {ended} windows the model gives {count} images of {name} a logit that is not "
-        f"finite; they count as misses, and the loss there is not finite"
+        f"after {ended} windows {count} images of {name} have a logit that is not finite; they "
+        f"count as misses, and the loss of {name} is not finite"
     )
 
 
 @contextmanager
 def averaged_statistics(backbone: nn.Module, world: World) -> Iterator[None]:
-    """In it all ranks hold the mean of their batch-norm statistics; after it their own again, to
-    the bit. Collective over the world."""
+    """Inside the block all ranks hold the mean of their batch-norm statistics; afterwards their own
+    again, to the bit. Collective over the world."""
     own = [buffer.clone() for buffer in backbone.buffers()]
     average_statistics(backbone, world)
     yield

@@ -1,10 +1,10 @@
-"""Sees, on all ranks alike, when a loss, a gradient or a value is not finite any more.
+"""Detects, on all ranks together, a loss, gradient or value that is not finite.
 
-Numbers that are not finite stay so in a sum: one sum over all ranks of a window's losses, of the
-squares of its gradients and, now and then, of its values says whether all of them are finite, and
-the second is the gradient's norm besides. The sum travels while training goes on and is read so
-many windows later that nobody waits who does not wait for the exchange of gradients already; before
-a pause, and at the end, everything is read first.
+A number that is not finite makes every sum it enters not finite. So one sum over all ranks, of a
+window's losses, its squared gradients and, now and then, its values, checks all of them, and the
+second term also gives the gradient norm. The sum travels while training continues. It is read so
+many windows later that no rank waits for it longer than for the exchange of gradients. Before a
+pause and at the end all sums are read.
 """
 
 import math
@@ -29,27 +29,27 @@ WHAT = (
     "the gradient norm in window {window} is",
     "the parameters or batch statistics after window {window} are",
 )
-"""The numbers of a look, in the order in which one spoils the next."""
+"""The numbers of a look. If one is not finite, so are those after it."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What this rank adds to the sums of one window."""
+    """One rank's contribution to the sums of one window."""
 
     window: int
-    """How many windows had ended, this one included; metrics count their steps in the same way."""
+    """Number of windows that had ended, including this one; metrics count steps the same way."""
     steps: int
-    """Optimizer steps whose gradients' squares are among the numbers; 0 for a look that includes
-    the values, which belongs to no window."""
+    """Optimizer steps whose squared gradients are in the numbers; 0 for a look that includes the
+    values and belongs to no window."""
     numbers: Tensor
-    """[3], float64, on the host once the event `copied` has passed."""
+    """[3], float64; on the host once the event `copied` has passed."""
     copied: torch.cuda.Event | None
 
 
 class Watch:
-    """Looks at each window; `train.on_nonfinite` says what becomes of one that is not finite.
+    """Checks each window; `train.on_nonfinite` decides what happens if one is not finite.
 
-    Every method is called by all ranks for the same windows.
+    All ranks call every method for the same windows.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class Watch:
         flats: tuple[Flat, Flat],
         values: Sequence[Tensor],
     ) -> None:
-        """`flats`: what a node's ranks share, and this rank's slice; `values`: all that training
-        changes."""
+        """`flats` are the node's shared parameters and this rank's slice; `values` are all tensors
+        that training changes."""
         self._course = course
         self._world = world
         self._lag = lag_of(course.config)
@@ -69,7 +69,7 @@ class Watch:
         self._losses: list[Tensor] = []
         self._squares: list[Tensor] = []
         self._looks: deque[Look] = deque()
-        """A card copies them while the next window runs."""
+        """Looks that a card copies to the host while the next window runs."""
         self._under_way: deque[tuple[Look, Pending]] = deque()
         self._good: Path | None = None
 
@@ -83,19 +83,21 @@ class Watch:
         self._squares.append(torch.stack(squares).sum())
 
     def saved(self, folder: Path | None) -> None:
-        """The last checkpoint that was written, it and its logits finite; None: none was."""
+        """Records the last checkpoint that was written with finite values and logits; None if none
+        was."""
         self._good = folder or self._good
 
     def window_ended(self, window: int, journal: Journal) -> None:
-        """Raises Diverged where one of the windows that are read now was not finite."""
+        """Looks at the window that ended. Raises Diverged if a window whose sum is read now was not
+        finite."""
         self._look(window + 1)
         self._launch(before=window + 1)
         self._read(up_to=window - self._lag, journal=journal)
 
     def settle(self, ended: int, journal: Journal) -> None:
-        """Reads everything of `ended` windows, and looks at the values as they are now.
+        """Reads all sums up to `ended` windows, and checks the current values.
 
-        Raises Diverged where something is not finite. Collective over the world.
+        Raises Diverged if something is not finite. Collective over the world.
         """
         self._look(ended, torch.stack([_norm(values) for values in self._values]).sum())
         self._launch(before=ended + 1)
@@ -117,7 +119,7 @@ class Watch:
         self._looks.append(Look(window, steps, numbers, copied))
 
     def _launch(self, before: int) -> None:
-        """Starts the sums of windows that a card has ended, or soon will have."""
+        """Starts the sums of all looks before window `before`. Waits for a card's copies."""
         while self._looks and self._looks[0].window < before:
             look = self._looks.popleft()
             if look.copied is not None:
@@ -141,20 +143,21 @@ class Watch:
 
     def _diverged(self, window: int, what: str) -> Diverged:
         lr = self._course.lr(window - 1)
-        kept = "no checkpoint was written before it; train.checkpoint_every=N writes some"
+        kept = "no checkpoint was written before; set train.checkpoint_every=N to write some"
         if self._good is not None:
             kept = f"the last good checkpoint is {self._good}"
         elif resumed := self._course.config.train.resume:
-            kept = f"or resume from an earlier checkpoint than {resumed}, which may hold the cause"
+            kept = f"or resume from a checkpoint before {resumed}, which may contain the cause"
         advice = f"lower optimizer.lr or raise optimizer.warmup_windows; {kept}"
         return Diverged(f"{what} not finite (lr {lr:.3g})", advice)
 
 
 def lag_of(config: Config) -> int:
-    """Windows after which a look is read, beside the one in which it is copied.
+    """Windows after which a look is read, in addition to the one in which it is copied.
 
-    Where nodes exchange, each waits until all others have ended the window that lands anyway, and
-    that is `delay` windows old. Where they do not, they meet for the metrics' sake alone.
+    If nodes exchange, each already waits until all others have ended the window whose result lands,
+    which is `delay` windows old, so reading that late adds no wait. If they do not exchange, they
+    meet only for metrics.
     """
     if not config.exchange.traits.meets:
         return config.train.log_every
@@ -162,9 +165,9 @@ def lag_of(config: Config) -> int:
 
 
 def _counted_grads(world: World, shared: Flat, sliced: Flat) -> tuple[tuple[Tensor, float], ...]:
-    """This rank's gradients, and how many ranks add the square of each of their elements."""
-    # Of N shared elements each rank steps n, and R ranks step R n: each element R n / N times. A
-    # slice group of S ranks holds every class once, and the world has R / S such groups.
+    """This rank's gradients, and the number of ranks that add the square of each element."""
+    # Of N shared elements each rank steps n, so R ranks step R n in all: each element R n / N
+    # times. A slice group of S ranks holds every class once, and the world has R / S such groups.
     ranks = world.topology.world_size
     own = slice(shared.owned.start, shared.owned.stop)
     copies = ranks * shared.owned.size / len(shared.values)
@@ -172,10 +175,10 @@ def _counted_grads(world: World, shared: Flat, sliced: Flat) -> tuple[tuple[Tens
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all are finite on this rank. Waits for the device."""
+    """Whether all elements of the tensors are finite on this rank. Waits for the device."""
     return all(bool(_norm(each).isfinite()) for each in tensors)
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    """A float64 that is finite only if all elements are."""
+    """The norm as float64; it is finite only if all elements are."""
     return torch.linalg.vector_norm(tensor).double()

@@ -1,4 +1,4 @@
-"""What a run has measured so far: intervals for the journal, the whole for the summary."""
+"""A run's measurements: metrics of each interval for the journal, and the summary."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -25,11 +25,18 @@ from harness.parallel.world import World
 from harness.train.checkpoint.meta import STARTED, Progress
 from harness.train.course import Course
 from harness.train.evaluation import NONFINITE, nonfinite_images
-from harness.train.windows import Kind, Kinds, Moment, Spent, Stopwatch, no_window_is_timed
+from harness.train.windows import (
+    Snapshot,
+    Stopwatch,
+    TimeByRole,
+    WindowRole,
+    WindowSchedule,
+    no_window_is_timed,
+)
 
 
 class Journal(Protocol):
-    """Where a run's metrics go; does nothing on ranks but the first."""
+    """Receives a run's metrics. It does nothing on ranks other than the first."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
     def advance(self, window: int, windows: int, note: str) -> None: ...
@@ -37,8 +44,8 @@ class Journal(Protocol):
     def attach(self, path: Path, folder: str) -> None: ...
 
 
-class Unheard:
-    """A journal that keeps nothing."""
+class NullJournal:
+    """A journal that records nothing."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
     def advance(self, window: int, windows: int, note: str) -> None: ...
@@ -47,10 +54,10 @@ class Unheard:
 
 
 class Ledger:
-    """Adds up windows; tells the journal of each interval, and the summary of them all.
+    """Adds up windows; reports each interval to the journal and the whole run in the summary.
 
-    Traced windows, and those that resume a late exchange after a pause, are in no time, rate or
-    count of bytes here. `progress`: of the checkpoint that the run goes on from.
+    Traced windows, and windows that resume a late exchange after a pause, are left out of all
+    times, rates and byte counts. `progress` comes from the checkpoint that the run resumes.
     """
 
     def __init__(
@@ -67,37 +74,37 @@ class Ledger:
         self._course = course
         self._capacity = capacity
         self._progress = progress
-        self._kinds = Kinds(config, course.first, course.windows)
+        self._schedule = WindowSchedule(config, course.first, course.windows)
         self._run, self._interval = Tally(capacity), Tally(capacity)
         self._under_way: tuple[int, Gathered] | None = None
-        self._evaluated: list[tuple[int, Moment, dict[str, float]]] = []
+        self._evaluated: list[tuple[int, Snapshot, dict[str, float]]] = []
         self._sent = world.meters.traffic.total
         self._cpu_from = 0.0
         self._drain_seconds = 0.0
         self.stopwatch = stopwatch or Stopwatch(world.device)
-        self._spent = Spent(self.stopwatch, self._kinds.of(course.first))
+        self._times = TimeByRole(self.stopwatch, self._schedule.of(course.first))
 
     def begins(self, journal: Journal) -> None:
-        """Training begins: starts the watch, and says what will not be measured."""
+        """Starts the stopwatch, and warns of what will not be measured."""
         if line := no_window_is_timed(self._config):
             journal.warn("timing", line)
         self.stopwatch.start()
 
     @contextmanager
     def paused(self, ended: int) -> Iterator[None]:
-        """What is done here, after so many windows, is not training."""
+        """Inside the block training is paused, after `ended` windows."""
         with self.stopwatch.paused():
             yield
-        self._kinds.paused(ended)
+        self._schedule.paused(ended)
 
     def window_begins(self, window: int) -> None:
-        kind = self._kinds.of(window)
-        if kind is not self._spent.kind:
+        role = self._schedule.of(window)
+        if role is not self._times.role:
             tallies = self._tallies()
-            self._spent.changes_to(kind)
-            # On a card windows may only be done now: they must not count as ones of the next kind.
+            self._times.switch_to(role)
+            # A card may finish windows only now: they must not count for the next role.
             self._read_clock(tallies)
-        self._spent.windows[kind] += 1
+        self._times.windows[role] += 1
         self._sent = self._world.meters.traffic.total
         self._cpu_from = time.process_time()
 
@@ -107,11 +114,11 @@ class Ledger:
             tally.add_times(times)
 
     def add_scores(self, loss: Tensor, top1: Tensor) -> None:
-        """Of one micro-batch."""
+        """Adds the scores of one micro-batch."""
         self._interval.add_scores(loss, top1)
 
     def window_ended(self, window: int, journal: Journal) -> None:
-        """Books the window. Collective over the world at the end of each interval."""
+        """Records the window. Collective over the world at the end of each interval."""
         cpu_seconds = time.process_time() - self._cpu_from
         self._read_clock(self._tallies())
         sent = self._world.meters.traffic.total - self._sent
@@ -123,48 +130,48 @@ class Ledger:
             self._send_interval(ended, journal)
 
     def _tallies(self) -> tuple[Tally, ...]:
-        """Where windows of this kind count."""
-        if self._spent.kind in (Kind.TRACED, Kind.RESUMING):
+        """The tallies that windows of this role are added to."""
+        if self._times.role in (WindowRole.TRACED, WindowRole.RESUMING):
             return ()
-        if self._spent.kind is Kind.UNTIMED:
+        if self._times.role is WindowRole.UNTIMED:
             return (self._interval,)
         return self._run, self._interval
 
     def evaluated(self, ended: int, metrics: dict[str, float], journal: Journal) -> None:
-        """Books an evaluation after so many windows, the watch being stopped."""
+        """Records an evaluation after `ended` windows. The stopwatch must be stopped."""
         for name, count in metrics.items():
             if name.endswith(f"/{NONFINITE}") and name.count("/") > 1:
                 journal.warn("evaluation", nonfinite_images(name.split("/")[1], int(count), ended))
-        self._evaluated.append((ended, self._spent.moment(), metrics))
+        self._evaluated.append((ended, self._times.snapshot(), metrics))
         journal.log(ended, metrics)
 
     def drained(self, seconds: float) -> None:
-        """How long the drain at the end took."""
+        """Records the duration of the drain at the end."""
         self._drain_seconds = seconds
 
     def progress(self) -> Progress:
-        """How far the whole training has come by now, the watch being stopped."""
+        """Progress of the whole training so far. The stopwatch must be stopped."""
         evaluations = tuple(
             Evaluation(
                 window=ended,
                 images=self._course.images(ended),
-                train_seconds=self._seconds_at(moment),
+                train_seconds=self._seconds_at(snapshot),
                 metrics=metrics,
             )
-            for ended, moment, metrics in self._evaluated
+            for ended, snapshot, metrics in self._evaluated
         )
         known = self._progress.train_seconds is not None
         return Progress(
-            train_seconds=self._seconds_at(self._spent.moment()) if known else None,
+            train_seconds=self._seconds_at(self._times.snapshot()) if known else None,
             evaluations=self._progress.evaluations + evaluations,
         )
 
-    def _seconds_at(self, moment: Moment) -> float:
-        """Where nothing is known of the time before this run, it is of this run alone."""
-        return (self._progress.train_seconds or 0.0) + self._spent.charged(moment)
+    def _seconds_at(self, snapshot: Snapshot) -> float:
+        """Training seconds at this reading, including earlier runs if their time is known."""
+        return (self._progress.train_seconds or 0.0) + self._times.charged(snapshot)
 
     def _send_interval(self, ended: int, journal: Journal) -> None:
-        """Sends this interval's tally on its way and logs the one before: nobody waits for it."""
+        """Starts gathering this interval's tally and logs the one before, so that nobody waits."""
         self._log_under_way(journal)
         gathered = self._world.launch_gather(self._interval.vector(), "interval")
         self._under_way = (ended, gathered)
@@ -195,11 +202,12 @@ class Ledger:
         return Totals(rows, topology.nodes, images, waits_in_backward=hidden)
 
     def summary(self, trained: Trained, provenance: Provenance = UNRECORDED) -> RunSummary:
-        """The summary of the run, which has ended. Collective over the world."""
-        self._read_clock(self._tallies())  # on a card the last windows are done only now
+        """The summary of a run that has ended. Collective over the world."""
+        self._read_clock(self._tallies())  # a card may finish the last windows only now
         totals = self._totals(self._world.launch_gather(self._run.vector(), "summary").wait())
         topology, config = self._world.topology, self._config
-        timed, seconds = self._spent.windows[Kind.TIMED], self._spent.seconds(Kind.TIMED)
+        timed = self._times.windows[WindowRole.TIMED]
+        seconds = self._times.seconds(WindowRole.TIMED)
         progress, expected = self.progress(), trained.expected
         return RunSummary(
             name=config.name,
@@ -211,7 +219,7 @@ class Ledger:
             parameters_backbone=trained.parameters_backbone,
             parameters_classifier=trained.parameters_classifier,
             images_per_second=timed * self._course.images_per_window / seconds if timed else 0.0,
-            untimed_windows=self._kinds.untimed,
+            untimed_windows=self._schedule.untimed,
             timed_windows=timed,
             step_ms=totals.step_ms,
             phases_ms=totals.phases_ms,
@@ -219,7 +227,7 @@ class Ledger:
             cross_node_mb_per_step_formula=expected.cross_node * topology.ranks_per_node / 1e6,
             in_node_mb_per_step=totals.in_node_mb,
             in_node_mb_per_step_formula=expected.in_node / 1e6,
-            train_seconds=self._seconds_at(self._spent.moment()),
+            train_seconds=self._seconds_at(self._times.snapshot()),
             train_seconds_known=progress.train_seconds is not None,
             drain_seconds=self._drain_seconds,
             evaluations=progress.evaluations,
@@ -232,14 +240,14 @@ class Ledger:
 
 
 def expected_bytes(config: Config, anatomy: Anatomy) -> Bytes:
-    """What a window sends by formula; the counted bytes must equal it."""
+    """Bytes that a window sends, by formula; the counted bytes must equal them."""
     route = route_of(config.exchange, anatomy.nodes, anatomy.ranks_per_node)
     sizes = sizes_of(config, anatomy)
     return formula(anatomy.layout, config.exchange.kind, route, sizes)
 
 
 def sizes_of(config: Config, anatomy: Anatomy) -> Sizes:
-    """What the formula needs to know of a run."""
+    """The sizes that the byte formula needs."""
     exchange, element, shared = config.exchange, anatomy.element_bytes, anatomy.shared
     owned = [each.size for each in anatomy.replicated_slices]
 

@@ -10,7 +10,7 @@ from harness.exchange.flat import Flat
 
 
 def make_optimizer(config: OptimizerConfig, flats: Sequence[Flat]) -> torch.optim.Optimizer:
-    """One update over the few flat tensors; biases and norms do not decay."""
+    """The optimizer over the few flat tensors; biases and norm parameters are not decayed."""
     decayed = [flat.decayed for flat in flats if flat.decayed.numel()]
     undecayed = [flat.undecayed for flat in flats if flat.undecayed.numel()]
     groups = [
@@ -27,13 +27,13 @@ def make_optimizer(config: OptimizerConfig, flats: Sequence[Flat]) -> torch.opti
 
 
 def lr_at(config: OptimizerConfig, window: int, windows: int) -> float:
-    """Learning rate of a window out of `windows`: linear warm-up, then the schedule."""
+    """Learning rate of one of `windows` windows: linear warm-up, then the schedule."""
     span = max(1, windows - config.warmup_windows)
     return scheduled_lr(config, window, (window - config.warmup_windows) / span)
 
 
 def scheduled_lr(config: OptimizerConfig, window: int, done: float) -> float:
-    """The same, `done` being the share of what comes after the warm-up."""
+    """The same as `lr_at`; `done` is the completed share of the run after the warm-up."""
     if window < config.warmup_windows:
         return config.lr * (window + 1) / config.warmup_windows
     if config.schedule == "cosine":

@@ -1,4 +1,4 @@
-"""Picks the route of a synchronous exchange, from measured times of this very run."""
+"""Chooses the route of a synchronous exchange from times measured in this run."""
 
 import sys
 
@@ -12,18 +12,19 @@ from harness.train.trial import Trial, slowest
 ROUTES = ("hierarchical", "flat")
 WARM_WINDOWS = 2
 ROUNDS = 2
-"""One route, then the other, and both again: a machine's speed drifts."""
+"""Rounds of measurement. Each times both routes, because a machine's speed drifts."""
 ROUND_MS, FEWEST, MOST = 1500, 2, 8
-"""How long a route is timed in a round, and in how many windows."""
+"""Duration of one round in ms, and the least and most windows in it."""
 ALIKE = 0.98
-"""A flat route that takes this share of the other's time or more is not taken: it sends more."""
+"""The flat route is chosen only if its time is below this share of the hierarchical route's,
+because it sends more bytes."""
 
 
-def routed(config: Config, dataset: Dataset, world: World) -> Config:
-    """The config with `exchange.route` decided, where it is `auto` and there is a choice.
+def choose_route(config: Config, dataset: Dataset, world: World) -> Config:
+    """The config with `exchange.route` decided, if it is `auto` and both routes exist.
 
-    A run that goes on with as many ranks keeps its route, or sums would be rounded in another
-    order. All ranks decide from the same numbers. Collective over the world.
+    A resumed run on the same number of ranks keeps its route, because the other route rounds sums
+    in another order. All ranks decide from the same numbers. Collective over the world.
     """
     exchange, topology = config.exchange, world.topology
     if exchange.route != "auto" or not exchange.traits.has_routes:
@@ -38,8 +39,8 @@ def routed(config: Config, dataset: Dataset, world: World) -> Config:
     route = "flat" if flat < ALIKE * hierarchical else "hierarchical"
     if world.is_first:
         print(
-            f"exchange.route={route}: a window takes {hierarchical:.1f} ms by the hierarchical "
-            f"route, {flat:.1f} ms by the flat one",
+            f"exchange.route={route}: a window takes {hierarchical:.1f} ms on the hierarchical "
+            f"route and {flat:.1f} ms on the flat one",
             file=sys.stderr,
             flush=True,
         )
@@ -47,9 +48,10 @@ def routed(config: Config, dataset: Dataset, world: World) -> Config:
 
 
 def measured_ms(config: Config, dataset: Dataset, world: World) -> dict[str, float]:
-    """A window by each route, the slowest rank's, in the better of the rounds.
+    """Milliseconds of a window on each route: the slowest rank, in the faster of the rounds.
 
-    One after the other: a card has no room for both. Collective over the world.
+    The routes are built one after the other, because a card has no room for both. Collective over
+    the world.
     """
     found: dict[str, list[float]] = {route: [] for route in ROUTES}
     for _ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""One run from its config to its summary: checks, world, tracking, training, and how it ended."""
+"""One run from its config to its summary: checks, world, tracking, training, final status."""
 
 import signal
 import sys
@@ -13,7 +13,7 @@ import torch
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.data.open import open_dataset
-from harness.data.shares import Shares
+from harness.data.shares import BatchSplit
 from harness.data.verify import verify
 from harness.doctor.agreement import agree_on_data, agree_on_settings
 from harness.doctor.before_training import check_before_training
@@ -38,21 +38,22 @@ from harness.tracking.folders import check_free, claim, now
 from harness.tracking.node_gauges import monitor_node
 from harness.tracking.tracker import Tracker
 from harness.train.checkpoint.meta import read_meta
-from harness.train.pace import paced
-from harness.train.routing import routed
+from harness.train.choose_pieces import choose_pieces
+from harness.train.routing import choose_route
 from harness.train.run_journal import OtherRank, RunJournal
 from harness.train.step import make_step
 from harness.train.training import Training
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM arrived: it ends a run as Ctrl-C does."""
+    """Raised when SIGTERM or SIGHUP arrives; ends a run as Ctrl-C does."""
 
 
 def run(config: Config, folder: Path | None = None) -> RunSummary:
-    """Trains as `config` says and leaves config, metrics and summary in the run's folder.
+    """Trains as `config` describes; leaves config, metrics and summary in the run's folder.
 
-    Raises UserError, on every rank and before anything is written, for what the user can mend.
+    Raises UserError for mistakes that the user can fix, on every rank and before anything is
+    written.
     """
     topology = launched_topology()
     dataset, problem = None, None
@@ -75,7 +76,8 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
 
 
 def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) -> RunSummary:
-    """What follows once all ranks train the same. Collective over the world."""
+    """The rest of `run`, once all ranks have agreed on settings and data. Collective over the
+    world."""
     check_before_training(config, world)
     cores = cores_of(world)
     torch.set_num_threads(cores.threads(config.train.threads))
@@ -84,7 +86,7 @@ def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) ->
         check_shared_folder(config.train, own, world)
         capacity = _capacity(config, world, cores)
         with world.together():
-            config = routed(paced(config, dataset, world), dataset, world)
+            config = choose_route(choose_pieces(config, dataset, world), dataset, world)
             training = Training(make_step(config, dataset, world), own, capacity)
         with _journal(config, own, world) as journal:
             if notes:
@@ -93,12 +95,13 @@ def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) ->
             journal.conclude(summary)
             training.check_saved()
             if summary.diverged:
-                raise Diverged(summary.diverged, "lower optimizer.lr, or end earlier")
+                raise Diverged(summary.diverged, "lower optimizer.lr, or train for fewer windows")
             return summary
 
 
 def _prepare(config: Config, topology: Topology, folder: Path | None) -> Dataset:
-    """The images; raises UserError for all that can be wrong by now."""
+    """Opens the images. Raises UserError for all mistakes that can be found before
+    communicating."""
     check_classes(topology, config.classifier.layout, config.data.num_classes)
     check_trace(config.trace, topology.world_size)
     if config.train.resume:
@@ -109,12 +112,12 @@ def _prepare(config: Config, topology: Topology, folder: Path | None) -> Dataset
         check_store(config.tracking)
     dataset = open_dataset(config.data)
     share = (config.train.batch_size, topology.rank, topology.world_size, config.seed)
-    Shares(len(dataset.train), *share)
+    BatchSplit(len(dataset.train), *share)
     return dataset
 
 
 def _capacity(config: Config, world: World, cores: Cores) -> Capacity:
-    """Collective over the world."""
+    """What this rank's processor can do. Collective over the world."""
     return Capacity(
         matmul_flop_per_second=_matmul_speed(config, world.device, world),
         cores=0.0 if world.device.type == "cuda" else min(torch.get_num_threads(), cores.own),
@@ -122,16 +125,16 @@ def _capacity(config: Config, world: World, cores: Cores) -> Capacity:
 
 
 def _matmul_speed(config: Config, device: torch.device, world: World) -> float:
-    """FLOP/s of a plain product in the run's precision, while the other ranks do one too.
+    """FLOP/s of a plain matrix product in the run's precision, while all ranks do one.
 
-    Of a processor the mean over a machine's ranks: who gets which part of shared cores within
-    seconds is chance. Collective over the world.
+    On CPUs the result is the mean over a machine's ranks, because which rank gets which part of the
+    shared cores within seconds is chance. Collective over the world.
     """
     seconds = config.train.matmul_seconds
     if not seconds:
         return 0.0
     dtype = torch.bfloat16 if config.train.precision == "bf16" else DTYPES[config.train.precision]
-    machines = world.machines()  # all start together
+    machines = world.machines()  # a collective: all ranks start together
     own = measure_speed(device, seconds, dtype).flop_per_second
     speeds = world.gather_objects(own, "matmul")
     here = machines[world.topology.rank]
@@ -146,7 +149,7 @@ def _matmul_speed(config: Config, device: torch.device, world: World) -> float:
 
 @contextmanager
 def _own_folder(config: Config, given: Path | None, world: World) -> Iterator[Path]:
-    """The run's folder, which rank 0 makes; after an error nothing is left of an empty one.
+    """The run's folder, which rank 0 makes. After an error an empty folder is removed.
 
     Collective over the world.
     """
@@ -166,7 +169,7 @@ def _own_folder(config: Config, given: Path | None, world: World) -> Iterator[Pa
 
 @contextmanager
 def _journal(config: Config, folder: Path, world: World) -> Iterator[RunJournal | OtherRank]:
-    """Opens tracking on rank 0 and each node's gauges; says how the run ended, whatever it was."""
+    """Opens tracking on rank 0 and each node's gauges, and records how the run ended."""
     tracker, commit, hosts = Tracker.silent(), None, world.hosts()
     with world.together():
         if world.is_first:
@@ -195,8 +198,9 @@ def _journal(config: Config, folder: Path, world: World) -> Iterator[RunJournal 
 
 @contextmanager
 def _stop_signals() -> Iterator[None]:
-    """SIGTERM raises here, so that tracking learns of it; horovodrun sends it to end a run. SIGHUP
-    too, which a terminal that goes away sends, unless it is ignored, as under nohup."""
+    """Inside the block SIGTERM, which horovodrun sends to end a run, raises, so that tracking
+    records it. So does SIGHUP, which a closed terminal sends, unless it is ignored, as under
+    nohup."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(signal.Signals(number).name)

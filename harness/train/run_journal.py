@@ -1,4 +1,4 @@
-"""What becomes of a run's metrics and of its summary: tracker, terminal, folder."""
+"""Where a run's metrics and summary go: tracker, terminal, folder."""
 
 import sys
 from pathlib import Path
@@ -7,14 +7,14 @@ from tqdm import tqdm
 
 from harness.errors import RunFailed
 from harness.measure.summary import DIVERGED_TAG, UNRECORDED, Provenance, RunSummary
-from harness.measure.utilisation import in_a_line, summary_bars
+from harness.measure.utilisation import summary_bars, utilisation_line
 from harness.tracking.run_folder import RunFolder
 from harness.tracking.tracker import Tracker
-from harness.train.ledger import Unheard
+from harness.train.ledger import NullJournal
 
 
-class OtherRank(Unheard):
-    """The journal of every rank but the first."""
+class OtherRank(NullJournal):
+    """The journal of every rank except the first; it records nothing."""
 
     provenance = UNRECORDED
 
@@ -26,7 +26,8 @@ class OtherRank(Unheard):
 
 
 class RunJournal:
-    """Rank 0's: metrics to the tracker, progress to the terminal, the summary to the folder."""
+    """The journal of rank 0: metrics to the tracker, progress to the terminal, the summary to the
+    folder."""
 
     def __init__(self, folder: Path, tracker: Tracker, commit: str | None) -> None:
         self.provenance = Provenance(tracker.run_id, commit)
@@ -43,18 +44,19 @@ class RunJournal:
         self._progress.update(window - self._progress.n)
 
     def warn(self, name: str, line: str) -> None:
-        """On stderr, and the last of its name as the run's tag `warning/<name>`."""
+        """Prints a warning on stderr and stores the latest of each name in the tag
+        `warning/<name>`."""
         self._progress.write(f"warning: {line}", file=sys.stderr)
         self._tracker.tag(f"warning/{name}", line)
 
     def attach(self, path: Path, folder: str) -> None:
-        """A file of the run, which travels to the tracker while training goes on."""
+        """Sends a file of the run to the tracker while training continues."""
         self._tracker.large_artifact(path, folder)
 
     def conclude(self, summary: RunSummary) -> None:
-        """Writes the summary's file, logs `summary/*` once, prints the last words.
+        """Writes the summary file, logs `summary/*` once and prints the closing report.
 
-        Raises RunFailed, after the rest, if the file could not be written.
+        Raises RunFailed, after everything else, if the file could not be written.
         """
         problem = None
         try:
@@ -65,21 +67,21 @@ class RunJournal:
         if summary.diverged:
             self._tracker.tag(DIVERGED_TAG, summary.diverged)
         self.close()
-        print(last_words(summary, self._folder), flush=True)
+        print(closing_report(summary, self._folder), flush=True)
         if problem is not None:
             raise RunFailed(
-                f"the run was trained to its end, but its summary cannot be written to "
-                f"{self._folder} ({problem.strerror}); make room there: what is printed above, "
-                f"and what MLflow has of it, is all that there is"
+                f"the training is complete, but its summary cannot be written to {self._folder} "
+                f"({problem.strerror}); free space there: the results are only in the output above "
+                f"and in MLflow"
             ) from problem
 
     def close(self) -> None:
-        """Ends the line of progress: what is printed next begins a line of its own."""
+        """Ends the progress bar, so that later output begins on a new line."""
         self._progress.close()
 
 
 def summary_metrics(summary: RunSummary) -> dict[str, float]:
-    """One number a run, which MLflow draws as bars over runs."""
+    """One number per metric for the whole run; MLflow draws them as bars over runs."""
     found = {
         "summary/images_per_second": summary.images_per_second,
         "summary/step_ms": summary.step_ms.mean,
@@ -92,8 +94,8 @@ def summary_metrics(summary: RunSummary) -> dict[str, float]:
     return found
 
 
-def last_words(summary: RunSummary, folder: Path) -> str:
-    """What a user reads when the run has ended."""
+def closing_report(summary: RunSummary, folder: Path) -> str:
+    """The report printed when a run has ended."""
     phases = " · ".join(
         f"{name} {spread.mean:.1f}"
         for name, spread in summary.phases_ms.items()
@@ -108,9 +110,9 @@ def last_words(summary: RunSummary, folder: Path) -> str:
             f"{summary.name}, seed {summary.seed}: {summary.ranks} ranks on {summary.nodes} nodes, "
             f"{summary.images:,} images in {summary.train_seconds:.1f} s of training",
             f"  throughput   {summary.images_per_second:,.0f} images/s over "
-            f"{summary.timed_windows} windows (the first {summary.untimed_windows} are left out)",
+            f"{summary.timed_windows} windows (the first {summary.untimed_windows} excluded)",
             f"  window       {summary.step_ms.mean:.1f} ms = {phases}",
-            f"  utilisation  {in_a_line(summary.per_rank)}",
+            f"  utilisation  {utilisation_line(summary.per_rank)}",
             f"  sent         {summary.cross_node_mb_per_step:.2f} MB through a node's link, "
             f"{summary.in_node_mb_per_step:.2f} MB by a rank inside its node, per window",
             f"  accuracy     {accuracy}",

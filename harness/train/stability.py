@@ -1,7 +1,7 @@
-"""The largest stable learning rate on a parabola, for each way of exchanging.
+"""The largest stable learning rate on a parabola, for each kind of exchange.
 
-On f = c/2 x^2 every update rule here is a linear map of what it remembers: it is stable as long as
-no eigenvalue of the map is larger than 1. All that counts is the product lr * c.
+On f = c/2 x^2 every update rule here is a linear map of its state: it is stable as long as no
+eigenvalue of the map exceeds 1 in magnitude. Only the product lr * c matters.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,35 +14,36 @@ from numpy.typing import NDArray
 from harness.config import Config
 
 Rows = NDArray[np.float64]
-"""Some numbers of a state, [numbers, states]."""
+"""Rows of a linear map: some components of the state, [numbers, states]."""
 
 SMALLEST, LARGEST, STEP = 1e-6, 1e3, 1.03
-"""The grid of lr * c on which the first unstable one is looked for."""
+"""The grid of lr * c that is searched for the first unstable product: from, to, factor."""
 NEUTRAL = 1e-9
-"""How far above 1 an eigenvalue of a direction without curvature may come out."""
+"""Tolerance above 1 for the eigenvalue of a direction without curvature."""
 
 
 def runs_of(precision: str) -> int:
-    """The number of runs in which a batch goes through the network to find the curvature.
+    """Number of runs in which a batch goes through the network to find the curvature.
 
-    Each has two images or more. Without autocast activations are larger. Batch statistics are each
-    run's own.
+    Each run has two images or more, and its own batch statistics. The estimate runs without
+    autocast, so activations are larger than in a bf16 run, and its batches are split in two.
     """
     return 2 if precision == "bf16" else 1
 
 
 @dataclass(frozen=True)
 class Dynamics:
-    """What of a run's settings decides when its updates run away."""
+    """The settings of a run that decide when its updates become unstable."""
 
     momentum: float
     nesterov: bool
     delay: int = 0
     """Windows."""
     averaging: bool = False
-    """Nodes step on their own gradient, and their movements are averaged; else gradients are."""
+    """True: nodes step on their own gradients and average their movements. False: gradients are
+    averaged."""
     passes: int = 1
-    """averaging: steps in a window."""
+    """Steps per window, with averaging."""
     pieces: int = 1
     outer_lr: float = 1.0
     outer_momentum: float = 0.0
@@ -54,9 +55,9 @@ class Dynamics:
 
 @lru_cache
 def largest_stable_product(dynamics: Dynamics) -> float:
-    """The lr * curvature below which the run is stable, down to 0; within 1e-6 of it.
+    """The product lr * curvature up to which the run is stable from 0 on, to a relative 1e-6.
 
-    Above it there may be stable ones again: they do not count. 0: none was found.
+    Stable products above the first unstable one are ignored. 0 if no stable product was found.
     """
     maps = _maps(dynamics)
 
@@ -75,10 +76,11 @@ def largest_stable_product(dynamics: Dynamics) -> float:
 
 
 def _maps(dynamics: Dynamics) -> Sequence[Callable[[float], Rows]]:
-    """Product -> the linear map, for each kind of motion that must die out."""
+    """For each kind of motion that must decay, the function from lr * curvature to its linear
+    map."""
     if not dynamics.averaging:
         return [partial(_late_gradient, dynamics)]
-    # A direction of parameter space may lie in one piece, or evenly over all of them.
+    # The direction with curvature may lie in one piece, or spread evenly over all of them.
     in_one, evenly = np.eye(dynamics.pieces)[0], np.full(dynamics.pieces, dynamics.pieces**-0.5)
     directions = [in_one, evenly][: dynamics.pieces]
     apart = [partial(_nodes_apart, dynamics, each) for each in directions]
@@ -86,7 +88,7 @@ def _maps(dynamics: Dynamics) -> Sequence[Callable[[float], Rows]]:
         apart = []
     if (dynamics.outer_lr, dynamics.outer_momentum) != (1.0, 0.0):
         return apart + [partial(_nodes_together, dynamics, each) for each in directions]
-    # What is under way cancels out in the mean of the nodes: it follows plain SGD.
+    # What is in flight cancels out in the mean of the nodes, so the mean follows plain SGD.
     return [*apart, partial(_late_gradient, replace(dynamics, delay=0))]
 
 
@@ -95,7 +97,8 @@ def _radius(matrix: Rows) -> float:
 
 
 def _late_gradient(dynamics: Dynamics, product: float) -> Rows:
-    """One window of `delayed`: x now and of the last `delay` windows, and the velocity."""
+    """One window of `delayed`. The state is x now and in the last `delay` windows, and the
+    velocity."""
     size = dynamics.delay + 2
     state = np.eye(size)
     values, velocity = state[:-1], state[-1]
@@ -104,30 +107,31 @@ def _late_gradient(dynamics: Dynamics, product: float) -> Rows:
 
 
 def _sgd(dynamics: Dynamics, gradient: Rows, velocity: Rows) -> tuple[Rows, Rows]:
-    """What is taken off the values, and the new velocity: torch's SGD with lr 1."""
+    """The step to subtract from the values, and the new velocity: torch's SGD with lr 1."""
     velocity = dynamics.momentum * velocity + gradient
     return (gradient + dynamics.momentum * velocity if dynamics.nesterov else velocity), velocity
 
 
 @dataclass
 class _Nodes:
-    """`averaging` where only one direction of parameter space has curvature.
+    """`averaging` when only one direction of parameter space has curvature.
 
-    How far along it, by piece: [pieces, states] each.
+    Each field gives, by piece, the coordinates along that direction as rows over the initial state:
+    [pieces, states].
     """
 
     direction: Rows
-    """Of length 1: [pieces, 1]."""
+    """Unit vector, [pieces, 1]."""
     values: Rows
     velocity: Rows
     unsent: Rows
-    """What moved since the piece was last sent."""
+    """Movement since the piece was last sent."""
     flight: list[Rows]
-    """What is under way, the oldest first: [states] each, one a window."""
+    """Movements in flight, the oldest first: [states] each, one per window."""
     outer_velocity: Rows
 
     def cycle(self, dynamics: Dynamics, product: float, apart: bool) -> None:
-        """As many windows as there are pieces; see `exchange.averaging` for their order."""
+        """Runs one window per piece; see `exchange.averaging` for the order of operations."""
         pieces, delay = dynamics.pieces, dynamics.delay
         for window in range(pieces):
             for _ in range(dynamics.passes):
@@ -144,7 +148,8 @@ class _Nodes:
                 self._land(dynamics, window, apart)
 
     def _land(self, dynamics: Dynamics, piece: int, apart: bool) -> None:
-        """Nodes apart: what one sent is taken back. Together: the outer step takes its place."""
+        """Between nodes the mean of what they sent is 0, so landing takes this node's movement
+        back. For the mean of the nodes, the outer optimizer's step replaces the movement."""
         sent = self.flight.pop(0)
         self.values[piece] -= sent
         if not apart:
@@ -156,7 +161,7 @@ class _Nodes:
 
 
 def _nodes_apart(dynamics: Dynamics, direction: Rows, product: float) -> Rows:
-    """How far a node is from the mean of all: by what of its own has not landed yet."""
+    """The map of a node's deviation from the mean: its own movements that have not landed yet."""
     pieces, delay = dynamics.pieces, dynamics.delay
     state = np.eye(2 * pieces + delay)
     velocity, unsent, flight = np.split(state, [pieces, 2 * pieces])
@@ -170,7 +175,7 @@ def _nodes_apart(dynamics: Dynamics, direction: Rows, product: float) -> Rows:
 
 
 def _nodes_together(dynamics: Dynamics, direction: Rows, product: float) -> Rows:
-    """The mean of all nodes under an outer optimizer."""
+    """The map of the nodes' mean under an outer optimizer."""
     pieces = dynamics.pieces
     state = np.eye(4 * pieces + dynamics.delay)
     cuts = [pieces, 2 * pieces, 3 * pieces, 4 * pieces]
@@ -184,11 +189,11 @@ def _nodes_together(dynamics: Dynamics, direction: Rows, product: float) -> Rows
 
 
 def dynamics_of(config: Config, window: int, nodes: int) -> Dynamics | None:
-    """What decides how large lr may be in a window; None: not known, for AdamW.
+    """The settings that decide how large lr may be in a window; None if unknown, as for AdamW.
 
-    On one node an average is the node's own: plain SGD, but for an outer optimizer. `isolated`
-    nodes are undelayed SGD each. What a lossy wire holds back, and what PowerSGD leaves out, is
-    taken for noise: their limits are those of the exact averages.
+    On one node an average is the node's own value: plain SGD, unless there is an outer optimizer.
+    `isolated` nodes are undelayed SGD each. What a lossy wire holds back, and what PowerSGD leaves
+    out, is treated as noise: the limits are those of the exact averages.
     """
     given, optimizer = config.exchange, config.optimizer
     if optimizer.name != "sgd":

@@ -1,4 +1,4 @@
-"""How late gradients are and what that allows: metrics, and a warning where lr is above it."""
+"""How late gradients are, the learning rate that this allows, and a warning if lr is above it."""
 
 from dataclasses import replace
 
@@ -12,23 +12,23 @@ from harness.train.ledger import Journal
 from harness.train.stability import Dynamics, dynamics_of, largest_stable_product
 
 ABOVE = 3.0
-"""lr over the largest stable one from which on a run is told so.
+"""Ratio of lr to the largest stable lr above which a warning is printed.
 
-Measured at the peak of lr, on 1,000 characters: experiments that learn stood at 0.6 to 2.3; those
-that late gradients held back (heavy-ball momentum, K = 4, a second window of delay) at 3.7 to 6.5.
-A loss is no parabola, and an estimate from few images is 20 % too low.
+Measured at the peak of lr on 1,000 characters: experiments that train well have ratios of 0.6 to
+2.3; experiments held back by late gradients (heavy-ball momentum, K = 4, a second window of delay)
+have 3.7 to 6.5. A loss is not a parabola, and an estimate from few images is 20 % too low.
 """
 LEAST_SHARE = 0.1
-"""Of the rate that is stable without a delay: a run that is left less is told before it trains."""
+"""If a delay leaves less than this share of the stable lr, a warning is printed before training."""
 
 
 class StalenessLedger:
-    """Logs what exchanges and estimates of curvature found; the same calls on all ranks."""
+    """Logs the staleness and curvature found in a run. All ranks make the same calls."""
 
     def __init__(
         self, config: Config, world: World, course: Course, next_warning: float | None = None
     ) -> None:
-        """`next_warning`: of the checkpoint that the run goes on from."""
+        """`next_warning` comes from the checkpoint that the run resumes."""
         self._config = config
         self._nodes = world.topology.nodes
         self._course = course
@@ -37,12 +37,13 @@ class StalenessLedger:
         self._windows = course.windows
         self._under_way: tuple[int, Gathered] | None = None
         self.next_warning = ABOVE if next_warning is None else next_warning
-        """lr over the largest stable one at which to warn: the first time, then twice the last."""
+        """Ratio of lr to the largest stable lr at which to warn next: after each warning, twice its
+        ratio."""
 
     def begins(self, journal: Journal) -> None:
-        """What can be said of the settings alone, before anything is measured."""
+        """Warns of settings that are already known to leave little of the learning rate."""
         if not self._world.is_first:
-            return  # a limit takes a moment to find, and only rank 0 speaks
+            return  # computing a limit takes a moment, and only rank 0 prints
         dynamics = dynamics_of(self._config, self._windows, self._nodes)
         if dynamics is None or dynamics.delay == 0:
             return
@@ -52,7 +53,8 @@ class StalenessLedger:
             journal.warn("staleness_settings", early_warning(dynamics, share))
 
     def window_ended(self, window: int, exchange: Exchange, journal: Journal) -> None:
-        """At the end of each interval, as for the other metrics: nobody waits for the cosine."""
+        """Logs at the end of each interval. The cosine is logged one interval later, so nobody
+        waits."""
         ended = window + 1
         if ended % self._config.train.log_every and ended != self._windows:
             return
@@ -74,20 +76,20 @@ class StalenessLedger:
             journal.log(ended, {"staleness/cosine": cosine(gathered.wait().sum(0))})
 
     def estimates(self, ended: int) -> bool:
-        """Whether the curvature is to be estimated after so many windows."""
+        """Whether to estimate the curvature after `ended` windows."""
         settings, every = self._config.staleness, self._config.staleness.curvature_every
         if ended >= self._windows:
             return False
         settled = self._config.optimizer.warmup_windows, self._config.exchange.synchronous_windows
-        peak = max(*settled, self._first)  # a resumed run may begin after it
+        peak = max(*settled, self._first)  # a resumed run may begin after the peak
         late = dynamics_of(self._config, peak, self._nodes)
         once = settings.curvature_after_warmup and late is not None and late.delay > 0
         return (once and ended == peak) or bool(every and ended and ended % every == 0)
 
     def estimated(self, ended: int, curvature: float | None, journal: Journal) -> None:
-        """The largest curvature after `ended` windows: how it stands with the lr of the next.
+        """Logs the largest curvature after `ended` windows and the stable lr that follows from it.
 
-        None: memory did not suffice.
+        `curvature` is None if memory did not suffice. Warns if the next window's lr is too high.
         """
         if not self._world.is_first:
             return
@@ -110,18 +112,18 @@ class StalenessLedger:
 
 
 def early_warning(dynamics: Dynamics, share: float) -> str:
-    """One line, of settings that leave little of the learning rate."""
+    """One line on settings that leave little of the learning rate."""
     return (
         f"{_settings(dynamics)} leave {share:.1%} of the learning rate that is stable without a "
-        f"delay, by a quadratic model; {_advice(dynamics)}"
+        f"delay (quadratic model); {_advice(dynamics)}"
     )
 
 
 def warning(dynamics: Dynamics, window: int, lr: float, stable: float, curvature: float) -> str:
-    """One line: what stands too high, by how much, and what to do."""
+    """One line: what is too high, by how much, and what to do."""
     return (
         f"lr {lr:.3g} at window {window} with {_settings(dynamics)} is {lr / stable:.1f} times the "
-        f"largest stable rate, {stable:.2g}, by a quadratic model (curvature {curvature:.2g}); "
+        f"largest stable rate, {stable:.2g} (quadratic model, curvature {curvature:.2g}); "
         f"lower optimizer.lr or {_advice(dynamics)}"
     )
 
@@ -129,15 +131,15 @@ def warning(dynamics: Dynamics, window: int, lr: float, stable: float, curvature
 def not_estimated(ended: int) -> str:
     """One line: what is missing, why, and what to do."""
     return (
-        f"the curvature is not estimated after {ended} windows, because a rank has not enough free "
-        f"memory for it; the training goes on, and a smaller train.batch_size leaves room for it"
+        f"the curvature is not estimated after {ended} windows, because a rank lacks free memory "
+        f"for it; training continues, and a smaller train.batch_size would leave enough"
     )
 
 
 def _settings(dynamics: Dynamics) -> str:
     ahead = "nesterov momentum" if dynamics.nesterov else "momentum"
     late = f" and delay {dynamics.delay}" if dynamics.delay else ""
-    steps = f", {dynamics.passes} steps a window" if dynamics.passes > 1 else ""
+    steps = f", {dynamics.passes} steps per window" if dynamics.passes > 1 else ""
     return f"{ahead} {dynamics.momentum:g}{late}{steps}"
 
 

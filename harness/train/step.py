@@ -1,4 +1,4 @@
-"""Takes the windows of one training: micro-batches, the exchange, and the optimizer's steps."""
+"""Runs the windows of one training: micro-batches, the exchange and the optimizer's steps."""
 
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -30,7 +30,7 @@ from harness.train.optimizer import make_optimizer
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """The parts of one rank that take the steps. Every method is collective over the world."""
+    """Everything one rank needs to run windows. Every method is collective over the world."""
 
     model: Assembly
     network: nn.Module
@@ -42,9 +42,9 @@ class Step:
     checkpoint: Checkpoint
     """Writes and reads the model and the optimizer's state."""
     resumed: Meta | None = None
-    """The checkpoint that the training goes on from, by its own account."""
+    """Metadata of the checkpoint that the training resumes from."""
     left_out: tuple[str, ...] = ()
-    """What the exchange of that checkpoint carried and this one has no use for."""
+    """State of the checkpoint's exchange that this run's exchange cannot use."""
 
     @property
     def config(self) -> Config:
@@ -55,14 +55,14 @@ class Step:
         return self.model.world
 
     def batches(self, window: int = 0) -> Generator[Batch, None, None]:
-        """This rank's micro-batches, from a window's first on."""
+        """This rank's micro-batches, starting with the first of `window`."""
         return micro_batches(self.model.data, self.course, self.world, window)
 
     def window(self, window: int, batches: Iterator[Batch], journal: Journal) -> list[Scores]:
-        """Trains one window; the scores of its micro-batches, on the device.
+        """Trains one window. Returns the scores of its micro-batches, on the device.
 
-        Raises Diverged, on all ranks alike, if the numbers of this window or of one shortly before
-        are not finite.
+        Raises Diverged, on all ranks, if numbers of this window or of one shortly before it are not
+        finite.
         """
         with self.world.meters.clock.window():
             scores = self._micro_batches(window, batches)
@@ -86,16 +86,16 @@ class Step:
                 scores = self.network(self.cast(images), labels)
             with clock.phase(Phase.BACKWARD):
                 (scores.loss / self.exchange.passes_per_step).backward()
-            if self.exchange.after_backward(last):
+            if self.exchange.gradients_ready(last):
                 self.update()
                 self.exchange.after_step()
             self.watch.add_loss(scores.loss)
-            # Without its graph, which would keep memory until the window's end.
+            # Detached: the graph would keep its memory until the window ends.
             found.append(Scores(scores.loss.detach(), scores.top1.detach()))
         return found
 
     def update(self) -> None:
-        """One step of the optimizer, with the gradients as they are."""
+        """One optimizer step with the current gradients."""
         with self.world.meters.clock.phase(Phase.OPTIMIZER):
             self.watch.add_gradients()
             self.optimizer.step()
@@ -105,7 +105,7 @@ class Step:
             group["lr"] = lr
 
     def cast(self, images: Tensor) -> Tensor:
-        """In the parameters' precision."""
+        """The images in the parameters' precision."""
         return images.to(self.model.shared.values.dtype)
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -117,7 +117,7 @@ class Step:
 def micro_batches(
     dataset: Dataset, course: Course, world: World, window: int = 0
 ) -> Generator[Batch, None, None]:
-    """A rank's micro-batches of a training, from a window's first on."""
+    """This rank's micro-batches, starting with the first of `window`."""
     config = course.config
     augmentation = Augmentation(config.seed, world.topology.rank)
     return train_batches(
@@ -131,12 +131,12 @@ def micro_batches(
 
 
 def make_step(config: Config, dataset: Dataset, world: World) -> Step:
-    """The parts as a checkpoint left them, if the config resumes one, else as its seed makes them.
+    """Builds a Step, from the checkpoint that the config resumes or else from its seed.
 
-    Raises UserError for a checkpoint that does not fit, and for one that the run has nothing to add
-    to. Collective over the world.
+    Raises UserError if the checkpoint does not fit, or has already reached the end of the run.
+    Collective over the world.
     """
-    # An estimate of the curvature reads images while the thread that reads ahead does.
+    # The estimate of the curvature reads images while the prefetching thread does.
     data = replace(dataset, train=OneAtATime(dataset.train))
     model = assemble(config, data, world)
     optimizer = make_optimizer(config.optimizer, model.flats)
@@ -168,16 +168,16 @@ def make_step(config: Config, dataset: Dataset, world: World) -> Step:
 def _resumed(checkpoint: Checkpoint, model: Assembly) -> Meta | None:
     """Loads the checkpoint that the config resumes; None if it resumes none.
 
-    Collective over the world: this must come before the constructor of DistributedDataParallel, in
-    which ranks wait for each other, so that a rank that cannot read its part ends all of them.
+    Collective over the world. This must come before DistributedDataParallel's constructor, in which
+    ranks wait for each other: a rank that cannot read its part then ends all of them.
     """
     resume = model.config.train.resume
     with model.world.together():
         found = checkpoint.load(Path(resume)) if resume else None
         if found and not all_finite(model.numbers):
             raise UserError(
-                f"train.resume={resume} holds values that are not finite: its training had "
-                f"diverged by window {found.window}; resume an earlier one with a lower "
+                f"train.resume={resume} contains values that are not finite: its training had "
+                f"diverged by window {found.window}; resume an earlier checkpoint with a lower "
                 f"optimizer.lr"
             )
     return found
@@ -196,7 +196,7 @@ def _course(model: Assembly, resumed: Meta | None) -> Course:
 
 
 def _connected(model: Assembly, first_window: int) -> tuple[nn.Module, Exchange]:
-    """The network that forward passes go through, and the exchange of its gradients or values.
+    """The network that forward passes use, and the exchange of its gradients or values.
 
     Collective over the world.
     """
@@ -204,7 +204,7 @@ def _connected(model: Assembly, first_window: int) -> tuple[nn.Module, Exchange]
     size = 2, data.channels, data.image_size, data.image_size
     images = model.shared.values.new_zeros(size)
     through = through_ddp(config.exchange, model.network, world, model.shared, images, first_window)
-    # DDP's hooks wait for what comes through autograd.
+    # DDP's hooks only see gradients that come through autograd.
     model.classifier.in_place = not config.exchange.is_torchs
     exchange = make_exchange(
         config.exchange,

@@ -1,4 +1,4 @@
-"""One training from its first window to its summary: the loop, its pauses, what it leaves."""
+"""One training from its first window to its summary: the loop, its pauses, its results."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,7 +33,8 @@ class Training:
     """One training on one rank. Every method is collective over the world."""
 
     def __init__(self, step: Step, folder: Path, capacity: Capacity = UNKNOWN) -> None:
-        """`capacity`: what this rank's processor can do, but for the operations of a window."""
+        """`capacity` describes this rank's processor; the operations of a window are filled in
+        here."""
         self._step = step
         self._config = config = step.config
         self._world = world = step.world
@@ -55,9 +56,9 @@ class Training:
         self._saves = Saves(config.train, course.windows, folder, step.checkpoint)
 
     def run(self, journal: Journal, provenance: Provenance = UNRECORDED) -> RunSummary:
-        """All windows, with evaluations in between and, on the drained model, at the end.
+        """Runs all windows, evaluating in between and, on the drained model, at the end.
 
-        An evaluation leaves no trace in the training, and its time is not the training's.
+        An evaluation does not change the training and is not counted in its time.
         """
         self._say_what_changed(journal)
         first = self._course.first
@@ -86,7 +87,7 @@ class Training:
         return self._ledger.summary(self._step.model.trained(), provenance)
 
     def _window(self, window: int, batches: Iterator[Batch], journal: Journal) -> None:
-        """One window and its bookkeeping."""
+        """Runs one window and records it."""
         self._ledger.window_begins(window)
         for scores in self._step.window(window, batches, journal):
             self._ledger.add_scores(scores.loss, scores.top1)
@@ -94,14 +95,14 @@ class Training:
         self._staleness.window_ended(window, self._step.exchange, journal)
 
     def evaluate(self, limit: int = 0) -> dict[str, float]:
-        """`val/...` of the primary set and `val/<set>/...` of every one, of the mean over nodes.
+        """Metrics of the mean of all nodes: `val/...` of the primary set, `val/<set>/...` of each.
 
-        `limit`: images of each set; 0 takes all. Where nodes may differ, `exchange/distance` is how
-        far they are from their mean, as a share of its norm.
+        `limit` is the number of images of each set; 0 takes all. If nodes may differ,
+        `exchange/distance` is their distance from the mean, as a share of the mean's norm.
         """
         step, model = self._step, self._step.model
         with (
-            step.exchange.averaged() as squares,
+            step.exchange.at_mean() as squares,
             averaged_statistics(model.backbone, self._world),
             step.autocast(),
         ):
@@ -134,41 +135,43 @@ class Training:
                 limit = self._config.train.evaluate_images
                 self._ledger.evaluated(ended, self.evaluate(limit), journal)
             return
-        apart = self._step.exchange.apart()
+        divergence = self._step.exchange.divergence_before_drain()
         self._step.exchange.drain(self._step.update)
-        self._judge_drained(ended, apart, journal)
+        self._judge_drained(ended, divergence, journal)
 
     def _end(self, ended: int, journal: Journal) -> None:
-        """Waits for what is under way when the last window ends, in the training's time."""
-        apart = self._step.exchange.apart()
+        """Drains the exchange after the last window; the wait counts as training time."""
+        divergence = self._step.exchange.divergence_before_drain()
         before = self._ledger.stopwatch.lap()
         self._step.exchange.drain(self._step.update)
         self._ledger.stopwatch.stop()
         self._ledger.drained(self._ledger.stopwatch.seconds - before)
-        self._judge_drained(ended, apart, journal)
+        self._judge_drained(ended, divergence, journal)
 
     def _judge_drained(
-        self, ended: int, apart: Callable[[], Tensor] | None, journal: Journal
+        self, ended: int, divergence: Callable[[], Tensor] | None, journal: Journal
     ) -> None:
-        """Saves and then evaluates what is due: the model is there if an evaluation fails.
+        """Saves, then evaluates, as due. Saving comes first so that a failed evaluation loses
+        nothing.
 
-        `apart` is how far nodes were apart before the drain."""
+        `divergence` computes how far the nodes had diverged before the drain.
+        """
         self._step.watch.settle(ended, journal)
-        apart_before = distance(apart() if apart else None, self._world)
+        divergence_before = distance(divergence() if divergence else None, self._world)
         if self._saves.due(ended):
             strips = optimizer_strips(self._step.optimizer, self._step.model.flats)
             self._step.exchange.agree_on([strip.tensor for strip in strips if strip.tensor.dim()])
             average_statistics(self._step.model.backbone, self._world)
             self._saves.save(self._meta(ended), self._step.exchange.carried(), journal)
-        metrics = apart_before
+        metrics = divergence_before
         if self._evaluates(ended):
             limit = 0 if ended == self._windows else self._config.train.evaluate_images
-            metrics = self.evaluate(limit) | apart_before
+            metrics = self.evaluate(limit) | divergence_before
             self._ledger.evaluated(ended, metrics, journal)
             if self._saves.due(ended):
                 self._saves.rewrite(self._meta(ended), journal)
-        elif apart_before:
-            journal.log(ended, apart_before)
+        elif divergence_before:
+            journal.log(ended, divergence_before)
         if self._saves.due(ended) and not any(name.endswith(NONFINITE) for name in metrics):
             self._step.watch.saved(self._saves.last)
 
@@ -192,11 +195,11 @@ class Training:
             journal.warn("resume", line)
         if self._step.left_out:
             left = ", ".join(self._step.left_out)
-            line = f"{left} of the checkpoint is left out: this run's exchange carries none"
+            line = f"{left} of the checkpoint is ignored: this run's exchange has no such state"
             journal.warn("resume_exchange", line)
 
     def _stop_tracing(self, ended: int, journal: Journal) -> None:
-        # A collective of Gloo that ends after the profiler it began under writes into freed memory.
+        # A Gloo collective that ends after the profiler it began under writes into freed memory.
         self._step.watch.settle(ended, journal)
         for file in self._tracing.stop():
             journal.attach(file, TRACES)

@@ -1,4 +1,4 @@
-"""What a window counts for, and how long training took, by kind of window."""
+"""The role of each window in measurements, and the training time by role."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from harness.errors import UserError
 
 
 class Stopwatch:
-    """Wall time of training, in laps; what lies between them is not training."""
+    """Wall time of training; time between `stop` and `start` is left out."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -30,13 +30,13 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done here is not training."""
+        """Time spent inside the block is not counted as training."""
         self.stop()
         yield
         self.start()
 
     def lap(self) -> float:
-        """Seconds so far, the watch running on."""
+        """Seconds so far; the watch keeps running."""
         self.stop()
         self.start()
         return self.seconds
@@ -47,22 +47,25 @@ class Stopwatch:
         return time.perf_counter()
 
 
-class Kind(Enum):
-    """What a window counts for."""
+class WindowRole(Enum):
+    """The use of a window's time."""
 
     UNTIMED = auto()
-    """Its interval: caches, allocators and pools still warm up."""
+    """The metrics of its interval only: caches, allocators and pools are still warming up."""
     TIMED = auto()
-    """Its interval and the run."""
+    """The metrics of its interval and of the whole run."""
     TRACED = auto()
-    """No time at all: the profiler slows it down."""
+    """Nothing: the profiler slows the window down."""
     RESUMING = auto()
-    """No time of its own: it uses what a late exchange sent before a pause, which arrived while
-    nobody counted."""
+    """Nothing: the window uses what a late exchange sent before a pause. That result arrived during
+    the pause, when nobody was counting."""
 
 
 def traced_windows(trace: TraceConfig, first: int, windows: int) -> range:
-    """Of a run of these windows; raises UserError where it ends before it is traced."""
+    """The windows that are traced in a run of windows `first` .. `windows` - 1.
+
+    Raises UserError if the run ends before tracing begins.
+    """
     start = first + trace.first_window
     if trace.windows and start >= windows:
         raise UserError(
@@ -72,8 +75,8 @@ def traced_windows(trace: TraceConfig, first: int, windows: int) -> range:
     return range(start, min(windows, start + trace.windows))
 
 
-class Kinds:
-    """Says of each window what it counts for; the same on all ranks, of the config alone."""
+class WindowSchedule:
+    """The role of each window. It follows from the config alone, so all ranks agree on it."""
 
     def __init__(self, config: Config, first: int, windows: int) -> None:
         exchange = config.exchange
@@ -85,19 +88,21 @@ class Kinds:
         self._resuming_until = first
 
     def paused(self, ended: int) -> None:
-        """Training was paused after so many windows."""
+        """Records that training paused after `ended` windows."""
         self._resuming_until = ended + self._delay
 
-    def of(self, window: int) -> Kind:
+    def of(self, window: int) -> WindowRole:
         if window in self._traced:
-            return Kind.TRACED
+            return WindowRole.TRACED
+        # The first `delay` windows after a pause use results that were launched before it. Windows
+        # before `_late_from` are synchronous and wait for their own result, pause or not.
         if self._late_from <= window < self._resuming_until:
-            return Kind.RESUMING
-        return Kind.UNTIMED if window < self._timed_from else Kind.TIMED
+            return WindowRole.RESUMING
+        return WindowRole.UNTIMED if window < self._timed_from else WindowRole.TIMED
 
 
 def no_window_is_timed(config: Config) -> str:
-    """One line, where pauses come so often that every window follows one; else nothing."""
+    """A one-line warning if pauses come so often that no window can be timed, else ""."""
     exchange, train = config.exchange, config.train
     often = {
         "train.evaluate_every": train.evaluate_every,
@@ -108,57 +113,62 @@ def no_window_is_timed(config: Config) -> str:
         if exchange.traits.late and 0 < every <= exchange.delay:
             return (
                 f"{key}={every} leaves no window to be timed: with exchange.delay={exchange.delay} "
-                f"the {exchange.delay} after each pause do not count; set it higher"
+                f"the {exchange.delay} after each pause are not timed; set it higher"
             )
     return ""
 
 
 @dataclass(frozen=True)
-class Moment:
-    """How far a training has come on the stopwatch."""
+class Snapshot:
+    """A reading of the stopwatch."""
 
     seconds: float
     resuming_seconds: float
-    """Of them, in windows that resume after a pause."""
+    """The part of `seconds` spent in windows that resume after a pause."""
     resuming_windows: int
 
 
-class Spent:
-    """Seconds of training and numbers of windows, by kind."""
+class TimeByRole:
+    """Seconds of training and number of windows, by role."""
 
-    def __init__(self, stopwatch: Stopwatch, kind: Kind) -> None:
-        self.kind = kind
-        self.windows = dict.fromkeys(Kind, 0)
+    def __init__(self, stopwatch: Stopwatch, role: WindowRole) -> None:
+        self.role = role
+        self.windows = dict.fromkeys(WindowRole, 0)
         self._stopwatch = stopwatch
-        self._seconds = dict.fromkeys(Kind, 0.0)
+        self._seconds = dict.fromkeys(WindowRole, 0.0)
         self._from = 0.0
 
-    def changes_to(self, kind: Kind) -> None:
-        """Waits for what a card has still to do of the windows before."""
+    def switch_to(self, role: WindowRole) -> None:
+        """Switches to the next window's role. Waits until a card has finished the windows
+        before."""
         now = self._stopwatch.lap()
-        self._seconds[self.kind] += now - self._from
-        self.kind, self._from = kind, now
+        self._seconds[self.role] += now - self._from
+        self.role, self._from = role, now
 
-    def seconds(self, kind: Kind) -> float:
-        """Until the watch was last stopped."""
-        under_way = self._stopwatch.seconds - self._from if kind is self.kind else 0.0
-        return self._seconds[kind] + under_way
+    def seconds(self, role: WindowRole) -> float:
+        """Seconds spent in windows of this role, up to the last stop of the watch."""
+        under_way = self._stopwatch.seconds - self._from if role is self.role else 0.0
+        return self._seconds[role] + under_way
 
-    def moment(self) -> Moment:
-        """Now, the watch being stopped."""
-        return Moment(
-            self._stopwatch.seconds, self.seconds(Kind.RESUMING), self.windows[Kind.RESUMING]
+    def snapshot(self) -> Snapshot:
+        """The current reading. The watch must be stopped."""
+        return Snapshot(
+            self._stopwatch.seconds,
+            self.seconds(WindowRole.RESUMING),
+            self.windows[WindowRole.RESUMING],
         )
 
-    def charged(self, moment: Moment) -> float:
-        """Seconds of training up to a moment, of a run that pauses for nothing.
+    def charged(self, snapshot: Snapshot) -> float:
+        """Seconds that a run without pauses would have trained by this reading.
 
-        A window that resumes after a pause waits for nothing, because what it waits for had the
-        pause to arrive in: it is charged what a timed window takes on the mean, as far as known by
-        now. Where none was timed it is charged its own time.
+        A window that resumes after a pause does not wait, because the result it needs arrived
+        during the pause. It is therefore charged the mean time of the timed windows so far, or its
+        own time if no window was timed.
         """
-        timed = self.windows[Kind.TIMED]
+        timed = self.windows[WindowRole.TIMED]
         if not timed:
-            return moment.seconds
-        mean = self.seconds(Kind.TIMED) / timed
-        return moment.seconds - moment.resuming_seconds + moment.resuming_windows * mean
+            return snapshot.seconds
+        mean = self.seconds(WindowRole.TIMED) / timed
+        # T = (seconds outside resuming windows) + (number of resuming windows) * (mean timed
+        # window).
+        return snapshot.seconds - snapshot.resuming_seconds + snapshot.resuming_windows * mean

@@ -33,5 +33,5 @@ def test_fewer_classes_are_the_first_of_more():
 
 
 def test_more_than_there_are():
-    with pytest.raises(UserError, match=r"20902 characters, data\.num_classes is 20903"):
+    with pytest.raises(UserError, match=r"20902 characters, but data\.num_classes is 20903"):
         characters(ALL + 1)

@@ -75,7 +75,7 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (broken(IMAGES, b""), "no idx file of 3 dimensions"),
+        (broken(IMAGES, b""), "not an idx file of 3 dimensions"),
         (broken(IMAGES, idx(some_labels(20))), "starts with 00000801, not 00000803"),
         (broken(IMAGES, idx(some_images(20))[:-1]), r"15679 values, its header says \(20, 28, 28"),
         (broken(IMAGES, idx(some_images(20)) + b"x"), "15681 values"),
@@ -141,7 +141,7 @@ def test_damaged_files_are_one_line_or_read_well(damage):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\0\0\x08\x03\0", "is no idx file of 3 dimensions"),
+        (b"\0\0\x08\x03\0", "is not an idx file of 3 dimensions"),
         (struct.pack(">4I", 0x803, 2**32 - 1, 2**32 - 1, 2**32 - 1), "has 0 values"),
         (struct.pack(">4I", 0x803, 20, 0, 5), "has 20 images"),
     ],

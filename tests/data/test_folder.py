@@ -75,7 +75,7 @@ def test_a_root_that_is_not_there(tmp_path):
 
 
 def test_a_tree_without_train(tmp_path):
-    with pytest.raises(UserError, match="must hold train/ and val/"):
+    with pytest.raises(UserError, match="must contain train/ and val/"):
         open_image_folder(config(tmp_path))
 
 
@@ -99,7 +99,7 @@ def test_validation_with_other_classes(tmp_path):
         ("\uac00", "\u1100\u1161", "composed differently"),
         ("Bee", "bee", "'Bee' and 'bee' differ in upper and lower case"),
         ("STRASSE", "stra\u00dfe", "differ in upper and lower case"),
-        ("bee", "bee ", "'bee' and 'bee ' differ in blanks"),
+        ("bee", "bee ", "'bee' and 'bee ' differ in spaces"),
         ("bee", "bee\u200b", r"only in train/: bee; only in val/: bee\\u200b"),
     ],
 )
@@ -114,7 +114,7 @@ def test_names_that_a_person_takes_for_one(tmp_path, train, val, message):
 def test_two_classes_that_look_the_same(tmp_path):
     for name in ("caf\u00e9", "cafe\u0301"):
         write_tree(tmp_path, [name])
-    with pytest.raises(UserError, match=r"train holds two classes that look the same: .*merge"):
+    with pytest.raises(UserError, match=r"train has two classes that look the same: .*merge"):
         open_image_folder(config(tmp_path, num_classes=2))
 
 
@@ -145,7 +145,7 @@ def test_one_class_folder_too_many_in_between(tmp_path):
 
 def test_parts_of_another_name(tmp_path):
     (write_tree(tmp_path) / "val").rename(tmp_path / "validation")
-    with pytest.raises(UserError, match=r"no folder .*/val; .* it holds train, validation"):
+    with pytest.raises(UserError, match=r"no folder .*/val; .* it contains train, validation"):
         open_image_folder(config(tmp_path))
 
 
@@ -154,7 +154,7 @@ def test_a_class_without_images(tmp_path):
     for path in (tmp_path / "train" / "bee").iterdir():
         path.unlink()
         (path.parent / f"{path.stem}.heic").touch()
-    with pytest.raises(UserError, match=r"bee holds no image \(but files of type \.heic \(4\)\)"):
+    with pytest.raises(UserError, match=r"bee has no images \(but files of type \.heic \(4\)\)"):
         open_image_folder(config(tmp_path))
 
 

@@ -68,7 +68,9 @@ def test_folders_and_files_are_added_once(tmp_path):
 def test_a_validation_font_under_another_name_cannot_be_trained_on(tmp_path):
     serif = fonts.find_fonts().unseen_design[0].path
     shutil.copy(serif, tmp_path / "renamed.otf")
-    with pytest.raises(UserError, match=r"is for validation and is also trained on .*renamed"):
+    with pytest.raises(
+        UserError, match=r"is used for validation, but also for training, as .*renamed"
+    ):
         fonts.find_fonts(train=[str(tmp_path)])
 
 

@@ -16,7 +16,7 @@ from harness.data.loader import (
     train_batches,
 )
 from harness.data.open import open_dataset
-from harness.data.shares import Shares
+from harness.data.shares import BatchSplit
 
 CPU = torch.device("cpu")
 needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -36,7 +36,7 @@ def first(batches, count):
 
 
 def batches_of(dataset, *, rank=0, world_size=2, batch_size=8, seed=5, augment=True, **options):
-    shares = Shares(len(dataset.train), batch_size, rank, world_size, seed=5)
+    shares = BatchSplit(len(dataset.train), batch_size, rank, world_size, seed=5)
     augmentation = Augmentation(seed, rank) if augment else None
     return train_batches(dataset, shares, augmentation=augmentation, **{"device": CPU} | options)
 
@@ -48,7 +48,7 @@ def assert_equal(one, other):
 
 
 def test_images_are_those_of_the_shares_in_the_backbones_range(dataset):
-    shares = Shares(len(dataset.train), 8, 1, 2, seed=5)
+    shares = BatchSplit(len(dataset.train), 8, 1, 2, seed=5)
     for t, (images, labels) in enumerate(first(batches_of(dataset, rank=1, augment=False), 30)):
         expected, expected_labels = dataset.train.read(shares.indices(t))
         torch.testing.assert_close(images, expected.float() / 127.5 - 1)

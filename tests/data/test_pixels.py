@@ -190,10 +190,10 @@ def test_half_transparent_is_half_white(tmp_path):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (tiff(32, 2, (SHARES * 255).astype("<i4").tobytes()), "have a sign"),
+        (tiff(32, 2, (SHARES * 255).astype("<i4").tobytes()), "are signed"),
         (tiff(32, 1, (SHARES * 65535).astype("<u4").tobytes()), r"32 bits \(mode I\)"),
-        (tiff(16, 2, (SHARES * 32767).astype("<i2").tobytes()), "have a sign"),
-        (tiff(8, 2, (SHARES * 127).astype("i1").tobytes()), "have a sign"),
+        (tiff(16, 2, (SHARES * 32767).astype("<i2").tobytes()), "are signed"),
+        (tiff(8, 2, (SHARES * 127).astype("i1").tobytes()), "are signed"),
         (tiff(32, 3, (SHARES * 255).astype("<f4").tobytes()), "floats .* go from 0 to 255"),
         (tiff(32, 3, (SHARES - 0.5).astype("<f4").tobytes()), "go from -0.5 to 0.5"),
         (tiff(32, 3, (SHARES * np.nan).astype("<f4").tobytes()), "go from nan to nan"),
@@ -287,11 +287,11 @@ def test_strange_shapes(tmp_path, size):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "no image of a kind"),
-        (b"GIF89a", "no image of a kind"),
+        (b"", "not an image that Pillow"),
+        (b"GIF89a", "not an image that Pillow"),
         (b"P5\n0 0\n255\n", "."),
-        (b"<html>not found</html>", "no image of a kind"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "no image of a kind"),
+        (b"<html>not found</html>", "not an image that Pillow"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "not an image that Pillow"),
     ],
 )
 def test_what_is_no_image(tmp_path, content, why):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.data.shares import Shares, epoch_order, evaluation_share
+from harness.data.shares import BatchSplit, epoch_order, evaluation_share
 from harness.errors import UserError
 
 
@@ -20,14 +20,14 @@ def worlds(draw):
 
 
 def world_batch(length, batch_size, world_size, seed, t):
-    shares = [Shares(length, batch_size, rank, world_size, seed) for rank in range(world_size)]
+    shares = [BatchSplit(length, batch_size, rank, world_size, seed) for rank in range(world_size)]
     return [share.indices(t).tolist() for share in shares]
 
 
 @given(worlds(), st.integers(0, 3))
 def test_ranks_are_disjoint_and_equally_long_and_an_epoch_repeats_nothing(world, seed):
     length, batch_size, world_size = world
-    share = Shares(length, batch_size, 0, world_size, seed)
+    share = BatchSplit(length, batch_size, 0, world_size, seed)
     seen = []
     for t in range(share.micro_batches_per_epoch):
         runs = world_batch(*world, seed, t)
@@ -42,13 +42,13 @@ def test_ranks_are_disjoint_and_equally_long_and_an_epoch_repeats_nothing(world,
 @given(worlds(), st.integers(0, 3), st.integers(0, 50))
 def test_one_process_with_the_whole_batch_sees_the_same_images(world, seed, t):
     length, batch_size, world_size = world
-    together = Shares(length, batch_size * world_size, 0, 1, seed).indices(t).tolist()
+    together = BatchSplit(length, batch_size * world_size, 0, 1, seed).indices(t).tolist()
     assert list(chain(*world_batch(*world, seed, t))) == together
 
 
 @given(worlds(), st.integers(0, 3))
 def test_the_second_epoch_starts_where_the_first_ends(world, seed):
-    share = Shares(world[0], world[1], 0, world[2], seed)
+    share = BatchSplit(world[0], world[1], 0, world[2], seed)
     first_of_second = share.indices(share.micro_batches_per_epoch)
     assert torch.equal(first_of_second, epoch_order(world[0], seed, 1)[: world[1]])
 
@@ -59,7 +59,7 @@ def test_epochs_and_seeds_differ():
 
 
 def test_what_is_dropped_differs_between_epochs():
-    share = Shares(10, 4, 0, 2, seed=0)
+    share = BatchSplit(10, 4, 0, 2, seed=0)
     assert share.dropped == 2
     dropped = {frozenset(epoch_order(10, 0, epoch)[8:].tolist()) for epoch in range(5)}
     assert len(dropped) > 1
@@ -67,7 +67,7 @@ def test_what_is_dropped_differs_between_epochs():
 
 def test_fewer_images_than_one_micro_batch_of_all_ranks():
     with pytest.raises(UserError, match=r"15 training images.* takes 16 \(4 ranks x .*=4\)"):
-        Shares(15, 4, 0, 4, seed=0)
+        BatchSplit(15, 4, 0, 4, seed=0)
 
 
 @given(st.integers(1, 200), st.integers(1, 6), st.integers(1, 9), st.integers(0, 250))

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.config import DataConfig
-from harness.data.shares import Shares
+from harness.data.shares import BatchSplit
 from harness.data.synthetic import WINDOWS, NoiseSource, open_synthetic
 
 
@@ -35,7 +35,7 @@ def test_neighbours_have_each_label_once(num_classes, first):
 
 def test_every_slice_of_classes_gets_its_part_of_a_micro_batch():
     dataset = open_synthetic(DataConfig(dataset="synthetic", num_classes=1000, image_size=8))
-    shares = Shares(len(dataset.train), 256, 0, 1, seed=0)
+    shares = BatchSplit(len(dataset.train), 256, 0, 1, seed=0)
     _, labels = dataset.train.read(shares.indices(0))
     positives = (labels // 250).bincount(minlength=4)  # 64 in each of four slices on average
     assert positives.min() > 35

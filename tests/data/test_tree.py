@@ -54,7 +54,7 @@ def test_hidden_folders_are_no_classes(tmp_path):
     dataset = open_image_folder(config(tmp_path))
     assert dataset.class_names == ("ant", "bee", "cat")
     (note,) = dataset.notes
-    assert note == f"left out of {tmp_path}/train: entries outside of the class folders (1)"
+    assert note == f"left out of {tmp_path}/train: entries outside the class folders (1)"
 
 
 def test_a_dot_above_the_classes_hides_nothing(tmp_path):
@@ -78,12 +78,14 @@ def test_what_is_left_out_is_counted_by_its_reason(tmp_path):
     assert found.left_out == {
         "files of type .heic": 2,
         "files of type .txt": 1,
-        "files of no type": 3,
+        "files without a type": 3,
         "broken links": 3,
-        "links to folders that were read already": 1,
+        "links to folders already read": 1,
         "pipes, sockets and devices": 2,
     }
-    assert in_words(found.left_out).startswith("broken links (3), files of no type (3), files of")
+    assert in_words(found.left_out).startswith(
+        "broken links (3), files without a type (3), files of"
+    )
 
 
 def test_many_reasons_are_one_line():
@@ -139,8 +141,8 @@ def test_circles_of_links_end(tmp_path):
     found = tree(tmp_path / "root")
     assert names(found) == ["c/a/0.png", "c/a/to-b/1.png"]
     assert found.left_out == {
-        "links to folders that were read already": 6,
-        "links to folders that hold the class": 2,
+        "links to folders already read": 6,
+        "links to folders that contain the class": 2,
     }
 
 
@@ -192,7 +194,7 @@ def test_a_folder_counts_once_a_class_and_a_file_once_a_name(tmp_path):
         f"{name}/{file}" for name in "cd" for file in ("one/0.png", "one.png", "two.png")
     ]
     assert found.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert found.left_out == {"links to folders that were read already": 2}
+    assert found.left_out == {"links to folders already read": 2}
 
 
 def test_folders_nested_deeper_than_calls(tmp_path):
@@ -280,7 +282,7 @@ def test_what_may_not_be_read_is_said(tmp_path):
             tree(root)
         closed.chmod(0o700)
         closed.rename(root / "elsewhere")
-        with without_rights(), pytest.raises(UserError, match=r"holds no image \(but broken links"):
+        with without_rights(), pytest.raises(UserError, match=r"has no images \(but broken links"):
             tree(root)
 
 

@@ -89,8 +89,8 @@ def test_all_kinds_of_broken_files_are_found_at_once(tmp_path):
     rows = [row.split("\t") for row in listed.read_text().splitlines()]
     assert sorted(Path(path).stem for _, path, _ in rows) == ["x"] * 4
     assert {why for *_, why in rows} == {
-        "its content is no image of a kind that Pillow reads",
-        "its integers have a sign, which says nothing of white; save 8 bits",
+        "its content is not an image that Pillow can read",
+        "its integers are signed, which leaves white undefined; save 8 bits",
     }
 
 
@@ -150,7 +150,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path):
     (write_tree(tmp_path) / "cache").touch()
     dataset = open_image_folder(config(tmp_path))
     (note,) = verify(dataset, world_of_one(), config(tmp_path))
-    assert "cannot be kept" in note
+    assert "cannot be written" in note
     assert "set data.cache" in note
     for part in ("ant", "bee", "cat"):
         (tmp_path / "train" / part / "x.png").touch()
@@ -183,7 +183,7 @@ def test_a_part_without_images():
     images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
     good = ArraySource(images, torch.arange(3))
     dataset = Dataset(3, 1, 8, good, {}, lambda batch, generator: batch)
-    with pytest.raises(UserError, match="the data set's odd part holds no image"):
+    with pytest.raises(UserError, match="the data set's odd part has no images"):
         replace(dataset, validation={"odd": ArraySource(images[:0], torch.arange(0))})
 
 
@@ -216,7 +216,7 @@ from harness.config import DataConfig
 from harness.data import pixels
 from harness.data.folder import open_image_folder
 from harness.data.verify import verify
-from harness.errors import SaidByAnotherRank, UserError
+from harness.errors import ReportedByAnotherRank, UserError
 from harness.parallel.ranks import launched_topology
 from harness.parallel.world import open_world
 from tests.alone import CPU, meters
@@ -235,7 +235,7 @@ def tried(root, cache):
     try:
         verify(open_image_folder(config), world, config)
         end = "well"
-    except SaidByAnotherRank:
+    except ReportedByAnotherRank:
         end = "silent"
     except UserError as error:
         end = str(error)

@@ -11,7 +11,7 @@ from harness.config import Config, DataConfig, TrainConfig
 from harness.data.images import Dataset, Part
 from harness.data.open import open_dataset
 from harness.doctor.agreement import agree_on_data, agree_on_settings
-from harness.errors import SaidByAnotherRank, UserError
+from harness.errors import ReportedByAnotherRank, UserError
 from harness.measure.clock import clock_for
 from harness.measure.traffic import Traffic
 from harness.model.backbone import make_backbone
@@ -63,7 +63,7 @@ def said(ranks: Ranks, act: Callable[[], None]) -> str | None:
     except UserError as error:
         assert ranks.is_first
         line = str(error)
-    except SaidByAnotherRank:
+    except ReportedByAnotherRank:
         assert not ranks.is_first
         line = "another rank's"
     lines = ranks.gather_objects(line, "said")

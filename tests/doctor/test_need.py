@@ -257,6 +257,6 @@ def test_counting_draws_no_random_number() -> None:
 
 
 def test_one_image_that_cannot_be_trained_on() -> None:
-    with pytest.raises(UserError, match="leaves batch norm one value a channel"):
+    with pytest.raises(UserError, match="gives batch norm one value per channel"):
         need_of(config("replicated", train__batch_size=1), 1, 1)
     assert need_of(config("replicated", train__batch_size=1, backbone__norm="group"), 1, 1).total

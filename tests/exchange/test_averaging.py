@@ -90,9 +90,9 @@ def distances() -> list[float]:
     moving = MovingPiece(Part(shared, sliced, False, peers), config, "p")
     exchange = Averaging(Chunk(shared, group_of_one()), [moving], config)
     found = []
-    for told in (exchange.averaged, None, exchange.averaged):
+    for told in (exchange.at_mean, None, exchange.at_mean):
         if told is None:
-            later = exchange.apart()
+            later = exchange.divergence_before_drain()
             exchange.drain(lambda: None)
             squares = later()
         else:

@@ -180,7 +180,7 @@ class Rig:
                 with clock.phase(Phase.BACKWARD):
                     (scores.loss / self.exchange.passes_per_step).backward()
                 left_backward()
-                if self.exchange.after_backward(number == passes - 1):
+                if self.exchange.gradients_ready(number == passes - 1):
                     self.step()
                     self.exchange.after_step()
 

@@ -29,7 +29,7 @@ def late(gradients: Tensor, delay: int, waiting: int = 0, every: int = 1) -> lis
     found = []
     for gradient in gradients:
         shared.grads.copy_(gradient)
-        exchange.after_backward(last=True)
+        exchange.gradients_ready(last=True)
         found.append(exchange.lateness())
     exchange.drain(lambda: None)
     return [*found, exchange.lateness()]

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.config import ExchangeConfig, OptimizerConfig
-from harness.exchange.averaging import Averaging, MovingPiece, Outer
+from harness.exchange.averaging import Averaging, MovingPiece, OuterNesterov
 from harness.exchange.delayed import Delayed
 from harness.exchange.flat import Flat
 from harness.exchange.parts import Chunk, Part
@@ -51,7 +51,7 @@ def trajectories(
     for _ in range(windows):
         shared.grads.zero_()
         (curvatures / 2 * x * x).sum().backward()
-        if exchange.after_backward(last=True):
+        if exchange.gradients_ready(last=True):
             optimizer.step()
         found.append(x.detach()[0].clone())
     return torch.stack(found)
@@ -149,7 +149,7 @@ def averaged_trajectories(dynamics: Dynamics) -> Tensor:
             Part(shared, sliced, False, peers, number, pieces),
             config,
             f"p{number}",
-            outer=Outer if dynamics.outer_nesterov else SlowMomentum,
+            outer=OuterNesterov if dynamics.outer_nesterov else SlowMomentum,
         )
         for number in range(pieces)
     ]
@@ -164,7 +164,7 @@ def averaged_trajectories(dynamics: Dynamics) -> Tensor:
             if window == 0:
                 x.grad += rank * directions
             (curvatures / 2 * (directions * x).sum(0).square()).sum().backward()
-            exchange.after_backward(last=True)
+            exchange.gradients_ready(last=True)
             optimizer.step()
             exchange.after_step()
         sizes = (directions * x.detach()).sum(0).abs()
@@ -203,7 +203,7 @@ def test_draining_applies_what_is_under_way_and_leaves_nothing() -> None:
     landed: list[float] = []
     for gradient in (1.0, 2.0, 3.0):
         shared.grads.fill_(gradient)
-        if exchange.after_backward(last=True):
+        if exchange.gradients_ready(last=True):
             landed.append(shared.grads.item())
     exchange.drain(lambda: landed.append(shared.grads.item()))
     exchange.drain(lambda: landed.append(-1.0))

@@ -81,7 +81,7 @@ def train(ranks_per_node: int, route: str, compression: str) -> Trained:
             given = dict(zip(SHAPES, gradient(rank, window, one_pass), strict=True))
             products = [weights[n] * given[tuple(weights[n].shape)] for n in order.tolist()]
             torch.stack([product.sum() for product in products]).sum().backward()
-            assert exchange.after_backward(one_pass == PASSES - 1) == (one_pass == PASSES - 1)
+            assert exchange.gradients_ready(one_pass == PASSES - 1) == (one_pass == PASSES - 1)
         averages.append(shared.grads[: shared.elements].clone())
     sent, owed = counted.traffic.total, of_strips(exchange, shared)
     exchange.agree_on([])
@@ -225,7 +225,7 @@ def test_alone_gradients_stay_as_they_are_and_nothing_is_sent(route: str, compre
     exchange = synchronous(world, shared, route, compression)
     shared.grads.copy_(torch.arange(len(shared.grads)))
     before = shared.grads.clone()
-    assert exchange.after_backward(last=True)
+    assert exchange.gradients_ready(last=True)
     assert torch.equal(shared.grads, before)
     assert exchange.carried() == []
     assert counted.traffic.total == Bytes()

@@ -376,7 +376,7 @@ def test_an_exact_wire_for_means_alone_keeps_one_buffer() -> None:
     corrects.launch(own, 0).correction(mean)
     assert torch.equal(mean, torch.zeros(BLOCK))
     sent = means_alone.launch(own, 0)
-    with pytest.raises(ValueError, match="gives means alone"):
+    with pytest.raises(ValueError, match="gives only means"):
         sent.add_own(mean, 1.0)
     sent.mean(mean)
     assert torch.equal(mean, own)

@@ -15,7 +15,7 @@ from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology, open_ranks
 from harness.parallel.world import World, link
-from harness.train.ledger import Unheard
+from harness.train.ledger import NullJournal
 from harness.train.step import make_step
 from harness.train.training import Training
 from tests.laws.cases import Case
@@ -52,7 +52,7 @@ LOSSY = [
 def ended(case: Case, world: World) -> list[Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         step = make_step(case.config(), dataset(), world)
-        Training(step, Path(folder)).run(Unheard())
+        Training(step, Path(folder)).run(NullJournal())
     return [flat.values.detach().cpu().clone() for flat in step.model.flats]
 
 

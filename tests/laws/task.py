@@ -5,7 +5,7 @@ import torch
 from harness.config import Config
 from harness.data.images import ArraySource, Dataset
 from harness.data.loader import normalise
-from harness.data.shares import Shares
+from harness.data.shares import BatchSplit
 
 SIZE, CLASSES, FEATURES, IMAGES, BATCH, WINDOWS = 8, 13, 6, 96, 3, 6
 """13 classes divide by no number of ranks here; 12 images a micro-batch leave some class out."""
@@ -57,7 +57,7 @@ def world_batches(ranks: int, micro_batch: int) -> list[tuple[torch.Tensor, torc
     source = dataset().train
     for rank in range(ranks):
         images, labels = source.read(
-            Shares(IMAGES, BATCH, rank, ranks, seed=0).indices(micro_batch)
+            BatchSplit(IMAGES, BATCH, rank, ranks, seed=0).indices(micro_batch)
         )
         batches.append((normalise(images.float().div_(255)).double(), labels))
     return batches

@@ -8,7 +8,12 @@ from harness.measure.phase import Phase
 from harness.measure.summary import RankCost
 from harness.measure.tally import Tally, Totals
 from harness.measure.traffic import Bytes
-from harness.measure.utilisation import Capacity, in_a_line, summary_bars, utilisation_metrics
+from harness.measure.utilisation import (
+    Capacity,
+    summary_bars,
+    utilisation_line,
+    utilisation_metrics,
+)
 
 CAPACITY = Capacity(flop_per_window=6e9, matmul_flop_per_second=4e10, cores=2)
 
@@ -67,8 +72,8 @@ def test_a_rank_that_timed_nothing_divides_by_nothing() -> None:
     for cost in found:
         assert (cost.step_ms, cost.images_per_second, cost.flop_per_second) == (0, 0, 0)
         assert (cost.computed_percent, cost.counter_percent) == (0, None)
-    assert in_a_line(found).startswith("0 % of a step computed")
-    assert in_a_line(()) == "not measured"
+    assert utilisation_line(found).startswith("0 % of a step spent computing")
+    assert utilisation_line(()) == "not measured"
     assert summary_bars(()) == {}
 
 
@@ -108,10 +113,10 @@ def test_of_many_nodes_the_first_are_shown() -> None:
 
 
 def test_a_line_for_the_user() -> None:
-    line = in_a_line(totals(tally(0.1, forward=30, exchange_wait=70)).per_rank)
+    line = utilisation_line(totals(tally(0.1, forward=30, exchange_wait=70)).per_rank)
     assert line == (
-        "30 % of a step computed · the processor's counter says 50 % · "
-        "60.00 GFLOP/s a rank, 150 % of a plain matrix product"
+        "30 % of a step spent computing · 50 % by the processor's counter · "
+        "60.00 GFLOP/s per rank, 150 % of a plain matrix product"
     )
 
 
@@ -122,7 +127,9 @@ def test_waiting_inside_the_backward_pass_is_not_called_computing() -> None:
     assert costs[0].computed_percent is None
     assert not [name for name in utilisation_metrics(costs) if "computed" in name]
     assert "summary/computed_percent" not in summary_bars(costs)
-    assert in_a_line(costs).startswith("computing and waiting are not separable · the processor")
+    assert utilisation_line(costs).startswith(
+        "computing and waiting cannot be separated · 50 % by the processor's counter"
+    )
 
 
 def test_a_cost_comes_back_from_its_file() -> None:

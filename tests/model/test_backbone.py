@@ -166,7 +166,7 @@ def refused(name: str, size: int) -> str:
 
 
 def test_a_norm_belongs_to_the_small_network() -> None:
-    with pytest.raises(UserError, match="norm=group belongs to small_cnn"):
+    with pytest.raises(UserError, match="norm=group applies only to small_cnn"):
         make_backbone(BackboneConfig(name="resnet18", norm="group"), 1, 32, seed=0)
 
 

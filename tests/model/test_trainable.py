@@ -41,7 +41,7 @@ TRAINED = {
 def test_one_image_is_refused_and_two_are_not(name: str) -> None:
     config, size, layer, way_out = REFUSED[name]
     backbone = make_backbone(config, 3, size, 0)
-    with pytest.raises(UserError, match="leaves batch norm one value") as told:
+    with pytest.raises(UserError, match="gives batch norm one value") as told:
         training_pass(backbone, 3, size, 1)
     assert f"layer {layer}" in str(told.value)
     assert way_out in str(told.value)

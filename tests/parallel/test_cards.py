@@ -62,7 +62,7 @@ def test_a_host_without_cards_puts_all_on_the_processor() -> None:
 def test_demanded_cards_that_are_not_there_are_told() -> None:
     with pytest.raises(UserError, match=r"h1 has 1 card for its 1 rank.*set train.device=cpu"):
         place("cuda", views(("a",), ("a",)))
-    with pytest.raises(UserError, match=r"which rank 0 see too: rank 1 would have none"):
+    with pytest.raises(UserError, match=r"which rank 0 also see: rank 1 would have none"):
         place("cuda", views(("a",), ("a",)))
     with pytest.raises(UserError, match="h0 has 0 cards"):
         place("cuda", views((), ()))

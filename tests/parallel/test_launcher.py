@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from harness.errors import SaidByAnotherRank, UserError
+from harness.errors import ReportedByAnotherRank, UserError
 from harness.parallel.launcher import Launched, launched, refuse_others
 
 GLOO = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1", "HOROVOD_GLOO_RENDEZVOUS_PORT": "1234"}
@@ -29,7 +29,7 @@ def found(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Launched | str |
         return launched()
     except UserError as error:
         return str(error)
-    except SaidByAnotherRank:
+    except ReportedByAnotherRank:
         return None
 
 
@@ -96,13 +96,13 @@ def test_horovodrun_may_be_started_by_another_launcher(monkeypatch: pytest.Monke
     ("variables", "said"),
     [
         ({"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2"}, "makes this process one of 2 ranks, but"),
-        ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}, "do not say where its launcher is"),
+        ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2"}, "do not give its launcher's address"),
         ({"HOROVOD_RANK": "one"}, "HOROVOD_RANK='one' is not a number"),
         ({"HOROVOD_SIZE": ""}, "HOROVOD_SIZE='' is not a number"),
-        ({"HOROVOD_RANK": "1"}, "HOROVOD_RANK=1 and HOROVOD_SIZE=1 are no rank of a launch"),
-        ({"HOROVOD_RANK": "-1", "HOROVOD_SIZE": "4"} | GLOO, "are no rank of a launch"),
-        ({"HOROVOD_SIZE": "0"}, "are no rank of a launch"),
-        ({"HOROVOD_SIZE": "2", "HOROVOD_LOCAL_SIZE": "0"} | GLOO, "are no rank of a launch"),
+        ({"HOROVOD_RANK": "1"}, "HOROVOD_RANK=1 and HOROVOD_SIZE=1 are not a rank of a launch"),
+        ({"HOROVOD_RANK": "-1", "HOROVOD_SIZE": "4"} | GLOO, "are not a rank of a launch"),
+        ({"HOROVOD_SIZE": "0"}, "are not a rank of a launch"),
+        ({"HOROVOD_SIZE": "2", "HOROVOD_LOCAL_SIZE": "0"} | GLOO, "are not a rank of a launch"),
         (
             {"HOROVOD_SIZE": "2"} | GLOO | {"HOROVOD_GLOO_RENDEZVOUS_PORT": "x"},
             "HOROVOD_GLOO_RENDEZVOUS_PORT='x' is not a number",
@@ -123,7 +123,7 @@ def test_what_starts_ranks_is_started_once(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UserError, match=r"horovodrun started 2 processes of this.*start it once"):
         refuse_others(starts_ranks=True)
     monkeypatch.setenv("HOROVOD_RANK", "1")
-    with pytest.raises(SaidByAnotherRank):
+    with pytest.raises(ReportedByAnotherRank):
         refuse_others(starts_ranks=True)
 
 

@@ -124,7 +124,7 @@ def test_uneven_hosts_are_refused_on_some_rank_of_some_host(slots: list[int]) ->
 
 
 def test_uneven_hosts_are_refused_with_what_to_do() -> None:
-    message = "found 2 here on 2 hosts for 3 ranks in all; name every host once"
+    message = "found 2 here on 2 hosts, but 3 ranks in all; name every host once"
     with pytest.raises(UserError, match=message):
         from_horovod(0, 3, 2, 2)
 
@@ -137,7 +137,7 @@ def test_each_rank_of_a_slice_group_needs_a_class(layout: Layout, owners: int) -
         check_classes(topology, layout, owners - 1)
     assert str(caught.value) == (
         f"classifier.layout={layout} needs at least {owners} classes for {owners} ranks, "
-        f"data.num_classes is {owners - 1}; use replicated"
+        f"but data.num_classes is {owners - 1}; use replicated"
     )
 
 

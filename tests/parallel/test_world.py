@@ -15,7 +15,7 @@ from horovod.runner.gloo_run import create_slot_env_vars
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import SaidByAnotherRank, UserError
+from harness.errors import ReportedByAnotherRank, UserError
 from harness.measure.machine import environment
 from harness.measure.phase import Phase
 from harness.parallel.group import Group
@@ -53,7 +53,7 @@ def one_rank(variables: dict[str, str]) -> Topology | UserError | None:
             return launched_topology()
         except UserError as error:
             return error
-        except SaidByAnotherRank:
+        except ReportedByAnotherRank:
             return None
 
 
@@ -105,7 +105,7 @@ def test_of_a_host_named_twice_somebody_speaks_at_once_or_knows_what_to_say(
                 launched_topology()
         except UserError as error:
             said.append(str(error))
-        except SaidByAnotherRank as error:
+        except ReportedByAnotherRank as error:
             said.append(error.otherwise)
     assert said
     assert all("name every host once in -H" in line for line in said)
@@ -167,11 +167,11 @@ def mistake_in_an_inner_block() -> str:
         with ranks.together(), ranks.together():
             if dist.get_rank() == 1:
                 raise UserError("mine")
-    except (UserError, SaidByAnotherRank) as error:
+    except (UserError, ReportedByAnotherRank) as error:
         return repr(error)
     return "nobody left"
 
 
 def test_a_mistake_in_an_inner_block_ends_all_ranks_of_the_outer_one() -> None:
     found = run_on_ranks(mistake_in_an_inner_block, 3)
-    assert found == ["SaidByAnotherRank('')", "UserError('mine')", "SaidByAnotherRank('')"]
+    assert found == ["ReportedByAnotherRank('')", "UserError('mine')", "ReportedByAnotherRank('')"]

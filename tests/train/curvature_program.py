@@ -23,7 +23,7 @@ from harness.parallel.ranks import launched_topology
 from harness.parallel.world import World, open_links
 from harness.train import curvature
 from harness.train.curvature import Curvature
-from harness.train.ledger import Unheard
+from harness.train.ledger import NullJournal
 from harness.train.step import Step, make_step
 from harness.train.training import Training
 from tests.laws.oracles import Dense, joined
@@ -87,7 +87,7 @@ def beside_dense(settings: Config, world: World) -> dict[str, object]:
     return {"found": found, "traces": int(rows.sum())}
 
 
-class Heard(Unheard):
+class Heard(NullJournal):
     """Keeps what is logged and said."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology
 from harness.parallel.world import Links, World, open_links
-from harness.train.ledger import Unheard
+from harness.train.ledger import NullJournal
 from harness.train.step import make_step
 from harness.train.training import Training
 from tests.laws.cases import Case
@@ -69,7 +69,7 @@ LAYOUTS = [
 """All train alike, so that their gradients have the same norm."""
 
 
-class Norms(Unheard):
+class Norms(NullJournal):
     def __init__(self) -> None:
         self.found: list[float] = []
 
@@ -93,7 +93,7 @@ def spoil(spoilt: Spoilt, world: World) -> dict[str, object]:
             Poison(spoilt.kind, spoilt.window, spoilt.value).into(step, spoilt.case.passes)
         said = ""
         try:
-            Training(step, folder).run(Unheard())
+            Training(step, folder).run(NullJournal())
         except Diverged as error:
             said = error.found
         every = world.gather_objects(said, "said")

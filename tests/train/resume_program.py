@@ -17,7 +17,7 @@ import harness.train.checkpoint.checkpoint
 from harness.config import BackboneConfig, Config
 from harness.data.open import open_dataset
 from harness.doctor.shared_folder import check_shared_folder
-from harness.errors import RunFailed, SaidByAnotherRank, UserError
+from harness.errors import ReportedByAnotherRank, RunFailed, UserError
 from harness.measure.clock import clock_for
 from harness.measure.traffic import Traffic
 from harness.model.backbone import Backbone, make_backbone
@@ -118,7 +118,7 @@ def folders(links: Links, folder: Path) -> dict[str, str]:
             check_shared_folder(train, place, world)
         except UserError as error:
             found[name] = str(error)
-        except SaidByAnotherRank:
+        except ReportedByAnotherRank:
             found[name] = "said by another"
     found["left"] = str(sorted(path.name for path in folder.rglob(".*")))
     return found

@@ -243,8 +243,8 @@ def damage_rows(folder: Path) -> None:
     path.rename(path.with_name("classifier-000000000-000000001.safetensors"))
 
 
-NO_CHECKPOINT = "is no checkpoint (no readable checkpoint.json); give a folder checkpoints/"
-DAMAGED = "its checkpoint.json is damaged, or of another version"
+NO_CHECKPOINT = "is not a checkpoint (no readable checkpoint.json); give a folder checkpoints/"
+DAMAGED = "its checkpoint.json is damaged, or was written by another version"
 NO_FIT = "does not fit this model"
 
 
@@ -259,7 +259,7 @@ NO_FIT = "does not fit this model"
         (damage_backbone, [], NO_FIT),
         (damage_classifier, [], NO_FIT),
         (damage_rows, [], NO_FIT),
-        (None, ["data.num_classes=12"], "has 13 classes, data.num_classes is 12"),
+        (None, ["data.num_classes=12"], "has 13 classes, but data.num_classes is 12"),
         (None, ["backbone.feature_dim=7"], NO_FIT),
         (None, ["backbone.norm=group"], NO_FIT),
         (None, ["optimizer.name=adamw"], NO_FIT),
@@ -369,7 +369,7 @@ def test_one_that_is_interrupted_is_not_there(
         with pytest.raises(KeyboardInterrupt):
             trained(config, tmp_path)
     assert not folder.exists()
-    with pytest.raises(UserError, match="is no checkpoint"):
+    with pytest.raises(UserError, match="is not a checkpoint"):
         read_meta(partial, CLASSES)
     (partial / "classifier-000000000-000000006.safetensors").write_bytes(b"of two ranks")
     trained(config, tmp_path)
@@ -445,7 +445,7 @@ def test_what_is_no_checkpoint_s_own_is_told_of(tmp_path: Path) -> None:
     assert journal.warnings == [
         (
             "resume_exchange",
-            "exchange.unsent of the checkpoint is left out: this run's exchange carries none",
+            "exchange.unsent of the checkpoint is ignored: this run's exchange has no such state",
         )
     ]
 
@@ -469,8 +469,8 @@ def test_a_run_with_other_numbers_goes_on_from_its_images(tmp_path: Path) -> Non
         (
             "resume",
             "resumed at window 3, after 18 images, with train.batch_size 4 instead of 3, "
-            "exchange.backward_passes_per_step 1 instead of 2: a window takes 4 images and took 6, "
-            "the run ends at window 6 with 30 images",
+            "exchange.backward_passes_per_step 1 instead of 2: a window takes 4 images, before it "
+            "took 6; the run ends at window 6, after 30 images",
         )
     ]
     changes[-1:] = [f"train.resume={checkpoint_at(tmp_path, 6)}", "train.steps=7"]
@@ -490,7 +490,7 @@ def test_one_from_before_images_were_counted(tmp_path: Path) -> None:
     assert journal.by_window == {window: losses[window] for window in (4, 5, 6)}
     ((name, line),) = journal.warnings
     assert name == "resume"
-    assert "its 3 windows are taken for windows of 3 images, as this run's are" in line
+    assert "its 3 windows are assumed to have 3 images each, as in this run" in line
 
 
 def test_one_of_the_same_window_is_replaced(tmp_path: Path) -> None:

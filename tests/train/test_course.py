@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.config import Config
-from harness.data.shares import Place, Shares
+from harness.data.shares import BatchSplit, Place
 from harness.train.course import Course, course_of, what_changed
 
 SEED = 3
@@ -21,8 +21,8 @@ def resumed(draw: st.DrawFn) -> tuple[int, int, int, int]:
     return length, first, second, draw(st.integers(0, 3 * (length // first)))
 
 
-def world(length: int, ranks: int, batch: int, begun: Place) -> list[Shares]:
-    return [Shares(length, batch, rank, ranks, SEED, begun) for rank in range(ranks)]
+def world(length: int, ranks: int, batch: int, begun: Place) -> list[BatchSplit]:
+    return [BatchSplit(length, batch, rank, ranks, SEED, begun) for rank in range(ranks)]
 
 
 @given(resumed(), st.integers(1, 3))
@@ -33,10 +33,10 @@ def test_an_epoch_goes_on_with_what_was_not_seen(
     length, first, batch, taken = given
     if length < ranks * batch:
         return
-    before = Shares(length, first, 0, 1, SEED)
+    before = BatchSplit(length, first, 0, 1, SEED)
     begun = before.place(taken)
     shares = world(length, ranks, batch, begun)
-    whole = Shares(length, length, 0, 1, SEED)
+    whole = BatchSplit(length, length, 0, 1, SEED)
     for epoch in (begun.epoch, begun.epoch + 1):
         seen = [before.indices(t).tolist() for t in range(taken) if before.place(t).epoch == epoch]
         end = (epoch + 1) * shares[0].micro_batches_per_epoch
@@ -52,8 +52,8 @@ def test_an_epoch_goes_on_with_what_was_not_seen(
 @given(resumed())
 def test_the_same_batches_go_on_as_if_nothing_had_been(given: tuple[int, int, int, int]) -> None:
     length, batch, _, taken = given
-    whole = Shares(length, batch, 0, 1, SEED)
-    resumed = Shares(length, batch, 0, 1, SEED, whole.place(taken))
+    whole = BatchSplit(length, batch, 0, 1, SEED)
+    resumed = BatchSplit(length, batch, 0, 1, SEED, whole.place(taken))
     assert resumed.first == taken
     for t in range(taken, taken + 2 * whole.micro_batches_per_epoch + 1):
         assert resumed.place(t) == whole.place(t)
@@ -138,7 +138,7 @@ def test_what_changed_is_one_line() -> None:
     assert line.startswith(
         "resumed at window 10, after 80 images, with ranks 1 instead of 2, "
         "exchange.backward_passes_per_step 2 instead of 1, seed 5 instead of 0, "
-        "training images 170 instead of 160: images come in another order"
+        "training images 170 instead of 160: the order of images changes"
     )
     assert "\n" not in line
 

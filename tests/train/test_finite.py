@@ -21,7 +21,7 @@ from harness.errors import Diverged, UserError
 from harness.measure.summary import RunSummary
 from harness.tracking.run_folder import RunFolder
 from harness.train.finite import lag_of
-from harness.train.ledger import Unheard
+from harness.train.ledger import NullJournal
 from harness.train.step import make_step
 from harness.train.training import Training
 from tests.alone import world_of_one
@@ -40,7 +40,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class Heard(Unheard):
+class Heard(NullJournal):
     """A journal that can be read."""
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ def test_the_run_ends_a_fixed_number_of_windows_later(tmp_path: Path) -> None:
         ran = []
         step.optimizer.register_step_post_hook(lambda *_: ran.append(1))  # noqa: B023
         with pytest.raises(Diverged, match="the loss of window 5"):
-            Training(step, tmp_path).run(Unheard())
+            Training(step, tmp_path).run(NullJournal())
         assert len(ran) + delay == 5 + 1 + lag_of(setting) == 7 + delay
 
 
@@ -176,10 +176,10 @@ def test_a_checkpoint_of_a_diverged_run_is_not_resumed(tmp_path: Path) -> None:
     name = next(name for name in tensors if name.endswith("running_var"))
     tensors[name][0] = math.inf
     save_file(tensors, bad / "backbone.safetensors")
-    with pytest.raises(UserError, match="holds values that are not finite"):
+    with pytest.raises(UserError, match="contains values that are not finite"):
         make_step(small(train__resume=str(bad)), dataset(), world_of_one())
     good = tmp_path / "checkpoints" / "000000004"
-    with pytest.raises(Diverged, match=f"the loss of window 6 .* than {good}, which may hold"):
+    with pytest.raises(Diverged, match=f"the loss of window 6 .* before {good}, which may"):
         trained(
             small(train__resume=str(good), train__checkpoint_every=0),
             Poison("loss", 2, math.nan),
@@ -207,8 +207,8 @@ def test_an_evaluation_that_overflows_counts_misses_and_says_so(tmp_path: Path) 
     assert found["val/top5"] <= 64 / 96
     assert summary.diverged == f"the validation loss after window {WINDOWS} is not finite"
     assert heard.warnings == [
-        f"after {WINDOWS} windows the model gives 32 images of same a logit that is not finite; "
-        f"they count as misses, and the loss there is not finite"
+        f"after {WINDOWS} windows 32 images of same have a logit that is not finite; "
+        f"they count as misses, and the loss of same is not finite"
     ]
     assert summary.seconds_to(0.0) is None
 
@@ -226,7 +226,7 @@ def test_a_checkpoint_with_logits_that_are_not_finite_is_not_called_good(tmp_pat
     step.model.backbone.register_forward_hook(spoil)
     Poison("loss", 5, math.nan).into(step)
     with pytest.raises(Diverged, match=r"the loss of window 5 .* is .*/000000002"):
-        Training(step, tmp_path).run(Unheard())
+        Training(step, tmp_path).run(NullJournal())
     assert 4 in checkpoints(tmp_path)
 
 

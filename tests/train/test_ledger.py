@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.config import Config
-from harness.data.shares import Shares
+from harness.data.shares import BatchSplit
 from harness.errors import UserError
 from harness.measure.clock import Clock
 from harness.measure.summary import Evaluation, RunSummary, Trained
@@ -19,7 +19,7 @@ from harness.parallel.group import Meters
 from harness.parallel.topology import Topology
 from harness.train.checkpoint.meta import STARTED, Progress
 from harness.train.course import Course
-from harness.train.ledger import Ledger, Unheard, expected_bytes
+from harness.train.ledger import Ledger, NullJournal, expected_bytes
 from harness.train.windows import Stopwatch, no_window_is_timed, traced_windows
 from tests.alone import CPU, world_of_one
 from tests.timelines import ByHand
@@ -27,7 +27,7 @@ from tests.timelines import ByHand
 UNTIMED, WINDOWS = 2, 6
 
 
-class Record(Unheard):
+class Record(NullJournal):
     """Keeps everything, by step."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ def run(
     world = world_of_one(Meters(clock, traffic))
     capacity = Capacity(flop_per_window=1e9, matmul_flop_per_second=1e10, cores=4)
     stopwatch, settings = SynchronisingStopwatch(timeline), config(traced, **exchange)
-    course = Course(settings, Shares(1000, 8, 0, 1, 0), first, WINDOWS, 8 * first, 0)
+    course = Course(settings, BatchSplit(1000, 8, 0, 1, 0), first, WINDOWS, 8 * first, 0)
     ledger = Ledger(settings, world, course, capacity, progress, stopwatch)
     ends: list[int] = []
     ledger.begins(record)

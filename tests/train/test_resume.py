@@ -37,7 +37,7 @@ def test_a_full_disk_of_one_rank_is_all_ranks_affair(found: dict[str, list[Any]]
         assert "checkpoints/000000004 cannot be written ([Errno 28] No space left on" in line
         assert of_rank["left"] == ["000000002", "000000006"]
         assert "checkpoints/000000006 cannot be written" in of_rank["last"]
-        assert of_rank["last"].endswith("the run has ended, and its model is not saved")
+        assert of_rank["last"].endswith("the run has ended and its model is not saved")
         assert of_rank["last left"] == ["000000002", "000000004"]
 
 

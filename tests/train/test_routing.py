@@ -14,12 +14,12 @@ from harness.parallel.world import World
 from harness.train import routing
 from harness.train.checkpoint.meta import Meta
 from harness.train.course import course_of
-from harness.train.routing import routed
+from harness.train.routing import choose_route
 from tests.alone import world_of_one
 from tests.horovodrun import horovodrun
 
 EXPERIMENT = """
-name: routed
+name: choose_route
 data: {dataset: synthetic, num_classes: 200, image_size: 16, synthetic_images: 256}
 backbone: {feature_dim: 64}
 train: {batch_size: 8, steps: 3, untimed_windows: 0}
@@ -46,7 +46,7 @@ def picked(config: Config, times: dict[str, float], monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(routing, "measured_ms", given)
     world = two_by_two()
-    return routed(config, open_dataset(config.data), world).exchange.route
+    return choose_route(config, open_dataset(config.data), world).exchange.route
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_the_faster_route_is_taken_and_of_equals_the_one_that_sends_less(
     assert picked(load(experiment, []), times, monkeypatch) == route
     told = capfd.readouterr().err
     assert told.startswith(
-        f"exchange.route={route}: a window takes {hierarchical}.0 ms by the hier"
+        f"exchange.route={route}: a window takes {hierarchical}.0 ms on the hier"
     )
 
 
@@ -82,7 +82,7 @@ def test_a_route_that_is_given_is_kept(
 
 def test_one_rank_has_no_choice(experiment: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = load(experiment, [])
-    found = routed(config, open_dataset(config.data), world_of_one())
+    found = choose_route(config, open_dataset(config.data), world_of_one())
     assert found == config
     assert capfd.readouterr().err == ""
 

@@ -213,7 +213,7 @@ def test_each_nodes_useful_share_stands_beside_its_counter(trained: Trained) -> 
     bars = dict(trained.rows("select key, value from metrics where key like 'summary/%'"))
     mean = sum(cost.computed_percent for cost in costs) / len(costs)
     assert bars["summary/computed_percent"] == pytest.approx(mean)
-    assert "% of a step computed" in trained.output
+    assert "% of a step spent computing" in trained.output
     (keys,) = trained.rows("select count(distinct key) from metrics")
     assert keys[0] <= 110, "MLflow's page of a run stays readable"
 

@@ -1,4 +1,4 @@
-"""A tile's exponentials, and how their sums join those of the tiles before."""
+"""A tile's exponentials, and adding their sums to those of earlier tiles."""
 
 import triton
 import triton.language as tl
@@ -13,7 +13,10 @@ def exponentiate(
     logits: Logits, found: FirstPass, shift_n: Tensor, into_cn: Tensor, partial: Partial
 ) -> None:
     """Writes exp(z - shift), the target's multiplied by its slope, in the precision of `into_cn`,
-    whose rows may be further apart than they are long; sums blocks before rounding and slope."""
+    and their sums per block, taken before rounding and slope.
+
+    Rows of `into_cn` may be further apart than they are long.
+    """
     _exponentiate[logits.grid](
         logits.raw,
         logits.bias,
@@ -64,7 +67,8 @@ def _exponentiate(
         logits = strip(raw, bias, rows, columns, classes, images, scale, HAS_BIAS)
         is_target = rows[:, None] == target[None, :]
         values = tl.where(is_target, own[None, :], tl.exp(logits - shift[None, :]))
-        # Past the last class nothing is added: there exp(-inf - shift) = 0, unless all is -inf.
+        # Past the last class nothing is added: exp(-inf - shift) = 0 there, unless all logits are
+        # -inf.
         values = tl.where((rows < classes)[:, None], values, 0.0)
         total += values
         values = tl.where(is_target, (own * slope)[None, :], values)
@@ -75,7 +79,8 @@ def _exponentiate(
 
 
 def fold(part_nD: Tensor, partial: Partial, turn: Turn, blocks: int, found: FirstPass) -> None:
-    """Adds a tile's sums to those of the tiles before."""
+    """Adds a tile's sums to those of the tiles before: S <- S before + S_tile own; see
+    `maxima.Turn`."""
     assert found.mixed is not None
     images, features = part_nD.shape
     _fold[(images,)](

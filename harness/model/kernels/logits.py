@@ -1,4 +1,4 @@
-"""A tile's logits, and how the kernels that read them divide it and take a strip of it."""
+"""A tile's logits, and how the kernels that read them divide it into programs and strips."""
 
 import triton
 import triton.language as tl
@@ -7,11 +7,11 @@ from torch import Tensor
 from harness.model.operands import Operands, Tile
 
 ROWS, STRIP, COLUMNS, WARPS = 512, 16, 64, 4
-"""Classes and images of a program, and classes that it reads at a time."""
+"""A program's classes, the classes that it reads at a time, its images, and its warps."""
 
 
 class Logits:
-    """A tile's products of rows and features, [c, n], before bias and scale."""
+    """A tile's products of weight rows and features, [c, n], before bias and scale."""
 
     def __init__(self, raw_cn: Tensor, given: Operands, tile: Tile) -> None:
         self.raw = raw_cn
@@ -20,7 +20,7 @@ class Logits:
         self.targets = given.targets
         self.scale = 1.0 if given.scale is None else given.scale
         self._has_bias = given.bias is not None
-        # A kernel without a bias gets a pointer too, and never reads there.
+        # A kernel without a bias still needs a pointer; it never reads from it.
         self.bias = raw_cn if given.bias is None else given.bias[tile.start : tile.stop]
         self.blocks = blocks_of(self.classes)
 
@@ -30,7 +30,7 @@ class Logits:
 
     @property
     def constants(self) -> dict[str, int]:
-        """Compile-time constants of the kernels that run on this grid."""
+        """Compile-time constants of the kernels on this grid."""
         return {
             "HAS_BIAS": self._has_bias,
             "ROWS": ROWS,
@@ -41,7 +41,7 @@ class Logits:
 
 
 def blocks_of(classes: int) -> int:
-    """Blocks of classes that so many are divided into."""
+    """Number of blocks that `classes` classes are divided into."""
     return int(triton.cdiv(classes, ROWS))
 
 
@@ -55,7 +55,7 @@ def columns_of(targets, start, images, COLUMNS: tl.constexpr):
 
 @triton.jit
 def strip(raw, bias, rows, columns, classes, images, scale, HAS_BIAS: tl.constexpr):
-    """Logits of some classes and images, -inf outside."""
+    """Logits of some classes and images, -inf outside the tile."""
     inside = (rows < classes)[:, None] & (columns < images)[None, :]
     at = rows[:, None] * images + columns[None, :]
     logits = tl.load(raw + at, inside, other=float("-inf")) * scale

@@ -1,4 +1,4 @@
-"""Each image's largest logit in a tile, and beside those of the tiles before."""
+"""Each image's largest logit in a tile, and its combination with the tiles before."""
 
 from dataclasses import dataclass
 
@@ -11,42 +11,42 @@ from harness.model.kernels.logits import Logits, blocks_of, columns_of, strip
 from harness.model.operands import FirstPass
 
 BLOCKS, IMAGES = 64, 32
-"""Partial results that one program combines at a time, and the images it does so for."""
+"""Blocks that one program combines at a time, and the number of images that it handles."""
 
 
 @dataclass(frozen=True)
 class Partial:
-    """What each block of classes finds in each image, [blocks, n]."""
+    """The results of each block of classes for each image, [blocks, n]."""
 
     largest: Tensor
-    """The largest logit of all classes but the target."""
+    """The largest logit, the target's left out."""
     row: Tensor
-    """The first class of the tile that has it, int32."""
+    """The first row of the tile that has it, int32."""
     sum: Tensor
     """The sum of exponentials."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A tile's place among those before, [n]."""
+    """How a tile's sums combine with those of the tiles before, [n]."""
 
     shift: Tensor
-    """The tile's largest logit, which exponentials are relative to."""
+    """The tile's largest logit, to which its exponentials are relative."""
     before: Tensor
-    """What sums of the tiles before are multiplied by."""
+    """Factor for the sums of the tiles before."""
     own: Tensor
-    """What the tile's sums are multiplied by."""
+    """Factor for the tile's own sums."""
 
 
 def partial(classes: int, like_n: Tensor) -> Partial:
-    """Room for the blocks of a tile of at most so many classes."""
+    """Buffers for the blocks of a tile of at most `classes` classes."""
     size = blocks_of(classes), len(like_n)
     largest, total = like_n.new_empty(size), like_n.new_empty(size)
     return Partial(largest, like_n.new_empty(size, dtype=torch.int32), total)
 
 
 def largest(logits: Logits, into: Partial) -> None:
-    """The largest logit of each block of classes, and where it is; the target's own aside."""
+    """The largest logit of each block of classes and its row; the target's logit is left out."""
     _largest[logits.grid](
         logits.raw,
         logits.bias,
@@ -170,8 +170,8 @@ def _meet(
     best, where = _best_of_blocks(
         partial_largest, partial_row, columns, blocks, images, BLOCKS, IMAGES
     )
-    # The blocks left the target aside, whose logit moves by its margin: it joins here. Of equal
-    # logits the lowest class is the best one, as torch's argmax has it.
+    # The blocks left out the target, whose logit is moved by its margin: it joins here. Of equal
+    # logits the lowest class wins, as in torch's argmax.
     target = tl.load(targets + columns, inside, other=-1) - start
     own = tl.load(target_logit + columns, inside, other=0.0)
     has = (target >= 0) & (target < classes)

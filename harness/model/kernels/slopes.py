@@ -1,4 +1,4 @@
-"""What the second pass needs beside its product: exponentials' shares, and the biases' slopes."""
+"""The second pass beside its product: each image's factor, and the gradient of the biases."""
 
 import triton
 import triton.language as tl
@@ -15,8 +15,8 @@ def share(
     into_nD: Tensor,
     share_n: Tensor,
 ) -> None:
-    """The factors that turn a tile's exponentials into softmax times `slope`, and the features
-    multiplied by them."""
+    """Writes each image's factor from a tile's exponentials to softmax times `slope`, and the
+    features multiplied by it."""
     images, features = features_nD.shape
     _share[(images,)](
         features_nD,
@@ -36,8 +36,8 @@ def _share(
     features_nD, shifts, maxima, sums, slope, into, into_share, features, WIDTH: tl.constexpr
 ):
     # exp(z - r) is relative to the tile's shift r; exp(r - m) / S makes it the softmax over all
-    # slices, with their largest logit m and their sum S. The factor is the image's, so that it can
-    # multiply the features instead of the c times n exponentials.
+    # slices, with their largest logit m and their sum S. The factor depends on the image only, so
+    # it can multiply the n features instead of the c times n exponentials.
     image = tl.program_id(0)
     shift = tl.load(shifts + image) - tl.load(maxima + image)
     share = tl.exp(shift) / tl.load(sums + image) * tl.load(slope)
@@ -50,7 +50,7 @@ def _share(
 
 
 def bias_slopes(exponentials_cn: Tensor, share_n: Tensor, into_c: Tensor, add: bool) -> None:
-    """Writes or adds sum_i e_ij share_i, the slope by each class's bias."""
+    """Writes or adds sum_i e_ij share_i, the gradient by each class's bias."""
     classes, images = exponentials_cn.shape
     _bias_slopes[(triton.cdiv(classes, 16),)](
         exponentials_cn,

@@ -1,4 +1,5 @@
-"""The rows of the weight as products take them, and a slope by a direction as one by the row."""
+"""Weight rows as the products take them, and gradients by row direction turned into gradients by
+row."""
 
 import triton
 import triton.language as tl
@@ -6,7 +7,7 @@ from torch import Tensor
 
 
 def rows(weight_cD: Tensor, into_cD: Tensor, unit: bool) -> None:
-    """The rows in another precision; `unit`: of length 1."""
+    """The rows in another precision; with `unit` normalised to length 1."""
     features = weight_cD.shape[1]
     width = triton.next_power_of_2(features)
     _rows[(len(weight_cD),)](weight_cD, into_cD, features, WIDTH=width, UNIT=unit)
@@ -26,8 +27,11 @@ def _rows(weight, into, features, WIDTH: tl.constexpr, UNIT: tl.constexpr):
 def through_length(
     slope_cD: Tensor, weight_cD: Tensor, scale: float | None, into_cD: Tensor, add: bool
 ) -> None:
-    """Turns the slope by a row's direction into that by the row, written or added to `into_cD`;
-    `scale` None: they are one."""
+    """Turns the gradient by a row's direction into that by the row, and writes or adds it to
+    `into_cD`.
+
+    With `scale` None both are the same.
+    """
     features = weight_cD.shape[1]
     _through_length[(len(weight_cD),)](
         slope_cD,
@@ -57,8 +61,8 @@ def _through_length(
     at = tl.program_id(0).to(tl.int64) * features + column
     slope = tl.load(slopes + at, inside, other=0.0)
     if UNIT:
-        # With u = w / |w| and d the slope by u, that by w is (d - (d . u) u) scale / |w|:
-        # a change along u alters only the length, which cosines do not see.
+        # With u = w / |w| and d the gradient by u, that by w is (d - (d . u) u) scale / |w|: a
+        # change along u alters only the length, which cosines do not depend on.
         row = tl.load(weight + at, inside, other=0.0)
         inverse = 1.0 / tl.maximum(tl.sqrt(tl.sum(row * row, axis=0)), 1e-12)
         along = tl.sum(slope * row, axis=0) * inverse * inverse

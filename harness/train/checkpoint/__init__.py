@@ -1,1 +1,2 @@
-"""A model on disk, free of the number of ranks: the backbone whole, the classifier by classes."""
+"""Models on disk, independent of the number of ranks: the backbone whole, the classifier by
+classes."""

@@ -1,4 +1,4 @@
-"""Saves and loads a model with all that its training goes on from."""
+"""Saves and loads a model with everything that its training needs to continue."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,15 +20,15 @@ from harness.train.checkpoint.states import copy, fill, gathered, of_parameter, 
 
 BACKBONE = "backbone.safetensors"
 EXCHANGE = "exchange."
-"""Begins the names of what an exchange carries on: a run with another exchange does without."""
+"""Prefix of the states of an exchange; a run with another exchange ignores them."""
 
 
 class Checkpoint:
-    """Saves and loads a drained model with its optimizer's state, and what its exchange carries.
+    """Saves and loads a drained model, its optimizer's state and the state of its exchange.
 
-    Every slice is written by one rank as `classifier-<start>-<stop>.safetensors`, so any other
-    slicing reads the rows it needs; states lie beside the parameters that they belong to. What
-    nodes hold must be equal by then: see `Exchange.agree_on`.
+    One rank writes each slice as `classifier-<start>-<stop>.safetensors`, so any other slicing can
+    read the rows that it needs; states are stored beside their parameters. All nodes must hold
+    equal values and states by then: see `Exchange.agree_on`.
     """
 
     def __init__(
@@ -46,10 +46,10 @@ class Checkpoint:
         self._world = world
 
     def save(self, folder: Path, meta: Meta, carried: Sequence[Strip] = ()) -> str:
-        """Writes beside, then renames `folder` into place. Collective over the world.
+        """Writes into a partial folder and renames it to `folder`. Collective over the world.
 
-        Returns why it cannot be written, on all ranks alike, and leaves nothing then; empty: it is
-        there, and on the disk.
+        Returns the reason, on all ranks, if it cannot be written, and then leaves nothing behind;
+        "" if the checkpoint is complete and on the disk.
         """
         partial = folder.with_name(folder.name + ".partial")
         strips = [*optimizer_strips(self._optimizer, self._flats), *carried]
@@ -57,7 +57,7 @@ class Checkpoint:
 
         def begin() -> None:
             if self._world.is_first:
-                remove(partial)  # of a run that ended in the middle of it, maybe of other slices
+                remove(partial)  # an interrupted run may have left one, perhaps with other slices
                 partial.mkdir(parents=True)
 
         def write() -> None:
@@ -77,13 +77,14 @@ class Checkpoint:
         for step in (begin, write, end):
             if problem := self._problem(step):
                 if self._world.is_first:
-                    with suppress(OSError):  # where nothing can be removed, the next save says so
+                    with suppress(OSError):  # if it cannot be removed, the next save reports it
                         remove(partial)
                 return problem
         return ""
 
     def rewrite_meta(self, folder: Path, meta: Meta) -> str:
-        """Of a checkpoint that is there; the first rank writes, and says why it cannot."""
+        """Rewrites the metadata of an existing checkpoint. The first rank writes, and returns the
+        reason if it cannot; "" otherwise."""
         try:
             if self._world.is_first:
                 write_text(folder / META, meta.to_json())
@@ -92,7 +93,7 @@ class Checkpoint:
         return ""
 
     def load(self, folder: Path) -> Meta:
-        """Reads this rank's part; where to go on from. Raises UserError for a bad folder."""
+        """Reads this rank's part and returns the metadata. Raises UserError for a bad folder."""
         meta = read_meta(folder, self._classifier.num_classes)
         with _fitting(folder):
             stored = _Stored(folder, self._backbone, self._classifier)
@@ -104,12 +105,12 @@ class Checkpoint:
                 fill(strip, stored.needed)
             known = {strip.key for strip in strips}
             if left := [name for name in stored.others(known) if not name.startswith(EXCHANGE)]:
-                raise ValueError(f"it also holds {min(left)}")
+                raise ValueError(f"it also contains {min(left)}")
         return meta
 
     def load_carried(self, folder: Path, carried: Sequence[Strip]) -> list[str]:
-        """Fills what an exchange carries on, by what there is of it; returns what it has no use
-        for. Raises UserError for a bad folder."""
+        """Fills the state of an exchange with what the checkpoint has of it; returns the names that
+        it has no use for. Raises UserError for a bad folder."""
         with _fitting(folder):
             stored = _Stored(folder, self._backbone, self._classifier)
             for strip in carried:
@@ -124,9 +125,9 @@ class Checkpoint:
         return self._world.slices.index % topology.world_size
 
     def _problem(self, step: Callable[[], None]) -> str:
-        """What the first rank that cannot write says; empty: all could. Collective over the world.
+        """Runs `step`; the error of the first rank that could not write, "" if all could.
 
-        It is also where ranks wait for each other's files.
+        It also makes ranks wait for each other's files. Collective over the world.
         """
         problem = ""
         try:
@@ -145,7 +146,7 @@ class Checkpoint:
         return _on_host(tensors)
 
     def _make_states(self) -> None:
-        """Lets the optimizer make its state by a step of zero size on zero gradients."""
+        """Makes the optimizer create its state, by a step with lr 0 and zero gradients."""
         if self._optimizer.state:
             return
         rates = [group["lr"] for group in self._optimizer.param_groups]
@@ -159,7 +160,7 @@ class Checkpoint:
 
 
 class _Stored:
-    """What the files of a checkpoint hold of a model, and what of it was read."""
+    """The files of a checkpoint and the parameters that each of them holds."""
 
     def __init__(self, folder: Path, backbone: nn.Module, classifier: SlicedClassifier) -> None:
         files = (
@@ -174,23 +175,23 @@ class _Stored:
         }
 
     def values(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Name, parameter or buffer, and what it was."""
+        """Each parameter and buffer: its name, the tensor, and its stored value."""
         for file, module in self._files:
             for name, target in (*module.named_buffers(), *module.named_parameters()):
                 yield name, target, file.read(name)
 
     def needed(self, parameter: nn.Parameter, key: str) -> Tensor:
-        """A state of a parameter. Raises SafetensorError where there is none."""
+        """The stored state of a parameter. Raises SafetensorError if there is none."""
         file, name = self._place[parameter]
         return file.read(f"{key}.{name}")
 
     def known(self, parameter: nn.Parameter, key: str) -> Tensor | None:
-        """A state of a parameter, where there is one."""
+        """The stored state of a parameter; None if there is none."""
         file, name = self._place[parameter]
         return self.needed(parameter, key) if f"{key}.{name}" in file.names else None
 
     def others(self, keys: Iterable[str]) -> list[str]:
-        """Names of what is neither a value, nor a state with one of these keys."""
+        """Names of stored tensors that are neither values nor states with one of these keys."""
         found: list[str] = []
         for file, module in self._files:
             values = {name for name, _ in (*module.named_buffers(), *module.named_parameters())}
@@ -201,12 +202,12 @@ class _Stored:
 
 @contextmanager
 def _fitting(folder: Path) -> Iterator[None]:
-    """Whatever is wrong with files that others may have made or damaged is told in one line."""
+    """Reports in one line whatever is wrong with files that others may have made or damaged."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"the checkpoint {folder} cannot be read ({_reason(error)}); mend that, or resume from "
+            f"the checkpoint {folder} cannot be read ({_reason(error)}); fix that, or resume from "
             f"another window"
         ) from error
     except (
@@ -221,7 +222,7 @@ def _fitting(folder: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"the checkpoint {folder} does not fit this model ({reason}); resume with the config "
-            f"it was made with, or, if a file of it is damaged, from another window"
+            f"that it was written with, or from another window if one of its files is damaged"
         ) from error
 
 

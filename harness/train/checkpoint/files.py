@@ -1,4 +1,4 @@
-"""Files of a checkpoint: what is renamed into place is whole and on the disk."""
+"""Files of a checkpoint: a file that is renamed into place is complete and on the disk."""
 
 import errno
 import os
@@ -15,11 +15,11 @@ from torch import Tensor
 from harness.parallel.slices import Slice
 
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
-"""What a file system answers that knows no fsync of a folder."""
+"""Errors of file systems that have no fsync for folders."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises OSError where it cannot be written."""
+    """Writes tensors to a file on the disk. Raises OSError if it cannot be written."""
     path.touch()
     mode = path.stat().st_mode
     try:
@@ -27,12 +27,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     except SafetensorError as error:
         raise OSError(str(error)) from error
     if path.stat().st_mode != mode:
-        path.chmod(mode)  # safetensors lets nobody but the owner read, whatever the umask
+        path.chmod(mode)  # safetensors makes files private, whatever the umask
     _to_disk(path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Beside, then renamed: a reader sees the old text or the new one."""
+    """Writes a partial file and renames it, so a reader sees the old text or the new one."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     _to_disk(partial)
@@ -41,7 +41,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def put(new: Path, place: Path) -> None:
-    """Renames a folder into place; what was there goes last, and comes back if that fails."""
+    """Renames a folder into place; the old one is removed last, and restored if renaming fails."""
     _to_disk(new)
     old = place.with_name(place.name + ".old")
     remove(old)
@@ -58,7 +58,7 @@ def put(new: Path, place: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """A folder with all in it, or a file; it need not be there."""
+    """Removes a folder with its contents, or a file; it need not exist."""
     if os.path.isdir(path) and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -77,7 +77,8 @@ def _to_disk(path: Path) -> None:
 
 
 def plain_file(path: Path) -> Path:
-    """The same path. Raises OSError for what is none: to open a pipe would wait for ever."""
+    """Returns the path. Raises OSError if it is not a regular file: opening a pipe would block
+    forever."""
     if not os.path.isfile(path):
         raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
     return path
@@ -103,10 +104,10 @@ class Whole:
 
 
 class Rows:
-    """Reads the rows that belong to some classes from whatever files hold them.
+    """Reads the rows of the owned classes from whatever files hold them.
 
-    Files are `classifier-<start>-<stop>.safetensors`. Raises ValueError where they leave a class
-    out, or hold one twice.
+    Files are named `classifier-<start>-<stop>.safetensors`. Raises ValueError if they omit a class
+    or hold one twice.
     """
 
     def __init__(self, folder: Path, owned: Slice) -> None:
@@ -121,14 +122,14 @@ class Rows:
             if low >= high:
                 continue
             if low != reached:
-                raise ValueError(f"class {min(low, reached)} is in no file, or in two")
+                raise ValueError(f"class {min(low, reached)} is in no file, or in two files")
             self._files.append((path, whole, Slice(low - whole.start, high - whole.start)))
             reached = high
         if reached != owned.stop:
             raise ValueError(f"class {reached} is in no file")
         names = [frozenset(Whole(path).names) for path, _, _ in self._files]
         if len(set(names)) != 1:
-            raise ValueError("its files hold different tensors")
+            raise ValueError("its files contain different tensors")
         (self.names,) = set(names)
 
     def read(self, name: str) -> Tensor:
@@ -140,6 +141,6 @@ class Rows:
                 if not shape:
                     return torch.as_tensor(file.get_tensor(name))
                 if shape[0] != whole.size:
-                    raise ValueError(f"{path.name} holds {shape[0]} rows of {name}")
+                    raise ValueError(f"{path.name} has {shape[0]} rows of {name}")
                 pieces.append(stored[rows.start : rows.stop])
         return torch.cat(pieces)

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself."""
+"""The metadata of a checkpoint."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ from harness.train.course import Passed
 
 
 class Progress(BaseModel):
-    """What a training has come to, in all the runs that it took."""
+    """Time and evaluations of a training, over all the runs that it took."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     train_seconds: float | None = Field(ge=0, allow_inf_nan=False)
-    """None: not known, of a checkpoint that is older than this field."""
+    """None if unknown: the checkpoint is older than this field."""
     evaluations: tuple[Evaluation, ...] = ()
 
 
@@ -27,7 +27,7 @@ STARTED = Progress(train_seconds=0.0)
 
 
 class Meta(BaseModel):
-    """The file that makes a folder a checkpoint: it is written last."""
+    """The file that makes a folder a checkpoint; it is written last."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,40 +36,41 @@ class Meta(BaseModel):
     num_classes: int
     progress: Progress = Progress(train_seconds=None)
     passed: Passed | None = None
-    """None: not known, of a checkpoint that is older than this field."""
+    """None if unknown: the checkpoint is older than this field."""
     next_warning: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """The learning rate over the largest stable one at which staleness is warned of next; None: as
-    at a run's start."""
+    """Ratio of lr to the largest stable lr at which staleness is warned of next; None: the initial
+    one."""
 
     def to_json(self) -> str:
-        # By json itself: a loss that is no number comes back as what it was.
+        # Not pydantic's own JSON: json.dumps writes NaN, and a NaN loss must be read back as NaN.
         return json.dumps(self.model_dump())
 
 
 def read_meta(folder: Path, num_classes: int) -> Meta:
-    """What a checkpoint says of itself. Raises UserError where it is none, or another task's."""
+    """Reads a checkpoint's metadata. Raises UserError if there is none, or it is for another
+    task."""
     try:
         meta = Meta.model_validate_json(plain_file(folder / META).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
-            f"train.resume={folder} is no checkpoint (no readable {META}); "
+            f"train.resume={folder} is not a checkpoint (no readable {META}); "
             f"give a folder checkpoints/<window> of a run"
         ) from error
     except ValueError as error:
         raise UserError(
-            f"train.resume={folder} cannot be read (its {META} is damaged, or of another version "
-            f"of this harness); give another checkpoint, or resume with that version"
+            f"train.resume={folder} cannot be read (its {META} is damaged, or was written by "
+            f"another version of this harness); give another checkpoint or use that version"
         ) from error
     if meta.num_classes != num_classes:
         raise UserError(
-            f"train.resume={folder} has {meta.num_classes} classes, data.num_classes is "
+            f"train.resume={folder} has {meta.num_classes} classes, but data.num_classes is "
             f"{num_classes}; set data.num_classes={meta.num_classes}"
         )
     return meta
 
 
 def passed_alike(config: Config, ranks: int) -> Passed | None:
-    """What was decided for the training that a run goes on from, where it had as many ranks."""
+    """The progress of the checkpoint that the config resumes; None unless it had `ranks` ranks."""
     if config.train.resume is None:
         return None
     passed = read_meta(Path(config.train.resume), config.data.num_classes).passed

@@ -1,4 +1,4 @@
-"""When a run saves its model, and what becomes of a save that fails."""
+"""When a run saves its model, and what happens if a save fails."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from harness.train.ledger import Journal
 
 
 class Saves:
-    """Of one run, into its folder: `checkpoints/<windows>`."""
+    """The saves of one run, in its folder `checkpoints/<windows>`."""
 
     def __init__(
         self, config: TrainConfig, windows: int, folder: Path, checkpoint: Checkpoint
@@ -27,17 +27,18 @@ class Saves:
 
     @property
     def last(self) -> Path | None:
-        """The last that this run has written."""
+        """The last checkpoint that this run has written; None if there is none."""
         return None if self._saved is None else self._folder_of(self._saved)
 
     def due(self, ended: int) -> bool:
-        """Whether the model is saved after so many windows."""
+        """Whether the model is saved after `ended` windows."""
         every = self._config.checkpoint_every
         regular = bool(every) and ended % every == 0
         return regular or (self._config.save and ended == self._windows)
 
     def save(self, meta: Meta, carried: Sequence[Strip], journal: Journal) -> None:
-        """Saves; a save that fails is warned of, and ends nothing. Collective over the world."""
+        """Saves the model. A failed save prints a warning and training continues. Collective over
+        the world."""
         folder = self._folder_of(meta.window)
         problem = self._checkpoint.save(folder, meta, carried)
         if not problem:
@@ -47,22 +48,23 @@ class Saves:
         if meta.window == self._windows:
             self._unsaved = line
         else:
-            line += "; the run goes on without it"
-        journal.warn("checkpoint", f"{line}; make room, or give leave to write")
+            line += "; training continues without it"
+        journal.warn("checkpoint", f"{line}; free space, or make the folder writable")
 
     def rewrite(self, meta: Meta, journal: Journal) -> None:
-        """Adds to what the last save said of itself."""
+        """Rewrites the metadata of the last save."""
         if self._saved != meta.window:
             return
         if problem := self._checkpoint.rewrite_meta(self._folder_of(meta.window), meta):
             journal.warn(
-                "checkpoint", f"{self._folder_of(meta.window)} lacks its evaluation ({problem})"
+                "checkpoint",
+                f"{self._folder_of(meta.window)} was saved without its evaluation ({problem})",
             )
 
     def check_last(self) -> None:
-        """Raises RunFailed, on all ranks, where the model at the end is not saved."""
+        """Raises RunFailed, on all ranks, if the model could not be saved at the end."""
         if self._unsaved:
-            raise RunFailed(f"{self._unsaved}; the run has ended, and its model is not saved")
+            raise RunFailed(f"{self._unsaved}; the run has ended and its model is not saved")
 
     def _folder_of(self, window: int) -> Path:
         return RunFolder(self._folder).checkpoint(window)

@@ -1,4 +1,4 @@
-"""States beside the values, as strips: gathered to be written, filled when they are read."""
+"""Optimizer and exchange states as strips: gathered for writing, filled after reading."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from harness.parallel.world import World
 
 
 def optimizer_strips(optimizer: torch.optim.Optimizer, flats: Sequence[Flat]) -> list[Strip]:
-    """What the optimizer remembers of what this rank steps."""
+    """The optimizer's state of the parameters that this rank steps."""
     found = []
     for flat in flats:
         for view in (flat.decayed, flat.undecayed):
@@ -25,22 +25,22 @@ def optimizer_strips(optimizer: torch.optim.Optimizer, flats: Sequence[Flat]) ->
 
 @dataclass(frozen=True)
 class _Held:
-    """Of one state, what a rank has of it."""
+    """How much of one state a rank has."""
 
     single: float | None
-    """Its value, where it is one for all elements."""
+    """The state's value, if one number holds for all elements."""
     elements: int
 
 
 def gathered(strips: Sequence[Strip], flats: Sequence[Flat], world: World) -> list[Strip]:
-    """Each state whole, in host memory, on the ranks that write it. Collective over the world.
+    """Each state in full, in host memory, on the ranks that write it. Collective over the world.
 
-    What the ranks of a node hold in parts, their chunks or their shares of buckets, meets on the
-    first node alone: the others hold the same.
+    What the ranks of a node hold in parts, as chunks or as shares of buckets, is put together on
+    the first node only, because the other nodes hold the same.
     """
     own: dict[tuple[str, int], _Held] = {}
     for strip in strips:
-        if strip.start < strip.stop:  # a rank whose chunk is all padding has none
+        if strip.start < strip.stop:  # a chunk of nothing but padding has no state
             place = strip.key, flats.index(strip.flat)
             before = own[place].elements if place in own else 0
             single = None if strip.tensor.dim() else float(strip.tensor)
@@ -66,7 +66,10 @@ def _in_chunks(flat: Flat) -> bool:
 
 
 def _whole(strips: Sequence[Strip], flat: Flat, world: World, in_parts: bool) -> Tensor:
-    """In host memory, a card may be full. Collective over the node where its ranks have parts."""
+    """The whole state, in host memory because a card may be full.
+
+    Collective over the node if its ranks hold parts.
+    """
     if _in_chunks(flat):
         chunk = torch.zeros(flat.owned.size, dtype=flat.values.dtype)
         _put(strips, flat.owned.start, chunk)
@@ -74,7 +77,7 @@ def _whole(strips: Sequence[Strip], flat: Flat, world: World, in_parts: bool) ->
         return world.node.launch_all_gather(chunk, whole).wait()
     whole = torch.zeros(len(flat.values), dtype=flat.values.dtype)
     _put(strips, 0, whole)
-    # No two ranks of a node hold the same element, and what one does not hold is 0 there.
+    # No two ranks of a node hold the same element, and elements that a rank lacks are 0 there.
     return world.node.launch_sum(whole).wait() if in_parts else whole
 
 
@@ -84,7 +87,7 @@ def _put(strips: Sequence[Strip], before: int, into: Tensor) -> None:
 
 
 def of_parameter(parameter: nn.Parameter, strips: Sequence[Strip]) -> Iterator[tuple[str, Tensor]]:
-    """By key, what whole strips hold of one parameter, shaped like it; or the single number."""
+    """The states of one parameter by key, shaped like it, or the single number."""
     for strip in strips:
         for spanned, start, stop in strip.flat.spans:
             if spanned is parameter:
@@ -94,7 +97,7 @@ def of_parameter(parameter: nn.Parameter, strips: Sequence[Strip]) -> Iterator[t
 
 
 def fill(strip: Strip, read: Callable[[nn.Parameter, str], Tensor | None]) -> None:
-    """Fills a strip by what `read` finds of each of its parameters; None leaves it as it is."""
+    """Fills a strip with what `read` finds for each of its parameters; None leaves it unchanged."""
     for parameter, start, stop in strip.flat.spans:
         low, high = max(start, strip.start), min(stop, strip.stop)
         if low >= high:
@@ -112,10 +115,10 @@ def fill(strip: Strip, read: Callable[[nn.Parameter, str], Tensor | None]) -> No
 
 @torch.no_grad()
 def copy(found: Tensor, target: Tensor, name: str) -> None:
-    """Raises ValueError where they differ in kind or shape."""
-    # A plain copy would spread a single row over all, and round numbers to whole ones.
+    """Copies `found` into `target`. Raises ValueError if kind or shape differ."""
+    # A plain copy would broadcast a single row to all rows and convert between floats and integers.
     if found.shape != target.shape:
-        raise ValueError(f"{name} is {tuple(found.shape)} there and {tuple(target.shape)} here")
+        raise ValueError(f"{name} is {tuple(found.shape)} there, but {tuple(target.shape)} here")
     if found.is_complex() or found.is_floating_point() != target.is_floating_point():
-        raise ValueError(f"{name} is {found.dtype} there and {target.dtype} here")
+        raise ValueError(f"{name} is {found.dtype} there, but {target.dtype} here")
     target.copy_(found)

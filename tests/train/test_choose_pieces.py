@@ -8,13 +8,13 @@ import yaml
 from harness.config import load
 from harness.data.open import open_dataset
 from harness.train.checkpoint.meta import Meta
+from harness.train.choose_pieces import PieceTimes, choose_pieces, measured
 from harness.train.course import course_of
-from harness.train.pace import Pace, measured, paced
 from tests.alone import world_of_one
 from tests.labs import HARNESS, harness, lab_of
 
 EXPERIMENT = """
-name: paced
+name: choose_pieces
 data: {dataset: synthetic, num_classes: 200, image_size: 16, synthetic_images: 2048}
 backbone: {feature_dim: 64}
 classifier: {layout: node}
@@ -33,7 +33,9 @@ doctor: {before_training: false}
 def test_each_piece_lands_in_seven_tenths_of_its_time(
     transfer_ms: float, delay: int, pieces: int
 ) -> None:
-    assert Pace(compute_ms=100, transfer_ms=transfer_ms).pieces(delay, most=16) == pieces
+    assert (
+        PieceTimes(compute_ms=100, transfer_ms=transfer_ms).fewest_pieces(delay, most=16) == pieces
+    )
 
 
 def test_an_epoch_of_few_windows_is_enough_to_measure(tmp_path: Path) -> None:
@@ -55,7 +57,7 @@ def test_a_resumed_run_keeps_the_pieces_that_were_picked(tmp_path: Path) -> None
     for most, expected in ((8, {5}), (4, {1, 2, 3, 4})):
         changes = [f"exchange.max_pieces={most}", f"train.resume={tmp_path}"]
         again = load(experiment, ["data.synthetic_images=64", *changes])
-        found = paced(again, open_dataset(again.data), world)
+        found = choose_pieces(again, open_dataset(again.data), world)
         assert found.exchange.pieces in expected
 
 
@@ -71,5 +73,5 @@ def test_a_slow_link_takes_more_pieces(tmp_path: Path) -> None:
             done = harness("lab", "run", "--", *HARNESS, *launch, timeout=200)
             config = yaml.safe_load((folder / "config.yaml").read_text())
             picked[rate] = config["exchange"]["pieces"]
-            assert f"\nexchange.pieces={picked[rate]}: a window takes" in done.stderr
+            assert f"\nexchange.pieces={picked[rate]}: computing a window takes" in done.stderr
     assert 1 <= picked["none"] < picked["20mbit"] <= 16

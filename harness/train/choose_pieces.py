@@ -1,4 +1,4 @@
-"""Picks into how many pieces an averaged model goes, from measured times of this very run."""
+"""Chooses the number of pieces of an averaged model from times measured in this run."""
 
 import statistics
 import sys
@@ -6,7 +6,7 @@ import sys
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.exchange.compression import WireParts, make_wire
-from harness.exchange.pieces import Pace
+from harness.exchange.pieces import PieceTimes
 from harness.parallel.world import World
 from harness.train.checkpoint.meta import passed_alike
 from harness.train.trial import Trial, now, slowest
@@ -14,11 +14,11 @@ from harness.train.trial import Trial, now, slowest
 WARM_WINDOWS, TIMED_WINDOWS, TRANSFERS = 4, 6, 3
 
 
-def paced(config: Config, dataset: Dataset, world: World) -> Config:
-    """The config with `exchange.pieces` picked, where `exchange.max_pieces` asks for that.
+def choose_pieces(config: Config, dataset: Dataset, world: World) -> Config:
+    """The config with `exchange.pieces` chosen, if `exchange.max_pieces` asks for that.
 
-    A run that goes on with as many ranks keeps what was picked, or it would be another run. All
-    ranks decide from the same numbers. Collective over the world.
+    A resumed run on the same number of ranks keeps the earlier choice; another number of pieces
+    would change its results. All ranks decide from the same numbers. Collective over the world.
     """
     exchange = config.exchange
     if not exchange.max_pieces:
@@ -26,26 +26,29 @@ def paced(config: Config, dataset: Dataset, world: World) -> Config:
     kept = passed_alike(config, world.topology.world_size)
     if kept and kept.pieces <= exchange.max_pieces:
         return config.exchanging(pieces=kept.pieces)
-    pace = measured(config, dataset, world)
-    pieces = pace.pieces(exchange.delay, exchange.max_pieces)
+    times = measured(config, dataset, world)
+    pieces = times.fewest_pieces(exchange.delay, exchange.max_pieces)
     if world.is_first:
         print(
-            f"exchange.pieces={pieces}: a window takes {pace.compute_ms:.0f} ms, the "
-            f"whole of a rank's part {pace.transfer_ms:.0f} ms to send",
+            f"exchange.pieces={pieces}: computing a window takes {times.compute_ms:.0f} ms, "
+            f"sending a rank's whole part takes {times.transfer_ms:.0f} ms",
             file=sys.stderr,
             flush=True,
         )
     return config.exchanging(pieces=pieces)
 
 
-def measured(config: Config, dataset: Dataset, world: World) -> Pace:
-    """Some windows of nodes apart, and some transfers. Collective over the world."""
+def measured(config: Config, dataset: Dataset, world: World) -> PieceTimes:
+    """Times a few windows in which nodes do not communicate, and a few transfers.
+
+    Collective over the world.
+    """
     trial = Trial(config.with_nodes_apart(), dataset, world)
     trial.window_ms(WARM_WINDOWS)
     times = [trial.window_ms(TIMED_WINDOWS), _transfer_ms(config, trial, world)]
     trial.close()
     compute_ms, transfer_ms = slowest(times, world)
-    return Pace(compute_ms, transfer_ms)
+    return PieceTimes(compute_ms, transfer_ms)
 
 
 def _transfer_ms(config: Config, trial: Trial, world: World) -> float:
