@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: every benchmark under a real horovodrun, as one Markdown page."""
+"""`python -m benchmarks`: runs every benchmark under horovodrun and prints a Markdown page."""
 
 import argparse
 import json
@@ -21,11 +21,11 @@ LAYOUTS = ("replicated", "node", "world")
 
 
 class BenchmarkFailed(Exception):
-    """A benchmark did not end well; its log says why."""
+    """A benchmark failed; its log says why."""
 
 
 def measured(module: str, *arguments: str, ranks: int = RANKS, hosts: str = HOSTS) -> Any:
-    """What rank 0 of a benchmark printed."""
+    """Runs a benchmark and returns the JSON that its rank 0 printed."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
@@ -38,7 +38,7 @@ def measured(module: str, *arguments: str, ranks: int = RANKS, hosts: str = HOST
 
 
 def baseline(rounds: int) -> list[str]:
-    """Of a small network, and of one in which DDP's buckets matter."""
+    """The baseline with a small network, and with one in which DDP's buckets matter."""
     small = measured("baseline", "--rounds", str(rounds))
     few = ["--rounds", str(max(3, rounds // 3)), "--steps", "1", "--batch-size", "4"]
     large = measured("baseline", "--model", "resnet50", "--image-size", "64", *few)
@@ -52,6 +52,7 @@ def baseline(rounds: int) -> list[str]:
 
 
 def overhead(rounds: int) -> list[str]:
+    """What clock and MLflow cost."""
     found = measured("overhead", "--rounds", str(rounds))
     timing = Timing(found["rounds"])
     with_it, without = timing.rounds
@@ -73,7 +74,7 @@ def overhead(rounds: int) -> list[str]:
 
 
 def classifier(rounds: int) -> list[str]:
-    """Of 100,000 classes, and with more images than features."""
+    """The sliced classifier with 100,000 classes, and with more images than features."""
     lines = [
         "## The sliced classifier, forward and backward",
         "",
@@ -103,6 +104,7 @@ def classifier(rounds: int) -> list[str]:
 
 
 def memory(classes: int) -> list[str]:
+    """The memory of a rank's classifier by layout."""
     rows = {layout: measured("memory", layout, "--classes", str(classes)) for layout in LAYOUTS}
     whole = rows["replicated"]["classifier_bytes"]
     lines = [

@@ -1,4 +1,4 @@
-"""Speed against accuracy: what was learned by when, from how much, and how soon it is enough."""
+"""Speed against accuracy: accuracy over time and over images, and the time to a target."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,11 @@ NOT_EVALUATED = "no run evaluated the primary set"
 
 
 def draw(study: Study, target: float | None = None) -> Picture:
-    """Accuracy over time, over images, and time to the target. `target`: top-1, a share; else what
-    the baseline ends at less a point."""
+    """Draws accuracy over time, accuracy over images, and time to the target.
+
+    `target` is a top-1 accuracy from 0 to 1; by default, the baseline's final accuracy less a
+    point.
+    """
     variants = study.variants
     found = looks(variant.name for variant in variants)
     goal = target_of(baseline_of(variants), target)
@@ -42,8 +45,11 @@ def draw(study: Study, target: float | None = None) -> Picture:
 
 
 def curve(variant: Variant) -> pd.DataFrame:
-    """A row per evaluation, by window: `seconds` and `images`, and top-1 in per cent as `mean`,
-    `low` and `high` over the seeds that have all evaluations."""
+    """A variant's evaluations, a row per window.
+
+    The columns are `seconds` and `images`, means over seeds, and the `mean`, `low` and `high` of
+    top-1 over seeds, in percent.
+    """
     rows = [
         (each.window, each.train_seconds, each.images, 100 * each.metrics[PRIMARY])
         for run in variant.summaries
@@ -64,7 +70,10 @@ def curve(variant: Variant) -> pd.DataFrame:
 
 
 def target_seconds(variant: Variant, target: Target | None) -> list[float] | None:
-    """Of each seed; None where one did not reach it: a mean over the lucky ones would flatter."""
+    """Seconds to the target for each seed; None if a seed missed it.
+
+    A mean over only the seeds that reached it would be biased.
+    """
     if target is None or not variant.summaries:
         return None
     found = [run.seconds_to(target.top1) for run in variant.summaries]
@@ -73,7 +82,7 @@ def target_seconds(variant: Variant, target: Target | None) -> list[float] | Non
 
 
 def say(study: Study, target: float | None = None) -> Said:
-    """What the store's numbers say."""
+    """The target, and each variant's final accuracy and time to the target, as Markdown."""
     variants = study.variants
     baseline = baseline_of(variants)
     goal = target_of(baseline, target)

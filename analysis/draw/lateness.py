@@ -1,8 +1,8 @@
-"""Where lateness pays: the best late variant against the best that waits, measured and simulated.
+"""Where lateness pays: the best late variant against the best synchronous one.
 
-Measured: throughput comes from tables of each link, the images that a variant needs to the target
-from a study: what is learnt does not depend on the link, because delays are counted in windows.
-Their quotient is the time to accuracy there. Simulated for cards: throughput alone.
+Measured: images/s come from a table for each link, and the images that a variant needs to reach the
+target from a study. Learning does not depend on the link, because delays are counted in windows, so
+images / (images/s) is the time to accuracy on that link. For cards, throughput alone is simulated.
 """
 
 import json
@@ -27,44 +27,44 @@ from harness.measure.summary import RunSummary
 from harness.tracking.results import baseline_of, target_of
 
 PREFIX = "map-"
-"""Of the tables' names."""
+"""Prefix of the names of the map's tables."""
 BASELINE = "data_parallel"
 WORTH = 4.0
-"""Times as fast, or as slow, at the ends of the map's colours."""
+"""Speed-up, or slow-down, at the ends of the map's colour scale."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A link and a number of classes."""
+    """The variants on one link with one number of classes."""
 
     condition: Condition
     lost: float
-    """The share of its step that the baseline loses to the link."""
+    """Fraction of its step that the baseline loses to the link."""
     seconds: Mapping[str, float]
-    """To the target, by variant; inf: it does not reach it."""
+    """Seconds to the target by variant; inf if the variant does not reach it."""
     late: frozenset[str]
-    """Variants that use what is exchanged in a later window."""
+    """Variants that apply exchanged results in a later window."""
 
     @property
     def link(self) -> str:
-        """What it is beside its rate."""
+        """The link's latency and jitter, as text."""
         latency, jitter = self.condition.latency, self.condition.jitter
         told = f"{latency} one way" if latency else "no latency"
         return f"{told}, jitter {jitter}" if jitter else told
 
     def best(self, late: bool) -> str:
-        """The variant that is first at the target, of those that are late or of those that wait."""
+        """The variant that reaches the target first, among late or among synchronous ones."""
         among = [name for name in self.seconds if (name in self.late) == late]
         return min(among, key=lambda name: self.seconds[name])
 
     @property
     def faster(self) -> float:
-        """How many times as fast the best late variant is as the best that waits."""
+        """Speed-up of the best late variant over the best synchronous one."""
         return self.seconds[self.best(late=False)] / self.seconds[self.best(late=True)]
 
 
 def images_of(study: str) -> dict[str, float]:
-    """Training images to the target that the study in this folder was judged by."""
+    """Training images to the target of the study in this folder, by variant."""
     variants = variants_in(Path(study))
     target = target_of(baseline_of(variants), None)
     if target is None:
@@ -73,8 +73,10 @@ def images_of(study: str) -> dict[str, float]:
 
 
 def images_to(summaries: Sequence[RunSummary], target: float) -> dict[str, float]:
-    """Training images at the first evaluation that reaches the target, the mean over seeds; inf for
-    a variant of which a run does not."""
+    """Training images at the first evaluation that reaches the target, by variant; mean over seeds.
+
+    inf for a variant with a run that misses the target.
+    """
     found: dict[str, list[float]] = {}
     for run in summaries:
         reached = [each.images for each in run.evaluations if each.metrics["val/top1"] >= target]
@@ -83,7 +85,7 @@ def images_to(summaries: Sequence[RunSummary], target: float) -> dict[str, float
 
 
 def places(tables: str | Path, images: Mapping[str, float]) -> list[Place]:
-    """Of all tables of the map, by classes, kind of link and rate."""
+    """The places of all tables of the map, sorted by classes, kind of link and rate."""
     folder, found = Path(tables), []
     conditions = json.loads((folder / CONDITIONS).read_text(encoding="utf-8"))
     for name, values in conditions.items():
@@ -105,9 +107,11 @@ def places(tables: str | Path, images: Mapping[str, float]) -> list[Place]:
 
 
 def leads(sweep: pd.DataFrame, cards: int) -> pd.DataFrame:
-    """How many times the images/s of the best that waits the best late variant has in the simulated
-    sweep: a row per number of classes, a column per rate. What does not fit is left out; NaN where
-    that leaves nobody to compare."""
+    """Ratio of images/s of the best late variant to the best synchronous one, in the sweep.
+
+    It has a row per number of classes and a column per rate. Variants that do not fit into memory
+    are left out; NaN if that leaves nothing to compare.
+    """
     usable = sweep[(sweep["ranks"] == cards) & sweep["fits"] & (sweep["variant"] != CEILING)]
     late = usable["delay"] > 0
     keys = ["classes", "gbit_per_second"]
@@ -116,8 +120,11 @@ def leads(sweep: pd.DataFrame, cards: int) -> pd.DataFrame:
 
 
 def draw(tables: str | Path, images: Mapping[str, float], sweep: pd.DataFrame) -> Picture:
-    """A panel for each number of classes and kind of link: seconds to the target over the share of
-    its step that data parallelism loses to the link. Below, `leads` on three numbers of cards."""
+    """Draws a panel for each number of classes and kind of link, and `leads` for cards below.
+
+    A panel shows seconds to the target over the fraction of its step that data parallelism loses
+    to the link.
+    """
     found = places(tables, images)
     links = list(dict.fromkeys(each.link for each in found))
     classes = sorted({each.condition.classes for each in found})
@@ -154,7 +161,7 @@ def _draw_leads(axes: Axes, found: pd.DataFrame) -> None:
 
 
 def say(tables: str | Path, images: Mapping[str, float]) -> Said:
-    """Of each link the best late variant against the best that waits."""
+    """A Markdown table of the best late variant against the best synchronous one on each link."""
     lines = [
         "| classes | link | data_parallel loses | best late | best that waits | late is |",
         "|--:|:--|--:|:--|:--|--:|",
@@ -175,7 +182,7 @@ def _rate(condition: Condition) -> str:
 
 
 def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, Look]) -> None:
-    # A step takes 1 / (1 - lost) of what it takes without the link.
+    # A step takes 1 / (1 - lost) times as long as without the link, so x is that slow-down.
     spots = [1 / (1 - each.lost) for each in found]
     for name in in_order(dict.fromkeys(name for each in found for name in each.seconds)):
         seconds = [each.seconds.get(name, math.nan) for each in found]

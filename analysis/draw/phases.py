@@ -1,4 +1,4 @@
-"""Who waits for whom: where a step's time goes, and how unlike the ranks are in it."""
+"""Who waits for whom: where a step's time goes, and how it differs between ranks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ from harness.tracking.results import Variant
 from harness.tracking.study import Study
 
 SPREAD = ("forward", "backward", *WAITS)
-"""Phases in which ranks are worth telling apart."""
+"""Phases for which the differences between ranks are shown."""
 
 
 def draw(study: Study) -> Picture:
-    """Stacked phases, mean over ranks, beside each phase's minimum, mean and maximum over ranks."""
+    """Draws the mean phases as stacked bars, and each phase's minimum, mean and maximum."""
     variants = study.variants
     found = looks(variant.name for variant in variants)
     height = max(4.8, 1.6 + 0.14 * len(SPREAD) * max(4, len(variants)))
@@ -34,8 +34,10 @@ def draw(study: Study) -> Picture:
 
 
 def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
-    """A row per variant and phase: `minimum`, `mean` and `maximum` over ranks, each the mean over
-    seeds, ms of a step, or of 1,000 images where steps differ in size."""
+    """A row per variant and phase, with `minimum`, `mean` and `maximum` over ranks.
+
+    Each is the mean over seeds, in ms of a step, or of 1,000 images if steps differ in size.
+    """
     per_images = steps_differ(variants)
     rows = []
     for variant in variants:
@@ -53,7 +55,7 @@ def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
 
 
 def say(study: Study) -> Said:
-    """What the store's numbers say."""
+    """The fraction of a step that each variant waits, and where, as Markdown."""
     lines = []
     for variant in study.variants:
         if not variant.summaries:
@@ -76,8 +78,11 @@ def say(study: Study) -> Said:
 
 
 def _draw_ranks(axes: Axes, variants: Sequence[Variant], found: Mapping[str, Look]) -> None:
-    """A group of rows for each phase, in it a row per variant: a line from the rank that spent
-    least to the one that spent most, the marker at their mean."""
+    """Draws a group of rows for each phase, with a row per variant in it.
+
+    A line goes from the rank that spent least to the one that spent most, with a marker at the
+    mean.
+    """
     frame = numbers(variants)
     distance = 1 / (len(variants) + 1)
     for group, phase in enumerate(SPREAD):

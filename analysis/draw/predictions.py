@@ -1,4 +1,4 @@
-"""Predictions: the cost model against what was measured in the lab."""
+"""Predictions: the cost model against measurements in the lab."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ PREDICTED = "#0072B2"
 
 
 def read(table: str | Path) -> pd.DataFrame:
-    """`benchmarks.predictions`' table, a row for each configuration. Nothing was fitted to any."""
+    """The table of `benchmarks.predictions`, a row per configuration; none was used to fit."""
     rows = pd.read_json(table)
     pairs = zip(rows["variant"], rows["setting"], strict=True)
     return rows.assign(what=[_in_words(*names) for names in pairs])
 
 
 def _in_words(variant: str, setting: str) -> str:
-    """The names that `benchmarks.predictions` gives them, spelt out."""
+    """Spells out the names that `benchmarks.predictions` gives variants and settings."""
     layout, exchange, passes, delay, sent_as, *pieces = variant.split("-")
     grid, rate, classes = setting.split("-")
     told = f"{layout} {exchange}, K {passes}"
@@ -30,7 +30,7 @@ def _in_words(variant: str, setting: str) -> str:
 
 
 def draw(found: pd.DataFrame) -> Picture:
-    """Measured beside predicted, and by how much it is off."""
+    """Draws measured and predicted step times side by side, with the error."""
     widest = max(found["measured_ms"].max(), found["predicted_ms"].max())
     with dressed():
         figure = picture(9, 7.4)
@@ -53,7 +53,7 @@ def draw(found: pd.DataFrame) -> Picture:
 
 
 def say(found: pd.DataFrame) -> Said:
-    """How far off the predictions are."""
+    """The median and the largest error."""
     errors = found["error"].abs()
     return Said(
         f"Lab hosts, one calibration: {len(found)} configurations, none of which was fitted to, "

@@ -1,4 +1,4 @@
-"""Scale: the simulated sweep, for ranks, classes and rates that cannot be measured here."""
+"""Scale: the simulated sweep over ranks, classes and rates that cannot be measured here."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,26 +12,29 @@ from harness.compare.style import Picture, Said, dressed, legend_below, line, pi
 
 CEILING = "ceiling"
 CLEAR = 1.05
-"""Times the next one's speed; who leads by less is shown pale, as no difference to build on."""
+"""Speed-up over the runner-up from which a lead is clear; smaller leads are shown pale."""
 LABELS = {
     "ranks": "cards, eight to a machine",
     "classes": "classes",
     "gbit_per_second": "rate of a machine's port (Gbit/s)",
 }
 PLACE = {"ranks": 512, "classes": 1_000_000, "gbit_per_second": 25.0}
-"""Where the lines go through: one of the three varies, the others stay."""
+"""The point that all lines pass through: one of the three varies, the others stay."""
 MAPS = (32, 512, 4096)
-"""Cards of the maps."""
+"""Numbers of cards for which a map is drawn."""
 
 
 def read(sweep: str | Path) -> pd.DataFrame:
-    """What `make scale` wrote: see `study.scale.simulated` for its columns."""
+    """Reads what `make scale` wrote; `analysis.scale_grid.simulated` has its columns."""
     return pd.read_csv(sweep)
 
 
 def draw(frame: pd.DataFrame) -> Picture:
-    """Above, images per second as a share of nodes that exchange nothing, over each of the three;
-    below, which variant has the most of them, by classes and rate."""
+    """Draws throughput relative to the ceiling over each of the three axes, and maps below.
+
+    The ceiling is nodes that exchange nothing. The maps show the fastest variant by classes and
+    rate.
+    """
     found = looks(frame["variant"])
     with dressed():
         figure = picture(13, 9.6)
@@ -46,7 +49,7 @@ def draw(frame: pd.DataFrame) -> Picture:
 
 
 def _draw_lines(axes: Axes, frame: pd.DataFrame, over: str, found: Mapping[str, Look]) -> None:
-    """Places on the axis are settings, not a scale."""
+    """Draws a line per variant; positions on the x axis are settings, not a scale."""
     values = sorted(frame[over].unique())
     for variant, rows in along(frame, over).groupby("variant"):
         places = [values.index(value) for value in rows[over]]
@@ -59,10 +62,12 @@ def _draw_lines(axes: Axes, frame: pd.DataFrame, over: str, found: Mapping[str, 
 
 
 def along(frame: pd.DataFrame, over: str) -> pd.DataFrame:
-    """The rows through PLACE that vary in `over`; `share` of the ceiling there. What does not fit a
-    card's memory is left out."""
+    """The rows through PLACE that vary in `over`, with their `share` of the ceiling's images/s.
+
+    Variants that do not fit into a card's memory are left out.
+    """
     others = [name for name in LABELS if name != over]
-    # One machine has no port that matters: its rows stand for every rate.
+    # A single machine uses no link, so its rows stand for every rate.
     single = frame["ranks"] == frame["ranks"].min()
     kept = pd.Series(True, index=frame.index)
     for name in others:
@@ -77,8 +82,10 @@ def along(frame: pd.DataFrame, over: str) -> pd.DataFrame:
 
 
 def winners(frame: pd.DataFrame, ranks: int) -> pd.DataFrame:
-    """A row per classes and rate: the fastest `variant` that fits, and `lead`, how many times the
-    next one's images per second it has."""
+    """The fastest `variant` that fits, by classes and rate, and its `lead`.
+
+    The lead is the ratio of its images per second to those of the runner-up.
+    """
     usable = frame[(frame["ranks"] == ranks) & frame["fits"] & (frame["variant"] != CEILING)]
     rows = []
     for (classes, gbit), group in usable.groupby(["classes", "gbit_per_second"]):
@@ -118,7 +125,7 @@ def _tile(x: int, y: int, colour: str, alpha: float) -> Rectangle:
 
 
 def compact(value: float) -> str:
-    """1,000,000 -> 1M; what is no round number stays as it is."""
+    """Abbreviates round numbers, 1,000,000 to 1M; others stay as they are."""
     for size, sign in ((1e6, "M"), (1e3, "k")):
         if value >= size and value % size == 0:
             return f"{value / size:g}{sign}"
@@ -135,7 +142,7 @@ def _elsewhere(over: str) -> str:
 
 
 def say(frame: pd.DataFrame) -> Said:
-    """Who is the fastest, how often and by how much; and what does not fit."""
+    """The fastest variants, how often and by how much they lead, and what does not fit."""
     lines = []
     for ranks in MAPS:
         best = winners(frame, ranks)

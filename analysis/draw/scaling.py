@@ -1,4 +1,4 @@
-"""Scaling: images per second over ranks, hosts, rate and classes, measured beside predicted."""
+"""Scaling: images per second over ranks, hosts, rate and classes, measured and predicted."""
 
 import json
 import math
@@ -30,22 +30,22 @@ from harness.tracking.results import Variant
 from harness.tracking.study import Study
 
 CONDITIONS = "conditions.json"
-"""What each table of a folder was measured under: `Condition`s by the table's name."""
+"""File with the `Condition` of each table of a folder, by the table's name."""
 PREDICTIONS = ".predictions.json"
-"""Behind a table's name: what was predicted for it."""
+"""Suffix of the file with a table's predictions."""
 UNSHAPED = "no limit"
 
 
 class Condition(Record):
-    """Where a throughput table was measured."""
+    """The conditions that a throughput table was measured under."""
 
     hosts: int
     ranks: int
     classes: int
     mbit_per_second: float | None
-    """Of a host's link; None: without a limit."""
+    """Rate of a host's link, Mbit/s; None means no limit."""
     latency: str | None = None
-    """One way, as `harness lab up` takes it; None: the machine's own."""
+    """One-way latency as `harness lab up` takes it; None means the machine's own."""
     jitter: str | None = None
 
 
@@ -54,14 +54,16 @@ PANELS = {
     "classes": "classes",
     "ranks": "ranks (hosts)",
 }
-"""What the panels go over, and what their axes say."""
+"""The quantity on each panel's x axis, and the axis label."""
 
 
 def draw(tables: str | Path, study: Study) -> Picture:
-    """A panel for what was varied while the rest stayed, of the throughput tables in the
-    folder `tables`, and one for the study."""
+    """Draws a panel for each quantity that varies in the throughput tables, and one for the study.
+
+    `tables` is the folder of the tables; in each panel, all other conditions are equal.
+    """
     frame = numbers(tables)
-    # The study's own looks stay what they are in its other figures, whatever the tables hold.
+    # Variants of the study keep the styles of its other figures, whatever the tables contain.
     found = looks(frame["variant"]) | looks(run.name for run in study.runs)
     with dressed():
         figure = picture(12.5, 8.6)
@@ -82,7 +84,7 @@ def draw(tables: str | Path, study: Study) -> Picture:
 def numbers(tables: str | Path) -> pd.DataFrame:
     """A row per variant and table: the table's condition, `images_per_second`, and `predicted`.
 
-    Raises UserError where the folder does not say what its tables were measured under.
+    Raises UserError if the folder lacks the conditions of its tables.
     """
     folder = Path(tables)
     file = folder / CONDITIONS
@@ -105,11 +107,11 @@ def numbers(tables: str | Path) -> pd.DataFrame:
 
 
 def series(frame: pd.DataFrame, over: str) -> pd.DataFrame:
-    """The rows that differ in `over` alone, of the setting in which it takes most values."""
+    """The rows that differ in `over` alone, for the conditions with the most values of it."""
     fixed = [name for name in Condition.model_fields if name != over]
     if over == "ranks":
-        fixed.remove("hosts")  # more ranks came on more hosts
-    # None is a rate like others here, not a missing one.
+        fixed.remove("hosts")  # more ranks were measured on more hosts
+    # A rate of None means no limit; it is a value, not a missing one.
     keys = frame[fixed].fillna(float("inf")).apply(tuple, axis=1)
     values = frame[over].fillna(float("inf")).groupby(keys).nunique()
     if values.max() < 2:
@@ -118,7 +120,7 @@ def series(frame: pd.DataFrame, over: str) -> pd.DataFrame:
 
 
 def say(tables: str | Path, study: Study) -> Said:
-    """What the tables' numbers say, and how far off predictions are."""
+    """The fastest variant under each condition, and the errors of predictions, as Markdown."""
     frame = numbers(tables)
     lines = []
     for over, told in PANELS.items():
@@ -195,7 +197,7 @@ def _draw_panel(axes: Axes, frame: pd.DataFrame, over: str, found: Mapping[str, 
     ticks = [
         f"{_tick(value)} ({hosts[value]})" if over == "ranks" else _tick(value) for value in values
     ]
-    # Places, not numbers: two or three settings, one of them without a limit.
+    # Positions are settings, not numbers: there are two or three, one of them without a limit.
     axes.set_xticks(range(len(values)), ticks)
     axes.set_xlim(-0.3, len(values) - 0.7)
     axes.set_ylim(bottom=0)
@@ -207,7 +209,7 @@ def _tick(value: float) -> str:
 
 
 def _told(frame: pd.DataFrame, over: str) -> str:
-    """What stayed the same."""
+    """The conditions that stay the same in a panel."""
     row = frame.iloc[0]
     rate = row["mbit_per_second"]
     parts = {

@@ -1,4 +1,4 @@
-"""Staleness: learning rate, delay and momentum against the limit of stability; the losses."""
+"""Staleness: learning rate, delay and momentum against the stability limit, and the losses."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,12 +27,12 @@ from harness.train.stability import Dynamics, dynamics_of, largest_stable_produc
 
 CURVATURE, OVER_STABLE = "staleness/curvature", "staleness/lr_over_stable"
 AFTER_WARMUP = 2**31
-"""A window in which any exchange is as late as it gets."""
+"""Number of a window in which every exchange has its full delay."""
 MANY = 2
-"""Nodes: what more of them do to stability is the same."""
+"""Number of nodes assumed if it is unknown; more of them have the same effect on stability."""
 DELAY_GREYS = ("#000000", "#4d4d4d", "#808080", "#b0b0b0")
 MOMENTA = 16
-"""Points of a line."""
+"""Number of points per line."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +42,27 @@ class Point:
     name: str
     seed: int
     dynamics: Dynamics
-    """Once its exchange is late, and its lr at the peak."""
+    """Its dynamics with the full delay and the peak lr."""
     lr: float
-    """The largest of the run."""
+    """The largest learning rate of the run."""
     curvature: float
-    """The largest that was sampled; NaN where none was."""
+    """The largest curvature that was sampled; NaN if none was."""
     of_limit: float
-    """lr as a share of what is stable, the largest that was logged, of one window each; else the
-    largest lr x curvature of the run as a share of it. Above 1 it is not stable; NaN: not known."""
+    """The largest ratio of lr to the largest stable lr that was logged for a window; if none was,
+    the largest lr x curvature over its limit. Above 1 is unstable; NaN if it is not known."""
     first_loss: float
-    """Of the first training windows that were logged; NaN where none were."""
+    """Loss of the first training windows that were logged; NaN if none were."""
     loss: float
-    """Of the last; infinite where one was no number."""
+    """Loss of the last windows that were logged; infinite if one was not finite."""
 
     @property
     def ran_away(self) -> bool:
+        """Whether the run ended above its first loss, or with a loss that is not finite."""
         return not self.loss <= self.first_loss
 
 
 def draw(study: Study) -> Picture:
-    """The map of the limit with the study's runs on it, what became of them on either side of it,
-    and their losses."""
+    """Draws the stability map with the study's runs, their outcome on either side, and losses."""
     found = looks(run.name for run in study.runs)
     placed = points(study)
     with dressed():
@@ -76,13 +76,13 @@ def draw(study: Study) -> Picture:
 
 
 def points(study: Study) -> tuple[Point, ...]:
-    """Of every run, whether it ended well or not; but AdamW's limit is not known."""
+    """The points of all runs, even failed ones, except for AdamW, whose limit is unknown."""
     found = ((run, dynamics_of(run.config, AFTER_WARMUP, _nodes(run))) for run in study.runs)
     return tuple(_point(run, dynamics) for run, dynamics in found if dynamics is not None)
 
 
 def say(study: Study) -> Said:
-    """What the store's numbers say."""
+    """Each run's distance from its limit and its final loss, as Markdown."""
     lines = []
     for each in points(study):
         told = f"lr {each.lr:g}, momentum {each.dynamics.momentum:g}, delay {each.dynamics.delay}"
@@ -97,7 +97,7 @@ def say(study: Study) -> Said:
 
 
 def _nodes(run: RecordedRun) -> int:
-    """Several, where the run did not live to say."""
+    """The run's number of nodes; MANY if it did not live to record that."""
     return MANY if run.summary is None else run.summary.nodes
 
 
@@ -106,7 +106,7 @@ def _point(run: RecordedRun, dynamics: Dynamics) -> Point:
     over = run.metric(OVER_STABLE)
     curvature = float(sampled.max()) if len(sampled) else math.nan
     apart = run.config.optimizer.lr * curvature / largest_stable_product(dynamics)
-    # A loss that is no number is left out of the journal, and counted there.
+    # Losses that are not finite are not logged, but counted in a metric of their own.
     lost = losses.empty or not run.metric("train/loss_nonfinite").empty
     return Point(
         name=run.name,
@@ -142,7 +142,7 @@ def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) ->
                     color=grey,
                 )
     sampled = [point for point in placed if not math.isnan(point.curvature)]
-    # Nodes that step alone have limits of their own, which the panel beside it draws.
+    # Averaging runs have other limits than the lines here; the panel beside shows them.
     known = [point for point in sampled if not point.dynamics.averaging]
     missing = "nodes step alone in those that" if sampled else "no run here"
     for point in known:
@@ -160,7 +160,7 @@ def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) ->
 
 
 def _mark(axes: Axes, point: Point, x: float, y: float, found: Mapping[str, Look]) -> None:
-    """A run that ran away is hollow."""
+    """Draws a run's marker, hollow if the run diverged."""
     look = found[point.name]
     face = "white" if point.ran_away else look.colour
     axes.plot([x], [y], look.marker, color=look.colour, markerfacecolor=face, markersize=8)
@@ -175,7 +175,8 @@ def _draw_sides(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) 
     ends = [point.loss / point.first_loss for point in known]
     worst = max([2.0, *(end for end in ends if math.isfinite(end))])
     for point, end in zip(known, ends, strict=True):
-        _mark(axes, point, point.of_limit, min(end, 3 * worst), found)  # no number lies on top
+        # Losses that are not finite are drawn above all others.
+        _mark(axes, point, point.of_limit, min(end, 3 * worst), found)
     axes.axvline(1, color="#555555", linestyle=(0, (6, 3)), linewidth=1)
     axes.axhline(1, color="#555555", linewidth=0.8)
     _log(axes, "x")
@@ -185,7 +186,7 @@ def _draw_sides(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) 
 
 
 class Plain(LogFormatter):
-    """0.6, not 6e-01; the same ticks are named."""
+    """Labels the same ticks as LogFormatter, but as 0.6 instead of 6e-01."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""

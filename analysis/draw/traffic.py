@@ -1,4 +1,4 @@
-"""Bytes: what was counted at the collectives beside what the formula says, by link."""
+"""Bytes: counts at the collectives beside the formula's values, by link."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ LINKS = {
 
 
 def draw(study: Study) -> Picture:
-    """Bars are counted, diamonds are the formula: a row of panels per link."""
+    """Draws counted bytes as bars and the formula as diamonds, with a row of panels per link."""
     variants = study.variants
     found = looks(variant.name for variant in variants)
     frame = numbers(variants)
@@ -39,8 +39,11 @@ def draw(study: Study) -> Picture:
 
 
 def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
-    """A row per variant and link, MB (1e6 bytes), means over seeds: `counted_window`,
-    `formula_window`, and `counted_images`, `formula_images` of 1,000 images of all ranks."""
+    """A row per variant and link, in MB (1e6 bytes), means over seeds.
+
+    `counted_window` and `formula_window` are per window, `counted_images` and `formula_images` per
+    1,000 images of all ranks.
+    """
     rows = []
     for variant in variants:
         for link in LINKS:
@@ -58,7 +61,7 @@ def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
 
 
 def say(study: Study) -> Said:
-    """What the store's numbers say."""
+    """How far counts and formula differ, and who sends most and least, as Markdown."""
     frame = numbers(study.variants)
     apart = (frame["counted_window"] / frame["formula_window"] - 1).abs().max()
     cross = frame[frame["link"] == "cross_node"].set_index("variant")["counted_images"].dropna()

@@ -1,4 +1,4 @@
-"""Utilisation: what the device's counter says beside the share of a step that was computed."""
+"""Utilisation: the device's counter beside the fraction of a step spent computing."""
 
 import re
 from collections.abc import Mapping
@@ -19,20 +19,22 @@ from harness.tracking.study import Study
 COMPUTING = ("forward", "backward", "optimizer")
 OF_NODE = re.compile(r"utilisation/node_(\d+)_(computed|counter)_percent")
 MOST_NODES = 4
-"""Rows of panels; the others are left out of the picture, not of the means."""
+"""Largest number of rows; further nodes are left out of the panels, but not of the means."""
 COUNTER = {"color": "#555555", "linestyle": "-", "linewidth": 1.2}
 
 
 @dataclass(frozen=True)
 class Node:
-    """One node in one run: per cent over seconds since the run's first record."""
+    """One node in one run, in percent over seconds since the run's first record."""
 
     counter: "pd.Series[float]"
+    """Utilisation by the device's counter."""
     computed: "pd.Series[float]"
+    """Fraction of a step spent computing."""
 
 
 def draw(study: Study) -> Picture:
-    """Columns are variants (their first seed), rows nodes; the last panel has the means."""
+    """Draws a column per variant (its first seed) and a row per node, and a panel of means."""
     runs = _first_runs(study)
     found = looks(run.name for run in study.runs)
     by_run = {run.name: nodes(study, run) for run in runs}
@@ -57,9 +59,12 @@ def draw(study: Study) -> Picture:
 
 
 def nodes(study: Study, run: RecordedRun) -> dict[int, Node]:
-    """What is known of a run's nodes. A counter that the run did not log itself (that of a card) is
-    MLflow's system metric; shares that it did not log are the mean over all ranks. Where waiting
-    happens inside the backward pass, as in torch's DDP, nobody knows what was computed."""
+    """The counter and the computed fraction of each node of a run.
+
+    If the run did not log the counter itself (that of a card), MLflow's system metric is used; if
+    it did not log computed fractions, the mean over all ranks is. For exchanges that wait inside
+    the backward pass, such as torch's DDP, the computed fraction is unknown and left empty.
+    """
     history = run.history
     if "time" not in history:
         return {}
@@ -89,7 +94,7 @@ def _separable(run: RecordedRun) -> bool:
 
 
 def means(by_node: Mapping[int, Node]) -> tuple[float, float]:
-    """Counter and computed share of a run, per cent, over its nodes and its time."""
+    """Mean counter and mean computed fraction of a run over its nodes and its time, in percent."""
     counter = [node.counter.mean() for node in by_node.values() if len(node.counter)]
     computed = [node.computed.mean() for node in by_node.values() if len(node.computed)]
     nothing = float("nan")
@@ -97,7 +102,7 @@ def means(by_node: Mapping[int, Node]) -> tuple[float, float]:
 
 
 def say(study: Study) -> Said:
-    """What the store's numbers say."""
+    """Mean counter and computed fraction of each variant, as Markdown."""
     lines = []
     for run in _first_runs(study):
         counter, computed = means(nodes(study, run))
@@ -117,7 +122,7 @@ def say(study: Study) -> Said:
 
 
 def _first_runs(study: Study) -> list[RecordedRun]:
-    """Of each variant the lowest seed that ended well."""
+    """The completed run with the lowest seed of each variant."""
     found = []
     for name in dict.fromkeys(run.name for run in study.runs):
         ended = [run for run in study[name] if run.summary is not None]
@@ -143,7 +148,7 @@ def _draw_node(axes: Axes, node: Node | None, look: Look) -> None:
 def _draw_means(
     axes: Axes, by_run: Mapping[str, dict[int, Node]], found: Mapping[str, Look]
 ) -> None:
-    """A line from what was computed to what the counter says: as long as what it hides."""
+    """Draws a line from the computed fraction to the counter, as long as what the counter hides."""
     for number, (name, by_node) in enumerate(by_run.items()):
         counter, computed = means(by_node)
         look = found[name]

@@ -13,11 +13,11 @@ SAME_IMAGES = (
     *("dataset", "num_classes", "root", "image_size"),
     *("train_fonts", "validation_fonts", "synthetic_images"),
 )
-"""Keys of `data` without which accuracies mean different things."""
+"""Keys of `data` that must be equal, or accuracies mean different things."""
 
 
 def check_same_images(first: Config, other: Config) -> None:
-    """Raises UserError for other data settings."""
+    """Raises UserError if the two configs differ in a key of SAME_IMAGES."""
     for key in SAME_IMAGES:
         here, there = getattr(first.data, key), getattr(other.data, key)
         if here != there:
@@ -28,7 +28,7 @@ def check_same_images(first: Config, other: Config) -> None:
 
 
 def check_alike(runs: Sequence["RecordedRun"]) -> None:
-    """Of a recorded study. Raises UserError for runs on other ranks, nodes or images."""
+    """Raises UserError if runs of a recorded study differ in ranks, nodes or images."""
     ended = [(run, run.summary) for run in runs if run.summary is not None]
     for run, summary in ended[1:]:
         first, whole = ended[0]

@@ -1,4 +1,4 @@
-"""The picture of a comparison: where a step's time goes, and accuracy over training time."""
+"""The chart of a comparison: where a step's time goes, and accuracy over training time."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,19 +16,19 @@ from harness.tracking.results import PRIMARY, Target, Variant
 
 
 def draw(variants: Sequence[Variant], target: Target | None, title: str, path: Path) -> None:
-    """Writes the picture as a PNG."""
+    """Writes the chart to `path` as a PNG."""
     with dressed():
         compose(variants, target, title).savefig(path, dpi=130)
 
 
 def draw_ladder(ladder: Ladder, path: Path) -> None:
-    """Writes the picture of what each lever is worth, as a PNG."""
+    """Writes the chart of what each lever is worth to `path` as a PNG."""
     with dressed():
         ladder_figure(ladder).savefig(path, dpi=130)
 
 
 def compose(variants: Sequence[Variant], target: Target | None, title: str) -> Figure:
-    """Times on the left, accuracy on the right; a variant has the same colour in both."""
+    """Draws step times on the left and accuracy on the right, with the same colour per variant."""
     found = looks(variant.name for variant in variants)
     height = max(4.8, 1.9 + 0.55 * len(variants))
     with dressed():
@@ -40,7 +40,7 @@ def compose(variants: Sequence[Variant], target: Target | None, title: str) -> F
 
 
 def times_figure(variants: Sequence[Variant]) -> Figure:
-    """The left half alone."""
+    """Draws the left half of the chart alone."""
     with dressed():
         figure, axes = _single(len(variants))
         draw_times(axes, variants, looks(variant.name for variant in variants))
@@ -48,7 +48,7 @@ def times_figure(variants: Sequence[Variant]) -> Figure:
 
 
 def accuracy_figure(variants: Sequence[Variant], target: Target | None) -> Figure:
-    """The right half alone."""
+    """Draws the right half of the chart alone."""
     with dressed():
         figure, axes = _single(len(variants))
         _draw_accuracy(axes, variants, target, looks(variant.name for variant in variants))
@@ -56,6 +56,7 @@ def accuracy_figure(variants: Sequence[Variant], target: Target | None) -> Figur
 
 
 def draw_target(axes: Axes, target: Target | None) -> None:
+    """Draws the target accuracy as a dashed line; nothing if there is no target."""
     if target is None:
         return
     axes.axhline(
@@ -89,7 +90,7 @@ def _draw_accuracy(
                 markersize=4,
                 label=label,
             )
-            label = None  # one entry for all seeds
+            label = None  # one legend entry for all seeds of a variant
     draw_target(axes, target)
     axes.set_xlim(left=0)
     axes.set_xlabel("training time, evaluations left out (s)")

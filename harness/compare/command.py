@@ -1,4 +1,4 @@
-"""The command line of `harness compare`: runs experiments, or takes up a study that was run."""
+"""The command line of `harness compare`: runs experiments, or reopens a recorded study."""
 
 import argparse
 from typing import Any
@@ -7,13 +7,13 @@ from harness.arguments import MOST_RANKS, MOST_SEEDS, Arguments, count, path, te
 from harness.errors import UserError
 
 RUNNING = ("np", "hosts", "seeds", "study")
-"""Options of runs to come."""
+"""Options that only apply if experiments are run."""
 READING = ("uri", "experiment", "no_record")
-"""Options of runs that were."""
+"""Options that only apply if a recorded study is read."""
 
 
 def add_compare(commands: Any) -> None:
-    """Adds `compare` to the commands that argparse knows."""
+    """Adds the `compare` command to the parser."""
     compare = commands.add_parser(
         "compare", help="several experiments in turn, or a recorded study: table, verdict, report"
     )
@@ -56,7 +56,7 @@ def add_compare(commands: Any) -> None:
 
 def _compare(parsed: argparse.Namespace) -> int:
     _check(parsed)
-    # They bring pandas and matplotlib, which take seconds.
+    # Imported here because pandas and matplotlib take seconds to import.
     from harness.tracking.prediction import read_predictions
     from harness.tracking.results import Terms
 

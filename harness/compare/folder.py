@@ -1,4 +1,4 @@
-"""A study as its folder keeps it: each run's config and summary in a folder of its own in there."""
+"""A study stored in a folder: one subfolder per run, with the run's config and summary."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +10,9 @@ from harness.tracking.run_folder import CONFIG, SUMMARY, RunFolder
 
 
 def variants_in(folder: Path) -> tuple[Variant, ...]:
-    """Those with runs that ended well, in the order of their names, each run by its seed.
+    """The variants that have completed runs, sorted by name; each one's runs are sorted by seed.
 
-    Raises UserError if there are none.
+    Raises UserError if there is no completed run.
     """
     runs = [_recorded(RunFolder(path.parent)) for path in sorted(folder.rglob(SUMMARY))]
     if not runs:
@@ -21,7 +21,7 @@ def variants_in(folder: Path) -> tuple[Variant, ...]:
 
 
 def _recorded(files: RunFolder) -> RecordedRun:
-    """A run that ended well."""
+    """Reads one completed run. Raises UserError if its config is missing."""
     config = files.config
     if config is None:
         raise UserError(f"{files.path} has a {SUMMARY} and no {CONFIG}; put that there")
@@ -31,7 +31,7 @@ def _recorded(files: RunFolder) -> RecordedRun:
 
 
 def write_runs(folder: Path, variants: Sequence[Variant]) -> None:
-    """What `variants_in` reads."""
+    """Writes the files that `variants_in` reads: a config and a summary for each run."""
     for each in variants:
         for run in each.summaries:
             files = RunFolder(folder / f"{each.name}-s{run.seed}")

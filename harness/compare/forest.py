@@ -1,4 +1,4 @@
-"""The picture of a verdict: each rival's difference from the baseline, with its interval."""
+"""The forest plot of a verdict: each rival's difference from the baseline, with its interval."""
 
 import math
 from collections.abc import Sequence
@@ -13,11 +13,14 @@ from harness.compare.verdict import ACCURACY, SECONDS, THROUGHPUT, Finding, Ques
 from harness.tracking.results import Variant
 
 BAND = "#e8e8e8"
-"""Differences that do not matter."""
+"""Colour of the band of differences that do not matter."""
 
 
 def forest_figure(verdict: Verdict) -> Figure:
-    """Speed on the left, accuracy on the right, a row per rival; the band is no difference."""
+    """Draws speed on the left and accuracy on the right, with one row per rival.
+
+    Within the grey band a difference does not matter.
+    """
     figure = Figure(figsize=(7.2, 1.5 + 0.42 * len(verdict.rivals)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -54,7 +57,7 @@ def _draw(axes: Axes, verdict: Verdict, question: Question, none: float) -> None
 
 
 def _draw_row(axes: Axes, finding: Finding, row: int, colour: str) -> Sequence[float]:
-    """What the row reaches to."""
+    """Draws one rival's estimate and interval. Returns the finite x values that it covers."""
     interval = finding.interval
     whole = [interval.low, interval.high]
     if finding.difference.tested:
@@ -65,7 +68,7 @@ def _draw_row(axes: Axes, finding: Finding, row: int, colour: str) -> Sequence[f
 
 
 def _why_not(verdict: Verdict, question: Question, rival: Variant) -> str:
-    """Why a rival was not compared in this."""
+    """Why the rival was not compared in this question."""
     for each in (rival, verdict.baseline):
         if not each.summaries:
             return each.fate if each is rival else f"{each.name} {each.fate}"
@@ -84,7 +87,8 @@ def _say(axes: Axes, row: int, text: str) -> None:
 
 
 def _scale(axes: Axes, low: float, high: float) -> None:
-    """Logarithmic, labelled in plain numbers also where it spans less than a decade."""
+    """Sets a logarithmic scale with plain numbers as labels, even below one decade."""
+    # A margin of 8 % of the range in log space, at least 1 % of the value.
     room = max((high / low) ** 0.08, 1.01)
     axes.set_xscale("log")
     axes.set_xlim(low / room, high * room)

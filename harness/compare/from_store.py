@@ -1,4 +1,4 @@
-"""Takes up a study that lies in MLflow: the same comparison as after its runs, without running."""
+"""Reopens a study recorded in MLflow: the same comparison as after its runs, without running."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -18,13 +18,13 @@ from harness.tracking.study import read_study
 
 @dataclass(frozen=True)
 class Source:
-    """Where a recorded study lies."""
+    """Where a recorded study is stored."""
 
     study: str
     uri: str | None = None
-    """None: MLFLOW_TRACKING_URI, else the SQLite file mlflow.db here."""
+    """MLflow store; None means MLFLOW_TRACKING_URI, else mlflow.db in the working directory."""
     experiment: str | None = None
-    """None: the only one that holds the study."""
+    """MLflow experiment; None means the only one that holds the study."""
 
 
 def take_up(
@@ -34,8 +34,11 @@ def take_up(
     folder: Path | None,
     recorded: bool,
 ) -> int:
-    """The exit code. `predictions` stand instead of the study's own; `recorded`: MLflow gets the
-    comparison too. Raises UserError for a study that cannot be read."""
+    """Compares a recorded study and returns the exit code.
+
+    `predictions`, if any, replace those of the study; `recorded` says whether to log the comparison
+    to MLflow. Raises UserError for a study that cannot be read.
+    """
     asked = tracking_in(source.uri, source.experiment)
     study = read_study(store_uri(asked), source.study, source.experiment)
     results = study.results

@@ -1,4 +1,4 @@
-"""A study's ladder in words: its table, a closing sentence, and what a reader must know."""
+"""A study's ladder as text: its table, a closing sentence, and notes on how to read it."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ SINGULAR = (Lever.HIERARCHICAL, Lever.SLICED, Lever.LATE)
 
 
 def as_text(ladder: Ladder) -> str:
-    """For a terminal: speed, then time to the target, each with the rung."""
+    """The ladder for a terminal: a table of speeds, a table of times to the target, and notes."""
     cells = ladder_cells(ladder)
     speed = [row[:5] for row in cells]
     blocks = [f"{TITLE}\n{aligned(speed)}"]
@@ -38,12 +38,13 @@ def as_text(ladder: Ladder) -> str:
 
 
 def as_markdown(ladder: Ladder) -> str:
+    """The ladder as a section of a Markdown page."""
     notes = "\n".join(f"* {note}" for note in ladder_notes(ladder))
     return "\n\n".join([f"## {TITLE}", piped(ladder_cells(ladder)), closing(ladder), notes])
 
 
 def ladder_cells(ladder: Ladder) -> list[list[str]]:
-    """Rows of cells under a head."""
+    """The table's cells: a header row, then one row per rung."""
     rows = [list(HEADS)]
     for number, rung in enumerate(ladder.rungs):
         below, base = rung.over_below, rung.over_baseline
@@ -57,7 +58,7 @@ def ladder_cells(ladder: Ladder) -> list[list[str]]:
 
 
 def rung_name(rung: Rung, first: bool = False) -> str:
-    """The levers that it pulls, and those that it only pushes further."""
+    """The levers that the rung adds, then those that it only pulls further."""
     pulled = " + ".join(rung.pulled)
     if first:
         return f"baseline ({pulled})" if pulled else "baseline"
@@ -65,8 +66,10 @@ def rung_name(rung: Rung, first: bool = False) -> str:
 
 
 def closing(ladder: Ladder) -> str:
-    """How much of the whole each lever is worth: of time to the target, where all rungs reach it
-    in all of their runs, else of images/s."""
+    """One sentence with the total speed-up and the factor that each lever contributes.
+
+    It speaks of time to the target if all rungs reach it in all of their runs, else of images/s.
+    """
     total = _of(ladder, ladder.rungs[-1].over_baseline)
     parts = [(rung, _of(ladder, rung.over_below)) for rung in ladder.rungs[1:]]
     known = [(rung, found) for rung, found in parts if found is not None]
@@ -80,14 +83,14 @@ def closing(ladder: Ladder) -> str:
 
 
 def _of(ladder: Ladder, worth: Worth | None) -> Difference | None:
-    """What the closing sentence speaks of."""
+    """The ratio that the closing sentence reports: time to the target, or images/s."""
     if worth is None:
         return None
     return worth.time if ladder.timed else worth.speed
 
 
 def ladder_notes(ladder: Ladder) -> list[str]:
-    """What a reader must know to read the table."""
+    """Notes that a reader needs to understand the table."""
     found = ["Each rung keeps the levers of the rung below it and pulls the one it is named after"]
     if any(len(rung.pulled) + len(rung.pushed) > 1 for rung in ladder.rungs[1:]):
         found.append(
@@ -121,7 +124,7 @@ def ladder_notes(ladder: Ladder) -> list[str]:
 
 
 def ratio_told(interval: Interval) -> str:
-    """3.10x (2.90-3.31)."""
+    """Formats a ratio with its interval if there is one, e.g. "3.10x (2.90-3.31)"."""
     if math.isnan(interval.low):
         return f"{ratio_of(interval.estimate)}x"
     return f"{ratio_of(interval.estimate)}x ({_range(interval)})"
@@ -177,7 +180,7 @@ def _seconds(rung: Rung, ladder: Ladder) -> str:
 
 
 def labels(rungs: Sequence[Rung]) -> list[str]:
-    """Of each rung, for a picture: its levers and its variant."""
+    """Axis labels of a chart: each rung's levers, and its variant on a second line."""
     return [
         f"{rung_name(rung, first=number == 0)}\n{rung.variant.name}"
         for number, rung in enumerate(rungs)

@@ -1,4 +1,4 @@
-"""The report of a comparison: one page that says who wins first, then shows why."""
+"""The report of a comparison: one HTML page with the winner first, then the evidence."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ def write_report(
     ladder: Ladder | None,
     path: Path,
 ) -> None:
-    """One file: pictures lie in it, and it asks the network for nothing."""
+    """Writes the report to `path` as one file with embedded figures, which needs no network."""
     found = looks(each.name for each in results.variants)
     colours = {name: look.colour for name, look in found.items()}
     title = question(verdict)
@@ -81,7 +81,7 @@ def write_report(
 
 
 def question(verdict: Verdict) -> str:
-    """What the study asks."""
+    """The question that the study answers, as the page's title."""
     names = [each.name for each in verdict.variants]
     who = " or ".join(names) if len(names) < 3 else f"which of {len(names)} variants"
     if verdict.target is None:
@@ -202,7 +202,7 @@ def _settings(results: Results) -> str:
 def _environment(
     environments: Sequence[Mapping[str, Any]], results: Results
 ) -> list[tuple[str, str]]:
-    """What the runs noted; several values are several kinds of machines, versions or commits."""
+    """Commits, machines and package versions of the runs; different values are joined."""
     runs = [run for each in results.variants for run in each.summaries]
     commits = {f"{run.commit}" for run in runs if run.commit}
     changed = any(each.get("git_dirty") for each in environments)
@@ -216,7 +216,7 @@ def _environment(
 
 
 def _machine(environment: Mapping[str, Any]) -> str:
-    """The kind of machine that rank 0 was on."""
+    """A description of the machine that rank 0 was on."""
     cores, memory = environment.get("usable_cores"), environment.get("memory_bytes", 0) / 1e9
     told = f"{environment['cpu']}, {cores} cores, {memory:.0f} GB, {environment.get('system')}"
     gpus = environment.get("gpus") or []

@@ -1,4 +1,4 @@
-"""Trains experiments in turn on the same hosts with the same seeds, and shows what came of each."""
+"""Trains experiments in turn on the same hosts with the same seeds, and compares the results."""
 
 import os
 import sys
@@ -42,7 +42,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """All trainings of a study, in the order they run."""
+    """All trainings of a study, in the order in which they run."""
 
     study: str
     folder: Path
@@ -52,7 +52,7 @@ class Plan:
     trials: tuple[Trial, ...]
 
     def at(self, folder: Path) -> "Plan":
-        """The same in another folder."""
+        """The same plan in another folder."""
         trials = (replace(trial, folder=folder / trial.folder.name) for trial in self.trials)
         return replace(self, folder=folder, trials=tuple(trials))
 
@@ -68,9 +68,10 @@ def compare(
     folder: Path | None,
     predictions: tuple[Prediction, ...] = (),
 ) -> int:
-    """The whole study; its exit code. Raises UserError before the first start.
+    """Runs and compares a whole study; returns the exit code.
 
-    `folder`: where the runs' folders and what comes of the comparison go.
+    `folder` receives the runs' folders and the comparison's files. Raises UserError before the
+    first run starts.
     """
     plan = make_plan(experiments, overrides, np, hosts, seeds, study, folder)
     terms.check([config.name for config in plan.variants])
@@ -104,7 +105,7 @@ def make_plan(
     study: str | None,
     folder: Path | None,
 ) -> Plan:
-    """Reads and checks every experiment. Raises UserError for any that could not run."""
+    """Reads and checks every experiment. Raises UserError if one could not run."""
     if not experiments or seeds < 1 or np < 1:
         raise UserError(
             f"found {len(experiments)} experiments, --seeds {seeds}, --np {np}; give at least one "
@@ -122,7 +123,8 @@ def make_plan(
     pairs = list(zip(experiments, configs, strict=True))
     for number in range(seeds):
         seed = configs[0].seed + number
-        # There and back: a machine that slows down steadily slows all variants alike.
+        # Every other seed runs in reverse order (A B C, C B A, ...), so that a machine that slows
+        # down steadily slows all variants by the same amount.
         for path, config in pairs if number % 2 == 0 else reversed(pairs):
             own = (*overrides, f"seed={seed}", override_of("tracking.study", study))
             trial = place / f"{config.name}-s{seed}"
@@ -144,7 +146,10 @@ def _check(configs: Sequence[Config], np: int, hosts: str) -> None:
 
 
 def _predictions(plan: Plan, given: tuple[Prediction, ...]) -> tuple[tuple[Prediction, ...], bool]:
-    """Those given, kept with the study, else those that it has; and whether no run is older."""
+    """The study's predictions, and whether all of them are known to precede its runs.
+
+    Given predictions are stored with the study; without them, those that it already has are used.
+    """
     tracking = plan.variants[0].tracking
     if not tracking.enabled:
         return given, bool(given)
@@ -177,7 +182,7 @@ def _length(config: Config, ranks: int) -> str:
 
 
 def _run_all(plan: Plan) -> tuple[list[RecordedRun], list[Failure], int]:
-    """The runs, those of them that failed, and the exit code."""
+    """Runs all trials; returns the runs, the failures among them, and the exit code."""
     runs: list[RecordedRun] = []
     failures: list[Failure] = []
     code = 0
@@ -196,7 +201,7 @@ def _run_all(plan: Plan) -> tuple[list[RecordedRun], list[Failure], int]:
 
 
 def _recorded(trial: Trial, outcome: Outcome) -> RecordedRun:
-    """The run as a store would give it back: its config is the one that it resolved."""
+    """The run as it would be read from a store, with the config that the run resolved."""
     files, ended_well = RunFolder(trial.folder), outcome.exit_code == 0
     return RecordedRun(
         files.mlflow_run_id or "",

@@ -1,4 +1,4 @@
-"""The verdict in words: who wins, a line per rival, and what the words mean."""
+"""The verdict as sentences: the winner, a line per rival, and what the terms mean."""
 
 import textwrap
 from collections.abc import Sequence
@@ -48,22 +48,22 @@ HEADS = {
     (_W, _O): "slower; accuracy: cannot tell",
     (_W, _W): "worse: slower and less accurate",
 }
-"""What a rival is called, by its time to the target and its accuracy."""
+"""The headline of a rival, by the judgements of its time to the target and of its accuracy."""
 COUNTS = {_B: "more images/s", _S: "as many images/s", _W: "fewer images/s"}
 ENDS = {_B: "more accurate", _S: "as accurate", _W: "less accurate"}
-"""What it is called without times to the target: more images are not yet better."""
+"""Headlines without times to the target, because more images/s alone are not an improvement."""
 WIDTH = 118
 
 
 @dataclass(frozen=True)
 class RivalLine:
-    """What the verdict is on one rival."""
+    """The verdict on one rival."""
 
     variant: str
     head: str
-    """What it is, in a few words."""
+    """The headline, a few words."""
     why: str = ""
-    """A sentence of the numbers behind that; empty: there are none."""
+    """A sentence with the numbers behind the headline; empty if there are none."""
 
     @property
     def text(self) -> str:
@@ -71,16 +71,17 @@ class RivalLine:
 
 
 def sentences(verdict: Verdict) -> list[str]:
-    """Who wins, then a line per rival."""
+    """The winner's sentence, then a line per rival."""
     return [overall(verdict), *(each.text for each in rival_lines(verdict))]
 
 
 def rival_lines(verdict: Verdict) -> list[RivalLine]:
+    """A line for each rival, in the order of the variants."""
     return [_rival(verdict, each) for each in verdict.rivals]
 
 
 def as_paragraphs(lines: Sequence[str], width: int = WIDTH) -> str:
-    """For a terminal: wrapped, each sentence's further lines set in."""
+    """Wraps each line for a terminal, with its continuation lines indented."""
     return "\n".join(textwrap.fill(line, width, subsequent_indent="    ") for line in lines)
 
 
@@ -98,7 +99,7 @@ def _rival(verdict: Verdict, rival: Variant) -> RivalLine:
 
 
 def head(verdict: Verdict, rival: str) -> str:
-    """What the rival is, in a few words."""
+    """The headline of a rival, a few words."""
     throughput, accuracy = verdict.of(rival, THROUGHPUT), verdict.of(rival, ACCURACY)
     speed = verdict.of(rival, SECONDS) or throughput
     if speed is None and accuracy is not None:
@@ -114,7 +115,7 @@ def head(verdict: Verdict, rival: str) -> str:
 
 
 def _by_count(images: Judgement, ends: Judgement) -> str:
-    """By images/s and accuracy alone, which do not say who is sooner at an accuracy."""
+    """A headline from images/s and accuracy alone, which do not show who reaches a target first."""
     if images is Judgement.OPEN:
         unknown = "images/s: cannot tell"
         return "cannot tell" if ends is Judgement.OPEN else f"{ENDS[ends]}; {unknown}"
@@ -125,7 +126,7 @@ def _by_count(images: Judgement, ends: Judgement) -> str:
 
 
 def _misses(verdict: Verdict, rival: str) -> bool:
-    """A target that the baseline always reached."""
+    """Whether the rival missed, at least once, a target that the baseline always reached."""
     return verdict.reached[verdict.baseline.name].always and not verdict.reached[rival].always
 
 
@@ -172,7 +173,7 @@ def _accuracy(verdict: Verdict, rival: Variant) -> str:
 
 
 def _among(verdict: Verdict, finding: Finding, one_side: bool) -> str:
-    """Why an interval on one side of no difference still decides nothing."""
+    """Why an interval that excludes "no difference" is still not significant: the correction."""
     return f" ({p_of(finding.p)} among {len(verdict.rivals)} rivals)" if one_side else ""
 
 
@@ -190,7 +191,7 @@ def _throughput(verdict: Verdict, rival: Variant) -> str:
 
 
 def meaning(verdict: Verdict) -> list[str]:
-    """What the words stand on: pairing, margins, corrections, and how fine the measures are."""
+    """Notes on the tests: pairing, margins, correction, and the resolution of accuracy."""
     found = [
         f"verdict: seeds in pairs, Student's t (times and speeds as logs), 95% intervals, at least "
         f"{FEWEST_PAIRS} seeds. 'No difference' is said only where the whole interval lies within "

@@ -1,4 +1,4 @@
-"""The first line of a verdict: who wins by time to accuracy, against the next best."""
+"""The first sentence of a verdict: the winner by time to accuracy, against the runner-up."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -20,7 +20,7 @@ from harness.tracking.results import Variant
 
 
 def overall(verdict: Verdict) -> str:
-    """The winner by time to accuracy, against the next best and not only the baseline."""
+    """Names the winner by time to accuracy, compared with the runner-up, or says why none."""
     target = verdict.target
     if target is None and not verdict.baseline.summaries:
         return (
@@ -43,7 +43,10 @@ def overall(verdict: Verdict) -> str:
 
 
 def _only(verdict: Verdict, only: Variant, goal: str) -> str:
-    """No winner: those that missed it in a seed may have been sooner in the others."""
+    """The sentence if only one variant always reaches the target.
+
+    It does not win: those that missed the target in a seed may have been faster in the others.
+    """
     others = [each for each in verdict.variants if each is not only]
     told = ", ".join(_how_often(verdict, each) for each in others)
     seeds = min(len(each.summaries) for each in verdict.variants if each.summaries)
@@ -82,7 +85,7 @@ def _first_of_all(verdict: Verdict, goal: str) -> str:
 
 
 def _doubts(level: Sequence[Finding]) -> list[str]:
-    """Why the first is not said to be sooner than these."""
+    """The reasons why the first cannot be called faster than these."""
     found = []
     alike = [each for each in level if each.judged in (Judgement.SAME, Judgement.OPEN)]
     if alike:
@@ -101,7 +104,7 @@ def _doubts(level: Sequence[Finding]) -> list[str]:
 
 
 def _price(verdict: Verdict, winner: Variant) -> str:
-    """Accuracy that winning cost."""
+    """A sentence on the accuracy that the winner lost; empty if it did not end less accurate."""
     accuracy = verdict.of(winner.name, ACCURACY)
     if accuracy is None or accuracy.judged is not Judgement.WORSE:
         return ""

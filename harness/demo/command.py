@@ -7,7 +7,7 @@ from harness.arguments import path
 
 
 def add_demo(commands: Any) -> None:
-    """`harness demo`."""
+    """Adds the `demo` command to the parser."""
     demo = commands.add_parser(
         "demo", help="the method against data parallelism over a slow link of this machine's own"
     )
@@ -16,7 +16,7 @@ def add_demo(commands: Any) -> None:
 
 
 def _demo(parsed: argparse.Namespace) -> int:
-    # It brings pandas and matplotlib, which take seconds.
+    # Imported here because pandas and matplotlib take seconds to import.
     from harness.demo.demo import demo
 
     return demo(parsed.folder)

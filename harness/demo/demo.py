@@ -1,4 +1,4 @@
-"""`harness demo`: the method over a slow link of this machine's own, and without the limit."""
+"""The demonstration: the method over an emulated slow link, and over one without a limit."""
 
 import sys
 from collections.abc import Sequence
@@ -20,26 +20,26 @@ EXPERIMENTS = PACKAGE / "experiments"
 BASELINE = EXPERIMENTS / "lab" / "data_parallel.yaml"
 METHOD = EXPERIMENTS / "lab" / "hybrid_averaging.yaml"
 RIVAL = EXPERIMENTS / "rivals" / "data_parallel_int8.yaml"
-"""The baseline with as few bytes as the method: what is gained without being late."""
+"""The baseline with the method's compression, which shows the gain without lateness."""
 OVERRIDES = (
     "tracking.experiment=demo",
-    "train.device=cpu",  # two hosts of one machine would need a card for each of their ranks
-    # To be done in ten minutes on two cores.
+    "train.device=cpu",  # on cards, two hosts on one machine would need a card for each rank
+    # Short enough for ten minutes on two cores.
     "train.epochs=5",
     "train.evaluate_images=500",
 )
 SHORT = ("train.epochs=2",)
-"""Without a limit only speed is looked at."""
+"""Overrides of the study without a limit, of which only the speed is used."""
 SLOW, UNLIMITED = "demo", "demo-unlimited"
-"""Studies."""
+"""Names of the two studies."""
 LOG_FILE = "comparison.log"
 EMULATED = f"localhost:{SLOTS},127.0.0.1:{SLOTS}"
 
 
 def demo(folder: Path | None) -> int:
-    """Trains over both links and shows what came of it; the exit code.
+    """Trains over both links and prints the results; returns the exit code.
 
-    Raises UserError before the first start.
+    Raises UserError before the first run starts.
     """
     with claimed(folder, Path("runs") / SLOW / now()) as place:
         try:
@@ -69,11 +69,11 @@ def _study(
     experiments: Sequence[Path],
     overrides: Sequence[str] = (),
 ) -> tuple[Variant, ...]:
-    """Trains in turn in the lab; tables and verdict go to a file."""
+    """Trains the experiments in turn in the lab; tables and verdict go to a file."""
     folder.mkdir()
     words = ["compare", *map(str, experiments), *OVERRIDES, *overrides, "--hosts", hosts]
     command = [sys.executable, "-m", "harness", *words, "--study", name, "--folder", str(folder)]
-    # The shell keeps standard output from the terminal that progress is shown on.
+    # The shell redirects standard output to the log, so that only progress reaches the terminal.
     line = ["sh", "-c", 'log=$0; exec "$@" > "$log"', str(folder / LOG_FILE), *command]
     if code := run_in_lab(line):
         raise RunFailed(f"the study ended with exit code {code}; its files are in {folder}")

@@ -1,4 +1,4 @@
-"""What the demo shows at its end: two tables, what they mean, and where to go on."""
+"""The demo's closing text: two tables, what they mean, and next steps."""
 
 import shlex
 import textwrap
@@ -15,28 +15,29 @@ from harness.tracking.results import PRIMARY, Target, Variant, baseline_of, targ
 from harness.tracking.ui import command_of
 
 COLUMNS = 80
+"""Width of the text."""
 LOST = 0.75
-"""The share of its step that the baseline shall lose to the slow link."""
+"""Fraction of its step that the baseline is meant to lose to the slow link."""
 BYTES = 4
-"""Of a gradient's value."""
+"""Bytes of one value of a gradient."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """The slow one, and what its rate was chosen by."""
+    """The slow link, and the measurements that its rate was chosen from."""
 
     megabits_per_second: float
     sent_bytes: float
-    """By each node in a step of the baseline."""
+    """Bytes that each node sends in a step of the baseline."""
     step_seconds: float
-    """Of the baseline, without a limit."""
+    """Seconds of a step of the baseline without a limit."""
 
     @classmethod
     def for_baseline(cls, variant: Variant) -> "Link":
-        """By its run without a limit.
+        """Chooses the rate from the baseline's run without a limit.
 
-        A step of c seconds that sends x bytes takes c + x / rate over a link, and loses the share s
-        of that to it where rate = x (1 - s) / (c s).
+        A step that computes for c seconds and sends x bytes takes c + x / rate over a link. It
+        loses the fraction s of that to the link if rate = x (1 - s) / (c s).
         """
         run: RunSummary = variant.summaries[0]
         sent = BYTES * (run.parameters_backbone + run.parameters_classifier)
@@ -46,7 +47,7 @@ class Link:
 
     @property
     def rate(self) -> str:
-        """As `harness lab rate` takes it."""
+        """The rate in the form that `harness lab rate` accepts."""
         return f"{self.megabits_per_second:g}mbit"
 
     def __str__(self) -> str:
@@ -54,7 +55,7 @@ class Link:
 
 
 def summary(slow: Sequence[Variant], unlimited: Sequence[Variant], link: Link) -> str:
-    """Both tables and what they mean; no line has more than 80 columns."""
+    """Both tables and what they mean, in lines of at most 80 columns."""
     target = target_of(baseline_of(slow), None)
     if target is None:
         raise RunFailed("the baseline learned nothing: there is no accuracy to measure a time to")
@@ -80,7 +81,7 @@ def summary(slow: Sequence[Variant], unlimited: Sequence[Variant], link: Link) -
 
 
 def leads(folder: Path, store: str, study: str) -> str:
-    """Where to look and what to try next."""
+    """The files to look at and the commands to try next."""
     harness = command_of(store, study)[0]
     lines = [
         ("chart", folder / "comparison.png"),

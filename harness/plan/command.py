@@ -1,4 +1,4 @@
-"""The command line of plan: predicts experiments, and all other ways, on a cluster."""
+"""The command line of `harness plan`: predicts experiments and their alternatives on a cluster."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ MOST_WINDOWS = 100_000
 
 
 def add_plan(commands: Any) -> None:
-    """`harness plan`."""
+    """Adds the `plan` command to the parser."""
     parser = commands.add_parser("plan", help="predicts speed, waits, memory and bytes of a run")
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
     parser.add_argument("--cluster", type=path, help="figures of a cluster: experiments/clusters/")
@@ -89,7 +89,7 @@ def _show_plan(
     predictions: Sequence["Prediction"],
     windows: int,
 ) -> None:
-    """`windows`: to simulate; 0: none."""
+    """Prints the whole page. `windows` is the number to simulate, 0 for no simulation."""
     from harness.plan import text as plan_text
     from harness.plan.ladder import ladder_lines
     from harness.plan.ways import all_ways
@@ -107,7 +107,7 @@ def _show_plan(
 
 
 def _require_writable(file: Path | None) -> None:
-    """Before minutes of measuring. Raises UserError."""
+    """Raises UserError if `file` cannot be written; called before minutes of measuring."""
     if file is not None and (os.path.isdir(file) or not os.access(file.absolute().parent, os.W_OK)):
         raise UserError(f"cannot write {file}; give a file in a folder that is there")
 

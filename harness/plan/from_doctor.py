@@ -1,4 +1,4 @@
-"""A cluster from what the doctor measured, and stated defaults for what it does not."""
+"""A cluster from what the doctor measured, with stated defaults for what it does not measure."""
 
 import json
 from pathlib import Path
@@ -15,11 +15,12 @@ ALWAYS: dict[str, float] = {
     "memory_bytes": 16e9,
     "late.start_seconds": 2e-3,
 }
-"""Of convolutions and of wide products against a plain one; a rank's memory; Horovod's default
-cycle of 1 ms."""
+"""Defaults of figures that the doctor never measures: efficiencies relative to a plain matrix
+product, a rank's memory in bytes, and a start that follows from Horovod's cycle of 1 ms."""
 MEMORY_BYTES_PER_SECOND = {"cpu": 10e9, "card": 500e9}
+"""Default memory bandwidth, by device."""
 NO_WAY_INSIDE: dict[str, float] = {"node.bytes_per_second": 10e9, "node.latency_seconds": 2e-5}
-"""A bus, where two ranks of a host were not asked."""
+"""Defaults of a bus, if no two ranks of one host were measured."""
 ODD = (
     StopIteration,
     ValueError,
@@ -29,14 +30,16 @@ ODD = (
     ArithmeticError,
     RecursionError,
 )
-"""What other JSON than the doctor's raises where its figures are looked up."""
+"""Errors that JSON other than the doctor's raises when its figures are read."""
 UNKNOWN_LINK_BYTES_PER_SECOND = 1e9
-"""Of the only host there is: it is never used."""
+"""Placeholder for the link of a single host, which is never used."""
 
 
 def cluster_of_doctor(path: Path) -> Cluster:
-    """From the line that `harness doctor --json` prints; raises UserError for anything else, and
-    where no link between its hosts could be measured."""
+    """Reads the line that `harness doctor --json` prints.
+
+    Raises UserError for anything else, and if no link between the hosts could be measured.
+    """
     lines = read_text(path, "doctor's figures", MOST_JSON_BYTES).splitlines()
     try:
         found = json.loads(next(line[line.index("{") :] for line in lines if '"verdict"' in line))
@@ -84,7 +87,7 @@ def _cluster(path: Path, hosts: list[str], speeds: list[Any], links: list[Any]) 
 
 
 def _even(path: Path, hosts: list[str]) -> int:
-    """Ranks of each host."""
+    """Ranks per host. Raises UserError if hosts have different numbers of ranks."""
     counts = {host: hosts.count(host) for host in hosts}
     if len(set(counts.values())) != 1:
         told = ", ".join(f"{host}: {count}" for host, count in counts.items())

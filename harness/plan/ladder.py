@@ -1,4 +1,4 @@
-"""The ladder of an experiment on a cluster: images/s as predicted, a lever more on each rung."""
+"""The predicted ladder of an experiment on a cluster: images/s, with one more lever per rung."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from harness.plan.machines import Cluster
 from harness.plan.ways import Way, way_of, with_exchange
 
 PASSES, COMPRESSION, PIECES, DELAY = 2, "int8", 2, 1
-"""How far levers are pulled where the experiment does not say."""
+"""How far levers are pulled if the experiment does not say."""
 TOLD = (
     "time to accuracy is not predicted: fewer bytes, rarer exchanges, local steps and lateness "
     "change what is learned from an image. Measure it: harness compare with a variant for each "
@@ -20,15 +20,15 @@ TOLD = (
 
 @dataclass(frozen=True)
 class PlannedRung:
-    """One lever more than the rung below."""
+    """A variant with one more lever than the rung below."""
 
     lever: Lever | None
-    """None of the baseline."""
+    """The lever that this rung adds; None for the baseline."""
     way: Way
 
 
 def planned_ladder(config: Config, cluster: Cluster) -> list[PlannedRung]:
-    """From the baseline up; a lever that the experiment leaves alone has no rung."""
+    """The rungs from the baseline up; levers that the experiment does not pull have no rung."""
     top = _top(config, cluster)
     order = top.in_order
     baseline = PlannedRung(None, way_of(_climbed(config, (), top), cluster))
@@ -42,7 +42,10 @@ def planned_ladder(config: Config, cluster: Cluster) -> list[PlannedRung]:
 
 
 def _top(config: Config, cluster: Cluster) -> Levers:
-    """The experiment's own K, compression, pieces and delay where it averages."""
+    """The levers of the top rung.
+
+    If the experiment averages, K, compression, pieces and delay are its own, else the defaults.
+    """
     exchange = config.exchange
     if not (exchange.traits.on_ladder and exchange.traits.local_steps):
         return Levers(frozenset(Lever), COMPRESSION, PASSES, PIECES, DELAY)
@@ -54,6 +57,7 @@ def _top(config: Config, cluster: Cluster) -> Levers:
 
 
 def _climbed(config: Config, pulled: Sequence[Lever], top: Levers) -> Config:
+    """The experiment with the levers `pulled`, each as far as in `top`."""
     averages = Lever.LOCAL_STEPS in pulled
     found = with_exchange(
         config,
@@ -72,7 +76,7 @@ def _climbed(config: Config, pulled: Sequence[Lever], top: Levers) -> Config:
 
 
 def ladder_lines(config: Config, cluster: Cluster) -> list[str]:
-    """The block of `harness plan`; empty where there is nothing between nodes to exchange."""
+    """The lines of the ladder in `harness plan`; empty for one node, which exchanges nothing."""
     if cluster.nodes == 1:
         return []
     rungs, top = planned_ladder(config, cluster), _top(config, cluster)
@@ -103,6 +107,6 @@ def _name(rung: PlannedRung, top: Levers) -> str:
 
 
 def _ratio(rung: PlannedRung, other: PlannedRung | None) -> str:
-    """`-` where the other cannot be."""
+    """The ratio of rates, or `-` if the other rung is infeasible."""
     rate = 0.0 if other is None else other.way.rate
     return f"{rung.way.rate / rate:.2f}x" if rate else "-"

@@ -1,4 +1,4 @@
-"""What `harness plan` prints: tables, the recommendation with its price, break-even points."""
+"""The text that `harness plan` prints: tables, the recommendation, and break-even points."""
 
 from collections.abc import Sequence
 
@@ -30,6 +30,7 @@ ADVICE = (
 
 
 def cluster_line(cluster: Cluster) -> str:
+    """One line that describes the cluster."""
     speed = cluster.product_flop_per_second / cluster.slowdown
     shared = ""
     if cluster.cores_per_node is not None:
@@ -41,7 +42,7 @@ def cluster_line(cluster: Cluster) -> str:
 
 
 def defaults_line(cluster: Cluster) -> list[str]:
-    """Which of its figures nobody measured, where the cluster says so."""
+    """A line with the figures that are defaults, if the cluster names any."""
     defaults = (cluster.measured or {}).get("defaults")
     if not defaults:
         return []
@@ -49,7 +50,7 @@ def defaults_line(cluster: Cluster) -> list[str]:
 
 
 def in_rate(bytes_per_second: float) -> str:
-    """As networks are sold."""
+    """Formats a rate in bits per second, as network links are specified."""
     bits = bytes_per_second * 8
     for size, unit in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")):
         if bits >= size:
@@ -58,6 +59,7 @@ def in_rate(bytes_per_second: float) -> str:
 
 
 def figures(found: Prediction) -> str:
+    """The cells of one prediction, under HEAD."""
     wait = sum(found.phases_ms[phase] for phase in WAITS) / found.step_ms
     return (
         f"{found.step_ms:10.1f} {found.images_per_second:10,.0f} {wait:7.1%} "
@@ -66,12 +68,14 @@ def figures(found: Prediction) -> str:
 
 
 def of_experiments(predictions: Sequence[Prediction]) -> list[str]:
+    """The table of the given experiments."""
     width = max(10, *(len(each.variant) for each in predictions))
     lines = [f"{'experiment':{width}} {HEAD}"]
     return lines + [f"{each.variant:{width}} {figures(each)}" for each in predictions]
 
 
 def of_ways(ways: Sequence[Way], cluster: Cluster) -> list[str]:
+    """The table of all ways of training."""
     lines = [
         f"{'layout':10} {'exchange':11} {'route':12} {'K':>2} {'pieces':>6} {'sent as':7} {HEAD}"
     ]
@@ -89,7 +93,7 @@ def of_ways(ways: Sequence[Way], cluster: Cluster) -> list[str]:
 
 
 def verdict(ways: Sequence[Way], cluster: Cluster) -> list[str]:
-    """The recommendation, the baseline's strongest forms, and what all of it does not say."""
+    """The recommendation, the strongest forms of the baseline, and what is not predicted."""
     chosen = recommended(ways)
     if chosen is None:
         return ["nothing fits into the memory of these ranks; see the obstacles above"]
@@ -129,7 +133,7 @@ def verdict(ways: Sequence[Way], cluster: Cluster) -> list[str]:
 
 
 def break_even(cluster: Cluster, config: Config) -> list[str]:
-    """The points where ways part, for this cluster, batch and K."""
+    """The break-even points between ways of training, for this cluster, batch and K."""
     if not applies(cluster, config):
         return []
     lines = []
