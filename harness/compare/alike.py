@@ -23,7 +23,7 @@ def check_same_images(first: Config, other: Config) -> None:
         if here != there:
             raise UserError(
                 f"{first.name} has data.{key}={here}, {other.name} has {there}: their accuracies "
-                f"do not compare; give both the same"
+                f"are not comparable; give both the same value"
             )
 
 
@@ -36,6 +36,7 @@ def check_alike(runs: Sequence["RecordedRun"]) -> None:
         if here != there:
             raise UserError(
                 f"{first.name} with seed {first.seed} ran with {here}, {run.name} with seed "
-                f"{run.seed} with {there}: their times do not compare; give each its own --study"
+                f"{run.seed} with {there}: their times are not comparable; give each a --study of "
+                f"its own"
             )
         check_same_images(first.config, run.config)

@@ -93,7 +93,7 @@ def _draw_accuracy(
             label = None  # one legend entry for all seeds of a variant
     draw_target(axes, target)
     axes.set_xlim(left=0)
-    axes.set_xlabel("training time, evaluations left out (s)")
+    axes.set_xlabel("training time, without evaluations (s)")
     axes.set_ylabel(f"top-1 on {primary_set(variants)} (%)")
-    axes.set_title("What it learned by then, a line per run")
+    axes.set_title("Accuracy over time, one line per run")
     axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13))

@@ -118,8 +118,8 @@ def conclude(results: Results, terms: Terms, folder: Path, tracking: TrackingCon
         files = found.write(folder)
     except OSError as error:
         raise RunFailed(
-            f"the comparison's files cannot be written to {folder} ({error.strerror}); make room, "
-            f"and take it up again: harness compare --from-study {results.study}"
+            f"cannot write the comparison's files to {folder} ({error.strerror}); fix that, then "
+            f"run harness compare --from-study {results.study}"
         ) from error
     ladder = f"\nladder {files.ladder}" if files.ladder is not None else ""
     print(f"\ntable {files.table}\nchart {files.chart}{ladder}\nreport {files.report}", flush=True)
@@ -134,7 +134,11 @@ def _log(tracking: TrackingConfig, found: Conclusion, files: ComparisonFiles) ->
             tracking, results.study, found.frame, files, failures=len(results.failures)
         )
     except Exception as error:  # the table is already printed and written: MLflow is optional
-        told = in_short(error)
-        print(f"warning: the comparison is not in MLflow: {told}", file=sys.stderr, flush=True)
+        reason = in_short(error)
+        print(
+            f"warning: the comparison was not logged to MLflow: {reason}",
+            file=sys.stderr,
+            flush=True,
+        )
         return
     print(way_to_see(tracking, experiment_id, results.study), flush=True)

@@ -16,7 +16,7 @@ def variants_in(folder: Path) -> tuple[Variant, ...]:
     """
     runs = [_recorded(RunFolder(path.parent)) for path in sorted(folder.rglob(SUMMARY))]
     if not runs:
-        raise UserError(f"{folder} holds no run with a {SUMMARY}; give a study's own folder")
+        raise UserError(f"{folder} contains no run with a {SUMMARY}; give the folder of a study")
     return variants_of(sorted(runs, key=lambda run: (run.name, run.seed)))
 
 
@@ -24,7 +24,7 @@ def _recorded(files: RunFolder) -> RecordedRun:
     """Reads one completed run. Raises UserError if its config is missing."""
     config = files.config
     if config is None:
-        raise UserError(f"{files.path} has a {SUMMARY} and no {CONFIG}; put that there")
+        raise UserError(f"{files.path} has a {SUMMARY} but no {CONFIG}; restore the {CONFIG}")
     return RecordedRun(
         files.mlflow_run_id or "", config, "FINISHED", files.read_summary(), files.path
     )

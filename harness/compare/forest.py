@@ -28,10 +28,10 @@ def forest_figure(verdict: Verdict) -> Figure:
     speed = SECONDS if timed else THROUGHPUT
     _draw(left, verdict, speed, 1.0)
     _draw(right, verdict, ACCURACY, 0.0)
-    left.set_xlabel("times sooner at the target" if timed else "times the images/s")
-    right.set_xlabel("points of final accuracy above it")
+    left.set_xlabel("speed-up in time to the target" if timed else "ratio of images/s")
+    right.set_xlabel("difference in final accuracy (points)")
     left.set_title(f"Against {verdict.baseline.name}: speed", fontsize=10)
-    right.set_title("accuracy", fontsize=10)
+    right.set_title("Accuracy", fontsize=10)
     rivals = [each.name for each in verdict.rivals]
     left.set_yticks(range(len(rivals)), rivals)
     left.set_ylim(len(rivals) - 0.5, -0.5)
@@ -76,9 +76,9 @@ def _why_not(verdict: Verdict, question: Question, rival: Variant) -> str:
         for each in (rival, verdict.baseline):
             reached = verdict.reached[each.name]
             if not reached.always:
-                told = f"reached in {reached.runs} of {reached.of}"
-                return told if each is rival else f"{each.name}: {told}"
-    return "nothing to compare"
+                how_often = f"reached in {reached.runs} of {reached.of}"
+                return how_often if each is rival else f"{each.name}: {how_often}"
+    return "not compared"
 
 
 def _say(axes: Axes, row: int, text: str) -> None:

@@ -47,10 +47,10 @@ def take_up(
     check_alike(study.runs)
     terms.check([variant.name for variant in results.variants])
     if not any(variant.summaries for variant in results.variants):
-        told = "; ".join(study.unended) or "all of them failed"
+        reasons = "; ".join(study.unended) or "all of them failed"
         raise UserError(
-            f"no run of the study {source.study} ended well, so that there is nothing to show "
-            f"({told}); mend that, and run its experiments again with --study {source.study}"
+            f"no run of the study {source.study} completed, so there is nothing to compare "
+            f"({reasons}); fix that, and run its experiments again with --study {source.study}"
         )
     for line in study.unended:
         print(line, file=sys.stderr, flush=True)

@@ -32,7 +32,7 @@ class Rung:
     pulled: tuple[Lever, ...]
     """Levers that the rung below does not pull; for the first rung, all that it pulls."""
     pushed: tuple[str, ...]
-    """Levers that the rung below pulls less far, as "new setting for old setting"."""
+    """Levers that the rung below pulls less far, as "new setting instead of old setting"."""
     images_per_second: Interval
     """Of all ranks together."""
     seconds: Interval
@@ -184,7 +184,7 @@ def _rung(each: Climber, below: Climber | None, first: Climber, target: Target |
 
 def _pushed(levers: Levers, below: Levers) -> tuple[str, ...]:
     return tuple(
-        f"{levers.told(lever)} for {below.told(lever)}"
+        f"{levers.told(lever)} instead of {below.told(lever)}"
         for lever in below.in_order
         if levers.how_far(lever) != below.how_far(lever)
     )

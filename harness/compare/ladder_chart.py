@@ -33,7 +33,10 @@ def read(folder: str) -> Ladder:
     baseline = baseline_of(variants)
     found = Ladder.of(variants, baseline, target_of(baseline, None))
     if found is None:
-        raise UserError(f"the variants in {folder} are no rungs of one ladder")
+        raise UserError(
+            f"the variants in {folder} do not form a ladder; it takes three, each with all levers "
+            f"of the one below and one more"
+        )
     return found
 
 
@@ -58,7 +61,7 @@ def draw(ladder: Ladder) -> Picture:
         ]
         _draw_steps(speed, speeds)
         speed.set_xlabel("images/s, all ranks")
-        speed.set_title("Throughput; beside each step, times the rung below (95% CI)")
+        speed.set_title("Throughput, and its ratio to the rung below (95% CI)")
         if ladder.target is None:
             say_nothing(time, "no target accuracy")
             return figure
@@ -67,8 +70,8 @@ def draw(ladder: Ladder) -> Picture:
             for each, look, below in beside
         ]
         _draw_steps(time, times, falls=True)
-        time.set_xlabel("training time to the target, evaluations left out (s)")
-        time.set_title(f"Time to {ladder.target.top1:.2%}; times faster than the rung below")
+        time.set_xlabel("training time to the target, without evaluations (s)")
+        time.set_title(f"Time to {ladder.target.top1:.2%}, and the speed-up over the rung below")
     return figure
 
 

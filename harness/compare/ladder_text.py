@@ -12,9 +12,9 @@ from harness.compare.wording import joined, ratio_of, too_few
 
 TITLE = "The ladder: what each lever is worth"
 HEADS = (
-    *("rung", "variant", "images/s", "x the rung below (95% CI)", "x the baseline (95% CI)"),
-    *("seconds to target", "x faster than the rung below (95% CI)"),
-    "x faster than the baseline (95% CI)",
+    *("rung", "variant", "images/s", "ratio to rung below (95% CI)", "ratio to baseline (95% CI)"),
+    *("seconds to target", "speed-up over rung below (95% CI)"),
+    "speed-up over baseline (95% CI)",
 )
 NOUNS = {
     Lever.HIERARCHICAL: "the hierarchical route",
@@ -74,12 +74,12 @@ def closing(ladder: Ladder) -> str:
     parts = [(rung, _of(ladder, rung.over_below)) for rung in ladder.rungs[1:]]
     known = [(rung, found) for rung, found in parts if found is not None]
     if total is None or not known:
-        return "The rungs have no seed in common of which a speed was measured."
+        return "The rungs have no common seed with a measured speed."
     (first, its), *others = known
-    verb = "is" if first.pulled[0] in SINGULAR else "are"
-    said = [f"{_noun(first)} {verb} worth {_worth(its)}"]
-    said += [f"{_noun(rung)} {_worth(found)}" for rung, found in others]
-    return f"{_whole(ladder, total.interval)}, {joined(said)}."
+    verb = "contributes" if first.pulled[0] in SINGULAR else "contribute"
+    parts_text = [f"{_noun(first)} {verb} {_worth(its)}"]
+    parts_text += [f"{_noun(rung)} {_worth(found)}" for rung, found in others]
+    return f"{_whole(ladder, total.interval)}: {joined(parts_text)}."
 
 
 def _of(ladder: Ladder, worth: Worth | None) -> Difference | None:
@@ -91,10 +91,11 @@ def _of(ladder: Ladder, worth: Worth | None) -> Difference | None:
 
 def ladder_notes(ladder: Ladder) -> list[str]:
     """Notes that a reader needs to understand the table."""
-    found = ["Each rung keeps the levers of the rung below it and pulls the one it is named after"]
+    found = ["Each rung keeps the levers of the rung below and adds those that it is named after"]
     if any(len(rung.pulled) + len(rung.pushed) > 1 for rung in ladder.rungs[1:]):
         found.append(
-            "A rung of several names changes as many things: the study has no variant between"
+            "A rung with several names changes all of these at once: the study has no variant in "
+            "between"
         )
     top = ladder.rungs[-1].levers
     how_far = [told for lever in top.in_order if (told := top.told(lever))]
@@ -102,23 +103,23 @@ def ladder_notes(ladder: Ladder) -> list[str]:
         found.append(f"Settings of the top rung: {', '.join(how_far)}")
     if ladder.differs:
         found.append(
-            f"Beside the levers the rungs differ in {', '.join(ladder.differs)}: the ratios hold "
-            f"what these do too"
+            f"Apart from levers, the rungs differ in {', '.join(ladder.differs)}: the ratios "
+            f"include the effect of that"
         )
     pairs = ladder.fewest_pairs
     if pairs < FEWEST_PAIRS:
         found.append(
-            f"{too_few(pairs).capitalize()} whether a ratio is chance: below {FEWEST_PAIRS} seeds "
-            f"in common ratios stand without intervals"
+            f"{too_few(pairs).capitalize()}: with fewer than {FEWEST_PAIRS} common seeds, ratios "
+            f"have no intervals"
         )
     else:
-        found.append(f"95% CI: seeds in pairs ({pairs} or more), Student's t on logs")
+        found.append(f"95% CI: paired seeds ({pairs} or more), Student's t of logarithms")
     if ladder.target is None:
         found.append("There is no target accuracy, so there is no time to it")
     elif not ladder.timed:
         found.append(
-            f"'1 of 3': so many runs reached {ladder.target.top1:.2%}; times are compared only "
-            f"where both rungs reached it in all of their runs"
+            f"'1 of 3' means that 1 of 3 runs reached {ladder.target.top1:.2%}; times are compared "
+            f"only if all runs of both rungs reached it"
         )
     return [f"{each}." for each in found]
 
@@ -152,24 +153,25 @@ def _worth(found: Difference) -> str:
 
 def _whole(ladder: Ladder, interval: Interval) -> str:
     if ladder.target is None or not ladder.timed:
-        return f"Of {_times(interval, '')} the images/s"
+        return f"The top rung has {_times(interval, ' the images/s of the baseline')}"
+    reaches = f"The top rung reaches {ladder.target.top1:.2%}"
     if interval.estimate >= 1:
-        return f"Of {_times(interval, ' faster')} at {ladder.target.top1:.2%}"
-    return f"Though all together are {_times(interval.through(-1), ' slower')}"
+        return f"{reaches} {_times(interval, ' faster than the baseline')}"
+    return f"{reaches} {_times(interval.through(-1), ' slower than the baseline')}"
 
 
 def _times(interval: Interval, what: str) -> str:
-    told = f"{ratio_of(interval.estimate)}x{what}"
-    return told if math.isnan(interval.low) else f"{told} (95% CI {_range(interval)})"
+    ratio = f"{ratio_of(interval.estimate)}x{what}"
+    return ratio if math.isnan(interval.low) else f"{ratio} (95% CI {_range(interval)})"
 
 
 def _mean(interval: Interval, digits: int) -> str:
     if math.isnan(interval.estimate):
         return "-"
-    told = f"{interval.estimate:,.{digits}f}"
+    mean = f"{interval.estimate:,.{digits}f}"
     if math.isnan(interval.half):
-        return told
-    return f"{told}\N{PLUS-MINUS SIGN}{interval.half:,.{digits}f}"
+        return mean
+    return f"{mean}\N{PLUS-MINUS SIGN}{interval.half:,.{digits}f}"
 
 
 def _seconds(rung: Rung, ladder: Ladder) -> str:

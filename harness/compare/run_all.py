@@ -118,7 +118,7 @@ def make_plan(
     study = study or configs[0].tracking.study or f"study-{time}"
     place = (folder or Path(configs[0].tracking.folder) / folder_name(study) / time).absolute()
     if os.path.exists(place / TABLE_FILE):
-        raise UserError(f"{place} holds a comparison already; give another --folder")
+        raise UserError(f"{place} already contains a comparison; give another --folder")
     trials = []
     pairs = list(zip(experiments, configs, strict=True))
     for number in range(seeds):
@@ -129,7 +129,7 @@ def make_plan(
             own = (*overrides, f"seed={seed}", override_of("tracking.study", study))
             trial = place / f"{config.name}-s{seed}"
             if os.path.exists(trial):
-                raise UserError(f"{trial} exists already; give another --folder")
+                raise UserError(f"{trial} already exists; give another --folder")
             trials.append(Trial(path, load(path, own), own, trial))
     return Plan(study, place, np, where, configs, tuple(trials))
 
@@ -138,7 +138,7 @@ def _check(configs: Sequence[Config], np: int, hosts: str) -> None:
     names = [config.name for config in configs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"two experiments have the name {twice[0]}; give each its own `name`")
+        raise UserError(f"two experiments are named {twice[0]}; give each a different `name`")
     topology = topology_of(parse_hosts(hosts, np), np)
     for config in configs:
         check_classes(topology, config.classifier.layout, config.data.num_classes)
@@ -160,15 +160,16 @@ def _predictions(plan: Plan, given: tuple[Prediction, ...]) -> tuple[tuple[Predi
 
 
 def _announce(plan: Plan) -> None:
-    seeds = len(plan.trials) // len(plan.variants)
+    variants, seeds = len(plan.variants), len(plan.trials) // len(plan.variants)
     _say(
-        f"study {plan.study}: {len(plan.trials)} runs ({len(plan.variants)} variants, seeds: "
-        f"{seeds}) of {plan.ranks} ranks on {plan.hosts}, into {plan.folder}"
+        f"study {plan.study}: {len(plan.trials)} run{'s' * (len(plan.trials) > 1)} "
+        f"({variants} variant{'s' * (variants > 1)}, {seeds} seed{'s' * (seeds > 1)}) of "
+        f"{plan.ranks} rank{'s' * (plan.ranks > 1)} on {plan.hosts}, into {plan.folder}"
     )
     lengths = {config.name: _length(config, plan.ranks) for config in plan.variants}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        _say(f"warning: the variants do not see the same number of images: {told}")
+        each = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        _say(f"warning: the variants do not see the same number of images: {each}")
     for line in withheld(plan.variants[0]):
         _say(line)
 
@@ -195,7 +196,7 @@ def _run_all(plan: Plan) -> tuple[list[RecordedRun], list[Failure], int]:
         failures.append(Failure(config=trial.config, reason=outcome.reason))
         code = max(code, outcome.exit_code)
         if outcome.stopped or outcome.exit_code == 2:
-            _say("the study ends here")
+            _say("the study stops here")
             break
     return runs, failures, code
 
@@ -219,7 +220,7 @@ def _run(plan: Plan, trial: Trial) -> Outcome:
     outcome = launch_training(command, trial.config, trial.folder, plan.ranks, plan.hosts, log)
     if outcome.exit_code:
         _say(outcome.reason)
-        _say(f"all that the ranks said: {log}")
+        _say(f"output of all ranks: {log}")
     return outcome
 
 

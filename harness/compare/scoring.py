@@ -16,10 +16,10 @@ HEADS = ("step ms", "images/s", "wait ms", "MB/step")
 
 def scores_meaning(foretold: bool) -> str:
     """Explains the columns. `foretold` says that the predictions are known to precede the runs."""
-    when = "before the runs" if foretold else "(not known to be made before the runs)"
+    when = "before the runs" if foretold else "(possibly after the runs)"
     return (
-        f"predicted {when}, measured, and by how much the prediction is above (+) or below; of the "
-        f"wait in % of the measured step, of the rest in % of what was measured"
+        f"predicted {when}, measured, and the error of the prediction in % of the measurement; "
+        f"the error of the wait is in % of the measured step"
     )
 
 
@@ -78,7 +78,7 @@ class _Form:
 def score_cells(scored: pd.DataFrame) -> list[list[str]]:
     """The table's cells: a header row, then three cells per quantity for each variant."""
     forms = dict(zip(QUANTITIES, (_Form(1), _Form(0), _Form(1), _Form(2)), strict=True))
-    head = [cell for name in HEADS for cell in (name, "measured", "off %")]
+    head = [cell for name in HEADS for cell in (name, "measured", "error %")]
     rows = [["predicted", *head]]
     for variant, row in scored.iterrows():
         cells = [str(variant)]

@@ -32,25 +32,25 @@ from harness.tracking.results import Variant
 _B, _W, _S, _O = Judgement.BETTER, Judgement.WORSE, Judgement.SAME, Judgement.OPEN
 HEADS = {
     (_B, _B): "better: faster and more accurate",
-    (_B, _S): "better: faster and as accurate",
-    (_B, _O): "faster; accuracy: cannot tell",
+    (_B, _S): "better: faster and equally accurate",
+    (_B, _O): "faster; accuracy inconclusive",
     (_B, _W): "faster but less accurate",
-    (_S, _B): "better: as fast and more accurate",
-    (_S, _S): "no difference here",
-    (_S, _O): "no difference in speed; accuracy: cannot tell",
-    (_S, _W): "worse: as fast but less accurate",
-    (_O, _B): "more accurate; speed: cannot tell",
-    (_O, _S): "no difference in accuracy; speed: cannot tell",
-    (_O, _O): "cannot tell",
-    (_O, _W): "less accurate; speed: cannot tell",
+    (_S, _B): "better: equally fast and more accurate",
+    (_S, _S): "no difference",
+    (_S, _O): "equally fast; accuracy inconclusive",
+    (_S, _W): "worse: equally fast but less accurate",
+    (_O, _B): "more accurate; speed inconclusive",
+    (_O, _S): "equally accurate; speed inconclusive",
+    (_O, _O): "inconclusive",
+    (_O, _W): "less accurate; speed inconclusive",
     (_W, _B): "slower but more accurate",
-    (_W, _S): "worse: slower and as accurate",
-    (_W, _O): "slower; accuracy: cannot tell",
+    (_W, _S): "worse: slower and equally accurate",
+    (_W, _O): "slower; accuracy inconclusive",
     (_W, _W): "worse: slower and less accurate",
 }
 """The headline of a rival, by the judgements of its time to the target and of its accuracy."""
-COUNTS = {_B: "more images/s", _S: "as many images/s", _W: "fewer images/s"}
-ENDS = {_B: "more accurate", _S: "as accurate", _W: "less accurate"}
+COUNTS = {_B: "more images/s", _S: "equal images/s", _W: "fewer images/s"}
+ENDS = {_B: "more accurate", _S: "equally accurate", _W: "less accurate"}
 """Headlines without times to the target, because more images/s alone are not an improvement."""
 WIDTH = 118
 
@@ -90,7 +90,7 @@ def _rival(verdict: Verdict, rival: Variant) -> RivalLine:
     if not rival.summaries:
         return RivalLine(rival.name, f"no result, {without_result(rival)}")
     if not baseline.summaries:
-        return RivalLine(rival.name, f"nothing to compare it with, {baseline.name} {baseline.fate}")
+        return RivalLine(rival.name, f"no comparison, because {baseline.name} {baseline.fate}")
     clauses = [_to_target(verdict, rival), _accuracy(verdict, rival), _throughput(verdict, rival)]
     for variant, whose in ((rival, "its"), (baseline, f"{baseline.name}'s")):
         clauses += lost_runs(variant, whose)
@@ -117,10 +117,10 @@ def head(verdict: Verdict, rival: str) -> str:
 def _by_count(images: Judgement, ends: Judgement) -> str:
     """A headline from images/s and accuracy alone, which do not show who reaches a target first."""
     if images is Judgement.OPEN:
-        unknown = "images/s: cannot tell"
-        return "cannot tell" if ends is Judgement.OPEN else f"{ENDS[ends]}; {unknown}"
+        unknown = "images/s inconclusive"
+        return "inconclusive" if ends is Judgement.OPEN else f"{ENDS[ends]}; {unknown}"
     if ends is Judgement.OPEN:
-        return f"{COUNTS[images]}; accuracy: cannot tell"
+        return f"{COUNTS[images]}; accuracy inconclusive"
     joint = "but" if {images, ends} == {Judgement.BETTER, Judgement.WORSE} else "and"
     return f"{COUNTS[images]} {joint} {ENDS[ends]}"
 
@@ -139,15 +139,15 @@ def _to_target(verdict: Verdict, rival: Variant) -> str:
         own, other = verdict.reached[rival.name], verdict.reached[baseline]
         return (
             f"reaches {goal} in {own.runs} of {own.of} runs, {baseline} in {other.runs} of "
-            f"{other.of}: no time to compare"
+            f"{other.of}, so times are not compared"
         )
     apart = sooner_or_later(finding.interval.estimate)
     if finding.judged is Judgement.OPEN:
         one_side = (finding.interval.low - 1) * (finding.interval.high - 1) > 0
         hidden = hidden_in(finding) + _among(verdict, finding, one_side)
-        return f"reaches {goal} {hidden} than {baseline}"
+        return f"reaches {goal} at a time not distinguishable from {baseline}'s ({hidden})"
     if finding.judged is Judgement.SAME:
-        return f"reaches {goal} as soon as {baseline}, {hidden_in(finding)}"
+        return f"reaches {goal} as fast as {baseline} ({hidden_in(finding)})"
     if finding.judged is Judgement.UNTESTED:
         return f"reaches {goal} {apart} than {baseline}"
     return f"reaches {goal} {apart} than {baseline} ({ratio_range(finding)})"
@@ -159,22 +159,25 @@ def _accuracy(verdict: Verdict, rival: Variant) -> str:
         return ""
     interval = finding.interval
     estimate = f"{points_of(verdict, interval.estimate)} points"
+    differs = f"has a final accuracy that differs from {verdict.baseline.name}'s by"
     if finding.judged is Judgement.UNTESTED:
-        return f"ends {estimate} from {verdict.baseline.name}'s accuracy"
+        return f"{differs} {estimate}"
     low, high = (points_of(verdict, each) for each in (interval.low, interval.high))
-    told = f"95%: {low} .. {high}"
+    spread = f"95% CI {low} to {high}"
     if finding.judged is Judgement.SAME:
-        return f"ends as accurate ({estimate}, {told})"
+        return f"is equally accurate ({estimate}, {spread})"
     if finding.judged is Judgement.OPEN:
-        ends = f"ends anything from {low} to {high} points from {verdict.baseline.name}'s accuracy"
-        return ends + _among(verdict, finding, interval.low * interval.high > 0)
+        among = _among(verdict, finding, interval.low * interval.high > 0)
+        return f"{differs} {low} to {high} points (95% CI{among})"
     word = "more" if finding.judged is Judgement.BETTER else "less"
-    return f"ends {word} accurate ({estimate}, {told}, {p_of(finding.p)})"
+    return f"is {word} accurate ({estimate}, {spread}, {p_of(finding.p)})"
 
 
 def _among(verdict: Verdict, finding: Finding, one_side: bool) -> str:
     """Why an interval that excludes "no difference" is still not significant: the correction."""
-    return f" ({p_of(finding.p)} among {len(verdict.rivals)} rivals)" if one_side else ""
+    if not one_side:
+        return ""
+    return f", not significant: {p_of(finding.p)} corrected for {len(verdict.rivals)} rivals"
 
 
 def _throughput(verdict: Verdict, rival: Variant) -> str:
@@ -184,7 +187,7 @@ def _throughput(verdict: Verdict, rival: Variant) -> str:
     text = f"has {times(finding.interval.estimate)} the images/s"
     interval = finding.interval
     if finding.judged is not Judgement.UNTESTED:
-        text += f" (95%: {ratio_of(interval.low)} - {ratio_of(interval.high)}"
+        text += f" (95% CI {ratio_of(interval.low)}-{ratio_of(interval.high)}"
         decided = finding.judged in (Judgement.BETTER, Judgement.WORSE)
         text += f", {p_of(finding.p)})" if decided else ")"
     return text
@@ -193,9 +196,10 @@ def _throughput(verdict: Verdict, rival: Variant) -> str:
 def meaning(verdict: Verdict) -> list[str]:
     """Notes on the tests: pairing, margins, correction, and the resolution of accuracy."""
     found = [
-        f"verdict: seeds in pairs, Student's t (times and speeds as logs), 95% intervals, at least "
-        f"{FEWEST_PAIRS} seeds. 'No difference' is said only where the whole interval lies within "
-        f"{SECONDS.margin:.0%} of time or speed, {ACCURACY.margin:g} points of accuracy"
+        f"verdict: paired seeds, Student's t (of logarithms for times and speeds), 95% confidence "
+        f"intervals, at least {FEWEST_PAIRS} seeds. 'No difference' and 'equally' mean that the "
+        f"whole interval is within {SECONDS.margin:.0%} of time or speed, or within "
+        f"{ACCURACY.margin:g} points of accuracy"
     ]
     if len(verdict.rivals) > 1:
         found.append(f"p is corrected for {len(verdict.rivals)} rivals (Holm)")
@@ -203,7 +207,7 @@ def meaning(verdict: Verdict) -> list[str]:
     grain = accuracy_grain(runs)
     if grain:
         found.append(
-            f"accuracy of {100 / grain:,.0f} images: one is {grain:.2g} points. Intervals are over "
-            f"seeds, with these images; others would move all accuracies"
+            f"accuracy is measured on {100 / grain:,.0f} images: one is {grain:.2g} points. "
+            f"Intervals cover the variation over seeds; other images would shift all accuracies"
         )
     return found

@@ -30,7 +30,7 @@ def draw_times(axes: Axes, variants: Sequence[Variant], found: Mapping[str, Look
     axes.set_yticks(range(len(variants)), [variant.name for variant in variants])
     spare = max(0, 4 - len(variants)) / 2  # keeps bars slim if there are only one to three
     axes.set_ylim(len(variants) - 0.5 + spare, -0.5 - spare)
-    axes.set_xlabel(f"time of {'1,000 images' if per_images else 'a step'} (ms)")
+    axes.set_xlabel(f"time per {'1,000 images' if per_images else 'step'} (ms)")
     axes.set_title("Where the time goes, mean over ranks")
     axes.grid(axis="y", visible=False)
     handles = [

@@ -142,21 +142,23 @@ def piped(cells: Sequence[Sequence[str]]) -> str:
 def notes(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> list[str]:
     """Notes that a reader needs to understand the numbers."""
     found = [
-        f"baseline: {baseline.name}; a ratio above 1 is faster than it. Times are ms of a step "
-        f"(one window), means over ranks",
-        "wait = slice + node + exchange: standing still for others. MB/step: out of one node. "
+        f"baseline: {baseline.name}; a ratio above 1 is faster. Times are ms per step (one "
+        f"window), means over ranks",
+        "wait = slice + node + exch: waiting for other ranks. MB/step: sent by one node. "
         "Accuracy: final top-1",
     ]
     if target is None:
-        found.append(f"no target accuracy: {baseline.name} learned nothing; give one with --target")
+        found.append(f"no target accuracy: {baseline.name} learned nothing; set one with --target")
     else:
         set_name = _set_name((top1_columns(frame) or [PRIMARY])[0])
         found.append(f"target: top-1 of {target.told}, on {set_name}")
         if (frame["reached"] < frame["runs"]).any():
-            found.append("'1 of 3' to target: so many runs reached it, the others have no time")
+            found.append("'1 of 3' to target: 1 of 3 runs reached it, so there is no mean time")
     found += _caveats(frame)
     if frame["runs"].max() > 1:
-        found.append("mean \N{PLUS-MINUS SIGN} half of its 95% interval over seeds (Student's t)")
+        found.append(
+            "mean \N{PLUS-MINUS SIGN} half of its 95% confidence interval over seeds (Student's t)"
+        )
     return found
 
 
@@ -166,19 +168,19 @@ def _caveats(frame: pd.DataFrame) -> list[str]:
     hidden = frame.index[frame["wait_ms"].isna() & (frame["runs"] > 0)]
     if len(hidden):
         found.append(
-            f"wait '-': torch's DDP waits inside its backward pass, where no clock tells it from "
-            f"computing ({', '.join(hidden)})"
+            f"wait '-': torch's DDP waits inside its backward pass, where waiting cannot be "
+            f"separated from computing ({', '.join(hidden)})"
         )
     if untimed := list(frame.index[(frame["images_per_second"] == 0) & (frame["runs"] > 0)]):
         found.append(
-            f"warning: no window of {', '.join(untimed)} was timed, so that no speed is known; "
-            f"lower train.untimed_windows or train for longer"
+            f"warning: no window of {', '.join(untimed)} was timed, so no speed is known; lower "
+            f"train.untimed_windows or train longer"
         )
     images = frame["images"].dropna()
     # Runs of equal epochs may differ by less than a step, because each ends with a whole one.
     if len(images) and images.max() - images.min() > frame["images_per_step"].max():
-        told = ", ".join(f"{name} {seen:,.0f}" for name, seen in images.items())
-        found.append(f"warning: the variants did not see the same number of images: {told}")
+        each = ", ".join(f"{name} {seen:,.0f}" for name, seen in images.items())
+        found.append(f"warning: the variants did not see the same number of images: {each}")
     return found
 
 

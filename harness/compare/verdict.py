@@ -23,7 +23,7 @@ class Judgement(StrEnum):
     BETTER = "better"
     WORSE = "worse"
     SAME = "no difference"
-    OPEN = "cannot tell"
+    OPEN = "inconclusive"
     UNTESTED = "too few seeds"
 
 
@@ -42,8 +42,8 @@ class Question:
     """-1 if smaller values are better, else 1."""
 
 
-SECONDS = Question("seconds_to_target", "times sooner", 0.05, True, -1)
-THROUGHPUT = Question("images_per_second", "times as many", 0.05, True)
+SECONDS = Question("seconds_to_target", "x faster", 0.05, True, -1)
+THROUGHPUT = Question("images_per_second", "x as many", 0.05, True)
 ACCURACY = Question("final_top1", "points", 0.5, False)
 WAIT = Question("wait_percent", "points of the step", 2.0, False, -1)
 QUESTIONS = (SECONDS, THROUGHPUT, ACCURACY, WAIT)

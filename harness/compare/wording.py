@@ -10,7 +10,8 @@ from harness.tracking.results import Variant
 
 def too_few(pairs: int) -> str:
     """Says that this number of seeds is too small for a test."""
-    return "one seed cannot tell" if pairs == 1 else f"{pairs} seeds cannot tell"
+    few = "one seed is" if pairs == 1 else f"{pairs} seeds are"
+    return f"{few} too few for a test"
 
 
 def unfinished(variant: Variant) -> str:
@@ -28,10 +29,11 @@ def lost_runs(variant: Variant, whose: str) -> list[str]:
 def _ends(variant: Variant) -> list[tuple[int, str]]:
     """How many runs of the variant ended in each way other than well."""
     where = ", ".join(dict.fromkeys(variant.diverged))
+    still = f"{'is' if variant.running == 1 else 'are'} still running"
     found = [
         (len(variant.diverged), f"diverged ({where})"),
         (variant.failed, "failed"),
-        (variant.running, "still running"),
+        (variant.running, still),
     ]
     return [(count, what) for count, what in found if count]
 
@@ -43,8 +45,9 @@ def without_result(variant: Variant) -> str:
         return "no run was started"
     if len(ends) == 1 and not variant.running:
         ((count, what),) = ends
-        return f"all {count} runs {what}"
-    return ", ".join(f"{count} {what}" for count, what in reversed(ends))
+        every = {1: "its only run", 2: "both runs"}.get(count, f"all {count} runs")
+        return f"{every} {what}"
+    return ", ".join(f"{count} run{'s' * (count > 1)} {what}" for count, what in reversed(ends))
 
 
 def ratio_range(finding: Finding) -> str:
@@ -52,7 +55,7 @@ def ratio_range(finding: Finding) -> str:
     interval = finding.interval
     if interval.estimate < 1:
         interval = interval.through(-1)
-    return f"95%: {ratio_of(interval.low)} - {ratio_of(interval.high)}, {p_of(finding.p)}"
+    return f"95% CI {ratio_of(interval.low)}-{ratio_of(interval.high)}, {p_of(finding.p)}"
 
 
 def hidden_in(finding: Finding) -> str:
@@ -60,7 +63,7 @@ def hidden_in(finding: Finding) -> str:
     low, high = finding.interval.low, finding.interval.high
     if finding.judged is Judgement.SAME:
         return f"within \N{PLUS-MINUS SIGN}{100 * _furthest(finding.interval):.1f}%"
-    return f"anything from {sooner_or_later(low)} to {sooner_or_later(high)}"
+    return f"95% CI {sooner_or_later(low)} to {sooner_or_later(high)}"
 
 
 def _furthest(interval: Interval) -> float:
@@ -68,12 +71,13 @@ def _furthest(interval: Interval) -> float:
 
 
 def sooner_or_later(ratio: float) -> str:
-    return f"{times(ratio)} sooner" if ratio >= 1 else f"{times(1 / ratio)} later"
+    """Formats a ratio of speeds, e.g. "1.16x faster"; below 1 it becomes "1.20x slower"."""
+    return f"{times(ratio)} faster" if ratio >= 1 else f"{times(1 / ratio)} slower"
 
 
 def times(ratio: float) -> str:
     """Formats a factor."""
-    return f"{ratio_of(ratio)} times"
+    return f"{ratio_of(ratio)}x"
 
 
 def ratio_of(ratio: float) -> str:

@@ -9,9 +9,11 @@ from harness.arguments import path
 def add_demo(commands: Any) -> None:
     """Adds the `demo` command to the parser."""
     demo = commands.add_parser(
-        "demo", help="the method against data parallelism over a slow link of this machine's own"
+        "demo", help="compare the method with data parallelism over an emulated slow link"
     )
-    demo.add_argument("--folder", type=path, help="where runs, tables, charts and reports go")
+    demo.add_argument(
+        "--folder", type=path, help="output folder for runs, tables, charts and reports"
+    )
     demo.set_defaults(command=_demo)
 
 

@@ -44,16 +44,16 @@ def demo(folder: Path | None) -> int:
     with claimed(folder, Path("runs") / SLOW / now()) as place:
         try:
             with own_lab(HOSTS, SLOTS) as hosts:
-                _say(f"two hosts of {SLOTS} ranks on this machine; everything is kept in {place}\n")
-                _say("1. no limit on the link between them")
+                _say(f"two hosts of {SLOTS} ranks on this machine; all output goes to {place}\n")
+                _say("1. without a limit on the link between them")
                 pair = BASELINE, METHOD
                 unlimited = _study(hosts, UNLIMITED, place / "unlimited", pair, SHORT)
                 link = Link.for_baseline(baseline_of(unlimited))
-                _say(f"\n2. a limit of {link} on it")
+                _say(f"\n2. with a limit of {link} on the link")
                 set_rate(link.rate)
                 slow = _study(hosts, SLOW, place / "slow", (BASELINE, RIVAL, METHOD))
         except NoLab as reason:
-            _say(f"no slow link can be made here, so its gain cannot be shown: {reason}")
+            _say(f"cannot emulate a slow link here, so the gain over one is not shown: {reason}")
             experiments = (BASELINE, METHOD)
             terms = Terms()
             return compare(experiments, OVERRIDES, HOSTS * SLOTS, EMULATED, 1, SLOW, terms, place)

@@ -58,23 +58,23 @@ def summary(slow: Sequence[Variant], unlimited: Sequence[Variant], link: Link) -
     """Both tables and what they mean, in lines of at most 80 columns."""
     target = target_of(baseline_of(slow), None)
     if target is None:
-        raise RunFailed("the baseline learned nothing: there is no accuracy to measure a time to")
+        raise RunFailed("the baseline learned nothing, so there is no target accuracy")
     baseline = baseline_of(slow).name
     parts = [
         f"Two hosts of two ranks, {link} between them",
         _table(slow, target),
-        "The same hosts without a limit on the link: what is left of it there",
+        "The same hosts without a limit on the link",
         _speeds(unlimited),
         _filled(
-            f"The link: the kernel limits it to {link} in each direction, in place of a network "
+            f"The link: the kernel limits it to {link} in each direction, to emulate a network "
             f"between two machines. The rate was chosen so that {baseline}, whose hosts send each "
             f"other {link.sent_bytes / 1e6:.1f} MB in a step of {1000 * link.step_seconds:.0f} ms, "
-            f"loses {LOST:.0%} of its time to it."
+            f"loses {LOST:.0%} of its time to the link."
         ),
         _filled(
-            "What it shows: one seed, so that a few per cent are chance. int8 is a quarter of the "
-            "bytes; what the method has beyond that comes from rarer and later exchanges. All "
-            "rivals, three seeds: analysis/README.md."
+            "What it shows: this is one seed, so a few percent are chance. int8 sends a quarter of "
+            "the bytes; the rest of the method's gain comes from rarer and later exchanges. "
+            "analysis/README.md has all rivals with three seeds."
         ),
     ]
     return "\n\n".join(parts)
@@ -95,7 +95,7 @@ def leads(folder: Path, store: str, study: str) -> str:
 
 def _table(variants: Sequence[Variant], target: Target) -> str:
     frame = comparison(variants, baseline_of(variants), target)
-    head = ["", "images/s", "ratio", f"seconds to {target.top1:.1%}", "ratio", "ends at"]
+    head = ["", "images/s", "ratio", f"seconds to {target.top1:.1%}", "ratio", "final top-1"]
     primary = (top1_columns(frame) or [PRIMARY])[0]
     rows = [_row(str(name), row, primary) for name, row in frame.iterrows()]
     return aligned([head, *rows])

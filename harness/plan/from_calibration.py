@@ -43,7 +43,7 @@ def calibrate(
             raise UserError(outcome.reason.removeprefix("harness: "))
         if outcome.exit_code:
             last = log.read_text(encoding="utf-8")[-2000:]
-            raise CalibrationFailed(f"calibration: {outcome.reason}\n{last}")
+            raise CalibrationFailed(f"the calibration failed: {outcome.reason}\n{last}")
         return read_calibration(output)
 
 
@@ -147,8 +147,8 @@ class _Timed:
             raise UserError(
                 f"the classifier of data.num_classes={config.data.num_classes} takes "
                 f"{classifier * 1e3:.1f} of the {taken * 1e3:.1f} ms of a forward and backward "
-                f"pass, which leaves too little to tell the backbone's speed from; calibrate with "
-                f"fewer classes, and predict more of them from --cluster"
+                f"pass, which leaves too little to determine the backbone's speed; calibrate with "
+                f"fewer classes, and predict more of them with --cluster"
             )
         return work.backbone_flops / whole, min(0.9, max(0.1, forward / whole))
 

@@ -61,8 +61,8 @@ def _cluster(path: Path, hosts: list[str], speeds: list[Any], links: list[Any]) 
     within = [link for link in links if hosts[link["source"]] == hosts[link["target"]]]
     if nodes > 1 and not between:
         raise UserError(
-            f"{path} has no link between its {nodes} hosts that could be measured; look at what "
-            f"the doctor says of them, and ask it again"
+            f"{path} has no measured link between its {nodes} hosts; fix the links that "
+            f"`harness doctor` reports and run it again"
         )
     on_cores = speeds[0]["cpu_share"] is not None
     share = median(speed["cpu_share"] for speed in speeds) if on_cores else 1.0
@@ -90,8 +90,11 @@ def _even(path: Path, hosts: list[str]) -> int:
     """Ranks per host. Raises UserError if hosts have different numbers of ranks."""
     counts = {host: hosts.count(host) for host in hosts}
     if len(set(counts.values())) != 1:
-        told = ", ".join(f"{host}: {count}" for host, count in counts.items())
-        raise UserError(f"{path} has hosts with unlike numbers of ranks ({told}); give them alike")
+        ranks = ", ".join(f"{host}: {count}" for host, count in counts.items())
+        raise UserError(
+            f"{path} has hosts with different numbers of ranks ({ranks}); run the doctor with the "
+            f"same number on each"
+        )
     return counts[hosts[0]]
 
 

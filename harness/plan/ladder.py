@@ -12,9 +12,9 @@ from harness.plan.ways import Way, way_of, with_exchange
 PASSES, COMPRESSION, PIECES, DELAY = 2, "int8", 2, 1
 """How far levers are pulled if the experiment does not say."""
 TOLD = (
-    "time to accuracy is not predicted: fewer bytes, rarer exchanges, local steps and lateness "
-    "change what is learned from an image. Measure it: harness compare with a variant for each "
-    "rung prints this ladder with both"
+    "time to accuracy is not predicted, because fewer bytes, rarer exchanges, local steps and "
+    "lateness change what is learned from an image. To measure it, run harness compare with a "
+    "variant per rung; it prints this ladder with both"
 )
 
 
@@ -81,19 +81,19 @@ def ladder_lines(config: Config, cluster: Cluster) -> list[str]:
         return []
     rungs, top = planned_ladder(config, cluster), _top(config, cluster)
     lines = [
-        "the ladder here, predicted: each rung keeps the levers of the one below it",
-        f"{'rung':24} {'images/s':>10} {'x the rung below':>17} {'x the baseline':>15}",
+        "the predicted ladder: each rung keeps the levers of the rung below and adds one",
+        f"{'rung':24} {'images/s':>10} {'x rung below':>17} {'x baseline':>15}",
     ]
     below: PlannedRung | None = None
     for before, rung in zip((None, *rungs), rungs, strict=False):
         if not rung.way.feasible:
-            lines.append(f"{_name(rung, top):24} cannot be: {rung.way.obstacle}")
+            lines.append(f"{_name(rung, top):24} infeasible: {rung.way.obstacle}")
             continue
         line = f"{_name(rung, top):24} {rung.way.rate:10,.0f}"
         if rung.lever:
             line += f" {_ratio(rung, below):>17} {_ratio(rung, rungs[0]):>15}"
         if below is not None and before is not below:
-            line += f"  below it: {_name(below, top)}"
+            line += f"  rung below: {_name(below, top)}"
         lines.append(line)
         below = rung
     return [*lines, TOLD]

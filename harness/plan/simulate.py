@@ -46,9 +46,9 @@ def simulate(cluster: Cluster, work: Workload, windows: int = 20, seed: int = 0)
     period = max(1, pieces.delay + (not pieces.lands_first))
     if windows < 2 * period:
         raise UserError(
-            f"{windows} windows are too few to simulate {work.config.name}: pipelines fill in the "
-            f"first half of them, and a round of exchange.delay={pieces.delay} takes {period}; "
-            f"give {2 * period} or more"
+            f"{windows} {'window is' if windows == 1 else 'windows are'} too few to simulate "
+            f"{work.config.name}: the first half of them fills pipelines, and a round of "
+            f"exchange.delay={pieces.delay} takes {period}; give {2 * period} or more"
         )
     draw = _Draw(pieces, work, np.random.default_rng(seed))
     environment = simpy.Environment()

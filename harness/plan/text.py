@@ -21,11 +21,11 @@ from harness.tracking.prediction import Prediction
 
 HEAD = f"{'step ms':>10} {'images/s':>10} {'wait %':>7} {'memory MB':>10} {'MB/window':>10}"
 ADVICE = (
-    "throughput is not time to accuracy. In this order: hide (a delay of one window costs little "
-    "once the learning rate is lowered), shrink (fp16, int8, int4 with what is left out sent "
-    "later), and only then make rare: in 2 pieces each parameter is averaged half as often, and K "
-    "micro-batches a step are K times fewer updates from the same images. Settle it with harness "
-    "compare."
+    "throughput is not time to accuracy. Try remedies in this order: hide communication (a delay "
+    "of one window costs little accuracy once the learning rate is lowered), compress it (fp16, "
+    "int8 or int4, which send the remainder later), and only then communicate less often (in 2 "
+    "pieces each parameter is averaged half as often; K micro-batches per step are K times fewer "
+    "updates from the same images). Compare time to accuracy with harness compare."
 )
 
 
@@ -34,10 +34,11 @@ def cluster_line(cluster: Cluster) -> str:
     speed = cluster.product_flop_per_second / cluster.slowdown
     shared = ""
     if cluster.cores_per_node is not None:
-        shared = f", {cluster.cores_per_node:g} cores a node"
+        shared = f", {cluster.cores_per_node:g} cores per node"
     return (
-        f"{cluster.name}: {cluster.nodes} nodes x {cluster.ranks_per_node} ranks{shared}, "
-        f"{speed / 1e9:,.1f} GFLOP/s a rank, links {in_rate(cluster.link.bytes_per_second)}"
+        f"{cluster.name}: {cluster.nodes} node{'s' * (cluster.nodes > 1)} x "
+        f"{cluster.ranks_per_node} rank{'s' * (cluster.ranks_per_node > 1)}{shared}, "
+        f"{speed / 1e9:,.1f} GFLOP/s per rank, links {in_rate(cluster.link.bytes_per_second)}"
     )
 
 
@@ -46,7 +47,7 @@ def defaults_line(cluster: Cluster) -> list[str]:
     defaults = (cluster.measured or {}).get("defaults")
     if not defaults:
         return []
-    return ["not measured, defaults: " + ", ".join(f"{k}={v:g}" for k, v in defaults.items())]
+    return ["defaults, not measured: " + ", ".join(f"{k}={v:g}" for k, v in defaults.items())]
 
 
 def in_rate(bytes_per_second: float) -> str:
@@ -87,8 +88,8 @@ def of_ways(ways: Sequence[Way], cluster: Cluster) -> list[str]:
             f"{exchange.backward_passes_per_step:2d} {exchange.pieces:6d} "
             f"{_sent_as(exchange.compression):7}"
         )
-        told = figures(way.prediction) if way.prediction is not None else ""
-        lines.append(f"{name} {told}{'' if way.feasible else f'  cannot be: {way.obstacle}'}")
+        cells = figures(way.prediction) if way.prediction is not None else ""
+        lines.append(f"{name} {cells}{'' if way.feasible else f'  infeasible: {way.obstacle}'}")
     return lines
 
 
@@ -96,7 +97,7 @@ def verdict(ways: Sequence[Way], cluster: Cluster) -> list[str]:
     """The recommendation, the strongest forms of the baseline, and what is not predicted."""
     chosen = recommended(ways)
     if chosen is None:
-        return ["nothing fits into the memory of these ranks; see the obstacles above"]
+        return ["no recommendation: every way is infeasible here, for the reasons given above"]
     fastest = max(ways, key=lambda way: way.rate)
     lines = [
         f"recommended: {chosen.overrides}",
@@ -104,29 +105,30 @@ def verdict(ways: Sequence[Way], cluster: Cluster) -> list[str]:
         f"(K = {fastest.config.exchange.backward_passes_per_step}, "
         f"{_sent_as(fastest.config.exchange.compression)}, "
         f"{fastest.config.classifier.layout} {fastest.config.exchange.kind}"
-        f"{_in_pieces(fastest.config.exchange.pieces)}); of all with at least "
-        f"{ENOUGH:g} of that it costs the least accuracy, late ones only where they have {PAYS:g} "
-        f"times the images/s of all that wait with the same K",
+        f"{_in_pieces(fastest.config.exchange.pieces)})",
+        f"  chosen: least expected accuracy cost among ways with at least {ENOUGH:g} of the "
+        f"highest images/s; late ways qualify only with {PAYS:g}x the images/s of every "
+        f"synchronous way with the same K",
     ]
     passes = chosen.config.exchange.backward_passes_per_step
     for name, each in (
-        (f"data parallel that waits, at its strongest with K = {passes}", passes),
-        ("data parallel that waits, at its strongest with any K", None),
+        (f"strongest synchronous data parallelism with K = {passes}", passes),
+        ("strongest synchronous data parallelism with any K", None),
     ):
         rival = strongest_baseline(ways, each)
         if rival is not None:
             exchange = rival.config.exchange
             lines.append(
                 f"{name}: {rival.rate:,.0f} images/s (K = {exchange.backward_passes_per_step}, "
-                f"{_sent_as(exchange.compression)}); the recommended has "
-                f"{chosen.rate / rival.rate:.2f} times that"
+                f"{_sent_as(exchange.compression)}); the recommended way has "
+                f"{chosen.rate / rival.rate:.2f}x that"
             )
     # Fewer classes than a node has ranks cannot be sliced over it.
     few = chosen.config.data.num_classes < cluster.ranks_per_node
     alone = chosen.config.with_nodes_apart("replicated" if few else "node", passes=1)
     ceiling = predict(cluster, alone).images_per_second
     lines.append(
-        "ceiling, nodes that exchange nothing and step after every micro-batch: "
+        "ceiling (nodes exchange nothing and step after every micro-batch): "
         f"{ceiling:,.0f} images/s"
     )
     return [*lines, ADVICE]
@@ -140,20 +142,23 @@ def break_even(cluster: Cluster, config: Config) -> list[str]:
     kinds: tuple[KindName, ...] = ("synchronous", "delayed")
     for kind in kinds:
         classes = classes_for_world(cluster, config, kind)
-        where = f"never, up to {MOST_CLASSES:,} classes"
+        where = f"at no number of classes up to {MOST_CLASSES:,}"
         if classes is not None:
             where = f"from {classes:,} classes on"
         lines.append(f"{kind}: slices over the world are faster than over a node {where}")
-    for layout, name in (("replicated", "data parallel"), ("node", "slices that wait")):
+    for layout, name in (
+        ("replicated", "synchronous data parallelism"),
+        ("node", "synchronous slices"),
+    ):
         rates = rates_for_late(cluster, config, layout)
         if rates is None:
-            lines.append(f"a late exchange is nowhere {PAYS:g} times as fast as {name}")
+            lines.append(f"a late exchange is {PAYS:g}x as fast as {name} on no link")
             continue
         top = "any faster link" if rates.fastest >= FASTEST else in_rate(rates.fastest)
         bottom = "any slower link" if rates.slowest <= SLOWEST else in_rate(rates.slowest)
         lines.append(
-            f"a late exchange is more than {PAYS:g} times as fast as {name} from {bottom} to "
-            f"{top}, {rates.best:.2f} times at most"
+            f"a late exchange is more than {PAYS:g}x as fast as {name} from {bottom} to {top}, at "
+            f"most {rates.best:.2f}x"
         )
     return lines
 

@@ -153,7 +153,7 @@ def way_of(config: Config, cluster: Cluster) -> Way:
         return Way(config, None, str(error))
     if found.memory_mb * 1e6 > cluster.memory_bytes:
         has = in_bytes(cluster.memory_bytes)
-        return Way(config, found, f"needs {in_bytes(found.memory_mb * 1e6)}, a rank has {has}")
+        return Way(config, found, f"needs {in_bytes(found.memory_mb * 1e6)}, but a rank has {has}")
     return Way(config, found)
 
 
