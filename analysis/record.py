@@ -82,7 +82,9 @@ def harness(*words: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.record", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/recorded"))
-    parser.add_argument("--only-ship", action="store_true", help="the runs are in --folder already")
+    parser.add_argument(
+        "--only-ship", action="store_true", help="ship the runs in --folder without training"
+    )
     chosen = parser.parse_args()
     folder = chosen.folder.absolute()
     if not chosen.only_ship:

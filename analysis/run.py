@@ -78,9 +78,11 @@ def run(parameters: Mapping[str, str], folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.run", description=__doc__)
-    parser.add_argument("--uri", help="MLflow store: sqlite:///FILE.db or http://HOST:PORT")
-    parser.add_argument("--study", help="one of its studies")
-    parser.add_argument("--folder", type=Path, help="where executed copies go: runs/analysis/STUDY")
+    parser.add_argument("--uri", help="MLflow store, sqlite:///FILE.db or http://HOST:PORT")
+    parser.add_argument("--study", help="a study in the store")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for executed copies (default: runs/analysis/STUDY)"
+    )
     chosen = parser.parse_args()
     parameters = {}
     if chosen.uri:

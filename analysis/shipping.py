@@ -61,12 +61,12 @@ def ship(store: Path, place: Path) -> str:
     for run in runs:
         _copy_artifacts(store.parent / "mlartifacts" / run / "artifacts", place, run)
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-    told = secrets_in(place, [str(store.parent), str(Path.cwd())])
-    if told:
-        raise NotFit(f"{place} tells of its machine: {', '.join(told[:8])}")
+    revealing = secrets_in(place, [str(store.parent), str(Path.cwd())])
+    if revealing:
+        raise NotFit(f"{place} reveals its machine: {', '.join(revealing[:8])}")
     if size > MOST_BYTES:
-        raise NotFit(f"{place} takes {size / 1e6:.1f} MB, at most {MOST_BYTES / 1e6:g} are shipped")
-    return f"{place.name}: {len(runs)} runs, {size / 1e6:.2f} MB"
+        raise NotFit(f"{place} takes {size / 1e6:.1f} MB, but the limit is {MOST_BYTES / 1e6:g} MB")
+    return f"{place.name}: {len(runs)} run{'s' * (len(runs) != 1)}, {size / 1e6:.2f} MB"
 
 
 def ship_study(study: Path, place: Path) -> str:
@@ -83,10 +83,10 @@ def ship_study(study: Path, place: Path) -> str:
     runs = [path.parent for path in sorted(study.rglob(SUMMARY))]
     for run in runs:
         _copy_files(run, place / run.name, (CONFIG, SUMMARY))
-    told = secrets_in(place, [str(study.parent), str(Path.cwd())])
-    if told:
-        raise NotFit(f"{place} tells of its machine: {', '.join(told[:8])}")
-    return f"{place.name}: {len(runs)} runs"
+    revealing = secrets_in(place, [str(study.parent), str(Path.cwd())])
+    if revealing:
+        raise NotFit(f"{place} reveals its machine: {', '.join(revealing[:8])}")
+    return f"{place.name}: {len(runs)} run{'s' * (len(runs) != 1)}"
 
 
 def secrets_in(place: Path, words: list[str]) -> list[str]:

@@ -136,8 +136,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--model", default="small_cnn")
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--bucket-mb", type=float, action="append", help="of ours; default 4")
-    parser.add_argument("--output", type=Path, help="JSON file, besides the line printed")
+    parser.add_argument(
+        "--bucket-mb", type=float, action="append", help="size of our buckets (default: 4)"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for a copy of the printed line")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     device, topology = torch.device("cpu"), launched_topology()

@@ -188,8 +188,8 @@ def commit() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--into", type=Path, required=True, help="folder of card.json and card.md")
-    parser.add_argument("--commit", default=None, help="where the sources are no repository")
+    parser.add_argument("--into", type=Path, required=True, help="folder for card.json and card.md")
+    parser.add_argument("--commit", default=None, help="commit, if the sources are no repository")
     chosen = parser.parse_args()
     torch.manual_seed(0)
     one_precision()

@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", type=int, default=100_000)
     parser.add_argument("--features", type=int, default=512)
-    parser.add_argument("--images", type=int, default=128, help="of all ranks")
+    parser.add_argument("--images", type=int, default=128, help="images of all ranks")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path)
     chosen = parser.parse_args()

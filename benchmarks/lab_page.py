@@ -17,14 +17,14 @@ def page(folder: Path) -> str:
     """The page as Markdown, from all results in the folder."""
     facts = environment()
     known = json.loads((folder / "rate.json").read_text())["mbit_per_second"]
-    told = ", ".join(f"{name} {rate:g} Mbit/s" for name, rate in known.items())
+    rates = ", ".join(f"{name} {rate:g} Mbit/s" for name, rate in known.items())
     lines = [
         "# The lab",
         "",
         f"Commit {facts['git_commit']}{' with changes' if facts['git_dirty'] else ''}; test hosts "
         f"in network namespaces of one machine: {facts['cpu']}, {os.cpu_count()} cores. Links: "
-        f"{told}. `make lab` repeats it. Ratios are medians, and quartiles, of blocks beside each "
-        "other in time.",
+        f"{rates}. `make lab` repeats it. Ratios are medians and quartiles over pairs of blocks "
+        "that are neighbours in time.",
     ]
     for path in sorted(folder.glob("*.json")):
         if path.name in NOT_TABLES or path.name.endswith(".predictions.json"):

@@ -18,12 +18,12 @@ Row = Mapping[str, Any]
 """A row of `benchmarks.throughput`, with `rates` by round."""
 
 HOW = (
-    "Training time is images / (images/s). Speeds were measured on this link, in blocks of all "
-    "variants in turn: each seed has rounds of its own. Trainings ran without a limit, which "
-    "changes nothing that is learnt: delays are counted in windows. A late exchange is charged "
-    "its delay in whole windows once, as the time until its last transfer has landed. First "
-    "windows that wait, or send whole gradients, are charged at the speed of a variant that "
-    "always does so."
+    "Training time is images / (images/s). Speeds were measured on this link, in blocks in which "
+    "all variants took turns; each seed uses other rounds. Trainings ran without a limit on the "
+    "link, which does not change what is learned, because delays are counted in windows. A late "
+    "exchange is charged its delay in whole windows once, for the time until its last transfer "
+    "has landed. First windows that are synchronous, or that send whole gradients, are charged at "
+    "the speed of a variant that always does so."
 )
 
 

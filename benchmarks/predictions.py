@@ -207,14 +207,14 @@ def page(found: Sequence[dict[str, Any]]) -> str:
         "",
         f"Commit {facts['git_commit']}{' with changes' if facts['git_dirty'] else ''}; "
         f"{facts['cpu']}, {facts['cores']} cores. One calibration on 2 x 2 ranks at "
-        f"{CALIBRATED_MBIT} Mbit/s, none of the rows in it. `python -m benchmarks.predictions` "
-        "repeats it.",
+        f"{CALIBRATED_MBIT} Mbit/s, which contains none of the rows. "
+        "`python -m benchmarks.predictions` repeats it.",
         "",
         f"**Error of the step time: median {statistics.median(errors):.1%}, worst "
         f"{max(errors):.1%}, {len(found)} configurations.**",
         "",
-        "Setting: hosts x ranks - Mbit/s - classes. Variant: layout - exchange - K - delay - sent "
-        "as - pieces.",
+        "Setting: hosts x ranks - Mbit/s - classes. Variant: layout - exchange - K - delay - "
+        "compression - pieces.",
         "",
         "| setting | variant | predicted, ms | measured, ms | error |",
         "|:--|:--|--:|--:|--:|",
@@ -230,7 +230,7 @@ def page(found: Sequence[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predictions", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/predictions"))
-    parser.add_argument("--keep", action="store_true", help="measure only what is not there yet")
+    parser.add_argument("--keep", action="store_true", help="measure only what is missing")
     chosen = parser.parse_args()
     folder = chosen.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -180,7 +180,10 @@ def beyond(
     rates = [rate for rate, other in tried if other == momentum]
     outside = [lr / GROWTH] * (lr == min(rates)) + [lr * GROWTH] * (lr == max(rates))
     if not all(LEAST_RATE <= rate <= MOST_RATE for rate in outside):
-        raise NoBestPoint(f"the best rate with momentum {momentum:g} is {lr:g}, at the edge")
+        raise NoBestPoint(
+            f"the best rate with momentum {momentum:g} is {lr:g}, at the edge of "
+            f"{LEAST_RATE:g} to {MOST_RATE:g}; widen that range"
+        )
     if outside:
         return [(float(f"{rate:.2g}"), momentum) for rate in outside]
     momenta = {other for _, other in tried}
@@ -212,11 +215,11 @@ def table(
 ) -> list[str]:
     """A Markdown table with the best point of each rule, and all points."""
     lines = [
-        f"Top-1 at the end, %, and images to {100 * TARGET:.1f} %; seeds "
+        f"Final top-1 in %, and images to {100 * TARGET:.1f} %; seeds "
         f"{', '.join(map(str, SEEDS))} for the {FINALISTS} best points of a rule, {SEEDS[0]} for "
         "the others.",
         "",
-        "| rule | lr | momentum | ends at | images to target | all points: lr / momentum: top-1 |",
+        "| rule | lr | momentum | top-1 | images to target | all points: lr / momentum: top-1 |",
         "|:--|--:|--:|--:|--:|:--|",
     ]
     for name, found in results.items():
@@ -240,8 +243,10 @@ def table(
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/sweep"))
-    parser.add_argument("--only", choices=RULES, action="append", help="these rules alone")
-    parser.add_argument("--show", action="store_true", help="write the table of what there is")
+    parser.add_argument("--only", choices=RULES, action="append", help="sweep this rule only")
+    parser.add_argument(
+        "--show", action="store_true", help="write the table of existing results, train nothing"
+    )
     chosen = parser.parse_args()
     sweep = Sweep(chosen.folder.absolute(), chosen.only or list(RULES))
     try:

@@ -136,12 +136,19 @@ def _chosen() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--micro-batches", type=int, default=24, help="timed, in a block, at most")
     parser.add_argument(
-        "--seconds", type=float, default=math.inf, help="of a block: slow variants take fewer"
+        "--micro-batches", type=int, default=24, help="timed micro-batches in a block, at most"
     )
-    parser.add_argument("--untimed", type=int, default=8, help="micro-batches, before those")
-    parser.add_argument("--output", type=Path, help="JSON file, besides the last line printed")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=math.inf,
+        help="length of a block, for which slow variants run fewer micro-batches",
+    )
+    parser.add_argument(
+        "--untimed", type=int, default=8, help="untimed micro-batches at the start of a block"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for a copy of the last printed line")
     return parser.parse_args()
 
 

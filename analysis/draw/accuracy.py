@@ -35,10 +35,10 @@ def draw(study: Study, target: float | None = None) -> Picture:
             _draw_curves(axes, variants, over, found)
             draw_target(axes, goal)
             axes.set_ylabel(f"top-1 on {primary_set(variants)} (%)")
-        times.set_xlabel("training time, evaluations left out (s)")
+        times.set_xlabel("training time, without evaluations (s)")
         images.set_xlabel("training images of all ranks (thousands)")
-        times.set_title("By when: mean and range over seeds")
-        images.set_title("From how many images")
+        times.set_title("Accuracy over time: mean and range over seeds")
+        images.set_title("Accuracy over images")
         _draw_target_times(sooner, variants, goal, found)
         legend_below(figure, [times], columns=6)
     return figure
@@ -87,24 +87,24 @@ def say(study: Study, target: float | None = None) -> Said:
     baseline = baseline_of(variants)
     goal = target_of(baseline, target)
     if goal is None:
-        return Said(f"* `{baseline.name}` learned nothing: there is no target")
+        return Said(f"* `{baseline.name}` learned nothing, so there is no target")
     lines = [f"* the target is top-1 of {goal.told}"]
     own = target_seconds(baseline, goal)
     for variant in variants:
         ends = [100 * run.final[PRIMARY] for run in variant.summaries if PRIMARY in run.final]
         if not ends:
-            told = NOT_EVALUATED if variant.summaries else without_result(variant)
-            lines.append(f"* `{variant.name}`: {told}")
+            why = NOT_EVALUATED if variant.summaries else without_result(variant)
+            lines.append(f"* `{variant.name}`: {why}")
             continue
-        told = f"ends at {_told(ends, 2, '%')}"
+        line = f"* `{variant.name}` ends at {_told(ends, 2, '%')}"
         seconds = target_seconds(variant, goal)
         if seconds is None:
-            told += " and not every seed reaches the target"
+            line += " and does not reach the target with every seed"
         else:
-            told += f", at the target after {_told(seconds, 1, 's')}"
+            line += f" and reaches the target in {_told(seconds, 1, 's')}"
             if own and variant is not baseline:
-                told += f": {mean(seconds) / mean(own):.2f} of the time of `{baseline.name}`"
-        lines.append(f"* `{variant.name}` {told}")
+                line += f", {mean(seconds) / mean(own):.2f}x the time of `{baseline.name}`"
+        lines.append(line)
     return Said("\n".join(lines))
 
 
@@ -163,5 +163,5 @@ def _draw_target_times(
     axes.set_yticks(range(len(variants)), [variant.name for variant in variants])
     axes.set_ylim(len(variants) - 0.4, -0.6)
     axes.set_xlabel("training time to the target (s)")
-    axes.set_title("How soon: mean, 95 % interval")
+    axes.set_title("Time to target: mean, 95% CI")
     axes.grid(axis="y", visible=False)

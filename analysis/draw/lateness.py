@@ -49,8 +49,8 @@ class Place:
     def link(self) -> str:
         """The link's latency and jitter, as text."""
         latency, jitter = self.condition.latency, self.condition.jitter
-        told = f"{latency} one way" if latency else "no latency"
-        return f"{told}, jitter {jitter}" if jitter else told
+        delay = f"{latency} one way" if latency else "no latency"
+        return f"{delay}, jitter {jitter}" if jitter else delay
 
     def best(self, late: bool) -> str:
         """The variant that reaches the target first, among late or among synchronous ones."""
@@ -68,7 +68,9 @@ def images_of(study: str) -> dict[str, float]:
     variants = variants_in(Path(study))
     target = target_of(baseline_of(variants), None)
     if target is None:
-        raise UserError(f"the baseline of {study} learned nothing: there is no target")
+        raise UserError(
+            f"the baseline of {study} learned nothing, so there is no target; give another study"
+        )
     return images_to([run for each in variants for run in each.summaries], target.top1)
 
 
@@ -145,7 +147,7 @@ def draw(tables: str | Path, images: Mapping[str, float], sweep: pd.DataFrame) -
         legend_below(above, list(grid.flat), columns=4)
         for axes, cards in zip(below.subplots(1, len(MAPS)), MAPS, strict=True):
             _draw_leads(axes, leads(sweep, cards))
-            axes.set_title(f"{cards:,} cards, simulated: late / waiting, images/s", fontsize=9)
+            axes.set_title(f"{cards:,} cards, simulated: images/s, late / on time", fontsize=9)
     return figure
 
 
@@ -163,7 +165,7 @@ def _draw_leads(axes: Axes, found: pd.DataFrame) -> None:
 def say(tables: str | Path, images: Mapping[str, float]) -> Said:
     """A Markdown table of the best late variant against the best synchronous one on each link."""
     lines = [
-        "| classes | link | data_parallel loses | best late | best that waits | late is |",
+        "| classes | link | data_parallel loses | best late | best synchronous | speed-up |",
         "|--:|:--|--:|:--|:--|--:|",
     ]
     for each in places(tables, images):
@@ -171,7 +173,7 @@ def say(tables: str | Path, images: Mapping[str, float]) -> Said:
         lines.append(
             f"| {each.condition.classes:,} | {_rate(each.condition)}, {each.link} | "
             f"{each.lost:.0%} | {late}, {each.seconds[late]:.1f} s | "
-            f"{waits}, {each.seconds[waits]:.1f} s | {each.faster:.2f}x as fast |"
+            f"{waits}, {each.seconds[waits]:.1f} s | {each.faster:.2f}x |"
         )
     return Said("\n".join(lines))
 
@@ -192,4 +194,4 @@ def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, Look]) -> 
     axes.set_yscale("log")
     axes.set_xticks(spots, [f"{each.lost:.0%}" for each in found])
     axes.minorticks_off()
-    axes.set_xlabel("of its step data_parallel loses")
+    axes.set_xlabel("share of its step that data_parallel loses")

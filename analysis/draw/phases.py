@@ -63,7 +63,7 @@ def say(study: Study) -> Said:
             continue
         share = waiting_share(variant)
         if math.isnan(share):
-            lines.append(f"* `{variant.name}`: how long it stands still was not measured")
+            lines.append(f"* `{variant.name}`: the time that it waits was not measured")
             continue
         waited = {
             wait: mean(phase_ms(run, wait) / run.step_ms.mean for run in variant.summaries)
@@ -71,8 +71,8 @@ def say(study: Study) -> Said:
         }
         most = max(waited, key=lambda wait: waited[wait])
         lines.append(
-            f"* `{variant.name}` stands still for {share:.0%} of its step, most of "
-            f"it in {most.replace('_', ' ')} ({waited[most]:.0%} of the step)"
+            f"* `{variant.name}` waits for {share:.0%} of its step, mostly in "
+            f"{most.replace('_', ' ')} ({waited[most]:.0%} of the step)"
         )
     return Said("\n".join(lines))
 
@@ -99,8 +99,8 @@ def _draw_ranks(axes: Axes, variants: Sequence[Variant], found: Mapping[str, Loo
     axes.set_yticks(range(len(SPREAD)), [phase.replace("_", " ") for phase in SPREAD])
     axes.set_ylim(len(SPREAD) - 0.5, -0.5)
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"time of {'1,000 images' if steps_differ(variants) else 'a step'} (ms)")
-    axes.set_title("Each phase over ranks: from least to most, mean marked")
+    axes.set_xlabel(f"time per {'1,000 images' if steps_differ(variants) else 'step'} (ms)")
+    axes.set_title("Each phase over ranks: minimum to maximum, mean marked")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13))

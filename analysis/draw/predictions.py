@@ -21,12 +21,12 @@ def _in_words(variant: str, setting: str) -> str:
     """Spells out the names that `benchmarks.predictions` gives variants and settings."""
     layout, exchange, passes, delay, sent_as, *pieces = variant.split("-")
     grid, rate, classes = setting.split("-")
-    told = f"{layout} {exchange}, K {passes}"
-    told += f", delay {delay}" if int(delay) > 1 else ""
-    told += f", {sent_as}" if sent_as != "none" else ""
-    told += f", {pieces[0]} pieces" if pieces and int(pieces[0]) > 1 else ""
+    name = f"{layout} {exchange}, K {passes}"
+    name += f", delay {delay}" if int(delay) > 1 else ""
+    name += f", {sent_as}" if sent_as != "none" else ""
+    name += f", {pieces[0]} pieces" if pieces and int(pieces[0]) > 1 else ""
     link = f"{rate} Mbit/s" if rate.isdigit() else rate
-    return f"{told}: {grid}, {link}, {int(classes):,}"
+    return f"{name}: {grid}, {link}, {int(classes):,}"
 
 
 def draw(found: pd.DataFrame) -> Picture:
@@ -56,6 +56,6 @@ def say(found: pd.DataFrame) -> Said:
     """The median and the largest error."""
     errors = found["error"].abs()
     return Said(
-        f"Lab hosts, one calibration: {len(found)} configurations, none of which was fitted to, "
-        f"are off by {errors.median():.1%} (median), {errors.max():.1%} at most"
+        f"Predictions of {len(found)} configurations on lab hosts, from one calibration that saw "
+        f"none of them, are off by {errors.median():.1%} (median) and at most {errors.max():.1%}"
     )

@@ -14,7 +14,7 @@ CEILING = "ceiling"
 CLEAR = 1.05
 """Speed-up over the runner-up from which a lead is clear; smaller leads are shown pale."""
 LABELS = {
-    "ranks": "cards, eight to a machine",
+    "ranks": "cards, eight per machine",
     "classes": "classes",
     "gbit_per_second": "rate of a machine's port (Gbit/s)",
 }
@@ -43,7 +43,7 @@ def draw(frame: pd.DataFrame) -> Picture:
             _draw_lines(axes, frame, over, found)
         for axes, ranks in zip(maps, MAPS, strict=True):
             _draw_map(axes, winners(frame, ranks), found)
-            axes.set_title(f"{ranks:,} cards: the fastest, by times the next")
+            axes.set_title(f"{ranks:,} cards: the fastest, and its lead")
         legend_below(figure, list(lines[:1]), columns=6)
     return figure
 
@@ -56,7 +56,7 @@ def _draw_lines(axes: Axes, frame: pd.DataFrame, over: str, found: Mapping[str, 
         axes.plot(places, rows["share"], label=variant, **line(found[str(variant)]))
     axes.set_xticks(range(len(values)), [compact(value) for value in values])
     axes.set_xlabel(LABELS[over])
-    axes.set_ylabel("images/s, share of the ceiling's (1)")
+    axes.set_ylabel("images/s relative to the ceiling (1)")
     axes.set_title(_elsewhere(over))
     axes.set_ylim(0, 1.05)
 
@@ -133,12 +133,12 @@ def compact(value: float) -> str:
 
 
 def _elsewhere(over: str) -> str:
-    told = {
+    fixed = {
         "ranks": f"{PLACE['ranks']:,} cards",
         "classes": f"{compact(PLACE['classes'])} classes",
         "gbit_per_second": f"{PLACE['gbit_per_second']:g} Gbit/s",
     }
-    return ", ".join(text for name, text in told.items() if name != over)
+    return ", ".join(text for name, text in fixed.items() if name != over)
 
 
 def say(frame: pd.DataFrame) -> Said:
@@ -147,12 +147,12 @@ def say(frame: pd.DataFrame) -> Said:
     for ranks in MAPS:
         best = winners(frame, ranks)
         clear = best[best["lead"] >= CLEAR]
-        told = [
-            f"`{name}` in {len(rows)} (up to {rows['lead'].max():.2f} times the next one)"
+        leaders = [
+            f"`{name}` is fastest in {len(rows)} (up to {rows['lead'].max():.2f}x the runner-up)"
             for name, rows in clear.groupby("variant")
         ]
         lines.append(
-            f"* {ranks:,} cards, {len(best)} settings: {', '.join(told)}; no clear winner in "
+            f"* {ranks:,} cards, {len(best)} settings: {', '.join(leaders)}; no clear winner in "
             f"{len(best) - len(clear)}"
         )
     lost = frame[~frame["fits"]].groupby("variant")["classes"].min()

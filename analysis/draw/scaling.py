@@ -68,9 +68,9 @@ def draw(tables: str | Path, study: Study) -> Picture:
     with dressed():
         figure = picture(12.5, 8.6)
         panels = figure.subplots(2, 2).flat
-        for axes, (over, told) in zip(panels, PANELS.items(), strict=False):
+        for axes, (over, label) in zip(panels, PANELS.items(), strict=False):
             _draw_panel(axes, series(frame, over), over, found)
-            axes.set_xlabel(told)
+            axes.set_xlabel(label)
             axes.set_ylabel("images/s, all ranks")
         last = figure.axes[-1]
         _draw_study(last, study, found)
@@ -89,13 +89,13 @@ def numbers(tables: str | Path) -> pd.DataFrame:
     folder = Path(tables)
     file = folder / CONDITIONS
     if not os.path.exists(file):
-        raise UserError(f"{file} is missing; it says under what each table was measured")
+        raise UserError(f"{file} is missing; write it, with the conditions of each table")
     rows = []
     for name, values in json.loads(file.read_text(encoding="utf-8")).items():
         condition = Condition.model_validate(values)
         guesses = folder / f"{name}{PREDICTIONS}"
-        told = read_predictions(guesses) if os.path.exists(guesses) else ()
-        predicted = {each.variant: each.images_per_second for each in told}
+        known = read_predictions(guesses) if os.path.exists(guesses) else ()
+        predicted = {each.variant: each.images_per_second for each in known}
         for each in json.loads((folder / f"{name}.json").read_text(encoding="utf-8")):
             variant = each["variant"]
             rows.append(
@@ -123,7 +123,7 @@ def say(tables: str | Path, study: Study) -> Said:
     """The fastest variant under each condition, and the errors of predictions, as Markdown."""
     frame = numbers(tables)
     lines = []
-    for over, told in PANELS.items():
+    for over, axis in PANELS.items():
         rows = series(frame, over)
         table = rows.pivot(index=over, columns="variant", values="images_per_second")
         if len(table) < 2 or "data_parallel" not in table:
@@ -132,8 +132,8 @@ def say(tables: str | Path, study: Study) -> Said:
         for value in sorted(table.index, key=lambda each: float("inf") if pd.isna(each) else each):
             best = times.loc[value].drop("ceiling", errors="ignore").idxmax()
             lines.append(
-                f"* {told} {_tick(value)}: `{best}` is the fastest of those that meet, with "
-                f"{times.loc[value, best]:.2f} times the images/s of `data_parallel`"
+                f"* {axis} {_tick(value)}: `{best}` is the fastest variant that exchanges, with "
+                f"{times.loc[value, best]:.2f}x the images/s of `data_parallel`"
             )
     known = frame.dropna(subset=["predicted"])
     lines += _off("the tables", list(known["predicted"] / known["images_per_second"]))
@@ -148,8 +148,8 @@ def _off(what: str, ratios: Sequence[float]) -> list[str]:
         return []
     errors = [abs(ratio - 1) for ratio in ratios]
     return [
-        f"* predictions of {len(errors)} points of {what} are off by {median(errors):.0%} "
-        f"(median), {max(errors):.0%} at most"
+        f"* predictions of {len(errors)} point{'s' * (len(errors) > 1)} of {what} are off by "
+        f"{median(errors):.0%} (median) and at most {max(errors):.0%}"
     ]
 
 
@@ -158,7 +158,7 @@ def _rates(variant: Variant) -> list[float]:
 
 
 def _draw_study(axes: Axes, study: Study, found: Mapping[str, Look]) -> None:
-    told = {each.variant: each.images_per_second for each in study.predictions}
+    predicted = {each.variant: each.images_per_second for each in study.predictions}
     variants = study.variants
     for number, variant in enumerate(variants):
         rates = _rates(variant)
@@ -168,14 +168,14 @@ def _draw_study(axes: Axes, study: Study, found: Mapping[str, Look]) -> None:
             axes.barh(number, middle, height=0.6, **bar(found[variant.name]))
         if not math.isnan(half):
             axes.errorbar(middle, number, xerr=half, color="black", capsize=4, linewidth=1.2)
-        if variant.name in told:
-            axes.plot([told[variant.name]], [number], **hollow(found[variant.name]))
+        if variant.name in predicted:
+            axes.plot([predicted[variant.name]], [number], **hollow(found[variant.name]))
     first = next((run for variant in variants for run in variant.summaries), None)
     where = "" if first is None else f": {first.ranks} ranks on {first.nodes} nodes"
     axes.set_yticks(range(len(variants)), [variant.name for variant in variants])
     axes.set_ylim(len(variants) - 0.4, -0.6)
     axes.set_xlim(left=0)
-    axes.set_xlabel("images/s, all ranks; mean, 95 % interval over seeds")
+    axes.set_xlabel("images/s, all ranks; mean, 95% CI over seeds")
     axes.set_title(f"The study {study.name}{where}", fontsize=10)
     axes.grid(axis="y", visible=False)
 
@@ -201,14 +201,14 @@ def _draw_panel(axes: Axes, frame: pd.DataFrame, over: str, found: Mapping[str, 
     axes.set_xticks(range(len(values)), ticks)
     axes.set_xlim(-0.3, len(values) - 0.7)
     axes.set_ylim(bottom=0)
-    axes.set_title(_told(frame, over), fontsize=10)
+    axes.set_title(_fixed_conditions(frame, over), fontsize=10)
 
 
 def _tick(value: float) -> str:
     return UNSHAPED if pd.isna(value) or value == float("inf") else f"{value:,.0f}"
 
 
-def _told(frame: pd.DataFrame, over: str) -> str:
+def _fixed_conditions(frame: pd.DataFrame, over: str) -> str:
     """The conditions that stay the same in a panel."""
     row = frame.iloc[0]
     rate = row["mbit_per_second"]

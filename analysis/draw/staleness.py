@@ -85,14 +85,14 @@ def say(study: Study) -> Said:
     """Each run's distance from its limit and its final loss, as Markdown."""
     lines = []
     for each in points(study):
-        told = f"lr {each.lr:g}, momentum {each.dynamics.momentum:g}, delay {each.dynamics.delay}"
+        how = f"lr {each.lr:g}, momentum {each.dynamics.momentum:g}, delay {each.dynamics.delay}"
         if math.isnan(each.curvature):
             most = largest_stable_product(each.dynamics)
             known = f"stable up to lr x curvature {most:.3g}; the curvature was not sampled"
         else:
             known = f"at {each.of_limit:.2f} of the limit"
-        end = "is no number" if math.isinf(each.loss) else f"ends at {each.loss:.2f}"
-        lines.append(f"* `{each.name}`, seed {each.seed} ({told}): {known}; its loss {end}")
+        end = "is not finite" if math.isinf(each.loss) else f"ends at {each.loss:.2f}"
+        lines.append(f"* `{each.name}`, seed {each.seed} ({how}): {known}; its loss {end}")
     return Said("\n".join(lines))
 
 
@@ -144,7 +144,7 @@ def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) ->
     sampled = [point for point in placed if not math.isnan(point.curvature)]
     # Averaging runs have other limits than the lines here; the panel beside shows them.
     known = [point for point in sampled if not point.dynamics.averaging]
-    missing = "nodes step alone in those that" if sampled else "no run here"
+    missing = "only averaging runs" if sampled else "no run"
     for point in known:
         _mark(axes, point, point.dynamics.momentum, point.lr * point.curvature, found)
     _log(axes, "y")
@@ -152,8 +152,8 @@ def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) ->
     axes.set_xlabel("momentum (1)")
     axes.set_ylabel("learning rate x curvature (1)")
     axes.set_title(
-        "Stable is below its delay's line"
-        + ("" if known else f"\n({missing} sampled its curvature)")
+        "Stable below the line of its delay"
+        + ("" if known else f"\n({missing} sampled the curvature)")
     )
     lines = [Line2D([], [], color="black", linestyle=dash) for dash in ("-", "--")]
     axes.legend(lines, ["heavy ball", "Nesterov"], loc="lower left")
@@ -168,9 +168,9 @@ def _mark(axes: Axes, point: Point, x: float, y: float, found: Mapping[str, Look
 
 def _draw_sides(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) -> None:
     known = [p for p in placed if not math.isnan(p.curvature) and not math.isnan(p.first_loss)]
-    axes.set_title("What became of them on either side of it")
+    axes.set_title("Outcome on either side of the limit")
     if not known:
-        say_nothing(axes, "no run here sampled its curvature")
+        say_nothing(axes, "no run sampled the curvature")
         return
     ends = [point.loss / point.first_loss for point in known]
     worst = max([2.0, *(end for end in ends if math.isfinite(end))])
@@ -181,7 +181,7 @@ def _draw_sides(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) 
     axes.axhline(1, color="#555555", linewidth=0.8)
     _log(axes, "x")
     _log(axes, "y")
-    axes.set_xlabel("learning rate x curvature, of its limit (1)")
+    axes.set_xlabel("learning rate x curvature / limit (1)")
     axes.set_ylabel("last loss / first loss (1)")
 
 
@@ -214,4 +214,4 @@ def _draw_losses(axes: Axes, study: Study, found: Mapping[str, Look]) -> None:
     axes.set_xlim(left=0)
     axes.set_xlabel("window")
     axes.set_ylabel("training loss (nat)")
-    axes.set_title("What the runs' losses did")
+    axes.set_title("Training losses")

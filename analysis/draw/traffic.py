@@ -15,8 +15,8 @@ from harness.tracking.results import Variant
 from harness.tracking.study import Study
 
 LINKS = {
-    "cross_node": "between nodes, out of one node",
-    "in_node": "inside a node, out of one rank",
+    "cross_node": "between nodes, sent by one node",
+    "in_node": "inside a node, sent by one rank",
 }
 
 
@@ -29,12 +29,12 @@ def draw(study: Study) -> Picture:
     with dressed():
         figure = picture(13, 2.6 + 0.56 * max(4, len(variants)))
         rows = figure.subplots(2, 2, sharey=True)
-        for row, (link, told) in zip(rows, LINKS.items(), strict=True):
+        for row, (link, title) in zip(rows, LINKS.items(), strict=True):
             for axes, per in zip(row, ("window", "images"), strict=True):
                 _draw_panel(axes, frame[frame["link"] == link], per, found, fates)
-                axes.set_title(told[0].upper() + told[1:])
+                axes.set_title(title[0].upper() + title[1:])
         diamond = Line2D([], [], color="black", marker="D", markerfacecolor="white", linestyle="")
-        figure.legend([diamond], ["by formula (the bar is counted)"], loc="outside lower center")
+        figure.legend([diamond], ["formula (bars are counted)"], loc="outside lower center")
     return figure
 
 
@@ -65,12 +65,12 @@ def say(study: Study) -> Said:
     frame = numbers(study.variants)
     apart = (frame["counted_window"] / frame["formula_window"] - 1).abs().max()
     cross = frame[frame["link"] == "cross_node"].set_index("variant")["counted_images"].dropna()
-    lines = [f"* counted and formula differ by {100 * apart:.2g} % at most"]
+    lines = [f"* counts and formula differ by at most {100 * apart:.2g} %"]
     if len(cross) > 1 and cross.min() > 0:
         lines.append(
-            f"* between nodes, `{cross.idxmax()}` sends most for the same images "
-            f"({cross.max():.3g} MB for 1,000) and `{cross.idxmin()}` least "
-            f"({cross.min():.3g} MB): {cross.max() / cross.min():.1f} times less"
+            f"* between nodes, `{cross.idxmax()}` sends most ({cross.max():.3g} MB per 1,000 "
+            f"images) and `{cross.idxmin()}` least ({cross.min():.3g} MB), a factor of "
+            f"{cross.max() / cross.min():.1f}"
         )
     return Said("\n".join(lines))
 
@@ -96,5 +96,5 @@ def _draw_panel(
     axes.set_xlim(0, 1.2 * longest)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlabel("MB in a window" if per == "window" else "MB for 1,000 images of all ranks")
+    axes.set_xlabel("MB per window" if per == "window" else "MB per 1,000 images of all ranks")
     axes.grid(axis="y", visible=False)

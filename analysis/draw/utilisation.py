@@ -50,9 +50,9 @@ def draw(study: Study) -> Picture:
                 axes.set_ylabel(f"node {row}: share (%)" if column == 0 else "")
                 axes.set_title(run.name if row == 0 else "", fontsize=10)
         _draw_means(figure.add_subplot(grid[:, -1]), by_run, found)
-        counter = Line2D([], [], label="what the device's counter says", **COUNTER)  # type: ignore[arg-type]
+        counter = Line2D([], [], label="the device's own counter", **COUNTER)  # type: ignore[arg-type]
         computed = Line2D(
-            [], [], color="black", marker="o", label="share of a step that was computed"
+            [], [], color="black", marker="o", label="share of a step spent computing"
         )
         figure.legend(handles=[counter, computed], loc="outside lower center", ncols=2)
     return figure
@@ -108,15 +108,15 @@ def say(study: Study) -> Said:
         counter, computed = means(nodes(study, run))
         if not _separable(run) and not pd.isna(counter):
             lines.append(
-                f"* `{run.name}`: the counter says {counter:.0f} %; it waits inside its backward "
-                f"pass, so what it computed is not separable"
+                f"* `{run.name}`: the counter shows {counter:.0f} %; it waits inside its backward "
+                f"pass, so computing cannot be separated"
             )
         elif pd.isna(counter) or pd.isna(computed):
             lines.append(f"* `{run.name}`: not recorded")
         else:
             lines.append(
-                f"* `{run.name}`: the counter says {counter:.0f} %, "
-                f"{computed:.0f} % of a step was computed"
+                f"* `{run.name}`: the counter shows {counter:.0f} %, "
+                f"{computed:.0f} % of a step is computing"
             )
     return Said("\n".join(lines))
 
@@ -162,4 +162,4 @@ def _draw_means(
     axes.set_ylim(len(by_run) - 0.5, -0.5)
     axes.set_xlim(0, 105)
     axes.set_xlabel("mean over nodes and time (%)")
-    axes.set_title("Computed, and counted as busy", fontsize=10)
+    axes.set_title("Computing, and counted as busy", fontsize=10)
