@@ -40,8 +40,8 @@ def measured(module: str, *arguments: str, ranks: int = RANKS, hosts: str = HOST
 def baseline(rounds: int) -> list[str]:
     """The baseline with a small network, and with one in which DDP's buckets matter."""
     small = measured("baseline", "--rounds", str(rounds))
-    few = ["--rounds", str(max(3, rounds // 3)), "--steps", "1", "--batch-size", "4"]
-    large = measured("baseline", "--model", "resnet50", "--image-size", "64", *few)
+    short = ["--rounds", str(max(3, rounds // 3)), "--steps", "1", "--batch-size", "4"]
+    large = measured("baseline", "--model", "resnet50", "--image-size", "64", *short)
     return [
         "## The baseline against other data-parallel libraries",
         "",

@@ -114,10 +114,10 @@ def links(folder: Path) -> dict[str, Link]:
     """
     noted = folder / "rate.json"
     if not noted.exists():
-        few = ["--rounds", "4", "--micro-batches", "8"]
+        short = ["--rounds", "4", "--micro-batches", "8"]
         found = {}
         for name, rate in (("free", "none"), ("guess", f"{GUESS_MBIT}mbit")):
-            rates(folder / "calibration", name, Grid(Link(rate)), [BASELINE], few)
+            rates(folder / "calibration", name, Grid(Link(rate)), [BASELINE], short)
             (measured,) = json.loads((folder / "calibration" / f"{name}.json").read_text())
             found[name] = measured["images_per_second"]
         lost = found["free"] / found["guess"] - 1  # x / (guess c)
@@ -130,7 +130,7 @@ def links(folder: Path) -> dict[str, Link]:
 
 def overlap(folder: Path, known: dict[str, Link]) -> None:
     """Synchronous exchanges of all layouts, routes and compressions, during and after backward."""
-    few = ["--rounds", "4", "--micro-batches", "8", "--seconds", "3"]
+    short = ["--rounds", "4", "--micro-batches", "8", "--seconds", "3"]
     for layout in ("replicated", "node", "world"):
         variants = []
         for wire in WIRES:
@@ -140,7 +140,7 @@ def overlap(folder: Path, known: dict[str, Link]) -> None:
                 waits = "exchange.kind=synchronous"
                 variants.append(f"{BASELINE},{own},{waits},exchange.route={route},{name}")
             variants.append(f"{BASELINE},{own},{LATE_TWIN},name=after_backward_{wire}")
-        rates(folder, f"overlap-{layout}", Grid(known["slow"]), variants, few)
+        rates(folder, f"overlap-{layout}", Grid(known["slow"]), variants, short)
 
 
 def accuracy(folder: Path, known: dict[str, Link]) -> None:
@@ -217,8 +217,8 @@ def nodes(folder: Path, _: dict[str, Link]) -> None:
 def many(folder: Path, known: dict[str, Link]) -> None:
     """16 ranks on four hosts."""
     grid = Grid(known["slow"], hosts=4, slots=4)
-    few = ["--rounds", "3", "--micro-batches", "8", "--untimed", "4"]
-    rates(folder, "ranks-16", grid, (CEILING, METHOD, BASELINE, *STRONGEST), few)
+    short = ["--rounds", "3", "--micro-batches", "8", "--untimed", "4"]
+    rates(folder, "ranks-16", grid, (CEILING, METHOD, BASELINE, *STRONGEST), short)
     note(folder, "ranks-16", grid, classes=1000)
 
 
@@ -246,11 +246,11 @@ def baseline(folder: Path, known: dict[str, Link]) -> None:
 def lateness(folder: Path, known: dict[str, Link]) -> None:
     """The map of where lateness pays, over rates, classes, a latency and a link with jitter."""
     variants = (CEILING, METHOD, ASYNC, BASELINE, *STRONGEST, *REMEDIES)
-    few = ["--rounds", "3", "--micro-batches", "16", "--seconds", "2"]
+    short = ["--rounds", "3", "--micro-batches", "16", "--seconds", "2"]
     places = [(name, link, wait) for name, link in known.items() for wait in DELAYS]
     for (name, link, wait), classes in product([*places, ("unlimited", Link(), "")], (1000, 3755)):
         there = replace(link, **DELAYS[wait])
-        measure(folder, f"map-{name}{wait}-{classes}", there, classes, variants, few)
+        measure(folder, f"map-{name}{wait}-{classes}", there, classes, variants, short)
 
 
 PARTS: dict[str, Callable[[Path, dict[str, Link]], None]] = {

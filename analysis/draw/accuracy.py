@@ -8,9 +8,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from harness.compare.chart import draw_target
-from harness.compare.colours import Look, looks
+from harness.compare.colours import VariantStyle, styles_of
 from harness.compare.intervals import mean_interval
-from harness.compare.style import Picture, Said, bar, dressed, legend_below, line, picture
+from harness.compare.style import (
+    MarkdownText,
+    Picture,
+    bar,
+    legend_below,
+    line,
+    picture,
+    plot_style,
+)
 from harness.compare.table import primary_set
 from harness.compare.wording import without_result
 from harness.tracking.results import PRIMARY, Target, Variant, baseline_of, target_of
@@ -26,9 +34,9 @@ def draw(study: Study, target: float | None = None) -> Picture:
     point.
     """
     variants = study.variants
-    found = looks(variant.name for variant in variants)
+    found = styles_of(variant.name for variant in variants)
     goal = target_of(baseline_of(variants), target)
-    with dressed():
+    with plot_style():
         figure = picture(13, 4.8)
         times, images, sooner = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
         for axes, over in ((times, "seconds"), (images, "images")):
@@ -81,13 +89,13 @@ def target_seconds(variant: Variant, target: Target | None) -> list[float] | Non
     return reached if len(reached) == len(found) else None
 
 
-def say(study: Study, target: float | None = None) -> Said:
+def say(study: Study, target: float | None = None) -> MarkdownText:
     """The target, and each variant's final accuracy and time to the target, as Markdown."""
     variants = study.variants
     baseline = baseline_of(variants)
     goal = target_of(baseline, target)
     if goal is None:
-        return Said(f"* `{baseline.name}` learned nothing, so there is no target")
+        return MarkdownText(f"* `{baseline.name}` learned nothing, so there is no target")
     lines = [f"* the target is top-1 of {goal.told}"]
     own = target_seconds(baseline, goal)
     for variant in variants:
@@ -105,7 +113,7 @@ def say(study: Study, target: float | None = None) -> Said:
             if own and variant is not baseline:
                 line += f", {mean(seconds) / mean(own):.2f}x the time of `{baseline.name}`"
         lines.append(line)
-    return Said("\n".join(lines))
+    return MarkdownText("\n".join(lines))
 
 
 def _missed(variant: Variant, target: Target | None) -> str:
@@ -124,23 +132,26 @@ def _told(values: Sequence[float], digits: int, unit: str) -> str:
 
 
 def _draw_curves(
-    axes: Axes, variants: Sequence[Variant], over: str, found: Mapping[str, Look]
+    axes: Axes, variants: Sequence[Variant], over: str, found: Mapping[str, VariantStyle]
 ) -> None:
     for variant in variants:
         frame = curve(variant)
-        look = found[variant.name]
+        style = found[variant.name]
         across = frame[over] / (1000 if over == "images" else 1)
         label = variant.name if variant.summaries else f"{variant.name} ({variant.fate})"
         axes.fill_between(
-            across, frame["low"], frame["high"], color=look.colour, alpha=0.2, linewidth=0
+            across, frame["low"], frame["high"], color=style.colour, alpha=0.2, linewidth=0
         )
-        axes.plot(across, frame["mean"], **line(look), markersize=4, label=label)
+        axes.plot(across, frame["mean"], **line(style), markersize=4, label=label)
     axes.set_xlim(left=0)
     axes.set_ylim(0, 102)
 
 
 def _draw_target_times(
-    axes: Axes, variants: Sequence[Variant], target: Target | None, found: Mapping[str, Look]
+    axes: Axes,
+    variants: Sequence[Variant],
+    target: Target | None,
+    found: Mapping[str, VariantStyle],
 ) -> None:
     longest = 0.0
     labels = []

@@ -19,9 +19,9 @@ from matplotlib.colors import LogNorm
 
 from analysis.draw.scale import CEILING, LABELS, MAPS, compact
 from analysis.draw.scaling import CONDITIONS, UNSHAPED, Condition
-from harness.compare.colours import Look, in_order, looks
+from harness.compare.colours import VariantStyle, in_order, styles_of
 from harness.compare.folder import variants_in
-from harness.compare.style import Picture, Said, dressed, legend_below, line, picture
+from harness.compare.style import MarkdownText, Picture, legend_below, line, picture, plot_style
 from harness.errors import UserError
 from harness.measure.summary import RunSummary
 from harness.tracking.results import baseline_of, target_of
@@ -130,8 +130,8 @@ def draw(tables: str | Path, images: Mapping[str, float], sweep: pd.DataFrame) -
     found = places(tables, images)
     links = list(dict.fromkeys(each.link for each in found))
     classes = sorted({each.condition.classes for each in found})
-    variants = looks(name for each in found for name in each.seconds)
-    with dressed():
+    variants = styles_of(name for each in found for name in each.seconds)
+    with plot_style():
         figure = picture(13, 3.6 * len(classes) + 3.4)
         ratios = (3.6 * len(classes), 3.4)
         above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]
@@ -162,7 +162,7 @@ def _draw_leads(axes: Axes, found: pd.DataFrame) -> None:
     axes.grid(visible=False)
 
 
-def say(tables: str | Path, images: Mapping[str, float]) -> Said:
+def say(tables: str | Path, images: Mapping[str, float]) -> MarkdownText:
     """A Markdown table of the best late variant against the best synchronous one on each link."""
     lines = [
         "| classes | link | data_parallel loses | best late | best synchronous | speed-up |",
@@ -175,7 +175,7 @@ def say(tables: str | Path, images: Mapping[str, float]) -> Said:
             f"{each.lost:.0%} | {late}, {each.seconds[late]:.1f} s | "
             f"{waits}, {each.seconds[waits]:.1f} s | {each.faster:.2f}x |"
         )
-    return Said("\n".join(lines))
+    return MarkdownText("\n".join(lines))
 
 
 def _rate(condition: Condition) -> str:
@@ -183,7 +183,7 @@ def _rate(condition: Condition) -> str:
     return UNSHAPED if rate is None else f"{rate:g} Mbit/s"
 
 
-def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, Look]) -> None:
+def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, VariantStyle]) -> None:
     # A step takes 1 / (1 - lost) times as long as without the link, so x is that slow-down.
     spots = [1 / (1 - each.lost) for each in found]
     for name in in_order(dict.fromkeys(name for each in found for name in each.seconds)):

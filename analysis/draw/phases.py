@@ -7,9 +7,9 @@ from statistics import mean
 import pandas as pd
 from matplotlib.axes import Axes
 
-from harness.compare.colours import Look, looks
+from harness.compare.colours import VariantStyle, styles_of
 from harness.compare.step_bars import draw_times, scale, steps_differ, waiting_share
-from harness.compare.style import Picture, Said, dressed, line, picture
+from harness.compare.style import MarkdownText, Picture, line, picture, plot_style
 from harness.compare.table import PHASES, phase_ms
 from harness.compare.waits import WAITS
 from harness.compare.wording import without_result
@@ -23,9 +23,9 @@ SPREAD = ("forward", "backward", *WAITS)
 def draw(study: Study) -> Picture:
     """Draws the mean phases as stacked bars, and each phase's minimum, mean and maximum."""
     variants = study.variants
-    found = looks(variant.name for variant in variants)
+    found = styles_of(variant.name for variant in variants)
     height = max(4.8, 1.6 + 0.14 * len(SPREAD) * max(4, len(variants)))
-    with dressed():
+    with plot_style():
         figure = picture(13, height)
         times, ranks = figure.subplots(1, 2)
         draw_times(times, variants, found)
@@ -54,7 +54,7 @@ def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def say(study: Study) -> Said:
+def say(study: Study) -> MarkdownText:
     """The fraction of a step that each variant waits, and where, as Markdown."""
     lines = []
     for variant in study.variants:
@@ -74,10 +74,10 @@ def say(study: Study) -> Said:
             f"* `{variant.name}` waits for {share:.0%} of its step, mostly in "
             f"{most.replace('_', ' ')} ({waited[most]:.0%} of the step)"
         )
-    return Said("\n".join(lines))
+    return MarkdownText("\n".join(lines))
 
 
-def _draw_ranks(axes: Axes, variants: Sequence[Variant], found: Mapping[str, Look]) -> None:
+def _draw_ranks(axes: Axes, variants: Sequence[Variant], found: Mapping[str, VariantStyle]) -> None:
     """Draws a group of rows for each phase, with a row per variant in it.
 
     A line goes from the rank that spent least to the one that spent most, with a marker at the
@@ -89,11 +89,11 @@ def _draw_ranks(axes: Axes, variants: Sequence[Variant], found: Mapping[str, Loo
         rows = frame[frame["phase"] == phase].to_dict("records")
         for number, row in enumerate(rows):
             place = group + (number - (len(variants) - 1) / 2) * distance
-            look = found[row["variant"]]
-            axes.hlines(place, row["minimum"], row["maximum"], color=look.colour, linewidth=2)
+            style = found[row["variant"]]
+            axes.hlines(place, row["minimum"], row["maximum"], color=style.colour, linewidth=2)
             label = row["variant"] if group == 0 else None
-            style = line(look) | {"linestyle": "none", "clip_on": False}
-            axes.plot([row["mean"]], [place], **style, label=label)
+            marker_only = line(style) | {"linestyle": "none", "clip_on": False}
+            axes.plot([row["mean"]], [place], **marker_only, label=label)
         if group:
             axes.axhline(group - 0.5, color="#bbbbbb", linewidth=0.6)
     axes.set_yticks(range(len(SPREAD)), [phase.replace("_", " ") for phase in SPREAD])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.compare.style import Picture, Said, dressed, picture
+from harness.compare.style import MarkdownText, Picture, picture, plot_style
 
 MEASURED = "#b0b0b0"
 PREDICTED = "#0072B2"
@@ -32,7 +32,7 @@ def _in_words(variant: str, setting: str) -> str:
 def draw(found: pd.DataFrame) -> Picture:
     """Draws measured and predicted step times side by side, with the error."""
     widest = max(found["measured_ms"].max(), found["predicted_ms"].max())
-    with dressed():
+    with plot_style():
         figure = picture(9, 7.4)
         axes = figure.subplots()
         rows = range(len(found))
@@ -52,10 +52,10 @@ def draw(found: pd.DataFrame) -> Picture:
     return figure
 
 
-def say(found: pd.DataFrame) -> Said:
+def say(found: pd.DataFrame) -> MarkdownText:
     """The median and the largest error."""
     errors = found["error"].abs()
-    return Said(
+    return MarkdownText(
         f"Predictions of {len(found)} configurations on lab hosts, from one calibration that saw "
         f"none of them, are off by {errors.median():.1%} (median) and at most {errors.max():.1%}"
     )

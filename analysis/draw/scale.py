@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from harness.compare.colours import Look, looks
-from harness.compare.style import Picture, Said, dressed, legend_below, line, picture
+from harness.compare.colours import VariantStyle, styles_of
+from harness.compare.style import MarkdownText, Picture, legend_below, line, picture, plot_style
 
 CEILING = "ceiling"
 CLEAR = 1.05
@@ -35,8 +35,8 @@ def draw(frame: pd.DataFrame) -> Picture:
     The ceiling is nodes that exchange nothing. The maps show the fastest variant by classes and
     rate.
     """
-    found = looks(frame["variant"])
-    with dressed():
+    found = styles_of(frame["variant"])
+    with plot_style():
         figure = picture(13, 9.6)
         lines, maps = figure.subplots(2, 3, height_ratios=(1, 0.9))
         for axes, over in zip(lines, LABELS, strict=True):
@@ -48,7 +48,9 @@ def draw(frame: pd.DataFrame) -> Picture:
     return figure
 
 
-def _draw_lines(axes: Axes, frame: pd.DataFrame, over: str, found: Mapping[str, Look]) -> None:
+def _draw_lines(
+    axes: Axes, frame: pd.DataFrame, over: str, found: Mapping[str, VariantStyle]
+) -> None:
     """Draws a line per variant; positions on the x axis are settings, not a scale."""
     values = sorted(frame[over].unique())
     for variant, rows in along(frame, over).groupby("variant"):
@@ -102,14 +104,14 @@ def winners(frame: pd.DataFrame, ranks: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _draw_map(axes: Axes, best: pd.DataFrame, found: Mapping[str, Look]) -> None:
+def _draw_map(axes: Axes, best: pd.DataFrame, found: Mapping[str, VariantStyle]) -> None:
     rates = sorted(best["gbit_per_second"].unique())
     counts = sorted(best["classes"].unique())
     for row in best.to_dict("records"):
         x, y = rates.index(row["gbit_per_second"]), counts.index(row["classes"])
-        look = found[row["variant"]]
-        axes.add_patch(_tile(x, y, look.colour, 0.6 if row["lead"] >= CLEAR else 0.2))
-        axes.plot([x], [y + 0.28], look.marker, color=look.colour, markersize=6)
+        style = found[row["variant"]]
+        axes.add_patch(_tile(x, y, style.colour, 0.6 if row["lead"] >= CLEAR else 0.2))
+        axes.plot([x], [y + 0.28], style.marker, color=style.colour, markersize=6)
         axes.text(x, y - 0.12, f"{row['lead']:.2f}x", ha="center", va="center", fontsize=9)
     axes.set_xticks(range(len(rates)), [compact(rate) for rate in rates])
     axes.set_yticks(range(len(counts)), [compact(count) for count in counts])
@@ -141,7 +143,7 @@ def _elsewhere(over: str) -> str:
     return ", ".join(text for name, text in fixed.items() if name != over)
 
 
-def say(frame: pd.DataFrame) -> Said:
+def say(frame: pd.DataFrame) -> MarkdownText:
     """The fastest variants, how often and by how much they lead, and what does not fit."""
     lines = []
     for ranks in MAPS:
@@ -159,4 +161,4 @@ def say(frame: pd.DataFrame) -> Said:
     lines += [
         f"* `{name}` does not fit from {compact(least)} classes on" for name, least in lost.items()
     ]
-    return Said("\n".join(lines))
+    return MarkdownText("\n".join(lines))

@@ -10,18 +10,18 @@ from statistics import mean, median
 import pandas as pd
 from matplotlib.axes import Axes
 
-from harness.compare.colours import Look, in_order, looks
+from harness.compare.colours import VariantStyle, in_order, styles_of
 from harness.compare.intervals import mean_interval
 from harness.compare.style import (
+    MarkdownText,
     Picture,
-    Said,
     bar,
-    dressed,
+    draw_placeholder,
     hollow,
     legend_below,
     line,
     picture,
-    say_nothing,
+    plot_style,
 )
 from harness.errors import UserError
 from harness.measure.summary import Record
@@ -64,8 +64,8 @@ def draw(tables: str | Path, study: Study) -> Picture:
     """
     frame = numbers(tables)
     # Variants of the study keep the styles of its other figures, whatever the tables contain.
-    found = looks(frame["variant"]) | looks(run.name for run in study.runs)
-    with dressed():
+    found = styles_of(frame["variant"]) | styles_of(run.name for run in study.runs)
+    with plot_style():
         figure = picture(12.5, 8.6)
         panels = figure.subplots(2, 2).flat
         for axes, (over, label) in zip(panels, PANELS.items(), strict=False):
@@ -75,7 +75,7 @@ def draw(tables: str | Path, study: Study) -> Picture:
         last = figure.axes[-1]
         _draw_study(last, study, found)
         if study.predictions or frame["predicted"].notna().any():
-            nobody = Look("black", "", "o", "")
+            nobody = VariantStyle("black", "", "o", "")
             figure.axes[0].plot([], [], **hollow(nobody), label="hollow: predicted")
         legend_below(figure, figure.axes[:-1], columns=5)
     return figure
@@ -119,7 +119,7 @@ def series(frame: pd.DataFrame, over: str) -> pd.DataFrame:
     return frame[keys == values.idxmax()].drop_duplicates(["variant", over])
 
 
-def say(tables: str | Path, study: Study) -> Said:
+def say(tables: str | Path, study: Study) -> MarkdownText:
     """The fastest variant under each condition, and the errors of predictions, as Markdown."""
     frame = numbers(tables)
     lines = []
@@ -140,7 +140,7 @@ def say(tables: str | Path, study: Study) -> Said:
     foreseen = {each.variant: each.images_per_second for each in study.predictions}
     measured = {each.name: _rates(each) for each in study.variants if each.name in foreseen}
     ratios = [foreseen[name] / mean(rates) for name, rates in measured.items() if rates]
-    return Said("\n".join([*lines, *_off(f"the study {study.name}", ratios)]))
+    return MarkdownText("\n".join([*lines, *_off(f"the study {study.name}", ratios)]))
 
 
 def _off(what: str, ratios: Sequence[float]) -> list[str]:
@@ -157,7 +157,7 @@ def _rates(variant: Variant) -> list[float]:
     return [run.images_per_second for run in variant.summaries]
 
 
-def _draw_study(axes: Axes, study: Study, found: Mapping[str, Look]) -> None:
+def _draw_study(axes: Axes, study: Study, found: Mapping[str, VariantStyle]) -> None:
     predicted = {each.variant: each.images_per_second for each in study.predictions}
     variants = study.variants
     for number, variant in enumerate(variants):
@@ -180,19 +180,21 @@ def _draw_study(axes: Axes, study: Study, found: Mapping[str, Look]) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def _draw_panel(axes: Axes, frame: pd.DataFrame, over: str, found: Mapping[str, Look]) -> None:
+def _draw_panel(
+    axes: Axes, frame: pd.DataFrame, over: str, found: Mapping[str, VariantStyle]
+) -> None:
     if frame.empty:
-        say_nothing(axes, "measured at one value only")
+        draw_placeholder(axes, "measured at one value only")
         return
     frame = frame.assign(place=frame[over].fillna(float("inf")))
     values = sorted(frame["place"].unique())
     for name in in_order(frame["variant"]):
         rows = frame[frame["variant"] == name].sort_values("place")
         places = [values.index(value) for value in rows["place"]]
-        look = found[name]
-        axes.plot(places, rows["images_per_second"], **line(look), label=name)
+        style = found[name]
+        axes.plot(places, rows["images_per_second"], **line(style), label=name)
         beside = [place + 0.06 for place in places]
-        axes.plot(beside, rows["predicted"], **hollow(look))
+        axes.plot(beside, rows["predicted"], **hollow(style))
     hosts = frame.drop_duplicates("place").set_index("place")["hosts"]
     ticks = [
         f"{_tick(value)} ({hosts[value]})" if over == "ranks" else _tick(value) for value in values

@@ -10,16 +10,16 @@ from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
-from harness.compare.colours import Look, looks
+from harness.compare.colours import VariantStyle, styles_of
 from harness.compare.style import (
+    MarkdownText,
     Picture,
-    Said,
-    dressed,
-    few,
+    draw_placeholder,
     legend_below,
     line,
     picture,
-    say_nothing,
+    plot_style,
+    sparse_markers,
 )
 from harness.tracking.recorded import RecordedRun
 from harness.tracking.study import Study
@@ -63,9 +63,9 @@ class Point:
 
 def draw(study: Study) -> Picture:
     """Draws the stability map with the study's runs, their outcome on either side, and losses."""
-    found = looks(run.name for run in study.runs)
+    found = styles_of(run.name for run in study.runs)
     placed = points(study)
-    with dressed():
+    with plot_style():
         figure = picture(13, 5.6)
         map_, sides, losses = figure.subplots(1, 3)
         _draw_map(map_, placed, found)
@@ -81,7 +81,7 @@ def points(study: Study) -> tuple[Point, ...]:
     return tuple(_point(run, dynamics) for run, dynamics in found if dynamics is not None)
 
 
-def say(study: Study) -> Said:
+def say(study: Study) -> MarkdownText:
     """Each run's distance from its limit and its final loss, as Markdown."""
     lines = []
     for each in points(study):
@@ -93,7 +93,7 @@ def say(study: Study) -> Said:
             known = f"at {each.of_limit:.2f} of the limit"
         end = "is not finite" if math.isinf(each.loss) else f"ends at {each.loss:.2f}"
         lines.append(f"* `{each.name}`, seed {each.seed} ({how}): {known}; its loss {end}")
-    return Said("\n".join(lines))
+    return MarkdownText("\n".join(lines))
 
 
 def _nodes(run: RecordedRun) -> int:
@@ -120,7 +120,7 @@ def _point(run: RecordedRun, dynamics: Dynamics) -> Point:
     )
 
 
-def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) -> None:
+def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, VariantStyle]) -> None:
     momenta = np.linspace(0, 0.98, MOMENTA)
     late = {point.dynamics.delay for point in placed if not point.dynamics.averaging}
     delays = sorted({0, 1, *late})
@@ -159,18 +159,18 @@ def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) ->
     axes.legend(lines, ["heavy ball", "Nesterov"], loc="lower left")
 
 
-def _mark(axes: Axes, point: Point, x: float, y: float, found: Mapping[str, Look]) -> None:
+def _mark(axes: Axes, point: Point, x: float, y: float, found: Mapping[str, VariantStyle]) -> None:
     """Draws a run's marker, hollow if the run diverged."""
-    look = found[point.name]
-    face = "white" if point.ran_away else look.colour
-    axes.plot([x], [y], look.marker, color=look.colour, markerfacecolor=face, markersize=8)
+    style = found[point.name]
+    face = "white" if point.ran_away else style.colour
+    axes.plot([x], [y], style.marker, color=style.colour, markerfacecolor=face, markersize=8)
 
 
-def _draw_sides(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) -> None:
+def _draw_sides(axes: Axes, placed: Sequence[Point], found: Mapping[str, VariantStyle]) -> None:
     known = [p for p in placed if not math.isnan(p.curvature) and not math.isnan(p.first_loss)]
     axes.set_title("Outcome on either side of the limit")
     if not known:
-        say_nothing(axes, "no run sampled the curvature")
+        draw_placeholder(axes, "no run sampled the curvature")
         return
     ends = [point.loss / point.first_loss for point in known]
     worst = max([2.0, *(end for end in ends if math.isfinite(end))])
@@ -203,13 +203,19 @@ def _log(axes: Axes, which: str) -> None:
     axis.set_minor_formatter(Plain(minor_thresholds=(1, 0.4)))
 
 
-def _draw_losses(axes: Axes, study: Study, found: Mapping[str, Look]) -> None:
+def _draw_losses(axes: Axes, study: Study, found: Mapping[str, VariantStyle]) -> None:
     named = set()
     for run in study.runs:
         losses = run.metric("train/loss")
         label = None if run.name in named else run.name
         named.add(run.name)
-        axes.plot(losses.index, losses, **line(found[run.name]), **few(len(losses)), label=label)
+        axes.plot(
+            losses.index,
+            losses,
+            **line(found[run.name]),
+            **sparse_markers(len(losses)),
+            label=label,
+        )
     _log(axes, "y")
     axes.set_xlim(left=0)
     axes.set_xlabel("window")

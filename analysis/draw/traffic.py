@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from harness.compare.colours import Look, looks
-from harness.compare.style import Picture, Said, bar, dressed, picture
+from harness.compare.colours import VariantStyle, styles_of
+from harness.compare.style import MarkdownText, Picture, bar, picture, plot_style
 from harness.compare.table import images_per_step
 from harness.tracking.results import Variant
 from harness.tracking.study import Study
@@ -23,10 +23,10 @@ LINKS = {
 def draw(study: Study) -> Picture:
     """Draws counted bytes as bars and the formula as diamonds, with a row of panels per link."""
     variants = study.variants
-    found = looks(variant.name for variant in variants)
+    found = styles_of(variant.name for variant in variants)
     frame = numbers(variants)
     fates = {variant.name: variant.fate for variant in variants}
-    with dressed():
+    with plot_style():
         figure = picture(13, 2.6 + 0.56 * max(4, len(variants)))
         rows = figure.subplots(2, 2, sharey=True)
         for row, (link, title) in zip(rows, LINKS.items(), strict=True):
@@ -60,7 +60,7 @@ def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def say(study: Study) -> Said:
+def say(study: Study) -> MarkdownText:
     """How far counts and formula differ, and who sends most and least, as Markdown."""
     frame = numbers(study.variants)
     apart = (frame["counted_window"] / frame["formula_window"] - 1).abs().max()
@@ -72,14 +72,14 @@ def say(study: Study) -> Said:
             f"images) and `{cross.idxmin()}` least ({cross.min():.3g} MB), a factor of "
             f"{cross.max() / cross.min():.1f}"
         )
-    return Said("\n".join(lines))
+    return MarkdownText("\n".join(lines))
 
 
 def _draw_panel(
     axes: Axes,
     frame: pd.DataFrame,
     per: str,
-    found: Mapping[str, Look],
+    found: Mapping[str, VariantStyle],
     fates: Mapping[str, str],
 ) -> None:
     names = list(frame["variant"])

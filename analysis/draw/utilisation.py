@@ -10,9 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.draw.gauges import counters
-from harness.compare.colours import Look, looks
-from harness.compare.style import Picture, Said, dressed, few, line, picture, say_nothing
-from harness.compare.waits import waits_told_apart
+from harness.compare.colours import VariantStyle, styles_of
+from harness.compare.style import (
+    MarkdownText,
+    Picture,
+    draw_placeholder,
+    line,
+    picture,
+    plot_style,
+    sparse_markers,
+)
+from harness.compare.waits import waits_measured
 from harness.tracking.recorded import RecordedRun
 from harness.tracking.study import Study
 
@@ -36,10 +44,10 @@ class Node:
 def draw(study: Study) -> Picture:
     """Draws a column per variant (its first seed) and a row per node, and a panel of means."""
     runs = _first_runs(study)
-    found = looks(run.name for run in study.runs)
+    found = styles_of(run.name for run in study.runs)
     by_run = {run.name: nodes(study, run) for run in runs}
     rows = max(1, min(MOST_NODES, max([len(each) for each in by_run.values()] or [1])))
-    with dressed():
+    with plot_style():
         figure = picture(max(9.0, 1.95 * len(runs) + 4.0), 1.6 + 1.9 * rows)
         grid = figure.add_gridspec(rows, len(runs) + 1, width_ratios=[1.0] * len(runs) + [1.5])
         for column, run in enumerate(runs):
@@ -90,7 +98,7 @@ def nodes(study: Study, run: RecordedRun) -> dict[int, Node]:
 
 def _separable(run: RecordedRun) -> bool:
     alone = run.summary is not None and run.summary.ranks == 1
-    return alone or waits_told_apart(run.config)
+    return alone or waits_measured(run.config)
 
 
 def means(by_node: Mapping[int, Node]) -> tuple[float, float]:
@@ -101,7 +109,7 @@ def means(by_node: Mapping[int, Node]) -> tuple[float, float]:
     return (mean(counter) if counter else nothing), (mean(computed) if computed else nothing)
 
 
-def say(study: Study) -> Said:
+def say(study: Study) -> MarkdownText:
     """Mean counter and computed fraction of each variant, as Markdown."""
     lines = []
     for run in _first_runs(study):
@@ -118,7 +126,7 @@ def say(study: Study) -> Said:
                 f"* `{run.name}`: the counter shows {counter:.0f} %, "
                 f"{computed:.0f} % of a step is computing"
             )
-    return Said("\n".join(lines))
+    return MarkdownText("\n".join(lines))
 
 
 def _first_runs(study: Study) -> list[RecordedRun]:
@@ -135,26 +143,28 @@ def _over(values: "pd.Series[float]", seconds: "pd.Series[float]") -> "pd.Series
     return pd.Series(values.to_numpy(), index=seconds.to_numpy()).dropna()
 
 
-def _draw_node(axes: Axes, node: Node | None, look: Look) -> None:
+def _draw_node(axes: Axes, node: Node | None, style: VariantStyle) -> None:
     if node is None or not (len(node.counter) or len(node.computed)):
-        say_nothing(axes, "not recorded")
+        draw_placeholder(axes, "not recorded")
         return
     axes.plot(node.counter.index, node.counter, **COUNTER)  # type: ignore[arg-type]
-    axes.plot(node.computed.index, node.computed, **line(look), **few(len(node.computed)))
+    axes.plot(
+        node.computed.index, node.computed, **line(style), **sparse_markers(len(node.computed))
+    )
     axes.set_xlim(left=0)
     axes.set_ylim(0, 105)
 
 
 def _draw_means(
-    axes: Axes, by_run: Mapping[str, dict[int, Node]], found: Mapping[str, Look]
+    axes: Axes, by_run: Mapping[str, dict[int, Node]], found: Mapping[str, VariantStyle]
 ) -> None:
     """Draws a line from the computed fraction to the counter, as long as what the counter hides."""
     for number, (name, by_node) in enumerate(by_run.items()):
         counter, computed = means(by_node)
-        look = found[name]
+        style = found[name]
         axes.hlines(number, computed, counter, color="#bbbbbb", linewidth=3)
         axes.plot([counter], [number], "|", color="#555555", markersize=14, markeredgewidth=2.5)
-        axes.plot([computed], [number], look.marker, color=look.colour, markersize=8)
+        axes.plot([computed], [number], style.marker, color=style.colour, markersize=8)
     axes.set_yticks(range(len(by_run)), list(by_run))
     axes.yaxis.tick_right()
     axes.spines[["left"]].set_visible(False)

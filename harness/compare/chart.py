@@ -6,32 +6,32 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.compare.colours import Look, looks
+from harness.compare.colours import VariantStyle, styles_of
 from harness.compare.ladder import Ladder
 from harness.compare.ladder_chart import draw as ladder_figure
 from harness.compare.step_bars import draw_times
-from harness.compare.style import dressed, line, picture
+from harness.compare.style import line, picture, plot_style
 from harness.compare.table import primary_set
 from harness.tracking.results import PRIMARY, Target, Variant
 
 
 def draw(variants: Sequence[Variant], target: Target | None, title: str, path: Path) -> None:
     """Writes the chart to `path` as a PNG."""
-    with dressed():
+    with plot_style():
         compose(variants, target, title).savefig(path, dpi=130)
 
 
 def draw_ladder(ladder: Ladder, path: Path) -> None:
     """Writes the chart of what each lever is worth to `path` as a PNG."""
-    with dressed():
+    with plot_style():
         ladder_figure(ladder).savefig(path, dpi=130)
 
 
 def compose(variants: Sequence[Variant], target: Target | None, title: str) -> Figure:
     """Draws step times on the left and accuracy on the right, with the same colour per variant."""
-    found = looks(variant.name for variant in variants)
+    found = styles_of(variant.name for variant in variants)
     height = max(4.8, 1.9 + 0.55 * len(variants))
-    with dressed():
+    with plot_style():
         figure = picture(13, height, title)
         times, accuracy = figure.subplots(1, 2)
         draw_times(times, variants, found)
@@ -41,17 +41,17 @@ def compose(variants: Sequence[Variant], target: Target | None, title: str) -> F
 
 def times_figure(variants: Sequence[Variant]) -> Figure:
     """Draws the left half of the chart alone."""
-    with dressed():
+    with plot_style():
         figure, axes = _single(len(variants))
-        draw_times(axes, variants, looks(variant.name for variant in variants))
+        draw_times(axes, variants, styles_of(variant.name for variant in variants))
     return figure
 
 
 def accuracy_figure(variants: Sequence[Variant], target: Target | None) -> Figure:
     """Draws the right half of the chart alone."""
-    with dressed():
+    with plot_style():
         figure, axes = _single(len(variants))
-        _draw_accuracy(axes, variants, target, looks(variant.name for variant in variants))
+        _draw_accuracy(axes, variants, target, styles_of(variant.name for variant in variants))
     return figure
 
 
@@ -75,7 +75,10 @@ def _single(variants: int) -> tuple[Figure, Axes]:
 
 
 def _draw_accuracy(
-    axes: Axes, variants: Sequence[Variant], target: Target | None, found: Mapping[str, Look]
+    axes: Axes,
+    variants: Sequence[Variant],
+    target: Target | None,
+    found: Mapping[str, VariantStyle],
 ) -> None:
     for variant in variants:
         label: str | None = (

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 # The palette of Okabe and Ito, which most colour-blind readers can distinguish. Vermillion is
 # reserved for waiting, and wine replaces their yellow, which is hard to see on white.
@@ -28,7 +29,7 @@ KNOWN = (
 )
 """Variants of experiments/. Each has a fixed index, so its style is the same in every study."""
 WAIT_COLOUR = "#D55E00"
-PHASE_LOOKS: dict[str, dict[str, str]] = {
+PHASE_STYLES: dict[str, dict[str, Any]] = {
     "data": {"facecolor": "#f2f2f2"},
     "forward": {"facecolor": "#c9c9c9"},
     "backward": {"facecolor": "#979797"},
@@ -42,7 +43,7 @@ PHASE_LOOKS: dict[str, dict[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Look:
+class VariantStyle:
     """How one variant is drawn, as values that matplotlib understands."""
 
     colour: str
@@ -51,13 +52,13 @@ class Look:
     hatch: str
 
 
-def look_at(place: int) -> Look:
+def style_at(place: int) -> VariantStyle:
     """The style with index `place`.
 
     Markers have a period of 12 and colours one of 7, so the first 12 differ even in grey.
     """
     turn, colour = divmod(place, len(COLOURS))
-    return Look(
+    return VariantStyle(
         COLOURS[colour],
         DASHES[turn % len(DASHES)],
         MARKERS[place % len(MARKERS)],
@@ -71,7 +72,7 @@ def in_order(names: Iterable[str]) -> list[str]:
     return [*(name for name in KNOWN if name in wanted), *sorted(wanted - set(KNOWN))]
 
 
-def looks(names: Iterable[str]) -> dict[str, Look]:
+def styles_of(names: Iterable[str]) -> dict[str, VariantStyle]:
     """A style for every name of a study, independent of the order of `names`.
 
     Names of experiments/ have fixed indices; other names, sorted, take the free ones. Pass all
@@ -83,4 +84,4 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     for name in wanted:
         if name not in places:
             places[name] = next(left)
-    return {name: look_at(place) for name, place in places.items()}
+    return {name: style_at(place) for name, place in places.items()}

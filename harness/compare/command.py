@@ -77,10 +77,10 @@ def _compare(parsed: argparse.Namespace) -> int:
     terms = Terms(parsed.target, parsed.baseline)
     predictions = read_predictions(parsed.predictions) if parsed.predictions else ()
     if parsed.from_study is not None:
-        from harness.compare.from_store import Source, take_up
+        from harness.compare.from_store import Source, reopen
 
         source = Source(parsed.from_study, parsed.uri, parsed.experiment)
-        return take_up(source, terms, predictions, parsed.folder, not parsed.no_record)
+        return reopen(source, terms, predictions, parsed.folder, not parsed.no_record)
     from harness.compare.run_all import compare
     from harness.config import study_name
     from harness.launch.hosts import slots_of

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from harness.compare.colours import looks
+from harness.compare.colours import styles_of
 from harness.compare.verdict import ACCURACY, SECONDS, THROUGHPUT, Finding, Question, Verdict
 from harness.tracking.results import Variant
 
@@ -43,7 +43,7 @@ def _draw(axes: Axes, verdict: Verdict, question: Question, none: float) -> None
     band = (1 / (1 + margin), 1 + margin) if question.relative else (-margin, margin)
     axes.axvspan(*band, color=BAND, zorder=0)
     axes.axvline(none, color="#888888", linewidth=1, zorder=1)
-    reach, found = list(band), looks(each.name for each in verdict.variants)
+    reach, found = list(band), styles_of(each.name for each in verdict.variants)
     for row, rival in enumerate(verdict.rivals):
         finding = verdict.of(rival.name, question)
         if finding is None:

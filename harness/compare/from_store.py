@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.compare.alike import check_alike
+from harness.compare.comparable import check_comparable
 from harness.compare.conclude import conclude
 from harness.config import tracking_in
 from harness.errors import UserError
@@ -27,7 +27,7 @@ class Source:
     """MLflow experiment; None means the only one that holds the study."""
 
 
-def take_up(
+def reopen(
     source: Source,
     terms: Terms,
     predictions: tuple[Prediction, ...],
@@ -44,7 +44,7 @@ def take_up(
     results = study.results
     if predictions:
         results = replace(results, predictions=predictions, foretold=False)
-    check_alike(study.runs)
+    check_comparable(study.runs)
     terms.check([variant.name for variant in results.variants])
     if not any(variant.summaries for variant in results.variants):
         reasons = "; ".join(study.unended) or "all of them failed"

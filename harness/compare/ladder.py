@@ -184,7 +184,7 @@ def _rung(each: Climber, below: Climber | None, first: Climber, target: Target |
 
 def _pushed(levers: Levers, below: Levers) -> tuple[str, ...]:
     return tuple(
-        f"{levers.told(lever)} instead of {below.told(lever)}"
+        f"{levers.setting(lever)} instead of {below.setting(lever)}"
         for lever in below.in_order
         if levers.how_far(lever) != below.how_far(lever)
     )

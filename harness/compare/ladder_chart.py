@@ -9,12 +9,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from harness.compare.colours import Look, looks
+from harness.compare.colours import VariantStyle, styles_of
 from harness.compare.folder import variants_in
 from harness.compare.intervals import Difference
 from harness.compare.ladder import Ladder, Rung
-from harness.compare.ladder_text import as_markdown, labels, ratio_told
-from harness.compare.style import Picture, Said, dressed, picture, say_nothing
+from harness.compare.ladder_text import as_markdown, labels, ratio_text
+from harness.compare.style import MarkdownText, Picture, draw_placeholder, picture, plot_style
 from harness.errors import UserError
 from harness.tracking.results import baseline_of, target_of
 
@@ -40,34 +40,34 @@ def read(folder: str) -> Ladder:
     return found
 
 
-def say(ladder: Ladder) -> Said:
+def say(ladder: Ladder) -> MarkdownText:
     """The ladder's table and notes as Markdown."""
-    return Said(as_markdown(ladder))
+    return MarkdownText(as_markdown(ladder))
 
 
 def draw(ladder: Ladder) -> Picture:
     """Draws images/s on the left and time to the target on the right, both on log scales."""
     rungs = ladder.rungs
-    found = looks(ladder.names)
+    found = styles_of(ladder.names)
     beside = [(each, found[each.variant.name], each.over_below) for each in rungs]
-    with dressed():
+    with plot_style():
         figure = picture(13, 1.9 + 0.62 * len(rungs))
         speed, time = figure.subplots(1, 2, sharey=True)
         speed.set_yticks(range(len(rungs)), labels(rungs))
         speed.set_ylim(len(rungs) - 0.4, -0.6)
         speeds = [
-            _Step(each, look, each.images_per_second.estimate, below.speed if below else None)
-            for each, look, below in beside
+            _Step(each, style, each.images_per_second.estimate, below.speed if below else None)
+            for each, style, below in beside
         ]
         _draw_steps(speed, speeds)
         speed.set_xlabel("images/s, all ranks")
         speed.set_title("Throughput, and its ratio to the rung below (95% CI)")
         if ladder.target is None:
-            say_nothing(time, "no target accuracy")
+            draw_placeholder(time, "no target accuracy")
             return figure
         times = [
-            _Step(each, look, each.seconds.estimate, below.time if below else None)
-            for each, look, below in beside
+            _Step(each, style, each.seconds.estimate, below.time if below else None)
+            for each, style, below in beside
         ]
         _draw_steps(time, times, falls=True)
         time.set_xlabel("training time to the target, without evaluations (s)")
@@ -80,7 +80,7 @@ class _Step:
     """One rung in one of the two charts."""
 
     rung: Rung
-    look: Look
+    style: VariantStyle
     value: float
     ratio: Difference | None
     """Ratio of this rung's value to that of the rung below."""
@@ -94,7 +94,7 @@ def _draw_steps(axes: Axes, steps: Sequence[_Step], falls: bool = False) -> None
     """Draws all rungs; `falls` says that smaller values are better."""
     drawn = [each.value for each in steps if each.has_value]
     if not drawn:
-        say_nothing(axes, "not reached by any rung" if falls else "no speed was measured")
+        draw_placeholder(axes, "not reached by any rung" if falls else "no speed was measured")
         return
     _scale(axes, min(drawn), max(drawn))
     for row, step in enumerate(steps):
@@ -125,8 +125,8 @@ def _draw_rise(axes: Axes, row: int, before: float, step: _Step) -> None:
         step.value - before,
         left=before,
         height=TALL,
-        facecolor=step.look.colour,
-        hatch=step.look.hatch,
+        facecolor=step.style.colour,
+        hatch=step.style.hatch,
         edgecolor="white",
         linewidth=0.5,
     )
@@ -135,8 +135,8 @@ def _draw_rise(axes: Axes, row: int, before: float, step: _Step) -> None:
 def _draw_value(axes: Axes, row: int, step: _Step, falls: bool, edges: Sequence[float]) -> None:
     """Draws the value and its interval, with both as text to the right of the row."""
     own: dict[str, Any] = {
-        "color": step.look.colour,
-        "marker": step.look.marker,
+        "color": step.style.colour,
+        "marker": step.style.marker,
         "markeredgecolor": "white",
     }
     value = step.value
@@ -146,7 +146,7 @@ def _draw_value(axes: Axes, row: int, step: _Step, falls: bool, edges: Sequence[
         axes.plot(ends, [row, row], color="white", linewidth=4, zorder=3)
         axes.plot(ends, [row, row], color="black", linewidth=1.6, zorder=6)
     text = f"{value:,.{0 if value >= 100 else 1}f}"
-    text += "" if step.ratio is None else f"   {ratio_told(step.ratio.interval)}"
+    text += "" if step.ratio is None else f"   {ratio_text(step.ratio.interval)}"
     edge = max([*edges, *ends])
     axes.annotate(text, (edge, row), xytext=(8, 0), textcoords="offset points", va="center")
 

@@ -8,7 +8,7 @@ from harness.compare.ladder import Ladder, Rung, Worth
 from harness.compare.levers import Lever
 from harness.compare.sentences import as_paragraphs
 from harness.compare.table import aligned, piped
-from harness.compare.wording import joined, ratio_of, too_few
+from harness.compare.wording import format_ratio, joined, too_few
 
 TITLE = "The ladder: what each lever is worth"
 HEADS = (
@@ -98,7 +98,7 @@ def ladder_notes(ladder: Ladder) -> list[str]:
             "between"
         )
     top = ladder.rungs[-1].levers
-    how_far = [told for lever in top.in_order if (told := top.told(lever))]
+    how_far = [setting for lever in top.in_order if (setting := top.setting(lever))]
     if how_far:
         found.append(f"Settings of the top rung: {', '.join(how_far)}")
     if ladder.differs:
@@ -124,19 +124,19 @@ def ladder_notes(ladder: Ladder) -> list[str]:
     return [f"{each}." for each in found]
 
 
-def ratio_told(interval: Interval) -> str:
+def ratio_text(interval: Interval) -> str:
     """Formats a ratio with its interval if there is one, e.g. "3.10x (2.90-3.31)"."""
     if math.isnan(interval.low):
-        return f"{ratio_of(interval.estimate)}x"
-    return f"{ratio_of(interval.estimate)}x ({_range(interval)})"
+        return f"{format_ratio(interval.estimate)}x"
+    return f"{format_ratio(interval.estimate)}x ({_range(interval)})"
 
 
 def _ratio(found: Difference | None) -> str:
-    return "-" if found is None else ratio_told(found.interval)
+    return "-" if found is None else ratio_text(found.interval)
 
 
 def _range(interval: Interval) -> str:
-    return f"{ratio_of(interval.low)}-{ratio_of(interval.high)}"
+    return f"{format_ratio(interval.low)}-{format_ratio(interval.high)}"
 
 
 def _noun(rung: Rung) -> str:
@@ -146,9 +146,9 @@ def _noun(rung: Rung) -> str:
 def _worth(found: Difference) -> str:
     interval = found.interval
     if not found.tested:
-        return f"{ratio_of(interval.estimate)}x"
+        return f"{format_ratio(interval.estimate)}x"
     unclear = ", not distinguishable from 1" if interval.low <= 1 <= interval.high else ""
-    return f"{ratio_of(interval.estimate)}x ({_range(interval)}{unclear})"
+    return f"{format_ratio(interval.estimate)}x ({_range(interval)}{unclear})"
 
 
 def _whole(ladder: Ladder, interval: Interval) -> str:
@@ -161,7 +161,7 @@ def _whole(ladder: Ladder, interval: Interval) -> str:
 
 
 def _times(interval: Interval, what: str) -> str:
-    ratio = f"{ratio_of(interval.estimate)}x{what}"
+    ratio = f"{format_ratio(interval.estimate)}x{what}"
     return ratio if math.isnan(interval.low) else f"{ratio} (95% CI {_range(interval)})"
 
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from harness.config import Config, ExchangeConfig
 from harness.exchange.codecs import CODECS
 
-UNSAID = ("name", "seed", "tracking.", "data.cache", "data.root", "train.resume", "doctor.")
+BOOKKEEPING = ("name", "seed", "tracking.", "data.cache", "data.root", "train.resume", "doctor.")
 """Prefixes of settings that only name or locate things and do not change how a variant trains."""
 SET_BY_LEVERS = (
     "classifier.layout",
@@ -64,7 +64,7 @@ class Levers:
         }
         return found.get(lever, 0)
 
-    def told(self, lever: Lever) -> str:
+    def setting(self, lever: Lever) -> str:
         """How far the lever is pulled, as text; empty for a lever with only two settings."""
         found = {
             Lever.FEWER_BYTES: self.compression,
@@ -129,6 +129,6 @@ def beside_levers(configs: Sequence[Config]) -> list[str]:
         key
         for key in keys
         if key not in SET_BY_LEVERS
-        and not key.startswith(UNSAID)
+        and not key.startswith(BOOKKEEPING)
         and len({str(each.get(key)) for each in values}) > 1
     ]

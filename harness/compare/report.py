@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from harness.compare.chart import accuracy_figure, times_figure
-from harness.compare.colours import looks
+from harness.compare.colours import styles_of
 from harness.compare.forest import forest_figure
 from harness.compare.ladder import Ladder
 from harness.compare.ladder_chart import draw as ladder_figure
 from harness.compare.ladder_text import TITLE, closing, ladder_cells, ladder_notes
-from harness.compare.levers import UNSAID
+from harness.compare.levers import BOOKKEEPING
 from harness.compare.page import facts, figure, items, page, table
 from harness.compare.scoring import score_cells, scores_meaning
 from harness.compare.sentences import meaning, rival_lines
@@ -60,8 +60,8 @@ def write_report(
     path: Path,
 ) -> None:
     """Writes the report to `path` as one file with embedded figures, which needs no network."""
-    found = looks(each.name for each in results.variants)
-    colours = {name: look.colour for name, look in found.items()}
+    found = styles_of(each.name for each in results.variants)
+    colours = {name: style.colour for name, style in found.items()}
     title = question(verdict)
     in_turn = [IN_TURN] if results.in_turn else []
     measured = [*in_turn, results.timing or CLOCKED, *MEASURED]
@@ -195,7 +195,7 @@ def _settings(results: Results) -> str:
     rows = []
     for key in keys:
         values = [str(config.get(key, "-")) for config in configs.values()]
-        if len(set(values)) > 1 and not key.startswith(UNSAID):
+        if len(set(values)) > 1 and not key.startswith(BOOKKEEPING):
             rows.append([key, *values])
     if not rows:
         return "<p>None: the variants have the same settings.</p>"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.compare.alike import check_same_images
+from harness.compare.comparable import check_same_images
 from harness.compare.conclude import conclude
 from harness.config import Config, load
 from harness.config.layers import override_of
@@ -80,14 +80,14 @@ def compare(
         check_store(tracking)
     plan = plan.at(claim(folder, plan.folder).folder)
     _announce(plan)
-    predictions, foretold = _predictions(plan, predictions)
+    predictions, before_runs = _predictions(plan, predictions)
     runs, failures, code = _run_all(plan)
     results = Results(
         plan.study,
         variants_of(runs, planned=plan.variants),
         environments_of(runs),
         predictions,
-        foretold=foretold,
+        foretold=before_runs,
         in_turn=True,
         failures=tuple(failures),
     )

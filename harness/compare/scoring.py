@@ -14,9 +14,9 @@ QUANTITIES = ("step_ms", "images_per_second", "wait_ms", "cross_node_mb_per_step
 HEADS = ("step ms", "images/s", "wait ms", "MB/step")
 
 
-def scores_meaning(foretold: bool) -> str:
-    """Explains the columns. `foretold` says that the predictions are known to precede the runs."""
-    when = "before the runs" if foretold else "(possibly after the runs)"
+def scores_meaning(before_runs: bool) -> str:
+    """Explains the columns; `before_runs` says whether predictions surely precede the runs."""
+    when = "before the runs" if before_runs else "(possibly after the runs)"
     return (
         f"predicted {when}, measured, and the error of the prediction in % of the measurement; "
         f"the error of the wait is in % of the measured step"

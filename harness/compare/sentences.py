@@ -16,13 +16,13 @@ from harness.compare.verdict import (
 )
 from harness.compare.winner import overall
 from harness.compare.wording import (
-    hidden_in,
+    faster_or_slower,
+    format_p,
+    format_points,
+    format_ratio,
     lost_runs,
-    p_of,
-    points_of,
-    ratio_of,
+    possible_range,
     ratio_range,
-    sooner_or_later,
     times,
     too_few,
     without_result,
@@ -141,13 +141,13 @@ def _to_target(verdict: Verdict, rival: Variant) -> str:
             f"reaches {goal} in {own.runs} of {own.of} runs, {baseline} in {other.runs} of "
             f"{other.of}, so times are not compared"
         )
-    apart = sooner_or_later(finding.interval.estimate)
+    apart = faster_or_slower(finding.interval.estimate)
     if finding.judged is Judgement.OPEN:
         one_side = (finding.interval.low - 1) * (finding.interval.high - 1) > 0
-        hidden = hidden_in(finding) + _among(verdict, finding, one_side)
+        hidden = possible_range(finding) + _among(verdict, finding, one_side)
         return f"reaches {goal} at a time not distinguishable from {baseline}'s ({hidden})"
     if finding.judged is Judgement.SAME:
-        return f"reaches {goal} as fast as {baseline} ({hidden_in(finding)})"
+        return f"reaches {goal} as fast as {baseline} ({possible_range(finding)})"
     if finding.judged is Judgement.UNTESTED:
         return f"reaches {goal} {apart} than {baseline}"
     return f"reaches {goal} {apart} than {baseline} ({ratio_range(finding)})"
@@ -158,11 +158,11 @@ def _accuracy(verdict: Verdict, rival: Variant) -> str:
     if finding is None:
         return ""
     interval = finding.interval
-    estimate = f"{points_of(verdict, interval.estimate)} points"
+    estimate = f"{format_points(verdict, interval.estimate)} points"
     differs = f"has a final accuracy that differs from {verdict.baseline.name}'s by"
     if finding.judged is Judgement.UNTESTED:
         return f"{differs} {estimate}"
-    low, high = (points_of(verdict, each) for each in (interval.low, interval.high))
+    low, high = (format_points(verdict, each) for each in (interval.low, interval.high))
     spread = f"95% CI {low} to {high}"
     if finding.judged is Judgement.SAME:
         return f"is equally accurate ({estimate}, {spread})"
@@ -170,14 +170,14 @@ def _accuracy(verdict: Verdict, rival: Variant) -> str:
         among = _among(verdict, finding, interval.low * interval.high > 0)
         return f"{differs} {low} to {high} points (95% CI{among})"
     word = "more" if finding.judged is Judgement.BETTER else "less"
-    return f"is {word} accurate ({estimate}, {spread}, {p_of(finding.p)})"
+    return f"is {word} accurate ({estimate}, {spread}, {format_p(finding.p)})"
 
 
 def _among(verdict: Verdict, finding: Finding, one_side: bool) -> str:
     """Why an interval that excludes "no difference" is still not significant: the correction."""
     if not one_side:
         return ""
-    return f", not significant: {p_of(finding.p)} corrected for {len(verdict.rivals)} rivals"
+    return f", not significant: {format_p(finding.p)} corrected for {len(verdict.rivals)} rivals"
 
 
 def _throughput(verdict: Verdict, rival: Variant) -> str:
@@ -187,9 +187,9 @@ def _throughput(verdict: Verdict, rival: Variant) -> str:
     text = f"has {times(finding.interval.estimate)} the images/s"
     interval = finding.interval
     if finding.judged is not Judgement.UNTESTED:
-        text += f" (95% CI {ratio_of(interval.low)}-{ratio_of(interval.high)}"
+        text += f" (95% CI {format_ratio(interval.low)}-{format_ratio(interval.high)}"
         decided = finding.judged in (Judgement.BETTER, Judgement.WORSE)
-        text += f", {p_of(finding.p)})" if decided else ")"
+        text += f", {format_p(finding.p)})" if decided else ")"
     return text
 
 

@@ -7,7 +7,7 @@ from statistics import mean
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from harness.compare.colours import PHASE_LOOKS, Look
+from harness.compare.colours import PHASE_STYLES, VariantStyle
 from harness.compare.table import PHASES, images_per_step, phase_ms
 from harness.compare.waits import wait_percent
 from harness.measure.summary import RunSummary
@@ -17,7 +17,7 @@ BAR = 0.7
 """Thickness of a bar, as a fraction of the distance between two."""
 
 
-def draw_times(axes: Axes, variants: Sequence[Variant], found: Mapping[str, Look]) -> None:
+def draw_times(axes: Axes, variants: Sequence[Variant], found: Mapping[str, VariantStyle]) -> None:
     """Draws a bar per variant with its phases stacked, and a strip of the variant's colour."""
     per_images = steps_differ(variants)
     totals = [_bar(axes, number, variant, per_images) for number, variant in enumerate(variants)]
@@ -34,7 +34,9 @@ def draw_times(axes: Axes, variants: Sequence[Variant], found: Mapping[str, Look
     axes.set_title("Where the time goes, mean over ranks")
     axes.grid(axis="y", visible=False)
     handles = [
-        Patch(edgecolor="black", linewidth=0.5, label=phase.replace("_", " "), **PHASE_LOOKS[phase])  # type: ignore[arg-type]
+        Patch(
+            edgecolor="black", linewidth=0.5, label=phase.replace("_", " "), **PHASE_STYLES[phase]
+        )
         for phase in PHASES
     ]
     axes.legend(handles=handles, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.13))
@@ -63,7 +65,7 @@ def _bar(axes: Axes, number: int, variant: Variant, per_images: bool) -> float:
             height=BAR,
             edgecolor="black",
             linewidth=0.5,
-            **PHASE_LOOKS[phase],  # type: ignore[arg-type]
+            **PHASE_STYLES[phase],
         )
         left += width
     return left

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 
-from harness.compare.colours import Look
+from harness.compare.colours import VariantStyle
 
 DPI = 90
-DRESS: dict[Any, Any] = {
+RC_PARAMS: dict[Any, Any] = {
     "font.size": 10.0,
     "axes.titlesize": 11.0,
     "axes.labelsize": 10.0,
@@ -38,12 +38,12 @@ class Picture(Figure):
 
     def png(self) -> bytes:
         stream = BytesIO()
-        with dressed():  # some parameters, such as the hatch width, are read when it is drawn
+        with plot_style():  # some parameters, such as the hatch width, are read when it is drawn
             self.savefig(stream, dpi=DPI, metadata={"Software": None})
         return stream.getvalue()
 
 
-class Said(str):
+class MarkdownText(str):
     """Markdown text that a notebook renders."""
 
     def _repr_markdown_(self) -> str:
@@ -51,9 +51,9 @@ class Said(str):
 
 
 @contextmanager
-def dressed() -> Iterator[None]:
-    """Draws with DRESS inside the block."""
-    with matplotlib.rc_context(DRESS):
+def plot_style() -> Iterator[None]:
+    """Draws with RC_PARAMS inside the block."""
+    with matplotlib.rc_context(RC_PARAMS):
         yield
 
 
@@ -66,27 +66,27 @@ def picture(width: float, height: float, title: str = "") -> Picture:
     return figure
 
 
-def line(look: Look, marker: bool = True) -> dict[str, Any]:
+def line(style: VariantStyle, marker: bool = True) -> dict[str, Any]:
     """Line keywords for a variant."""
-    kept = {"marker": look.marker} if marker else {}
-    return {"color": look.colour, "linestyle": look.dash, **kept}
+    kept = {"marker": style.marker} if marker else {}
+    return {"color": style.colour, "linestyle": style.dash, **kept}
 
 
-def few(points: int) -> dict[str, Any]:
+def sparse_markers(points: int) -> dict[str, Any]:
     """Line keywords for a line of `points` points: about 25 small markers."""
     return {"markevery": max(1, points // 25), "markersize": 3.5}
 
 
-def bar(look: Look) -> dict[str, Any]:
+def bar(style: VariantStyle) -> dict[str, Any]:
     """Bar keywords for a variant."""
-    return {"facecolor": look.colour, "hatch": look.hatch, "edgecolor": "white", "linewidth": 0.5}
+    return {"facecolor": style.colour, "hatch": style.hatch, "edgecolor": "white", "linewidth": 0.5}
 
 
-def hollow(look: Look) -> dict[str, Any]:
+def hollow(style: VariantStyle) -> dict[str, Any]:
     """Line keywords for predictions: the variant's marker, hollow."""
     return {
-        "color": look.colour,
-        "marker": look.marker,
+        "color": style.colour,
+        "marker": style.marker,
         "markerfacecolor": "white",
         "markersize": 9,
         "linestyle": "none",
@@ -104,7 +104,7 @@ def legend_below(figure: FigureBase, axes: Sequence[Axes], columns: int = 4) -> 
         figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)
 
 
-def say_nothing(axes: Axes, why: str) -> None:
+def draw_placeholder(axes: Axes, why: str) -> None:
     """Fills the axes with a text that says why nothing is plotted."""
     axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color="#555555")
     axes.set_xticks([])

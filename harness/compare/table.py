@@ -7,7 +7,7 @@ from statistics import mean, stdev
 import pandas as pd
 
 from harness.compare.intervals import mean_interval
-from harness.compare.waits import WAITS, wait_ms, wait_percent, waits_told_apart
+from harness.compare.waits import WAITS, wait_ms, wait_percent, waits_measured
 from harness.config import Config
 from harness.measure.phase import Phase
 from harness.measure.summary import RunSummary
@@ -89,7 +89,7 @@ def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[s
 def _phase(config: Config, name: str) -> Measure:
     def measure(run: RunSummary) -> float:
         found = phase_ms(run, name)
-        hidden = name in WAITS and not found and not waits_told_apart(config)
+        hidden = name in WAITS and not found and not waits_measured(config)
         return math.nan if hidden else found
 
     return measure

@@ -10,14 +10,14 @@ WAITS: tuple[str, ...] = (Phase.SLICE_WAIT, Phase.NODE_WAIT, Phase.EXCHANGE_WAIT
 """Phases in which a rank waits for others."""
 
 
-def waits_told_apart(config: Config) -> bool:
+def waits_measured(config: Config) -> bool:
     """Whether waits are measured apart from computing; torch's DDP waits inside backward."""
     return not config.exchange.traits.waits_in_backward
 
 
 def wait_ms(config: Config, run: RunSummary) -> float:
     """Milliseconds of a step spent waiting; NaN if waits cannot be separated from computing."""
-    if not waits_told_apart(config):
+    if not waits_measured(config):
         return math.nan
     return sum(run.phases_ms[phase].mean for phase in WAITS if phase in run.phases_ms)
 

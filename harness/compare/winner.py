@@ -6,12 +6,12 @@ from statistics import fmean
 from harness.compare.intervals import FEWEST_PAIRS
 from harness.compare.verdict import ACCURACY, Finding, Judgement, Verdict, seconds_to
 from harness.compare.wording import (
-    hidden_in,
+    faster_or_slower,
+    format_points,
+    format_seconds,
     joined,
-    points_of,
+    possible_range,
     ratio_range,
-    seconds_of,
-    sooner_or_later,
     too_few,
     unfinished,
     without_result,
@@ -56,7 +56,7 @@ def _only(verdict: Verdict, only: Variant, goal: str) -> str:
     chance = f" {too_few(seeds).capitalize()}." * (seeds < FEWEST_PAIRS)
     return (
         f"Only {only.name} reached {goal} in all of its completed runs "
-        f"({_seconds_told(verdict, only)}); {missed}.{chance}{_price(verdict, only)}"
+        f"({_seconds_text(verdict, only)}); {missed}.{chance}{_price(verdict, only)}"
     )
 
 
@@ -71,8 +71,8 @@ def _how_often(verdict: Verdict, variant: Variant) -> str:
 def _first_of_all(verdict: Verdict, goal: str) -> str:
     next_best, *rest = verdict.contest
     first = next(each for each in verdict.variants if each.name == next_best.variant)
-    name, pairs = f"{first.name} ({_seconds_told(verdict, first)})", next_best.difference.pairs
-    lead = f"{sooner_or_later(next_best.interval.estimate)} than the runner-up {next_best.against}"
+    name, pairs = f"{first.name} ({_seconds_text(verdict, first)})", next_best.difference.pairs
+    lead = f"{faster_or_slower(next_best.interval.estimate)} than the runner-up {next_best.against}"
     contest = {each.judged for each in rest if each.difference.pairs}
     all_paired = all(each.difference.pairs for each in verdict.contest)
     if next_best.judged is Judgement.BETTER and contest <= {Judgement.BETTER} and all_paired:
@@ -82,7 +82,7 @@ def _first_of_all(verdict: Verdict, goal: str) -> str:
         return f"First {goal}: {name}, {lead}; {too_few(pairs)}."
     level = [each for each in verdict.contest if each.judged is not Judgement.BETTER]
     if all(each.judged is Judgement.SAME for each in level):
-        found = [f"{each.against} ({hidden_in(each)})" for each in level]
+        found = [f"{each.against} ({possible_range(each)})" for each in level]
         return f"No difference among the best {goal}: {joined([name, *found])}."
     return f"No clear winner {goal}: {name} was first, but {joined(_doubts(level))}."
 
@@ -92,14 +92,14 @@ def _doubts(level: Sequence[Finding]) -> list[str]:
     found = []
     alike = [each for each in level if each.judged in (Judgement.SAME, Judgement.OPEN)]
     if alike:
-        names = [f"{each.against} ({hidden_in(each)})" for each in alike]
+        names = [f"{each.against} ({possible_range(each)})" for each in alike]
         found.append(f"it is not distinguishable from {joined(names)}")
     for each in level:
         pairs, ratio = each.difference.pairs, each.interval.estimate
         if not pairs:
             found.append(f"{each.against} has no common seed with it")
         elif each.judged is Judgement.WORSE:
-            faster = f"{sooner_or_later(1 / ratio)} over their {pairs} common seeds"
+            faster = f"{faster_or_slower(1 / ratio)} over their {pairs} common seeds"
             found.append(f"{each.against} is {faster} ({ratio_range(each)})")
         elif each.judged is Judgement.UNTESTED:
             found.append(f"{too_few(pairs)} against {each.against}")
@@ -111,11 +111,11 @@ def _price(verdict: Verdict, winner: Variant) -> str:
     accuracy = verdict.of(winner.name, ACCURACY)
     if accuracy is None or accuracy.judged is not Judgement.WORSE:
         return ""
-    points = points_of(verdict, accuracy.interval.estimate)
+    points = format_points(verdict, accuracy.interval.estimate)
     return f" It is less accurate than {verdict.baseline.name}: {points} points."
 
 
-def _seconds_told(verdict: Verdict, variant: Variant) -> str:
+def _seconds_text(verdict: Verdict, variant: Variant) -> str:
     found = [seconds_to(run, verdict.target) for run in variant.summaries]
     seconds = fmean(each for each in found if each is not None)
-    return ", ".join(filter(None, (seconds_of(seconds), unfinished(variant))))
+    return ", ".join(filter(None, (format_seconds(seconds), unfinished(variant))))

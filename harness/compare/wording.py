@@ -55,48 +55,50 @@ def ratio_range(finding: Finding) -> str:
     interval = finding.interval
     if interval.estimate < 1:
         interval = interval.through(-1)
-    return f"95% CI {ratio_of(interval.low)}-{ratio_of(interval.high)}, {p_of(finding.p)}"
+    return (
+        f"95% CI {format_ratio(interval.low)}-{format_ratio(interval.high)}, {format_p(finding.p)}"
+    )
 
 
-def hidden_in(finding: Finding) -> str:
+def possible_range(finding: Finding) -> str:
     """The differences in time that the interval does not exclude."""
     low, high = finding.interval.low, finding.interval.high
     if finding.judged is Judgement.SAME:
         return f"within \N{PLUS-MINUS SIGN}{100 * _furthest(finding.interval):.1f}%"
-    return f"95% CI {sooner_or_later(low)} to {sooner_or_later(high)}"
+    return f"95% CI {faster_or_slower(low)} to {faster_or_slower(high)}"
 
 
 def _furthest(interval: Interval) -> float:
     return max(abs(math.log(interval.low)), abs(math.log(interval.high)))
 
 
-def sooner_or_later(ratio: float) -> str:
+def faster_or_slower(ratio: float) -> str:
     """Formats a ratio of speeds, e.g. "1.16x faster"; below 1 it becomes "1.20x slower"."""
     return f"{times(ratio)} faster" if ratio >= 1 else f"{times(1 / ratio)} slower"
 
 
 def times(ratio: float) -> str:
     """Formats a factor."""
-    return f"{ratio_of(ratio)}x"
+    return f"{format_ratio(ratio)}x"
 
 
-def ratio_of(ratio: float) -> str:
+def format_ratio(ratio: float) -> str:
     """Formats a ratio with about three digits, which is more than a few seeds determine."""
     return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"
 
 
-def points_of(verdict: Verdict, points: float) -> str:
+def format_points(verdict: Verdict, points: float) -> str:
     """Formats points of accuracy with as many decimals as the validation images resolve."""
     grain = accuracy_grain([run for each in verdict.variants for run in each.summaries])
     return f"{points:+.{1 if grain >= 0.05 else 2}f}"
 
 
-def seconds_of(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Formats seconds with their unit."""
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:,.0f} s"
 
 
-def p_of(p: float) -> str:
+def format_p(p: float) -> str:
     """Formats a p value."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 

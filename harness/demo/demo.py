@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.compare.folder import variants_in
 from harness.compare.run_all import compare
 from harness.config import tracking_in
-from harness.demo.text import Link, leads, summary
+from harness.demo.text import Link, next_steps, summary
 from harness.errors import RunFailed
 from harness.lab.host import PACKAGE
 from harness.lab.own_lab import NoLab, own_lab, run_in_lab, set_rate
@@ -58,7 +58,7 @@ def demo(folder: Path | None) -> int:
             terms = Terms()
             return compare(experiments, OVERRIDES, HOSTS * SLOTS, EMULATED, 1, SLOW, terms, place)
         store = store_uri(tracking_in(None))
-        print(f"\n{summary(slow, unlimited, link)}\n\n{leads(place / 'slow', store, SLOW)}")
+        print(f"\n{summary(slow, unlimited, link)}\n\n{next_steps(place / 'slow', store, SLOW)}")
     return 0
 
 

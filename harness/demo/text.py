@@ -16,7 +16,7 @@ from harness.tracking.ui import command_of
 
 COLUMNS = 80
 """Width of the text."""
-LOST = 0.75
+LOST_SHARE = 0.75
 """Fraction of its step that the baseline is meant to lose to the slow link."""
 BYTES = 4
 """Bytes of one value of a gradient."""
@@ -42,7 +42,7 @@ class Link:
         run: RunSummary = variant.summaries[0]
         sent = BYTES * (run.parameters_backbone + run.parameters_classifier)
         seconds = run.step_ms.mean / 1000
-        megabits = 8e-6 * sent * (1 - LOST) / (LOST * seconds)
+        megabits = 8e-6 * sent * (1 - LOST_SHARE) / (LOST_SHARE * seconds)
         return cls(float(f"{megabits:.2g}"), sent, seconds)
 
     @property
@@ -69,7 +69,7 @@ def summary(slow: Sequence[Variant], unlimited: Sequence[Variant], link: Link) -
             f"The link: the kernel limits it to {link} in each direction, to emulate a network "
             f"between two machines. The rate was chosen so that {baseline}, whose hosts send each "
             f"other {link.sent_bytes / 1e6:.1f} MB in a step of {1000 * link.step_seconds:.0f} ms, "
-            f"loses {LOST:.0%} of its time to the link."
+            f"loses {LOST_SHARE:.0%} of its time to the link."
         ),
         _filled(
             "What it shows: this is one seed, so a few percent are chance. int8 sends a quarter of "
@@ -80,7 +80,7 @@ def summary(slow: Sequence[Variant], unlimited: Sequence[Variant], link: Link) -
     return "\n\n".join(parts)
 
 
-def leads(folder: Path, store: str, study: str) -> str:
+def next_steps(folder: Path, store: str, study: str) -> str:
     """The files to look at and the commands to try next."""
     harness = command_of(store, study)[0]
     lines = [

@@ -7,7 +7,7 @@ from harness.errors import UserError
 from harness.exchange.kinds import KindName
 from harness.plan.cost_model import predict
 from harness.plan.machines import Cluster
-from harness.plan.ways import PAYS, crossing, on_each_route, with_exchange
+from harness.plan.ways import MIN_LATE_SPEEDUP, crossing, on_each_route, with_exchange
 
 MOST_CLASSES = 100_000_000
 SLOWEST, FASTEST = 1e4, 1e12
@@ -62,7 +62,7 @@ def rates_for_late(cluster: Cluster, config: Config, layout: str) -> Rates | Non
 
     def gain(rate: float) -> float:
         there = cluster.with_rate(rate)
-        return _step_ms(there, waiting) / _step_ms(there, late) - PAYS
+        return _step_ms(there, waiting) / _step_ms(there, late) - MIN_LATE_SPEEDUP
 
     tried = [SLOWEST * (FASTEST / SLOWEST) ** (n / SCALE) for n in range(SCALE + 1)]
     gains = [gain(rate) for rate in tried]
@@ -74,7 +74,7 @@ def rates_for_late(cluster: Cluster, config: Config, layout: str) -> Rates | Non
     first, last = paying[0], paying[-1]
     below = crossing(gain, tried[first - 1], tried[first]) if first else SLOWEST
     above = crossing(gain, tried[last], tried[last + 1]) if last < SCALE else FASTEST
-    return Rates(below or SLOWEST, above or FASTEST, max(gains) + PAYS)
+    return Rates(below or SLOWEST, above or FASTEST, max(gains) + MIN_LATE_SPEEDUP)
 
 
 def _step_ms(cluster: Cluster, config: Config) -> float:

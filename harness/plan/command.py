@@ -107,10 +107,10 @@ def _show_plan(
     simulated = [_simulated(cluster, config, windows) for config in configs] if windows else []
     ways = all_ways(configs[0], cluster)
     _show([plan_text.cluster_line(cluster), *plan_text.defaults_line(cluster)])
-    _show(plan_text.of_experiments(predictions))
+    _show(plan_text.experiments_table(predictions))
     if simulated:
         _show(simulated)
-    _show(plan_text.of_ways(ways, cluster))
+    _show(plan_text.ways_table(ways, cluster))
     _show(plan_text.verdict(ways, cluster))
     _show(ladder_lines(configs[0], cluster))
     _show(plan_text.break_even(cluster, configs[0]))
@@ -163,12 +163,12 @@ def _measured(parsed: argparse.Namespace, experiment: Path, overrides: Sequence[
 
 
 def _simulated(cluster: "Cluster", config: "Config", windows: int) -> str:
-    from harness.plan.cost_model import paced
+    from harness.plan.cost_model import with_chosen_pieces
     from harness.plan.simulate import simulate
     from harness.plan.workload import workload_of
 
     where = cluster.nodes, cluster.ranks_per_node
-    work = workload_of(paced(cluster, config, *where), *where, cluster.on_cards)
+    work = workload_of(with_chosen_pieces(cluster, config, *where), *where, cluster.on_cards)
     found = simulate(cluster, work, windows, config.seed)
     step = found.step_seconds
     return (

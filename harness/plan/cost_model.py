@@ -49,11 +49,11 @@ def predict(
     Raises UserError for a config that these ranks cannot run.
     """
     where = nodes or cluster.nodes, ranks_per_node or cluster.ranks_per_node
-    work = workload_of(paced(cluster, config, *where), *where, cluster.on_cards)
+    work = workload_of(with_chosen_pieces(cluster, config, *where), *where, cluster.on_cards)
     return _prediction(cluster, work, phases(pieces_of(cluster, work), work))
 
 
-def paced(cluster: Cluster, config: Config, nodes: int, ranks_per_node: int) -> Config:
+def with_chosen_pieces(cluster: Cluster, config: Config, nodes: int, ranks_per_node: int) -> Config:
     """The config with `exchange.pieces` chosen by a run's rule, if the config leaves it open."""
     exchange = config.exchange
     if not exchange.most_pieces:

@@ -9,7 +9,7 @@ from harness.config.yaml_files import MOST_JSON_BYTES, read_text
 from harness.errors import UserError
 from harness.plan.machines import Cluster, Late, Line, Link
 
-ALWAYS: dict[str, float] = {
+DEFAULTS: dict[str, float] = {
     "backbone_efficiency": 0.4,
     "classifier_efficiency": 0.6,
     "memory_bytes": 16e9,
@@ -19,9 +19,9 @@ ALWAYS: dict[str, float] = {
 product, a rank's memory in bytes, and a start that follows from Horovod's cycle of 1 ms."""
 MEMORY_BYTES_PER_SECOND = {"cpu": 10e9, "card": 500e9}
 """Default memory bandwidth, by device."""
-NO_WAY_INSIDE: dict[str, float] = {"node.bytes_per_second": 10e9, "node.latency_seconds": 2e-5}
+NODE_DEFAULTS: dict[str, float] = {"node.bytes_per_second": 10e9, "node.latency_seconds": 2e-5}
 """Defaults of a bus, if no two ranks of one host were measured."""
-ODD = (
+MALFORMED = (
     StopIteration,
     ValueError,
     LookupError,
@@ -48,7 +48,7 @@ def cluster_of_doctor(path: Path) -> Cluster:
             raise ValueError(f"{len(hosts)} seats, {len(found['speeds'])} speeds")
         links = [link for link in found["links"] if not link["error"] and link["there"]]
         return _cluster(path, hosts, found["speeds"], links)
-    except ODD as error:
+    except MALFORMED as error:
         raise UserError(
             f"{path} holds no figures of the doctor ({type(error).__name__}); write it with "
             f"harness doctor --json --hosts ... > {path}"
@@ -66,7 +66,7 @@ def _cluster(path: Path, hosts: list[str], speeds: list[Any], links: list[Any]) 
         )
     on_cores = speeds[0]["cpu_share"] is not None
     share = median(speed["cpu_share"] for speed in speeds) if on_cores else 1.0
-    defaults = ALWAYS | ({} if within else NO_WAY_INSIDE)
+    defaults = DEFAULTS | ({} if within else NODE_DEFAULTS)
     defaults["memory_bytes_per_second"] = MEMORY_BYTES_PER_SECOND["cpu" if on_cores else "card"]
     return Cluster(
         name=path.stem,
@@ -108,8 +108,8 @@ def _link(between: list[Any]) -> Link:
 def _line(within: list[Any]) -> Line:
     if not within:
         latency, rate = (
-            NO_WAY_INSIDE["node.latency_seconds"],
-            NO_WAY_INSIDE["node.bytes_per_second"],
+            NODE_DEFAULTS["node.latency_seconds"],
+            NODE_DEFAULTS["node.bytes_per_second"],
         )
         return Line(latency_seconds=latency, bytes_per_second=rate)
     latency = median(link["latency_seconds"] for link in within)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from harness.compare.levers import Lever, Levers
 from harness.config import Config
-from harness.plan.cost_model import paced
+from harness.plan.cost_model import with_chosen_pieces
 from harness.plan.machines import Cluster
 from harness.plan.ways import Way, way_of, with_exchange
 
 PASSES, COMPRESSION, PIECES, DELAY = 2, "int8", 2, 1
 """How far levers are pulled if the experiment does not say."""
-TOLD = (
+NOTE = (
     "time to accuracy is not predicted, because fewer bytes, rarer exchanges, local steps and "
     "lateness change what is learned from an image. To measure it, run harness compare with a "
     "variant per rung; it prints this ladder with both"
@@ -52,7 +52,9 @@ def _top(config: Config, cluster: Cluster) -> Levers:
     passes, compression = exchange.backward_passes_per_step, exchange.compression
     idle = {Lever.RARER} if passes == 1 else set()
     idle |= {Lever.FEWER_BYTES} if compression == "none" else set()
-    pieces = paced(cluster, config, cluster.nodes, cluster.ranks_per_node).exchange.pieces
+    pieces = with_chosen_pieces(
+        cluster, config, cluster.nodes, cluster.ranks_per_node
+    ).exchange.pieces
     return Levers(frozenset(Lever) - idle, compression, passes, pieces, exchange.delay or DELAY)
 
 
@@ -87,7 +89,7 @@ def ladder_lines(config: Config, cluster: Cluster) -> list[str]:
     below: PlannedRung | None = None
     for before, rung in zip((None, *rungs), rungs, strict=False):
         if not rung.way.feasible:
-            lines.append(f"{_name(rung, top):24} infeasible: {rung.way.obstacle}")
+            lines.append(f"{_name(rung, top):24} infeasible: {rung.way.infeasible_because}")
             continue
         line = f"{_name(rung, top):24} {rung.way.rate:10,.0f}"
         if rung.lever:
@@ -96,13 +98,13 @@ def ladder_lines(config: Config, cluster: Cluster) -> list[str]:
             line += f"  rung below: {_name(below, top)}"
         lines.append(line)
         below = rung
-    return [*lines, TOLD]
+    return [*lines, NOTE]
 
 
 def _name(rung: PlannedRung, top: Levers) -> str:
     if rung.lever is None:
         return "baseline"
-    how_far = top.told(rung.lever)
+    how_far = top.setting(rung.lever)
     return f"{rung.lever} ({how_far})" if how_far else str(rung.lever)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from harness.calibrate.result import Calibration, Point
 from harness.plan.machines import Late, Link
-from harness.plan.transfers import of_all_reduce, step_of
+from harness.plan.transfers import all_reduce_steps, step_seconds_of
 
 SLOWER = 0.8
 """Fraction of the link's rate below which, between cores, something other than it is the limit."""
@@ -23,7 +23,7 @@ def between(found: Calibration, latency: float) -> dict[str, object]:
     # In a ring all-reduce over N ranks, a rank sends 2 (N - 1) / N of its buffer.
     ring = 2 * (nodes * group - 1) / (nodes * group)
     of_link = [point.model_copy(update={"size": point.size * ring}) for point in found.flat]
-    step = step_of(of_all_reduce(nodes, group, on_cards), of_link[0].seconds, latency)
+    step = step_seconds_of(all_reduce_steps(nodes, group, on_cards), of_link[0].seconds, latency)
     steady, rested = found.flat[-1].seconds, found.flat_after_rest[-1].seconds
     saved = steady - rested
     cpu_rate = 0.0 if on_cards else _cpu_rate(of_link)

@@ -16,7 +16,7 @@ from harness.plan.break_even import (
 )
 from harness.plan.cost_model import predict
 from harness.plan.machines import Cluster
-from harness.plan.ways import ENOUGH, PAYS, Way, recommended, strongest_baseline
+from harness.plan.ways import FAST_ENOUGH, MIN_LATE_SPEEDUP, Way, recommended, strongest_baseline
 from harness.tracking.prediction import Prediction
 
 HEAD = f"{'step ms':>10} {'images/s':>10} {'wait %':>7} {'memory MB':>10} {'MB/window':>10}"
@@ -38,7 +38,7 @@ def cluster_line(cluster: Cluster) -> str:
     return (
         f"{cluster.name}: {cluster.nodes} node{'s' * (cluster.nodes > 1)} x "
         f"{cluster.ranks_per_node} rank{'s' * (cluster.ranks_per_node > 1)}{shared}, "
-        f"{speed / 1e9:,.1f} GFLOP/s per rank, links {in_rate(cluster.link.bytes_per_second)}"
+        f"{speed / 1e9:,.1f} GFLOP/s per rank, links {format_rate(cluster.link.bytes_per_second)}"
     )
 
 
@@ -50,7 +50,7 @@ def defaults_line(cluster: Cluster) -> list[str]:
     return ["defaults, not measured: " + ", ".join(f"{k}={v:g}" for k, v in defaults.items())]
 
 
-def in_rate(bytes_per_second: float) -> str:
+def format_rate(bytes_per_second: float) -> str:
     """Formats a rate in bits per second, as network links are specified."""
     bits = bytes_per_second * 8
     for size, unit in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")):
@@ -68,14 +68,14 @@ def figures(found: Prediction) -> str:
     )
 
 
-def of_experiments(predictions: Sequence[Prediction]) -> list[str]:
+def experiments_table(predictions: Sequence[Prediction]) -> list[str]:
     """The table of the given experiments."""
     width = max(10, *(len(each.variant) for each in predictions))
     lines = [f"{'experiment':{width}} {HEAD}"]
     return lines + [f"{each.variant:{width}} {figures(each)}" for each in predictions]
 
 
-def of_ways(ways: Sequence[Way], cluster: Cluster) -> list[str]:
+def ways_table(ways: Sequence[Way], cluster: Cluster) -> list[str]:
     """The table of all ways of training."""
     lines = [
         f"{'layout':10} {'exchange':11} {'route':12} {'K':>2} {'pieces':>6} {'sent as':7} {HEAD}"
@@ -89,7 +89,9 @@ def of_ways(ways: Sequence[Way], cluster: Cluster) -> list[str]:
             f"{_sent_as(exchange.compression):7}"
         )
         cells = figures(way.prediction) if way.prediction is not None else ""
-        lines.append(f"{name} {cells}{'' if way.feasible else f'  infeasible: {way.obstacle}'}")
+        lines.append(
+            f"{name} {cells}{'' if way.feasible else f'  infeasible: {way.infeasible_because}'}"
+        )
     return lines
 
 
@@ -106,9 +108,9 @@ def verdict(ways: Sequence[Way], cluster: Cluster) -> list[str]:
         f"{_sent_as(fastest.config.exchange.compression)}, "
         f"{fastest.config.classifier.layout} {fastest.config.exchange.kind}"
         f"{_in_pieces(fastest.config.exchange.pieces)})",
-        f"  chosen: least expected accuracy cost among ways with at least {ENOUGH:g} of the "
-        f"highest images/s; late ways qualify only with {PAYS:g}x the images/s of every "
-        f"synchronous way with the same K",
+        f"  chosen: least expected accuracy cost among ways with at least {FAST_ENOUGH:g} of the "
+        f"highest images/s; late ways qualify only with {MIN_LATE_SPEEDUP:g}x the images/s of "
+        f"every synchronous way with the same K",
     ]
     passes = chosen.config.exchange.backward_passes_per_step
     for name, each in (
@@ -152,13 +154,13 @@ def break_even(cluster: Cluster, config: Config) -> list[str]:
     ):
         rates = rates_for_late(cluster, config, layout)
         if rates is None:
-            lines.append(f"a late exchange is {PAYS:g}x as fast as {name} on no link")
+            lines.append(f"a late exchange is {MIN_LATE_SPEEDUP:g}x as fast as {name} on no link")
             continue
-        top = "any faster link" if rates.fastest >= FASTEST else in_rate(rates.fastest)
-        bottom = "any slower link" if rates.slowest <= SLOWEST else in_rate(rates.slowest)
+        top = "any faster link" if rates.fastest >= FASTEST else format_rate(rates.fastest)
+        bottom = "any slower link" if rates.slowest <= SLOWEST else format_rate(rates.slowest)
         lines.append(
-            f"a late exchange is more than {PAYS:g}x as fast as {name} from {bottom} to {top}, at "
-            f"most {rates.best:.2f}x"
+            f"a late exchange is more than {MIN_LATE_SPEEDUP:g}x as fast as {name} from {bottom} "
+            f"to {top}, at most {rates.best:.2f}x"
         )
     return lines
 

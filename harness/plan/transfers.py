@@ -14,7 +14,7 @@ POWER_SGD_COLLECTIVES = 3
 
 
 @dataclass(frozen=True)
-class Hops:
+class CollectiveSteps:
     """The consecutive steps of a collective, until the first byte has been everywhere."""
 
     across: int
@@ -22,8 +22,8 @@ class Hops:
     inside: int = 0
     """Steps within a node."""
 
-    def __mul__(self, times: int) -> "Hops":
-        return Hops(self.across * times, self.inside * times)
+    def __mul__(self, times: int) -> "CollectiveSteps":
+        return CollectiveSteps(self.across * times, self.inside * times)
 
     def seconds(self, step: float, latency: float) -> float:
         """Seconds of all steps: `step` for one between nodes, `latency` for one within a node."""
@@ -34,7 +34,7 @@ class Hops:
         return max(0.0, seconds - self.inside * latency) / self.across
 
 
-def of_gather(nodes: int, per_node: int, on_cards: bool) -> Hops:
+def gather_steps(nodes: int, per_node: int, on_cards: bool) -> CollectiveSteps:
     """Steps of a gather or reduce-scatter: once round a ring of all ranks, ordered by node.
 
     Between processes on cores every step counts as one between nodes, because its cost is waking
@@ -43,38 +43,38 @@ def of_gather(nodes: int, per_node: int, on_cards: bool) -> Hops:
     """
     ranks = nodes * per_node
     if not on_cards:
-        return Hops(ranks - 1)
+        return CollectiveSteps(ranks - 1)
     across = 0 if nodes == 1 else min(nodes, ranks - 1)
-    return Hops(across, ranks - 1 - across)
+    return CollectiveSteps(across, ranks - 1 - across)
 
 
-def of_all_reduce(nodes: int, per_node: int, on_cards: bool) -> tuple[Hops, ...]:
+def all_reduce_steps(nodes: int, per_node: int, on_cards: bool) -> tuple[CollectiveSteps, ...]:
     """The alternatives of an all-reduce: twice round the ring, or on cards up and down a tree.
 
     NCCL uses a tree of nodes, of depth log2(nodes), if there are many of them.
     """
-    ring = of_gather(nodes, per_node, on_cards) * 2
+    ring = gather_steps(nodes, per_node, on_cards) * 2
     if not on_cards:
         return (ring,)
-    return ring, Hops(math.ceil(math.log2(nodes)), per_node - 1) * 2
+    return ring, CollectiveSteps(math.ceil(math.log2(nodes)), per_node - 1) * 2
 
 
-def of_crossing(nodes: int, lossy: bool, on_cards: bool) -> tuple[Hops, ...]:
+def crossing_steps(nodes: int, lossy: bool, on_cards: bool) -> tuple[CollectiveSteps, ...]:
     """The alternatives of a mean over one rank per node.
 
     With lossy compression, two nodes swap their parts in a single step.
     """
     if lossy and nodes == 2:
-        return (of_gather(nodes, 1, on_cards),)
-    return of_all_reduce(nodes, 1, on_cards)
+        return (gather_steps(nodes, 1, on_cards),)
+    return all_reduce_steps(nodes, 1, on_cards)
 
 
-def quickest(ways: Sequence[Hops], step: float, latency: float) -> float:
+def quickest(ways: Sequence[CollectiveSteps], step: float, latency: float) -> float:
     """Seconds of the fastest alternative."""
     return min(way.seconds(step, latency) for way in ways)
 
 
-def step_of(ways: Sequence[Hops], seconds: float, latency: float) -> float:
+def step_seconds_of(ways: Sequence[CollectiveSteps], seconds: float, latency: float) -> float:
     """The `step` for which `quickest` gives `seconds`: its inverse."""
     # min_i f_i(step) = seconds, with increasing f_i, is solved by the largest of the solutions.
     return max(way.step(seconds, latency) for way in ways)
@@ -151,7 +151,7 @@ class Transfers:
             return (Launch(1.0, self._flat(work.window, start)),)
         if exchange.traits.crosses is Crosses.VALUES:
             return (Launch(1.0, self._flat(_across(work), self._all_reduce())),)
-        peers = self._quickest(of_crossing(work.nodes, self._lossy, self._cluster.on_cards))
+        peers = self._quickest(crossing_steps(work.nodes, self._lossy, self._cluster.on_cards))
         through = work.route == "hierarchical"
         return tuple(
             Launch(
@@ -203,7 +203,7 @@ class Transfers:
             return Transfer()
         late, link = cluster.late, cluster.link
         step = link.step_seconds if late.step_seconds is None else late.step_seconds
-        (turns,) = of_crossing(work.nodes, self._lossy, on_cards=False)  # by Horovod
+        (turns,) = crossing_steps(work.nodes, self._lossy, on_cards=False)  # by Horovod
         waits = self._exchange.delay == 0
         cpu = link.cpu_seconds_per_byte if waits else late.cpu_seconds_per_byte
         thread = work.exchanged / (late.bytes_per_second or math.inf)
@@ -247,12 +247,12 @@ class Transfers:
         return self._cluster.slowdown * seconds
 
     def _gather(self) -> float:
-        return self._quickest((of_gather(*self._grid),))
+        return self._quickest((gather_steps(*self._grid),))
 
     def _all_reduce(self) -> float:
-        return self._quickest(of_all_reduce(*self._grid))
+        return self._quickest(all_reduce_steps(*self._grid))
 
-    def _quickest(self, ways: tuple[Hops, ...]) -> float:
+    def _quickest(self, ways: tuple[CollectiveSteps, ...]) -> float:
         cluster = self._cluster
         return quickest(ways, cluster.link.step_seconds, cluster.node.latency_seconds)
 

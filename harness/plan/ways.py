@@ -20,7 +20,7 @@ WIRES = tuple(wire for wire in COMPRESSIONS if wire != "sign")
 predicted if an experiment asks for them."""
 PIECES = (1, 2)
 """Numbers of pieces to try for exchanges that average in pieces."""
-DECIDED = (
+OVERRIDDEN = (
     "kind",
     "route",
     "backward_passes_per_step",
@@ -32,9 +32,9 @@ DECIDED = (
     "outer_momentum",
 )
 """Exchange settings of the experiment that a way overrides."""
-PAYS = 1.05
+MIN_LATE_SPEEDUP = 1.05
 """Speed-up from which a way is said to pay; less is within the variation of times."""
-ENOUGH = 0.9
+FAST_ENOUGH = 0.9
 """Fraction of the highest images/s that is fast enough: the rest costs more accuracy than time."""
 
 
@@ -45,12 +45,12 @@ class Way:
     config: Config
     prediction: Prediction | None
     """None if the cluster cannot run the config."""
-    obstacle: str = ""
+    infeasible_because: str = ""
     """Why the way is infeasible; empty if it is feasible."""
 
     @property
     def feasible(self) -> bool:
-        return not self.obstacle
+        return not self.infeasible_because
 
     @property
     def waits(self) -> bool:
@@ -71,11 +71,11 @@ class Way:
     def overrides(self) -> str:
         """The overrides that turn the experiment into this way, as `harness train` takes them."""
         exchange = self.config.exchange
-        told = [f"exchange.{key}={getattr(exchange, key)}" for key in DECIDED]
-        return " ".join([f"classifier.layout={self.config.classifier.layout}", *told])
+        settings = [f"exchange.{key}={getattr(exchange, key)}" for key in OVERRIDDEN]
+        return " ".join([f"classifier.layout={self.config.classifier.layout}", *settings])
 
     @property
-    def harm(self) -> tuple[int, int, int, int]:
+    def accuracy_cost(self) -> tuple[int, int, int, int]:
         """The expected cost in accuracy, as a key that sorts the least costly way first.
 
         The worst is rarer steps, then parameters averaged more rarely, in pieces, then fewer bits,
@@ -166,16 +166,16 @@ def recommended(ways: Sequence[Way]) -> Way | None:
     if not feasible:
         return None
     fastest = max(way.rate for way in feasible)
-    enough = [way for way in feasible if way.rate >= ENOUGH * fastest and _pays(way, feasible)]
-    least = min(way.harm for way in enough)
-    return max((way for way in enough if way.harm == least), key=lambda way: way.rate)
+    enough = [way for way in feasible if way.rate >= FAST_ENOUGH * fastest and _pays(way, feasible)]
+    least = min(way.accuracy_cost for way in enough)
+    return max((way for way in enough if way.accuracy_cost == least), key=lambda way: way.rate)
 
 
 def _pays(way: Way, feasible: Sequence[Way]) -> bool:
     if way.waits:
         return True
     waiting = [other.rate for other in feasible if other.waits and other.passes == way.passes]
-    return way.rate >= PAYS * max(waiting, default=0.0)
+    return way.rate >= MIN_LATE_SPEEDUP * max(waiting, default=0.0)
 
 
 def strongest_baseline(ways: Sequence[Way], passes: int | None = None) -> Way | None:

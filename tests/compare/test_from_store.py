@@ -147,7 +147,7 @@ def test_a_file_of_predictions_stands_instead(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["base.yaml", "--from-study", "which"], "runs no experiments, found base.yaml"),
         (["--from-study", "which", "--seeds", "3"], "--seeds applies only to new runs"),
@@ -162,12 +162,12 @@ def test_a_file_of_predictions_stands_instead(
     ],
 )
 def test_a_mistake_is_one_line(
-    words: list[str], told: str, here: Path, capfd: pytest.CaptureFixture[str]
+    words: list[str], expected: str, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(here.rglob("*"))
     assert main(["compare", *words]) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert told in line
+    assert expected in line
     assert sorted(here.rglob("*")) == before
 
 
@@ -248,7 +248,7 @@ def other_run(here: Path, name: str, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"ranks": 8}, "with 4 ranks on 2 nodes, other with seed 5 with 8 ranks on 2 nodes"),
         ({"nodes": 4}, "with 4 ranks on 2 nodes, other with seed 5 with 4 ranks on 4 nodes"),
@@ -258,10 +258,10 @@ def other_run(here: Path, name: str, **changes: object) -> None:
     ],
 )
 def test_runs_that_do_not_compare_are_not_compared(
-    changes: dict[str, object], told: str, here: Path, capfd: pytest.CaptureFixture[str]
+    changes: dict[str, object], expected: str, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     other_run(here, "other", **changes)
     assert main(["compare", "--from-study", "which", "--folder", "again"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert told in line
+    assert expected in line
     assert not (here / "again").exists()

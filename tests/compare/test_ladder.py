@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from harness.compare import ladder_chart as picture_of
-from harness.compare.colours import looks
+from harness.compare.colours import styles_of
 from harness.compare.conclude import Conclusion, conclude
 from harness.compare.ladder import Ladder, climb
 from harness.compare.ladder_text import as_markdown, as_text, closing, ladder_cells, ladder_notes
@@ -421,8 +421,8 @@ def test_rungs_without_a_timed_seed_in_common_are_not_compared() -> None:
 
 def test_other_settings_that_differ_are_named() -> None:
     variants = three(lr=0.3)
-    told = [note for note in ladder_notes(found(variants)) if "differ in" in note]
-    assert told == [
+    notes = [note for note in ladder_notes(found(variants)) if "differ in" in note]
+    assert notes == [
         "Apart from levers, the rungs differ in optimizer.lr: the ratios include the effect of "
         "that."
     ]
@@ -513,7 +513,7 @@ def test_a_variant_has_the_colour_that_it_has_in_the_study() -> None:
     """Also where others of the study are no rungs."""
     variants = [rung("aaa", kind="ddp_powersgd"), *three()]
     speed, _ = picture_of.draw(found(variants, baseline=variants[1])).axes
-    expected = looks(each.name for each in variants)
+    expected = styles_of(each.name for each in variants)
     colours = [to_hex(each.get_facecolor()).upper() for each in speed.patches]
     assert colours == [expected[name].colour.upper() for name in ("routed", "int8")]
 

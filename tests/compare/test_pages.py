@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.compare.colours import looks
+from harness.compare.colours import styles_of
 from harness.compare.conclude import Conclusion
 from harness.config import Config
 from harness.tracking.connection import open_store
@@ -82,7 +82,7 @@ def test_a_variant_has_the_same_colour_in_words_tables_and_pictures(
 ) -> None:
     Conclusion.of(results(), Terms(0.9)).write(tmp_path)
     chromium.open((tmp_path / "report.html").as_uri(), 1280)
-    own = looks(each.name for each in results().variants)[NAME].colour.lower()
+    own = styles_of(each.name for each in results().variants)[NAME].colour.lower()
     said = "getComputedStyle(document.querySelector('.rivals li')).borderLeftColor"
     row = f"[...document.querySelectorAll('td')].find(d => d.innerText == '{NAME}')"
     colour = f"getComputedStyle({row}.querySelector('.swatch')).backgroundColor"

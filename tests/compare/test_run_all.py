@@ -76,8 +76,8 @@ def test_a_study_from_start_to_end(here: Path, capfd: pytest.CaptureFixture[str]
     code = compare(paths, ["train.batch_size=16"], 2, HOSTS, 1, "which", Terms(), None)
     out, err = capfd.readouterr()
     assert code == 0
-    told = [line for line in err.splitlines() if line.startswith("trained")]
-    assert told == ["trained fast with seed 5", "trained base with seed 5"]
+    trained = [line for line in err.splitlines() if line.startswith("trained")]
+    assert trained == ["trained fast with seed 5", "trained base with seed 5"]
 
     (folder,) = (here / "runs" / "which").iterdir()
     frame = pd.read_csv(folder / "comparison.csv", index_col="variant")
@@ -172,7 +172,7 @@ def test_ctrl_c_ends_the_study_and_the_run_is_called_killed(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "more", "np", "hosts", "told"),
+    ("names", "more", "np", "hosts", "expected"),
     [
         (("base", "base"), "", 2, HOSTS, "two experiments are named base"),
         (
@@ -191,7 +191,7 @@ def test_ctrl_c_ends_the_study_and_the_run_is_called_killed(here: Path) -> None:
     ],
 )
 def test_what_could_not_run_or_compare_is_told_before_the_first_start(
-    names: tuple[str, ...], more: str, np: int, hosts: str, told: str, tmp_path: Path
+    names: tuple[str, ...], more: str, np: int, hosts: str, expected: str, tmp_path: Path
 ) -> None:
     hosts = hosts.replace("h:", "localhost:")
     last = len(names) - 1
@@ -200,7 +200,7 @@ def test_what_could_not_run_or_compare_is_told_before_the_first_start(
         folder = tmp_path / str(number)
         folder.mkdir()
         paths.append(experiment(folder, name, more if number == last else ""))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         compare(paths, [], np, hosts, 1, None, Terms(), tmp_path / "place")
     assert not (tmp_path / "place").exists()
 

@@ -133,12 +133,12 @@ def test_without_a_baseline_nothing_is_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failures", "told"),
+    ("failures", "expected"),
     [(1, "its only run failed"), (2, "both runs failed"), (3, "all 3 runs failed")],
 )
-def test_a_single_run_is_not_in_the_plural(failures: int, told: str) -> None:
+def test_a_single_run_is_not_in_the_plural(failures: int, expected: str) -> None:
     found = verdict(variant("gone", failures=("rank 0",) * failures))
-    assert sentences(found)[1] == f"gone: no result, {told}."
+    assert sentences(found)[1] == f"gone: no result, {expected}."
 
 
 def test_without_a_target_nobody_wins_and_throughput_is_compared() -> None:
@@ -264,7 +264,7 @@ def test_the_only_one_of_one_seed_may_be_chance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("faster", "better", "told"),
+    ("faster", "better", "expected"),
     [
         (2.0, 0.0, "more images/s and equally accurate"),
         (2.0, -0.02, "more images/s but less accurate"),
@@ -275,11 +275,11 @@ def test_the_only_one_of_one_seed_may_be_chance() -> None:
     ],
 )
 def test_images_per_second_alone_are_not_called_faster_or_better(
-    faster: float, better: float, told: str
+    faster: float, better: float, expected: str
 ) -> None:
     rival = trainings("rival", OTHER_SPEEDS, OTHER_ENDS, faster=faster, better=better)
     said = sentences(verdict(rival, target=None))[1]
-    assert said.startswith(f"rival: {told}. It is ")
+    assert said.startswith(f"rival: {expected}. It is ")
 
 
 def only_seeds(found: Variant, *seeds: int) -> Variant:

@@ -16,7 +16,7 @@ from harness.plan.from_doctor import cluster_of_doctor
 from harness.plan.ladder import ladder_lines, planned_ladder
 from harness.plan.machines import Late, Line, Link, read_cluster
 from harness.plan.ways import (
-    ENOUGH,
+    FAST_ENOUGH,
     Way,
     all_ways,
     crossing,
@@ -77,7 +77,7 @@ def test_the_whole_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         ([EXPERIMENT], "give exactly one of --cluster"),
         ([EXPERIMENT, "--cluster", "none.yaml"], "cannot read the cluster"),
@@ -95,12 +95,12 @@ def test_the_whole_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     ],
 )
 def test_mistakes_end_with_code_2_and_one_line(
-    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     SLOW.write(tmp_path / "good.yaml")
     assert plan(*[str(tmp_path / "good.yaml") if word == "GOOD" else word for word in words]) == 2
     out, said = capsys.readouterr()
-    assert told in said
+    assert expected in said
     assert said.count("\n") == 1
     assert out == ""
 
@@ -111,7 +111,7 @@ def test_what_does_not_fit_into_memory_is_marked_and_not_recommended() -> None:
     ways = all_ways(config, cluster(memory_bytes=6e8))
     held = {way.config.classifier.layout for way in ways if way.feasible}
     assert held == {"world"}
-    assert all("needs" in way.obstacle for way in ways if not way.feasible)
+    assert all("needs" in way.infeasible_because for way in ways if not way.feasible)
     chosen = recommended(ways)
     assert chosen is not None
     assert chosen.config.classifier.layout == "world"
@@ -218,7 +218,7 @@ def test_remedies_come_in_their_order(rates: tuple[float, ...], chosen: tuple[An
     assert found is not None
     exchange = found.config.exchange
     assert (exchange.kind, exchange.backward_passes_per_step, exchange.compression) == chosen
-    assert found.rate >= ENOUGH * max(rates)
+    assert found.rate >= FAST_ENOUGH * max(rates)
 
 
 @pytest.mark.parametrize(
@@ -319,8 +319,8 @@ def test_a_rung_that_cannot_be_says_why_and_the_next_is_compared_with_what_can()
     least = routed.way.prediction.memory_mb * 1e6 - 1
     page = ladder_lines(config, SLOW.model_copy(update={"memory_bytes": least}))
     assert all("infeasible: needs" in line for line in page[3:6])
-    name, _, below, whole, *told = page[6].split()
-    assert (name, told) == ("sliced", ["rung", "below:", "baseline"])
+    name, _, below, whole, *note = page[6].split()
+    assert (name, note) == ("sliced", ["rung", "below:", "baseline"])
     assert below == whole == f"{sliced.way.rate / baseline.way.rate:.2f}x"
     assert "rung below" not in page[7]
 

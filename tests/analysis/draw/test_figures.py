@@ -1,4 +1,4 @@
-"""The figures of the six questions: numbers by hand, one look a variant, nothing unreadable."""
+"""The figures of the six questions: numbers by hand, one style per variant, nothing unreadable."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from analysis.draw import accuracy, phases, scaling, staleness, traffic, utilisation
-from harness.compare.colours import COLOURS, looks
+from harness.compare.colours import COLOURS, styles_of
 from harness.compare.wording import without_result
 from harness.errors import DIVERGED
 from harness.tracking.prediction import Prediction, write_predictions
@@ -90,7 +90,7 @@ def test_every_figure_is_readable_and_has_units(
 def test_a_variant_has_its_colour_in_every_figure(tmp_path: Path, tables: Path) -> None:
     """Though it is the second here, and its study has no baseline."""
     found = many(tmp_path, ["mine", "hybrid_async"])
-    mine = looks(["mine", "hybrid_async"])["mine"].colour
+    mine = styles_of(["mine", "hybrid_async"])["mine"].colour
     for name, figure in all_figures(found, tables).items():
         assert {COLOURS[2].lower(), mine.lower()} <= colours_of(figure), name
         assert COLOURS[1].lower() not in colours_of(figure), name

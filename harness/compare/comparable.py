@@ -27,7 +27,7 @@ def check_same_images(first: Config, other: Config) -> None:
             )
 
 
-def check_alike(runs: Sequence["RecordedRun"]) -> None:
+def check_comparable(runs: Sequence["RecordedRun"]) -> None:
     """Raises UserError if runs of a recorded study differ in ranks, nodes or images."""
     ended = [(run, run.summary) for run in runs if run.summary is not None]
     for run, summary in ended[1:]:
