@@ -1,1 +1,1 @@
-"""Recorded results, the notebooks that draw them, and what makes both."""
+"""Recorded results, the notebooks that draw them, and the programs that make both."""

@@ -1,7 +1,7 @@
-"""`make predicted`: what the planner says of the lab's throughput tables, from a calibration.
+"""`make predicted`: predicts the lab's throughput tables with the planner, from a calibration.
 
-Of each table that says what it was measured under, NAME.predictions.json beside it, which
-`5_scaling.ipynb` draws. The calibration never saw the tables: its figures are of another day.
+Writes NAME.predictions.json beside each table whose conditions are known; `5_scaling.ipynb` draws
+them. The calibration is independent of the tables: it was measured on another day.
 """
 
 import json
@@ -21,7 +21,9 @@ EXPERIMENTS = (Path("experiments/lab"), Path("experiments/rivals"))
 
 
 def of_table(calibrated: Cluster, condition: Condition, variants: list[str]) -> list[Prediction]:
+    """Predicts the variants of one table under the conditions that it was measured under."""
     assert calibrated.cores_per_node is not None
+    # All hosts of the lab are one machine: its cores are divided among them.
     cores = calibrated.nodes * calibrated.cores_per_node / condition.hosts
     there = lab_like(
         calibrated,

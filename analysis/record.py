@@ -1,8 +1,8 @@
-"""`make recorded`: real runs of this code into analysis/store, the store that the repository ships.
+"""`make recorded`: records real runs of this code in analysis/store, which the repository ships.
 
-Four ways of training over three seeds, and late gradients on both sides of their stability limit,
-on emulated nodes of this machine: minutes on two cores. What comes of it is made fit to be shipped
-by `analysis.shipping`.
+Trains four variants with three seeds, and late gradients on both sides of their stability limit,
+on emulated nodes of this machine; this takes minutes on two cores. `analysis.shipping` then
+prepares the store for the repository.
 """
 
 import argparse
@@ -40,6 +40,7 @@ LATE_SHARED = (
     "tracking.system_metrics_seconds=0",
     "staleness.curvature_every=31",
 )
+# Delay, momentum, Nesterov and lr: for each kind of step a rate below the limit and one above it.
 SETTINGS = tuple(
     (delay, momentum, nesterov, lr)
     for delay, momentum, nesterov, rates in (
@@ -53,7 +54,7 @@ SETTINGS = tuple(
 
 
 def record(folder: Path) -> None:
-    """All runs, into a store in `folder`, which must be new."""
+    """Makes all runs and records them in a store in `folder`, which must not exist."""
     folder.mkdir(parents=True)
     own = (f"tracking.uri=sqlite:///{folder / 'mlflow.db'}", f"tracking.folder={folder / 'runs'}")
     nodes = ("--np", "4", "--hosts", NODES, "--seeds", "3", "--study", STUDY)
@@ -81,7 +82,9 @@ def harness(*words: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.record", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/recorded"))
-    parser.add_argument("--only-ship", action="store_true", help="the runs are in --folder already")
+    parser.add_argument(
+        "--only-ship", action="store_true", help="ship the runs in --folder without training"
+    )
     chosen = parser.parse_args()
     folder = chosen.folder.absolute()
     if not chosen.only_ship:

@@ -1,7 +1,7 @@
-"""`make analysis`: executes the notebooks on a store, and keeps their figures beside them.
+"""`make analysis`: executes the notebooks on a store and saves their figures as PNG files.
 
-Without arguments on the store that the repository ships, in place: what is committed. With another
-store or study into a folder of its own.
+Without arguments, it executes the committed notebooks in place, on the store that the repository
+ships. With another store or study, executed copies go to a separate folder.
 """
 
 import argparse
@@ -29,13 +29,16 @@ QUESTIONS = (
 )
 NOTEBOOKS = tuple(HERE / f"{number}_{name}.ipynb" for number, name in enumerate(QUESTIONS, start=1))
 TIMEOUT_SECONDS = 300
-"""Of a cell."""
+"""Time limit for a cell."""
 QUIET = "ignore:IProgress not found"
-"""A warning of tqdm's, which MLflow imports: it would name this machine's folders."""
+"""Hides a warning of tqdm, which MLflow imports, because it would show this machine's folders."""
 
 
 def execute(notebook: NotebookNode, parameters: Mapping[str, str]) -> None:
-    """Runs all cells in this folder; `parameters` are set in a cell behind the one tagged so."""
+    """Runs all cells in this folder.
+
+    `parameters` are set in a new cell behind the one that is tagged `parameters`.
+    """
     if parameters:
         tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
         source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
@@ -53,7 +56,7 @@ def execute(notebook: NotebookNode, parameters: Mapping[str, str]) -> None:
 
 
 def figures(notebook: NotebookNode) -> list[bytes]:
-    """PNGs that its cells show."""
+    """The PNGs that the notebook's cells show."""
     shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     found = [
         output["data"]["image/png"] for output in shown if "image/png" in output.get("data", {})
@@ -62,7 +65,7 @@ def figures(notebook: NotebookNode) -> list[bytes]:
 
 
 def run(parameters: Mapping[str, str], folder: Path) -> None:
-    """Executed copies of all notebooks, and their figures as PNG files, into `folder`."""
+    """Writes executed copies of all notebooks, and their figures as PNG files, into `folder`."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for path in NOTEBOOKS:
         notebook = nbformat.read(path, as_version=4)
@@ -75,13 +78,15 @@ def run(parameters: Mapping[str, str], folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.run", description=__doc__)
-    parser.add_argument("--uri", help="MLflow store: sqlite:///FILE.db or http://HOST:PORT")
-    parser.add_argument("--study", help="one of its studies")
-    parser.add_argument("--folder", type=Path, help="where executed copies go: runs/analysis/STUDY")
+    parser.add_argument("--uri", help="MLflow store, sqlite:///FILE.db or http://HOST:PORT")
+    parser.add_argument("--study", help="a study in the store")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for executed copies (default: runs/analysis/STUDY)"
+    )
     chosen = parser.parse_args()
     parameters = {}
     if chosen.uri:
-        file = sqlite_file(chosen.uri)  # the notebooks stand in another folder than the caller
+        file = sqlite_file(chosen.uri)  # made absolute, because notebooks run in their own folder
         parameters["URI"] = f"sqlite:///{file}" if file else chosen.uri
     if chosen.study:
         parameters["STUDY"] = chosen.study

@@ -1,4 +1,4 @@
-"""The cost model far beyond what can be measured here: ranks, classes and rates, simulated."""
+"""Simulates the cost model at numbers of ranks, classes and rates that cannot be measured here."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from harness.plan.workload import workload_of
 RANKS = (8, 32, 128, 512, 2048, 4096)
 CLASSES = (10_000, 100_000, 1_000_000, 10_000_000)
 GBIT = (1, 10, 25, 100, 400)
-"""Of a node's port, Gbit/s."""
+"""Rates of a node's port, Gbit/s."""
 PAYLOAD = 0.95
-"""Of a port's rate."""
+"""Fraction of a port's rate that carries payload."""
 WINDOWS = 12
 
 NODE, WORLD = {"layout": "node"}, {"layout": "world"}
@@ -36,8 +36,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "world_late_int8": {"classifier": WORLD, "exchange": INT8 | {"kind": "delayed", "delay": 1}},
     "ceiling": {"classifier": NODE, "exchange": {"kind": "isolated"}},
 }
-"""What differs from the task: whoever waits has as good a wire as who is late. The ceiling is no
-way of training."""
+"""Changes to the task for each variant. Synchronous variants have the same compression as late
+ones. The ceiling exchanges nothing, so it is a bound and not a way of training."""
 TASK: dict[str, Any] = {
     "data": {"dataset": "synthetic", "image_size": 224},
     "backbone": {"name": "resnet50", "feature_dim": 512},
@@ -48,7 +48,7 @@ TASK: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Point:
-    """One place of the sweep."""
+    """One point of the sweep."""
 
     ranks: int
     classes: int
@@ -56,7 +56,8 @@ class Point:
 
 
 def task(variant: str, classes: int) -> Config:
-    """What the sweep trains: ResNet-50 on 224 pixels, 512 features, 128 images a card, bf16."""
+    """A variant of the sweep's task: ResNet-50 at 224 pixels, 512 features, 128 images per card,
+    bf16."""
     own = VARIANTS[variant]
     values = TASK | {key: {**TASK.get(key, {}), **value} for key, value in own.items()}
     values |= {"name": variant, "data": TASK["data"] | {"num_classes": classes}}
@@ -64,15 +65,18 @@ def task(variant: str, classes: int) -> Config:
 
 
 def whole_grid() -> Iterator[Point]:
+    """All points of the sweep."""
     for ranks, classes, gbit in product(RANKS, CLASSES, GBIT):
-        # One machine has no link to wait for.
+        # A single machine uses no link, so one rate stands for all.
         if ranks > RANKS[0] or gbit == GBIT[0]:
             yield Point(ranks, classes, gbit)
 
 
 def simulated(machines: Cluster, point: Point, variant: str) -> dict[str, float | int | str | bool]:
-    """A row of the sweep, on as many of these machines as the point has ranks for; by the quicker
-    route where there are two."""
+    """A row of the sweep, simulated on enough of these machines for the point's ranks.
+
+    Of two routes, the one that is predicted to be faster is taken.
+    """
     nodes = max(1, point.ranks // machines.ranks_per_node)
     cluster = machines.with_rate(PAYLOAD * point.gbit_per_second * 1e9 / 8)
     there = cluster.on(nodes, machines.ranks_per_node)
@@ -95,6 +99,6 @@ def simulated(machines: Cluster, point: Point, variant: str) -> dict[str, float 
 
 
 def sweep(machines: Cluster) -> pd.DataFrame:
-    """A row for each point and variant: minutes."""
+    """Simulates every point and variant, a row each; takes minutes."""
     rows = [simulated(machines, point, variant) for point in whole_grid() for variant in VARIANTS]
     return pd.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""Makes a store fit to be shipped: small, movable, and silent about the machine that made it."""
+"""Prepares a store for the repository: small, relocatable, and without traces of its machine."""
 
 import json
 import re
@@ -30,25 +30,28 @@ DROPPED = (
     "val/%top5",
     "val/%loss",
 )
-"""Curves that stand in metrics.jsonl, which the notebooks read: a row of the table takes ten times
-the bytes of its line."""
+"""Metrics removed from the database. The notebooks read them from metrics.jsonl, where a line takes
+a tenth of the bytes of a database row."""
 KEPT_GAUGES = "%utilization_percentage"
-"""Of the system metrics, which stand nowhere else."""
+"""System metrics that are kept, because they are stored nowhere else."""
 MACHINE_TAGS = ("mlflow.user", "process", "folder")
 NEUTRAL = {"tracking.uri": "None", "tracking.folder": "runs"}
 FORGOTTEN = ("host", "hosts", "system", "variables")
-"""Of environment.json."""
+"""Keys removed from environment.json."""
 PATHS = (rb"/(?:home|root|tmp|work|Users)/", rb"file://")
-"""How paths of machines begin."""
+"""Beginnings of paths on a machine."""
 MOST_BYTES = 3_000_000
 
 
 class NotFit(Exception):
-    """The store is not what it should be; it says why."""
+    """The store cannot be shipped; the message says why."""
 
 
 def ship(store: Path, place: Path) -> str:
-    """Copies a SQLite store and its artifacts to `place`, which is replaced; what came of it."""
+    """Copies a SQLite store and its artifacts to `place`, which is replaced.
+
+    Returns a summary. Raises NotFit if the copy reveals its machine or is too large.
+    """
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     copied = place / "mlflow.db"
@@ -58,17 +61,20 @@ def ship(store: Path, place: Path) -> str:
     for run in runs:
         _copy_artifacts(store.parent / "mlartifacts" / run / "artifacts", place, run)
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-    told = secrets_in(place, [str(store.parent), str(Path.cwd())])
-    if told:
-        raise NotFit(f"{place} tells of its machine: {', '.join(told[:8])}")
+    revealing = secrets_in(place, [str(store.parent), str(Path.cwd())])
+    if revealing:
+        raise NotFit(f"{place} reveals its machine: {', '.join(revealing[:8])}")
     if size > MOST_BYTES:
-        raise NotFit(f"{place} takes {size / 1e6:.1f} MB, at most {MOST_BYTES / 1e6:g} are shipped")
-    return f"{place.name}: {len(runs)} runs, {size / 1e6:.2f} MB"
+        raise NotFit(f"{place} takes {size / 1e6:.1f} MB, but the limit is {MOST_BYTES / 1e6:g} MB")
+    return f"{place.name}: {len(runs)} run{'s' * (len(runs) != 1)}, {size / 1e6:.2f} MB"
 
 
 def ship_study(study: Path, place: Path) -> str:
-    """Copies what `harness compare --folder` left to `place`, which is replaced: its page and its
-    pictures, each run's config and summary; what came of it."""
+    """Copies the output of `harness compare --folder` to `place`, which is replaced.
+
+    It keeps the page, the charts, and each run's config and summary. Returns a summary. Raises
+    NotFit if the copy reveals its machine.
+    """
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     for path in study.glob("*.*"):
@@ -77,14 +83,14 @@ def ship_study(study: Path, place: Path) -> str:
     runs = [path.parent for path in sorted(study.rglob(SUMMARY))]
     for run in runs:
         _copy_files(run, place / run.name, (CONFIG, SUMMARY))
-    told = secrets_in(place, [str(study.parent), str(Path.cwd())])
-    if told:
-        raise NotFit(f"{place} tells of its machine: {', '.join(told[:8])}")
-    return f"{place.name}: {len(runs)} runs"
+    revealing = secrets_in(place, [str(study.parent), str(Path.cwd())])
+    if revealing:
+        raise NotFit(f"{place} reveals its machine: {', '.join(revealing[:8])}")
+    return f"{place.name}: {len(runs)} run{'s' * (len(runs) != 1)}"
 
 
 def secrets_in(place: Path, words: list[str]) -> list[str]:
-    """Files that hold one of the words, this machine's name, or a path of it."""
+    """Files that contain one of the words, this machine's name, or a path on it."""
     own = [f'"{socket.gethostname()}"', str(Path.home()), *words]
     names = [re.escape(word.encode()) for word in own if word not in ('"localhost"', "/")]
     pattern = re.compile(b"|".join([*names, *PATHS]))
@@ -97,7 +103,7 @@ def secrets_in(place: Path, words: list[str]) -> list[str]:
 
 
 def _neutral(file: Path) -> list[str]:
-    """Takes out of the database what names places and people; the ids of its runs."""
+    """Removes names of places and people from the database; returns the ids of its runs."""
     base = sqlite3.connect(file)
     base.execute("UPDATE experiments SET artifact_location = 'mlartifacts'")
     base.execute("UPDATE runs SET artifact_uri = 'mlartifacts/' || run_uuid || '/artifacts'")
@@ -111,7 +117,7 @@ def _neutral(file: Path) -> list[str]:
     for table in ("metrics", "latest_metrics"):
         base.execute(f"DELETE FROM {table} WHERE {other}", (KEPT_GAUGES,))
     base.commit()
-    base.execute("PRAGMA page_size = 1024")  # MLflow has a hundred tables that hold nothing
+    base.execute("PRAGMA page_size = 1024")  # each of MLflow's hundred empty tables takes a page
     base.execute("VACUUM")
     runs = [row[0] for row in base.execute("SELECT run_uuid FROM runs ORDER BY start_time")]
     base.close()
@@ -143,7 +149,7 @@ def _copy_files(source: Path, target: Path, names: Sequence[str]) -> None:
 
 
 def _shorter(line: dict[str, Any]) -> dict[str, Any]:
-    """Six digits of each metric."""
+    """The line with each metric rounded to six digits."""
     return line | {
         "metrics": {key: float(f"{value:.6g}") for key, value in line["metrics"].items()}
     }

@@ -1,4 +1,4 @@
-"""`make scale`: the simulated sweep that `7_scale.ipynb` draws, into analysis/scale/sweep.csv."""
+"""`make scale`: simulates the sweep that `7_scale.ipynb` draws, into analysis/scale/sweep.csv."""
 
 import sys
 from pathlib import Path

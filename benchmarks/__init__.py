@@ -1,1 +1,1 @@
-"""Speed, measured: variants alternate in one run; medians and ratios are what to quote."""
+"""Benchmarks of speed: variants alternate in one run; medians and ratios are the results."""

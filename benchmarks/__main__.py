@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: every benchmark under a real horovodrun, as one Markdown page."""
+"""`python -m benchmarks`: runs every benchmark under horovodrun and prints a Markdown page."""
 
 import argparse
 import json
@@ -21,11 +21,11 @@ LAYOUTS = ("replicated", "node", "world")
 
 
 class BenchmarkFailed(Exception):
-    """A benchmark did not end well; its log says why."""
+    """A benchmark failed; its log says why."""
 
 
 def measured(module: str, *arguments: str, ranks: int = RANKS, hosts: str = HOSTS) -> Any:
-    """What rank 0 of a benchmark printed."""
+    """Runs a benchmark and returns the JSON that its rank 0 printed."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
@@ -38,20 +38,21 @@ def measured(module: str, *arguments: str, ranks: int = RANKS, hosts: str = HOST
 
 
 def baseline(rounds: int) -> list[str]:
-    """Of a small network, and of one in which DDP's buckets matter."""
+    """The baseline with a small network, and with one in which DDP's buckets matter."""
     small = measured("baseline", "--rounds", str(rounds))
-    few = ["--rounds", str(max(3, rounds // 3)), "--steps", "1", "--batch-size", "4"]
-    large = measured("baseline", "--model", "resnet50", "--image-size", "64", *few)
+    short = ["--rounds", str(max(3, rounds // 3)), "--steps", "1", "--batch-size", "4"]
+    large = measured("baseline", "--model", "resnet50", "--image-size", "64", *short)
     return [
         "## The baseline against other data-parallel libraries",
         "",
-        "1,000 classes, K = 1, torch's DDP with its own defaults; steps alternate in one run.",
-        *["", "Default backbone, 32 images a rank:", "", *timing_table(small)],
-        *["", "ResNet-50, 4 images of 64 pixels a rank:", "", *timing_table(large)],
+        "1,000 classes, K = 1, torch's DDP with its defaults; steps alternate in one run.",
+        *["", "Default backbone, 32 images per rank:", "", *timing_table(small)],
+        *["", "ResNet-50, 4 images of 64 pixels per rank:", "", *timing_table(large)],
     ]
 
 
 def overhead(rounds: int) -> list[str]:
+    """What clock and MLflow cost."""
     found = measured("overhead", "--rounds", str(rounds))
     timing = Timing(found["rounds"])
     with_it, without = timing.rounds
@@ -66,20 +67,20 @@ def overhead(rounds: int) -> list[str]:
         f"{timing.ratio(with_it, without):.4f} |",
         f"| with neither | {step:.2f} | |",
         "",
-        f"Timed alone, the main thread pays {found['bookkeeping_ms'] * 1e3:.0f} us a window for "
-        f"the clock and {found['log_ms'] * 1e3:.0f} us for each line of metrics, one in 10 "
-        f"windows: {direct / step:.3%} of the window above.",
+        f"Timed alone, the main thread spends {found['bookkeeping_ms'] * 1e3:.0f} us per window on "
+        f"the clock and {found['log_ms'] * 1e3:.0f} us per line of metrics, of which there is one "
+        f"in 10 windows: {direct / step:.3%} of the window above.",
     ]
 
 
 def classifier(rounds: int) -> list[str]:
-    """Of 100,000 classes, and with more images than features."""
+    """The sliced classifier with 100,000 classes, and with more images than features."""
     lines = [
         "## The sliced classifier, forward and backward",
         "",
-        "Two ranks of one node, float32, a thread each; variants alternate in one run. A rank's "
-        "three products are of its half of the classes and all images; torch's fused loss does as "
-        "much on one rank and exchanges nothing.",
+        "Two ranks of one node, float32, one thread each; variants alternate in one run. The three "
+        "products of a rank cover its half of the classes and all images; torch's fused loss does "
+        "the same work on one rank and exchanges nothing.",
     ]
     for classes, features, images in ((100_000, 512, 128), (50_000, 256, 1024)):
         words = ["--classes", str(classes), "--features", str(features), "--images", str(images)]
@@ -103,13 +104,14 @@ def classifier(rounds: int) -> list[str]:
 
 
 def memory(classes: int) -> list[str]:
+    """The memory of a rank's classifier by layout."""
     rows = {layout: measured("memory", layout, "--classes", str(classes)) for layout in LAYOUTS}
     whole = rows["replicated"]["classifier_bytes"]
     lines = [
         "## Memory of a rank's classifier",
         "",
         f"{classes:,} classes x 256 features, float32; weight, gradient and momentum as allocated "
-        f"(the largest rank), and the most the process ever held.",
+        f"(the largest rank), and the peak of its process.",
         "",
         "| layout | classifier, MB | share of replicated | peak of the process, MB |",
         "|---|---|---|---|",
@@ -124,8 +126,8 @@ def memory(classes: int) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--classes", type=int, default=200_000, help="of the memory table")
-    parser.add_argument("--output", type=Path, help="write the page there too")
+    parser.add_argument("--classes", type=int, default=200_000, help="classes of the memory table")
+    parser.add_argument("--output", type=Path, help="file for a copy of the page")
     chosen = parser.parse_args()
     facts = environment()
     head = [

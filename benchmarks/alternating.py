@@ -1,4 +1,4 @@
-"""Times variants in turn, A B C A B C ..., so that a machine's drift falls on all alike."""
+"""Times variants in turn, A B C A B C ..., so that a machine's drift affects all equally."""
 
 import statistics
 import time
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds per step of each variant, one entry a round."""
+    """Milliseconds per step of each variant, with one entry per round."""
 
     rounds: Mapping[str, list[float]]
 
     def median(self, variant: str) -> float:
+        """Median over rounds."""
         return statistics.median(self.rounds[variant])
 
     def ratio(self, variant: str, other: str) -> float:
-        """Median over rounds of variant / other, each round's two neighbours in time."""
+        """Median over rounds of variant / other; the two of a round are neighbours in time."""
         pairs = zip(self.rounds[variant], self.rounds[other], strict=True)
         return statistics.median(first / second for first, second in pairs)
 
@@ -28,7 +29,7 @@ def alternate(
     barrier: Callable[[], object],
     warmup_rounds: int = 1,
 ) -> Timing:
-    """Each round runs `steps` steps of every variant, from one barrier of all ranks to the next."""
+    """Times `steps` steps of every variant in each round, between two barriers of all ranks."""
     found: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(warmup_rounds + rounds):
         for name, step in variants.items():

@@ -1,7 +1,7 @@
 """Our baseline against Horovod's DistributedOptimizer and torch's DDP: same model, same images.
 
-DDP has its defaults: buckets of 25 MB, the first of 1. `--model resnet50` has enough gradients for
-buckets to matter; on a shaped link start it in the lab.
+DDP has its default buckets: 25 MB, the first 1 MB. `--model resnet50` has enough gradients for
+buckets to matter. To measure on a limited link, start it in the lab.
 """
 
 import argparse
@@ -33,12 +33,12 @@ CLASSES, FEATURES = 1000, 256
 
 @dataclass(frozen=True)
 class Task:
-    """What all of them train."""
+    """The model that all of them train."""
 
     backbone: BackboneConfig
     channels: int
     size: int
-    """Pixels."""
+    """Height and width of an image, pixels."""
 
     @classmethod
     def of(cls, model: str, size: int) -> "Task":
@@ -50,10 +50,10 @@ class Task:
 
 
 class Dense(nn.Module):
-    """What a user of the other two writes, images channels last as in ours.
+    """A dense model as a user of the other two writes it, with channels last as in ours.
 
-    Horovod refuses gradients in that order, so its filters stay as they are and the first
-    convolution's output is turned instead; oneDNN then computes the same way.
+    Horovod refuses gradients in that memory format. For it the filters stay as they are and the
+    first convolution's output is converted instead; oneDNN then computes in the same way.
     """
 
     def __init__(self, task: Task, filters_too: bool) -> None:
@@ -100,7 +100,7 @@ class Ours:
 
 
 class Step:
-    """Forward, backward and update, as in both libraries' own examples."""
+    """Forward, backward and update, as in the examples of both libraries."""
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
@@ -137,8 +137,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--model", default="small_cnn")
     parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--bucket-mb", type=float, action="append", help="of ours; default 4")
-    parser.add_argument("--output", type=Path, help="JSON file, besides the line printed")
+    parser.add_argument(
+        "--bucket-mb", type=float, action="append", help="size of our buckets (default: 4)"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for a copy of the printed line")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     device, topology = torch.device("cpu"), launched_topology()

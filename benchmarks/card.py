@@ -1,8 +1,8 @@
-"""`python -m benchmarks.card`: the classifier and the trainer's step on one card, as a page.
+"""`python -m benchmarks.card`: times the classifier and the trainer's step on one card.
 
-The classifier's variants alternate in one run. `card ms` adds up what the card computed, without
-gaps in which it waited for the host; `extra MB` is the most that a step allocates beside weight,
-gradient and features.
+The classifier's variants alternate in one run. `card ms` is the time in which the card computed,
+without gaps in which it waited for the host; `extra MB` is the peak that a step allocates beyond
+weight, gradient and features. The result is a page.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.world import one_precision
 
 SHAPES = ((125_000, 1024), (1_000_000, 1024), (1_000_000, 256))
-"""Classes of a slice, gathered images."""
+"""Pairs of classes in a slice and gathered images."""
 MARGINS = ("none", "cosface", "arcface")
 ROUNDS, WARM = 15, 3
 
@@ -53,7 +53,7 @@ def moved(margin: str, cosines: Tensor) -> Tensor:
 
 
 def classifier(classes: int, margin: str) -> SlicedClassifier:
-    """On the card, with gradients that micro-batches write to in place."""
+    """A classifier on the card, with gradients that micro-batches write to in place."""
     made = SlicedClassifier(FEATURES, classes, settings(margin), group(), seed=0).to(CARD)
     for parameter in made.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -64,7 +64,7 @@ def classifier(classes: int, margin: str) -> SlicedClassifier:
 def dense_loss(
     features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, margin: str
 ) -> Tensor:
-    """As one writes it in torch, with all logits at once; margins in float32 at least."""
+    """The loss as usually written in torch: all logits at once, margins in at least float32."""
     if margin == "none":
         return functional.cross_entropy(functional.linear(features, weight, bias), labels)
     cosines = functional.linear(functional.normalize(features), functional.normalize(weight))
@@ -74,7 +74,7 @@ def dense_loss(
 
 
 def products(weight: Tensor, features: Tensor) -> Callable[[], None]:
-    """The three that any exact classifier needs, with results in float32."""
+    """The three matrix products that any exact classifier needs, with results in float32."""
     weight, features = weight.bfloat16(), features.bfloat16()
     slopes = torch.randn(len(weight), len(features), device=CARD).bfloat16()
 
@@ -119,6 +119,7 @@ def variants_of(classes: int, images: int, margin: str) -> dict[str, Callable[[]
 
 
 def extra_bytes(step: Callable[[], None]) -> int:
+    """Peak of the bytes that a step allocates beyond those allocated before it."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -147,7 +148,7 @@ def measured(variants: Mapping[str, Callable[[], None]]) -> dict[str, dict[str, 
 
 
 def errors(classes: int = 5003, images: int = 300) -> dict[str, dict[str, float]]:
-    """Of loss and gradients against torch in float64, ||own - exact|| / ||exact||."""
+    """Errors of loss and gradients against torch in float64, ||own - exact|| / ||exact||."""
     found = {}
     for margin in MARGINS:
         for half in (False, True):
@@ -187,8 +188,8 @@ def commit() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--into", type=Path, required=True, help="folder of card.json and card.md")
-    parser.add_argument("--commit", default=None, help="where the sources are no repository")
+    parser.add_argument("--into", type=Path, required=True, help="folder for card.json and card.md")
+    parser.add_argument("--commit", default=None, help="commit, if the sources are no repository")
     chosen = parser.parse_args()
     torch.manual_seed(0)
     one_precision()

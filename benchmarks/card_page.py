@@ -1,4 +1,4 @@
-"""The page of `python -m benchmarks.card`."""
+"""The Markdown page of `python -m benchmarks.card`."""
 
 from collections.abc import Mapping
 from typing import Any

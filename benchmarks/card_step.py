@@ -1,4 +1,4 @@
-"""The trainer's step on one card, and how long the card takes for anything."""
+"""The trainer's step on one card, and timers for work on the card."""
 
 import statistics
 import warnings
@@ -41,6 +41,7 @@ def group() -> Group:
 
 
 def milliseconds(step: Callable[[], None]) -> float:
+    """Milliseconds of a step on the card's timeline, including gaps."""
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     step()
@@ -50,6 +51,7 @@ def milliseconds(step: Callable[[], None]) -> float:
 
 
 def card_milliseconds(step: Callable[[], None], steps: int = 3) -> float:
+    """Milliseconds in which the card computed during a step, without gaps."""
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         for _ in range(steps):
             step()
@@ -58,7 +60,7 @@ def card_milliseconds(step: Callable[[], None], steps: int = 3) -> float:
 
 
 def step_config(classes: int, batch: int, pixels: int, changes: Mapping[str, Any]) -> Config:
-    """ResNet-50 and a slice of so many classes, in bf16."""
+    """ResNet-50 with a slice of `classes` classes, in bf16."""
     values: dict[str, Any] = {
         "data": {"dataset": "synthetic", "num_classes": classes, "image_size": pixels},
         "backbone": {"name": "resnet50", "feature_dim": FEATURES},
@@ -72,7 +74,7 @@ def step_config(classes: int, batch: int, pixels: int, changes: Mapping[str, Any
 
 
 def world() -> World:
-    """One rank on the card."""
+    """A world of one rank on the card."""
     topology, counted, own = Topology(0, 1, 1), meters(), group()
     return World(
         topology=topology,
@@ -88,8 +90,7 @@ def world() -> World:
 
 
 def step(config: Config, windows: int = 20) -> dict[str, Any]:
-    """A window's time, what the card did in it, how often the host waited for the card, and peak
-    memory against the prediction."""
+    """Measures a window: its time, the card's time, host waits, and peak and predicted memory."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     trial = Trial(config, open_dataset(config.data), world())

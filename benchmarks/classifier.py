@@ -1,7 +1,7 @@
 """The sliced classifier, forward and backward, against its matrix products and other engines.
 
-Two ranks of one node own the classes by halves; variants alternate in one run. torch's fused loss,
-which knows no slices, does the work of one rank: its half of the classes and all images.
+Two ranks of one node own half of the classes each; variants alternate in one run. torch's fused
+loss does not support slices, so it does the work of one rank: its half of the classes, all images.
 """
 
 import argparse
@@ -30,10 +30,10 @@ SCALE = 32.0
 
 
 class Task:
-    """This rank's images, and its slice's weight with a gradient that lies ready."""
+    """This rank's images, and its slice's weight with a gradient already allocated."""
 
     def __init__(self, group: Group, classes: int, features: int, images: int) -> None:
-        """`images`: of all ranks."""
+        """`images` is the number of all ranks."""
         generator = torch.Generator().manual_seed(group.index)
         own = images // group.size
         self.group = group
@@ -69,7 +69,7 @@ class Task:
         return step
 
     def products(self) -> Callable[[], None]:
-        """The three that any exact classifier needs of a slice."""
+        """The three matrix products that any exact classifier needs for a slice."""
         weight, features = self.weight.detach(), self.gathered
         slopes = torch.randn(len(features), len(weight))
         logits, mixed = torch.empty_like(slopes), torch.empty_like(features)
@@ -83,8 +83,11 @@ class Task:
         return multiply
 
     def three_sums(self) -> None:
-        """As it is usually written: whole logits, and an all-reduce each of maximum, sum and
-        target's logit; gradients through autograd."""
+        """The usual way: whole logits, and three all-reduces: maximum, sum, and target's logit.
+
+        Gradients of the loss with respect to the logits are (softmax - one-hot) / images; autograd
+        does the rest.
+        """
         self.features.grad = self.weight.grad = None
         features = self.group.all_gather(self.features.detach()).requires_grad_()
         labels = self.group.all_gather(self.labels) - self.owned.start
@@ -106,7 +109,7 @@ class Task:
         self.group.launch_reduce_scatter(features.grad).wait()
 
     def loss_parallel(self) -> Callable[[], None]:
-        """torch's own, over logits that are sliced by class."""
+        """torch's `loss_parallel`, over logits that are sliced by class."""
         mesh = DeviceMesh.from_group(self.group.process_group, "cpu")
         labels = self.group.all_gather(self.labels)
 
@@ -124,7 +127,7 @@ class Task:
         return step
 
     def fused(self, options: object) -> Callable[[], None]:
-        """torch's fused product and loss of one rank, without any exchange."""
+        """torch's fused product and loss on one rank, without any exchange."""
 
         def step() -> None:
             self.weight.grad = None
@@ -137,7 +140,7 @@ class Task:
 
 
 def in_place_again(task: Task, step: Callable[[], None]) -> Callable[[], None]:
-    """Others leave no gradient behind for a sliced classifier to write to."""
+    """Restores the gradient after `step`, because the sliced classifier writes to it in place."""
 
     def after() -> None:
         step()
@@ -151,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--classes", type=int, default=100_000)
     parser.add_argument("--features", type=int, default=512)
-    parser.add_argument("--images", type=int, default=128, help="of all ranks")
+    parser.add_argument("--images", type=int, default=128, help="images of all ranks")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path)
     chosen = parser.parse_args()

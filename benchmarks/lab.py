@@ -1,9 +1,9 @@
-"""`make lab`: the headline, from nothing. Test hosts on this machine, with slow links between them.
+"""`make lab`: reproduces the headline on test hosts of this machine with slow links between them.
 
-Every rival at its strongest against the method: time to accuracy over seeds on three links, a map
-of where lateness pays, what overlapping is worth, a wire among many nodes, many ranks on four
-hosts, one host that stutters, and torch's DDP; into one folder, as a Markdown page and the files
-behind it. What is in the folder is kept, so that what was interrupted goes on where it ended: to
+It measures every rival at its strongest against the method: time to accuracy over seeds on three
+links, a map of where lateness pays, the gain from overlapping, a compression among many nodes, many
+ranks on four hosts, a host that stutters, and torch's DDP. The results are a Markdown page and its
+data in one folder. Results that exist are kept, so an interrupted run continues where it ended; to
 measure something again, delete its file. The host that stutters needs root.
 """
 
@@ -28,8 +28,8 @@ from harness.tracking.results import Results, Terms, Variant
 from harness.tracking.run_folder import SUMMARY
 
 SHARES = {"third": 1 / 3, "slow": 0.8, "slower": 0.95, "slowest": 0.98}
-"""What data_parallel, by its better route, loses of its step to a link, by the link's name: the
-ceiling is then 1.5, 5, 20 and 50 times the baseline."""
+"""Fraction of its step that data_parallel loses to a link on its faster route, by the link's name.
+The ceiling is then 1 / (1 - share) = 1.5, 5, 20 and 50 times as fast as the baseline."""
 GUESS_MBIT = 50
 LATENCY = "20ms"
 DELAYS = {
@@ -37,7 +37,7 @@ DELAYS = {
     "-latency": {"latency": LATENCY},
     "-jitter": {"latency": LATENCY, "jitter": "10ms"},
 }
-"""Of a packet, one way: what the map has beside rates."""
+"""One-way delays of packets that the map combines with each rate."""
 METHOD = "experiments/lab/hybrid_averaging.yaml"
 BASELINE = "experiments/lab/data_parallel.yaml"
 CEILING = "experiments/lab/ceiling.yaml"
@@ -45,7 +45,7 @@ ASYNC = "experiments/lab/hybrid_async.yaml"
 ASYNC_2 = "experiments/lab/hybrid_async_delay_2.yaml"
 ALL_RIVALS = sorted(str(path) for path in Path("experiments/rivals").glob("*.yaml"))
 REMEDIES = sorted(str(path) for path in Path("experiments/remedies").glob("*.yaml"))
-"""The method where it is weak."""
+"""Variants of the method for settings in which it is weak."""
 EVERYONE = (BASELINE, METHOD, ASYNC, *ALL_RIVALS, *REMEDIES)
 STRONGEST = tuple(
     f"experiments/rivals/{name}.yaml"
@@ -60,23 +60,23 @@ STRONGEST = tuple(
         "world_sync_int8",
     )
 )
-"""Of each kind of rival the one to beat on a slow link: what the map is measured against."""
+"""The strongest rival of each kind on a slow link, against which the map is measured."""
 ON_THE_LINK = (
     BASELINE,
     METHOD,
     "experiments/rivals/data_parallel_k2_int8.yaml",
     "experiments/rivals/hybrid_averaging_on_time.yaml",
 )
-"""Trained there, too, by the wall clock: what the headline's times are checked against."""
+"""Variants that are also trained on the slow link itself, to check the headline's times."""
 WIRES = ("none", "fp16", "int8", "int4")
 LATE_TWIN = "exchange.kind=delayed,exchange.delay=0"
-"""The same numbers, exchanged after the backward pass: what overlapping is measured against."""
+"""The same exchange after the backward pass, against which overlapping is measured."""
 SEEDS = (0, 1, 2)
-"""Of a study; none of the sweep's."""
+"""Seeds of a study; the sweep uses others."""
 
 
 def note(folder: Path, name: str, grid: Grid, classes: int) -> None:
-    """What a table was measured under, for the figures."""
+    """Records the conditions that a table was measured under, for the figures."""
     file = folder / CONDITIONS
     noted = json.loads(file.read_text()) if file.exists() else {}
     condition = Condition(
@@ -98,7 +98,7 @@ def measure(
     experiments: Sequence[str],
     arguments: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """The rows of a table of two hosts of two ranks."""
+    """Measures a table on two hosts of two ranks and returns its rows."""
     grid = Grid(link)
     rates(folder, name, grid, experiments, [f"data.num_classes={classes}", *arguments])
     note(folder, name, grid, classes)
@@ -107,16 +107,17 @@ def measure(
 
 
 def links(folder: Path) -> dict[str, Link]:
-    """By name: rates at which the baseline loses `SHARES` of its step; measured once for a folder.
+    """Links by name, with rates at which the baseline loses `SHARES` of its step.
 
-    A step t = c + x / rate loses the share s of it to the link where rate = x (1 - s) / (c s).
+    They are measured once for a folder. A step t = c + x / rate loses the fraction s to the link if
+    rate = x (1 - s) / (c s).
     """
     noted = folder / "rate.json"
     if not noted.exists():
-        few = ["--rounds", "4", "--micro-batches", "8"]
+        short = ["--rounds", "4", "--micro-batches", "8"]
         found = {}
         for name, rate in (("free", "none"), ("guess", f"{GUESS_MBIT}mbit")):
-            rates(folder / "calibration", name, Grid(Link(rate)), [BASELINE], few)
+            rates(folder / "calibration", name, Grid(Link(rate)), [BASELINE], short)
             (measured,) = json.loads((folder / "calibration" / f"{name}.json").read_text())
             found[name] = measured["images_per_second"]
         lost = found["free"] / found["guess"] - 1  # x / (guess c)
@@ -128,8 +129,8 @@ def links(folder: Path) -> dict[str, Link]:
 
 
 def overlap(folder: Path, known: dict[str, Link]) -> None:
-    """Each layout, route and wire that waits, beside the backward pass and after it."""
-    few = ["--rounds", "4", "--micro-batches", "8", "--seconds", "3"]
+    """Synchronous exchanges of all layouts, routes and compressions, during and after backward."""
+    short = ["--rounds", "4", "--micro-batches", "8", "--seconds", "3"]
     for layout in ("replicated", "node", "world"):
         variants = []
         for wire in WIRES:
@@ -139,11 +140,11 @@ def overlap(folder: Path, known: dict[str, Link]) -> None:
                 waits = "exchange.kind=synchronous"
                 variants.append(f"{BASELINE},{own},{waits},exchange.route={route},{name}")
             variants.append(f"{BASELINE},{own},{LATE_TWIN},name=after_backward_{wire}")
-        rates(folder, f"overlap-{layout}", Grid(known["slow"]), variants, few)
+        rates(folder, f"overlap-{layout}", Grid(known["slow"]), variants, short)
 
 
 def accuracy(folder: Path, known: dict[str, Link]) -> None:
-    """Trains everyone without a limit; concludes for each link with speeds measured there."""
+    """Trains all variants without a limit; concludes for each link from speeds measured there."""
     variants = _trained(folder / "trainings", Link(), EVERYONE)
     everyone = (CEILING, *with_early(EVERYONE))
     many = ["--rounds", f"{2 * len(SEEDS)}", "--micro-batches", "16", "--seconds", "3"]
@@ -159,16 +160,16 @@ def accuracy(folder: Path, known: dict[str, Link]) -> None:
 
 
 def clock(folder: Path, known: dict[str, Link]) -> None:
-    """Trains some on the slow link itself."""
+    """Trains some variants on the slow link itself."""
     study = folder / "comparison-clock"
     variants = _trained(study, known["slow"], ON_THE_LINK)
-    # Runs of one seed that lie in several parts were not made in turn.
+    # An interrupted study has several parts for a seed, whose runs were not made in turn.
     in_turn = len(list(study.glob("part-*/"))) == len(SEEDS)
     _conclude(study, variants, in_turn=in_turn)
 
 
 def _trained(study: Path, link: Link, experiments: Sequence[str]) -> tuple[Variant, ...]:
-    """A run for each experiment and seed; those that were made are kept."""
+    """Trains each experiment with each seed, except for runs that exist already."""
     study.mkdir(exist_ok=True)
     missing = {
         seed: left
@@ -178,7 +179,7 @@ def _trained(study: Path, link: Link, experiments: Sequence[str]) -> tuple[Varia
     if missing:
         with lab(2, 2, link) as hosts:
             for seed, left in missing.items():
-                if seed % 2:  # a machine that slows down steadily slows all alike
+                if seed % 2:  # there and back: a steady slow-down affects all variants equally
                     left.reverse()
                 part = f"part-{1 + len(list(study.glob('part-*/')))}"
                 words = ["compare", *left, f"seed={seed}", "--np", "4", "--hosts", hosts]
@@ -199,7 +200,7 @@ def _conclude(
 
 
 def nodes(folder: Path, _: dict[str, Link]) -> None:
-    """A wire among more and more nodes of one rank, of one batch in all: accuracy and bytes."""
+    """Accuracy and bytes of compressions on 2 to 16 nodes of one rank, with one total batch."""
     wires = [f"experiments/rivals/data_parallel_{wire}.yaml" for wire in ("int8", "sign")]
     for count in (2, 4, 8, 16):
         name = f"comparison-nodes-{count}"
@@ -214,14 +215,15 @@ def nodes(folder: Path, _: dict[str, Link]) -> None:
 
 
 def many(folder: Path, known: dict[str, Link]) -> None:
+    """16 ranks on four hosts."""
     grid = Grid(known["slow"], hosts=4, slots=4)
-    few = ["--rounds", "3", "--micro-batches", "8", "--untimed", "4"]
-    rates(folder, "ranks-16", grid, (CEILING, METHOD, BASELINE, *STRONGEST), few)
+    short = ["--rounds", "3", "--micro-batches", "8", "--untimed", "4"]
+    rates(folder, "ranks-16", grid, (CEILING, METHOD, BASELINE, *STRONGEST), short)
     note(folder, "ranks-16", grid, classes=1000)
 
 
 def stutter(folder: Path, _: dict[str, Link]) -> None:
-    """One host slowed for 2 s in every 10; a block lasts about as long."""
+    """One host is slowed for 2 s in every 10 s, which is about the length of a block."""
     variants = (CEILING, METHOD, ASYNC, ASYNC_2, BASELINE)
     long = ["--rounds", "4", "--micro-batches", "128"]
     rates(folder, "steady", Grid(Link()), variants, long)
@@ -229,7 +231,7 @@ def stutter(folder: Path, _: dict[str, Link]) -> None:
 
 
 def baseline(folder: Path, known: dict[str, Link]) -> None:
-    """Against torch's DDP and Horovod's optimizer, a small network and a large one."""
+    """The baseline against torch's DDP and Horovod's optimizer, for a small and a large network."""
     small = ["--rounds", "10", "--steps", "2"]
     large = ["--model", "resnet50", "--image-size", "64", "--batch-size", "4"]
     large += ["--rounds", "4", "--steps", "1", "--bucket-mb", "4", "--bucket-mb", "25"]
@@ -242,13 +244,13 @@ def baseline(folder: Path, known: dict[str, Link]) -> None:
 
 
 def lateness(folder: Path, known: dict[str, Link]) -> None:
-    """The map: rates, classes, a latency, a link that jitters."""
+    """The map of where lateness pays, over rates, classes, a latency and a link with jitter."""
     variants = (CEILING, METHOD, ASYNC, BASELINE, *STRONGEST, *REMEDIES)
-    few = ["--rounds", "3", "--micro-batches", "16", "--seconds", "2"]
+    short = ["--rounds", "3", "--micro-batches", "16", "--seconds", "2"]
     places = [(name, link, wait) for name, link in known.items() for wait in DELAYS]
     for (name, link, wait), classes in product([*places, ("unlimited", Link(), "")], (1000, 3755)):
         there = replace(link, **DELAYS[wait])
-        measure(folder, f"map-{name}{wait}-{classes}", there, classes, variants, few)
+        measure(folder, f"map-{name}{wait}-{classes}", there, classes, variants, short)
 
 
 PARTS: dict[str, Callable[[Path, dict[str, Link]], None]] = {

@@ -1,4 +1,4 @@
-"""Test hosts for benchmarks, and commands in them whose output is passed on and kept."""
+"""Test hosts for benchmarks, and commands on them whose output is shown and logged."""
 
 import subprocess
 import sys
@@ -10,16 +10,17 @@ from pathlib import Path
 from harness.lab.own_lab import own_lab
 
 CYCLE = "HOROVOD_CYCLE_TIME=20"
-"""Ranks outnumber the cores: Horovod's threads wake less often. At 5 ms all lose a tenth."""
+"""Longer than Horovod's default, so that its threads wake less often, because ranks outnumber the
+cores. At 5 ms all variants are a tenth slower."""
 
 
 class LabFailed(Exception):
-    """A measurement did not end well; its output tells why."""
+    """A measurement failed; its output says why."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """The link of every host."""
+    """The link of every host, with values as `harness lab up` takes them."""
 
     rate: str = "none"
     latency: str | None = None
@@ -28,12 +29,14 @@ class Link:
 
     @property
     def options(self) -> list[str]:
+        """The link as options of `harness lab up`."""
         words = ["--rate", self.rate]
         words += ["--latency", self.latency] if self.latency else []
         return words + (["--jitter", self.jitter] if self.jitter else [])
 
     @property
     def mbit(self) -> float | None:
+        """The rate in Mbit/s; None without a limit."""
         return None if self.rate == "none" else float(self.rate.removesuffix("mbit"))
 
 
@@ -44,18 +47,18 @@ class Grid:
     link: Link
     hosts: int = 2
     slots: int = 2
-    """Ranks of a host."""
+    """Ranks per host."""
 
 
 @contextmanager
 def lab(hosts: int, slots: int, link: Link) -> Iterator[str]:
-    """Test hosts while it lasts; the list for -H."""
+    """Starts test hosts for the block; yields the list for -H."""
     with own_lab(hosts, slots, *link.options) as names:
         yield names
 
 
 def harness(*words: str, log: Path | None = None) -> None:
-    """One command; what it prints is passed on, and kept in the log."""
+    """Runs one command; its output is shown and written to the log. Raises LabFailed."""
     line = [sys.executable, "-m", "harness", *words]
     printed = []
     with subprocess.Popen(
@@ -72,6 +75,7 @@ def harness(*words: str, log: Path | None = None) -> None:
 
 
 def in_lab(words: Sequence[str], log: Path, stutter: Sequence[str] = ()) -> None:
+    """Runs a Python module in the lab; `stutter` slows hosts as `harness lab run` describes."""
     slow = [word for each in stutter for word in ("--stutter", each)]
     program = ["env", CYCLE, sys.executable, "-m", *words]
     harness("lab", "run", *slow, "--", *program, log=log)
@@ -85,7 +89,7 @@ def launched(
     words: Sequence[str],
     stutter: Sequence[str] = (),
 ) -> None:
-    """One of our benchmarks on all ranks of a lab; its numbers into NAME.json."""
+    """Runs one of our benchmarks on all ranks of a lab and writes its numbers to NAME.json."""
     folder.mkdir(parents=True, exist_ok=True)
     output = ["--output", str(folder / f"{name}.json")]
     program = [sys.executable, "-m", f"benchmarks.{module}", *words, *output]
@@ -101,7 +105,7 @@ def on_all_ranks(
     words: Sequence[str],
     stutter: Sequence[str] = (),
 ) -> None:
-    """`launched` in a lab of its own; none is made where the numbers are there."""
+    """Runs a benchmark in a new lab, unless its numbers exist already."""
     if (folder / f"{name}.json").exists():
         return
     with lab(grid.hosts, grid.slots, grid.link) as hosts:
@@ -116,5 +120,5 @@ def rates(
     arguments: Sequence[str] = (),
     stutter: Sequence[str] = (),
 ) -> None:
-    """Experiments in turn in one run."""
+    """Measures the throughput of experiments that take turns in one run."""
     on_all_ranks(folder, name, grid, "throughput", [*experiments, *arguments], stutter)

@@ -1,4 +1,4 @@
-"""The page that `make lab` leaves: a table for each file of numbers, and the studies."""
+"""The page that `make lab` writes: a table for each file of numbers, and the studies."""
 
 import json
 import os
@@ -14,16 +14,17 @@ NOT_TABLES = ("rate.json", CONDITIONS)
 
 
 def page(folder: Path) -> str:
+    """The page as Markdown, from all results in the folder."""
     facts = environment()
     known = json.loads((folder / "rate.json").read_text())["mbit_per_second"]
-    told = ", ".join(f"{name} {rate:g} Mbit/s" for name, rate in known.items())
+    rates = ", ".join(f"{name} {rate:g} Mbit/s" for name, rate in known.items())
     lines = [
         "# The lab",
         "",
         f"Commit {facts['git_commit']}{' with changes' if facts['git_dirty'] else ''}; test hosts "
         f"in network namespaces of one machine: {facts['cpu']}, {os.cpu_count()} cores. Links: "
-        f"{told}. `make lab` repeats it. Ratios are medians, and quartiles, of blocks beside each "
-        "other in time.",
+        f"{rates}. `make lab` repeats it. Ratios are medians and quartiles over pairs of blocks "
+        "that are neighbours in time.",
     ]
     for path in sorted(folder.glob("*.json")):
         if path.name in NOT_TABLES or path.name.endswith(".predictions.json"):
@@ -37,7 +38,7 @@ def page(folder: Path) -> str:
 
 
 def table(variants: Sequence[dict[str, Any]]) -> list[str]:
-    """Against the first, and against the baseline where that is among them."""
+    """A throughput table: each variant against the first, and against the baseline if present."""
     rates = {each["variant"]: each["images_per_second"] for each in variants}
     baseline = rates.get("data_parallel")
     lines = [
@@ -57,7 +58,7 @@ def table(variants: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def timing_table(rounds: Mapping[str, list[float]]) -> list[str]:
-    """Steps of libraries against each other, ours first."""
+    """A table of step times of several libraries, ours first."""
     timing = Timing(rounds)
     first, *others = sorted(
         rounds, key=lambda each: (not each.startswith("harness"), timing.median(each))

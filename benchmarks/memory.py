@@ -1,4 +1,4 @@
-"""What a rank keeps of the classifier, and the most it ever held, by layout."""
+"""The memory of a rank's classifier, and the peak of its process, by layout."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ from harness.train.training import Training
 
 
 def classifier_bytes(step: Step) -> int:
-    """Allocated for weight, gradient and momentum of the classes this rank owns."""
+    """Bytes allocated for weight, gradient and momentum of the classes that this rank owns."""
     owned = list(step.model.classifier.parameters())
     total = 0
     for flat in step.model.flats:
@@ -38,7 +38,7 @@ def is_one(parameter: torch.Tensor, of: list[torch.nn.Parameter]) -> bool:
 
 
 def bytes_per_element(flat: Flat, optimizer: torch.optim.Optimizer) -> int:
-    """Of values, gradients and whatever the optimizer keeps beside them, as allocated."""
+    """Allocated bytes per element of values, gradients and optimizer states."""
     views = [view for view in (flat.decayed, flat.undecayed) if view.numel()]
     states = [
         state.untyped_storage().nbytes()

@@ -1,8 +1,8 @@
-"""A study's trainings as they go on another link: accuracy as trained, time by the link's speeds.
+"""Converts a study's trainings to another link: accuracy as trained, times from the link's speeds.
 
-What is learnt from an image does not depend on the link, because delays are counted in windows. So
-a variant is trained once, and its training time on a link is images / (images/s), where the speed
-comes from a table of `benchmarks.throughput` in which all variants took turns on that link.
+What is learned from an image does not depend on the link, because delays are counted in windows. So
+a variant is trained once, and its training time on a link is images / (images/s). The speed comes
+from a table of `benchmarks.throughput` in which all variants took turns on that link.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,23 +15,22 @@ from harness.measure.summary import RunSummary, Spread
 from harness.tracking.results import Variant
 
 Row = Mapping[str, Any]
-"""Of `benchmarks.throughput`, with `rates` by round."""
+"""A row of `benchmarks.throughput`, with `rates` by round."""
 
 HOW = (
-    "Training time is images / (images/s). Speeds were measured on this link, in blocks of all "
-    "variants in turn: each seed has rounds of its own. Trainings ran without a limit, which "
-    "changes nothing that is learnt: delays are counted in windows. A late exchange is charged "
-    "its delay in whole windows once, as the time until its last transfer has landed. First "
-    "windows that wait, or send whole gradients, are charged at the speed of a variant that "
-    "always does so."
+    "Training time is images / (images/s). Speeds were measured on this link, in blocks in which "
+    "all variants took turns; each seed uses other rounds. Trainings ran without a limit on the "
+    "link, which does not change what is learned, because delays are counted in windows. A late "
+    "exchange is charged its delay in whole windows once, for the time until its last transfer "
+    "has landed. First windows that are synchronous, or that send whole gradients, are charged at "
+    "the speed of a variant that always does so."
 )
 
 
 def on_link(variants: Sequence[Variant], table: Sequence[Row]) -> tuple[Variant, ...]:
-    """The variants that `table` has, each run at the speed of its seed's rounds.
+    """The variants that are in `table`, with each run timed by the speed of its seed's rounds.
 
-    The same rounds stand for the same seed in every variant, so that ratios over seeds are of
-    neighbours in time.
+    A seed has the same rounds in every variant, so that paired ratios compare neighbours in time.
     """
     rows = {row["variant"]: row for row in table}
     found = []
@@ -50,14 +49,14 @@ def on_link(variants: Sequence[Variant], table: Sequence[Row]) -> tuple[Variant,
 
 
 def early_speed(config: Config) -> str | None:
-    """The row with the speed of the first `synchronous_windows`; None where there are none."""
+    """Name of the row with the speed of the first `synchronous_windows`; None without such."""
     if not config.exchange.synchronous_windows:
         return None
     return "ddp" if config.exchange.is_torchs else f"{config.name}_on_time"
 
 
 def with_early(experiments: Sequence[str]) -> tuple[str, ...]:
-    """The experiments, and for the late ones that wait at first themselves without their delay."""
+    """The experiments, and for late ones that start synchronously a twin without their delay."""
     late = {path: config for path in experiments if (config := load(path)).exchange.delay}
     twins = [
         f"{path},exchange.delay=0,name={early}"
@@ -68,7 +67,7 @@ def with_early(experiments: Sequence[str]) -> tuple[str, ...]:
 
 
 def _share(rates: Sequence[float], number: int, of: int) -> float:
-    """The median of every `of`-th round, or of all where there are fewer rounds than seeds."""
+    """The median of every `of`-th round, or of all if there are fewer rounds than seeds."""
     return median(rates[number::of] or rates)
 
 
@@ -78,14 +77,16 @@ class _Speeds:
 
     config: Config
     steady: float
+    """Speed after the first `synchronous_windows`."""
     early: float
-    """Of the first `synchronous_windows`."""
+    """Speed during the first `synchronous_windows`."""
 
     def timed(self, run: RunSummary, row: Row) -> RunSummary:
-        """The run with every time replaced; what ranks did with theirs is not known there."""
+        """The run with every time replaced; times per rank are unknown on the link and removed."""
         window = run.images / run.windows
         first = self.config.exchange.synchronous_windows * window
 
+        # seconds(n) = min(n, f) / early + max(0, n - f) / steady, where f images come first.
         def seconds(images: float) -> float:
             return min(images, first) / self.early + max(0.0, images - first) / self.steady
 

@@ -1,7 +1,8 @@
-"""How long it takes to open the analysis of a large store: 50 runs of 1,000 logged windows.
+"""Times opening the analysis of a large store: 50 runs of 1,000 logged windows.
 
-`python -m benchmarks.opening` makes the store once (`--folder`, minutes), from rows as runs write
-them, then times a fresh process for each question: from its start to the figure's PNG.
+`python -m benchmarks.opening` makes the store once (in `--folder`, which takes minutes) from rows
+like those that runs write. Then it times a fresh process for each question, from its start to the
+figure's PNG.
 """
 
 import argparse
@@ -38,7 +39,7 @@ assert len(figure.png()) > 10_000
 
 
 def make(folder: Path) -> None:
-    """Runs as the tracker leaves them, but for the training."""
+    """Writes runs as a tracker does, without training anything."""
     folder.mkdir(parents=True)
     for number in range(RUNS):
         variant, seed = VARIANTS[number % len(VARIANTS)], number // len(VARIANTS)
@@ -65,7 +66,7 @@ def _train(config: Config, place: Path) -> None:
                 )
             )
         lines.append({"step": window, "time": 1.8e9 + 0.1 * window, "metrics": metrics})
-    # Not by the tracker: MLflow takes half a minute for what a run of an hour sends it.
+    # Written directly, because MLflow needs half a minute for the metrics of a run.
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (place / METRICS).write_text(text, encoding="utf-8")
     tracker.log(WINDOWS, _metrics(WINDOWS, noise))
@@ -89,7 +90,7 @@ def _train(config: Config, place: Path) -> None:
 
 
 def _metrics(window: int, noise: np.random.Generator) -> dict[str, float]:
-    """Sixty, by the names of a run's."""
+    """Sixty metrics, with the names that runs use."""
     found = {"train/loss": 7 / window, "train/top1": window / WINDOWS, "optimizer/lr": 0.1}
     for of in ("time", "time_min", "time_max"):
         for phase in ("step", *PHASES):
@@ -130,7 +131,10 @@ def _summary(config: Config, evaluations: tuple[Evaluation, ...]) -> RunSummary:
 
 
 def opened(folder: Path, question: str) -> tuple[float, float]:
-    """Seconds, and those of a processor: the machine may have been doing other work."""
+    """Wall seconds and processor seconds of drawing one figure in a fresh process.
+
+    Processor seconds are there because the machine may have been doing other work.
+    """
     started, before = time.perf_counter(), os.times()
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     subprocess.run([sys.executable, "-c", OPEN, uri, question], check=True)

@@ -1,4 +1,4 @@
-"""What measuring costs: windows with clock and MLflow against windows without, alternating."""
+"""The cost of measuring: windows with clock and MLflow alternate with windows without."""
 
 import argparse
 import itertools
@@ -32,7 +32,7 @@ PHASES_A_WINDOW = (Phase.DATA, Phase.FORWARD, Phase.BACKWARD, *[Phase.EXCHANGE_W
 
 
 class StoppedClock(Clock):
-    """Reads no time."""
+    """A clock that never reads the time."""
 
     def __init__(self) -> None:
         super().__init__(HostTimeline())
@@ -60,7 +60,7 @@ class Tracked(NullJournal):
 
 
 def stepper(world: World, settings: Config, journal: Journal) -> Callable[[], None]:
-    """Takes the next window, and keeps its books as a training does."""
+    """A function that runs the next window with the bookkeeping of a training."""
     step = make_step(settings, dataset(settings.data.num_classes), world)
     ledger = Ledger(settings, world, step.course)
     batches, windows = step.batches(), itertools.count()
@@ -76,7 +76,7 @@ def stepper(world: World, settings: Config, journal: Journal) -> Callable[[], No
 
 
 def bookkeeping_ms(windows: int = 2000) -> float:
-    """What the main thread pays per window for clock, processor time and tally, alone."""
+    """Milliseconds per window that clock, processor time and tally cost the main thread."""
     clock, tally = Clock(HostTimeline()), Tally()
     started = time.perf_counter()
     for _ in range(windows):
@@ -92,7 +92,7 @@ def bookkeeping_ms(windows: int = 2000) -> float:
 
 
 def log_ms(tracker: Tracker, calls: int = 200) -> float:
-    """What the main thread pays for one line of metrics."""
+    """Milliseconds that one line of metrics costs the main thread."""
     metrics = {f"time/{number}_ms": float(number) for number in range(35)}
     started = time.perf_counter()
     for step in range(calls):
@@ -101,7 +101,7 @@ def log_ms(tracker: Tracker, calls: int = 200) -> float:
 
 
 def measure(links: Links, folder: Path, rounds: int, steps: int) -> dict[str, object]:
-    # Windows without end, none of them timed: nobody asks this run for a summary.
+    # An endless run without timed windows, because its summary is not needed.
     settings = config(
         train={"steps": ENDLESS, "untimed_windows": ENDLESS},
         tracking={"uri": f"sqlite:///{folder}/mlflow.db"},

@@ -1,9 +1,9 @@
-"""`harness plan` against the lab: one calibration, then runs that it never saw, and the errors.
+"""Scores `harness plan` in the lab: one calibration, then the errors on runs that it never saw.
 
-`python -m benchmarks.predictions --folder runs/predictions`; needs root. One lab of 2 x 2 ranks is
-calibrated at one rate; other rates, ranks, layouts, exchanges, K, delays, compressions and numbers
-of classes are predicted from it and measured in blocks, as benchmarks.throughput does. `--keep`
-goes on with what a folder already holds.
+`python -m benchmarks.predictions --folder runs/predictions` needs root. One lab of 2 x 2 ranks is
+calibrated at one rate. Other rates, ranks, layouts, exchanges, K, delays, compressions and numbers
+of classes are predicted from it, and measured in blocks as in benchmarks.throughput. `--keep`
+continues with the results that a folder already has.
 """
 
 import argparse
@@ -27,18 +27,18 @@ from harness.plan.from_calibration import cluster_from
 from harness.plan.machines import Cluster
 
 NAME = "lab-2x2"
-"""Of the calibrated cluster; experiments/clusters/ has what was recorded."""
+"""Name of the calibrated cluster; the recorded one is in experiments/clusters/."""
 CALIBRATED_MBIT = 500
 BASE = "experiments/lab/base.yaml"
 UNSHAPED_BYTES_PER_SECOND = 1e12
-"""The processors are the limit then."""
+"""Rate of a link without a limit, at which the processors are the bottleneck."""
 BLOCKS = ("--rounds", "4", "--micro-batches", "24", "--untimed", "8")
-"""Long ones: a block ends when its last rank has, which is no part of a window."""
+"""Long blocks, because each ends with a wait for its last rank, which is not part of a window."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the base; `exchange` in full."""
+    """The layout and the complete exchange settings of a variant of the base experiment."""
 
     layout: str
     exchange: dict[str, Any]
@@ -51,12 +51,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class Setting:
-    """One lab, and what runs in it in turn."""
+    """One lab, and the variants that run on it in turn."""
 
     hosts: int
     ranks: int
-    """Of a host."""
+    """Ranks per host."""
     mbit: int | None
+    """Rate of a host's link, Mbit/s; None means no limit."""
     classes: int
     variants: tuple[Variant, ...]
 
@@ -101,7 +102,7 @@ SETTINGS = (
     Setting(4, 1, 200, 1000, (waits("replicated", 2), averages(2, 1, "int8"))),
     Setting(4, 2, 500, 1000, (waits("replicated"), late("node", 2, 1, "int8"))),
 )
-"""None of them is the calibration's: no term of the model is fitted to any."""
+"""None of them equals the calibration's, and no term of the model is fitted to any of them."""
 
 
 def calibrate(folder: Path) -> None:
@@ -145,14 +146,14 @@ def _write(folder: Path, setting: Setting, variant: Variant) -> str:
 
 
 def _cores_per_host() -> float:
-    """A host's share of the cores that it runs on with others."""
+    """A host's number of cores, where a core that n hosts use counts as 1 / n."""
     hosts = running_lab.running()
     takers = [core for host in hosts for core in host.cores]
     return sum(1 / takers.count(core) for core in hosts[0].cores)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """Predicted beside measured, of all settings that were measured."""
+    """Predictions beside measurements, for all settings that were measured."""
     cluster = _calibrated(folder)
     found = []
     for setting in SETTINGS:
@@ -190,7 +191,7 @@ def _calibrated(folder: Path) -> Cluster:
 def lab_like(
     calibrated: Cluster, hosts: int, ranks_per_host: int, mbit: float | None, cores: float
 ) -> Cluster:
-    """The calibrated machine's hosts in another lab; `cores`: a host's share of them."""
+    """The calibrated cluster in another lab of the same machine; `cores` is per host."""
     rate = UNSHAPED_BYTES_PER_SECOND
     if mbit is not None:
         rate = calibrated.link.bytes_per_second * mbit / CALIBRATED_MBIT
@@ -206,14 +207,14 @@ def page(found: Sequence[dict[str, Any]]) -> str:
         "",
         f"Commit {facts['git_commit']}{' with changes' if facts['git_dirty'] else ''}; "
         f"{facts['cpu']}, {facts['cores']} cores. One calibration on 2 x 2 ranks at "
-        f"{CALIBRATED_MBIT} Mbit/s, none of the rows in it. `python -m benchmarks.predictions` "
-        "repeats it.",
+        f"{CALIBRATED_MBIT} Mbit/s, which contains none of the rows. "
+        "`python -m benchmarks.predictions` repeats it.",
         "",
         f"**Error of the step time: median {statistics.median(errors):.1%}, worst "
         f"{max(errors):.1%}, {len(found)} configurations.**",
         "",
-        "Setting: hosts x ranks - Mbit/s - classes. Variant: layout - exchange - K - delay - sent "
-        "as - pieces.",
+        "Setting: hosts x ranks - Mbit/s - classes. Variant: layout - exchange - K - delay - "
+        "compression - pieces.",
         "",
         "| setting | variant | predicted, ms | measured, ms | error |",
         "|:--|:--|--:|--:|--:|",
@@ -229,7 +230,7 @@ def page(found: Sequence[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predictions", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/predictions"))
-    parser.add_argument("--keep", action="store_true", help="measure only what is not there yet")
+    parser.add_argument("--keep", action="store_true", help="measure only what is missing")
     chosen = parser.parse_args()
     folder = chosen.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
-"""Tunes every way of training alike: `python -m benchmarks.sweep`.
+"""Tunes every way of training by the same procedure: `python -m benchmarks.sweep`.
 
-Each rule of updates starts from the same learning rates with one seed, and goes on until its best
-point stands inside what was tried: a lower and a higher rate, a lower and a higher momentum are
-worse. Then the best few points of each get the same further seeds, which are none of the study's,
-and the best of these must stand inside, too. The better of two points is the one that reaches the
-target after fewer images, or where one of them does not, the one that ends higher. What the link
-is worth is not asked here: emulated nodes of this machine, no slow link.
+Each update rule starts with one seed from the same learning rates. It continues until its best
+point is inside the range that was tried, so that a lower and a higher rate, and a lower and a
+higher momentum, are all worse. Then the best few points of each rule get the same further seeds,
+which the study does not use, and the best of these must be inside the range as well. A point is
+better if it reaches the target after fewer images, or, if one of them misses it, if it ends
+higher. Speed does not matter here: the runs use emulated nodes of this machine without a slow link.
 
-Trainings that are done are kept in FOLDER/results.jsonl and not repeated.
+Completed trainings are kept in FOLDER/results.jsonl and are not repeated.
 """
 
 import argparse
@@ -23,16 +23,17 @@ from benchmarks.sweep_points import Point, Result, described
 
 TARGET = 0.979
 EFFECTIVE = (1.0, 1.5, 2.25, 3.5)
-"""Learning rates over 1 - momentum: how far a constant gradient moves the weights in the end."""
+"""Effective learning rates lr / (1 - momentum), which set how far a constant gradient moves the
+weights in the end."""
 GROWTH = 1.5
-"""From the last rate that was tried to the next one beyond it."""
+"""Factor from the outermost rate that was tried to the next one."""
 MOMENTUM = 0.8
-"""Of the first points."""
+"""Momentum of the first points."""
 SEEDS = (10, 11, 12)
 FINALISTS = 2
-"""Points of a rule that get the other seeds."""
+"""Number of points of a rule that get the other seeds."""
 MOST_RATE, LEAST_RATE = 8.0, 0.01
-"""A rate that must go beyond is no best one: the sweep fails."""
+"""Range of learning rates; the sweep fails if a rule would need to leave it."""
 MOST_MOMENTUM = 0.98
 RULES = {
     "data_parallel": "lab/data_parallel",
@@ -58,21 +59,21 @@ RULES = {
     "hybrid_averaging_delay_2": "remedies/hybrid_averaging_delay_2",
     "world_late_int8": "rivals/world_late_int8",
 }
-"""Rules of updates that differ, by the experiment that is trained.
+"""The distinct update rules, each with the experiment that is trained for it.
 
-Layouts and routes are equal to the last bits (tests/laws), and a wire of halves rounds by 2^-11:
-what is tuned for `data_parallel` holds for its routes, for halves, DDP and world_sync; what is
-tuned for bytes holds for slices over a node and over the world; K likewise.
+Layouts and routes agree to the last bits (tests/laws), and fp16 compression rounds by 2^-11. So the
+tuning of `data_parallel` also holds for its routes, for fp16, DDP and world_sync; that of int8 also
+holds for slices over a node and over the world; the same is true for K.
 """
 HOSTS = "localhost:2,127.0.0.1:2"
 
 
 class NoBestPoint(Exception):
-    """A rule's best rate lies outside all that may be tried."""
+    """A rule's best learning rate is outside the range that may be tried."""
 
 
 class Sweep:
-    """The trainings so far, and those that are missing."""
+    """The completed trainings of a sweep, and those that are missing."""
 
     def __init__(self, folder: Path, rules: Sequence[str]) -> None:
         self.folder = folder
@@ -80,7 +81,7 @@ class Sweep:
         self._file = folder / "results.jsonl"
 
     def results(self) -> dict[str, dict[tuple[float, float], list[Result]]]:
-        """By rule, and by rate and momentum."""
+        """Results by rule, and by learning rate and momentum."""
         found: dict[str, dict[tuple[float, float], list[Result]]] = {}
         for name in self._rules:
             found[name] = defaultdict(list)
@@ -93,14 +94,14 @@ class Sweep:
         return found
 
     def missing(self) -> list[Point]:
-        """The next trainings to make; none: every rule has its best point, inside its grid.
+        """The next trainings to make; empty if every rule has a best point inside its range.
 
         Raises NoBestPoint.
         """
         return [point for name, found in self.results().items() for point in _next(name, found)]
 
     def make(self, points: Sequence[Point]) -> None:
-        """Trains them, as often as it takes."""
+        """Trains the points, launching again until all are done."""
         self.folder.mkdir(parents=True, exist_ok=True)
         while points:
             asked = self.folder / "points.json"
@@ -121,7 +122,7 @@ class Sweep:
 
 
 def _next(name: str, found: dict[tuple[float, float], list[Result]]) -> list[Point]:
-    """Of one rule: the first points, then their neighbours, then the finalists' other seeds."""
+    """The missing points of a rule: first points, then neighbours, then finalists' other seeds."""
     firsts = {
         at: [result]
         for at, results in found.items()
@@ -145,7 +146,7 @@ def _next(name: str, found: dict[tuple[float, float], list[Result]]) -> list[Poi
 
 
 def first_points() -> list[tuple[float, float]]:
-    """Rates and momentum that every rule is tried at."""
+    """Learning rates and momentum that every rule starts with."""
     return [(_rate(effective, MOMENTUM), MOMENTUM) for effective in EFFECTIVE]
 
 
@@ -154,7 +155,7 @@ def _rate(effective: float, momentum: float) -> float:
 
 
 def rank(results: Sequence[Result]) -> tuple[int, float, float]:
-    """The smaller the better: all reach the target, and after how few images; else how high."""
+    """A sort key, smaller is better: all seeds reach the target, then few images, then accuracy."""
     images = [result.images_to(TARGET) for result in results]
     final = sum(result.final for result in results) / len(results)
     reached = sum(math.isfinite(each) for each in images)
@@ -163,7 +164,7 @@ def rank(results: Sequence[Result]) -> tuple[int, float, float]:
 
 
 def best(found: dict[tuple[float, float], list[Result]]) -> tuple[float, float]:
-    """Rate and momentum; of the points with all seeds, where there are such."""
+    """Rate and momentum of the best point, among those with all seeds if there are any."""
     whole = {at: results for at, results in found.items() if len(results) == len(SEEDS)}
     return min(whole or found, key=lambda at: rank((whole or found)[at]))
 
@@ -171,7 +172,7 @@ def best(found: dict[tuple[float, float], list[Result]]) -> tuple[float, float]:
 def beyond(
     found: dict[tuple[float, float], list[Result]], tried: set[tuple[float, float]]
 ) -> list[tuple[float, float]]:
-    """What must be tried before the best of `found` stands inside `tried`: rates, then momenta.
+    """Points to try so that the best of `found` is inside `tried`: rates first, then momenta.
 
     Raises NoBestPoint.
     """
@@ -179,7 +180,10 @@ def beyond(
     rates = [rate for rate, other in tried if other == momentum]
     outside = [lr / GROWTH] * (lr == min(rates)) + [lr * GROWTH] * (lr == max(rates))
     if not all(LEAST_RATE <= rate <= MOST_RATE for rate in outside):
-        raise NoBestPoint(f"the best rate with momentum {momentum:g} is {lr:g}, at the edge")
+        raise NoBestPoint(
+            f"the best rate with momentum {momentum:g} is {lr:g}, at the edge of "
+            f"{LEAST_RATE:g} to {MOST_RATE:g}; widen that range"
+        )
     if outside:
         return [(float(f"{rate:.2g}"), momentum) for rate in outside]
     momenta = {other for _, other in tried}
@@ -187,7 +191,7 @@ def beyond(
     return [
         (_rate(effective, other), other)
         for other in (next_momentum(momentum, up=False), next_momentum(momentum, up=True))
-        # No momentum at all is an end, not an edge.
+        # Zero is the lowest momentum there is, so it needs no neighbour below.
         if 0 <= other <= MOST_MOMENTUM and not _tried_towards(other, momentum, momenta)
     ]
 
@@ -197,7 +201,7 @@ def _tried_towards(other: float, momentum: float, momenta: set[float]) -> bool:
 
 
 def next_momentum(momentum: float, up: bool) -> float:
-    """Half as far from 1, or a fifth less."""
+    """The next momentum to try: half as far from 1, or 0.2 lower."""
     return round(1 - (1 - momentum) / 2, 3) if up else round(momentum - 0.2, 3)
 
 
@@ -209,13 +213,13 @@ def _point(name: str, at: tuple[float, float], seed: int) -> Point:
 def table(
     results: dict[str, dict[tuple[float, float], list[Result]]], unfinished: Collection[str] = ()
 ) -> list[str]:
-    """All points, and of each rule the best."""
+    """A Markdown table with the best point of each rule, and all points."""
     lines = [
-        f"Top-1 at the end, %, and images to {100 * TARGET:.1f} %; seeds "
+        f"Final top-1 in %, and images to {100 * TARGET:.1f} %; seeds "
         f"{', '.join(map(str, SEEDS))} for the {FINALISTS} best points of a rule, {SEEDS[0]} for "
         "the others.",
         "",
-        "| rule | lr | momentum | ends at | images to target | all points: lr / momentum: top-1 |",
+        "| rule | lr | momentum | top-1 | images to target | all points: lr / momentum: top-1 |",
         "|:--|--:|--:|--:|--:|:--|",
     ]
     for name, found in results.items():
@@ -239,8 +243,10 @@ def table(
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/sweep"))
-    parser.add_argument("--only", choices=RULES, action="append", help="these rules alone")
-    parser.add_argument("--show", action="store_true", help="write the table of what there is")
+    parser.add_argument("--only", choices=RULES, action="append", help="sweep this rule only")
+    parser.add_argument(
+        "--show", action="store_true", help="write the table of existing results, train nothing"
+    )
     chosen = parser.parse_args()
     sweep = Sweep(chosen.folder.absolute(), chosen.only or list(RULES))
     try:

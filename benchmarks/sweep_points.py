@@ -1,4 +1,4 @@
-"""A point of a sweep, and what its training gave."""
+"""A point of a sweep, and the result of its training."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from harness.measure.summary import RunSummary
 
 
 class Point(BaseModel):
-    """One training: an experiment with another learning rate, momentum and seed."""
+    """One training: an experiment with a learning rate, a momentum and a seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,7 +31,7 @@ class Point(BaseModel):
 
 
 class Result(BaseModel):
-    """Accuracy on the primary validation set by training images; no curve: it diverged."""
+    """Accuracy on the primary validation set over training images; no curve if it diverged."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,12 +45,14 @@ class Result(BaseModel):
 
     @property
     def final(self) -> float:
-        """Top-1 at the end, as a share; 0 of a training that diverged."""
+        """Final top-1 accuracy, from 0 to 1; 0 if the training diverged."""
         return self.curve[-1][1] if self.curve else 0.0
 
     def images_to(self, target: float) -> float:
-        """Training images when the accuracy first crosses the target, on the line between two
-        evaluations; inf: it does not."""
+        """Training images at which the accuracy first crosses the target; inf if it never does.
+
+        It is interpolated linearly between two evaluations.
+        """
         before, lower = 0.0, 0.0
         for images, top1 in self.curve:
             if top1 >= target:
@@ -59,6 +61,7 @@ class Result(BaseModel):
         return math.inf
 
     def line(self) -> str:
+        """One line about the training, for the log."""
         point = self.point
         found = f"{100 * self.final:.2f} %" if self.curve else "diverged"
         return (
@@ -67,7 +70,7 @@ class Result(BaseModel):
 
 
 def described(results: list[Result], target: float) -> dict[str, Any]:
-    """Means over seeds."""
+    """The point's settings, with means over seeds."""
     images = [each.images_to(target) for each in results]
     return {
         "lr": results[0].point.lr,

@@ -1,7 +1,8 @@
-"""What `benchmarks.sweep` launches: every rank trains the points of a list, one after the other.
+"""The program that `benchmarks.sweep` launches: all ranks train the points of a list in turn.
 
 `horovodrun ... python -m benchmarks.sweep_ranks POINTS.json RESULTS.jsonl`. A training that
-diverges leaves exchanges under way, so it ends the launch; whoever launched asks for the rest anew.
+diverges leaves exchanges in flight, so the launch ends with it, and the sweep launches the rest
+again.
 """
 
 import argparse

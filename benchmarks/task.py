@@ -1,4 +1,4 @@
-"""What the benchmarks train: the default backbone on noise, so that no reading of images counts."""
+"""The task of the benchmarks: the default backbone on noise, so that images cost no reading."""
 
 import torch
 from torch import Tensor

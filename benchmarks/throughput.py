@@ -1,9 +1,9 @@
-"""Experiments against each other in one run: blocks of windows in turn, on the same ranks.
+"""The throughput of experiments that take turns in one run, in blocks of windows on the same ranks.
 
-`horovodrun ... python -m benchmarks.throughput EXPERIMENT.yaml ... [key=value ...]`. The first is
-what the others are measured against; `EXPERIMENT.yaml,key=value,...` changes one of them. A block's
-first windows are not timed: in them lands what the block before left under way. Nothing is
-evaluated. `exchange.route=auto` is measured first, as a run does.
+`horovodrun ... python -m benchmarks.throughput EXPERIMENT.yaml ... [key=value ...]`. Ratios are
+relative to the first experiment; `EXPERIMENT.yaml,key=value,...` changes a single one. The first
+windows of a block are not timed, because exchanges of the previous block may still be in flight.
+Nothing is evaluated. `exchange.route=auto` is resolved by a measurement first, as in a run.
 """
 
 import argparse
@@ -36,24 +36,27 @@ from harness.train.trial import Trial
 
 @dataclass
 class Variant:
-    """One experiment, ready to go on at any time."""
+    """One experiment, which can continue at any time."""
 
     config: Config
     trial: Trial
     clock: KeepingClock
     images: int
-    """Of a window, on all ranks."""
+    """Images of all ranks in a window."""
 
     def __post_init__(self) -> None:
         self.rates: list[float] = []
         self.pace = 0.0
-        """Images a second of the last block."""
+        """Images per second of the last block."""
         self.times: list[Times] = []
         self.cpu: list[dict[str, float]] = []
 
     def block(self, untimed: int, windows: int) -> None:
-        """Some windows of all ranks, from one barrier to the next: nodes that never wait for each
-        other would else be timed at the faster one's pace, while the other still works."""
+        """Runs a block of windows between two barriers of all ranks.
+
+        Without the barriers, nodes that never wait for each other would be timed at the faster
+        one's speed, while the other still works.
+        """
         for _ in range(untimed):
             self.trial.window()
         dist.barrier()
@@ -70,7 +73,7 @@ class Variant:
 
 
 def loaded(given: str, overrides: Sequence[str]) -> Config:
-    """`EXPERIMENT.yaml`, or `EXPERIMENT.yaml,key=value,...`."""
+    """Loads `EXPERIMENT.yaml` or `EXPERIMENT.yaml,key=value,...`."""
     path, *own = given.split(",")
     return load(path, [*overrides, *own])
 
@@ -88,7 +91,10 @@ def variant(config: Config, links: Links) -> Variant:
 
 
 def fitting(variant: Variant, ranks: Ranks, seconds: float, first: bool, most: int) -> int:
-    """Windows of a block of about so many seconds, by the block before; the same on all ranks."""
+    """Windows of a block of about `seconds`, from the speed of the previous block.
+
+    The same on all ranks. Collective over all ranks.
+    """
     if first:
         return 1
     fit = seconds * variant.pace / variant.images
@@ -97,7 +103,7 @@ def fitting(variant: Variant, ranks: Ranks, seconds: float, first: bool, most: i
 
 
 def report(variants: Sequence[Variant]) -> list[dict[str, object]]:
-    """Medians over blocks on this rank; `ratio` is of neighbours in time, two rounds or more."""
+    """Medians over blocks on this rank; `ratio` pairs neighbours in time and needs two rounds."""
     first = variants[0]
     found = []
     for each in variants:
@@ -130,12 +136,19 @@ def _chosen() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--micro-batches", type=int, default=24, help="timed, in a block, at most")
     parser.add_argument(
-        "--seconds", type=float, default=math.inf, help="of a block: slow variants take fewer"
+        "--micro-batches", type=int, default=24, help="timed micro-batches in a block, at most"
     )
-    parser.add_argument("--untimed", type=int, default=8, help="micro-batches, before those")
-    parser.add_argument("--output", type=Path, help="JSON file, besides the last line printed")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=math.inf,
+        help="length of a block, for which slow variants run fewer micro-batches",
+    )
+    parser.add_argument(
+        "--untimed", type=int, default=8, help="untimed micro-batches at the start of a block"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file for a copy of the last printed line")
     return parser.parse_args()
 
 
@@ -160,12 +173,12 @@ def main() -> None:
                 if math.isfinite(chosen.seconds):
                     windows = fitting(each, ranks, chosen.seconds, number == 0, windows)
                 each.block(max(1, min(windows, chosen.untimed // passes)), max(1, windows))
-            if number == 0:  # caches and allocators are warm now
+            if number == 0:  # the first round only warms up caches and allocators
                 for each in variants:
                     each.rates.clear()
                     each.times.clear()
                     each.cpu.clear()
-        hvd.barrier()  # a rank that leaves shuts Horovod down for all
+        hvd.barrier()  # the first rank that exits shuts Horovod down for all
         if topology.rank == 0:
             found = json.dumps(report(variants))
             if chosen.output:

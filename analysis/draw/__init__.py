@@ -1,1 +1,1 @@
-"""Figures of a study: a file per question, and one place for how a variant looks in all of them."""
+"""Figures of a study: one file per question, with the same style per variant in all of them."""

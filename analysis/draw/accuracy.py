@@ -1,4 +1,4 @@
-"""Speed against accuracy: what was learned by when, from how much, and how soon it is enough."""
+"""Speed against accuracy: accuracy over time and over images, and the time to a target."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from harness.compare.chart import draw_target
-from harness.compare.colours import Look, looks
+from harness.compare.colours import VariantStyle, styles_of
 from harness.compare.intervals import mean_interval
-from harness.compare.style import Picture, Said, bar, dressed, legend_below, line, picture
+from harness.compare.style import (
+    MarkdownText,
+    Picture,
+    bar,
+    legend_below,
+    line,
+    picture,
+    plot_style,
+)
 from harness.compare.table import primary_set
 from harness.compare.wording import without_result
 from harness.tracking.results import PRIMARY, Target, Variant, baseline_of, target_of
@@ -20,30 +28,36 @@ NOT_EVALUATED = "no run evaluated the primary set"
 
 
 def draw(study: Study, target: float | None = None) -> Picture:
-    """Accuracy over time, over images, and time to the target. `target`: top-1, a share; else what
-    the baseline ends at less a point."""
+    """Draws accuracy over time, accuracy over images, and time to the target.
+
+    `target` is a top-1 accuracy from 0 to 1; by default, the baseline's final accuracy less a
+    point.
+    """
     variants = study.variants
-    found = looks(variant.name for variant in variants)
+    found = styles_of(variant.name for variant in variants)
     goal = target_of(baseline_of(variants), target)
-    with dressed():
+    with plot_style():
         figure = picture(13, 4.8)
         times, images, sooner = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
         for axes, over in ((times, "seconds"), (images, "images")):
             _draw_curves(axes, variants, over, found)
             draw_target(axes, goal)
             axes.set_ylabel(f"top-1 on {primary_set(variants)} (%)")
-        times.set_xlabel("training time, evaluations left out (s)")
+        times.set_xlabel("training time, without evaluations (s)")
         images.set_xlabel("training images of all ranks (thousands)")
-        times.set_title("By when: mean and range over seeds")
-        images.set_title("From how many images")
+        times.set_title("Accuracy over time: mean and range over seeds")
+        images.set_title("Accuracy over images")
         _draw_target_times(sooner, variants, goal, found)
         legend_below(figure, [times], columns=6)
     return figure
 
 
 def curve(variant: Variant) -> pd.DataFrame:
-    """A row per evaluation, by window: `seconds` and `images`, and top-1 in per cent as `mean`,
-    `low` and `high` over the seeds that have all evaluations."""
+    """A variant's evaluations, a row per window.
+
+    The columns are `seconds` and `images`, means over seeds, and the `mean`, `low` and `high` of
+    top-1 over seeds, in percent.
+    """
     rows = [
         (each.window, each.train_seconds, each.images, 100 * each.metrics[PRIMARY])
         for run in variant.summaries
@@ -64,7 +78,10 @@ def curve(variant: Variant) -> pd.DataFrame:
 
 
 def target_seconds(variant: Variant, target: Target | None) -> list[float] | None:
-    """Of each seed; None where one did not reach it: a mean over the lucky ones would flatter."""
+    """Seconds to the target for each seed; None if a seed missed it.
+
+    A mean over only the seeds that reached it would be biased.
+    """
     if target is None or not variant.summaries:
         return None
     found = [run.seconds_to(target.top1) for run in variant.summaries]
@@ -72,31 +89,31 @@ def target_seconds(variant: Variant, target: Target | None) -> list[float] | Non
     return reached if len(reached) == len(found) else None
 
 
-def say(study: Study, target: float | None = None) -> Said:
-    """What the store's numbers say."""
+def say(study: Study, target: float | None = None) -> MarkdownText:
+    """The target, and each variant's final accuracy and time to the target, as Markdown."""
     variants = study.variants
     baseline = baseline_of(variants)
     goal = target_of(baseline, target)
     if goal is None:
-        return Said(f"* `{baseline.name}` learned nothing: there is no target")
+        return MarkdownText(f"* `{baseline.name}` learned nothing, so there is no target")
     lines = [f"* the target is top-1 of {goal.told}"]
     own = target_seconds(baseline, goal)
     for variant in variants:
         ends = [100 * run.final[PRIMARY] for run in variant.summaries if PRIMARY in run.final]
         if not ends:
-            told = NOT_EVALUATED if variant.summaries else without_result(variant)
-            lines.append(f"* `{variant.name}`: {told}")
+            why = NOT_EVALUATED if variant.summaries else without_result(variant)
+            lines.append(f"* `{variant.name}`: {why}")
             continue
-        told = f"ends at {_told(ends, 2, '%')}"
+        line = f"* `{variant.name}` ends at {_told(ends, 2, '%')}"
         seconds = target_seconds(variant, goal)
         if seconds is None:
-            told += " and not every seed reaches the target"
+            line += " and does not reach the target with every seed"
         else:
-            told += f", at the target after {_told(seconds, 1, 's')}"
+            line += f" and reaches the target in {_told(seconds, 1, 's')}"
             if own and variant is not baseline:
-                told += f": {mean(seconds) / mean(own):.2f} of the time of `{baseline.name}`"
-        lines.append(f"* `{variant.name}` {told}")
-    return Said("\n".join(lines))
+                line += f", {mean(seconds) / mean(own):.2f}x the time of `{baseline.name}`"
+        lines.append(line)
+    return MarkdownText("\n".join(lines))
 
 
 def _missed(variant: Variant, target: Target | None) -> str:
@@ -115,23 +132,26 @@ def _told(values: Sequence[float], digits: int, unit: str) -> str:
 
 
 def _draw_curves(
-    axes: Axes, variants: Sequence[Variant], over: str, found: Mapping[str, Look]
+    axes: Axes, variants: Sequence[Variant], over: str, found: Mapping[str, VariantStyle]
 ) -> None:
     for variant in variants:
         frame = curve(variant)
-        look = found[variant.name]
+        style = found[variant.name]
         across = frame[over] / (1000 if over == "images" else 1)
         label = variant.name if variant.summaries else f"{variant.name} ({variant.fate})"
         axes.fill_between(
-            across, frame["low"], frame["high"], color=look.colour, alpha=0.2, linewidth=0
+            across, frame["low"], frame["high"], color=style.colour, alpha=0.2, linewidth=0
         )
-        axes.plot(across, frame["mean"], **line(look), markersize=4, label=label)
+        axes.plot(across, frame["mean"], **line(style), markersize=4, label=label)
     axes.set_xlim(left=0)
     axes.set_ylim(0, 102)
 
 
 def _draw_target_times(
-    axes: Axes, variants: Sequence[Variant], target: Target | None, found: Mapping[str, Look]
+    axes: Axes,
+    variants: Sequence[Variant],
+    target: Target | None,
+    found: Mapping[str, VariantStyle],
 ) -> None:
     longest = 0.0
     labels = []
@@ -154,5 +174,5 @@ def _draw_target_times(
     axes.set_yticks(range(len(variants)), [variant.name for variant in variants])
     axes.set_ylim(len(variants) - 0.4, -0.6)
     axes.set_xlabel("training time to the target (s)")
-    axes.set_title("How soon: mean, 95 % interval")
+    axes.set_title("Time to target: mean, 95% CI")
     axes.grid(axis="y", visible=False)

@@ -1,4 +1,4 @@
-"""How busy each node's devices said they were, over a run's time: MLflow's own system metrics."""
+"""The utilisation that each node's devices reported over a run: MLflow's system metrics."""
 
 import pandas as pd
 
@@ -10,8 +10,11 @@ GPU = ("gpu_", "_utilization_percentage")
 
 
 def counters(uri: str, run: RecordedRun) -> dict[int, "pd.Series[float]"]:
-    """By node: per cent, over seconds since 1970. Of its cards, mean; of its processor where it has
-    none. Nothing where no system metrics were taken."""
+    """Utilisation by node in percent, over seconds since 1970.
+
+    It is the mean over the node's cards, or that of its processor if it has none. Nodes without
+    system metrics are left out.
+    """
     client = connect(uri)
     names = sorted(client.get_run(run.run_id).data.metrics)
     found: dict[int, pd.Series[float]] = {}

@@ -1,8 +1,8 @@
-"""Where lateness pays: the best late variant against the best that waits, measured and simulated.
+"""Where lateness pays: the best late variant against the best synchronous one.
 
-Measured: throughput comes from tables of each link, the images that a variant needs to the target
-from a study: what is learnt does not depend on the link, because delays are counted in windows.
-Their quotient is the time to accuracy there. Simulated for cards: throughput alone.
+Measured: images/s come from a table for each link, and the images that a variant needs to reach the
+target from a study. Learning does not depend on the link, because delays are counted in windows, so
+images / (images/s) is the time to accuracy on that link. For cards, throughput alone is simulated.
 """
 
 import json
@@ -19,62 +19,66 @@ from matplotlib.colors import LogNorm
 
 from analysis.draw.scale import CEILING, LABELS, MAPS, compact
 from analysis.draw.scaling import CONDITIONS, UNSHAPED, Condition
-from harness.compare.colours import Look, in_order, looks
+from harness.compare.colours import VariantStyle, in_order, styles_of
 from harness.compare.folder import variants_in
-from harness.compare.style import Picture, Said, dressed, legend_below, line, picture
+from harness.compare.style import MarkdownText, Picture, legend_below, line, picture, plot_style
 from harness.errors import UserError
 from harness.measure.summary import RunSummary
 from harness.tracking.results import baseline_of, target_of
 
 PREFIX = "map-"
-"""Of the tables' names."""
+"""Prefix of the names of the map's tables."""
 BASELINE = "data_parallel"
 WORTH = 4.0
-"""Times as fast, or as slow, at the ends of the map's colours."""
+"""Speed-up, or slow-down, at the ends of the map's colour scale."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A link and a number of classes."""
+    """The variants on one link with one number of classes."""
 
     condition: Condition
     lost: float
-    """The share of its step that the baseline loses to the link."""
+    """Fraction of its step that the baseline loses to the link."""
     seconds: Mapping[str, float]
-    """To the target, by variant; inf: it does not reach it."""
+    """Seconds to the target by variant; inf if the variant does not reach it."""
     late: frozenset[str]
-    """Variants that use what is exchanged in a later window."""
+    """Variants that apply exchanged results in a later window."""
 
     @property
     def link(self) -> str:
-        """What it is beside its rate."""
+        """The link's latency and jitter, as text."""
         latency, jitter = self.condition.latency, self.condition.jitter
-        told = f"{latency} one way" if latency else "no latency"
-        return f"{told}, jitter {jitter}" if jitter else told
+        delay = f"{latency} one way" if latency else "no latency"
+        return f"{delay}, jitter {jitter}" if jitter else delay
 
     def best(self, late: bool) -> str:
-        """The variant that is first at the target, of those that are late or of those that wait."""
+        """The variant that reaches the target first, among late or among synchronous ones."""
         among = [name for name in self.seconds if (name in self.late) == late]
         return min(among, key=lambda name: self.seconds[name])
 
     @property
     def faster(self) -> float:
-        """How many times as fast the best late variant is as the best that waits."""
+        """Speed-up of the best late variant over the best synchronous one."""
         return self.seconds[self.best(late=False)] / self.seconds[self.best(late=True)]
 
 
 def images_of(study: str) -> dict[str, float]:
-    """Training images to the target that the study in this folder was judged by."""
+    """Training images to the target of the study in this folder, by variant."""
     variants = variants_in(Path(study))
     target = target_of(baseline_of(variants), None)
     if target is None:
-        raise UserError(f"the baseline of {study} learned nothing: there is no target")
+        raise UserError(
+            f"the baseline of {study} learned nothing, so there is no target; give another study"
+        )
     return images_to([run for each in variants for run in each.summaries], target.top1)
 
 
 def images_to(summaries: Sequence[RunSummary], target: float) -> dict[str, float]:
-    """Training images at the first evaluation that reaches the target, the mean over seeds; inf for
-    a variant of which a run does not."""
+    """Training images at the first evaluation that reaches the target, by variant; mean over seeds.
+
+    inf for a variant with a run that misses the target.
+    """
     found: dict[str, list[float]] = {}
     for run in summaries:
         reached = [each.images for each in run.evaluations if each.metrics["val/top1"] >= target]
@@ -83,7 +87,7 @@ def images_to(summaries: Sequence[RunSummary], target: float) -> dict[str, float
 
 
 def places(tables: str | Path, images: Mapping[str, float]) -> list[Place]:
-    """Of all tables of the map, by classes, kind of link and rate."""
+    """The places of all tables of the map, sorted by classes, kind of link and rate."""
     folder, found = Path(tables), []
     conditions = json.loads((folder / CONDITIONS).read_text(encoding="utf-8"))
     for name, values in conditions.items():
@@ -105,9 +109,11 @@ def places(tables: str | Path, images: Mapping[str, float]) -> list[Place]:
 
 
 def leads(sweep: pd.DataFrame, cards: int) -> pd.DataFrame:
-    """How many times the images/s of the best that waits the best late variant has in the simulated
-    sweep: a row per number of classes, a column per rate. What does not fit is left out; NaN where
-    that leaves nobody to compare."""
+    """Ratio of images/s of the best late variant to the best synchronous one, in the sweep.
+
+    It has a row per number of classes and a column per rate. Variants that do not fit into memory
+    are left out; NaN if that leaves nothing to compare.
+    """
     usable = sweep[(sweep["ranks"] == cards) & sweep["fits"] & (sweep["variant"] != CEILING)]
     late = usable["delay"] > 0
     keys = ["classes", "gbit_per_second"]
@@ -116,13 +122,16 @@ def leads(sweep: pd.DataFrame, cards: int) -> pd.DataFrame:
 
 
 def draw(tables: str | Path, images: Mapping[str, float], sweep: pd.DataFrame) -> Picture:
-    """A panel for each number of classes and kind of link: seconds to the target over the share of
-    its step that data parallelism loses to the link. Below, `leads` on three numbers of cards."""
+    """Draws a panel for each number of classes and kind of link, and `leads` for cards below.
+
+    A panel shows seconds to the target over the fraction of its step that data parallelism loses
+    to the link.
+    """
     found = places(tables, images)
     links = list(dict.fromkeys(each.link for each in found))
     classes = sorted({each.condition.classes for each in found})
-    variants = looks(name for each in found for name in each.seconds)
-    with dressed():
+    variants = styles_of(name for each in found for name in each.seconds)
+    with plot_style():
         figure = picture(13, 3.6 * len(classes) + 3.4)
         ratios = (3.6 * len(classes), 3.4)
         above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]
@@ -138,7 +147,7 @@ def draw(tables: str | Path, images: Mapping[str, float], sweep: pd.DataFrame) -
         legend_below(above, list(grid.flat), columns=4)
         for axes, cards in zip(below.subplots(1, len(MAPS)), MAPS, strict=True):
             _draw_leads(axes, leads(sweep, cards))
-            axes.set_title(f"{cards:,} cards, simulated: late / waiting, images/s", fontsize=9)
+            axes.set_title(f"{cards:,} cards, simulated: images/s, late / on time", fontsize=9)
     return figure
 
 
@@ -153,10 +162,10 @@ def _draw_leads(axes: Axes, found: pd.DataFrame) -> None:
     axes.grid(visible=False)
 
 
-def say(tables: str | Path, images: Mapping[str, float]) -> Said:
-    """Of each link the best late variant against the best that waits."""
+def say(tables: str | Path, images: Mapping[str, float]) -> MarkdownText:
+    """A Markdown table of the best late variant against the best synchronous one on each link."""
     lines = [
-        "| classes | link | data_parallel loses | best late | best that waits | late is |",
+        "| classes | link | data_parallel loses | best late | best synchronous | speed-up |",
         "|--:|:--|--:|:--|:--|--:|",
     ]
     for each in places(tables, images):
@@ -164,9 +173,9 @@ def say(tables: str | Path, images: Mapping[str, float]) -> Said:
         lines.append(
             f"| {each.condition.classes:,} | {_rate(each.condition)}, {each.link} | "
             f"{each.lost:.0%} | {late}, {each.seconds[late]:.1f} s | "
-            f"{waits}, {each.seconds[waits]:.1f} s | {each.faster:.2f}x as fast |"
+            f"{waits}, {each.seconds[waits]:.1f} s | {each.faster:.2f}x |"
         )
-    return Said("\n".join(lines))
+    return MarkdownText("\n".join(lines))
 
 
 def _rate(condition: Condition) -> str:
@@ -174,8 +183,8 @@ def _rate(condition: Condition) -> str:
     return UNSHAPED if rate is None else f"{rate:g} Mbit/s"
 
 
-def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, Look]) -> None:
-    # A step takes 1 / (1 - lost) of what it takes without the link.
+def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, VariantStyle]) -> None:
+    # A step takes 1 / (1 - lost) times as long as without the link, so x is that slow-down.
     spots = [1 / (1 - each.lost) for each in found]
     for name in in_order(dict.fromkeys(name for each in found for name in each.seconds)):
         seconds = [each.seconds.get(name, math.nan) for each in found]
@@ -185,4 +194,4 @@ def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, Look]) -> 
     axes.set_yscale("log")
     axes.set_xticks(spots, [f"{each.lost:.0%}" for each in found])
     axes.minorticks_off()
-    axes.set_xlabel("of its step data_parallel loses")
+    axes.set_xlabel("share of its step that data_parallel loses")

@@ -1,4 +1,4 @@
-"""Who waits for whom: where a step's time goes, and how unlike the ranks are in it."""
+"""Who waits for whom: where a step's time goes, and how it differs between ranks."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,9 +7,9 @@ from statistics import mean
 import pandas as pd
 from matplotlib.axes import Axes
 
-from harness.compare.colours import Look, looks
+from harness.compare.colours import VariantStyle, styles_of
 from harness.compare.step_bars import draw_times, scale, steps_differ, waiting_share
-from harness.compare.style import Picture, Said, dressed, line, picture
+from harness.compare.style import MarkdownText, Picture, line, picture, plot_style
 from harness.compare.table import PHASES, phase_ms
 from harness.compare.waits import WAITS
 from harness.compare.wording import without_result
@@ -17,15 +17,15 @@ from harness.tracking.results import Variant
 from harness.tracking.study import Study
 
 SPREAD = ("forward", "backward", *WAITS)
-"""Phases in which ranks are worth telling apart."""
+"""Phases for which the differences between ranks are shown."""
 
 
 def draw(study: Study) -> Picture:
-    """Stacked phases, mean over ranks, beside each phase's minimum, mean and maximum over ranks."""
+    """Draws the mean phases as stacked bars, and each phase's minimum, mean and maximum."""
     variants = study.variants
-    found = looks(variant.name for variant in variants)
+    found = styles_of(variant.name for variant in variants)
     height = max(4.8, 1.6 + 0.14 * len(SPREAD) * max(4, len(variants)))
-    with dressed():
+    with plot_style():
         figure = picture(13, height)
         times, ranks = figure.subplots(1, 2)
         draw_times(times, variants, found)
@@ -34,8 +34,10 @@ def draw(study: Study) -> Picture:
 
 
 def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
-    """A row per variant and phase: `minimum`, `mean` and `maximum` over ranks, each the mean over
-    seeds, ms of a step, or of 1,000 images where steps differ in size."""
+    """A row per variant and phase, with `minimum`, `mean` and `maximum` over ranks.
+
+    Each is the mean over seeds, in ms of a step, or of 1,000 images if steps differ in size.
+    """
     per_images = steps_differ(variants)
     rows = []
     for variant in variants:
@@ -52,8 +54,8 @@ def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def say(study: Study) -> Said:
-    """What the store's numbers say."""
+def say(study: Study) -> MarkdownText:
+    """The fraction of a step that each variant waits, and where, as Markdown."""
     lines = []
     for variant in study.variants:
         if not variant.summaries:
@@ -61,7 +63,7 @@ def say(study: Study) -> Said:
             continue
         share = waiting_share(variant)
         if math.isnan(share):
-            lines.append(f"* `{variant.name}`: how long it stands still was not measured")
+            lines.append(f"* `{variant.name}`: the time that it waits was not measured")
             continue
         waited = {
             wait: mean(phase_ms(run, wait) / run.step_ms.mean for run in variant.summaries)
@@ -69,33 +71,36 @@ def say(study: Study) -> Said:
         }
         most = max(waited, key=lambda wait: waited[wait])
         lines.append(
-            f"* `{variant.name}` stands still for {share:.0%} of its step, most of "
-            f"it in {most.replace('_', ' ')} ({waited[most]:.0%} of the step)"
+            f"* `{variant.name}` waits for {share:.0%} of its step, mostly in "
+            f"{most.replace('_', ' ')} ({waited[most]:.0%} of the step)"
         )
-    return Said("\n".join(lines))
+    return MarkdownText("\n".join(lines))
 
 
-def _draw_ranks(axes: Axes, variants: Sequence[Variant], found: Mapping[str, Look]) -> None:
-    """A group of rows for each phase, in it a row per variant: a line from the rank that spent
-    least to the one that spent most, the marker at their mean."""
+def _draw_ranks(axes: Axes, variants: Sequence[Variant], found: Mapping[str, VariantStyle]) -> None:
+    """Draws a group of rows for each phase, with a row per variant in it.
+
+    A line goes from the rank that spent least to the one that spent most, with a marker at the
+    mean.
+    """
     frame = numbers(variants)
     distance = 1 / (len(variants) + 1)
     for group, phase in enumerate(SPREAD):
         rows = frame[frame["phase"] == phase].to_dict("records")
         for number, row in enumerate(rows):
             place = group + (number - (len(variants) - 1) / 2) * distance
-            look = found[row["variant"]]
-            axes.hlines(place, row["minimum"], row["maximum"], color=look.colour, linewidth=2)
+            style = found[row["variant"]]
+            axes.hlines(place, row["minimum"], row["maximum"], color=style.colour, linewidth=2)
             label = row["variant"] if group == 0 else None
-            style = line(look) | {"linestyle": "none", "clip_on": False}
-            axes.plot([row["mean"]], [place], **style, label=label)
+            marker_only = line(style) | {"linestyle": "none", "clip_on": False}
+            axes.plot([row["mean"]], [place], **marker_only, label=label)
         if group:
             axes.axhline(group - 0.5, color="#bbbbbb", linewidth=0.6)
     axes.set_yticks(range(len(SPREAD)), [phase.replace("_", " ") for phase in SPREAD])
     axes.set_ylim(len(SPREAD) - 0.5, -0.5)
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"time of {'1,000 images' if steps_differ(variants) else 'a step'} (ms)")
-    axes.set_title("Each phase over ranks: from least to most, mean marked")
+    axes.set_xlabel(f"time per {'1,000 images' if steps_differ(variants) else 'step'} (ms)")
+    axes.set_title("Each phase over ranks: minimum to maximum, mean marked")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13))

@@ -1,38 +1,38 @@
-"""Predictions: the cost model against what was measured in the lab."""
+"""Predictions: the cost model against measurements in the lab."""
 
 from pathlib import Path
 
 import pandas as pd
 
-from harness.compare.style import Picture, Said, dressed, picture
+from harness.compare.style import MarkdownText, Picture, picture, plot_style
 
 MEASURED = "#b0b0b0"
 PREDICTED = "#0072B2"
 
 
 def read(table: str | Path) -> pd.DataFrame:
-    """`benchmarks.predictions`' table, a row for each configuration. Nothing was fitted to any."""
+    """The table of `benchmarks.predictions`, a row per configuration; none was used to fit."""
     rows = pd.read_json(table)
     pairs = zip(rows["variant"], rows["setting"], strict=True)
     return rows.assign(what=[_in_words(*names) for names in pairs])
 
 
 def _in_words(variant: str, setting: str) -> str:
-    """The names that `benchmarks.predictions` gives them, spelt out."""
+    """Spells out the names that `benchmarks.predictions` gives variants and settings."""
     layout, exchange, passes, delay, sent_as, *pieces = variant.split("-")
     grid, rate, classes = setting.split("-")
-    told = f"{layout} {exchange}, K {passes}"
-    told += f", delay {delay}" if int(delay) > 1 else ""
-    told += f", {sent_as}" if sent_as != "none" else ""
-    told += f", {pieces[0]} pieces" if pieces and int(pieces[0]) > 1 else ""
+    name = f"{layout} {exchange}, K {passes}"
+    name += f", delay {delay}" if int(delay) > 1 else ""
+    name += f", {sent_as}" if sent_as != "none" else ""
+    name += f", {pieces[0]} pieces" if pieces and int(pieces[0]) > 1 else ""
     link = f"{rate} Mbit/s" if rate.isdigit() else rate
-    return f"{told}: {grid}, {link}, {int(classes):,}"
+    return f"{name}: {grid}, {link}, {int(classes):,}"
 
 
 def draw(found: pd.DataFrame) -> Picture:
-    """Measured beside predicted, and by how much it is off."""
+    """Draws measured and predicted step times side by side, with the error."""
     widest = max(found["measured_ms"].max(), found["predicted_ms"].max())
-    with dressed():
+    with plot_style():
         figure = picture(9, 7.4)
         axes = figure.subplots()
         rows = range(len(found))
@@ -52,10 +52,10 @@ def draw(found: pd.DataFrame) -> Picture:
     return figure
 
 
-def say(found: pd.DataFrame) -> Said:
-    """How far off the predictions are."""
+def say(found: pd.DataFrame) -> MarkdownText:
+    """The median and the largest error."""
     errors = found["error"].abs()
-    return Said(
-        f"Lab hosts, one calibration: {len(found)} configurations, none of which was fitted to, "
-        f"are off by {errors.median():.1%} (median), {errors.max():.1%} at most"
+    return MarkdownText(
+        f"Predictions of {len(found)} configurations on lab hosts, from one calibration that saw "
+        f"none of them, are off by {errors.median():.1%} (median) and at most {errors.max():.1%}"
     )

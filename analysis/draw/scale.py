@@ -1,4 +1,4 @@
-"""Scale: the simulated sweep, for ranks, classes and rates that cannot be measured here."""
+"""Scale: the simulated sweep over ranks, classes and rates that cannot be measured here."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,62 +7,69 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from harness.compare.colours import Look, looks
-from harness.compare.style import Picture, Said, dressed, legend_below, line, picture
+from harness.compare.colours import VariantStyle, styles_of
+from harness.compare.style import MarkdownText, Picture, legend_below, line, picture, plot_style
 
 CEILING = "ceiling"
 CLEAR = 1.05
-"""Times the next one's speed; who leads by less is shown pale, as no difference to build on."""
+"""Speed-up over the runner-up from which a lead is clear; smaller leads are shown pale."""
 LABELS = {
-    "ranks": "cards, eight to a machine",
+    "ranks": "cards, eight per machine",
     "classes": "classes",
     "gbit_per_second": "rate of a machine's port (Gbit/s)",
 }
 PLACE = {"ranks": 512, "classes": 1_000_000, "gbit_per_second": 25.0}
-"""Where the lines go through: one of the three varies, the others stay."""
+"""The point that all lines pass through: one of the three varies, the others stay."""
 MAPS = (32, 512, 4096)
-"""Cards of the maps."""
+"""Numbers of cards for which a map is drawn."""
 
 
 def read(sweep: str | Path) -> pd.DataFrame:
-    """What `make scale` wrote: see `study.scale.simulated` for its columns."""
+    """Reads what `make scale` wrote; `analysis.scale_grid.simulated` has its columns."""
     return pd.read_csv(sweep)
 
 
 def draw(frame: pd.DataFrame) -> Picture:
-    """Above, images per second as a share of nodes that exchange nothing, over each of the three;
-    below, which variant has the most of them, by classes and rate."""
-    found = looks(frame["variant"])
-    with dressed():
+    """Draws throughput relative to the ceiling over each of the three axes, and maps below.
+
+    The ceiling is nodes that exchange nothing. The maps show the fastest variant by classes and
+    rate.
+    """
+    found = styles_of(frame["variant"])
+    with plot_style():
         figure = picture(13, 9.6)
         lines, maps = figure.subplots(2, 3, height_ratios=(1, 0.9))
         for axes, over in zip(lines, LABELS, strict=True):
             _draw_lines(axes, frame, over, found)
         for axes, ranks in zip(maps, MAPS, strict=True):
             _draw_map(axes, winners(frame, ranks), found)
-            axes.set_title(f"{ranks:,} cards: the fastest, by times the next")
+            axes.set_title(f"{ranks:,} cards: the fastest, and its lead")
         legend_below(figure, list(lines[:1]), columns=6)
     return figure
 
 
-def _draw_lines(axes: Axes, frame: pd.DataFrame, over: str, found: Mapping[str, Look]) -> None:
-    """Places on the axis are settings, not a scale."""
+def _draw_lines(
+    axes: Axes, frame: pd.DataFrame, over: str, found: Mapping[str, VariantStyle]
+) -> None:
+    """Draws a line per variant; positions on the x axis are settings, not a scale."""
     values = sorted(frame[over].unique())
     for variant, rows in along(frame, over).groupby("variant"):
         places = [values.index(value) for value in rows[over]]
         axes.plot(places, rows["share"], label=variant, **line(found[str(variant)]))
     axes.set_xticks(range(len(values)), [compact(value) for value in values])
     axes.set_xlabel(LABELS[over])
-    axes.set_ylabel("images/s, share of the ceiling's (1)")
+    axes.set_ylabel("images/s relative to the ceiling (1)")
     axes.set_title(_elsewhere(over))
     axes.set_ylim(0, 1.05)
 
 
 def along(frame: pd.DataFrame, over: str) -> pd.DataFrame:
-    """The rows through PLACE that vary in `over`; `share` of the ceiling there. What does not fit a
-    card's memory is left out."""
+    """The rows through PLACE that vary in `over`, with their `share` of the ceiling's images/s.
+
+    Variants that do not fit into a card's memory are left out.
+    """
     others = [name for name in LABELS if name != over]
-    # One machine has no port that matters: its rows stand for every rate.
+    # A single machine uses no link, so its rows stand for every rate.
     single = frame["ranks"] == frame["ranks"].min()
     kept = pd.Series(True, index=frame.index)
     for name in others:
@@ -77,8 +84,10 @@ def along(frame: pd.DataFrame, over: str) -> pd.DataFrame:
 
 
 def winners(frame: pd.DataFrame, ranks: int) -> pd.DataFrame:
-    """A row per classes and rate: the fastest `variant` that fits, and `lead`, how many times the
-    next one's images per second it has."""
+    """The fastest `variant` that fits, by classes and rate, and its `lead`.
+
+    The lead is the ratio of its images per second to those of the runner-up.
+    """
     usable = frame[(frame["ranks"] == ranks) & frame["fits"] & (frame["variant"] != CEILING)]
     rows = []
     for (classes, gbit), group in usable.groupby(["classes", "gbit_per_second"]):
@@ -95,14 +104,14 @@ def winners(frame: pd.DataFrame, ranks: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _draw_map(axes: Axes, best: pd.DataFrame, found: Mapping[str, Look]) -> None:
+def _draw_map(axes: Axes, best: pd.DataFrame, found: Mapping[str, VariantStyle]) -> None:
     rates = sorted(best["gbit_per_second"].unique())
     counts = sorted(best["classes"].unique())
     for row in best.to_dict("records"):
         x, y = rates.index(row["gbit_per_second"]), counts.index(row["classes"])
-        look = found[row["variant"]]
-        axes.add_patch(_tile(x, y, look.colour, 0.6 if row["lead"] >= CLEAR else 0.2))
-        axes.plot([x], [y + 0.28], look.marker, color=look.colour, markersize=6)
+        style = found[row["variant"]]
+        axes.add_patch(_tile(x, y, style.colour, 0.6 if row["lead"] >= CLEAR else 0.2))
+        axes.plot([x], [y + 0.28], style.marker, color=style.colour, markersize=6)
         axes.text(x, y - 0.12, f"{row['lead']:.2f}x", ha="center", va="center", fontsize=9)
     axes.set_xticks(range(len(rates)), [compact(rate) for rate in rates])
     axes.set_yticks(range(len(counts)), [compact(count) for count in counts])
@@ -118,7 +127,7 @@ def _tile(x: int, y: int, colour: str, alpha: float) -> Rectangle:
 
 
 def compact(value: float) -> str:
-    """1,000,000 -> 1M; what is no round number stays as it is."""
+    """Abbreviates round numbers, 1,000,000 to 1M; others stay as they are."""
     for size, sign in ((1e6, "M"), (1e3, "k")):
         if value >= size and value % size == 0:
             return f"{value / size:g}{sign}"
@@ -126,30 +135,30 @@ def compact(value: float) -> str:
 
 
 def _elsewhere(over: str) -> str:
-    told = {
+    fixed = {
         "ranks": f"{PLACE['ranks']:,} cards",
         "classes": f"{compact(PLACE['classes'])} classes",
         "gbit_per_second": f"{PLACE['gbit_per_second']:g} Gbit/s",
     }
-    return ", ".join(text for name, text in told.items() if name != over)
+    return ", ".join(text for name, text in fixed.items() if name != over)
 
 
-def say(frame: pd.DataFrame) -> Said:
-    """Who is the fastest, how often and by how much; and what does not fit."""
+def say(frame: pd.DataFrame) -> MarkdownText:
+    """The fastest variants, how often and by how much they lead, and what does not fit."""
     lines = []
     for ranks in MAPS:
         best = winners(frame, ranks)
         clear = best[best["lead"] >= CLEAR]
-        told = [
-            f"`{name}` in {len(rows)} (up to {rows['lead'].max():.2f} times the next one)"
+        leaders = [
+            f"`{name}` is fastest in {len(rows)} (up to {rows['lead'].max():.2f}x the runner-up)"
             for name, rows in clear.groupby("variant")
         ]
         lines.append(
-            f"* {ranks:,} cards, {len(best)} settings: {', '.join(told)}; no clear winner in "
+            f"* {ranks:,} cards, {len(best)} settings: {', '.join(leaders)}; no clear winner in "
             f"{len(best) - len(clear)}"
         )
     lost = frame[~frame["fits"]].groupby("variant")["classes"].min()
     lines += [
         f"* `{name}` does not fit from {compact(least)} classes on" for name, least in lost.items()
     ]
-    return Said("\n".join(lines))
+    return MarkdownText("\n".join(lines))

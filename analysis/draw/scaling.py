@@ -1,4 +1,4 @@
-"""Scaling: images per second over ranks, hosts, rate and classes, measured beside predicted."""
+"""Scaling: images per second over ranks, hosts, rate and classes, measured and predicted."""
 
 import json
 import math
@@ -10,18 +10,18 @@ from statistics import mean, median
 import pandas as pd
 from matplotlib.axes import Axes
 
-from harness.compare.colours import Look, in_order, looks
+from harness.compare.colours import VariantStyle, in_order, styles_of
 from harness.compare.intervals import mean_interval
 from harness.compare.style import (
+    MarkdownText,
     Picture,
-    Said,
     bar,
-    dressed,
+    draw_placeholder,
     hollow,
     legend_below,
     line,
     picture,
-    say_nothing,
+    plot_style,
 )
 from harness.errors import UserError
 from harness.measure.summary import Record
@@ -30,22 +30,22 @@ from harness.tracking.results import Variant
 from harness.tracking.study import Study
 
 CONDITIONS = "conditions.json"
-"""What each table of a folder was measured under: `Condition`s by the table's name."""
+"""File with the `Condition` of each table of a folder, by the table's name."""
 PREDICTIONS = ".predictions.json"
-"""Behind a table's name: what was predicted for it."""
+"""Suffix of the file with a table's predictions."""
 UNSHAPED = "no limit"
 
 
 class Condition(Record):
-    """Where a throughput table was measured."""
+    """The conditions that a throughput table was measured under."""
 
     hosts: int
     ranks: int
     classes: int
     mbit_per_second: float | None
-    """Of a host's link; None: without a limit."""
+    """Rate of a host's link, Mbit/s; None means no limit."""
     latency: str | None = None
-    """One way, as `harness lab up` takes it; None: the machine's own."""
+    """One-way latency as `harness lab up` takes it; None means the machine's own."""
     jitter: str | None = None
 
 
@@ -54,26 +54,28 @@ PANELS = {
     "classes": "classes",
     "ranks": "ranks (hosts)",
 }
-"""What the panels go over, and what their axes say."""
+"""The quantity on each panel's x axis, and the axis label."""
 
 
 def draw(tables: str | Path, study: Study) -> Picture:
-    """A panel for what was varied while the rest stayed, of the throughput tables in the
-    folder `tables`, and one for the study."""
+    """Draws a panel for each quantity that varies in the throughput tables, and one for the study.
+
+    `tables` is the folder of the tables; in each panel, all other conditions are equal.
+    """
     frame = numbers(tables)
-    # The study's own looks stay what they are in its other figures, whatever the tables hold.
-    found = looks(frame["variant"]) | looks(run.name for run in study.runs)
-    with dressed():
+    # Variants of the study keep the styles of its other figures, whatever the tables contain.
+    found = styles_of(frame["variant"]) | styles_of(run.name for run in study.runs)
+    with plot_style():
         figure = picture(12.5, 8.6)
         panels = figure.subplots(2, 2).flat
-        for axes, (over, told) in zip(panels, PANELS.items(), strict=False):
+        for axes, (over, label) in zip(panels, PANELS.items(), strict=False):
             _draw_panel(axes, series(frame, over), over, found)
-            axes.set_xlabel(told)
+            axes.set_xlabel(label)
             axes.set_ylabel("images/s, all ranks")
         last = figure.axes[-1]
         _draw_study(last, study, found)
         if study.predictions or frame["predicted"].notna().any():
-            nobody = Look("black", "", "o", "")
+            nobody = VariantStyle("black", "", "o", "")
             figure.axes[0].plot([], [], **hollow(nobody), label="hollow: predicted")
         legend_below(figure, figure.axes[:-1], columns=5)
     return figure
@@ -82,18 +84,18 @@ def draw(tables: str | Path, study: Study) -> Picture:
 def numbers(tables: str | Path) -> pd.DataFrame:
     """A row per variant and table: the table's condition, `images_per_second`, and `predicted`.
 
-    Raises UserError where the folder does not say what its tables were measured under.
+    Raises UserError if the folder lacks the conditions of its tables.
     """
     folder = Path(tables)
     file = folder / CONDITIONS
     if not os.path.exists(file):
-        raise UserError(f"{file} is missing; it says under what each table was measured")
+        raise UserError(f"{file} is missing; write it, with the conditions of each table")
     rows = []
     for name, values in json.loads(file.read_text(encoding="utf-8")).items():
         condition = Condition.model_validate(values)
         guesses = folder / f"{name}{PREDICTIONS}"
-        told = read_predictions(guesses) if os.path.exists(guesses) else ()
-        predicted = {each.variant: each.images_per_second for each in told}
+        known = read_predictions(guesses) if os.path.exists(guesses) else ()
+        predicted = {each.variant: each.images_per_second for each in known}
         for each in json.loads((folder / f"{name}.json").read_text(encoding="utf-8")):
             variant = each["variant"]
             rows.append(
@@ -105,11 +107,11 @@ def numbers(tables: str | Path) -> pd.DataFrame:
 
 
 def series(frame: pd.DataFrame, over: str) -> pd.DataFrame:
-    """The rows that differ in `over` alone, of the setting in which it takes most values."""
+    """The rows that differ in `over` alone, for the conditions with the most values of it."""
     fixed = [name for name in Condition.model_fields if name != over]
     if over == "ranks":
-        fixed.remove("hosts")  # more ranks came on more hosts
-    # None is a rate like others here, not a missing one.
+        fixed.remove("hosts")  # more ranks were measured on more hosts
+    # A rate of None means no limit; it is a value, not a missing one.
     keys = frame[fixed].fillna(float("inf")).apply(tuple, axis=1)
     values = frame[over].fillna(float("inf")).groupby(keys).nunique()
     if values.max() < 2:
@@ -117,11 +119,11 @@ def series(frame: pd.DataFrame, over: str) -> pd.DataFrame:
     return frame[keys == values.idxmax()].drop_duplicates(["variant", over])
 
 
-def say(tables: str | Path, study: Study) -> Said:
-    """What the tables' numbers say, and how far off predictions are."""
+def say(tables: str | Path, study: Study) -> MarkdownText:
+    """The fastest variant under each condition, and the errors of predictions, as Markdown."""
     frame = numbers(tables)
     lines = []
-    for over, told in PANELS.items():
+    for over, axis in PANELS.items():
         rows = series(frame, over)
         table = rows.pivot(index=over, columns="variant", values="images_per_second")
         if len(table) < 2 or "data_parallel" not in table:
@@ -130,15 +132,15 @@ def say(tables: str | Path, study: Study) -> Said:
         for value in sorted(table.index, key=lambda each: float("inf") if pd.isna(each) else each):
             best = times.loc[value].drop("ceiling", errors="ignore").idxmax()
             lines.append(
-                f"* {told} {_tick(value)}: `{best}` is the fastest of those that meet, with "
-                f"{times.loc[value, best]:.2f} times the images/s of `data_parallel`"
+                f"* {axis} {_tick(value)}: `{best}` is the fastest variant that exchanges, with "
+                f"{times.loc[value, best]:.2f}x the images/s of `data_parallel`"
             )
     known = frame.dropna(subset=["predicted"])
     lines += _off("the tables", list(known["predicted"] / known["images_per_second"]))
     foreseen = {each.variant: each.images_per_second for each in study.predictions}
     measured = {each.name: _rates(each) for each in study.variants if each.name in foreseen}
     ratios = [foreseen[name] / mean(rates) for name, rates in measured.items() if rates]
-    return Said("\n".join([*lines, *_off(f"the study {study.name}", ratios)]))
+    return MarkdownText("\n".join([*lines, *_off(f"the study {study.name}", ratios)]))
 
 
 def _off(what: str, ratios: Sequence[float]) -> list[str]:
@@ -146,8 +148,8 @@ def _off(what: str, ratios: Sequence[float]) -> list[str]:
         return []
     errors = [abs(ratio - 1) for ratio in ratios]
     return [
-        f"* predictions of {len(errors)} points of {what} are off by {median(errors):.0%} "
-        f"(median), {max(errors):.0%} at most"
+        f"* predictions of {len(errors)} point{'s' * (len(errors) > 1)} of {what} are off by "
+        f"{median(errors):.0%} (median) and at most {max(errors):.0%}"
     ]
 
 
@@ -155,8 +157,8 @@ def _rates(variant: Variant) -> list[float]:
     return [run.images_per_second for run in variant.summaries]
 
 
-def _draw_study(axes: Axes, study: Study, found: Mapping[str, Look]) -> None:
-    told = {each.variant: each.images_per_second for each in study.predictions}
+def _draw_study(axes: Axes, study: Study, found: Mapping[str, VariantStyle]) -> None:
+    predicted = {each.variant: each.images_per_second for each in study.predictions}
     variants = study.variants
     for number, variant in enumerate(variants):
         rates = _rates(variant)
@@ -166,48 +168,50 @@ def _draw_study(axes: Axes, study: Study, found: Mapping[str, Look]) -> None:
             axes.barh(number, middle, height=0.6, **bar(found[variant.name]))
         if not math.isnan(half):
             axes.errorbar(middle, number, xerr=half, color="black", capsize=4, linewidth=1.2)
-        if variant.name in told:
-            axes.plot([told[variant.name]], [number], **hollow(found[variant.name]))
+        if variant.name in predicted:
+            axes.plot([predicted[variant.name]], [number], **hollow(found[variant.name]))
     first = next((run for variant in variants for run in variant.summaries), None)
     where = "" if first is None else f": {first.ranks} ranks on {first.nodes} nodes"
     axes.set_yticks(range(len(variants)), [variant.name for variant in variants])
     axes.set_ylim(len(variants) - 0.4, -0.6)
     axes.set_xlim(left=0)
-    axes.set_xlabel("images/s, all ranks; mean, 95 % interval over seeds")
+    axes.set_xlabel("images/s, all ranks; mean, 95% CI over seeds")
     axes.set_title(f"The study {study.name}{where}", fontsize=10)
     axes.grid(axis="y", visible=False)
 
 
-def _draw_panel(axes: Axes, frame: pd.DataFrame, over: str, found: Mapping[str, Look]) -> None:
+def _draw_panel(
+    axes: Axes, frame: pd.DataFrame, over: str, found: Mapping[str, VariantStyle]
+) -> None:
     if frame.empty:
-        say_nothing(axes, "measured at one value only")
+        draw_placeholder(axes, "measured at one value only")
         return
     frame = frame.assign(place=frame[over].fillna(float("inf")))
     values = sorted(frame["place"].unique())
     for name in in_order(frame["variant"]):
         rows = frame[frame["variant"] == name].sort_values("place")
         places = [values.index(value) for value in rows["place"]]
-        look = found[name]
-        axes.plot(places, rows["images_per_second"], **line(look), label=name)
+        style = found[name]
+        axes.plot(places, rows["images_per_second"], **line(style), label=name)
         beside = [place + 0.06 for place in places]
-        axes.plot(beside, rows["predicted"], **hollow(look))
+        axes.plot(beside, rows["predicted"], **hollow(style))
     hosts = frame.drop_duplicates("place").set_index("place")["hosts"]
     ticks = [
         f"{_tick(value)} ({hosts[value]})" if over == "ranks" else _tick(value) for value in values
     ]
-    # Places, not numbers: two or three settings, one of them without a limit.
+    # Positions are settings, not numbers: there are two or three, one of them without a limit.
     axes.set_xticks(range(len(values)), ticks)
     axes.set_xlim(-0.3, len(values) - 0.7)
     axes.set_ylim(bottom=0)
-    axes.set_title(_told(frame, over), fontsize=10)
+    axes.set_title(_fixed_conditions(frame, over), fontsize=10)
 
 
 def _tick(value: float) -> str:
     return UNSHAPED if pd.isna(value) or value == float("inf") else f"{value:,.0f}"
 
 
-def _told(frame: pd.DataFrame, over: str) -> str:
-    """What stayed the same."""
+def _fixed_conditions(frame: pd.DataFrame, over: str) -> str:
+    """The conditions that stay the same in a panel."""
     row = frame.iloc[0]
     rate = row["mbit_per_second"]
     parts = {

@@ -1,4 +1,4 @@
-"""Staleness: learning rate, delay and momentum against the limit of stability; the losses."""
+"""Staleness: learning rate, delay and momentum against the stability limit, and the losses."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,16 +10,16 @@ from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
-from harness.compare.colours import Look, looks
+from harness.compare.colours import VariantStyle, styles_of
 from harness.compare.style import (
+    MarkdownText,
     Picture,
-    Said,
-    dressed,
-    few,
+    draw_placeholder,
     legend_below,
     line,
     picture,
-    say_nothing,
+    plot_style,
+    sparse_markers,
 )
 from harness.tracking.recorded import RecordedRun
 from harness.tracking.study import Study
@@ -27,12 +27,12 @@ from harness.train.stability import Dynamics, dynamics_of, largest_stable_produc
 
 CURVATURE, OVER_STABLE = "staleness/curvature", "staleness/lr_over_stable"
 AFTER_WARMUP = 2**31
-"""A window in which any exchange is as late as it gets."""
+"""Number of a window in which every exchange has its full delay."""
 MANY = 2
-"""Nodes: what more of them do to stability is the same."""
+"""Number of nodes assumed if it is unknown; more of them have the same effect on stability."""
 DELAY_GREYS = ("#000000", "#4d4d4d", "#808080", "#b0b0b0")
 MOMENTA = 16
-"""Points of a line."""
+"""Number of points per line."""
 
 
 @dataclass(frozen=True)
@@ -42,30 +42,30 @@ class Point:
     name: str
     seed: int
     dynamics: Dynamics
-    """Once its exchange is late, and its lr at the peak."""
+    """Its dynamics with the full delay and the peak lr."""
     lr: float
-    """The largest of the run."""
+    """The largest learning rate of the run."""
     curvature: float
-    """The largest that was sampled; NaN where none was."""
+    """The largest curvature that was sampled; NaN if none was."""
     of_limit: float
-    """lr as a share of what is stable, the largest that was logged, of one window each; else the
-    largest lr x curvature of the run as a share of it. Above 1 it is not stable; NaN: not known."""
+    """The largest ratio of lr to the largest stable lr that was logged for a window; if none was,
+    the largest lr x curvature over its limit. Above 1 is unstable; NaN if it is not known."""
     first_loss: float
-    """Of the first training windows that were logged; NaN where none were."""
+    """Loss of the first training windows that were logged; NaN if none were."""
     loss: float
-    """Of the last; infinite where one was no number."""
+    """Loss of the last windows that were logged; infinite if one was not finite."""
 
     @property
     def ran_away(self) -> bool:
+        """Whether the run ended above its first loss, or with a loss that is not finite."""
         return not self.loss <= self.first_loss
 
 
 def draw(study: Study) -> Picture:
-    """The map of the limit with the study's runs on it, what became of them on either side of it,
-    and their losses."""
-    found = looks(run.name for run in study.runs)
+    """Draws the stability map with the study's runs, their outcome on either side, and losses."""
+    found = styles_of(run.name for run in study.runs)
     placed = points(study)
-    with dressed():
+    with plot_style():
         figure = picture(13, 5.6)
         map_, sides, losses = figure.subplots(1, 3)
         _draw_map(map_, placed, found)
@@ -76,28 +76,28 @@ def draw(study: Study) -> Picture:
 
 
 def points(study: Study) -> tuple[Point, ...]:
-    """Of every run, whether it ended well or not; but AdamW's limit is not known."""
+    """The points of all runs, even failed ones, except for AdamW, whose limit is unknown."""
     found = ((run, dynamics_of(run.config, AFTER_WARMUP, _nodes(run))) for run in study.runs)
     return tuple(_point(run, dynamics) for run, dynamics in found if dynamics is not None)
 
 
-def say(study: Study) -> Said:
-    """What the store's numbers say."""
+def say(study: Study) -> MarkdownText:
+    """Each run's distance from its limit and its final loss, as Markdown."""
     lines = []
     for each in points(study):
-        told = f"lr {each.lr:g}, momentum {each.dynamics.momentum:g}, delay {each.dynamics.delay}"
+        how = f"lr {each.lr:g}, momentum {each.dynamics.momentum:g}, delay {each.dynamics.delay}"
         if math.isnan(each.curvature):
             most = largest_stable_product(each.dynamics)
             known = f"stable up to lr x curvature {most:.3g}; the curvature was not sampled"
         else:
             known = f"at {each.of_limit:.2f} of the limit"
-        end = "is no number" if math.isinf(each.loss) else f"ends at {each.loss:.2f}"
-        lines.append(f"* `{each.name}`, seed {each.seed} ({told}): {known}; its loss {end}")
-    return Said("\n".join(lines))
+        end = "is not finite" if math.isinf(each.loss) else f"ends at {each.loss:.2f}"
+        lines.append(f"* `{each.name}`, seed {each.seed} ({how}): {known}; its loss {end}")
+    return MarkdownText("\n".join(lines))
 
 
 def _nodes(run: RecordedRun) -> int:
-    """Several, where the run did not live to say."""
+    """The run's number of nodes; MANY if it did not live to record that."""
     return MANY if run.summary is None else run.summary.nodes
 
 
@@ -106,7 +106,7 @@ def _point(run: RecordedRun, dynamics: Dynamics) -> Point:
     over = run.metric(OVER_STABLE)
     curvature = float(sampled.max()) if len(sampled) else math.nan
     apart = run.config.optimizer.lr * curvature / largest_stable_product(dynamics)
-    # A loss that is no number is left out of the journal, and counted there.
+    # Losses that are not finite are not logged, but counted in a metric of their own.
     lost = losses.empty or not run.metric("train/loss_nonfinite").empty
     return Point(
         name=run.name,
@@ -120,7 +120,7 @@ def _point(run: RecordedRun, dynamics: Dynamics) -> Point:
     )
 
 
-def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) -> None:
+def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, VariantStyle]) -> None:
     momenta = np.linspace(0, 0.98, MOMENTA)
     late = {point.dynamics.delay for point in placed if not point.dynamics.averaging}
     delays = sorted({0, 1, *late})
@@ -142,9 +142,9 @@ def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) ->
                     color=grey,
                 )
     sampled = [point for point in placed if not math.isnan(point.curvature)]
-    # Nodes that step alone have limits of their own, which the panel beside it draws.
+    # Averaging runs have other limits than the lines here; the panel beside shows them.
     known = [point for point in sampled if not point.dynamics.averaging]
-    missing = "nodes step alone in those that" if sampled else "no run here"
+    missing = "only averaging runs" if sampled else "no run"
     for point in known:
         _mark(axes, point, point.dynamics.momentum, point.lr * point.curvature, found)
     _log(axes, "y")
@@ -152,40 +152,41 @@ def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) ->
     axes.set_xlabel("momentum (1)")
     axes.set_ylabel("learning rate x curvature (1)")
     axes.set_title(
-        "Stable is below its delay's line"
-        + ("" if known else f"\n({missing} sampled its curvature)")
+        "Stable below the line of its delay"
+        + ("" if known else f"\n({missing} sampled the curvature)")
     )
     lines = [Line2D([], [], color="black", linestyle=dash) for dash in ("-", "--")]
     axes.legend(lines, ["heavy ball", "Nesterov"], loc="lower left")
 
 
-def _mark(axes: Axes, point: Point, x: float, y: float, found: Mapping[str, Look]) -> None:
-    """A run that ran away is hollow."""
-    look = found[point.name]
-    face = "white" if point.ran_away else look.colour
-    axes.plot([x], [y], look.marker, color=look.colour, markerfacecolor=face, markersize=8)
+def _mark(axes: Axes, point: Point, x: float, y: float, found: Mapping[str, VariantStyle]) -> None:
+    """Draws a run's marker, hollow if the run diverged."""
+    style = found[point.name]
+    face = "white" if point.ran_away else style.colour
+    axes.plot([x], [y], style.marker, color=style.colour, markerfacecolor=face, markersize=8)
 
 
-def _draw_sides(axes: Axes, placed: Sequence[Point], found: Mapping[str, Look]) -> None:
+def _draw_sides(axes: Axes, placed: Sequence[Point], found: Mapping[str, VariantStyle]) -> None:
     known = [p for p in placed if not math.isnan(p.curvature) and not math.isnan(p.first_loss)]
-    axes.set_title("What became of them on either side of it")
+    axes.set_title("Outcome on either side of the limit")
     if not known:
-        say_nothing(axes, "no run here sampled its curvature")
+        draw_placeholder(axes, "no run sampled the curvature")
         return
     ends = [point.loss / point.first_loss for point in known]
     worst = max([2.0, *(end for end in ends if math.isfinite(end))])
     for point, end in zip(known, ends, strict=True):
-        _mark(axes, point, point.of_limit, min(end, 3 * worst), found)  # no number lies on top
+        # Losses that are not finite are drawn above all others.
+        _mark(axes, point, point.of_limit, min(end, 3 * worst), found)
     axes.axvline(1, color="#555555", linestyle=(0, (6, 3)), linewidth=1)
     axes.axhline(1, color="#555555", linewidth=0.8)
     _log(axes, "x")
     _log(axes, "y")
-    axes.set_xlabel("learning rate x curvature, of its limit (1)")
+    axes.set_xlabel("learning rate x curvature / limit (1)")
     axes.set_ylabel("last loss / first loss (1)")
 
 
 class Plain(LogFormatter):
-    """0.6, not 6e-01; the same ticks are named."""
+    """Labels the same ticks as LogFormatter, but as 0.6 instead of 6e-01."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
@@ -202,15 +203,21 @@ def _log(axes: Axes, which: str) -> None:
     axis.set_minor_formatter(Plain(minor_thresholds=(1, 0.4)))
 
 
-def _draw_losses(axes: Axes, study: Study, found: Mapping[str, Look]) -> None:
+def _draw_losses(axes: Axes, study: Study, found: Mapping[str, VariantStyle]) -> None:
     named = set()
     for run in study.runs:
         losses = run.metric("train/loss")
         label = None if run.name in named else run.name
         named.add(run.name)
-        axes.plot(losses.index, losses, **line(found[run.name]), **few(len(losses)), label=label)
+        axes.plot(
+            losses.index,
+            losses,
+            **line(found[run.name]),
+            **sparse_markers(len(losses)),
+            label=label,
+        )
     _log(axes, "y")
     axes.set_xlim(left=0)
     axes.set_xlabel("window")
     axes.set_ylabel("training loss (nat)")
-    axes.set_title("What the runs' losses did")
+    axes.set_title("Training losses")

@@ -1,4 +1,4 @@
-"""Bytes: what was counted at the collectives beside what the formula says, by link."""
+"""Bytes: counts at the collectives beside the formula's values, by link."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,39 +8,42 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from harness.compare.colours import Look, looks
-from harness.compare.style import Picture, Said, bar, dressed, picture
+from harness.compare.colours import VariantStyle, styles_of
+from harness.compare.style import MarkdownText, Picture, bar, picture, plot_style
 from harness.compare.table import images_per_step
 from harness.tracking.results import Variant
 from harness.tracking.study import Study
 
 LINKS = {
-    "cross_node": "between nodes, out of one node",
-    "in_node": "inside a node, out of one rank",
+    "cross_node": "between nodes, sent by one node",
+    "in_node": "inside a node, sent by one rank",
 }
 
 
 def draw(study: Study) -> Picture:
-    """Bars are counted, diamonds are the formula: a row of panels per link."""
+    """Draws counted bytes as bars and the formula as diamonds, with a row of panels per link."""
     variants = study.variants
-    found = looks(variant.name for variant in variants)
+    found = styles_of(variant.name for variant in variants)
     frame = numbers(variants)
     fates = {variant.name: variant.fate for variant in variants}
-    with dressed():
+    with plot_style():
         figure = picture(13, 2.6 + 0.56 * max(4, len(variants)))
         rows = figure.subplots(2, 2, sharey=True)
-        for row, (link, told) in zip(rows, LINKS.items(), strict=True):
+        for row, (link, title) in zip(rows, LINKS.items(), strict=True):
             for axes, per in zip(row, ("window", "images"), strict=True):
                 _draw_panel(axes, frame[frame["link"] == link], per, found, fates)
-                axes.set_title(told[0].upper() + told[1:])
+                axes.set_title(title[0].upper() + title[1:])
         diamond = Line2D([], [], color="black", marker="D", markerfacecolor="white", linestyle="")
-        figure.legend([diamond], ["by formula (the bar is counted)"], loc="outside lower center")
+        figure.legend([diamond], ["formula (bars are counted)"], loc="outside lower center")
     return figure
 
 
 def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
-    """A row per variant and link, MB (1e6 bytes), means over seeds: `counted_window`,
-    `formula_window`, and `counted_images`, `formula_images` of 1,000 images of all ranks."""
+    """A row per variant and link, in MB (1e6 bytes), means over seeds.
+
+    `counted_window` and `formula_window` are per window, `counted_images` and `formula_images` per
+    1,000 images of all ranks.
+    """
     rows = []
     for variant in variants:
         for link in LINKS:
@@ -57,26 +60,26 @@ def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def say(study: Study) -> Said:
-    """What the store's numbers say."""
+def say(study: Study) -> MarkdownText:
+    """How far counts and formula differ, and who sends most and least, as Markdown."""
     frame = numbers(study.variants)
     apart = (frame["counted_window"] / frame["formula_window"] - 1).abs().max()
     cross = frame[frame["link"] == "cross_node"].set_index("variant")["counted_images"].dropna()
-    lines = [f"* counted and formula differ by {100 * apart:.2g} % at most"]
+    lines = [f"* counts and formula differ by at most {100 * apart:.2g} %"]
     if len(cross) > 1 and cross.min() > 0:
         lines.append(
-            f"* between nodes, `{cross.idxmax()}` sends most for the same images "
-            f"({cross.max():.3g} MB for 1,000) and `{cross.idxmin()}` least "
-            f"({cross.min():.3g} MB): {cross.max() / cross.min():.1f} times less"
+            f"* between nodes, `{cross.idxmax()}` sends most ({cross.max():.3g} MB per 1,000 "
+            f"images) and `{cross.idxmin()}` least ({cross.min():.3g} MB), a factor of "
+            f"{cross.max() / cross.min():.1f}"
         )
-    return Said("\n".join(lines))
+    return MarkdownText("\n".join(lines))
 
 
 def _draw_panel(
     axes: Axes,
     frame: pd.DataFrame,
     per: str,
-    found: Mapping[str, Look],
+    found: Mapping[str, VariantStyle],
     fates: Mapping[str, str],
 ) -> None:
     names = list(frame["variant"])
@@ -93,5 +96,5 @@ def _draw_panel(
     axes.set_xlim(0, 1.2 * longest)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlabel("MB in a window" if per == "window" else "MB for 1,000 images of all ranks")
+    axes.set_xlabel("MB per window" if per == "window" else "MB per 1,000 images of all ranks")
     axes.grid(axis="y", visible=False)

@@ -1,4 +1,4 @@
-"""Utilisation: what the device's counter says beside the share of a step that was computed."""
+"""Utilisation: the device's counter beside the fraction of a step spent computing."""
 
 import re
 from collections.abc import Mapping
@@ -10,34 +10,44 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis.draw.gauges import counters
-from harness.compare.colours import Look, looks
-from harness.compare.style import Picture, Said, dressed, few, line, picture, say_nothing
-from harness.compare.waits import waits_told_apart
+from harness.compare.colours import VariantStyle, styles_of
+from harness.compare.style import (
+    MarkdownText,
+    Picture,
+    draw_placeholder,
+    line,
+    picture,
+    plot_style,
+    sparse_markers,
+)
+from harness.compare.waits import waits_measured
 from harness.tracking.recorded import RecordedRun
 from harness.tracking.study import Study
 
 COMPUTING = ("forward", "backward", "optimizer")
 OF_NODE = re.compile(r"utilisation/node_(\d+)_(computed|counter)_percent")
 MOST_NODES = 4
-"""Rows of panels; the others are left out of the picture, not of the means."""
+"""Largest number of rows; further nodes are left out of the panels, but not of the means."""
 COUNTER = {"color": "#555555", "linestyle": "-", "linewidth": 1.2}
 
 
 @dataclass(frozen=True)
 class Node:
-    """One node in one run: per cent over seconds since the run's first record."""
+    """One node in one run, in percent over seconds since the run's first record."""
 
     counter: "pd.Series[float]"
+    """Utilisation by the device's counter."""
     computed: "pd.Series[float]"
+    """Fraction of a step spent computing."""
 
 
 def draw(study: Study) -> Picture:
-    """Columns are variants (their first seed), rows nodes; the last panel has the means."""
+    """Draws a column per variant (its first seed) and a row per node, and a panel of means."""
     runs = _first_runs(study)
-    found = looks(run.name for run in study.runs)
+    found = styles_of(run.name for run in study.runs)
     by_run = {run.name: nodes(study, run) for run in runs}
     rows = max(1, min(MOST_NODES, max([len(each) for each in by_run.values()] or [1])))
-    with dressed():
+    with plot_style():
         figure = picture(max(9.0, 1.95 * len(runs) + 4.0), 1.6 + 1.9 * rows)
         grid = figure.add_gridspec(rows, len(runs) + 1, width_ratios=[1.0] * len(runs) + [1.5])
         for column, run in enumerate(runs):
@@ -48,18 +58,21 @@ def draw(study: Study) -> Picture:
                 axes.set_ylabel(f"node {row}: share (%)" if column == 0 else "")
                 axes.set_title(run.name if row == 0 else "", fontsize=10)
         _draw_means(figure.add_subplot(grid[:, -1]), by_run, found)
-        counter = Line2D([], [], label="what the device's counter says", **COUNTER)  # type: ignore[arg-type]
+        counter = Line2D([], [], label="the device's own counter", **COUNTER)  # type: ignore[arg-type]
         computed = Line2D(
-            [], [], color="black", marker="o", label="share of a step that was computed"
+            [], [], color="black", marker="o", label="share of a step spent computing"
         )
         figure.legend(handles=[counter, computed], loc="outside lower center", ncols=2)
     return figure
 
 
 def nodes(study: Study, run: RecordedRun) -> dict[int, Node]:
-    """What is known of a run's nodes. A counter that the run did not log itself (that of a card) is
-    MLflow's system metric; shares that it did not log are the mean over all ranks. Where waiting
-    happens inside the backward pass, as in torch's DDP, nobody knows what was computed."""
+    """The counter and the computed fraction of each node of a run.
+
+    If the run did not log the counter itself (that of a card), MLflow's system metric is used; if
+    it did not log computed fractions, the mean over all ranks is. For exchanges that wait inside
+    the backward pass, such as torch's DDP, the computed fraction is unknown and left empty.
+    """
     history = run.history
     if "time" not in history:
         return {}
@@ -85,39 +98,39 @@ def nodes(study: Study, run: RecordedRun) -> dict[int, Node]:
 
 def _separable(run: RecordedRun) -> bool:
     alone = run.summary is not None and run.summary.ranks == 1
-    return alone or waits_told_apart(run.config)
+    return alone or waits_measured(run.config)
 
 
 def means(by_node: Mapping[int, Node]) -> tuple[float, float]:
-    """Counter and computed share of a run, per cent, over its nodes and its time."""
+    """Mean counter and mean computed fraction of a run over its nodes and its time, in percent."""
     counter = [node.counter.mean() for node in by_node.values() if len(node.counter)]
     computed = [node.computed.mean() for node in by_node.values() if len(node.computed)]
     nothing = float("nan")
     return (mean(counter) if counter else nothing), (mean(computed) if computed else nothing)
 
 
-def say(study: Study) -> Said:
-    """What the store's numbers say."""
+def say(study: Study) -> MarkdownText:
+    """Mean counter and computed fraction of each variant, as Markdown."""
     lines = []
     for run in _first_runs(study):
         counter, computed = means(nodes(study, run))
         if not _separable(run) and not pd.isna(counter):
             lines.append(
-                f"* `{run.name}`: the counter says {counter:.0f} %; it waits inside its backward "
-                f"pass, so what it computed is not separable"
+                f"* `{run.name}`: the counter shows {counter:.0f} %; it waits inside its backward "
+                f"pass, so computing cannot be separated"
             )
         elif pd.isna(counter) or pd.isna(computed):
             lines.append(f"* `{run.name}`: not recorded")
         else:
             lines.append(
-                f"* `{run.name}`: the counter says {counter:.0f} %, "
-                f"{computed:.0f} % of a step was computed"
+                f"* `{run.name}`: the counter shows {counter:.0f} %, "
+                f"{computed:.0f} % of a step is computing"
             )
-    return Said("\n".join(lines))
+    return MarkdownText("\n".join(lines))
 
 
 def _first_runs(study: Study) -> list[RecordedRun]:
-    """Of each variant the lowest seed that ended well."""
+    """The completed run with the lowest seed of each variant."""
     found = []
     for name in dict.fromkeys(run.name for run in study.runs):
         ended = [run for run in study[name] if run.summary is not None]
@@ -130,26 +143,28 @@ def _over(values: "pd.Series[float]", seconds: "pd.Series[float]") -> "pd.Series
     return pd.Series(values.to_numpy(), index=seconds.to_numpy()).dropna()
 
 
-def _draw_node(axes: Axes, node: Node | None, look: Look) -> None:
+def _draw_node(axes: Axes, node: Node | None, style: VariantStyle) -> None:
     if node is None or not (len(node.counter) or len(node.computed)):
-        say_nothing(axes, "not recorded")
+        draw_placeholder(axes, "not recorded")
         return
     axes.plot(node.counter.index, node.counter, **COUNTER)  # type: ignore[arg-type]
-    axes.plot(node.computed.index, node.computed, **line(look), **few(len(node.computed)))
+    axes.plot(
+        node.computed.index, node.computed, **line(style), **sparse_markers(len(node.computed))
+    )
     axes.set_xlim(left=0)
     axes.set_ylim(0, 105)
 
 
 def _draw_means(
-    axes: Axes, by_run: Mapping[str, dict[int, Node]], found: Mapping[str, Look]
+    axes: Axes, by_run: Mapping[str, dict[int, Node]], found: Mapping[str, VariantStyle]
 ) -> None:
-    """A line from what was computed to what the counter says: as long as what it hides."""
+    """Draws a line from the computed fraction to the counter, as long as what the counter hides."""
     for number, (name, by_node) in enumerate(by_run.items()):
         counter, computed = means(by_node)
-        look = found[name]
+        style = found[name]
         axes.hlines(number, computed, counter, color="#bbbbbb", linewidth=3)
         axes.plot([counter], [number], "|", color="#555555", markersize=14, markeredgewidth=2.5)
-        axes.plot([computed], [number], look.marker, color=look.colour, markersize=8)
+        axes.plot([computed], [number], style.marker, color=style.colour, markersize=8)
     axes.set_yticks(range(len(by_run)), list(by_run))
     axes.yaxis.tick_right()
     axes.spines[["left"]].set_visible(False)
@@ -157,4 +172,4 @@ def _draw_means(
     axes.set_ylim(len(by_run) - 0.5, -0.5)
     axes.set_xlim(0, 105)
     axes.set_xlabel("mean over nodes and time (%)")
-    axes.set_title("Computed, and counted as busy", fontsize=10)
+    axes.set_title("Computing, and counted as busy", fontsize=10)

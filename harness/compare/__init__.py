@@ -1,1 +1,1 @@
-"""Measured, and judged: trains experiments, sets what they cost beside what they learned."""
+"""Compares experiments: trains them in turn and judges what each costs against what it learns."""

@@ -1,14 +1,15 @@
-"""How a variant looks: its colour, dash, marker and hatch, the same in every figure and report."""
+"""The style of a variant: colour, dash, marker and hatch, equal in every figure and report."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
-# Okabe and Ito's colours, told apart by most colour-blind readers; vermillion is kept for waiting,
-# and wine stands for their yellow, which does not show on white.
+# The palette of Okabe and Ito, which most colour-blind readers can distinguish. Vermillion is
+# reserved for waiting, and wine replaces their yellow, which is hard to see on white.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#000000", "#882255")
 DASHES = ("-", "--", ":")
-"""A second and third round of the colours."""
+"""Dashes of the first, second and third round of COLOURS."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
 HATCHES = ("", "////", "....", "xxxx")
 KNOWN = (
@@ -26,9 +27,9 @@ KNOWN = (
     "world_sync_int8",
     "world_late_int8",
 )
-"""Variants of experiments/, each in a place of its own in every study."""
+"""Variants of experiments/. Each has a fixed index, so its style is the same in every study."""
 WAIT_COLOUR = "#D55E00"
-PHASE_LOOKS: dict[str, dict[str, str]] = {
+PHASE_STYLES: dict[str, dict[str, Any]] = {
     "data": {"facecolor": "#f2f2f2"},
     "forward": {"facecolor": "#c9c9c9"},
     "backward": {"facecolor": "#979797"},
@@ -38,12 +39,12 @@ PHASE_LOOKS: dict[str, dict[str, str]] = {
     "node_wait": {"facecolor": "#f6b48a", "hatch": "////"},
     "exchange_wait": {"facecolor": WAIT_COLOUR},
 }
-"""Computing in greys, standing still in colour."""
+"""Patch keywords by phase: computing is grey, waiting is coloured."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """Of one variant, in matplotlib's words."""
+class VariantStyle:
+    """How one variant is drawn, as values that matplotlib understands."""
 
     colour: str
     dash: str
@@ -51,9 +52,13 @@ class Look:
     hatch: str
 
 
-def look_at(place: int) -> Look:
+def style_at(place: int) -> VariantStyle:
+    """The style with index `place`.
+
+    Markers have a period of 12 and colours one of 7, so the first 12 differ even in grey.
+    """
     turn, colour = divmod(place, len(COLOURS))
-    return Look(
+    return VariantStyle(
         COLOURS[colour],
         DASHES[turn % len(DASHES)],
         MARKERS[place % len(MARKERS)],
@@ -62,16 +67,16 @@ def look_at(place: int) -> Look:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Each name once: those of experiments/ first, in their places."""
+    """Each name once: variants of experiments/ first in the order of KNOWN, then others sorted."""
     wanted = set(names)
     return [*(name for name in KNOWN if name in wanted), *sorted(wanted - set(KNOWN))]
 
 
-def looks(names: Iterable[str]) -> dict[str, Look]:
-    """A look for every name of a study, whatever their order.
+def styles_of(names: Iterable[str]) -> dict[str, VariantStyle]:
+    """A style for every name of a study, independent of the order of `names`.
 
-    Names of experiments/ have fixed places, others those that are left, sorted. Give all names of
-    the study also where some are not shown: those that are keep their looks then.
+    Names of experiments/ have fixed indices; other names, sorted, take the free ones. Pass all
+    names of the study even if some are not shown, so that the shown ones keep their styles.
     """
     wanted = in_order(names)
     places = {name: place for place, name in enumerate(KNOWN) if name in wanted}
@@ -79,4 +84,4 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     for name in wanted:
         if name not in places:
             places[name] = next(left)
-    return {name: look_at(place) for name, place in places.items()}
+    return {name: style_at(place) for name, place in places.items()}

@@ -1,4 +1,4 @@
-"""The command line of `harness compare`: runs experiments, or takes up a study that was run."""
+"""The command line of `harness compare`: runs experiments, or reopens a recorded study."""
 
 import argparse
 from typing import Any
@@ -7,66 +7,80 @@ from harness.arguments import MOST_RANKS, MOST_SEEDS, Arguments, count, path, te
 from harness.errors import UserError
 
 RUNNING = ("np", "hosts", "seeds", "study")
-"""Options of runs to come."""
+"""Options that only apply if experiments are run."""
 READING = ("uri", "experiment", "no_record")
-"""Options of runs that were."""
+"""Options that only apply if a recorded study is read."""
 
 
 def add_compare(commands: Any) -> None:
-    """Adds `compare` to the commands that argparse knows."""
+    """Adds the `compare` command to the parser."""
     compare = commands.add_parser(
-        "compare", help="several experiments in turn, or a recorded study: table, verdict, report"
+        "compare", help="compare experiments, or a recorded study: table, verdict, report"
     )
     compare.add_argument("arguments", nargs="*", metavar="EXPERIMENT.yaml|key=value")
     compare.add_argument(
-        "--np", "-np", type=count(MOST_RANKS), help="ranks; else as many as there are slots"
+        "--np", "-np", type=count(MOST_RANKS), help="number of ranks (default: one per slot)"
     )
-    compare.add_argument("--hosts", "-H", help="host:slots,host:slots; else this machine alone")
     compare.add_argument(
-        "--seeds", type=count(MOST_SEEDS), help="repeat with so many seeds; a verdict needs 3"
+        "--hosts", "-H", help="host:slots,host:slots (default: this machine alone)"
+    )
+    compare.add_argument(
+        "--seeds",
+        type=count(MOST_SEEDS),
+        help="number of seeds per variant (default: 1); a verdict needs at least 3",
     )
     compare.add_argument("--study", type=text, help="tag that joins the runs in MLflow")
     compare.add_argument(
-        "--from-study", type=text, metavar="NAME", help="a recorded study to read; runs nothing"
+        "--from-study",
+        type=text,
+        metavar="NAME",
+        help="reopen a recorded study instead of running experiments",
     )
     compare.add_argument(
-        "--uri", type=text, help="MLflow store to read from; none: as tracking.uri says"
+        "--uri", type=text, help="MLflow store to read from (default: as for tracking.uri)"
     )
     compare.add_argument(
         "--experiment", type=text, metavar="NAME", help="MLflow experiment to read from"
     )
-    compare.add_argument("--no-record", action="store_true", help="log no comparison to MLflow")
+    compare.add_argument(
+        "--no-record", action="store_true", help="do not log the comparison to MLflow"
+    )
     compare.add_argument(
         "--target",
         type=float,
-        help="accuracy (0 to 1) to time variants to; else the baseline's at its end - 0.01",
+        help="target accuracy from 0 to 1 (default: the baseline's final accuracy less 0.01)",
     )
     compare.add_argument(
         "--baseline",
         type=text,
         metavar="NAME",
-        help="variant to compare with; else the first replicated and synchronous one",
+        help="variant to compare with (default: the first replicated, synchronous one)",
     )
     compare.add_argument(
-        "--predictions", type=path, metavar="FILE", help="of harness plan --output, to compare"
+        "--predictions",
+        type=path,
+        metavar="FILE",
+        help="predictions from `harness plan --output`, to score",
     )
-    compare.add_argument("--folder", type=path, help="where runs, table, chart and report go")
+    compare.add_argument(
+        "--folder", type=path, help="output folder for runs, table, chart and report"
+    )
     compare.set_defaults(command=_compare)
 
 
 def _compare(parsed: argparse.Namespace) -> int:
     _check(parsed)
-    # They bring pandas and matplotlib, which take seconds.
+    # Imported here because pandas and matplotlib take seconds to import.
     from harness.tracking.prediction import read_predictions
     from harness.tracking.results import Terms
 
     terms = Terms(parsed.target, parsed.baseline)
     predictions = read_predictions(parsed.predictions) if parsed.predictions else ()
     if parsed.from_study is not None:
-        from harness.compare.from_store import Source, take_up
+        from harness.compare.from_store import Source, reopen
 
         source = Source(parsed.from_study, parsed.uri, parsed.experiment)
-        return take_up(source, terms, predictions, parsed.folder, not parsed.no_record)
+        return reopen(source, terms, predictions, parsed.folder, not parsed.no_record)
     from harness.compare.run_all import Experiments, Ranks, compare
     from harness.config import study_name
     from harness.launch.hosts import slots_of
@@ -87,8 +101,8 @@ def _check(parsed: argparse.Namespace) -> None:
     reads = parsed.from_study is not None
     if reads and parsed.arguments:
         raise UserError(
-            f"--from-study {parsed.from_study} runs nothing, found {parsed.arguments[0]}; give "
-            f"either experiments or --from-study"
+            f"--from-study {parsed.from_study} runs no experiments, found {parsed.arguments[0]}; "
+            f"give either experiments or --from-study"
         )
     foreign = [
         name
@@ -99,5 +113,5 @@ def _check(parsed: argparse.Namespace) -> None:
         option = foreign[0].replace("_", "-")
         other = "leave it out" if reads else "add --from-study NAME"
         raise UserError(
-            f"--{option} belongs to {'runs to come' if reads else 'a recorded study'}; {other}"
+            f"--{option} applies only to {'new runs' if reads else 'a recorded study'}; {other}"
         )

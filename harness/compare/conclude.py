@@ -1,4 +1,4 @@
-"""From the results of a study to all that a comparison leaves: table, verdict, chart, report."""
+"""Turns the results of a study into the comparison's outputs: table, verdict, chart, report."""
 
 import sys
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from harness.tracking.results import Results, Target, Terms, Variant, baseline_o
 
 @dataclass(frozen=True)
 class Conclusion:
-    """A study's numbers and what they say."""
+    """A study's numbers, and everything that is computed from them."""
 
     results: Results
     baseline: Variant
@@ -33,9 +33,9 @@ class Conclusion:
     frame: pd.DataFrame
     verdict: Verdict
     scored: pd.DataFrame | None
-    """Predicted beside measured; None where nothing was predicted."""
+    """Predictions beside measurements; None without predictions."""
     ladder: Ladder | None
-    """What each lever is worth; None where the variants are no rungs of one ladder."""
+    """What each lever is worth; None unless the variants form a ladder."""
 
     @classmethod
     def of(cls, results: Results, terms: Terms) -> "Conclusion":
@@ -51,13 +51,13 @@ class Conclusion:
 
     @property
     def _meaning(self) -> list[str]:
-        """What the words of the sentences mean, and how times were found."""
+        """Notes on the terms of the verdict, and on how times were measured."""
         timing = self.results.timing
         return [*meaning(self.verdict), *([timing] if timing else [])]
 
     @property
     def text(self) -> str:
-        """For a terminal."""
+        """The comparison as text for a terminal."""
         parts = [as_text(self.frame, self.baseline, self.target)]
         if self.scored is not None:
             meant = as_paragraphs([scores_meaning(self.results.foretold)])
@@ -70,6 +70,7 @@ class Conclusion:
 
     @property
     def markdown(self) -> str:
+        """The comparison as a Markdown page."""
         first, *rivals = sentences(self.verdict)
         said = [f"**{first}**", "\n".join(f"* {each}" for each in rivals)]
         parts = [f"# {self.results.title}", *filter(None, said)]
@@ -83,7 +84,7 @@ class Conclusion:
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> ComparisonFiles:
-        """All files. Raises OSError if one cannot be written."""
+        """Writes all files into `folder`. Raises OSError if one cannot be written."""
         results = self.results
         files = ComparisonFiles.in_folder(
             folder,
@@ -106,10 +107,10 @@ class Conclusion:
 
 
 def conclude(results: Results, terms: Terms, folder: Path, tracking: TrackingConfig | None) -> None:
-    """Shows the comparison, leaves its files in `folder`, and logs them in MLflow where `tracking`
-    says; None logs nothing.
+    """Prints the comparison, writes its files into `folder`, and logs them to MLflow.
 
-    Raises RunFailed if the files cannot be written.
+    `tracking` says where MLflow is; with None, nothing is logged. Raises RunFailed if the files
+    cannot be written.
     """
     found = Conclusion.of(results, terms)
     print(f"\n{found.text}", flush=True)
@@ -117,8 +118,8 @@ def conclude(results: Results, terms: Terms, folder: Path, tracking: TrackingCon
         files = found.write(folder)
     except OSError as error:
         raise RunFailed(
-            f"the comparison's files cannot be written to {folder} ({error.strerror}); make room, "
-            f"and take it up again: harness compare --from-study {results.study}"
+            f"cannot write the comparison's files to {folder} ({error.strerror}); fix that, then "
+            f"run harness compare --from-study {results.study}"
         ) from error
     ladder = f"\nladder {files.ladder}" if files.ladder is not None else ""
     print(f"\ntable {files.table}\nchart {files.chart}{ladder}\nreport {files.report}", flush=True)
@@ -132,8 +133,12 @@ def _log(tracking: TrackingConfig, found: Conclusion, files: ComparisonFiles) ->
         experiment_id = record(
             tracking, results.study, found.frame, files, failures=len(results.failures)
         )
-    except Exception as error:  # the table is shown and in the folder, whatever MLflow does
-        told = in_short(error)
-        print(f"warning: the comparison is not in MLflow: {told}", file=sys.stderr, flush=True)
+    except Exception as error:  # the table is already printed and written: MLflow is optional
+        reason = in_short(error)
+        print(
+            f"warning: the comparison was not logged to MLflow: {reason}",
+            file=sys.stderr,
+            flush=True,
+        )
         return
     print(way_to_see(tracking, experiment_id, results.study), flush=True)

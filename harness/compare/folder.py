@@ -1,4 +1,4 @@
-"""A study as its folder keeps it: each run's config and summary in a folder of its own in there."""
+"""A study stored in a folder: one subfolder per run, with the run's config and summary."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,28 +10,28 @@ from harness.tracking.run_folder import CONFIG, SUMMARY, RunFolder
 
 
 def variants_in(folder: Path) -> tuple[Variant, ...]:
-    """Those with runs that ended well, in the order of their names, each run by its seed.
+    """The variants that have completed runs, sorted by name; each one's runs are sorted by seed.
 
-    Raises UserError if there are none.
+    Raises UserError if there is no completed run.
     """
     runs = [_recorded(RunFolder(path.parent)) for path in sorted(folder.rglob(SUMMARY))]
     if not runs:
-        raise UserError(f"{folder} holds no run with a {SUMMARY}; give a study's own folder")
+        raise UserError(f"{folder} contains no run with a {SUMMARY}; give the folder of a study")
     return variants_of(sorted(runs, key=lambda run: (run.name, run.seed)))
 
 
 def _recorded(files: RunFolder) -> RecordedRun:
-    """A run that ended well."""
+    """Reads one completed run. Raises UserError if its config is missing."""
     config = files.config
     if config is None:
-        raise UserError(f"{files.path} has a {SUMMARY} and no {CONFIG}; put that there")
+        raise UserError(f"{files.path} has a {SUMMARY} but no {CONFIG}; restore the {CONFIG}")
     return RecordedRun(
         files.mlflow_run_id or "", config, "FINISHED", files.read_summary(), files.path
     )
 
 
 def write_runs(folder: Path, variants: Sequence[Variant]) -> None:
-    """What `variants_in` reads."""
+    """Writes the files that `variants_in` reads: a config and a summary for each run."""
     for each in variants:
         for run in each.summaries:
             files = RunFolder(folder / f"{each.name}-s{run.seed}")

@@ -1,4 +1,4 @@
-"""The picture of a verdict: each rival's difference from the baseline, with its interval."""
+"""The forest plot of a verdict: each rival's difference from the baseline, with its interval."""
 
 import math
 from collections.abc import Sequence
@@ -8,16 +8,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from harness.compare.colours import looks
+from harness.compare.colours import styles_of
 from harness.compare.verdict import ACCURACY, SECONDS, THROUGHPUT, Finding, Question, Verdict
 from harness.tracking.results import Variant
 
 BAND = "#e8e8e8"
-"""Differences that do not matter."""
+"""Colour of the band of differences that do not matter."""
 
 
 def forest_figure(verdict: Verdict) -> Figure:
-    """Speed on the left, accuracy on the right, a row per rival; the band is no difference."""
+    """Draws speed on the left and accuracy on the right, with one row per rival.
+
+    Within the grey band a difference does not matter.
+    """
     figure = Figure(figsize=(7.2, 1.5 + 0.42 * len(verdict.rivals)), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -25,10 +28,10 @@ def forest_figure(verdict: Verdict) -> Figure:
     speed = SECONDS if timed else THROUGHPUT
     _draw(left, verdict, speed, 1.0)
     _draw(right, verdict, ACCURACY, 0.0)
-    left.set_xlabel("times sooner at the target" if timed else "times the images/s")
-    right.set_xlabel("points of final accuracy above it")
+    left.set_xlabel("speed-up in time to the target" if timed else "ratio of images/s")
+    right.set_xlabel("difference in final accuracy (points)")
     left.set_title(f"Against {verdict.baseline.name}: speed", fontsize=10)
-    right.set_title("accuracy", fontsize=10)
+    right.set_title("Accuracy", fontsize=10)
     rivals = [each.name for each in verdict.rivals]
     left.set_yticks(range(len(rivals)), rivals)
     left.set_ylim(len(rivals) - 0.5, -0.5)
@@ -40,7 +43,7 @@ def _draw(axes: Axes, verdict: Verdict, question: Question, none: float) -> None
     band = (1 / (1 + margin), 1 + margin) if question.relative else (-margin, margin)
     axes.axvspan(*band, color=BAND, zorder=0)
     axes.axvline(none, color="#888888", linewidth=1, zorder=1)
-    reach, found = list(band), looks(each.name for each in verdict.variants)
+    reach, found = list(band), styles_of(each.name for each in verdict.variants)
     for row, rival in enumerate(verdict.rivals):
         finding = verdict.of(rival.name, question)
         if finding is None:
@@ -54,7 +57,7 @@ def _draw(axes: Axes, verdict: Verdict, question: Question, none: float) -> None
 
 
 def _draw_row(axes: Axes, finding: Finding, row: int, colour: str) -> Sequence[float]:
-    """What the row reaches to."""
+    """Draws one rival's estimate and interval. Returns the finite x values that it covers."""
     interval = finding.interval
     whole = [interval.low, interval.high]
     if finding.difference.tested:
@@ -65,7 +68,7 @@ def _draw_row(axes: Axes, finding: Finding, row: int, colour: str) -> Sequence[f
 
 
 def _why_not(verdict: Verdict, question: Question, rival: Variant) -> str:
-    """Why a rival was not compared in this."""
+    """Why the rival was not compared in this question."""
     for each in (rival, verdict.baseline):
         if not each.summaries:
             return each.fate if each is rival else f"{each.name} {each.fate}"
@@ -73,9 +76,9 @@ def _why_not(verdict: Verdict, question: Question, rival: Variant) -> str:
         for each in (rival, verdict.baseline):
             reached = verdict.reached[each.name]
             if not reached.always:
-                told = f"reached in {reached.runs} of {reached.of}"
-                return told if each is rival else f"{each.name}: {told}"
-    return "nothing to compare"
+                how_often = f"reached in {reached.runs} of {reached.of}"
+                return how_often if each is rival else f"{each.name}: {how_often}"
+    return "not compared"
 
 
 def _say(axes: Axes, row: int, text: str) -> None:
@@ -84,7 +87,8 @@ def _say(axes: Axes, row: int, text: str) -> None:
 
 
 def _scale(axes: Axes, low: float, high: float) -> None:
-    """Logarithmic, labelled in plain numbers also where it spans less than a decade."""
+    """Sets a logarithmic scale with plain numbers as labels, even below one decade."""
+    # A margin of 8 % of the range in log space, at least 1 % of the value.
     room = max((high / low) ** 0.08, 1.01)
     axes.set_xscale("log")
     axes.set_xlim(low / room, high * room)

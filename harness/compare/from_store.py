@@ -1,10 +1,10 @@
-"""Takes up a study that lies in MLflow: the same comparison as after its runs, without running."""
+"""Reopens a study recorded in MLflow: the same comparison as after its runs, without running."""
 
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.compare.alike import check_alike
+from harness.compare.comparable import check_comparable
 from harness.compare.conclude import conclude
 from harness.config import tracking_in
 from harness.errors import UserError
@@ -18,36 +18,39 @@ from harness.tracking.study import read_study
 
 @dataclass(frozen=True)
 class Source:
-    """Where a recorded study lies."""
+    """Where a recorded study is stored."""
 
     study: str
     uri: str | None = None
-    """None: MLFLOW_TRACKING_URI, else the SQLite file mlflow.db here."""
+    """MLflow store; None means MLFLOW_TRACKING_URI, else mlflow.db in the working directory."""
     experiment: str | None = None
-    """None: the only one that holds the study."""
+    """MLflow experiment; None means the only one that holds the study."""
 
 
-def take_up(
+def reopen(
     source: Source,
     terms: Terms,
     predictions: tuple[Prediction, ...],
     folder: Path | None,
     recorded: bool,
 ) -> int:
-    """The exit code. `predictions` stand instead of the study's own; `recorded`: MLflow gets the
-    comparison too. Raises UserError for a study that cannot be read."""
+    """Compares a recorded study and returns the exit code.
+
+    `predictions`, if any, replace those of the study; `recorded` says whether to log the comparison
+    to MLflow. Raises UserError for a study that cannot be read.
+    """
     asked = tracking_in(source.uri, source.experiment)
     study = read_study(store_uri(asked), source.study, source.experiment)
     results = study.results
     if predictions:
         results = replace(results, predictions=predictions, foretold=False)
-    check_alike(study.runs)
+    check_comparable(study.runs)
     terms.check([variant.name for variant in results.variants])
     if not any(variant.summaries for variant in results.variants):
-        told = "; ".join(study.unended) or "all of them failed"
+        reasons = "; ".join(study.unended) or "all of them failed"
         raise UserError(
-            f"no run of the study {source.study} ended well, so that there is nothing to show "
-            f"({told}); mend that, and run its experiments again with --study {source.study}"
+            f"no run of the study {source.study} completed, so there is nothing to compare "
+            f"({reasons}); fix that, and run its experiments again with --study {source.study}"
         )
     for line in study.unended:
         print(line, file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
-"""Means with 95 % intervals, and paired differences between two variants with theirs.
+"""Means and paired differences with 95 % confidence intervals.
 
-Student's t throughout: seeds are few, and their spread is estimated from them. Times and speeds
-are compared on a log scale, so that a difference is a ratio; accuracies in points. `scipy.stats`
-has the same and takes a second to import.
+All intervals use Student's t, because seeds are few and their spread is estimated from them. Times
+and speeds are compared on a log scale, so that a difference is a ratio; accuracies are compared in
+points. `scipy.stats` has the same functions, but takes a second to import.
 """
 
 import math
@@ -14,14 +14,14 @@ from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95
 NORMAL = 1.96
-"""Standard errors to each side of a 95 % interval where the spread is known, not estimated."""
+"""Half width of a 95 % interval in standard errors if the spread is known, not estimated."""
 FEWEST_PAIRS = 3
-"""Seeds below which there is no test: two give an interval 13 standard errors wide to each side."""
+"""Seeds needed for a test. With two, the half width of an interval is 13 standard errors."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the 95 % interval around it; both ends are NaN for a single value."""
+    """An estimate and its 95 % interval; both ends are NaN for a single value."""
 
     estimate: float
     low: float
@@ -29,23 +29,29 @@ class Interval:
 
     @property
     def half(self) -> float:
+        """Half of the interval's width."""
         return (self.high - self.low) / 2
 
     def through(self, power: float) -> "Interval":
-        """Of the `power` of what is estimated: -1 turns a ratio of times into one of speeds."""
+        """The interval of the estimate raised to `power`.
+
+        A power of -1 turns a ratio of times into a ratio of speeds; it is decreasing, so the ends
+        swap and are sorted again.
+        """
         ends = sorted((self.low**power, self.high**power))
         return Interval(self.estimate**power, ends[0], ends[1])
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One variant against another over the seeds that both have."""
+    """The difference of one variant from another, over the seeds that both have."""
 
     interval: Interval
-    """A ratio for logs, else a difference in the measure's unit."""
+    """A ratio if logarithms were compared, else a difference in the measure's unit."""
     p: float
-    """Two-sided, of no difference at all; NaN where there are too few pairs."""
+    """Two-sided p value of the hypothesis of no difference; NaN if there are too few pairs."""
     pairs: int
+    """Seeds that both variants have."""
 
     @property
     def tested(self) -> bool:
@@ -53,7 +59,7 @@ class Difference:
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Of the mean; a value that is not finite leaves no interval."""
+    """The 95 % interval of the mean; its ends are NaN below two values or for non-finite ones."""
     if not values:
         return Interval(math.nan, math.nan, math.nan)
     mean = fmean(values)
@@ -66,12 +72,12 @@ def mean_interval(values: Sequence[float]) -> Interval:
 def differences(
     one: Sequence[float], other: Sequence[float], grain: float = 0.0, shared: float = 0.0
 ) -> Difference:
-    """Mean of `one - other`, value by value.
+    """The mean of the paired differences `one - other`.
 
-    Values come in steps, and rounding to a step adds its own spread: seeds that agree to the last
-    digit prove no more than the digits hold. `grain`: a step to which each seed is rounded for
-    itself, so that more seeds average it out. `shared`: one to which all seeds are rounded alike,
-    which stays however many there are.
+    Measured values are rounded to steps, and rounding adds its own spread: seeds that agree to the
+    last digit prove no more than the digits resolve. `grain` is a step to which each seed is
+    rounded independently, so that more seeds average it out. `shared` is a step to which all seeds
+    are rounded in the same way; its error remains however many seeds there are.
     """
     found = [a - b for a, b in zip(one, other, strict=True)]
     if not found:
@@ -80,25 +86,28 @@ def differences(
     if len(found) < FEWEST_PAIRS:
         return Difference(Interval(mean, math.nan, math.nan), math.nan, len(found))
     quantile = _quantile(len(found))
+    # half² = (t s / sqrt(n))² + (1.96 r)²: the spread s over seeds, at least the rounding of a
+    # seed, shrinks with n; the shared rounding r does not.
     error = max(stdev(found), _rounding(grain)) / math.sqrt(len(found))
     half = math.hypot(quantile * error, NORMAL * _rounding(shared))
     interval = Interval(mean, mean - half, mean + half)
     if half == 0:
         return Difference(interval, 0.0 if mean else 1.0, len(found))
-    # Below 0.05 exactly where the interval leaves no difference out.
+    # Scaled so that |mean| = half gives t = quantile: p < 0.05 exactly if the interval excludes 0.
     p = 2 * float(stdtr(len(found) - 1, -abs(mean) * quantile / half))
     return Difference(interval, p, len(found))
 
 
 def _rounding(step: float) -> float:
-    """Standard deviation of a difference of two values, each uniform within a step."""
+    """Standard deviation of the difference of two values, each uniform within a step."""
+    # A uniform value has variance step² / 12; the difference of two has twice that.
     return step / math.sqrt(6)
 
 
 def ratios(
     one: Sequence[float], other: Sequence[float], grain: float = 0.0, shared: float = 0.0
 ) -> Difference:
-    """Geometric mean of `one / other`, pair by pair. Steps are shares of the values."""
+    """The geometric mean of the paired ratios `one / other`; steps are fractions of the values."""
     found = differences([math.log(a) for a in one], [math.log(b) for b in other], grain, shared)
     logs = found.interval
     interval = Interval(math.exp(logs.estimate), math.exp(logs.low), math.exp(logs.high))
@@ -106,7 +115,8 @@ def ratios(
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's correction for so many tests at once; NaN is no test and stays."""
+    """Corrects p values for multiple tests by Holm's method; NaN (no test) stays NaN."""
+    # The k-th smallest of m p values is multiplied by m - k + 1, and never below the one before.
     order = sorted((p, place) for place, p in enumerate(ps) if not math.isnan(p))
     found, largest = list(ps), 0.0
     for rank, (p, place) in enumerate(order):
@@ -116,4 +126,5 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def _quantile(count: int) -> float:
+    """The two-sided quantile of Student's t for `count` values."""
     return float(stdtrit(count - 1, (1 + LEVEL) / 2))

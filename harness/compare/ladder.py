@@ -1,4 +1,4 @@
-"""The ladder of a study: variants that pull one lever more each, and what each lever is worth."""
+"""The ladder of a study: variants that each pull one more lever, and what each lever is worth."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from harness.compare.verdict import SECONDS, THROUGHPUT, Question, judge, second
 from harness.tracking.results import Target, Variant
 
 FEWEST_RUNGS = 3
-"""Two variants are a comparison, which the verdict tells."""
+"""Two variants are a plain comparison, which the verdict already reports."""
 
 
 @dataclass(frozen=True)
 class Worth:
-    """One rung against a lower one, paired over seeds as in the verdict; above 1 is faster."""
+    """Ratios of one rung to a lower one, paired over seeds as in the verdict; above 1 is faster."""
 
     speed: Difference | None
-    """Of images/s; None where they have no timed seed in common."""
+    """Ratio of images/s; None if the two have no timed seed in common."""
     time: Difference | None
-    """Of the time to the target; None where a run of either missed it."""
+    """Speed-up in time to the target; None if a run of either missed the target."""
 
 
 @dataclass(frozen=True)
@@ -30,37 +30,39 @@ class Rung:
     variant: Variant
     levers: Levers
     pulled: tuple[Lever, ...]
-    """That the rung below does not pull; of the first, all that it pulls."""
+    """Levers that the rung below does not pull; for the first rung, all that it pulls."""
     pushed: tuple[str, ...]
-    """Levers that the rung below pulls less far: how far, and how far there."""
+    """Levers that the rung below pulls less far, as "new setting instead of old setting"."""
     images_per_second: Interval
+    """Of all ranks together."""
     seconds: Interval
-    """To the target; NaN where there is none, or a run missed it."""
+    """Training seconds to the target; NaN if there is no target, or a run missed it."""
     reached: int
-    """Runs that reached the target."""
+    """Number of runs that reached the target."""
     over_below: Worth | None
-    """None of the first."""
+    """This rung against the rung below; None for the first rung."""
     over_baseline: Worth | None
+    """This rung against the first rung; None for the first rung."""
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """From the baseline up."""
+    """The rungs from the baseline up, and what a reader must know about them."""
 
     rungs: tuple[Rung, ...]
     target: Target | None
     differs: tuple[str, ...]
-    """Other settings in which the rungs differ."""
+    """Settings other than levers in which the rungs differ, as dotted keys."""
     names: tuple[str, ...]
-    """Of all variants of the study: a look depends on them."""
+    """Names of all variants of the study, on which the styles of the rungs depend."""
 
     @classmethod
     def of(
         cls, variants: Sequence[Variant], baseline: Variant, target: Target | None
     ) -> "Ladder | None":
-        """None where the variants hold fewer than three rungs.
+        """Finds the ladder; None if the variants contain fewer than three rungs.
 
-        `baseline`: of several that could be the first rung, the one taken.
+        `baseline` is preferred if several variants could be the first rung.
         """
         chain = climb(variants, baseline)
         if len(chain) < FEWEST_RUNGS:
@@ -74,13 +76,13 @@ class Ladder:
 
     @property
     def fewest_pairs(self) -> int:
-        """Seeds that two rungs have in common, the fewest of all that are compared."""
+        """The smallest number of common seeds over all pairs of rungs that are compared."""
         found = [worth for each in self.rungs for worth in (each.over_below, each.over_baseline)]
         return min(worth.speed.pairs if worth.speed else 0 for worth in found if worth is not None)
 
     @property
     def timed(self) -> bool:
-        """Whether each step has a ratio of times to the target."""
+        """Whether every step of the ladder has a ratio of times to the target."""
         return all(each.over_below.time is not None for each in self.rungs if each.over_below)
 
 
@@ -96,14 +98,17 @@ Chain = tuple[Climber, ...]
 
 
 def climb(variants: Sequence[Variant], baseline: Variant) -> Chain:
-    """The longest chain of variants with results, told by their configs alone: each keeps the
-    levers of the one below and pulls more, the first none but the route."""
+    """The longest chain of variants that have results, found from their configs alone.
+
+    Each variant keeps the levers of the one below and pulls more; the first pulls none, except
+    possibly the hierarchical route.
+    """
     found = []
     for variant in variants:
         levers = levers_of(variant.config)
         if levers is not None and variant.summaries:
             found.append(Climber(variant, levers))
-    # What lies above another pulls more: in this order each comes after all that it can stand on.
+    # A variant above another pulls more levers, so in this order it follows all candidates below.
     found.sort(key=lambda each: len(each.levers.pulled))
     chains = [chain for top in found if (chain := _chain_to(top, found, baseline))]
 
@@ -115,7 +120,11 @@ def climb(variants: Sequence[Variant], baseline: Variant) -> Chain:
 
 
 def _chain_to(top: Climber, found: Sequence[Climber], baseline: Variant) -> Chain:
-    """The best that ends there; empty where none does."""
+    """The best chain that ends at `top`; empty if there is none.
+
+    Dynamic programming over `found`: best[v] is the best chain that ends at v, and each variant
+    extends the best chain of every variant that it can follow.
+    """
     best: dict[str, Chain] = {}
     for each in found:
         options: list[Chain] = [
@@ -130,8 +139,11 @@ def _chain_to(top: Climber, found: Sequence[Climber], baseline: Variant) -> Chai
 
 
 def _score(chain: Chain, top: Climber, baseline: Variant) -> tuple[object, ...]:
-    """More rungs; then more of them with the K, compression and pieces of the top; then the study's
-    own baseline below; then levers in their order."""
+    """The order of preference between chains, larger is better.
+
+    First more rungs; then more rungs whose K, compression and pieces equal those of the top; then
+    the study's own baseline as the first rung; then levers pulled in their canonical order.
+    """
     order = tuple(Lever)
     places = [-order.index(lever) for _, pulled in _pulls(chain) for lever in pulled]
     agreeing = sum(each.levers.agrees_with(top.levers) for each in chain)
@@ -139,7 +151,7 @@ def _score(chain: Chain, top: Climber, baseline: Variant) -> tuple[object, ...]:
 
 
 def _pulls(chain: Chain) -> list[tuple[Climber, tuple[Lever, ...]]]:
-    """What each pulls that the one below does not."""
+    """For each rung, the levers that it pulls and the rung below does not."""
     first = chain[0]
     found = [(first, first.levers.in_order)]
     for below, each in pairwise(chain):
@@ -162,7 +174,7 @@ def _rung(each: Climber, below: Climber | None, first: Climber, target: Target |
         _in_order(levers.pulled - lower),
         () if below is None else _pushed(levers, below.levers),
         mean_interval([run.images_per_second for run in variant.summaries]),
-        # A mean over the lucky seeds alone would flatter.
+        # A mean over only the seeds that reached the target would be biased.
         mean_interval(made_it if len(made_it) == len(times) else []),
         len(made_it),
         None if below is None else _worth(variant, below.variant, target),
@@ -172,14 +184,14 @@ def _rung(each: Climber, below: Climber | None, first: Climber, target: Target |
 
 def _pushed(levers: Levers, below: Levers) -> tuple[str, ...]:
     return tuple(
-        f"{levers.told(lever)} for {below.told(lever)}"
+        f"{levers.setting(lever)} instead of {below.setting(lever)}"
         for lever in below.in_order
         if levers.how_far(lever) != below.how_far(lever)
     )
 
 
 def _worth(variant: Variant, other: Variant, target: Target | None) -> Worth:
-    """By the verdict's own tests, of these two alone."""
+    """Compares two rungs by the verdict's tests, without any other variant."""
     verdict = judge((other, variant), other, target)
 
     def ratio(question: Question) -> Difference | None:

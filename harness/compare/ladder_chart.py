@@ -1,4 +1,4 @@
-"""The ladder: a step per lever, in images per second and in time to the target."""
+"""The chart of a ladder: one step per lever, in images per second and in time to the target."""
 
 import math
 from collections.abc import Sequence
@@ -9,77 +9,81 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from harness.compare.colours import Look, looks
+from harness.compare.colours import VariantStyle, styles_of
 from harness.compare.folder import variants_in
 from harness.compare.intervals import Difference
 from harness.compare.ladder import Ladder, Rung
-from harness.compare.ladder_text import as_markdown, labels, ratio_told
-from harness.compare.style import Picture, Said, dressed, picture, say_nothing
+from harness.compare.ladder_text import as_markdown, labels, ratio_text
+from harness.compare.style import MarkdownText, Picture, draw_placeholder, picture, plot_style
 from harness.errors import UserError
 from harness.tracking.results import baseline_of, target_of
 
 RAIL = "#9a9a9a"
-"""Colour of the line from the end of a step to the beginning of the next."""
+"""Colour of the line from the end of one step to the start of the next."""
 TALL = 0.5
-"""Thickness of a step, as a share of the distance between two."""
+"""Thickness of a step, as a fraction of the distance between two."""
 
 
 def read(folder: str) -> Ladder:
-    """The ladder of the runs in a study's folder, for the accuracy that its comparison used.
+    """Reads the ladder of the runs in a study's folder, for the default baseline and target.
 
-    Raises UserError if they are no rungs of one.
+    Raises UserError if the variants do not form a ladder.
     """
     variants = variants_in(Path(folder))
     baseline = baseline_of(variants)
     found = Ladder.of(variants, baseline, target_of(baseline, None))
     if found is None:
-        raise UserError(f"the variants in {folder} are no rungs of one ladder")
+        raise UserError(
+            f"the variants in {folder} do not form a ladder; it takes three, each with all levers "
+            f"of the one below and one more"
+        )
     return found
 
 
-def say(ladder: Ladder) -> Said:
-    return Said(as_markdown(ladder))
+def say(ladder: Ladder) -> MarkdownText:
+    """The ladder's table and notes as Markdown."""
+    return MarkdownText(as_markdown(ladder))
 
 
 def draw(ladder: Ladder) -> Picture:
-    """Images/s on the left, time to the target on the right, both on logarithmic scales."""
+    """Draws images/s on the left and time to the target on the right, both on log scales."""
     rungs = ladder.rungs
-    found = looks(ladder.names)
+    found = styles_of(ladder.names)
     beside = [(each, found[each.variant.name], each.over_below) for each in rungs]
-    with dressed():
+    with plot_style():
         figure = picture(13, 1.9 + 0.62 * len(rungs))
         speed, time = figure.subplots(1, 2, sharey=True)
         speed.set_yticks(range(len(rungs)), labels(rungs))
         speed.set_ylim(len(rungs) - 0.4, -0.6)
         speeds = [
-            _Step(each, look, each.images_per_second.estimate, below.speed if below else None)
-            for each, look, below in beside
+            _Step(each, style, each.images_per_second.estimate, below.speed if below else None)
+            for each, style, below in beside
         ]
         _draw_steps(speed, speeds)
         speed.set_xlabel("images/s, all ranks")
-        speed.set_title("Throughput; beside each step, times the rung below (95% CI)")
+        speed.set_title("Throughput, and its ratio to the rung below (95% CI)")
         if ladder.target is None:
-            say_nothing(time, "no target accuracy")
+            draw_placeholder(time, "no target accuracy")
             return figure
         times = [
-            _Step(each, look, each.seconds.estimate, below.time if below else None)
-            for each, look, below in beside
+            _Step(each, style, each.seconds.estimate, below.time if below else None)
+            for each, style, below in beside
         ]
         _draw_steps(time, times, falls=True)
-        time.set_xlabel("training time to the target, evaluations left out (s)")
-        time.set_title(f"Time to {ladder.target.top1:.2%}; times faster than the rung below")
+        time.set_xlabel("training time to the target, without evaluations (s)")
+        time.set_title(f"Time to {ladder.target.top1:.2%}, and the speed-up over the rung below")
     return figure
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A rung of one of the two charts."""
+    """One rung in one of the two charts."""
 
     rung: Rung
-    look: Look
+    style: VariantStyle
     value: float
     ratio: Difference | None
-    """Of the value by the rung below's."""
+    """Ratio of this rung's value to that of the rung below."""
 
     @property
     def has_value(self) -> bool:
@@ -87,10 +91,10 @@ class _Step:
 
 
 def _draw_steps(axes: Axes, steps: Sequence[_Step], falls: bool = False) -> None:
-    """`falls`: less is faster."""
+    """Draws all rungs; `falls` says that smaller values are better."""
     drawn = [each.value for each in steps if each.has_value]
     if not drawn:
-        say_nothing(axes, "not reached by any rung" if falls else "no speed was measured")
+        draw_placeholder(axes, "not reached by any rung" if falls else "no speed was measured")
         return
     _scale(axes, min(drawn), max(drawn))
     for row, step in enumerate(steps):
@@ -98,7 +102,7 @@ def _draw_steps(axes: Axes, steps: Sequence[_Step], falls: bool = False) -> None
             _say_why(axes, row, step.rung, falls)
             continue
         edges = [step.value]
-        # Where the rung below has no value, the way from the last one is that of several levers.
+        # Without a value of the rung below, a bar would mix the effects of several levers.
         if row and steps[row - 1].has_value:
             edges.append(steps[row - 1].value)
             _draw_rise(axes, row, steps[row - 1].value, step)
@@ -106,7 +110,7 @@ def _draw_steps(axes: Axes, steps: Sequence[_Step], falls: bool = False) -> None
 
 
 def _say_why(axes: Axes, row: int, rung: Rung, falls: bool) -> None:
-    """In place of a value."""
+    """Writes why there is no value, in place of a bar."""
     runs = len(rung.variant.summaries)
     why = f"reached in {rung.reached} of {runs}" if falls else "no speed was measured"
     middle = axes.get_yaxis_transform()
@@ -114,41 +118,44 @@ def _say_why(axes: Axes, row: int, rung: Rung, falls: bool) -> None:
 
 
 def _draw_rise(axes: Axes, row: int, before: float, step: _Step) -> None:
-    """From the value of the rung below to this one's."""
+    """Draws the bar from the value of the rung below to the value of this one."""
     axes.plot([before, before], [row - 1, row], color=RAIL, linewidth=1, zorder=1)
     axes.barh(
         row,
         step.value - before,
         left=before,
         height=TALL,
-        facecolor=step.look.colour,
-        hatch=step.look.hatch,
+        facecolor=step.style.colour,
+        hatch=step.style.hatch,
         edgecolor="white",
         linewidth=0.5,
     )
 
 
 def _draw_value(axes: Axes, row: int, step: _Step, falls: bool, edges: Sequence[float]) -> None:
-    """The value, its interval, and both in words right of all that the row draws."""
+    """Draws the value and its interval, with both as text to the right of the row."""
     own: dict[str, Any] = {
-        "color": step.look.colour,
-        "marker": step.look.marker,
+        "color": step.style.colour,
+        "marker": step.style.marker,
         "markeredgecolor": "white",
     }
     value = step.value
     axes.plot([value], [row], **own, markersize=8, zorder=5)
     ends = _whisker(value, step.ratio, falls)
-    if ends:  # seen on light bars and on dark ones
+    if ends:  # a black line with a white outline is visible on light and on dark bars
         axes.plot(ends, [row, row], color="white", linewidth=4, zorder=3)
         axes.plot(ends, [row, row], color="black", linewidth=1.6, zorder=6)
     text = f"{value:,.{0 if value >= 100 else 1}f}"
-    text += "" if step.ratio is None else f"   {ratio_told(step.ratio.interval)}"
+    text += "" if step.ratio is None else f"   {ratio_text(step.ratio.interval)}"
     edge = max([*edges, *ends])
     axes.annotate(text, (edge, row), xytext=(8, 0), textcoords="offset points", va="center")
 
 
 def _whisker(value: float, ratio: Difference | None, falls: bool) -> list[float]:
-    """Where the value would lie at both ends of the ratio's interval."""
+    """The values that correspond to both ends of the ratio's interval.
+
+    With the rung below fixed at value / estimate, an end of the ratio gives value * end / estimate.
+    """
     if ratio is None or not ratio.tested:
         return []
     interval = ratio.interval.through(-1) if falls else ratio.interval
@@ -156,7 +163,8 @@ def _whisker(value: float, ratio: Difference | None, falls: bool) -> list[float]
 
 
 def _scale(axes: Axes, low: float, high: float) -> None:
-    """Logarithmic, with room for what stands beside the longest step."""
+    """Sets a logarithmic scale with room for the text beside the longest step."""
+    # Margins are powers of the range, so that they are constant fractions of the log axis.
     span = max(high / low, 1.2)
     axes.set_xscale("log")
     axes.set_xlim(low / span**0.08, high * span**0.55)

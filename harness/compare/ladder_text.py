@@ -1,4 +1,4 @@
-"""A study's ladder in words: its table, a closing sentence, and what a reader must know."""
+"""A study's ladder as text: its table, a closing sentence, and notes on how to read it."""
 
 import math
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from harness.compare.ladder import Ladder, Rung, Worth
 from harness.compare.levers import Lever
 from harness.compare.sentences import as_paragraphs
 from harness.compare.table import aligned, piped
-from harness.compare.wording import joined, ratio_of, too_few
+from harness.compare.wording import format_ratio, joined, too_few
 
 TITLE = "The ladder: what each lever is worth"
 HEADS = (
-    *("rung", "variant", "images/s", "x the rung below (95% CI)", "x the baseline (95% CI)"),
-    *("seconds to target", "x faster than the rung below (95% CI)"),
-    "x faster than the baseline (95% CI)",
+    *("rung", "variant", "images/s", "ratio to rung below (95% CI)", "ratio to baseline (95% CI)"),
+    *("seconds to target", "speed-up over rung below (95% CI)"),
+    "speed-up over baseline (95% CI)",
 )
 NOUNS = {
     Lever.HIERARCHICAL: "the hierarchical route",
@@ -28,7 +28,7 @@ SINGULAR = (Lever.HIERARCHICAL, Lever.SLICED, Lever.LATE)
 
 
 def as_text(ladder: Ladder) -> str:
-    """For a terminal: speed, then time to the target, each with the rung."""
+    """The ladder for a terminal: a table of speeds, a table of times to the target, and notes."""
     cells = ladder_cells(ladder)
     speed = [row[:5] for row in cells]
     blocks = [f"{TITLE}\n{aligned(speed)}"]
@@ -38,12 +38,13 @@ def as_text(ladder: Ladder) -> str:
 
 
 def as_markdown(ladder: Ladder) -> str:
+    """The ladder as a section of a Markdown page."""
     notes = "\n".join(f"* {note}" for note in ladder_notes(ladder))
     return "\n\n".join([f"## {TITLE}", piped(ladder_cells(ladder)), closing(ladder), notes])
 
 
 def ladder_cells(ladder: Ladder) -> list[list[str]]:
-    """Rows of cells under a head."""
+    """The table's cells: a header row, then one row per rung."""
     rows = [list(HEADS)]
     for number, rung in enumerate(ladder.rungs):
         below, base = rung.over_below, rung.over_baseline
@@ -57,7 +58,7 @@ def ladder_cells(ladder: Ladder) -> list[list[str]]:
 
 
 def rung_name(rung: Rung, first: bool = False) -> str:
-    """The levers that it pulls, and those that it only pushes further."""
+    """The levers that the rung adds, then those that it only pulls further."""
     pulled = " + ".join(rung.pulled)
     if first:
         return f"baseline ({pulled})" if pulled else "baseline"
@@ -65,74 +66,77 @@ def rung_name(rung: Rung, first: bool = False) -> str:
 
 
 def closing(ladder: Ladder) -> str:
-    """How much of the whole each lever is worth: of time to the target, where all rungs reach it
-    in all of their runs, else of images/s."""
+    """One sentence with the total speed-up and the factor that each lever contributes.
+
+    It speaks of time to the target if all rungs reach it in all of their runs, else of images/s.
+    """
     total = _of(ladder, ladder.rungs[-1].over_baseline)
     parts = [(rung, _of(ladder, rung.over_below)) for rung in ladder.rungs[1:]]
     known = [(rung, found) for rung, found in parts if found is not None]
     if total is None or not known:
-        return "The rungs have no seed in common of which a speed was measured."
+        return "The rungs have no common seed with a measured speed."
     (first, its), *others = known
-    verb = "is" if first.pulled[0] in SINGULAR else "are"
-    said = [f"{_noun(first)} {verb} worth {_worth(its)}"]
-    said += [f"{_noun(rung)} {_worth(found)}" for rung, found in others]
-    return f"{_whole(ladder, total.interval)}, {joined(said)}."
+    verb = "contributes" if first.pulled[0] in SINGULAR else "contribute"
+    parts_text = [f"{_noun(first)} {verb} {_worth(its)}"]
+    parts_text += [f"{_noun(rung)} {_worth(found)}" for rung, found in others]
+    return f"{_whole(ladder, total.interval)}: {joined(parts_text)}."
 
 
 def _of(ladder: Ladder, worth: Worth | None) -> Difference | None:
-    """What the closing sentence speaks of."""
+    """The ratio that the closing sentence reports: time to the target, or images/s."""
     if worth is None:
         return None
     return worth.time if ladder.timed else worth.speed
 
 
 def ladder_notes(ladder: Ladder) -> list[str]:
-    """What a reader must know to read the table."""
-    found = ["Each rung keeps the levers of the rung below it and pulls the one it is named after"]
+    """Notes that a reader needs to understand the table."""
+    found = ["Each rung keeps the levers of the rung below and adds those that it is named after"]
     if any(len(rung.pulled) + len(rung.pushed) > 1 for rung in ladder.rungs[1:]):
         found.append(
-            "A rung of several names changes as many things: the study has no variant between"
+            "A rung with several names changes all of these at once: the study has no variant in "
+            "between"
         )
     top = ladder.rungs[-1].levers
-    how_far = [told for lever in top.in_order if (told := top.told(lever))]
+    how_far = [setting for lever in top.in_order if (setting := top.setting(lever))]
     if how_far:
         found.append(f"Settings of the top rung: {', '.join(how_far)}")
     if ladder.differs:
         found.append(
-            f"Beside the levers the rungs differ in {', '.join(ladder.differs)}: the ratios hold "
-            f"what these do too"
+            f"Apart from levers, the rungs differ in {', '.join(ladder.differs)}: the ratios "
+            f"include the effect of that"
         )
     pairs = ladder.fewest_pairs
     if pairs < FEWEST_PAIRS:
         found.append(
-            f"{too_few(pairs).capitalize()} whether a ratio is chance: below {FEWEST_PAIRS} seeds "
-            f"in common ratios stand without intervals"
+            f"{too_few(pairs).capitalize()}: with fewer than {FEWEST_PAIRS} common seeds, ratios "
+            f"have no intervals"
         )
     else:
-        found.append(f"95% CI: seeds in pairs ({pairs} or more), Student's t on logs")
+        found.append(f"95% CI: paired seeds ({pairs} or more), Student's t of logarithms")
     if ladder.target is None:
         found.append("There is no target accuracy, so there is no time to it")
     elif not ladder.timed:
         found.append(
-            f"'1 of 3': so many runs reached {ladder.target.top1:.2%}; times are compared only "
-            f"where both rungs reached it in all of their runs"
+            f"'1 of 3' means that 1 of 3 runs reached {ladder.target.top1:.2%}; times are compared "
+            f"only if all runs of both rungs reached it"
         )
     return [f"{each}." for each in found]
 
 
-def ratio_told(interval: Interval) -> str:
-    """3.10x (2.90-3.31)."""
+def ratio_text(interval: Interval) -> str:
+    """Formats a ratio with its interval if there is one, e.g. "3.10x (2.90-3.31)"."""
     if math.isnan(interval.low):
-        return f"{ratio_of(interval.estimate)}x"
-    return f"{ratio_of(interval.estimate)}x ({_range(interval)})"
+        return f"{format_ratio(interval.estimate)}x"
+    return f"{format_ratio(interval.estimate)}x ({_range(interval)})"
 
 
 def _ratio(found: Difference | None) -> str:
-    return "-" if found is None else ratio_told(found.interval)
+    return "-" if found is None else ratio_text(found.interval)
 
 
 def _range(interval: Interval) -> str:
-    return f"{ratio_of(interval.low)}-{ratio_of(interval.high)}"
+    return f"{format_ratio(interval.low)}-{format_ratio(interval.high)}"
 
 
 def _noun(rung: Rung) -> str:
@@ -142,31 +146,32 @@ def _noun(rung: Rung) -> str:
 def _worth(found: Difference) -> str:
     interval = found.interval
     if not found.tested:
-        return f"{ratio_of(interval.estimate)}x"
+        return f"{format_ratio(interval.estimate)}x"
     unclear = ", not distinguishable from 1" if interval.low <= 1 <= interval.high else ""
-    return f"{ratio_of(interval.estimate)}x ({_range(interval)}{unclear})"
+    return f"{format_ratio(interval.estimate)}x ({_range(interval)}{unclear})"
 
 
 def _whole(ladder: Ladder, interval: Interval) -> str:
     if ladder.target is None or not ladder.timed:
-        return f"Of {_times(interval, '')} the images/s"
+        return f"The top rung has {_times(interval, ' the images/s of the baseline')}"
+    reaches = f"The top rung reaches {ladder.target.top1:.2%}"
     if interval.estimate >= 1:
-        return f"Of {_times(interval, ' faster')} at {ladder.target.top1:.2%}"
-    return f"Though all together are {_times(interval.through(-1), ' slower')}"
+        return f"{reaches} {_times(interval, ' faster than the baseline')}"
+    return f"{reaches} {_times(interval.through(-1), ' slower than the baseline')}"
 
 
 def _times(interval: Interval, what: str) -> str:
-    told = f"{ratio_of(interval.estimate)}x{what}"
-    return told if math.isnan(interval.low) else f"{told} (95% CI {_range(interval)})"
+    ratio = f"{format_ratio(interval.estimate)}x{what}"
+    return ratio if math.isnan(interval.low) else f"{ratio} (95% CI {_range(interval)})"
 
 
 def _mean(interval: Interval, digits: int) -> str:
     if math.isnan(interval.estimate):
         return "-"
-    told = f"{interval.estimate:,.{digits}f}"
+    mean = f"{interval.estimate:,.{digits}f}"
     if math.isnan(interval.half):
-        return told
-    return f"{told}\N{PLUS-MINUS SIGN}{interval.half:,.{digits}f}"
+        return mean
+    return f"{mean}\N{PLUS-MINUS SIGN}{interval.half:,.{digits}f}"
 
 
 def _seconds(rung: Rung, ladder: Ladder) -> str:
@@ -177,7 +182,7 @@ def _seconds(rung: Rung, ladder: Ladder) -> str:
 
 
 def labels(rungs: Sequence[Rung]) -> list[str]:
-    """Of each rung, for a picture: its levers and its variant."""
+    """Axis labels of a chart: each rung's levers, and its variant on a second line."""
     return [
         f"{rung_name(rung, first=number == 0)}\n{rung.variant.name}"
         for number, rung in enumerate(rungs)

@@ -1,4 +1,4 @@
-"""Which levers a config pulls, of those that lie between data parallelism and the method."""
+"""The levers that separate data parallelism from the method, and which of them a config pulls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from enum import StrEnum
 from harness.config import Config, ExchangeConfig
 from harness.exchange.codecs import CODECS
 
-UNSAID = ("name", "seed", "tracking.", "data.cache", "data.root", "train.resume", "doctor.")
-"""Settings that say where things lie and what they are called, not how a variant trains."""
+BOOKKEEPING = ("name", "seed", "tracking.", "data.cache", "data.root", "train.resume", "doctor.")
+"""Prefixes of settings that only name or locate things and do not change how a variant trains."""
 SET_BY_LEVERS = (
     "classifier.layout",
     "exchange.kind",
@@ -19,8 +19,9 @@ SET_BY_LEVERS = (
     "exchange.pieces",
     "exchange.max_pieces",
 )
+"""Settings that the levers determine."""
 COMPRESSIONS = ("none", *CODECS)
-"""The widest first."""
+"""Compressions from the widest to the narrowest."""
 
 
 class Lever(StrEnum):
@@ -36,22 +37,25 @@ class Lever(StrEnum):
 
 @dataclass(frozen=True)
 class Levers:
-    """Those that one config pulls, and how far."""
+    """The levers that one config pulls, and how far it pulls them."""
 
     pulled: frozenset[Lever]
     compression: str
     passes: int
-    """K."""
+    """K, micro-batches per step."""
     pieces: int
     delay: int
-    """Windows."""
+    """Delay in windows."""
 
     @property
     def in_order(self) -> tuple[Lever, ...]:
         return tuple(lever for lever in Lever if lever in self.pulled)
 
     def how_far(self, lever: Lever) -> int:
-        """Comparable between configs that both pull the lever; one of two settings is 0."""
+        """How far the lever is pulled, comparable between configs that both pull it.
+
+        A lever with only two settings is always at 0.
+        """
         found = {
             Lever.FEWER_BYTES: COMPRESSIONS.index(self.compression),
             Lever.RARER: self.passes,
@@ -60,8 +64,8 @@ class Levers:
         }
         return found.get(lever, 0)
 
-    def told(self, lever: Lever) -> str:
-        """How far, in words; empty where there is nothing to say."""
+    def setting(self, lever: Lever) -> str:
+        """How far the lever is pulled, as text; empty for a lever with only two settings."""
         found = {
             Lever.FEWER_BYTES: self.compression,
             Lever.RARER: f"K = {self.passes}",
@@ -71,18 +75,21 @@ class Levers:
         return found.get(lever, "")
 
     def above(self, lower: "Levers") -> bool:
-        """Whether it keeps all that `lower` pulls, at least as far, and pulls more."""
+        """Whether this pulls all levers of `lower`, at least as far, and at least one more."""
         kept = all(self.how_far(lever) >= lower.how_far(lever) for lever in lower.pulled)
         return kept and lower.pulled < self.pulled
 
     def agrees_with(self, top: "Levers") -> bool:
-        """Whether it pulls each of its levers as far as `top` does."""
+        """Whether this pulls each of its levers exactly as far as `top` does."""
         return all(self.how_far(lever) == top.how_far(lever) for lever in self.pulled)
 
 
 def levers_of(config: Config) -> Levers | None:
-    """None for what lies on no ladder: late gradients, no exchange, an exchange of torch's own,
-    slices over the world, an outer optimizer."""
+    """The levers that a config pulls; None if the config cannot be on a ladder.
+
+    That is so for late gradients, no exchange, an exchange of torch's own, slices over the world,
+    and an outer optimizer.
+    """
     exchange, layout = config.exchange, config.classifier.layout
     if not exchange.traits.on_ladder or layout == "world" or exchange.has_outer:
         return None
@@ -104,21 +111,24 @@ def levers_of(config: Config) -> Levers | None:
 
 
 def _hierarchical(exchange: ExchangeConfig, layout: str) -> bool:
-    """`auto` stands in records from before runs wrote down what it came to: then the flat route was
-    that of plain data parallelism alone."""
+    """Whether the exchange takes the hierarchical route.
+
+    Records from before runs stored the route that they chose contain `auto`; at that time only
+    plain data parallelism took the flat route.
+    """
     if exchange.traits.has_routes and exchange.route == "auto":
         return (layout, exchange.compression) != ("replicated", "none")
     return not exchange.traits.has_routes or exchange.route == "hierarchical"
 
 
 def beside_levers(configs: Sequence[Config]) -> list[str]:
-    """Other settings of the training in which the configs differ, by dotted key."""
+    """Training settings other than levers in which the configs differ, as dotted keys."""
     values = [config.flattened() for config in configs]
     keys = dict.fromkeys(key for each in values for key in each)
     return [
         key
         for key in keys
         if key not in SET_BY_LEVERS
-        and not key.startswith(UNSAID)
+        and not key.startswith(BOOKKEEPING)
         and len({str(each.get(key)) for each in values}) > 1
     ]

@@ -1,4 +1,4 @@
-"""Pieces of a page that is one file: its style, tables, and pictures that lie in the text."""
+"""Building blocks of a self-contained HTML page: style, tables, and embedded figures."""
 
 import base64
 import io
@@ -44,13 +44,13 @@ dt { color: #56565b; } dd { margin: 0; }
 
 
 def page(title: str, body: Sequence[str]) -> str:
-    """A whole document that asks the network for nothing."""
+    """A complete document that needs no network."""
     return "\n".join(
         (
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<link rel="icon" href="data:,">',  # else a browser asks a server for one
+            '<link rel="icon" href="data:,">',  # otherwise browsers request /favicon.ico
             f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
             *body,
             "</body></html>\n",
@@ -59,7 +59,7 @@ def page(title: str, body: Sequence[str]) -> str:
 
 
 def table(cells: Sequence[Sequence[str]], colours: dict[str, str] | None = None) -> str:
-    """Rows under a head; a first cell that names something coloured gets its colour beside it."""
+    """An HTML table of a header row and rows; a first cell found in `colours` gets a swatch."""
     head, *rows = cells
     known = colours or {}
     lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
@@ -71,13 +71,15 @@ def table(cells: Sequence[Sequence[str]], colours: dict[str, str] | None = None)
 
 
 def swatch(colour: str) -> str:
+    """A small square of the given colour."""
     return f'<span class="swatch" style="background:{colour}"></span>'
 
 
 def figure(drawn: Figure, alt: str, caption: str) -> str:
-    """The picture itself, as SVG: sharp on paper and on any screen."""
+    """The figure with its caption, embedded as SVG: sharp on paper and on any screen."""
     buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "harness"}):  # the same picture has the same bytes
+    # Without a fixed salt, ids are random and the same figure would give different bytes.
+    with rc_context({"svg.hashsalt": "harness"}):
         drawn.savefig(buffer, format="svg", metadata={"Date": None})
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     image = f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'
@@ -85,10 +87,12 @@ def figure(drawn: Figure, alt: str, caption: str) -> str:
 
 
 def items(lines: Sequence[str], kind: str) -> str:
+    """A list of lines; `kind` is its CSS class."""
     inside = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f'<ul class="{kind}">{inside}</ul>'
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
+    """A definition list of names and values."""
     inside = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs)
     return f"<dl>{inside}</dl>"

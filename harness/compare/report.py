@@ -1,4 +1,4 @@
-"""The report of a comparison: one page that says who wins first, then shows why."""
+"""The report of a comparison: one HTML page with the winner first, then the evidence."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from harness.compare.chart import accuracy_figure, times_figure
-from harness.compare.colours import looks
+from harness.compare.colours import styles_of
 from harness.compare.forest import forest_figure
 from harness.compare.ladder import Ladder
 from harness.compare.ladder_chart import draw as ladder_figure
 from harness.compare.ladder_text import TITLE, closing, ladder_cells, ladder_notes
-from harness.compare.levers import UNSAID
+from harness.compare.levers import BOOKKEEPING
 from harness.compare.page import facts, figure, items, page, table
 from harness.compare.scoring import score_cells, scores_meaning
 from harness.compare.sentences import meaning, rival_lines
@@ -24,28 +24,29 @@ from harness.compare.winner import overall
 from harness.tracking.results import Results
 
 READING = (
-    "Time to accuracy decides. Throughput alone rewards whoever learns less from each image.",
-    "In the picture of differences a dot is the mean over seeds and a bar its 95% interval; a bar "
-    "within the grey band is no difference. Bars are of each rival alone, what is said is not: "
-    "better or worse is said where a bar leaves the line in the middle on one side and p, "
-    "corrected for the number of rivals, is below 0.05 too. A hollow dot has too few seeds for a "
+    "The criterion is time to accuracy. Throughput alone would favour variants that learn less "
+    "from each image.",
+    "In the figure of differences, a dot is the mean over seeds and a bar its 95% confidence "
+    "interval. A bar within the grey band means no difference. The bars are not corrected for the "
+    "number of rivals, but the verdict is: better or worse requires that the bar excludes the "
+    "central line and that the corrected p is below 0.05. A hollow dot has too few seeds for a "
     "bar.",
-    "Waiting is time in which a rank stands still for others. What an exchange hides behind "
+    "Waiting is time in which a rank stands still for others. Communication that is hidden behind "
     "computing is not waiting.",
 )
 IN_TURN = (
-    "Variants ran in turn on the same hosts, seed by seed and there and back, so that what slows "
-    "the machines for a while slows all of them."
+    "Variants ran in turn on the same hosts, seed by seed, with every other seed in reverse order, "
+    "so that a temporary slow-down of the machines affects all of them."
 )
 CLOCKED = (
-    "Times are wall time on every rank, in phases that add up to the step; the first windows of a "
-    "run are left out. Training time leaves out evaluations, checkpoints and set-up."
+    "Times are wall time on every rank, in phases that add up to the step, without the first "
+    "windows of a run. Training time excludes evaluations, checkpoints and set-up."
 )
 MEASURED = (
-    "Runs of the same seed see the same images in the same order.",
-    "Accuracy is of the mean over nodes after the last exchange has landed, on whole validation "
-    "sets at the end and on a part of them before. The target counts as reached at the first "
-    "evaluation that sees it.",
+    "Runs with the same seed see the same images in the same order.",
+    "Accuracy is that of the mean over nodes after the last exchange has landed, on whole "
+    "validation sets at the end and on a part of them before. The target counts as reached at the "
+    "first evaluation that reaches it.",
     "Bytes are counted at every collective.",
 )
 
@@ -58,9 +59,9 @@ def write_report(
     ladder: Ladder | None,
     path: Path,
 ) -> None:
-    """One file: pictures lie in it, and it asks the network for nothing."""
-    found = looks(each.name for each in results.variants)
-    colours = {name: look.colour for name, look in found.items()}
+    """Writes the report to `path` as one file with embedded figures, which needs no network."""
+    found = styles_of(each.name for each in results.variants)
+    colours = {name: style.colour for name, style in found.items()}
     title = question(verdict)
     in_turn = [IN_TURN] if results.in_turn else []
     measured = [*in_turn, results.timing or CLOCKED, *MEASURED]
@@ -81,20 +82,22 @@ def write_report(
 
 
 def question(verdict: Verdict) -> str:
-    """What the study asks."""
+    """The question that the study answers, as the page's title."""
     names = [each.name for each in verdict.variants]
     who = " or ".join(names) if len(names) < 3 else f"which of {len(names)} variants"
     if verdict.target is None:
         return f"{who[0].upper()}{who[1:]}: what does each cost?"
     goal = f"{verdict.target.top1:.2%} accuracy"
-    return f"Which is sooner at {goal}, {who}?" if len(names) < 3 else f"Who is first at {goal}?"
+    if len(names) == 1:
+        return f"How fast does {who} reach {goal}?"
+    return f"Which reaches {goal} first: {who}?" if len(names) < 3 else f"Who reaches {goal} first?"
 
 
 def _about(results: Results) -> str:
     config = results.variants[0].config.data
     seeds = {run.seed for each in results.variants for run in each.summaries}
-    told = [results.title, f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"]
-    return " · ".join([*told, f"{config.num_classes:,} classes of {config.dataset}"])
+    parts = [results.title, f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"]
+    return " · ".join([*parts, f"{config.num_classes:,} classes of {config.dataset}"])
 
 
 def _said(verdict: Verdict, colours: Mapping[str, str]) -> list[str]:
@@ -114,8 +117,8 @@ def _pictures(results: Results, verdict: Verdict) -> list[str]:
             figure(
                 forest_figure(verdict),
                 "Speed and accuracy of each rival against the baseline, with intervals",
-                f"Differences from {verdict.baseline.name}: means over seeds and 95% intervals. "
-                f"Within the grey bands a difference does not matter.",
+                f"Differences from {verdict.baseline.name}: means over seeds with 95% confidence "
+                f"intervals. Differences within the grey bands do not matter.",
             )
         )
     return [
@@ -123,12 +126,12 @@ def _pictures(results: Results, verdict: Verdict) -> list[str]:
         figure(
             accuracy_figure(results.variants, verdict.target),
             "Accuracy of every run over its training time",
-            "Accuracy over training time; a run's line ends where its training ended.",
+            "Accuracy over training time. A run's line ends when its training ended.",
         ),
         figure(
             times_figure(results.variants),
-            "Phases of a step of each variant, standing still in colour",
-            "Grey is computing, orange is standing still for others.",
+            "Phases of a step of each variant, with waiting in colour",
+            "Grey is computing, orange is waiting for others.",
         ),
     ]
 
@@ -138,9 +141,9 @@ def _ladder(ladder: Ladder) -> list[str]:
         f"<h2>{escape(TITLE)}</h2><p>{escape(closing(ladder))}</p>",
         figure(
             ladder_figure(ladder),
-            "Images per second and time to the target of each rung, a step per lever",
-            "Each step begins where the rung below ended; scales are logarithmic, so that equal "
-            "lengths are equal ratios. Bars at a step's end: 95% interval of its ratio.",
+            "Images per second and time to the target of each rung, one step per lever",
+            "Each step begins where the rung below ended. Scales are logarithmic, so equal lengths "
+            "are equal ratios. The bar at the end of a step is the 95% CI of its ratio.",
         ),
         table(ladder_cells(ladder)),
         items(ladder_notes(ladder), "notes"),
@@ -160,7 +163,7 @@ def _numbers(
     found += ["<h2>Speed, and where a step's time goes</h2>", table(speed, colours)]
     found += [table(waits, colours), items(said, "notes")]
     if scored is not None:
-        found += ["<h2>Predicted beside measured</h2>", table(score_cells(scored), colours)]
+        found += ["<h2>Predictions and measurements</h2>", table(score_cells(scored), colours)]
         found.append(items([scores_meaning(results.foretold)], "notes"))
     if len(verdict.frame):
         found += ["<h2>Tests</h2>", table(_tests(verdict), colours)]
@@ -169,13 +172,13 @@ def _numbers(
 
 
 def _tests(verdict: Verdict) -> list[list[str]]:
-    head = ["variant", "against", "question", "seeds", "estimate", "95% interval", "p", "corrected"]
-    rows = [[*head, "says"]]
+    head = ["variant", "against", "question", "seeds", "estimate", "95% CI", "p", "corrected p"]
+    rows = [[*head, "judgement"]]
     others = [each for each in verdict.contest if each.against != verdict.baseline.name]
     for each in (*verdict.findings, *others):
         interval = each.interval
         numbers = [f"{each.difference.pairs}", _short(interval.estimate)]
-        numbers.append(f"{_short(interval.low)} .. {_short(interval.high)}")
+        numbers.append(f"{_short(interval.low)} to {_short(interval.high)}")
         numbers += [_short(each.difference.p), _short(each.p)]
         asked = f"{each.question.name.replace('_', ' ')}, {each.question.unit}"
         rows.append([each.variant, each.against, asked, *numbers, str(each.judged)])
@@ -192,7 +195,7 @@ def _settings(results: Results) -> str:
     rows = []
     for key in keys:
         values = [str(config.get(key, "-")) for config in configs.values()]
-        if len(set(values)) > 1 and not key.startswith(UNSAID):
+        if len(set(values)) > 1 and not key.startswith(BOOKKEEPING):
             rows.append([key, *values])
     if not rows:
         return "<p>None: the variants have the same settings.</p>"
@@ -202,22 +205,22 @@ def _settings(results: Results) -> str:
 def _environment(
     environments: Sequence[Mapping[str, Any]], results: Results
 ) -> list[tuple[str, str]]:
-    """What the runs noted; several values are several kinds of machines, versions or commits."""
+    """Commits, machines and package versions of the runs; different values are joined."""
     runs = [run for each in results.variants for run in each.summaries]
     commits = {f"{run.commit}" for run in runs if run.commit}
     changed = any(each.get("git_dirty") for each in environments)
-    found = [("commit", ", ".join(sorted(commits)) + (" with changes" if changed else ""))]
+    found = [("commit", ", ".join(sorted(commits)) + (" with local changes" if changed else ""))]
     machines = {_machine(each) for each in environments if "cpu" in each}
     found.append(("machines", "; ".join(sorted(machines))))
     versions = [each["versions"] for each in environments if "versions" in each]
     for package in dict.fromkeys(name for each in versions for name in each):
         found.append((package, ", ".join(sorted({str(each.get(package)) for each in versions}))))
-    return [(name, value) for name, value in found if value] or [("noted", "nothing")]
+    return [(name, value) for name, value in found if value] or [("environment", "not recorded")]
 
 
 def _machine(environment: Mapping[str, Any]) -> str:
-    """The kind of machine that rank 0 was on."""
+    """A description of the machine that rank 0 was on."""
     cores, memory = environment.get("usable_cores"), environment.get("memory_bytes", 0) / 1e9
-    told = f"{environment['cpu']}, {cores} cores, {memory:.0f} GB, {environment.get('system')}"
+    host = f"{environment['cpu']}, {cores} cores, {memory:.0f} GB, {environment.get('system')}"
     gpus = environment.get("gpus") or []
-    return f"{told}, {', '.join(gpus)}" if gpus else told
+    return f"{host}, {', '.join(gpus)}" if gpus else host

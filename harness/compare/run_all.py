@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.compare.alike import check_same_images
+from harness.compare.comparable import check_same_images
 from harness.compare.conclude import conclude
 from harness.config import Config, load
 from harness.config.layers import override_of
@@ -42,7 +42,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """All trainings of a study, in the order they run."""
+    """All trainings of a study, in the order in which they run."""
 
     study: str
     folder: Path
@@ -85,9 +85,10 @@ def compare(
     folder: Path | None,
     predictions: tuple[Prediction, ...] = (),
 ) -> int:
-    """Runs the whole study and returns its exit code. Raises UserError before the first start.
+    """Runs and compares a whole study; returns the exit code.
 
-    `folder`: where the folders of the runs and the files of the comparison go.
+    `folder` receives the runs' folders and the comparison's files. Raises UserError before the
+    first run starts.
     """
     plan = make_plan(experiments, ranks, study, folder)
     terms.check([config.name for config in plan.variants])
@@ -96,14 +97,14 @@ def compare(
         check_store(tracking)
     plan = plan.at(claim(folder, plan.folder).folder)
     _announce(plan)
-    predictions, foretold = _predictions(plan, predictions)
+    predictions, before_runs = _predictions(plan, predictions)
     runs, failures, code = _run_all(plan)
     results = Results(
         plan.study,
         variants_of(runs, planned=plan.variants),
         environments_of(runs),
         predictions,
-        foretold=foretold,
+        foretold=before_runs,
         in_turn=True,
         failures=tuple(failures),
     )
@@ -128,7 +129,7 @@ def make_plan(
     study = study or configs[0].tracking.study or f"study-{time}"
     place = (folder or Path(configs[0].tracking.folder) / folder_name(study) / time).absolute()
     if os.path.exists(place / TABLE_FILE):
-        raise UserError(f"{place} holds a comparison already; give another --folder")
+        raise UserError(f"{place} already contains a comparison; give another --folder")
     trials = tuple(_trials(experiments, configs, study, place))
     return Plan(study, place, np, where, configs, trials)
 
@@ -140,13 +141,13 @@ def _trials(
     pairs = list(zip(experiments.paths, configs, strict=True))
     for number in range(experiments.seeds):
         seed = configs[0].seed + number
-        # Every second seed runs the variants in reverse order, so that a machine that steadily
-        # slows down affects all variants alike.
+        # Every other seed runs in reverse order (A B C, C B A, ...), so that a machine that slows
+        # down steadily slows all variants by the same amount.
         for path, config in pairs if number % 2 == 0 else reversed(pairs):
             own = (*experiments.overrides, f"seed={seed}", override_of("tracking.study", study))
             trial = place / f"{config.name}-s{seed}"
             if os.path.exists(trial):
-                raise UserError(f"{trial} exists already; give another --folder")
+                raise UserError(f"{trial} already exists; give another --folder")
             yield Trial(path, load(path, own), own, trial)
 
 
@@ -154,7 +155,7 @@ def _check(configs: Sequence[Config], np: int, hosts: str) -> None:
     names = [config.name for config in configs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"two experiments have the name {twice[0]}; give each its own `name`")
+        raise UserError(f"two experiments are named {twice[0]}; give each a different `name`")
     topology = topology_of(parse_hosts(hosts, np), np)
     for config in configs:
         check_classes(topology, config.classifier.layout, config.data.num_classes)
@@ -162,8 +163,10 @@ def _check(configs: Sequence[Config], np: int, hosts: str) -> None:
 
 
 def _predictions(plan: Plan, given: tuple[Prediction, ...]) -> tuple[tuple[Prediction, ...], bool]:
-    """The predictions given, which are recorded with the study, or else those it has; and whether
-    they were recorded before its first run."""
+    """The study's predictions, and whether all of them are known to precede its runs.
+
+    Given predictions are stored with the study; without them, those that it already has are used.
+    """
     tracking = plan.variants[0].tracking
     if not tracking.enabled:
         return given, bool(given)
@@ -174,15 +177,16 @@ def _predictions(plan: Plan, given: tuple[Prediction, ...]) -> tuple[tuple[Predi
 
 
 def _announce(plan: Plan) -> None:
-    seeds = len(plan.trials) // len(plan.variants)
+    variants, seeds = len(plan.variants), len(plan.trials) // len(plan.variants)
     _say(
-        f"study {plan.study}: {len(plan.trials)} runs ({len(plan.variants)} variants, seeds: "
-        f"{seeds}) of {plan.ranks} ranks on {plan.hosts}, into {plan.folder}"
+        f"study {plan.study}: {len(plan.trials)} run{'s' * (len(plan.trials) > 1)} "
+        f"({variants} variant{'s' * (variants > 1)}, {seeds} seed{'s' * (seeds > 1)}) of "
+        f"{plan.ranks} rank{'s' * (plan.ranks > 1)} on {plan.hosts}, into {plan.folder}"
     )
     lengths = {config.name: _length(config, plan.ranks) for config in plan.variants}
     if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        _say(f"warning: the variants do not see the same number of images: {listed}")
+        each = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        _say(f"warning: the variants do not see the same number of images: {each}")
     for line in withheld(plan.variants[0]):
         _say(line)
 
@@ -196,7 +200,7 @@ def _length(config: Config, ranks: int) -> str:
 
 
 def _run_all(plan: Plan) -> tuple[list[RecordedRun], list[Failure], int]:
-    """All runs, the failures among them, and the exit code."""
+    """Runs all trials; returns the runs, the failures among them, and the exit code."""
     runs: list[RecordedRun] = []
     failures: list[Failure] = []
     code = 0
@@ -209,13 +213,13 @@ def _run_all(plan: Plan) -> tuple[list[RecordedRun], list[Failure], int]:
         failures.append(Failure(config=trial.config, reason=outcome.reason))
         code = max(code, outcome.exit_code)
         if outcome.stopped or outcome.exit_code == 2:
-            _say("the study ends here")
+            _say("the study stops here")
             break
     return runs, failures, code
 
 
 def _recorded(trial: Trial, outcome: Outcome) -> RecordedRun:
-    """The run as read back from a store, with the config that it resolved."""
+    """The run as it would be read from a store, with the config that the run resolved."""
     files, ended_well = RunFolder(trial.folder), outcome.exit_code == 0
     return RecordedRun(
         files.mlflow_run_id or "",
@@ -233,7 +237,7 @@ def _run(plan: Plan, trial: Trial) -> Outcome:
     outcome = launch_training(command, trial.config, trial.folder, plan.ranks, plan.hosts, log)
     if outcome.exit_code:
         _say(outcome.reason)
-        _say(f"all that the ranks said: {log}")
+        _say(f"output of all ranks: {log}")
     return outcome
 
 

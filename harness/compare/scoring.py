@@ -1,4 +1,4 @@
-"""What was predicted of each variant beside what its runs measured, and how far off it was."""
+"""Predictions for each variant beside what its runs measured, with the error."""
 
 import math
 from collections.abc import Sequence
@@ -14,20 +14,24 @@ QUANTITIES = ("step_ms", "images_per_second", "wait_ms", "cross_node_mb_per_step
 HEADS = ("step ms", "images/s", "wait ms", "MB/step")
 
 
-def scores_meaning(foretold: bool) -> str:
-    """What the columns are. `foretold`: the predictions are known to be older than the runs."""
-    when = "before the runs" if foretold else "(not known to be made before the runs)"
+def scores_meaning(before_runs: bool) -> str:
+    """Explains the columns; `before_runs` says whether predictions surely precede the runs."""
+    when = "before the runs" if before_runs else "(possibly after the runs)"
     return (
-        f"predicted {when}, measured, and by how much the prediction is above (+) or below; of the "
-        f"wait in % of the measured step, of the rest in % of what was measured"
+        f"predicted {when}, measured, and the error of the prediction in % of the measurement; "
+        f"the error of the wait is in % of the measured step"
     )
 
 
 def scores(
     variants: Sequence[Variant], frame: pd.DataFrame, predictions: Sequence[Prediction]
 ) -> pd.DataFrame:
-    """A row per variant: `<quantity>_predicted`, `_measured`, `_error_percent`; NaN where there is
-    no prediction for this variant on so many ranks and nodes. `frame` is the comparison's."""
+    """A table with a row per variant and, for each quantity, three columns.
+
+    The columns are `<quantity>_predicted`, `_measured` and `_error_percent`; they are NaN if there
+    is no prediction for this variant on its number of ranks and nodes. `frame` is the comparison's
+    table.
+    """
     rows = [
         _row(measured, _find(variant, predictions))
         for variant, (_, measured) in zip(variants, frame.iterrows(), strict=True)
@@ -47,6 +51,7 @@ def _row(measured: "pd.Series[float]", prediction: Prediction | None) -> dict[st
     row: dict[str, float] = {}
     for name in QUANTITIES:
         found = math.nan if prediction is None else _predicted(prediction, name)
+        # A wait may be near zero, so its error is taken relative to the whole step.
         whole = measured["step_ms" if name == "wait_ms" else name]
         row[f"{name}_predicted"] = found
         row[f"{name}_measured"] = measured[name]
@@ -71,9 +76,9 @@ class _Form:
 
 
 def score_cells(scored: pd.DataFrame) -> list[list[str]]:
-    """Rows of cells under a head, three cells a quantity."""
+    """The table's cells: a header row, then three cells per quantity for each variant."""
     forms = dict(zip(QUANTITIES, (_Form(1), _Form(0), _Form(1), _Form(2)), strict=True))
-    head = [cell for name in HEADS for cell in (name, "measured", "off %")]
+    head = [cell for name in HEADS for cell in (name, "measured", "error %")]
     rows = [["predicted", *head]]
     for variant, row in scored.iterrows():
         cells = [str(variant)]

@@ -1,4 +1,4 @@
-"""The verdict in words: who wins, a line per rival, and what the words mean."""
+"""The verdict as sentences: the winner, a line per rival, and what the terms mean."""
 
 import textwrap
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from harness.compare.verdict import (
 )
 from harness.compare.winner import overall
 from harness.compare.wording import (
-    hidden_in,
+    faster_or_slower,
+    format_p,
+    format_points,
+    format_ratio,
     lost_runs,
-    p_of,
-    points_of,
-    ratio_of,
+    possible_range,
     ratio_range,
-    sooner_or_later,
     times,
     too_few,
     without_result,
@@ -32,38 +32,38 @@ from harness.tracking.results import Variant
 _B, _W, _S, _O = Judgement.BETTER, Judgement.WORSE, Judgement.SAME, Judgement.OPEN
 HEADS = {
     (_B, _B): "better: faster and more accurate",
-    (_B, _S): "better: faster and as accurate",
-    (_B, _O): "faster; accuracy: cannot tell",
+    (_B, _S): "better: faster and equally accurate",
+    (_B, _O): "faster; accuracy inconclusive",
     (_B, _W): "faster but less accurate",
-    (_S, _B): "better: as fast and more accurate",
-    (_S, _S): "no difference here",
-    (_S, _O): "no difference in speed; accuracy: cannot tell",
-    (_S, _W): "worse: as fast but less accurate",
-    (_O, _B): "more accurate; speed: cannot tell",
-    (_O, _S): "no difference in accuracy; speed: cannot tell",
-    (_O, _O): "cannot tell",
-    (_O, _W): "less accurate; speed: cannot tell",
+    (_S, _B): "better: equally fast and more accurate",
+    (_S, _S): "no difference",
+    (_S, _O): "equally fast; accuracy inconclusive",
+    (_S, _W): "worse: equally fast but less accurate",
+    (_O, _B): "more accurate; speed inconclusive",
+    (_O, _S): "equally accurate; speed inconclusive",
+    (_O, _O): "inconclusive",
+    (_O, _W): "less accurate; speed inconclusive",
     (_W, _B): "slower but more accurate",
-    (_W, _S): "worse: slower and as accurate",
-    (_W, _O): "slower; accuracy: cannot tell",
+    (_W, _S): "worse: slower and equally accurate",
+    (_W, _O): "slower; accuracy inconclusive",
     (_W, _W): "worse: slower and less accurate",
 }
-"""What a rival is called, by its time to the target and its accuracy."""
-COUNTS = {_B: "more images/s", _S: "as many images/s", _W: "fewer images/s"}
-ENDS = {_B: "more accurate", _S: "as accurate", _W: "less accurate"}
-"""What it is called without times to the target: more images are not yet better."""
+"""The headline of a rival, by the judgements of its time to the target and of its accuracy."""
+COUNTS = {_B: "more images/s", _S: "equal images/s", _W: "fewer images/s"}
+ENDS = {_B: "more accurate", _S: "equally accurate", _W: "less accurate"}
+"""Headlines without times to the target, because more images/s alone are not an improvement."""
 WIDTH = 118
 
 
 @dataclass(frozen=True)
 class RivalLine:
-    """What the verdict is on one rival."""
+    """The verdict on one rival."""
 
     variant: str
     head: str
-    """What it is, in a few words."""
+    """The headline, a few words."""
     why: str = ""
-    """A sentence of the numbers behind that; empty: there are none."""
+    """A sentence with the numbers behind the headline; empty if there are none."""
 
     @property
     def text(self) -> str:
@@ -71,16 +71,17 @@ class RivalLine:
 
 
 def sentences(verdict: Verdict) -> list[str]:
-    """Who wins, then a line per rival."""
+    """The winner's sentence, then a line per rival."""
     return [overall(verdict), *(each.text for each in rival_lines(verdict))]
 
 
 def rival_lines(verdict: Verdict) -> list[RivalLine]:
+    """A line for each rival, in the order of the variants."""
     return [_rival(verdict, each) for each in verdict.rivals]
 
 
 def as_paragraphs(lines: Sequence[str], width: int = WIDTH) -> str:
-    """For a terminal: wrapped, each sentence's further lines set in."""
+    """Wraps each line for a terminal, with its continuation lines indented."""
     return "\n".join(textwrap.fill(line, width, subsequent_indent="    ") for line in lines)
 
 
@@ -89,7 +90,7 @@ def _rival(verdict: Verdict, rival: Variant) -> RivalLine:
     if not rival.summaries:
         return RivalLine(rival.name, f"no result, {without_result(rival)}")
     if not baseline.summaries:
-        return RivalLine(rival.name, f"nothing to compare it with, {baseline.name} {baseline.fate}")
+        return RivalLine(rival.name, f"no comparison, because {baseline.name} {baseline.fate}")
     clauses = [_to_target(verdict, rival), _accuracy(verdict, rival), _throughput(verdict, rival)]
     for variant, whose in ((rival, "its"), (baseline, f"{baseline.name}'s")):
         clauses += lost_runs(variant, whose)
@@ -98,7 +99,7 @@ def _rival(verdict: Verdict, rival: Variant) -> RivalLine:
 
 
 def head(verdict: Verdict, rival: str) -> str:
-    """What the rival is, in a few words."""
+    """The headline of a rival, a few words."""
     throughput, accuracy = verdict.of(rival, THROUGHPUT), verdict.of(rival, ACCURACY)
     speed = verdict.of(rival, SECONDS) or throughput
     if speed is None and accuracy is not None:
@@ -114,18 +115,18 @@ def head(verdict: Verdict, rival: str) -> str:
 
 
 def _by_count(images: Judgement, ends: Judgement) -> str:
-    """By images/s and accuracy alone, which do not say who is sooner at an accuracy."""
+    """A headline from images/s and accuracy alone, which do not show who reaches a target first."""
     if images is Judgement.OPEN:
-        unknown = "images/s: cannot tell"
-        return "cannot tell" if ends is Judgement.OPEN else f"{ENDS[ends]}; {unknown}"
+        unknown = "images/s inconclusive"
+        return "inconclusive" if ends is Judgement.OPEN else f"{ENDS[ends]}; {unknown}"
     if ends is Judgement.OPEN:
-        return f"{COUNTS[images]}; accuracy: cannot tell"
+        return f"{COUNTS[images]}; accuracy inconclusive"
     joint = "but" if {images, ends} == {Judgement.BETTER, Judgement.WORSE} else "and"
     return f"{COUNTS[images]} {joint} {ENDS[ends]}"
 
 
 def _misses(verdict: Verdict, rival: str) -> bool:
-    """A target that the baseline always reached."""
+    """Whether the rival missed, at least once, a target that the baseline always reached."""
     return verdict.reached[verdict.baseline.name].always and not verdict.reached[rival].always
 
 
@@ -138,15 +139,15 @@ def _to_target(verdict: Verdict, rival: Variant) -> str:
         own, other = verdict.reached[rival.name], verdict.reached[baseline]
         return (
             f"reaches {goal} in {own.runs} of {own.of} runs, {baseline} in {other.runs} of "
-            f"{other.of}: no time to compare"
+            f"{other.of}, so times are not compared"
         )
-    apart = sooner_or_later(finding.interval.estimate)
+    apart = faster_or_slower(finding.interval.estimate)
     if finding.judged is Judgement.OPEN:
         one_side = (finding.interval.low - 1) * (finding.interval.high - 1) > 0
-        hidden = hidden_in(finding) + _among(verdict, finding, one_side)
-        return f"reaches {goal} {hidden} than {baseline}"
+        hidden = possible_range(finding) + _among(verdict, finding, one_side)
+        return f"reaches {goal} at a time not distinguishable from {baseline}'s ({hidden})"
     if finding.judged is Judgement.SAME:
-        return f"reaches {goal} as soon as {baseline}, {hidden_in(finding)}"
+        return f"reaches {goal} as fast as {baseline} ({possible_range(finding)})"
     if finding.judged is Judgement.UNTESTED:
         return f"reaches {goal} {apart} than {baseline}"
     return f"reaches {goal} {apart} than {baseline} ({ratio_range(finding)})"
@@ -157,23 +158,26 @@ def _accuracy(verdict: Verdict, rival: Variant) -> str:
     if finding is None:
         return ""
     interval = finding.interval
-    estimate = f"{points_of(verdict, interval.estimate)} points"
+    estimate = f"{format_points(verdict, interval.estimate)} points"
+    differs = f"has a final accuracy that differs from {verdict.baseline.name}'s by"
     if finding.judged is Judgement.UNTESTED:
-        return f"ends {estimate} from {verdict.baseline.name}'s accuracy"
-    low, high = (points_of(verdict, each) for each in (interval.low, interval.high))
-    told = f"95%: {low} .. {high}"
+        return f"{differs} {estimate}"
+    low, high = (format_points(verdict, each) for each in (interval.low, interval.high))
+    spread = f"95% CI {low} to {high}"
     if finding.judged is Judgement.SAME:
-        return f"ends as accurate ({estimate}, {told})"
+        return f"is equally accurate ({estimate}, {spread})"
     if finding.judged is Judgement.OPEN:
-        ends = f"ends anything from {low} to {high} points from {verdict.baseline.name}'s accuracy"
-        return ends + _among(verdict, finding, interval.low * interval.high > 0)
+        among = _among(verdict, finding, interval.low * interval.high > 0)
+        return f"{differs} {low} to {high} points (95% CI{among})"
     word = "more" if finding.judged is Judgement.BETTER else "less"
-    return f"ends {word} accurate ({estimate}, {told}, {p_of(finding.p)})"
+    return f"is {word} accurate ({estimate}, {spread}, {format_p(finding.p)})"
 
 
 def _among(verdict: Verdict, finding: Finding, one_side: bool) -> str:
-    """Why an interval on one side of no difference still decides nothing."""
-    return f" ({p_of(finding.p)} among {len(verdict.rivals)} rivals)" if one_side else ""
+    """Why an interval that excludes "no difference" is still not significant: the correction."""
+    if not one_side:
+        return ""
+    return f", not significant: {format_p(finding.p)} corrected for {len(verdict.rivals)} rivals"
 
 
 def _throughput(verdict: Verdict, rival: Variant) -> str:
@@ -183,18 +187,19 @@ def _throughput(verdict: Verdict, rival: Variant) -> str:
     text = f"has {times(finding.interval.estimate)} the images/s"
     interval = finding.interval
     if finding.judged is not Judgement.UNTESTED:
-        text += f" (95%: {ratio_of(interval.low)} - {ratio_of(interval.high)}"
+        text += f" (95% CI {format_ratio(interval.low)}-{format_ratio(interval.high)}"
         decided = finding.judged in (Judgement.BETTER, Judgement.WORSE)
-        text += f", {p_of(finding.p)})" if decided else ")"
+        text += f", {format_p(finding.p)})" if decided else ")"
     return text
 
 
 def meaning(verdict: Verdict) -> list[str]:
-    """What the words stand on: pairing, margins, corrections, and how fine the measures are."""
+    """Notes on the tests: pairing, margins, correction, and the resolution of accuracy."""
     found = [
-        f"verdict: seeds in pairs, Student's t (times and speeds as logs), 95% intervals, at least "
-        f"{FEWEST_PAIRS} seeds. 'No difference' is said only where the whole interval lies within "
-        f"{SECONDS.margin:.0%} of time or speed, {ACCURACY.margin:g} points of accuracy"
+        f"verdict: paired seeds, Student's t (of logarithms for times and speeds), 95% confidence "
+        f"intervals, at least {FEWEST_PAIRS} seeds. 'No difference' and 'equally' mean that the "
+        f"whole interval is within {SECONDS.margin:.0%} of time or speed, or within "
+        f"{ACCURACY.margin:g} points of accuracy"
     ]
     if len(verdict.rivals) > 1:
         found.append(f"p is corrected for {len(verdict.rivals)} rivals (Holm)")
@@ -202,7 +207,7 @@ def meaning(verdict: Verdict) -> list[str]:
     grain = accuracy_grain(runs)
     if grain:
         found.append(
-            f"accuracy of {100 / grain:,.0f} images: one is {grain:.2g} points. Intervals are over "
-            f"seeds, with these images; others would move all accuracies"
+            f"accuracy is measured on {100 / grain:,.0f} images: one is {grain:.2g} points. "
+            f"Intervals cover the variation over seeds; other images would shift all accuracies"
         )
     return found

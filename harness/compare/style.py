@@ -1,4 +1,4 @@
-"""The dress of all figures: sizes, grid, legends; a figure that a notebook shows as a PNG."""
+"""The style of all figures: sizes, grid, legends; a figure that a notebook shows as a PNG."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 
-from harness.compare.colours import Look
+from harness.compare.colours import VariantStyle
 
 DPI = 90
-DRESS: dict[Any, Any] = {
+RC_PARAMS: dict[Any, Any] = {
     "font.size": 10.0,
     "axes.titlesize": 11.0,
     "axes.labelsize": 10.0,
@@ -27,37 +27,38 @@ DRESS: dict[Any, Any] = {
     "hatch.linewidth": 0.7,
     "lines.markersize": 5.0,
 }
-"""matplotlib's parameters."""
+"""matplotlib's rc parameters for all figures."""
 
 
 class Picture(Figure):
-    """A figure that shows itself in a notebook; no window, no global state."""
+    """A figure that a notebook displays as a PNG, without a window or global state."""
 
     def _repr_png_(self) -> bytes:
         return self.png()
 
     def png(self) -> bytes:
         stream = BytesIO()
-        with dressed():  # hatches and the like are looked up when it is drawn
+        with plot_style():  # some parameters, such as the hatch width, are read when it is drawn
             self.savefig(stream, dpi=DPI, metadata={"Software": None})
         return stream.getvalue()
 
 
-class Said(str):
-    """Sentences made from a store's numbers, as Markdown."""
+class MarkdownText(str):
+    """Markdown text that a notebook renders."""
 
     def _repr_markdown_(self) -> str:
         return str(self)
 
 
 @contextmanager
-def dressed() -> Iterator[None]:
-    with matplotlib.rc_context(DRESS):
+def plot_style() -> Iterator[None]:
+    """Draws with RC_PARAMS inside the block."""
+    with matplotlib.rc_context(RC_PARAMS):
         yield
 
 
 def picture(width: float, height: float, title: str = "") -> Picture:
-    """An empty one, in inches."""
+    """An empty figure; width and height are in inches."""
     figure = Picture(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     if title:
@@ -65,27 +66,27 @@ def picture(width: float, height: float, title: str = "") -> Picture:
     return figure
 
 
-def line(look: Look, marker: bool = True) -> dict[str, Any]:
-    """Keywords of a variant's line."""
-    kept = {"marker": look.marker} if marker else {}
-    return {"color": look.colour, "linestyle": look.dash, **kept}
+def line(style: VariantStyle, marker: bool = True) -> dict[str, Any]:
+    """Line keywords for a variant."""
+    kept = {"marker": style.marker} if marker else {}
+    return {"color": style.colour, "linestyle": style.dash, **kept}
 
 
-def few(points: int) -> dict[str, Any]:
-    """Keywords of a line with so many points: markers at some of them, small."""
+def sparse_markers(points: int) -> dict[str, Any]:
+    """Line keywords for a line of `points` points: about 25 small markers."""
     return {"markevery": max(1, points // 25), "markersize": 3.5}
 
 
-def bar(look: Look) -> dict[str, Any]:
-    """Keywords of a variant's bar."""
-    return {"facecolor": look.colour, "hatch": look.hatch, "edgecolor": "white", "linewidth": 0.5}
+def bar(style: VariantStyle) -> dict[str, Any]:
+    """Bar keywords for a variant."""
+    return {"facecolor": style.colour, "hatch": style.hatch, "edgecolor": "white", "linewidth": 0.5}
 
 
-def hollow(look: Look) -> dict[str, Any]:
-    """Keywords of what was not measured but predicted: the variant's marker, empty."""
+def hollow(style: VariantStyle) -> dict[str, Any]:
+    """Line keywords for predictions: the variant's marker, hollow."""
     return {
-        "color": look.colour,
-        "marker": look.marker,
+        "color": style.colour,
+        "marker": style.marker,
         "markerfacecolor": "white",
         "markersize": 9,
         "linestyle": "none",
@@ -93,7 +94,7 @@ def hollow(look: Look) -> dict[str, Any]:
 
 
 def legend_below(figure: FigureBase, axes: Sequence[Axes], columns: int = 4) -> None:
-    """One legend for all axes, each label once."""
+    """Adds one legend for all axes below the figure, with each label once."""
     found: dict[str, Any] = {}
     for each in axes:
         handles, labels = each.get_legend_handles_labels()
@@ -103,8 +104,8 @@ def legend_below(figure: FigureBase, axes: Sequence[Axes], columns: int = 4) -> 
         figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)
 
 
-def say_nothing(axes: Axes, why: str) -> None:
-    """An empty picture that says why it is empty."""
+def draw_placeholder(axes: Axes, why: str) -> None:
+    """Fills the axes with a text that says why nothing is plotted."""
     axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color="#555555")
     axes.set_xticks([])
     axes.set_yticks([])

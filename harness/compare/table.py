@@ -1,4 +1,4 @@
-"""The table of a comparison: numbers as a frame, and the frame as text, Markdown and CSV."""
+"""The table of a comparison: the numbers as a data frame, and the frame as text and Markdown."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,38 +7,42 @@ from statistics import mean, stdev
 import pandas as pd
 
 from harness.compare.intervals import mean_interval
-from harness.compare.waits import WAITS, wait_ms, wait_percent, waits_told_apart
+from harness.compare.waits import WAITS, wait_ms, wait_percent, waits_measured
 from harness.config import Config
 from harness.measure.phase import Phase
 from harness.measure.summary import RunSummary
 from harness.tracking.results import PRIMARY, Target, Variant
 
 COLUMNS = 118
-"""Width that a terminal is assumed to have."""
+"""Assumed width of a terminal."""
 PHASES = tuple(phase.value for phase in Phase)
 
 Measure = Callable[[RunSummary], float]
 
 
 def phase_ms(run: RunSummary, phase: str) -> float:
+    """Milliseconds of the phase in a step, mean over ranks; 0 if the run has no such phase."""
     return run.phases_ms[phase].mean if phase in run.phases_ms else 0.0
 
 
 def images_per_step(run: RunSummary) -> float:
+    """Images of all ranks in a step (one window)."""
     return run.images / run.windows
 
 
 def comparison(
     variants: Sequence[Variant], baseline: Variant, target: Target | None
 ) -> pd.DataFrame:
-    """A row per variant: means over its seeds, and where there are several `<column>_sd`, the
-    standard deviation, and `<column>_ci`, half of the mean's 95 % interval. NaN stands for what did
-    not happen."""
+    """The table of a study: a row per variant, with means over its seeds.
+
+    With several seeds there are also `<column>_sd`, the standard deviation, and `<column>_ci`, half
+    of the mean's 95 % interval. Values that do not exist are NaN.
+    """
     sets = _validation_sets(variants)
     rows = [_row(variant, target, sets) for variant in variants]
     frame = pd.DataFrame(rows, index=pd.Index([v.name for v in variants], name="variant"))
     speed, seconds = frame["images_per_second"], frame["seconds_to_target"]
-    speed = speed.where(speed > 0)  # no window of it was timed
+    speed = speed.where(speed > 0)  # a speed of 0 means that no window was timed
     frame.insert(1, "speedup", speed / speed[baseline.name])
     frame["speedup_to_target"] = seconds[baseline.name] / seconds
     return frame
@@ -69,7 +73,7 @@ def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[s
     row: dict[str, float] = {}
     for name, measure in measures.items():
         found = [measure(run) for run in variant.summaries]
-        # A mean over the lucky seeds alone would flatter: one that missed makes it NaN.
+        # NaN propagates: a mean over only the seeds that reached the target would be biased.
         row[name] = mean(found) if found else math.nan
         if len(found) > 1:
             row[f"{name}_sd"] = stdev(found) if math.isfinite(row[name]) else math.nan
@@ -85,7 +89,7 @@ def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[s
 def _phase(config: Config, name: str) -> Measure:
     def measure(run: RunSummary) -> float:
         found = phase_ms(run, name)
-        hidden = name in WAITS and not found and not waits_told_apart(config)
+        hidden = name in WAITS and not found and not waits_measured(config)
         return math.nan if hidden else found
 
     return measure
@@ -101,7 +105,10 @@ def _seconds(run: RunSummary, target: Target | None) -> float:
 
 
 def _validation_sets(variants: Sequence[Variant]) -> list[str]:
-    """Metrics of the final top-1, the primary set's first; per set where runs name their sets."""
+    """Names of the final top-1 metrics, the primary set's first.
+
+    If the runs name their validation sets, there is one per set and the unnamed one is left out.
+    """
     finals = [run.final for variant in variants for run in variant.summaries]
     names = dict.fromkeys(name for final in finals for name in final if name.endswith("/top1"))
     named = [name for name in names if name != PRIMARY]
@@ -109,73 +116,77 @@ def _validation_sets(variants: Sequence[Variant]) -> list[str]:
 
 
 def top1_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns of final top-1, the primary validation set's first."""
     return [str(name) for name in frame.columns if str(name).endswith("/top1")]
 
 
 def as_text(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> str:
-    """Blocks of at most 120 columns, and what their words mean."""
+    """The table as text: blocks that fit a terminal, then notes on how to read them."""
     blocks = [aligned(cells) for cells in cell_blocks(frame)]
     return "\n\n".join([*blocks, "\n".join(notes(frame, baseline, target))])
 
 
 def as_markdown(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> str:
+    """The table as Markdown, with its notes."""
     blocks = [piped(cells) for cells in cell_blocks(frame)]
     return "\n\n".join([*blocks, "\n".join(f"* {note}" for note in notes(frame, baseline, target))])
 
 
 def piped(cells: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """A Markdown table of a header row and rows."""
     head, *rows = cells
     lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def notes(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> list[str]:
-    """What a reader must know to read the numbers."""
+    """Notes that a reader needs to understand the numbers."""
     found = [
-        f"baseline: {baseline.name}; a ratio above 1 is faster than it. Times are ms of a step "
-        f"(one window), means over ranks",
-        "wait = slice + node + exchange: standing still for others. MB/step: out of one node. "
+        f"baseline: {baseline.name}; a ratio above 1 is faster. Times are ms per step (one "
+        f"window), means over ranks",
+        "wait = slice + node + exch: waiting for other ranks. MB/step: sent by one node. "
         "Accuracy: final top-1",
     ]
     if target is None:
-        found.append(f"no target accuracy: {baseline.name} learned nothing; give one with --target")
+        found.append(f"no target accuracy: {baseline.name} learned nothing; set one with --target")
     else:
         set_name = _set_name((top1_columns(frame) or [PRIMARY])[0])
         found.append(f"target: top-1 of {target.told}, on {set_name}")
         if (frame["reached"] < frame["runs"]).any():
-            found.append("'1 of 3' to target: so many runs reached it, the others have no time")
+            found.append("'1 of 3' to target: 1 of 3 runs reached it, so there is no mean time")
     found += _caveats(frame)
     if frame["runs"].max() > 1:
-        found.append("mean \N{PLUS-MINUS SIGN} half of its 95% interval over seeds (Student's t)")
+        found.append(
+            "mean \N{PLUS-MINUS SIGN} half of its 95% confidence interval over seeds (Student's t)"
+        )
     return found
 
 
 def _caveats(frame: pd.DataFrame) -> list[str]:
-    """Where numbers beside each other do not mean the same."""
+    """Notes on numbers that are missing or not comparable."""
     found = []
     hidden = frame.index[frame["wait_ms"].isna() & (frame["runs"] > 0)]
     if len(hidden):
         found.append(
-            f"wait '-': torch's DDP waits inside its backward pass, where no clock tells it from "
-            f"computing ({', '.join(hidden)})"
+            f"wait '-': torch's DDP waits inside its backward pass, where waiting cannot be "
+            f"separated from computing ({', '.join(hidden)})"
         )
     if untimed := list(frame.index[(frame["images_per_second"] == 0) & (frame["runs"] > 0)]):
         found.append(
-            f"warning: no window of {', '.join(untimed)} was timed, so that no speed is known; "
-            f"lower train.untimed_windows or train for longer"
+            f"warning: no window of {', '.join(untimed)} was timed, so no speed is known; lower "
+            f"train.untimed_windows or train longer"
         )
     images = frame["images"].dropna()
-    # Runs of as many epochs differ by less than a step, to end with a whole one.
+    # Runs of equal epochs may differ by less than a step, because each ends with a whole one.
     if len(images) and images.max() - images.min() > frame["images_per_step"].max():
-        told = ", ".join(f"{name} {seen:,.0f}" for name, seen in images.items())
-        found.append(f"warning: the variants did not see the same number of images: {told}")
+        each = ", ".join(f"{name} {seen:,.0f}" for name, seen in images.items())
+        found.append(f"warning: the variants did not see the same number of images: {each}")
     return found
 
 
 def cell_blocks(frame: pd.DataFrame) -> tuple[list[list[str]], ...]:
-    """Speed, waits with bytes, and accuracy, as rows of cells under a head."""
-    # No decimals where a step takes seconds: the columns have to fit a terminal.
+    """Three tables of cells, each with a header row: speed, waits with bytes, and accuracy."""
+    # Steps of seconds are shown without decimals, so that the columns fit a terminal.
     ms = _plain("{:.0f}" if frame["step_ms"].max() >= 1000 else "{:.1f}")
     speed = {
         "images/s": ("images_per_second", _spread(0)),
@@ -242,7 +253,7 @@ _percent = _spread(2, 100.0)
 
 
 def _to_target(row: "pd.Series[float]", name: str) -> str:
-    """No mean of the lucky seeds alone, but in how many it was reached."""
+    """Seconds to the target, or in how many runs it was reached if some missed it."""
     missed = math.isnan(row[name]) and row["runs"] > 0
     return f"{int(row['reached'])} of {int(row['runs'])}" if missed else _spread(1)(row, name)
 
@@ -253,6 +264,7 @@ def _runs(row: "pd.Series[float]", name: str) -> str:
 
 
 def aligned(rows: list[list[str]]) -> str:
+    """A text table: the first column aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     gap = "  " if sum(widths) + 2 * len(widths) <= COLUMNS else " "
     return "\n".join(

@@ -1,4 +1,4 @@
-"""Which variant wins by how much, or that nobody can tell: tests over seeds, and what they mean."""
+"""The verdict of a study: which variant wins and by how much, from tests paired over seeds."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,52 +14,53 @@ from harness.measure.summary import RunSummary
 from harness.tracking.results import PRIMARY, Target, Variant
 
 ALPHA = 0.05
+"""Significance level."""
 
 
 class Judgement(StrEnum):
-    """What a test came to, for the variant against the other."""
+    """The result of a test of one variant against another."""
 
     BETTER = "better"
     WORSE = "worse"
     SAME = "no difference"
-    OPEN = "cannot tell"
+    OPEN = "inconclusive"
     UNTESTED = "too few seeds"
 
 
 @dataclass(frozen=True)
 class Question:
-    """What two variants are compared in."""
+    """A quantity in which two variants are compared."""
 
     name: str
     unit: str
-    """Of the estimate."""
+    """Unit of the estimate."""
     margin: float
-    """Differences within it do not matter: a share for ratios, else in the unit."""
+    """Differences within the margin do not matter: a fraction for ratios, else in the unit."""
     relative: bool
-    """A ratio, above 1 where the variant is better; else a difference."""
+    """Whether the estimate is a ratio, above 1 if the variant is better, or a difference."""
     sign: int = 1
-    """-1 where less is better."""
+    """-1 if smaller values are better, else 1."""
 
 
-SECONDS = Question("seconds_to_target", "times sooner", 0.05, True, -1)
-THROUGHPUT = Question("images_per_second", "times as many", 0.05, True)
+SECONDS = Question("seconds_to_target", "x faster", 0.05, True, -1)
+THROUGHPUT = Question("images_per_second", "x as many", 0.05, True)
 ACCURACY = Question("final_top1", "points", 0.5, False)
 WAIT = Question("wait_percent", "points of the step", 2.0, False, -1)
 QUESTIONS = (SECONDS, THROUGHPUT, ACCURACY, WAIT)
 TIMING_GRAIN = 1e-3
-"""Share of a time below which clocks of two runs are not compared."""
+"""Resolution of times and speeds, as a fraction: clocks of two runs are not compared below it."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One question about one variant against another."""
+    """The answer to one question about one variant against another."""
 
     question: Question
     variant: str
     against: str
     difference: Difference
     p: float
-    """Corrected for the number of rivals that were asked the same."""
+    """p value, corrected for the number of rivals in the same question."""
     judged: Judgement
 
     @property
@@ -69,13 +70,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Reached:
-    """In how many of its runs a variant reached the target."""
+    """In how many of its completed runs a variant reached the target."""
 
     runs: int
+    """Runs that reached the target."""
     of: int
+    """Completed runs."""
 
     @property
     def always(self) -> bool:
+        """Whether there are completed runs and all of them reached the target."""
         return 0 < self.of == self.runs
 
 
@@ -87,14 +91,18 @@ class Verdict:
     baseline: Variant
     target: Target | None
     findings: tuple[Finding, ...]
-    """Of every rival against the baseline."""
+    """Tests of every rival against the baseline."""
     contest: tuple[Finding, ...]
-    """Of the first at the target against all others that always reach it, the next best first;
-    without pairs where the two have no seed in common."""
+    """Tests of the first at the target against all others that always reach it, the runner-up
+    first; `pairs` is 0 for a pair without common seeds."""
     reached: Mapping[str, Reached]
+    """By the variant's name."""
 
     def of(self, variant: str, question: Question) -> Finding | None:
-        """Of a rival; None where it was not asked, as times to a target that some run missed."""
+        """The finding on a rival; None if the question was not asked.
+
+        Times, for example, are not compared if some run missed the target.
+        """
         found = [f for f in self.findings if (f.variant, f.question) == (variant, question)]
         return found[0] if found else None
 
@@ -104,7 +112,7 @@ class Verdict:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A row per test."""
+        """A table with a row per test."""
         asked = [("baseline", each) for each in self.findings]
         asked += [("first at the target", each) for each in self.contest]
         return pd.DataFrame([_row(kind, each) for kind, each in asked], columns=list(_COLUMNS))
@@ -135,7 +143,7 @@ def _row(kind: str, finding: Finding) -> dict[str, object]:
 
 
 def judge(variants: Sequence[Variant], baseline: Variant, target: Target | None) -> Verdict:
-    """Every rival against the baseline, and the first at the target against the others."""
+    """Tests every rival against the baseline, and the first at the target against the others."""
     rivals = [each for each in variants if each is not baseline]
     reached = {each.name: _reached(each, target) for each in variants}
     findings = [
@@ -154,9 +162,13 @@ def _ask(
     target: Target | None,
     reached: Mapping[str, Reached],
 ) -> list[Finding]:
-    """One question to all rivals: together they give a false alarm no oftener than one would."""
+    """Asks one question about all rivals.
+
+    p values are corrected, so that all rivals together raise a false alarm no more often than one.
+    """
     if question is SECONDS:
-        # The mean of the seeds that made it would flatter whoever missed it in the others.
+        # Variants that missed the target in a seed are left out: the mean over their other seeds
+        # would be biased. Without the baseline there is nothing to compare with.
         rivals = [each for each in (*rivals, baseline) if reached[each.name].always]
         rivals = rivals[:-1] if baseline in rivals else []
     found = [_compare(question, each, baseline, target) for each in rivals]
@@ -171,10 +183,13 @@ def _ask(
 def _contest(
     variants: Sequence[Variant], target: Target | None, reached: Mapping[str, Reached]
 ) -> tuple[Finding, ...]:
-    """Needs no correction: that one is first of all is claimed only where each test says so."""
+    """Tests the first at the target against all others that always reach it.
+
+    No correction is needed: a winner is named only if every one of these tests is significant.
+    """
     made_it = [each for each in variants if reached[each.name].always]
     times = {each.name: _seconds(each, target) for each in made_it}
-    # A seed that only one of them ran, an easy one say, must not make it the first.
+    # Ranked on common seeds only: an easy seed that one variant alone ran must not make it first.
     shared = set.intersection(*(set(each) for each in times.values())) if times else set()
 
     def mean_time(variant: Variant) -> float:
@@ -193,6 +208,7 @@ def _compare(
     pairs = [own[seed] for seed in seeds], [others[seed] for seed in seeds]
     grain, shared = _steps(question, (variant, other), target)
     if question.relative:
+        # If less is better (times), the ratio is turned over, so that above 1 is always better.
         difference = ratios(*(pairs if question.sign > 0 else pairs[::-1]), grain, shared)
     else:
         difference = differences(*pairs, grain, shared)
@@ -215,7 +231,7 @@ def _judged(question: Question, difference: Difference, p: float) -> Judgement:
 
 
 def _values(question: Question, variant: Variant, target: Target | None) -> dict[int, float]:
-    """By seed, what can be compared: above zero for ratios."""
+    """The values that can be compared, by seed: finite, and above zero for ratios."""
     measures: dict[Question, Callable[[RunSummary], float]] = {
         THROUGHPUT: lambda run: run.images_per_second,
         ACCURACY: lambda run: 100 * run.final.get(PRIMARY, math.nan),
@@ -238,11 +254,12 @@ def _seconds(variant: Variant, target: Target | None) -> dict[int, float]:
 
 
 def seconds_to(run: RunSummary, target: Target | None) -> float | None:
+    """Training seconds to the target; None without a target, or if the run missed it."""
     return None if target is None else run.seconds_to(target.top1)
 
 
 def _reached(variant: Variant, target: Target | None) -> Reached:
-    """A run that failed did not reach it either, but is told as failed."""
+    """Counts completed runs only: a failed run is reported as failed, not as a miss."""
     return Reached(len(_seconds(variant, target)), len(variant.summaries))
 
 
@@ -254,13 +271,15 @@ def _geometric_mean(values: Iterable[float]) -> float:
 def _steps(
     question: Question, variants: Sequence[Variant], target: Target | None
 ) -> tuple[float, float]:
-    """The steps in which values of this question come: `grain` and `shared` of `differences`.
+    """The resolution of this question's values: `grain` and `shared` of `differences`.
 
-    Only evaluations can see that the target is reached, and they lie at the same windows in every
-    seed. Validation images are the same too, but which of them a training gets right is not: to
-    one image more or less each seed is rounded for itself.
+    Reaching the target is seen only at evaluations, which happen at the same windows in every seed,
+    so this rounding is shared. Accuracy is rounded to one validation image, but which images a
+    training gets right differs, so this rounding is independent for each seed.
     """
     if question is SECONDS:
+        # The two variants round independently: their variances, share² / 12 each, are averaged
+        # because `differences` assumes one step for both.
         shares = [fmean(_share_between(run, target) for run in v.summaries) for v in variants]
         return 0.0, max(TIMING_GRAIN, math.sqrt(fmean(share**2 for share in shares)))
     if question is ACCURACY:
@@ -269,7 +288,8 @@ def _steps(
 
 
 def _share_between(run: RunSummary, target: Target | None) -> float:
-    """Time since the evaluation before the one that saw the target, as a share of the whole."""
+    """Time between the evaluation that saw the target and the one before, as a fraction of the
+    time to the target."""
     seconds = seconds_to(run, target)
     if not seconds:
         return 0.0
@@ -278,6 +298,9 @@ def _share_between(run: RunSummary, target: Target | None) -> float:
 
 
 def accuracy_grain(runs: Sequence[RunSummary]) -> float:
-    """Points that one image of the primary validation set is; 0 where runs do not tell its size."""
+    """Points of accuracy that one image of the primary validation set is worth.
+
+    0 if the runs do not say how many images the set has.
+    """
     sizes = [next(iter(run.validation_images.values()), 0) for run in runs]
     return max((100 / size for size in sizes if size), default=0.0)

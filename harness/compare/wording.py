@@ -1,4 +1,4 @@
-"""Numbers of a verdict, and runs without one, in words."""
+"""Phrases of a verdict: formatted numbers, and what happened to runs without a result."""
 
 import math
 from collections.abc import Sequence
@@ -9,89 +9,100 @@ from harness.tracking.results import Variant
 
 
 def too_few(pairs: int) -> str:
-    return "one seed cannot tell" if pairs == 1 else f"{pairs} seeds cannot tell"
+    """Says that this number of seeds is too small for a test."""
+    few = "one seed is" if pairs == 1 else f"{pairs} seeds are"
+    return f"{few} too few for a test"
 
 
 def unfinished(variant: Variant) -> str:
-    """What became of its runs that have no result."""
+    """What happened to the variant's runs that have no result, joined by commas."""
     return ", ".join(
         f"{count} more run{'s' * (count > 1)} {what}" for count, what in _ends(variant)
     )
 
 
 def lost_runs(variant: Variant, whose: str) -> list[str]:
-    """The same, of a variant that has results too, a clause for each kind of end."""
+    """A clause for each way in which runs of a variant with results ended without one."""
     return [f"{count} of {whose} runs {what}" for count, what in _ends(variant)]
 
 
 def _ends(variant: Variant) -> list[tuple[int, str]]:
-    """How many of its runs came to which end, but the good one."""
+    """How many runs of the variant ended in each way other than well."""
     where = ", ".join(dict.fromkeys(variant.diverged))
+    still = f"{'is' if variant.running == 1 else 'are'} still running"
     found = [
         (len(variant.diverged), f"diverged ({where})"),
         (variant.failed, "failed"),
-        (variant.running, "still running"),
+        (variant.running, still),
     ]
     return [(count, what) for count, what in found if count]
 
 
 def without_result(variant: Variant) -> str:
-    """Of a variant none of whose runs ended well."""
+    """What happened to a variant of which no run completed."""
     ends = _ends(variant)
     if not ends:
         return "no run was started"
     if len(ends) == 1 and not variant.running:
         ((count, what),) = ends
-        return f"all {count} runs {what}"
-    return ", ".join(f"{count} {what}" for count, what in reversed(ends))
+        every = {1: "its only run", 2: "both runs"}.get(count, f"all {count} runs")
+        return f"{every} {what}"
+    return ", ".join(f"{count} run{'s' * (count > 1)} {what}" for count, what in reversed(ends))
 
 
 def ratio_range(finding: Finding) -> str:
-    """Of how many times sooner, or, below 1, later."""
+    """The interval and p of a ratio; a ratio below 1 is turned over, as its text is."""
     interval = finding.interval
     if interval.estimate < 1:
         interval = interval.through(-1)
-    return f"95%: {ratio_of(interval.low)} - {ratio_of(interval.high)}, {p_of(finding.p)}"
+    return (
+        f"95% CI {format_ratio(interval.low)}-{format_ratio(interval.high)}, {format_p(finding.p)}"
+    )
 
 
-def hidden_in(finding: Finding) -> str:
-    """What difference in time the interval still leaves room for."""
+def possible_range(finding: Finding) -> str:
+    """The differences in time that the interval does not exclude."""
     low, high = finding.interval.low, finding.interval.high
     if finding.judged is Judgement.SAME:
         return f"within \N{PLUS-MINUS SIGN}{100 * _furthest(finding.interval):.1f}%"
-    return f"anything from {sooner_or_later(low)} to {sooner_or_later(high)}"
+    return f"95% CI {faster_or_slower(low)} to {faster_or_slower(high)}"
 
 
 def _furthest(interval: Interval) -> float:
     return max(abs(math.log(interval.low)), abs(math.log(interval.high)))
 
 
-def sooner_or_later(ratio: float) -> str:
-    return f"{times(ratio)} sooner" if ratio >= 1 else f"{times(1 / ratio)} later"
+def faster_or_slower(ratio: float) -> str:
+    """Formats a ratio of speeds, e.g. "1.16x faster"; below 1 it becomes "1.20x slower"."""
+    return f"{times(ratio)} faster" if ratio >= 1 else f"{times(1 / ratio)} slower"
 
 
 def times(ratio: float) -> str:
-    return f"{ratio_of(ratio)} times"
+    """Formats a factor."""
+    return f"{format_ratio(ratio)}x"
 
 
-def ratio_of(ratio: float) -> str:
-    """Three digits are more than seeds can hold."""
+def format_ratio(ratio: float) -> str:
+    """Formats a ratio with about three digits, which is more than a few seeds determine."""
     return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}"
 
 
-def points_of(verdict: Verdict, points: float) -> str:
-    """As many decimals as the validation images can hold."""
+def format_points(verdict: Verdict, points: float) -> str:
+    """Formats points of accuracy with as many decimals as the validation images resolve."""
     grain = accuracy_grain([run for each in verdict.variants for run in each.summaries])
     return f"{points:+.{1 if grain >= 0.05 else 2}f}"
 
 
-def seconds_of(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
+    """Formats seconds with their unit."""
     return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:,.0f} s"
 
 
-def p_of(p: float) -> str:
+def format_p(p: float) -> str:
+    """Formats a p value."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def joined(words: Sequence[str]) -> str:
+    """Joins words by commas and a final "and"."""
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

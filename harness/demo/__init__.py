@@ -1,1 +1,1 @@
-"""`harness demo`: the method against data parallelism, on this machine."""
+"""`harness demo`: compares the method with data parallelism on this machine."""

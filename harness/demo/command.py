@@ -7,16 +7,18 @@ from harness.arguments import path
 
 
 def add_demo(commands: Any) -> None:
-    """`harness demo`."""
+    """Adds the `demo` command to the parser."""
     demo = commands.add_parser(
-        "demo", help="the method against data parallelism over a slow link of this machine's own"
+        "demo", help="compare the method with data parallelism over an emulated slow link"
     )
-    demo.add_argument("--folder", type=path, help="where runs, tables, charts and reports go")
+    demo.add_argument(
+        "--folder", type=path, help="output folder for runs, tables, charts and reports"
+    )
     demo.set_defaults(command=_demo)
 
 
 def _demo(parsed: argparse.Namespace) -> int:
-    # It brings pandas and matplotlib, which take seconds.
+    # Imported here because pandas and matplotlib take seconds to import.
     from harness.demo.demo import demo
 
     return demo(parsed.folder)

@@ -1,4 +1,4 @@
-"""What the demo shows at its end: two tables, what they mean, and where to go on."""
+"""The demo's closing text: two tables, what they mean, and next steps."""
 
 import shlex
 import textwrap
@@ -15,38 +15,39 @@ from harness.tracking.results import PRIMARY, Target, Variant, baseline_of, targ
 from harness.tracking.ui import command_of
 
 COLUMNS = 80
-LOST = 0.75
-"""The share of its step that the baseline shall lose to the slow link."""
+"""Width of the text."""
+LOST_SHARE = 0.75
+"""Fraction of its step that the baseline is meant to lose to the slow link."""
 BYTES = 4
-"""Of a gradient's value."""
+"""Bytes of one value of a gradient."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """The slow one, and what its rate was chosen by."""
+    """The slow link, and the measurements that its rate was chosen from."""
 
     megabits_per_second: float
     sent_bytes: float
-    """By each node in a step of the baseline."""
+    """Bytes that each node sends in a step of the baseline."""
     step_seconds: float
-    """Of the baseline, without a limit."""
+    """Seconds of a step of the baseline without a limit."""
 
     @classmethod
     def for_baseline(cls, variant: Variant) -> "Link":
-        """By its run without a limit.
+        """Chooses the rate from the baseline's run without a limit.
 
-        A step of c seconds that sends x bytes takes c + x / rate over a link, and loses the share s
-        of that to it where rate = x (1 - s) / (c s).
+        A step that computes for c seconds and sends x bytes takes c + x / rate over a link. It
+        loses the fraction s of that to the link if rate = x (1 - s) / (c s).
         """
         run: RunSummary = variant.summaries[0]
         sent = BYTES * (run.parameters_backbone + run.parameters_classifier)
         seconds = run.step_ms.mean / 1000
-        megabits = 8e-6 * sent * (1 - LOST) / (LOST * seconds)
+        megabits = 8e-6 * sent * (1 - LOST_SHARE) / (LOST_SHARE * seconds)
         return cls(float(f"{megabits:.2g}"), sent, seconds)
 
     @property
     def rate(self) -> str:
-        """As `harness lab rate` takes it."""
+        """The rate in the form that `harness lab rate` accepts."""
         return f"{self.megabits_per_second:g}mbit"
 
     def __str__(self) -> str:
@@ -54,33 +55,33 @@ class Link:
 
 
 def summary(slow: Sequence[Variant], unlimited: Sequence[Variant], link: Link) -> str:
-    """Both tables and what they mean; no line has more than 80 columns."""
+    """Both tables and what they mean, in lines of at most 80 columns."""
     target = target_of(baseline_of(slow), None)
     if target is None:
-        raise RunFailed("the baseline learned nothing: there is no accuracy to measure a time to")
+        raise RunFailed("the baseline learned nothing, so there is no target accuracy")
     baseline = baseline_of(slow).name
     parts = [
         f"Two hosts of two ranks, {link} between them",
         _table(slow, target),
-        "The same hosts without a limit on the link: what is left of it there",
+        "The same hosts without a limit on the link",
         _speeds(unlimited),
         _filled(
-            f"The link: the kernel limits it to {link} in each direction, in place of a network "
+            f"The link: the kernel limits it to {link} in each direction, to emulate a network "
             f"between two machines. The rate was chosen so that {baseline}, whose hosts send each "
             f"other {link.sent_bytes / 1e6:.1f} MB in a step of {1000 * link.step_seconds:.0f} ms, "
-            f"loses {LOST:.0%} of its time to it."
+            f"loses {LOST_SHARE:.0%} of its time to the link."
         ),
         _filled(
-            "What it shows: one seed, so that a few per cent are chance. int8 is a quarter of the "
-            "bytes; what the method has beyond that comes from rarer and later exchanges. All "
-            "rivals, three seeds: analysis/README.md."
+            "What it shows: this is one seed, so a few percent are chance. int8 sends a quarter of "
+            "the bytes; the rest of the method's gain comes from rarer and later exchanges. "
+            "analysis/README.md has all rivals with three seeds."
         ),
     ]
     return "\n\n".join(parts)
 
 
-def leads(folder: Path, store: str, study: str) -> str:
-    """Where to look and what to try next."""
+def next_steps(folder: Path, store: str, study: str) -> str:
+    """The files to look at and the commands to try next."""
     harness = command_of(store, study)[0]
     lines = [
         ("chart", folder / "comparison.png"),
@@ -94,7 +95,7 @@ def leads(folder: Path, store: str, study: str) -> str:
 
 def _table(variants: Sequence[Variant], target: Target) -> str:
     frame = comparison(variants, baseline_of(variants), target)
-    head = ["", "images/s", "ratio", f"seconds to {target.top1:.1%}", "ratio", "ends at"]
+    head = ["", "images/s", "ratio", f"seconds to {target.top1:.1%}", "ratio", "final top-1"]
     primary = (top1_columns(frame) or [PRIMARY])[0]
     rows = [_row(str(name), row, primary) for name, row in frame.iterrows()]
     return aligned([head, *rows])

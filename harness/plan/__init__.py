@@ -1,1 +1,1 @@
-"""What training would cost on a cluster, predicted: every way of it, and which to take."""
+"""Predicts what every way of training would cost on a cluster, and recommends one."""

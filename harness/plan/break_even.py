@@ -1,4 +1,4 @@
-"""Where one way of training overtakes another: so many classes, so slow a link."""
+"""The number of classes, or the link rate, from which one way of training overtakes another."""
 
 from dataclasses import dataclass
 
@@ -7,30 +7,31 @@ from harness.errors import UserError
 from harness.exchange.kinds import KindName
 from harness.plan.cost_model import predict
 from harness.plan.machines import Cluster
-from harness.plan.ways import PAYS, crossing, on_each_route, with_exchange
+from harness.plan.ways import MIN_LATE_SPEEDUP, crossing, on_each_route, with_exchange
 
 MOST_CLASSES = 100_000_000
 SLOWEST, FASTEST = 1e4, 1e12
-"""Links, bytes/s."""
+"""Range of link rates that is searched, bytes/s."""
 SCALE = 40
-"""Rates that are tried, evenly on a scale of logarithms, to find where the curve lies above."""
+"""Number of rates that are tried, evenly spaced on a log scale, to bracket the crossings."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Links on which the late exchange pays, bytes/s: the slowest and the fastest."""
+    """The range of link rates on which the late exchange pays, bytes/s."""
 
     slowest: float
-    """SLOWEST where it pays there too."""
+    """Lower end; SLOWEST if it pays there too."""
     fastest: float
+    """Upper end; FASTEST if it pays there too."""
     best: float
-    """The largest ratio on the way."""
+    """The largest speed-up within the range."""
 
 
 def classes_for_world(cluster: Cluster, config: Config, kind: KindName) -> int | None:
-    """The least number of classes at which `world` is faster than `node`; None: never.
+    """The smallest number of classes at which `world` is faster than `node`; None means never.
 
-    `kind`: synchronous or delayed, alike for both.
+    `kind` is the exchange of both, synchronous or delayed.
     """
     passes = config.exchange.backward_passes_per_step
 
@@ -51,33 +52,38 @@ def classes_for_world(cluster: Cluster, config: Config, kind: KindName) -> int |
 
 
 def rates_for_late(cluster: Cluster, config: Config, layout: str) -> Rates | None:
-    """Links on which `delayed` with a sliced classifier beats `synchronous` of `layout`."""
+    """The link rates at which `delayed` with node slices beats `synchronous` with `layout`.
+
+    None if it pays at no rate.
+    """
     passes = config.exchange.backward_passes_per_step
     late = with_exchange(config, "node", "delayed", passes)
     waiting = with_exchange(config, layout, "synchronous", passes)
 
     def gain(rate: float) -> float:
         there = cluster.with_rate(rate)
-        return _step_ms(there, waiting) / _step_ms(there, late) - PAYS
+        return _step_ms(there, waiting) / _step_ms(there, late) - MIN_LATE_SPEEDUP
 
     tried = [SLOWEST * (FASTEST / SLOWEST) ** (n / SCALE) for n in range(SCALE + 1)]
     gains = [gain(rate) for rate in tried]
     paying = [number for number, each in enumerate(gains) if each > 0]
     if not paying:
         return None
+    # The gain is positive on one interval: a very slow link cannot be hidden, and a very fast one
+    # leaves nothing to hide. Each end is refined between the two tried rates around it.
     first, last = paying[0], paying[-1]
     below = crossing(gain, tried[first - 1], tried[first]) if first else SLOWEST
     above = crossing(gain, tried[last], tried[last + 1]) if last < SCALE else FASTEST
-    return Rates(below or SLOWEST, above or FASTEST, max(gains) + PAYS)
+    return Rates(below or SLOWEST, above or FASTEST, max(gains) + MIN_LATE_SPEEDUP)
 
 
 def _step_ms(cluster: Cluster, config: Config) -> float:
-    """By the quicker route."""
+    """Milliseconds of a step by the faster of its routes."""
     return min(predict(cluster, each).step_ms for each in on_each_route(config))
 
 
 def applies(cluster: Cluster, config: Config) -> bool:
-    """There is something between nodes to ask about, and both layouts can be."""
+    """Whether the questions make sense: there are several nodes, and both layouts are possible."""
     if cluster.nodes == 1:
         return False
     try:

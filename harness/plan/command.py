@@ -1,4 +1,4 @@
-"""The command line of plan: predicts experiments, and all other ways, on a cluster."""
+"""The command line of `harness plan`: predicts experiments and their alternatives on a cluster."""
 
 import argparse
 import os
@@ -22,33 +22,41 @@ MOST_WINDOWS = 100_000
 
 
 def add_plan(commands: Any) -> None:
-    """`harness plan`."""
-    parser = commands.add_parser("plan", help="predicts speed, waits, memory and bytes of a run")
+    """Adds the `plan` command to the parser."""
+    parser = commands.add_parser("plan", help="predict speed, waits, memory and bytes of a run")
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
-    parser.add_argument("--cluster", type=path, help="figures of a cluster: experiments/clusters/")
-    parser.add_argument("--doctor", type=path, help="what harness doctor --json printed")
-    parser.add_argument("--hosts", "-H", help="measure these now: host:slots,host:slots")
     parser.add_argument(
-        "--np", "-np", type=count(MOST_RANKS), default=0, help="ranks to measure with"
+        "--cluster", type=path, help="file with a cluster's figures, as in experiments/clusters/"
     )
-    parser.add_argument("--calibrate", type=path, metavar="OUT.yaml", help="keep what was measured")
+    parser.add_argument("--doctor", type=path, help="file with the output of harness doctor --json")
+    parser.add_argument("--hosts", "-H", help="hosts to measure now: host:slots,host:slots")
+    parser.add_argument(
+        "--np", "-np", type=count(MOST_RANKS), default=0, help="number of ranks to measure with"
+    )
+    parser.add_argument(
+        "--calibrate", type=path, metavar="OUT.yaml", help="save the measured figures"
+    )
     add_seconds(parser)
     parser.add_argument(
-        "--nodes", type=count(MOST_RANKS), help="machines to predict for; else the cluster's"
+        "--nodes",
+        type=count(MOST_RANKS),
+        help="number of machines to predict for (default: the cluster's)",
     )
     parser.add_argument(
-        "--ranks-per-node", type=count(MOST_RANKS), help="ranks on each of them; else the cluster's"
+        "--ranks-per-node",
+        type=count(MOST_RANKS),
+        help="number of ranks on each machine (default: the cluster's)",
     )
     parser.add_argument(
         "--simulate",
         type=count(MOST_WINDOWS),
         default=0,
         metavar="WINDOWS",
-        help="simulate so many windows on nodes that vary",
+        help="number of windows to simulate on nodes that vary",
     )
-    parser.add_argument("--output", type=path, help="predictions of the experiments, JSON")
+    parser.add_argument("--output", type=path, help="JSON file for the experiments' predictions")
     parser.add_argument(
-        "--study", type=text, help="keep them in MLflow for compare --study of this name"
+        "--study", type=text, help="log the predictions to MLflow for compare --study of this name"
     )
     parser.set_defaults(command=_plan)
 
@@ -63,7 +71,7 @@ def _plan(parsed: argparse.Namespace) -> int:
     given = Arguments.split(parsed.arguments)
     experiments, overrides = given.experiments, given.overrides
     if not experiments:
-        raise UserError("harness plan predicts experiments; name a YAML file")
+        raise UserError(f"no experiment among {' '.join(parsed.arguments)}; name a YAML file")
     configs = [load(each, overrides) for each in experiments]
     study = study_name(parsed.study) if parsed.study else None
     for file in (parsed.output, parsed.calibrate):
@@ -79,7 +87,9 @@ def _plan(parsed: argparse.Namespace) -> int:
         write_predictions(predictions, parsed.output)
     if study:
         record_predictions(configs[0].tracking, study, predictions)
-        print(f"predictions are kept for harness compare --study {shlex.quote(study)}", flush=True)
+        print(
+            f"predictions are logged for harness compare --study {shlex.quote(study)}", flush=True
+        )
     return 0
 
 
@@ -89,7 +99,7 @@ def _show_plan(
     predictions: Sequence["Prediction"],
     windows: int,
 ) -> None:
-    """`windows`: to simulate; 0: none."""
+    """Prints the whole page. `windows` is the number to simulate, 0 for no simulation."""
     from harness.plan import text as plan_text
     from harness.plan.ladder import ladder_lines
     from harness.plan.ways import all_ways
@@ -97,19 +107,19 @@ def _show_plan(
     simulated = [_simulated(cluster, config, windows) for config in configs] if windows else []
     ways = all_ways(configs[0], cluster)
     _show([plan_text.cluster_line(cluster), *plan_text.defaults_line(cluster)])
-    _show(plan_text.of_experiments(predictions))
+    _show(plan_text.experiments_table(predictions))
     if simulated:
         _show(simulated)
-    _show(plan_text.of_ways(ways, cluster))
+    _show(plan_text.ways_table(ways, cluster))
     _show(plan_text.verdict(ways, cluster))
     _show(ladder_lines(configs[0], cluster))
     _show(plan_text.break_even(cluster, configs[0]))
 
 
 def _require_writable(file: Path | None) -> None:
-    """Before minutes of measuring. Raises UserError."""
+    """Raises UserError if `file` cannot be written; called before minutes of measuring."""
     if file is not None and (os.path.isdir(file) or not os.access(file.absolute().parent, os.W_OK)):
-        raise UserError(f"cannot write {file}; give a file in a folder that is there")
+        raise UserError(f"cannot write {file}; give a file in an existing, writable folder")
 
 
 def _cluster(parsed: argparse.Namespace, experiment: Path, overrides: Sequence[str]) -> "Cluster":
@@ -118,9 +128,15 @@ def _cluster(parsed: argparse.Namespace, experiment: Path, overrides: Sequence[s
 
     measures = bool(parsed.hosts or parsed.np)
     if [bool(parsed.cluster), bool(parsed.doctor), measures].count(True) != 1:
-        raise UserError("say where: --cluster FILE.yaml, --doctor FILE.json, or --hosts to measure")
+        raise UserError(
+            "give exactly one of --cluster FILE.yaml, --doctor FILE.json, and --hosts or --np to "
+            "measure"
+        )
     if parsed.calibrate and not measures:
-        raise UserError("--calibrate keeps what --hosts measures; name hosts, or leave it out")
+        raise UserError(
+            "--calibrate saves what --hosts measures, but no hosts are given; add --hosts or leave "
+            "out --calibrate"
+        )
     if parsed.cluster:
         cluster = read_cluster(parsed.cluster)
     elif parsed.doctor:
@@ -130,8 +146,8 @@ def _cluster(parsed: argparse.Namespace, experiment: Path, overrides: Sequence[s
     nodes = parsed.nodes or cluster.nodes
     if nodes > 1 and not cluster.link_known:
         raise UserError(
-            f"the figures of {cluster.name} are of one machine: no link between machines was "
-            f"measured, and nothing is known of {nodes}; measure on two, or leave --nodes out"
+            f"the figures of {cluster.name} come from one machine: no link between machines was "
+            f"measured, so {nodes} cannot be predicted; measure on two, or leave out --nodes"
         )
     return cluster.on(nodes, parsed.ranks_per_node or cluster.ranks_per_node)
 
@@ -147,18 +163,18 @@ def _measured(parsed: argparse.Namespace, experiment: Path, overrides: Sequence[
 
 
 def _simulated(cluster: "Cluster", config: "Config", windows: int) -> str:
-    from harness.plan.cost_model import predict_pieces
+    from harness.plan.cost_model import with_chosen_pieces
     from harness.plan.simulate import simulate
     from harness.plan.workload import workload_of
 
     where = cluster.nodes, cluster.ranks_per_node
-    work = workload_of(predict_pieces(cluster, config, *where), *where, cluster.on_cards)
+    work = workload_of(with_chosen_pieces(cluster, config, *where), *where, cluster.on_cards)
     found = simulate(cluster, work, windows, config.seed)
     step = found.step_seconds
     return (
-        f"{config.name}, simulated over {windows} windows: {step * 1e3:.1f} ms a window, "
+        f"{config.name}, simulated over {windows} windows: {step * 1e3:.1f} ms per window, "
         f"{work.images / step:,.0f} images/s, {found.wait_seconds / step:.1%} waiting for other "
-        f"nodes, the longest window {found.slowest_seconds * 1e3:.1f} ms"
+        f"nodes, longest window {found.slowest_seconds * 1e3:.1f} ms"
     )
 
 

@@ -1,29 +1,29 @@
-"""Predicts a window on a cluster from the pieces it is made of.
+"""Predicts the time of a window on a cluster from the pieces that make it up.
 
-With m a micro-batch, K of them in a window, a what follows a step (in the node, the optimizer), e
-the packing, and an exchange that begins after s seconds, fills a port for w and each rank's
-thread for c; b is what a port that has rested takes at once:
+Seconds: m is a micro-batch, of which a window has K; a is what follows a step (inside the node, and
+the optimizer); e is packing. An exchange starts after s, occupies a node's port for w and each
+rank's thread for c; b is what a port that has rested sends at once. Then a window takes T:
 
-    synchronous                 buckets go out when their gradients have come, one after the other:
+    synchronous                 buckets are sent one after the other, once their gradients are ready
                                 end_i = max(end_(i-1), ready_i + s) + max(w_i - b_i, c_i),
                                 T = max(K m, end_n) + a + e
-                                where cores are busy, gradients come later by what the buckets
-                                before them take of the cores
-    delay d                     C = K m + a + e + c'       c' where threads take the ranks' cores
+                                on busy cores, gradients are ready later by the processor time that
+                                the buckets before them took
+    delay d                     C = K m + a + e + c'       c': time that threads take from the cores
                                 T = max(C, w, c, (C + s + max(w - b, c)) / (d + 1))
-    averaging, delay d          T = max(C, w, c, (s + max(w - b, c)) / d)  it lands, then launches
+    averaging, delay d          T = max(C, w, c, (s + max(w - b, c)) / d)  lands before it launches
     isolated                    T = K m + a
-    averaging, isolated         a after each of the K micro-batches
+    averaging, isolated         a follows each of the K micro-batches
 
-and never T < the sum of all w: a port cannot do more. So delay hides at most the compute: speed-up
-<= (T_compute + T_transfer) / max of the two. `world` adds its gathers, blocking, to each m.
-Steps of rings and trees, in s, are counted in harness/plan/transfers.py.
+T is never below the sum of all w, the capacity of a port. So a delay hides at most the compute: its
+speed-up is <= (T_compute + T_transfer) / max of the two. `world` adds its gathers, which block, to
+each m. The steps of rings and trees in s are counted in harness/plan/transfers.py.
 
-Ranks that vary wait for the slowest at each meeting: e(n) standard deviations, the mean of the
-largest of n normal values. A node's ranks meet in every micro-batch where they share anything but
-the machine; nodes meet in a window where they wait for an exchange. Ranks that share cores do not
-wait for each other: the core does the same work in any order. Over K micro-batches deviations add
-up by their squares. Waits of late exchanges for late nodes are the simulator's.
+Ranks that vary wait for the slowest at each meeting: e(n) standard deviations, where e(n) is the
+mean of the largest of n normal values. A node's ranks meet in every micro-batch if they share
+anything but the machine; nodes meet in a window if they wait for an exchange. Ranks that share
+cores do not wait for each other, because a core does the same work in any order. Over K
+micro-batches, variances add up. Waits of late exchanges for late nodes are left to the simulator.
 """
 
 import math
@@ -44,18 +44,17 @@ from harness.tracking.prediction import Prediction
 def predict(
     cluster: Cluster, config: Config, nodes: int | None = None, ranks_per_node: int | None = None
 ) -> Prediction:
-    """One experiment on the cluster, or on more or fewer of its machines.
+    """Predicts one experiment on the cluster, or on a different number of its machines.
 
     Raises UserError for a config that these ranks cannot run.
     """
     where = nodes or cluster.nodes, ranks_per_node or cluster.ranks_per_node
-    work = workload_of(predict_pieces(cluster, config, *where), *where, cluster.on_cards)
+    work = workload_of(with_chosen_pieces(cluster, config, *where), *where, cluster.on_cards)
     return _prediction(cluster, work, phases(pieces_of(cluster, work), work))
 
 
-def predict_pieces(cluster: Cluster, config: Config, nodes: int, ranks_per_node: int) -> Config:
-    """The config with `exchange.pieces` chosen by the run's own rule, if the config leaves it to
-    that."""
+def with_chosen_pieces(cluster: Cluster, config: Config, nodes: int, ranks_per_node: int) -> Config:
+    """The config with `exchange.pieces` chosen by a run's rule, if the config leaves it open."""
     exchange = config.exchange
     if not exchange.max_pieces:
         return config
@@ -69,7 +68,7 @@ def predict_pieces(cluster: Cluster, config: Config, nodes: int, ranks_per_node:
 
 
 def _prediction(cluster: Cluster, work: Workload, phases: dict[Phase, float]) -> Prediction:
-    """`phases`: seconds."""
+    """`phases` are in seconds of a window."""
     step = sum(phases.values())
     return Prediction(
         variant=work.config.name,
@@ -85,7 +84,7 @@ def _prediction(cluster: Cluster, work: Workload, phases: dict[Phase, float]) ->
 
 
 def phases(pieces: Pieces, work: Workload) -> dict[Phase, float]:
-    """Seconds of a window, by what a rank does or waits for."""
+    """Seconds of a window by phase: what a rank does or waits for."""
     passes = pieces.passes
     found = {
         Phase.DATA: passes * pieces.data,
@@ -106,19 +105,25 @@ def phases(pieces: Pieces, work: Workload) -> dict[Phase, float]:
 
 
 def blocks(pieces: Pieces) -> bool:
-    """Nodes wait for each other in every window."""
+    """Whether nodes wait for each other in every window."""
     meet = bool(pieces.buckets) or pieces.exchange.seconds > 0
     return (meet and pieces.delay == 0) or bool(pieces.gathers)
 
 
 def exposed(pieces: Pieces, busy: float) -> float:
-    """Seconds of a window in which ranks stand still for an exchange; `busy`: all the others."""
+    """Seconds of a window in which ranks wait for an exchange.
+
+    `busy` are the window's other seconds.
+    """
     exchange = pieces.exchange
     wire = exchange.wire + sum(each.transfer.wire for each in pieces.buckets)
     wire += pieces.passes * sum(each.wire for each in pieces.gathers)
     if pieces.delay and pieces.lands_first:
+        # An exchange lands before the next is launched, so `delay` windows cover one exchange.
         window = max(busy, wire, exchange.own, exchange.seconds / pieces.delay)
     elif pieces.delay:
+        # The one of `delay` windows ago is awaited after a launch: delay + 1 windows cover the
+        # compute of one and its exchange.
         together = (busy + exchange.seconds) / (pieces.delay + 1)
         window = max(busy, wire, exchange.own, together)
     else:
@@ -127,7 +132,8 @@ def exposed(pieces: Pieces, busy: float) -> float:
 
 
 def _past_backward(pieces: Pieces) -> float:
-    """How long the last bucket is under way when the backward pass has ended."""
+    """Seconds from the end of the backward pass until the last bucket has been sent."""
+    # Time 0 is the end of the backward pass; a bucket's gradients are ready before it.
     port, end, taken = Port(), 0.0, 0.0
     for launch in pieces.buckets:
         transfer = launch.transfer
@@ -139,29 +145,37 @@ def _past_backward(pieces: Pieces) -> float:
 
 
 class Port:
-    """A node's way out: carries at a lasting rate, and at once what it saved up while it rested.
+    """A node's network port: a token bucket with a lasting rate and a burst saved up while idle.
 
-    The threads that send do one transfer after the other.
+    The threads that send handle one transfer after the other.
     """
 
     def __init__(self) -> None:
         self._free = self._threads_free = -math.inf
 
     def sent(self, at: float, wire: float, own: float, burst: float) -> float:
-        """When a transfer that begins now has gone through."""
+        """Returns the time at which a transfer that begins at `at` is complete.
+
+        `wire`, `own` and `burst` are as in `Transfer`. The port is free at most `burst` seconds in
+        the past, so that idling longer saves up no more.
+        """
         self._free = max(self._free, at - burst) + wire
         self._threads_free = max(self._threads_free, at) + own
         return max(self._threads_free, self._free)
 
 
 class _Meetings:
-    """What ranks wait for each other, on the mean, because they vary."""
+    """Mean seconds that ranks wait for each other because their speeds vary.
+
+    `in_node` is per micro-batch, `between_nodes` per window.
+    """
 
     def __init__(self, pieces: Pieces, work: Workload) -> None:
         deviation = pieces.jitter * pieces.compute
         group, nodes, layout = work.ranks_per_node, work.nodes, work.config.classifier.layout
         together = not work.overlaps or layout != "replicated"
         if pieces.shares_cores:
+            # Ranks on shared cores end together, at their mean, which varies by sigma / sqrt(n).
             self.in_node = 0.0
             of_node = deviation / math.sqrt(group)
             self.between_nodes = self._over(nodes, of_node, pieces.passes)
@@ -188,6 +202,7 @@ class _Meetings:
 @cache
 def largest_normal(n: int) -> tuple[float, float]:
     """Mean and standard deviation of the largest of n independent standard normal values."""
+    # The largest has the distribution function Phi(x)^n, so its density is n Phi^(n-1) phi.
     x = np.linspace(-10.0, 10.0, 20_001)
     density = n * stats.norm.cdf(x) ** (n - 1) * stats.norm.pdf(x)
     mean = float(np.trapezoid(x * density, x))

@@ -1,4 +1,4 @@
-"""Calibrates on the ranks, and turns what was timed there into a cluster's figures."""
+"""Runs a calibration on real ranks and converts its timings into a cluster's figures."""
 
 import math
 import sys
@@ -18,21 +18,20 @@ from harness.plan.step_times import OPTIMIZER_PASSES, pieces_of
 from harness.plan.workload import workload_of
 
 LEFT = 0.1
-"""Share of a pass that the classifier has to leave to the backbone."""
+"""Fraction of a pass that the classifier must leave to the backbone, to measure the backbone."""
 
 
 class CalibrationFailed(Exception):
-    """The ranks did not end well; the message says why."""
+    """The calibration's ranks failed; the message says why."""
 
 
 def calibrate(
     experiment: Path, overrides: Sequence[str], ranks: int, hosts: str | None, seconds: float
 ) -> Calibration:
-    """Runs `harness calibrate` on so many ranks (0: one for every slot) by horovodrun.
+    """Runs `harness calibrate` under horovodrun on `ranks` ranks; 0 means one for every slot.
 
-    `seconds`: for each of some 20 timings.
-
-    Raises UserError for a wrong config or hosts, CalibrationFailed if ranks fail.
+    `seconds` is spent on each of about 20 timings. Raises UserError for a wrong config or hosts,
+    and CalibrationFailed if ranks fail.
     """
     ranks = ranks or slots_of(hosts)
     with tempfile.TemporaryDirectory(prefix="harness-plan-") as folder:
@@ -44,16 +43,16 @@ def calibrate(
             raise UserError(outcome.reason.removeprefix("harness: "))
         if outcome.exit_code:
             last = log.read_text(encoding="utf-8")[-2000:]
-            raise CalibrationFailed(f"calibration: {outcome.reason}\n{last}")
+            raise CalibrationFailed(f"the calibration failed: {outcome.reason}\n{last}")
         return read_calibration(output)
 
 
 def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:
-    """A cluster whose figures are those of a rank that shares its cores with nobody."""
+    """The cluster's figures, each for a rank that shares its cores with nobody."""
     config = Config.from_flattened(found.config, "calibration")
     shared = _without_figures(found, name)
     timed = _Timed(found, shared.slowdown)
-    # Each step's figures need those before: what a step takes by them is taken off what was timed.
+    # The order matters: each function subtracts what the figures found so far explain.
     cluster = shared.model_copy(update=_own_figures(found, timed, config))
     cluster = cluster.model_copy(update=_in_node(found, timed, cluster, config))
     cluster = cluster.model_copy(update=between(found, cluster.node.latency_seconds))
@@ -61,7 +60,7 @@ def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:
 
 
 def _without_figures(found: Calibration, name: str) -> Cluster:
-    """The cluster's shape and how much its ranks slow each other down; no speed is right yet."""
+    """The cluster's shape and how its ranks slow each other down; speeds are placeholders."""
     return Cluster(
         name=name,
         nodes=found.nodes,
@@ -79,7 +78,7 @@ def _without_figures(found: Calibration, name: str) -> Cluster:
 
 
 def _own_figures(found: Calibration, timed: "_Timed", config: Config) -> dict[str, object]:
-    """The figures of a rank's own work."""
+    """The figures of a rank's own work: computing, memory and packing."""
     (optimizer,) = found.optimizer
     product = found.product.size / timed.alone(found.product)
     passes = OPTIMIZER_PASSES[config.optimizer.name]
@@ -103,54 +102,62 @@ def _own_figures(found: Calibration, timed: "_Timed", config: Config) -> dict[st
 
 
 class _Timed:
-    """What was timed while ranks shared cores, as a rank by itself would take."""
+    """Converts timings taken while ranks shared cores into those of a rank by itself."""
 
     def __init__(self, found: Calibration, slowdown: float) -> None:
         self._found = found
         self._slowdown = slowdown
 
     def alone(self, point: Point) -> float:
-        """Seconds of what does not wait for others."""
+        """Seconds of work that does not wait for other ranks."""
         return _worked(self._found, point) / self._slowdown
 
     def in_window(self, *phases: str) -> float:
-        """Seconds of these phases of a window, as training has them."""
+        """Seconds that these phases take in a training window."""
+        # Scaled by the fraction of the window that was the ranks' own work.
         found = self._found
         undisturbed = _worked(found, found.window) / found.window.seconds
         return sum(found.window_phases[each] for each in phases) * undisturbed / self._slowdown
 
     def classifier(self) -> float:
-        """Operations a second. A card's launches take as long for few classes as for many: of two
-        numbers of them only the difference counts there."""
+        """The classifier's speed in floating-point operations per second.
+
+        On a card, launches take the same time for few classes as for many, so the speed comes from
+        the difference between two numbers of classes.
+        """
         points = self._found.classifier
         if self._found.cores_per_node is None:
             return rate(points)
         return points[-1].size / self.alone(points[-1])
 
     def backbone(self, config: Config, in_classifier: float) -> tuple[float, float]:
-        """Operations a second, and the forward pass's share of the time, as training has them.
+        """The backbone's operations per second, and the fraction of its time in the forward pass.
 
-        Raises UserError where the classifier leaves nothing to tell them from.
+        Both are those of training. Raises UserError if the classifier takes nearly all of the time.
         """
         found = self._found
         forward, backward = self.in_window("forward"), self.in_window("backward")
         work = workload_of(_as_timed(config), found.nodes, found.ranks_per_node, found.on_cards)
         classifier = work.classifier_flops / in_classifier
         taken = forward + backward
+        # One of the classifier's three matrix products is in the forward pass, two in backward.
         forward, backward = forward - classifier / 3, backward - classifier * 2 / 3
         whole = forward + backward
         if whole < LEFT * taken:
             raise UserError(
                 f"the classifier of data.num_classes={config.data.num_classes} takes "
                 f"{classifier * 1e3:.1f} of the {taken * 1e3:.1f} ms of a forward and backward "
-                f"pass, which leaves too little to tell the backbone's speed from; calibrate with "
-                f"fewer classes, and predict more of them from --cluster"
+                f"pass, which leaves too little to determine the backbone's speed; calibrate with "
+                f"fewer classes, and predict more of them with --cluster"
             )
         return work.backbone_flops / whole, min(0.9, max(0.1, forward / whole))
 
 
 def _worked(found: Calibration, point: Point) -> float:
-    """Wall seconds of work, others' work on the same cores left out where that can be told."""
+    """Wall seconds of the ranks' own work, without that of other programs if it can be separated.
+
+    Ranks that share a core each get 1 / shared of it, so own work takes cpu_seconds * shared.
+    """
     shared = _ranks_on_a_core(found)
     if shared <= 1 or found.threads > 1:
         return point.seconds
@@ -162,7 +169,7 @@ def _ranks_on_a_core(found: Calibration) -> float:
 
 
 def _sharing_penalty(found: Calibration) -> float:
-    """From one rank at a time and all at once."""
+    """The penalty for sharing a core, from one rank at a time and all ranks at once."""
     shared = _ranks_on_a_core(found)
     if shared <= 1:
         return 0.0
@@ -173,6 +180,7 @@ def _sharing_penalty(found: Calibration) -> float:
 def _in_node(
     found: Calibration, timed: _Timed, cluster: Cluster, config: Config
 ) -> dict[str, object]:
+    """The figures of collectives inside a node."""
     group, slowdown = found.ranks_per_node, cluster.slowdown
     if group == 1:
         return {"node": Line(bytes_per_second=cluster.memory_bytes_per_second / ENDS)}
@@ -180,7 +188,7 @@ def _in_node(
     latency = sent[0].seconds / (group - 1) / slowdown
     work = workload_of(_as_timed(config), found.nodes, group)
     shared = 2 * (group - 1) / group * work.shared * work.element_bytes
-    # What is between the phases is what is done with gradients on their way.
+    # `other` is included because gradients are handled between the phases as well.
     spent = timed.in_window("node_wait", "other")
     moving = max(0.1 * spent, spent - 2 * (group - 1) * latency)
     return {
@@ -193,16 +201,16 @@ def _in_node(
 
 
 def _worked_through(found: Calibration, point: Point, times: float) -> Point:
-    """A transfer inside a node, by the bytes that a rank sends: on shared cores it is work."""
+    """A transfer inside a node, with the bytes that a rank sends; on shared cores it is work."""
     return point.model_copy(update={"size": point.size * times, "seconds": _worked(found, point)})
 
 
 ENDS = 4
-"""Passes over memory that a copy between two processes is taken for: read and written twice."""
+"""Memory passes assumed for a copy between two processes: it is read and written twice."""
 
 
 def _overhead(found: Calibration, cluster: Cluster, config: Config) -> float:
-    """What a window of nodes that do not meet takes beside its pieces."""
+    """Seconds of a window of isolated nodes that its predicted pieces do not explain."""
     work = workload_of(_as_timed(config), found.nodes, found.ranks_per_node, found.on_cards)
     steady = cluster.model_copy(update={"jitter": 0.0})
     window = sum(phases(pieces_of(steady, work), work).values())
@@ -210,5 +218,5 @@ def _overhead(found: Calibration, cluster: Cluster, config: Config) -> float:
 
 
 def _as_timed(config: Config) -> Config:
-    """What the calibration's windows were of."""
+    """The config that the calibration's windows ran: isolated nodes, K = 1."""
     return config.with_nodes_apart("node", passes=1)

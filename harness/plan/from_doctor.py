@@ -1,4 +1,4 @@
-"""A cluster from what the doctor measured, and stated defaults for what it does not."""
+"""A cluster from what the doctor measured, with stated defaults for what it does not measure."""
 
 import json
 from pathlib import Path
@@ -9,18 +9,19 @@ from harness.config.yaml_files import MOST_JSON_BYTES, read_text
 from harness.errors import UserError
 from harness.plan.machines import Cluster, Late, Line, Link
 
-ALWAYS: dict[str, float] = {
+DEFAULTS: dict[str, float] = {
     "backbone_efficiency": 0.4,
     "classifier_efficiency": 0.6,
     "memory_bytes": 16e9,
     "late.start_seconds": 2e-3,
 }
-"""Of convolutions and of wide products against a plain one; a rank's memory; Horovod's default
-cycle of 1 ms."""
+"""Defaults of figures that the doctor never measures: efficiencies relative to a plain matrix
+product, a rank's memory in bytes, and a start that follows from Horovod's cycle of 1 ms."""
 MEMORY_BYTES_PER_SECOND = {"cpu": 10e9, "card": 500e9}
-NO_WAY_INSIDE: dict[str, float] = {"node.bytes_per_second": 10e9, "node.latency_seconds": 2e-5}
-"""A bus, where two ranks of a host were not asked."""
-ODD = (
+"""Default memory bandwidth, by device."""
+NODE_DEFAULTS: dict[str, float] = {"node.bytes_per_second": 10e9, "node.latency_seconds": 2e-5}
+"""Defaults of a bus, if no two ranks of one host were measured."""
+MALFORMED = (
     StopIteration,
     ValueError,
     LookupError,
@@ -29,14 +30,16 @@ ODD = (
     ArithmeticError,
     RecursionError,
 )
-"""What other JSON than the doctor's raises where its figures are looked up."""
+"""Errors that JSON other than the doctor's raises when its figures are read."""
 UNKNOWN_LINK_BYTES_PER_SECOND = 1e9
-"""Of the only host there is: it is never used."""
+"""Placeholder for the link of a single host, which is never used."""
 
 
 def cluster_of_doctor(path: Path) -> Cluster:
-    """From the line that `harness doctor --json` prints; raises UserError for anything else, and
-    where no link between its hosts could be measured."""
+    """Reads the line that `harness doctor --json` prints.
+
+    Raises UserError for anything else, and if no link between the hosts could be measured.
+    """
     lines = read_text(path, "doctor's figures", MOST_JSON_BYTES).splitlines()
     try:
         found = json.loads(next(line[line.index("{") :] for line in lines if '"verdict"' in line))
@@ -45,7 +48,7 @@ def cluster_of_doctor(path: Path) -> Cluster:
             raise ValueError(f"{len(hosts)} seats, {len(found['speeds'])} speeds")
         links = [link for link in found["links"] if not link["error"] and link["there"]]
         return _cluster(path, hosts, found["speeds"], links)
-    except ODD as error:
+    except MALFORMED as error:
         raise UserError(
             f"{path} holds no figures of the doctor ({type(error).__name__}); write it with "
             f"harness doctor --json --hosts ... > {path}"
@@ -58,12 +61,12 @@ def _cluster(path: Path, hosts: list[str], speeds: list[Any], links: list[Any]) 
     within = [link for link in links if hosts[link["source"]] == hosts[link["target"]]]
     if nodes > 1 and not between:
         raise UserError(
-            f"{path} has no link between its {nodes} hosts that could be measured; look at what "
-            f"the doctor says of them, and ask it again"
+            f"{path} has no measured link between its {nodes} hosts; fix the links that "
+            f"`harness doctor` reports and run it again"
         )
     on_cores = speeds[0]["cpu_share"] is not None
     share = median(speed["cpu_share"] for speed in speeds) if on_cores else 1.0
-    defaults = ALWAYS | ({} if within else NO_WAY_INSIDE)
+    defaults = DEFAULTS | ({} if within else NODE_DEFAULTS)
     defaults["memory_bytes_per_second"] = MEMORY_BYTES_PER_SECOND["cpu" if on_cores else "card"]
     return Cluster(
         name=path.stem,
@@ -84,11 +87,14 @@ def _cluster(path: Path, hosts: list[str], speeds: list[Any], links: list[Any]) 
 
 
 def _even(path: Path, hosts: list[str]) -> int:
-    """Ranks of each host."""
+    """Ranks per host. Raises UserError if hosts have different numbers of ranks."""
     counts = {host: hosts.count(host) for host in hosts}
     if len(set(counts.values())) != 1:
-        told = ", ".join(f"{host}: {count}" for host, count in counts.items())
-        raise UserError(f"{path} has hosts with unlike numbers of ranks ({told}); give them alike")
+        ranks = ", ".join(f"{host}: {count}" for host, count in counts.items())
+        raise UserError(
+            f"{path} has hosts with different numbers of ranks ({ranks}); run the doctor with the "
+            f"same number on each"
+        )
     return counts[hosts[0]]
 
 
@@ -102,8 +108,8 @@ def _link(between: list[Any]) -> Link:
 def _line(within: list[Any]) -> Line:
     if not within:
         latency, rate = (
-            NO_WAY_INSIDE["node.latency_seconds"],
-            NO_WAY_INSIDE["node.bytes_per_second"],
+            NODE_DEFAULTS["node.latency_seconds"],
+            NODE_DEFAULTS["node.bytes_per_second"],
         )
         return Line(latency_seconds=latency, bytes_per_second=rate)
     latency = median(link["latency_seconds"] for link in within)

@@ -1,34 +1,34 @@
-"""The ladder of an experiment on a cluster: images/s as predicted, a lever more on each rung."""
+"""The predicted ladder of an experiment on a cluster: images/s, with one more lever per rung."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.compare.levers import Lever, Levers
 from harness.config import Config
-from harness.plan.cost_model import predict_pieces
+from harness.plan.cost_model import with_chosen_pieces
 from harness.plan.machines import Cluster
 from harness.plan.ways import Way, way_of, with_exchange
 
 PASSES, COMPRESSION, PIECES, DELAY = 2, "int8", 2, 1
-"""How far levers are pulled where the experiment does not say."""
-TOLD = (
-    "time to accuracy is not predicted: fewer bytes, rarer exchanges, local steps and lateness "
-    "change what is learned from an image. Measure it: harness compare with a variant for each "
-    "rung prints this ladder with both"
+"""How far levers are pulled if the experiment does not say."""
+NOTE = (
+    "time to accuracy is not predicted, because fewer bytes, rarer exchanges, local steps and "
+    "lateness change what is learned from an image. To measure it, run harness compare with a "
+    "variant per rung; it prints this ladder with both"
 )
 
 
 @dataclass(frozen=True)
 class PlannedRung:
-    """One lever more than the rung below."""
+    """A variant with one more lever than the rung below."""
 
     lever: Lever | None
-    """None of the baseline."""
+    """The lever that this rung adds; None for the baseline."""
     way: Way
 
 
 def planned_ladder(config: Config, cluster: Cluster) -> list[PlannedRung]:
-    """From the baseline up; a lever that the experiment leaves alone has no rung."""
+    """The rungs from the baseline up; levers that the experiment does not pull have no rung."""
     top = _top(config, cluster)
     order = top.in_order
     baseline = PlannedRung(None, way_of(_climbed(config, (), top), cluster))
@@ -42,18 +42,24 @@ def planned_ladder(config: Config, cluster: Cluster) -> list[PlannedRung]:
 
 
 def _top(config: Config, cluster: Cluster) -> Levers:
-    """The experiment's own K, compression, pieces and delay where it averages."""
+    """The levers of the top rung.
+
+    If the experiment averages, K, compression, pieces and delay are its own, else the defaults.
+    """
     exchange = config.exchange
     if not (exchange.traits.on_ladder and exchange.traits.local_steps):
         return Levers(frozenset(Lever), COMPRESSION, PASSES, PIECES, DELAY)
     passes, compression = exchange.backward_passes_per_step, exchange.compression
     idle = {Lever.RARER} if passes == 1 else set()
     idle |= {Lever.FEWER_BYTES} if compression == "none" else set()
-    pieces = predict_pieces(cluster, config, cluster.nodes, cluster.ranks_per_node).exchange.pieces
+    pieces = with_chosen_pieces(
+        cluster, config, cluster.nodes, cluster.ranks_per_node
+    ).exchange.pieces
     return Levers(frozenset(Lever) - idle, compression, passes, pieces, exchange.delay or DELAY)
 
 
 def _climbed(config: Config, pulled: Sequence[Lever], top: Levers) -> Config:
+    """The experiment with the levers `pulled`, each as far as in `top`."""
     averages = Lever.LOCAL_STEPS in pulled
     found = with_exchange(
         config,
@@ -72,37 +78,37 @@ def _climbed(config: Config, pulled: Sequence[Lever], top: Levers) -> Config:
 
 
 def ladder_lines(config: Config, cluster: Cluster) -> list[str]:
-    """The block of `harness plan`; empty where there is nothing between nodes to exchange."""
+    """The lines of the ladder in `harness plan`; empty for one node, which exchanges nothing."""
     if cluster.nodes == 1:
         return []
     rungs, top = planned_ladder(config, cluster), _top(config, cluster)
     lines = [
-        "the ladder here, predicted: each rung keeps the levers of the one below it",
-        f"{'rung':24} {'images/s':>10} {'x the rung below':>17} {'x the baseline':>15}",
+        "the predicted ladder: each rung keeps the levers of the rung below and adds one",
+        f"{'rung':24} {'images/s':>10} {'x rung below':>17} {'x baseline':>15}",
     ]
     below: PlannedRung | None = None
     for before, rung in zip((None, *rungs), rungs, strict=False):
         if not rung.way.feasible:
-            lines.append(f"{_name(rung, top):24} cannot be: {rung.way.obstacle}")
+            lines.append(f"{_name(rung, top):24} infeasible: {rung.way.infeasible_because}")
             continue
         line = f"{_name(rung, top):24} {rung.way.rate:10,.0f}"
         if rung.lever:
             line += f" {_ratio(rung, below):>17} {_ratio(rung, rungs[0]):>15}"
         if below is not None and before is not below:
-            line += f"  below it: {_name(below, top)}"
+            line += f"  rung below: {_name(below, top)}"
         lines.append(line)
         below = rung
-    return [*lines, TOLD]
+    return [*lines, NOTE]
 
 
 def _name(rung: PlannedRung, top: Levers) -> str:
     if rung.lever is None:
         return "baseline"
-    how_far = top.told(rung.lever)
+    how_far = top.setting(rung.lever)
     return f"{rung.lever} ({how_far})" if how_far else str(rung.lever)
 
 
 def _ratio(rung: PlannedRung, other: PlannedRung | None) -> str:
-    """`-` where the other cannot be."""
+    """The ratio of rates, or `-` if the other rung is infeasible."""
     rate = 0.0 if other is None else other.way.rate
     return f"{rung.way.rate / rate:.2f}x" if rate else "-"

@@ -1,25 +1,29 @@
-"""What was timed between nodes, as figures of a link and of late exchanges."""
+"""Converts timings between nodes into the figures of a link and of late exchanges."""
 
 from collections.abc import Sequence
 
 from harness.calibrate.result import Calibration, Point
 from harness.plan.machines import Late, Link
-from harness.plan.transfers import of_all_reduce, step_of
+from harness.plan.transfers import all_reduce_steps, step_seconds_of
 
 SLOWER = 0.8
-"""Share of the link's rate below which, between cores, something else is the limit."""
+"""Fraction of the link's rate below which, between cores, something other than it is the limit."""
 SAVED = 0.05
-"""What a rest saves of a transfer, below which a link is said to have no burst."""
+"""Fraction of a transfer that idling must save; below it a link is taken to have no burst."""
 
 
 def between(found: Calibration, latency: float) -> dict[str, object]:
-    """Of the network; nothing of it is known from one node. `latency`: of a step inside one."""
+    """The figures of the network, which a single node says nothing about.
+
+    `latency` is that of a step inside a node, s.
+    """
     nodes, group, on_cards = found.nodes, found.ranks_per_node, found.cores_per_node is None
     if nodes == 1:
         return {"link": Link(bytes_per_second=1e9), "link_known": False}
+    # In a ring all-reduce over N ranks, a rank sends 2 (N - 1) / N of its buffer.
     ring = 2 * (nodes * group - 1) / (nodes * group)
     of_link = [point.model_copy(update={"size": point.size * ring}) for point in found.flat]
-    step = step_of(of_all_reduce(nodes, group, on_cards), of_link[0].seconds, latency)
+    step = step_seconds_of(all_reduce_steps(nodes, group, on_cards), of_link[0].seconds, latency)
     steady, rested = found.flat[-1].seconds, found.flat_after_rest[-1].seconds
     saved = steady - rested
     cpu_rate = 0.0 if on_cards else _cpu_rate(of_link)
@@ -35,8 +39,11 @@ def between(found: Calibration, latency: float) -> dict[str, object]:
 
 
 def _late(found: Calibration, link: Link) -> Late:
-    """On cards no processor is charged: the thread that waits for a card spins, and what Horovod's
-    thread takes is taken from nobody."""
+    """The figures of late exchanges.
+
+    On cards no processor time is charged: the thread that waits for a card only spins, so what
+    Horovod's thread uses is taken from nobody.
+    """
     nodes = found.nodes
     start = max(0.0, found.peers[0].seconds - 2 * (nodes - 1) * link.step_seconds)
     if found.cores_per_node is None:
@@ -61,7 +68,7 @@ def _late(found: Calibration, link: Link) -> Late:
 
 
 def _thread_rate(found: Calibration) -> float | None:
-    """Of what Horovod's thread of a rank sends, without a card's copies there and back."""
+    """Bytes/s that one rank's Horovod thread sends, without the copies from and to a card."""
     if len(found.peers) == 1:
         return None
     seconds = 1 / rate(found.peers)
@@ -71,7 +78,7 @@ def _thread_rate(found: Calibration) -> float | None:
 
 
 def rate(points: Sequence[Point]) -> float:
-    """Sizes a second between the two largest: what they have in common does not count."""
+    """Size per second between the two largest points, so that constant costs cancel out."""
     if len(points) == 1:
         return points[0].size / points[0].seconds
     first, last = points[-2:]
@@ -79,7 +86,7 @@ def rate(points: Sequence[Point]) -> float:
 
 
 def _cpu_rate(points: Sequence[Point]) -> float:
-    """Processor seconds for each of a size."""
+    """Processor seconds per unit of size, between the smallest and the largest point."""
     if len(points) == 1:
         return 0.0
     first, last = points[0], points[-1]

@@ -1,4 +1,4 @@
-"""A cluster in figures: what a prediction needs to know of machines, owned or not; a YAML file."""
+"""A cluster in figures: what a prediction needs to know of machines, read from a YAML file."""
 
 import math
 from pathlib import Path
@@ -12,116 +12,117 @@ from harness.config.section import Section, Text
 
 
 class Line(Section):
-    """What a collective inside a node takes: a start, and its bytes at a rate."""
+    """The cost of a collective inside a node: a latency per step, and a rate for its bytes."""
 
     latency_seconds: float = Field(default=2e-5, ge=0)
-    """For each step of it, s."""
+    """Latency of each step, s."""
     bytes_per_second: float = Field(gt=0)
-    """That a rank sends while all of its node do, bytes/s."""
+    """Rate at which a rank sends while all ranks of its node do, bytes/s."""
 
 
 class Link(Section):
-    """The network, at one node's port."""
+    """The network, seen at one node's port."""
 
     bytes_per_second: float = Field(gt=0)
-    """Of payload that lasts, each way, bytes/s: about 0.95 of the port's rate over TCP."""
+    """Lasting rate of payload, each way, bytes/s; over TCP about 0.95 of the port's rate."""
     step_seconds: float = Field(default=5e-5, ge=0)
-    """One step of a ring between nodes, with waking the ranks up, s."""
+    """One step of a ring between nodes, including waking the ranks up, s."""
     burst_seconds: float = Field(default=0.0, ge=0)
-    """A link that has rested carries at once what else takes it so long (token buckets), s."""
+    """Burst of a rested link (token bucket), in seconds that it takes at the lasting rate, s."""
     cpu_seconds: float = Field(default=0.0, ge=0)
-    """Of a rank's processor for each all-reduce, whatever its size, s; 0: cards do it."""
+    """Processor time of a rank per all-reduce, independent of its size, s; 0 if cards do it."""
     cpu_seconds_per_byte: float = Field(default=0.0, ge=0)
-    """Of the ranks' processors per byte that a rank sends and is waited for, s; 0: cards do it."""
+    """Processor time per byte that a rank sends in a blocking exchange, s; 0 if cards do it."""
 
 
 class Late(Section):
-    """Horovod's background thread, by which late and hierarchical exchanges go."""
+    """Horovod's background thread, which carries late and hierarchical exchanges."""
 
     start_seconds: float = Field(default=2e-3, ge=0)
-    """From a launch until bytes move: half a cycle and the ranks' agreement on it, s."""
+    """From a launch until bytes move: half a cycle, and the ranks' agreement on it, s."""
     cpu_seconds: float = Field(default=0.0, ge=0)
-    """Taken from a rank's processor by each exchange, whatever its size, s; 0 where it is idle."""
+    """Processor time taken from a rank per exchange of any size, s; 0 if cores are idle."""
     cpu_seconds_per_byte: float = Field(default=0.0, ge=0)
-    """Taken from the ranks' processors per byte that a rank sends, s; 0 where cores are idle."""
+    """Processor time taken from the ranks per byte that a rank sends, s; 0 if cores are idle."""
     bytes_per_second: float | None = Field(default=None, gt=0)
-    """That one rank's thread can send and add up in host memory; none: whatever the link can."""
+    """Rate at which a rank's thread sends and adds in host memory, bytes/s; none: the link's."""
     step_seconds: float | None = Field(default=None, ge=0)
     """One step of a ring of peers, in host memory, s; none: the link's."""
     copy_bytes_per_second: float | None = Field(default=None, gt=0)
-    """Between a card and host memory, by which its exchanges go, bytes/s; none: no copies."""
+    """Rate of copies between card and host memory, bytes/s; none: no copies are needed."""
 
 
 class Stalls(Section):
-    """A node that now and then is slow."""
+    """Nodes that are slow from time to time."""
 
     every_seconds: float = Field(gt=0)
-    """Between two beginnings on one node, mean, s."""
+    """Mean time between the starts of two stalls of one node, s."""
     for_seconds: float = Field(ge=0)
-    """How long, s."""
+    """Duration of a stall, s."""
     speed: float = Field(default=0.0, ge=0, lt=1)
-    """Share of its speed that is left meanwhile."""
+    """Fraction of its speed that a node keeps during a stall."""
     nodes: int = Field(default=1, ge=1)
-    """How many nodes are so."""
+    """Number of nodes that stall."""
 
 
 class Encoding(Section):
-    """Packing, unpacking and remembering what was not sent, s an element."""
+    """Time to pack, to unpack and to keep what was not sent, s per element."""
 
     fp16: float = Field(gt=0)
     int8: float = Field(gt=0)
     int4: float = Field(gt=0)
     sign: float | None = Field(default=None, gt=0)
-    """None: not measured, of a calibration that is older than this wire."""
+    """None: not measured, because the calibration is older than this compression."""
 
 
 class Cluster(Section):
-    """Times are those of a rank that has a core, or a card, to itself."""
+    """The machines; all times are those of a rank that has a core, or a card, to itself."""
 
     name: Text = "cluster"
-    """What tables call it."""
+    """Name of the cluster in tables."""
     nodes: int = Field(ge=1)
-    """Machines."""
+    """Number of machines."""
     ranks_per_node: int = Field(ge=1)
-    """Cards, or processes, on each."""
+    """Cards, or processes, on each machine."""
     cores_per_node: float | None = Field(default=None, gt=0)
-    """Cores that a node's ranks have to share, where they compute on cores; none: cards."""
+    """Cores shared by a node's ranks if they compute on cores; none: they compute on cards."""
     sharing_penalty: float = Field(default=0.0, ge=0)
-    """Share by which work grows each time the ranks on a core double: caches are shared too."""
+    """Fraction by which work grows each time the ranks on a core double: caches are shared too."""
     product_flop_per_second: float = Field(gt=0)
-    """Of a rank in a plain matrix product, 1/s."""
+    """Speed of a rank in a plain matrix product, 1/s."""
     backbone_efficiency: float = Field(gt=0)
-    """Share of that which the backbone's forward and backward pass reach."""
+    """Fraction of that speed reached by the backbone's forward and backward pass."""
     classifier_efficiency: float = Field(gt=0)
-    """Share of that which logits, loss and their backward pass reach."""
+    """Fraction of that speed reached by logits, loss and their backward pass."""
     forward_share: float = Field(default=1 / 3, gt=0, lt=1)
-    """Of a micro-batch's backbone time, in the forward pass."""
+    """Fraction of the backbone's time in a micro-batch that is the forward pass."""
     micro_batch_seconds: float = Field(default=0.0, ge=0)
-    """What a micro-batch takes beside all that is named here: the step's own bookkeeping, s."""
+    """Overhead of a micro-batch beyond all that is named here, such as bookkeeping, s."""
     image_seconds: float = Field(default=0.0, ge=0)
-    """Reading an image in the step, s; 0 where it is read ahead."""
+    """Time to read an image within the step, s; 0 if it is read ahead."""
     memory_bytes: float = Field(gt=0)
-    """That a rank can have, bytes."""
+    """Memory available to a rank, bytes."""
     memory_bytes_per_second: float = Field(gt=0)
-    """Read and written by a plain pass over tensors, a rank's, bytes/s."""
+    """Bytes that a rank reads and writes per second in a plain pass over tensors, bytes/s."""
     encode_seconds: Encoding | None = None
-    """Of compression, an element; none: ten passes of float32 over memory."""
+    """Cost of compression per element; none: ten passes of float32 over memory."""
     node: Line
-    """Gathering features inside a node."""
+    """Cost of gathering features inside a node."""
     shared: Line | None = None
-    """Inside a node: gradients zeroed, averaged by their owners, values sent out; none: `node`."""
+    """Cost inside a node of zeroing gradients, averaging them by owner and sending values back;
+    none: `node`."""
     link: Link
-    """Between nodes."""
+    """The network between nodes."""
     link_known: bool = True
-    """False where `link` is made up, because all figures are of one machine: none of more."""
+    """False if `link` is a placeholder, because all figures come from a single machine."""
     late: Late = Late()
-    """Late exchanges."""
+    """Cost of late exchanges."""
     jitter: float = Field(default=0.0, ge=0, le=1)
-    """Standard deviation of a micro-batch's time on a rank by its mean."""
+    """Standard deviation of a micro-batch's time on a rank, divided by its mean."""
     stalls: Stalls | None = None
-    """Nodes that are slow now and then; for the simulator."""
+    """Nodes that are slow from time to time; used by the simulator only."""
     measured: dict[str, Any] | None = None
-    """Where the figures come from, if they were measured: commit, date, config."""
+    """Origin of the figures if they were measured: commit, date, config."""
 
     @model_validator(mode="after")
     def _stalls_end(self) -> "Cluster":
@@ -143,7 +144,7 @@ class Cluster(Section):
 
     @property
     def slowdown(self) -> float:
-        """Times longer that work on a rank takes because ranks share cores."""
+        """Factor by which work on a rank takes longer because ranks share cores."""
         if self.cores_per_node is None:
             return 1.0
         ranks_on_a_core = max(1.0, self.ranks_per_node / self.cores_per_node)
@@ -151,23 +152,24 @@ class Cluster(Section):
 
     @property
     def cores_are_busy(self) -> bool:
-        """Ranks leave no core idle: what threads do for transfers is taken from them."""
+        """Whether ranks leave no core idle, so that transfer threads take time from them."""
         return self.cores_per_node is not None and self.ranks_per_node >= self.cores_per_node
 
     def on(self, nodes: int, ranks_per_node: int) -> "Cluster":
-        """The same machines, more or fewer of them. Cores of a node stay as many."""
+        """The cluster with other numbers of machines and ranks; cores per node stay the same."""
         return self.model_copy(update={"nodes": nodes, "ranks_per_node": ranks_per_node})
 
     def with_rate(self, bytes_per_second: float) -> "Cluster":
-        """The same, with another lasting rate of payload on each node's link."""
+        """The same cluster with another lasting rate of payload on each node's link."""
         link = self.link.model_copy(update={"bytes_per_second": bytes_per_second})
         return self.model_copy(update={"link": link})
 
     def write(self, path: Path) -> None:
+        """Writes the YAML file that `read_cluster` reads."""
         values = self.model_dump(mode="json", exclude_none=True)
         path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def read_cluster(path: Path) -> Cluster:
-    """Raises UserError for a file that is missing, no YAML, or holds something else."""
+    """Reads a cluster's file. Raises UserError if it is missing, not YAML, or not a cluster."""
     return read_model(path, Cluster, "cluster")

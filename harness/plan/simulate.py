@@ -1,9 +1,9 @@
-"""Lets the pieces of windows happen on many nodes that vary: events in place of the formulas.
+"""Simulates windows on many nodes that vary, with events in place of the cost model's formulas.
 
-A node is one process: its ranks meet in every micro-batch, or in none before the nodes do, so that
-the latest of them is the node, exactly. Nodes differ by jitter and by stalls. Every node has the
-same bytes to send through a port of its own, and an exchange begins when the last node has come,
-so that one port stands for all. Without jitter and stalls a window takes what the cost model says.
+A node is one process. This is exact: its ranks meet either in every micro-batch, or not before the
+nodes do, so the latest rank determines the node. Nodes differ by jitter and by stalls. Every node
+sends the same bytes through its own port, and an exchange begins when the last node arrives, so one
+port represents all. Without jitter and stalls, a window takes what the cost model predicts.
 """
 
 import math
@@ -27,18 +27,18 @@ Steps = Generator[simpy.Event, Any, None]
 
 @dataclass(frozen=True)
 class Simulation:
-    """Of the windows after the first half, in which pipelines fill."""
+    """Times of the second half of the windows; in the first half, pipelines fill."""
 
     step_seconds: float
-    """Of a window, mean over windows and nodes."""
+    """Seconds per window, mean over windows and nodes."""
     wait_seconds: float
-    """Of a window, in which a node stood still for others: exchanges and gathers."""
+    """Seconds per window in which a node waited for others, in exchanges and gathers; mean."""
     slowest_seconds: float
-    """The longest window of any node."""
+    """Seconds of the longest window of any node."""
 
 
 def simulate(cluster: Cluster, work: Workload, windows: int = 20, seed: int = 0) -> Simulation:
-    """Runs so many windows of ranks whose micro-batches vary by `cluster.jitter` of their mean.
+    """Simulates windows of ranks whose micro-batches vary by `cluster.jitter` of their mean.
 
     Raises UserError for fewer windows than two rounds of exchanges.
     """
@@ -46,9 +46,9 @@ def simulate(cluster: Cluster, work: Workload, windows: int = 20, seed: int = 0)
     period = max(1, pieces.delay + (not pieces.lands_first))
     if windows < 2 * period:
         raise UserError(
-            f"{windows} windows are too few to simulate {work.config.name}: pipelines fill in the "
-            f"first half of them, and a round of exchange.delay={pieces.delay} takes {period}; "
-            f"give {2 * period} or more"
+            f"{windows} {'window is' if windows == 1 else 'windows are'} too few to simulate "
+            f"{work.config.name}: the first half of them fills pipelines, and a round of "
+            f"exchange.delay={pieces.delay} takes {period}; give {2 * period} or more"
         )
     draw = _Draw(pieces, work, np.random.default_rng(seed))
     environment = simpy.Environment()
@@ -65,7 +65,11 @@ def simulate(cluster: Cluster, work: Workload, windows: int = 20, seed: int = 0)
 
 
 def _steady(nodes: list["_Node"], windows: int, period: int) -> Simulation:
-    """Whole periods: where a late exchange is the limit, windows take turns in waiting for it."""
+    """Averages over whole periods of exchanges.
+
+    If a late exchange is the bottleneck, the windows of a period take turns in waiting for it, so
+    a partial period would be biased.
+    """
     counted = windows // 2 // period * period
     first = windows - counted
     ends = np.array([[0.0, *node.ends] for node in nodes])
@@ -78,7 +82,7 @@ def _steady(nodes: list["_Node"], windows: int, period: int) -> Simulation:
 
 
 class _Draw:
-    """How long a node's micro-batches take: as its longest rank's, or as its shared cores'."""
+    """Draws how long a node's micro-batches take: its slowest rank's time, or its cores'."""
 
     def __init__(self, pieces: Pieces, work: Workload, generator: np.random.Generator) -> None:
         self._pieces = pieces
@@ -88,15 +92,15 @@ class _Draw:
         self._meets = sliced or pieces.steps == pieces.passes
 
     def window(self) -> list[float]:
-        """Seconds of each micro-batch's compute."""
+        """Seconds of compute of each micro-batch in a window."""
         pieces = self._pieces
         if not pieces.jitter:
             return [pieces.compute] * pieces.passes
         drawn = self._generator.standard_normal(self._shape)
         times = np.maximum(0.0, 1 + pieces.jitter * drawn) * pieces.compute
-        # Ranks on shared cores slow each other down and end together, at the mean. Those that meet
-        # in every micro-batch take as long as the longest in each; others meet at the window's end,
-        # and the node's times are those of the rank whose sum is the largest.
+        # Ranks on shared cores slow each other down and end together, at their mean. Ranks that
+        # meet in every micro-batch take the maximum of each: sum_k max_r t. Others meet only at the
+        # end of the window, so the rank with the largest sum counts: max_r sum_k t.
         if pieces.shares_cores:
             return [float(mean) for mean in times.mean(axis=1)]
         if self._meets:
@@ -107,10 +111,11 @@ class _Draw:
 
 @dataclass(frozen=True)
 class _Speed:
-    """When a node is slow: every so often, from a moment of its own on."""
+    """A node's speed over time: periodic stalls that start at a random moment of each node."""
 
     stalls: Stalls | None
     first: float = 0.0
+    """Start of a stall, s; stalls repeat with their period before and after it."""
 
     @classmethod
     def of(cls, stalls: Stalls | None, number: int, generator: np.random.Generator) -> "_Speed":
@@ -119,7 +124,7 @@ class _Speed:
         return cls(stalls, generator.uniform(0, stalls.every_seconds))
 
     def ends(self, start: float, work: float) -> float:
-        """When work of so many seconds is done that begins at `start`."""
+        """The time at which `work` seconds of undisturbed work that begin at `start` are done."""
         if self.stalls is None or work <= 0:
             return start + work
         every, slow, speed = self.stalls.every_seconds, self.stalls.for_seconds, self.stalls.speed
@@ -131,15 +136,15 @@ class _Speed:
             if rate * left >= work:
                 return now + work / rate
             work -= rate * left
-            # A step of nothing would never end.
+            # Rounding may make `left` too small to advance `now`; then the loop would never end.
             now = max(now + left, math.nextafter(now, math.inf))
 
 
 class _Network:
-    """Exchanges in their order, and the port that they go through.
+    """The exchanges in their order, and the port that they share.
 
-    Flows share a port: what is waited for does not queue behind a late exchange, but takes its
-    bytes' time away from it.
+    Flows share a port: a blocking transfer does not queue behind a late exchange, but delays it by
+    the time of its bytes. So `_port` sees blocking transfers only, and `_behind` sees all.
     """
 
     def __init__(self, environment: simpy.Environment, pieces: Pieces, nodes: int) -> None:
@@ -152,7 +157,7 @@ class _Network:
     def arrive(
         self, name: tuple[object, ...], transfer: Transfer, late: bool = False
     ) -> simpy.Event:
-        """A node comes to the exchange of this name; the event is its end."""
+        """Registers a node's arrival at the exchange `name`; the returned event is its end."""
         if name not in self._exchanges:
             self._exchanges[name] = _Exchange(self._nodes, self._environment.event())
         exchange = self._exchanges[name]
@@ -175,7 +180,7 @@ class _Network:
 @dataclass
 class _Exchange:
     missing: int
-    """Nodes that have not come yet."""
+    """Nodes that have not arrived yet."""
     ended: simpy.Event
 
 
@@ -197,9 +202,9 @@ class _Node:
         self._speed = speed
         self._under_way: list[simpy.Event] = []
         self.ends: list[float] = []
-        """Of windows."""
+        """Times at which windows ended."""
         self.waits: list[float] = []
-        """In windows."""
+        """Seconds waited in each window."""
 
     def run(self, windows: int) -> Steps:
         for window in range(windows):
@@ -235,7 +240,7 @@ class _Node:
             yield from self._wait(self._under_way.pop(0))
 
     def _with_buckets(self, window: int, seconds: float) -> Steps:
-        """The last micro-batch; its end is not before that of the last bucket."""
+        """Runs the last micro-batch, which ends no earlier than its last bucket."""
         pieces = self._pieces
         overlapped = min(seconds, pieces.backbone_backward)
         yield from self._work(seconds - overlapped)
@@ -248,7 +253,7 @@ class _Node:
         yield from self._wait(self._environment.all_of(buckets))
 
     def _bucket(self, window: int, number: int, arrives: float) -> Steps:
-        """`arrives`: after so much work."""
+        """Sends one bucket, whose gradients are ready after `arrives` seconds of work."""
         yield from self._until(self._speed.ends(self._environment.now, arrives))
         transfer = self._pieces.buckets[number].transfer
         yield self._network.arrive(("bucket", window, number), transfer)

@@ -1,4 +1,4 @@
-"""How long each piece of a window takes: what cost model and simulator put together."""
+"""The duration of each piece of a window, from which cost model and simulator are built."""
 
 from dataclasses import dataclass
 
@@ -8,76 +8,82 @@ from harness.plan.transfers import Launch, Transfer, Transfers
 from harness.plan.workload import Workload
 
 OPTIMIZER_PASSES = {"sgd": 5, "adamw": 7}
-"""Over memory, of what a rank steps: values, gradients and states, read and written."""
+"""Passes over memory of an optimizer step: values, gradients and states, read and written."""
 ENCODING_PASSES = 10
+"""Passes over memory of packing and unpacking, if the cost of encoding was not measured."""
 POWER_SGD_PASSES = 12
-"""Over the gradient: two reads for the factors, one write back, what was not sent, kept and added,
-and copies to and from DDP's bucket."""
+"""Passes over the gradient: two reads for the factors, one write back, the residual kept and added
+back, and copies to and from DDP's bucket."""
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """Seconds on one rank, and transfers between nodes."""
+    """The pieces of a window: seconds on one rank, and transfers between nodes."""
 
     passes: int
-    """Micro-batches in a window."""
+    """Micro-batches per window, K."""
     steps: int
-    """Of the optimizer in a window."""
+    """Optimizer steps per window."""
     delay: int
+    """Delay of the exchange in windows."""
     lands_first: bool
-    """A late exchange waits for the one `delay` windows ago before it launches, not after."""
+    """Whether a late exchange waits for the one of `delay` windows ago before it launches, not
+    after."""
     data: float
-    """Of a micro-batch, as are the next ones."""
+    """Seconds per micro-batch to get its images."""
     forward: float
+    """Seconds per micro-batch of the forward pass."""
     backward: float
-    """Of the backbone and the classifier."""
+    """Seconds per micro-batch of the backward pass, backbone and classifier."""
     backbone_backward: float
-    """The last part of it."""
+    """Seconds of the backbone's backward pass, which is the last part of `backward`."""
     overhead: float
+    """Seconds per micro-batch of everything else on the rank."""
     slice_wait: float
-    """In the node."""
+    """Seconds per micro-batch of the slice group's collectives inside the node."""
     gathers: tuple[Transfer, ...]
-    """Between nodes, blocking."""
+    """Blocking transfers of the slice group between nodes, in each micro-batch."""
     node: float
-    """Of a step: shared gradients to their owners, values back."""
+    """Seconds per step to send shared gradients to their owners and values back."""
     optimizer: float
-    """Of a step."""
+    """Seconds per step of the optimizer."""
     encode: float
-    """Of a window: packing, unpacking."""
+    """Seconds per window of packing and unpacking."""
     buckets: tuple[Launch, ...]
-    """Between nodes, overlapped with the last backward pass; empty where ranks step alone."""
+    """Transfers between nodes during the last backward pass; empty if nodes step alone."""
     exchange: Transfer
-    """Between nodes, after the last backward pass; nothing where buckets are averaged beside it."""
+    """Transfer between nodes after the last backward pass; nothing if buckets are used instead."""
     disturbance: float
-    """Of a window: what a late transfer takes from the ranks' processors."""
+    """Seconds per window that a late transfer takes from the ranks' processors."""
     jitter: float
-    """Standard deviation by mean, of the compute of a micro-batch on a rank."""
+    """Standard deviation of a micro-batch's compute on a rank, divided by its mean."""
     shares_cores: bool
-    """A node's ranks wait for its cores, not for each other."""
+    """Whether a node's ranks wait for its cores instead of for each other."""
 
     @property
     def compute(self) -> float:
-        """Of a micro-batch: what varies from one to the next."""
+        """Seconds of a micro-batch that vary from one to the next."""
         return self.data + self.forward + self.backward + self.overhead
 
     @property
     def micro_batch(self) -> float:
-        """With what its slice group takes, ports rested."""
+        """Seconds of a micro-batch with its slice group's collectives, through rested ports."""
         return self.compute + self.slice_wait + sum(each.seconds for each in self.gathers)
 
     @property
     def stretch(self) -> float:
-        """Of a window: what buckets take of the cores while the backward pass still runs."""
+        """Seconds per window that buckets take from the cores while the backward pass runs."""
+        # The last bucket is sent when the backward pass has ended, so it delays nothing.
         return sum(each.transfer.taken for each in self.buckets[:-1])
 
     @property
     def after(self) -> float:
-        """Of a step: what follows its last backward pass, exchanges left out."""
+        """Seconds that follow a step's last backward pass, without exchanges."""
         return self.node + self.optimizer
 
 
 def pieces_of(cluster: Cluster, work: Workload) -> Pieces:
-    """The nodes and ranks are the workload's; the machines are the cluster's."""
+    """The pieces of the workload's window, on its numbers of nodes and ranks of these machines."""
     there = cluster.on(work.nodes, work.ranks_per_node)
     costs = _Costs(there, work)
     forward, backward, backbone_backward = costs.network()
@@ -114,7 +120,7 @@ class _Costs:
         self.slowdown = cluster.slowdown
 
     def network(self) -> tuple[float, float, float]:
-        """Forward; backward; the backbone's part of that."""
+        """Seconds of the forward pass, of the backward pass, and of the backbone's part of that."""
         cluster, work = self._cluster, self._work
         plain = cluster.product_flop_per_second / self.slowdown
         backbone = work.backbone_flops / plain / cluster.backbone_efficiency
@@ -122,6 +128,7 @@ class _Costs:
         backbone_backward = backbone * (1 - cluster.forward_share)
         if self._traits.crosses is Crosses.FACTORS:
             backbone_backward += self._power_sgd()
+        # One of the classifier's three matrix products is in the forward pass, two in backward.
         forward = backbone * cluster.forward_share + classifier / 3
         return forward, classifier * 2 / 3 + backbone_backward, backbone_backward
 
@@ -133,7 +140,12 @@ class _Costs:
         return products + self._memory(POWER_SGD_PASSES * elements)
 
     def node(self) -> float:
-        """Gradients zeroed; where ranks step alone averaged by their owners, and values sent."""
+        """Seconds per step inside a node.
+
+        Gradients are zeroed; if nodes step alone, they are also averaged by their owners, and
+        values are sent back. Each way a ring of n ranks moves (n - 1) / n of the bytes in n - 1
+        steps.
+        """
         work, cluster, group = self._work, self._cluster, self._work.ranks_per_node
         whole = work.shared * work.element_bytes
         if work.overlaps or group == 1:
@@ -151,11 +163,15 @@ class _Costs:
         )
 
     def optimizer(self) -> float:
+        """Seconds of an optimizer step, which is limited by memory bandwidth."""
         passes = OPTIMIZER_PASSES[self._work.config.optimizer.name]
         return self._memory(passes * self._work.owned)
 
     def encode(self) -> float:
-        """Late exchanges copy what they send at least; those that overlap pack alone."""
+        """Seconds per window of packing and unpacking.
+
+        Late exchanges at least copy what they send; overlapped ones only pack if they compress.
+        """
         work, kind = self._work, self._exchange.compression
         if self._traits.is_torchs or not self._traits.meets:
             return 0.0

@@ -1,4 +1,4 @@
-"""What `harness plan` prints: tables, the recommendation with its price, break-even points."""
+"""The text that `harness plan` prints: tables, the recommendation, and break-even points."""
 
 from collections.abc import Sequence
 
@@ -16,40 +16,42 @@ from harness.plan.break_even import (
 )
 from harness.plan.cost_model import predict
 from harness.plan.machines import Cluster
-from harness.plan.ways import ENOUGH, PAYS, Way, recommended, strongest_baseline
+from harness.plan.ways import FAST_ENOUGH, MIN_LATE_SPEEDUP, Way, recommended, strongest_baseline
 from harness.tracking.prediction import Prediction
 
 HEAD = f"{'step ms':>10} {'images/s':>10} {'wait %':>7} {'memory MB':>10} {'MB/window':>10}"
 ADVICE = (
-    "throughput is not time to accuracy. In this order: hide (a delay of one window costs little "
-    "once the learning rate is lowered), shrink (fp16, int8, int4 with what is left out sent "
-    "later), and only then make rare: in 2 pieces each parameter is averaged half as often, and K "
-    "micro-batches a step are K times fewer updates from the same images. Settle it with harness "
-    "compare."
+    "throughput is not time to accuracy. Try remedies in this order: hide communication (a delay "
+    "of one window costs little accuracy once the learning rate is lowered), compress it (fp16, "
+    "int8 or int4, which send the remainder later), and only then communicate less often (in 2 "
+    "pieces each parameter is averaged half as often; K micro-batches per step are K times fewer "
+    "updates from the same images). Compare time to accuracy with harness compare."
 )
 
 
 def cluster_line(cluster: Cluster) -> str:
+    """One line that describes the cluster."""
     speed = cluster.product_flop_per_second / cluster.slowdown
     shared = ""
     if cluster.cores_per_node is not None:
-        shared = f", {cluster.cores_per_node:g} cores a node"
+        shared = f", {cluster.cores_per_node:g} cores per node"
     return (
-        f"{cluster.name}: {cluster.nodes} nodes x {cluster.ranks_per_node} ranks{shared}, "
-        f"{speed / 1e9:,.1f} GFLOP/s a rank, links {in_rate(cluster.link.bytes_per_second)}"
+        f"{cluster.name}: {cluster.nodes} node{'s' * (cluster.nodes > 1)} x "
+        f"{cluster.ranks_per_node} rank{'s' * (cluster.ranks_per_node > 1)}{shared}, "
+        f"{speed / 1e9:,.1f} GFLOP/s per rank, links {format_rate(cluster.link.bytes_per_second)}"
     )
 
 
 def defaults_line(cluster: Cluster) -> list[str]:
-    """Which of its figures nobody measured, where the cluster says so."""
+    """A line with the figures that are defaults, if the cluster names any."""
     defaults = (cluster.measured or {}).get("defaults")
     if not defaults:
         return []
-    return ["not measured, defaults: " + ", ".join(f"{k}={v:g}" for k, v in defaults.items())]
+    return ["defaults, not measured: " + ", ".join(f"{k}={v:g}" for k, v in defaults.items())]
 
 
-def in_rate(bytes_per_second: float) -> str:
-    """As networks are sold."""
+def format_rate(bytes_per_second: float) -> str:
+    """Formats a rate in bits per second, as network links are specified."""
     bits = bytes_per_second * 8
     for size, unit in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")):
         if bits >= size:
@@ -58,6 +60,7 @@ def in_rate(bytes_per_second: float) -> str:
 
 
 def figures(found: Prediction) -> str:
+    """The cells of one prediction, under HEAD."""
     wait = sum(found.phases_ms[phase] for phase in WAITS) / found.step_ms
     return (
         f"{found.step_ms:10.1f} {found.images_per_second:10,.0f} {wait:7.1%} "
@@ -65,13 +68,15 @@ def figures(found: Prediction) -> str:
     )
 
 
-def of_experiments(predictions: Sequence[Prediction]) -> list[str]:
+def experiments_table(predictions: Sequence[Prediction]) -> list[str]:
+    """The table of the given experiments."""
     width = max(10, *(len(each.variant) for each in predictions))
     lines = [f"{'experiment':{width}} {HEAD}"]
     return lines + [f"{each.variant:{width}} {figures(each)}" for each in predictions]
 
 
-def of_ways(ways: Sequence[Way], cluster: Cluster) -> list[str]:
+def ways_table(ways: Sequence[Way], cluster: Cluster) -> list[str]:
+    """The table of all ways of training."""
     lines = [
         f"{'layout':10} {'exchange':11} {'route':12} {'K':>2} {'pieces':>6} {'sent as':7} {HEAD}"
     ]
@@ -83,16 +88,18 @@ def of_ways(ways: Sequence[Way], cluster: Cluster) -> list[str]:
             f"{exchange.backward_passes_per_step:2d} {exchange.pieces:6d} "
             f"{_sent_as(exchange.compression):7}"
         )
-        told = figures(way.prediction) if way.prediction is not None else ""
-        lines.append(f"{name} {told}{'' if way.feasible else f'  cannot be: {way.obstacle}'}")
+        cells = figures(way.prediction) if way.prediction is not None else ""
+        lines.append(
+            f"{name} {cells}{'' if way.feasible else f'  infeasible: {way.infeasible_because}'}"
+        )
     return lines
 
 
 def verdict(ways: Sequence[Way], cluster: Cluster) -> list[str]:
-    """The recommendation, the baseline's strongest forms, and what all of it does not say."""
+    """The recommendation, the strongest forms of the baseline, and what is not predicted."""
     chosen = recommended(ways)
     if chosen is None:
-        return ["nothing fits into the memory of these ranks; see the obstacles above"]
+        return ["no recommendation: every way is infeasible here, for the reasons given above"]
     fastest = max(ways, key=lambda way: way.rate)
     lines = [
         f"recommended: {chosen.overrides}",
@@ -100,56 +107,60 @@ def verdict(ways: Sequence[Way], cluster: Cluster) -> list[str]:
         f"(K = {fastest.config.exchange.backward_passes_per_step}, "
         f"{_sent_as(fastest.config.exchange.compression)}, "
         f"{fastest.config.classifier.layout} {fastest.config.exchange.kind}"
-        f"{_in_pieces(fastest.config.exchange.pieces)}); of all with at least "
-        f"{ENOUGH:g} of that it costs the least accuracy, late ones only where they have {PAYS:g} "
-        f"times the images/s of all that wait with the same K",
+        f"{_in_pieces(fastest.config.exchange.pieces)})",
+        f"  chosen: least expected accuracy cost among ways with at least {FAST_ENOUGH:g} of the "
+        f"highest images/s; late ways qualify only with {MIN_LATE_SPEEDUP:g}x the images/s of "
+        f"every synchronous way with the same K",
     ]
     passes = chosen.config.exchange.backward_passes_per_step
     for name, each in (
-        (f"data parallel that waits, at its strongest with K = {passes}", passes),
-        ("data parallel that waits, at its strongest with any K", None),
+        (f"strongest synchronous data parallelism with K = {passes}", passes),
+        ("strongest synchronous data parallelism with any K", None),
     ):
         rival = strongest_baseline(ways, each)
         if rival is not None:
             exchange = rival.config.exchange
             lines.append(
                 f"{name}: {rival.rate:,.0f} images/s (K = {exchange.backward_passes_per_step}, "
-                f"{_sent_as(exchange.compression)}); the recommended has "
-                f"{chosen.rate / rival.rate:.2f} times that"
+                f"{_sent_as(exchange.compression)}); the recommended way has "
+                f"{chosen.rate / rival.rate:.2f}x that"
             )
     # Fewer classes than a node has ranks cannot be sliced over it.
     few = chosen.config.data.num_classes < cluster.ranks_per_node
     alone = chosen.config.with_nodes_apart("replicated" if few else "node", passes=1)
     ceiling = predict(cluster, alone).images_per_second
     lines.append(
-        "ceiling, nodes that exchange nothing and step after every micro-batch: "
+        "ceiling (nodes exchange nothing and step after every micro-batch): "
         f"{ceiling:,.0f} images/s"
     )
     return [*lines, ADVICE]
 
 
 def break_even(cluster: Cluster, config: Config) -> list[str]:
-    """The points where ways part, for this cluster, batch and K."""
+    """The break-even points between ways of training, for this cluster, batch and K."""
     if not applies(cluster, config):
         return []
     lines = []
     kinds: tuple[KindName, ...] = ("synchronous", "delayed")
     for kind in kinds:
         classes = classes_for_world(cluster, config, kind)
-        where = f"never, up to {MOST_CLASSES:,} classes"
+        where = f"at no number of classes up to {MOST_CLASSES:,}"
         if classes is not None:
             where = f"from {classes:,} classes on"
         lines.append(f"{kind}: slices over the world are faster than over a node {where}")
-    for layout, name in (("replicated", "data parallel"), ("node", "slices that wait")):
+    for layout, name in (
+        ("replicated", "synchronous data parallelism"),
+        ("node", "synchronous slices"),
+    ):
         rates = rates_for_late(cluster, config, layout)
         if rates is None:
-            lines.append(f"a late exchange is nowhere {PAYS:g} times as fast as {name}")
+            lines.append(f"a late exchange is {MIN_LATE_SPEEDUP:g}x as fast as {name} on no link")
             continue
-        top = "any faster link" if rates.fastest >= FASTEST else in_rate(rates.fastest)
-        bottom = "any slower link" if rates.slowest <= SLOWEST else in_rate(rates.slowest)
+        top = "any faster link" if rates.fastest >= FASTEST else format_rate(rates.fastest)
+        bottom = "any slower link" if rates.slowest <= SLOWEST else format_rate(rates.slowest)
         lines.append(
-            f"a late exchange is more than {PAYS:g} times as fast as {name} from {bottom} to "
-            f"{top}, {rates.best:.2f} times at most"
+            f"a late exchange is more than {MIN_LATE_SPEEDUP:g}x as fast as {name} from {bottom} "
+            f"to {top}, at most {rates.best:.2f}x"
         )
     return lines
 

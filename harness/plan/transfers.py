@@ -1,4 +1,4 @@
-"""What ranks send to each other in a window, on either route, and how long it is under way."""
+"""What ranks send to each other in a window, on either route, and how long that takes."""
 
 import math
 from collections.abc import Sequence
@@ -10,86 +10,94 @@ from harness.plan.machines import Cluster
 from harness.plan.workload import Workload
 
 POWER_SGD_COLLECTIVES = 3
-"""In turn: vectors as they are, then one factor, then the other."""
+"""Collectives of PowerSGD, one after the other: uncompressed vectors, then each factor."""
 
 
 @dataclass(frozen=True)
-class Hops:
-    """One after the other, for the first byte to have been everywhere."""
+class CollectiveSteps:
+    """The consecutive steps of a collective, until the first byte has been everywhere."""
 
     across: int
-    """Between nodes."""
+    """Steps between nodes."""
     inside: int = 0
-    """Within one."""
+    """Steps within a node."""
 
-    def __mul__(self, times: int) -> "Hops":
-        return Hops(self.across * times, self.inside * times)
+    def __mul__(self, times: int) -> "CollectiveSteps":
+        return CollectiveSteps(self.across * times, self.inside * times)
 
     def seconds(self, step: float, latency: float) -> float:
-        """`step`: of a hop between nodes, `latency`: of one within a node."""
+        """Seconds of all steps: `step` for one between nodes, `latency` for one within a node."""
         return self.across * step + self.inside * latency
 
     def step(self, seconds: float, latency: float) -> float:
-        """Of a hop between nodes, where all hops take so many seconds."""
+        """Seconds of a step between nodes, if all steps together take `seconds`."""
         return max(0.0, seconds - self.inside * latency) / self.across
 
 
-def of_gather(nodes: int, per_node: int, on_cards: bool) -> Hops:
-    """Once round a ring of all ranks, which lie in order on nodes: a reduce-scatter's too.
+def gather_steps(nodes: int, per_node: int, on_cards: bool) -> CollectiveSteps:
+    """Steps of a gather or reduce-scatter: once round a ring of all ranks, ordered by node.
 
-    Between processes on cores every hop counts as one between nodes: what it takes is waking up.
+    Between processes on cores every step counts as one between nodes, because its cost is waking
+    up the receiver. On cards, a ring of N ranks on M nodes has N - 1 steps, M of them between nodes
+    (M - 1 with one rank per node).
     """
     ranks = nodes * per_node
     if not on_cards:
-        return Hops(ranks - 1)
+        return CollectiveSteps(ranks - 1)
     across = 0 if nodes == 1 else min(nodes, ranks - 1)
-    return Hops(across, ranks - 1 - across)
+    return CollectiveSteps(across, ranks - 1 - across)
 
 
-def of_all_reduce(nodes: int, per_node: int, on_cards: bool) -> tuple[Hops, ...]:
-    """The ways that it can go: twice round the ring; on cards also up and down a tree of nodes, as
-    NCCL does where there are many of them."""
-    ring = of_gather(nodes, per_node, on_cards) * 2
+def all_reduce_steps(nodes: int, per_node: int, on_cards: bool) -> tuple[CollectiveSteps, ...]:
+    """The alternatives of an all-reduce: twice round the ring, or on cards up and down a tree.
+
+    NCCL uses a tree of nodes, of depth log2(nodes), if there are many of them.
+    """
+    ring = gather_steps(nodes, per_node, on_cards) * 2
     if not on_cards:
         return (ring,)
-    return ring, Hops(math.ceil(math.log2(nodes)), per_node - 1) * 2
+    return ring, CollectiveSteps(math.ceil(math.log2(nodes)), per_node - 1) * 2
 
 
-def of_crossing(nodes: int, lossy: bool, on_cards: bool) -> tuple[Hops, ...]:
-    """Of a mean over one rank on each node: over a lossy wire two swap their parts in one step."""
+def crossing_steps(nodes: int, lossy: bool, on_cards: bool) -> tuple[CollectiveSteps, ...]:
+    """The alternatives of a mean over one rank per node.
+
+    With lossy compression, two nodes swap their parts in a single step.
+    """
     if lossy and nodes == 2:
-        return (of_gather(nodes, 1, on_cards),)
-    return of_all_reduce(nodes, 1, on_cards)
+        return (gather_steps(nodes, 1, on_cards),)
+    return all_reduce_steps(nodes, 1, on_cards)
 
 
-def quickest(ways: Sequence[Hops], step: float, latency: float) -> float:
-    """Seconds."""
+def quickest(ways: Sequence[CollectiveSteps], step: float, latency: float) -> float:
+    """Seconds of the fastest alternative."""
     return min(way.seconds(step, latency) for way in ways)
 
 
-def step_of(ways: Sequence[Hops], seconds: float, latency: float) -> float:
-    """The `step` for which `quickest` takes so many seconds."""
+def step_seconds_of(ways: Sequence[CollectiveSteps], seconds: float, latency: float) -> float:
+    """The `step` for which `quickest` gives `seconds`: its inverse."""
+    # min_i f_i(step) = seconds, with increasing f_i, is solved by the largest of the solutions.
     return max(way.step(seconds, latency) for way in ways)
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What all ranks of a node have under way at the same time, through its port."""
+    """A simultaneous transfer of all ranks of a node through the node's port."""
 
     start: float = 0.0
     """Seconds until bytes move."""
     wire: float = 0.0
-    """Seconds of the port, at its lasting rate."""
+    """Seconds that the port is occupied, at its lasting rate."""
     own: float = 0.0
-    """Seconds that a rank's thread needs for it at least."""
+    """Seconds that a rank's thread needs at least."""
     burst: float = 0.0
-    """Of `wire`, what a port that has rested takes at once."""
+    """Seconds of `wire` that a port that has rested sends at once."""
     taken: float = 0.0
-    """Seconds of the ranks' compute that its threads take, where no core is idle."""
+    """Seconds that the transfer's threads take from the ranks' compute, if no core is idle."""
 
     @property
     def seconds(self) -> float:
-        """Through a port that has rested, nothing else under way."""
+        """Seconds through a port that has rested, with nothing else under way."""
         return self.start + max(self.wire - min(self.burst, self.wire), self.own)
 
 
@@ -98,12 +106,12 @@ class Launch:
     """A transfer that starts during the last backward pass."""
 
     arrival: float
-    """When, as a share of the backbone's backward pass."""
+    """Time at which its gradients are ready, as a fraction of the backbone's backward pass."""
     transfer: Transfer
 
 
 class Transfers:
-    """Of one window."""
+    """The transfers of one window."""
 
     def __init__(self, cluster: Cluster, work: Workload) -> None:
         self._cluster = cluster
@@ -113,19 +121,19 @@ class Transfers:
         self._grid = work.nodes, work.ranks_per_node, cluster.on_cards
 
     def slice_wait(self) -> float:
-        """Inside the node, of each micro-batch."""
+        """Seconds per micro-batch of the slice group's collectives inside the node."""
         work, group = self._work, self._work.ranks_per_node
         if group == 1 or work.config.classifier.layout == "replicated":
             return 0.0
         seconds = 0.0
         for gather, rounds in zip(work.gathers, work.rounds, strict=True):
-            # A card's hops inside nodes are among those of the whole ring.
+            # If a gather crosses nodes on cards, its whole ring already counts the steps inside.
             apart = not (self._cluster.on_cards and gather.cross_node)
             seconds += self.inside(gather.in_node, rounds * (group - 1) if apart else 0)
         return seconds
 
     def gathers(self) -> tuple[Transfer, ...]:
-        """Between nodes, blocking, of each micro-batch."""
+        """The blocking transfers of the slice group between nodes, in each micro-batch."""
         work = self._work
         return tuple(
             self._flat(gather, self._all_reduce() if rounds > 1 else self._gather())
@@ -134,7 +142,7 @@ class Transfers:
         )
 
     def buckets(self) -> tuple[Launch, ...]:
-        """Flat all-reduces, each its share of the bytes."""
+        """The transfers that overlap with the last backward pass, in the order they are sent."""
         work, exchange = self._work, self._exchange
         if work.nodes == 1:
             return self._buckets_in_node()
@@ -143,7 +151,7 @@ class Transfers:
             return (Launch(1.0, self._flat(work.window, start)),)
         if exchange.traits.crosses is Crosses.VALUES:
             return (Launch(1.0, self._flat(_across(work), self._all_reduce())),)
-        peers = self._quickest(of_crossing(work.nodes, self._lossy, self._cluster.on_cards))
+        peers = self._quickest(crossing_steps(work.nodes, self._lossy, self._cluster.on_cards))
         through = work.route == "hierarchical"
         return tuple(
             Launch(
@@ -156,8 +164,11 @@ class Transfers:
         )
 
     def _through_nodes(self, sent: Bytes, peers: float) -> Transfer:
-        """Added up in the node, averaged over nodes, spread in the node: a bucket's stops follow
-        each other, while other buckets are at the others."""
+        """A bucket by the hierarchical route: reduced in the node, averaged over nodes, gathered.
+
+        A bucket's three stages follow each other, while other buckets are in other stages: so the
+        latencies add up, but the slowest stage alone limits the rate.
+        """
         cluster, steps = self._cluster, 2 * (self._work.ranks_per_node - 1)
         crossing = self._flat(sent, peers + steps * cluster.node.latency_seconds)
         if not cluster.on_cards:
@@ -165,8 +176,11 @@ class Transfers:
         return replace(crossing, own=max(crossing.own, self.inside(sent.in_node, 0)))
 
     def _buckets_in_node(self) -> tuple[Launch, ...]:
-        """Cards average one bucket after the other beside the backward pass; on cores, which that
-        keeps busy, all of them are as good as after it."""
+        """The buckets of a single node.
+
+        Cards average one bucket after the other during the backward pass. On cores, which that
+        pass keeps busy, all buckets count as sent after it.
+        """
         work, ranks = self._work, self._work.ranks_per_node
         if ranks == 1:
             return ()
@@ -183,17 +197,17 @@ class Transfers:
         )
 
     def exchange(self) -> Transfer:
-        """All peers of a node at once: one rank's bytes by so many ranks through one port."""
+        """The exchange after the backward pass, of all ranks of a node through its port."""
         work, cluster = self._work, self._cluster
         if not work.exchanged:
             return Transfer()
         late, link = cluster.late, cluster.link
         step = link.step_seconds if late.step_seconds is None else late.step_seconds
-        (turns,) = of_crossing(work.nodes, self._lossy, on_cards=False)  # by Horovod
+        (turns,) = crossing_steps(work.nodes, self._lossy, on_cards=False)  # by Horovod
         waits = self._exchange.delay == 0
         cpu = link.cpu_seconds_per_byte if waits else late.cpu_seconds_per_byte
         thread = work.exchanged / (late.bytes_per_second or math.inf)
-        # Out of the card, and where it is waited for back.
+        # A copy out of the card, and, in a blocking exchange, one back into it.
         copies = (2 if waits else 1) * self._copy()
         return Transfer(
             start=late.start_seconds + turns.across * step + copies,
@@ -203,8 +217,11 @@ class Transfers:
         )
 
     def disturbance(self) -> float:
-        """Its thread works on the ranks' cores where none is idle; what lands in a card's memory is
-        copied there between the card's own work."""
+        """Seconds per window that a late exchange takes from the ranks.
+
+        Its thread runs on the ranks' cores if none is idle. On cards, the copy that brings the
+        result back interrupts the card's own work.
+        """
         cluster, sent = self._cluster, self._work.exchanged
         if not self._exchange.delay or not sent:
             return 0.0
@@ -214,29 +231,33 @@ class Transfers:
         return cluster.slowdown * (late.cpu_seconds + late.cpu_seconds_per_byte * sent)
 
     def _copy(self) -> float:
-        """Between a card and host memory, one way: of a ring's bytes each rank's own buffer."""
+        """Seconds of a copy between card and host memory, one way.
+
+        A ring of M nodes sends 2 (M - 1) / M of a rank's buffer, so the buffer is sent / that.
+        """
         rate, nodes = self._cluster.late.copy_bytes_per_second, self._work.nodes
         if rate is None:
             return 0.0
         return self._work.exchanged * nodes / (2 * (nodes - 1)) / rate
 
     def inside(self, sent: float, steps: int) -> float:
+        """Seconds of a collective inside a node in which a rank sends `sent` bytes in `steps`."""
         node = self._cluster.node
         seconds = sent / node.bytes_per_second + steps * node.latency_seconds
         return self._cluster.slowdown * seconds
 
     def _gather(self) -> float:
-        return self._quickest((of_gather(*self._grid),))
+        return self._quickest((gather_steps(*self._grid),))
 
     def _all_reduce(self) -> float:
-        return self._quickest(of_all_reduce(*self._grid))
+        return self._quickest(all_reduce_steps(*self._grid))
 
-    def _quickest(self, ways: tuple[Hops, ...]) -> float:
+    def _quickest(self, ways: tuple[CollectiveSteps, ...]) -> float:
         cluster = self._cluster
         return quickest(ways, cluster.link.step_seconds, cluster.node.latency_seconds)
 
     def _flat(self, sent: Bytes, start: float) -> Transfer:
-        """Of all ranks; what it sends inside nodes costs their processors too."""
+        """A collective of all ranks; bytes sent inside nodes cost processor time as well."""
         cluster, link = self._cluster, self._cluster.link
         own = cluster.slowdown * link.cpu_seconds_per_byte * (sent.cross_node + sent.in_node)
         taken = own + cluster.slowdown * link.cpu_seconds
@@ -250,6 +271,6 @@ class Transfers:
 
 
 def _across(work: Workload) -> Bytes:
-    """Of post-local SGD's average over all ranks: what a ring of them sends across, and inside."""
+    """Bytes that a rank sends in post-local SGD's average, which is a ring over all ranks."""
     per_node = work.ranks_per_node
     return Bytes(in_node=work.window.cross_node * (per_node - 1), cross_node=work.window.cross_node)

@@ -1,4 +1,4 @@
-"""Every way of training an experiment on a cluster, predicted, and which of them to take."""
+"""Predicts every way of training an experiment on a cluster, and recommends one of them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,10 +16,11 @@ from harness.tracking.prediction import Prediction
 LAYOUTS = ("replicated", "node", "world")
 PASSES = (1, 2, 4, 8)
 WIRES = tuple(wire for wire in COMPRESSIONS if wire != "sign")
-"""What signs do to accuracy is not known: they are predicted where an experiment asks for them."""
+"""Compressions to try. Signs are left out, because their cost in accuracy is not known; they are
+predicted if an experiment asks for them."""
 PIECES = (1, 2)
-"""Of what is averaged late."""
-DECIDED = (
+"""Numbers of pieces to try for exchanges that average in pieces."""
+OVERRIDDEN = (
     "kind",
     "route",
     "backward_passes_per_step",
@@ -30,27 +31,26 @@ DECIDED = (
     "outer_lr",
     "outer_momentum",
 )
-"""The settings of an experiment's exchange that a way overrides."""
-PAYS = 1.05
-"""Times the throughput from which on a way is said to pay: less drowns in what times vary."""
-ENOUGH = 0.9
-"""Share of the fastest way's images per second that is as good: what is gained beyond costs more
-accuracy than time."""
+"""Exchange settings of the experiment that a way overrides."""
+MIN_LATE_SPEEDUP = 1.05
+"""Speed-up from which a way is said to pay; less is within the variation of times."""
+FAST_ENOUGH = 0.9
+"""Fraction of the highest images/s that is fast enough: the rest costs more accuracy than time."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One layout, exchange, number of passes, compression and pieces, on the cluster."""
+    """One combination of layout, exchange, K, compression and pieces, predicted on the cluster."""
 
     config: Config
     prediction: Prediction | None
-    """None where it cannot be."""
-    obstacle: str = ""
-    """Why not."""
+    """None if the cluster cannot run the config."""
+    infeasible_because: str = ""
+    """Why the way is infeasible; empty if it is feasible."""
 
     @property
     def feasible(self) -> bool:
-        return not self.obstacle
+        return not self.infeasible_because
 
     @property
     def waits(self) -> bool:
@@ -58,28 +58,29 @@ class Way:
 
     @property
     def passes(self) -> int:
-        """K."""
+        """K, micro-batches per step."""
         return self.config.exchange.backward_passes_per_step
 
     @property
     def rate(self) -> float:
-        """Images a second; 0 where it cannot be."""
+        """Images per second; 0 if the way is infeasible."""
         found = self.prediction
         return found.images_per_second if found is not None and self.feasible else 0.0
 
     @property
     def overrides(self) -> str:
-        """As `harness train` takes them beside the experiment, whatever that says itself."""
+        """The overrides that turn the experiment into this way, as `harness train` takes them."""
         exchange = self.config.exchange
-        told = [f"exchange.{key}={getattr(exchange, key)}" for key in DECIDED]
-        return " ".join([f"classifier.layout={self.config.classifier.layout}", *told])
+        settings = [f"exchange.{key}={getattr(exchange, key)}" for key in OVERRIDDEN]
+        return " ".join([f"classifier.layout={self.config.classifier.layout}", *settings])
 
     @property
-    def harm(self) -> tuple[int, int, int, int]:
-        """What it does to accuracy, least first: rarer steps, then parameters that are averaged
-        more rarely, piece by piece, then fewer bits, then staleness.
+    def accuracy_cost(self) -> tuple[int, int, int, int]:
+        """The expected cost in accuracy, as a key that sorts the least costly way first.
 
-        The order of remedies backwards: hide, then shrink, then make rare.
+        The worst is rarer steps, then parameters averaged more rarely, in pieces, then fewer bits,
+        then staleness: the reverse of the order in which remedies are tried (hide communication,
+        then compress it, then communicate less often).
         """
         exchange = self.config.exchange
         return (
@@ -91,11 +92,13 @@ class Way:
 
 
 def all_ways(config: Config, cluster: Cluster) -> list[Way]:
+    """Predicts all combinations, each by the faster of its routes."""
     return [
         quickest_way(with_exchange(config, layout, kind, passes, compression, pieces), cluster)
         for layout in LAYOUTS
         for kind in PLANNED
-        if layout != "world" or not KINDS[kind].local_steps  # a node has not all classes
+        # With slices over the world a node lacks classes, so it cannot take steps by itself.
+        if layout != "world" or not KINDS[kind].local_steps
         for passes in PASSES
         for compression in WIRES
         for pieces in (PIECES if KINDS[kind].in_pieces else (1,))
@@ -110,7 +113,7 @@ def with_exchange(
     compression: str = "none",
     pieces: int = 1,
 ) -> Config:
-    """The experiment in another way; late ways are one window late."""
+    """The experiment with another layout and exchange; late ways have a delay of one window."""
     values = config.exchange.model_dump() | {
         "kind": kind,
         "route": "auto",
@@ -131,51 +134,52 @@ def with_exchange(
 
 
 def on_each_route(config: Config) -> list[Config]:
-    """The experiment by all routes that it can take: two where it waits."""
+    """The experiment on every route that it can take: two for a synchronous exchange, else one."""
     if not config.exchange.traits.has_routes:
         return [config]
     return [config.exchanging(route=route) for route in ("flat", "hierarchical")]
 
 
 def quickest_way(config: Config, cluster: Cluster) -> Way:
-    """By the better of its routes."""
+    """The way on the faster of its routes."""
     return max((way_of(each, cluster) for each in on_each_route(config)), key=lambda way: way.rate)
 
 
 def way_of(config: Config, cluster: Cluster) -> Way:
+    """Predicts a config; a way is infeasible if ranks cannot run it or lack the memory."""
     try:
         found = predict(cluster, config)
     except UserError as error:
         return Way(config, None, str(error))
     if found.memory_mb * 1e6 > cluster.memory_bytes:
         has = in_bytes(cluster.memory_bytes)
-        return Way(config, found, f"needs {in_bytes(found.memory_mb * 1e6)}, a rank has {has}")
+        return Way(config, found, f"needs {in_bytes(found.memory_mb * 1e6)}, but a rank has {has}")
     return Way(config, found)
 
 
 def recommended(ways: Sequence[Way]) -> Way | None:
-    """Of the ways that are fast enough, that which costs the least accuracy; None: none can be.
+    """The way with the least accuracy cost among those that are fast enough; None if none fits.
 
-    A late way is none of them unless it pays beside all that wait with as many micro-batches.
+    A late way qualifies only if it pays compared with every synchronous one with the same K.
     """
     feasible = [way for way in ways if way.feasible]
     if not feasible:
         return None
     fastest = max(way.rate for way in feasible)
-    enough = [way for way in feasible if way.rate >= ENOUGH * fastest and _pays(way, feasible)]
-    least = min(way.harm for way in enough)
-    return max((way for way in enough if way.harm == least), key=lambda way: way.rate)
+    enough = [way for way in feasible if way.rate >= FAST_ENOUGH * fastest and _pays(way, feasible)]
+    least = min(way.accuracy_cost for way in enough)
+    return max((way for way in enough if way.accuracy_cost == least), key=lambda way: way.rate)
 
 
 def _pays(way: Way, feasible: Sequence[Way]) -> bool:
     if way.waits:
         return True
     waiting = [other.rate for other in feasible if other.waits and other.passes == way.passes]
-    return way.rate >= PAYS * max(waiting, default=0.0)
+    return way.rate >= MIN_LATE_SPEEDUP * max(waiting, default=0.0)
 
 
 def strongest_baseline(ways: Sequence[Way], passes: int | None = None) -> Way | None:
-    """The fastest that is data parallel and waits, of so many passes or of any."""
+    """The fastest synchronous data-parallel way with this K, or with any if `passes` is None."""
     found = [
         way
         for way in ways
@@ -190,15 +194,15 @@ def strongest_baseline(ways: Sequence[Way], passes: int | None = None) -> Way | 
 def crossing(
     difference: Callable[[float], float], low: float, high: float, steps: int = 60
 ) -> float | None:
-    """Where a function of a positive number changes its sign, by halving on a scale of logarithms.
+    """Where a function of a positive number changes sign, by bisection on a log scale.
 
-    None where it has one sign at both ends.
+    None if it has the same sign at both ends.
     """
     at_low = difference(low)
     if (at_low > 0) == (difference(high) > 0):
         return None
     for _ in range(steps):
-        middle = math.sqrt(low * high)
+        middle = math.sqrt(low * high)  # halves the interval of logarithms
         if (difference(middle) > 0) == (at_low > 0):
             low = middle
         else:

@@ -1,4 +1,4 @@
-"""What a config asks of a cluster: operations, bytes and memory, computed without running it."""
+"""What a config demands of a cluster: operations, bytes and memory, without running it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,48 +17,51 @@ from harness.train.ledger import expected_bytes, sizes_of
 
 @dataclass(frozen=True)
 class Bucket:
-    """A piece of the flat gradient that is averaged as one."""
+    """A part of the flat gradient that is averaged at once."""
 
     elements: int
     arrival: float
-    """When its last gradient has come, as a share of the backbone's backward pass; 0: before it."""
+    """Time at which its last gradient is ready, as a fraction of the backbone's backward pass; 0
+    means before that pass."""
     sent: Bytes
-    """By a rank."""
+    """Bytes that a rank sends."""
     of_slice: bool = False
-    """Averaged over the ranks of other nodes that own the same slice, not over all."""
+    """Whether it is averaged only over the ranks of other nodes that own the same slice."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Of one rank, where the ranks differ of the most loaded one."""
+    """The demands of one rank; if ranks differ, of the most loaded one."""
 
     config: Config
     nodes: int
     ranks_per_node: int
     backbone_flops: float
-    """Of a micro-batch, forward and backward."""
+    """Operations of the backbone in a micro-batch, forward and backward."""
     classifier_flops: float
+    """Operations of the classifier in a micro-batch, forward and backward."""
     shared: int
     """Elements that every rank of a node holds."""
     sliced: int
-    """Elements of this rank's slice of the classes, 0 where they are replicated."""
+    """Elements of this rank's slice of the classes; 0 if classes are replicated."""
     element_bytes: int
     window: Bytes
-    """That a rank sends in a window, by the formula that counted bytes must equal."""
+    """Bytes that a rank sends in a window, by the formula that counted bytes must equal."""
     gathers: tuple[Bytes, ...]
-    """Of them, in the slice group, of each collective of a micro-batch."""
+    """The part of them sent in each collective of the slice group, per micro-batch."""
     buckets: tuple[Bucket, ...]
-    """Of gradients that are averaged beside the backward pass, in the order they go out: slices'
-    come first."""
+    """Gradients averaged during the backward pass, in the order they are sent, slices first."""
     need: Need
+    """Memory."""
 
     @property
     def passes(self) -> int:
+        """K, micro-batches per window."""
         return self.config.exchange.backward_passes_per_step
 
     @property
     def images(self) -> int:
-        """All ranks', of a window."""
+        """Images of all ranks in a window."""
         ranks = self.nodes * self.ranks_per_node
         return self.config.train.batch_size * self.passes * ranks
 
@@ -68,57 +71,60 @@ class Workload:
 
     @property
     def overlaps(self) -> bool:
-        """Gradients are averaged in buckets, beside the backward pass."""
+        """Whether gradients are averaged in buckets during the backward pass."""
         return not steps_alone(self.config.exchange)
 
     @property
     def encoded(self) -> float:
-        """Elements of all buckets that a rank writes and reads itself."""
+        """Elements of all buckets that a rank packs and unpacks itself."""
         share = self.ranks_per_node if self.route == "hierarchical" else 1
         return sum(each.elements / (1 if each.of_slice else share) for each in self.buckets)
 
     @property
     def rounds(self) -> tuple[int, ...]:
-        """How often each of `gathers` goes round the group's ring: an all-reduce twice.
+        """How often each of `gathers` goes round the group's ring.
 
-        Features are gathered first and scattered last; what is between them are statistics, which
-        more than one collective adds up.
+        The first gathers features and the last scatters their gradients, once round each. Between
+        them are softmax statistics: one gather (once round), or several all-reduces (twice).
         """
         between = len(self.gathers) - 2
         return (1, *([1] if between == 1 else [2] * between), 1)
 
     @property
     def steps(self) -> int:
-        """Of the optimizer in a window."""
+        """Optimizer steps per window."""
         return self.passes if self.config.exchange.traits.local_steps else 1
 
     @property
     def part(self) -> float:
-        """Elements that a rank speaks for towards its peers in a window."""
+        """Elements that a rank exchanges with its peers on other nodes in a window."""
         crossing = self.sliced if self.config.classifier.layout == "node" else 0
         return (self.shared / self.ranks_per_node + crossing) / self.config.exchange.pieces
 
     @property
     def owned(self) -> float:
-        """Elements that a rank steps."""
+        """Elements that a rank's optimizer updates."""
         if self.overlaps:
             return float(self.shared + self.sliced)
         return self.shared / self.ranks_per_node + self.sliced
 
     @property
     def gathered(self) -> Bytes:
-        """In the slice group, in a window."""
+        """Bytes that a rank sends in the slice group in a window."""
         return sum(self.gathers, Bytes()) * self.passes
 
     @property
     def exchanged(self) -> float:
-        """Bytes that a rank sends to other nodes in a window, features left out."""
+        """Bytes that a rank sends to other nodes in a window, without the slice group's."""
         features = sum(gather.cross_node for gather in self.gathers) * self.passes
         return max(0.0, self.window.cross_node - features)
 
 
 def workload_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = False) -> Workload:
-    """Raises UserError for a backbone that cannot be, or fewer classes than ranks to own them."""
+    """Computes a config's workload.
+
+    Raises UserError for an impossible backbone, or fewer classes than ranks that own them.
+    """
     topology = Topology(0, nodes, ranks_per_node)
     check_classes(topology, config.classifier.layout, config.data.num_classes)
     anatomy = anatomy_of(config, nodes, ranks_per_node)
@@ -148,9 +154,9 @@ def workload_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = F
 def _buckets(
     config: Config, anatomy: Anatomy, of_backbone: Sequence[float], sizes: Sizes
 ) -> tuple[Bucket, ...]:
-    """Of what all share, in the order of `Flat`."""
+    """The buckets of shared parameters, in the order of `Flat`."""
     shapes = anatomy.shared
-    # The classifier's gradients come before the backbone's backward pass begins.
+    # The classifier's gradients are ready before the backbone's backward pass begins.
     arrivals = [*of_backbone, *[0.0] * (len(shapes) - len(of_backbone))]
     order = order_of(shapes)
     elements = [shapes[number].numel() for number in order]
@@ -164,7 +170,7 @@ def _buckets(
 
 
 def _slice_buckets(config: Config, anatomy: Anatomy, sizes: Sizes) -> tuple[Bucket, ...]:
-    """The buckets of the rank that owns the most classes."""
+    """The buckets of slices, for the rank that owns the most classes."""
     if not anatomy.replicated_slices or anatomy.nodes == 1:
         return ()
     elements = [shape.numel() for shape in anatomy.classifier(anatomy.largest_slice)]

@@ -82,6 +82,6 @@ def test_parameters_choose_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = read(NOTEBOOKS[0])
     execute(notebook, MAIN | {"STUDY": "staleness"})
     assert notebook.cells[2].source.splitlines()[1] == "STUDY = 'staleness'"
-    (told,) = said(notebook)
+    (text,) = said(notebook)
     names = {run.name for run in read_study(MAIN["URI"], "staleness").runs}
-    assert set(re.findall(r"^\* `([^`]+)`", told, re.MULTILINE)) == names
+    assert set(re.findall(r"^\* `([^`]+)`", text, re.MULTILINE)) == names

@@ -38,7 +38,7 @@ def test_what_is_shipped_is_whole_and_names_no_place(tmp_path: Path) -> None:
     file = trained(tmp_path / "made")
     assert secrets_in(file.parent, [])
     shipped = tmp_path / "shipped"
-    assert "1 runs" in ship(file, shipped)
+    assert "1 run," in ship(file, shipped)
     (run,) = read_study(f"sqlite:///{shipped / 'mlflow.db'}", "which").runs
     assert run.summary == summary("a")
     assert run.folder.is_relative_to(shipped)

@@ -45,7 +45,7 @@ def test_bars_are_as_long_as_the_phases() -> None:
     assert bars(times, 2) == pytest.approx([0.0] * len(PHASES))
     labels = [text.get_text() for text in times.texts]
     assert labels == ["100 ms, 30% waiting", "110 ms, 27% waiting", "failed"]
-    assert times.get_xlabel() == "time of a step (ms)"
+    assert times.get_xlabel() == "time per step (ms)"
 
 
 def test_steps_of_different_size_are_compared_by_the_time_of_as_many_images() -> None:
@@ -53,7 +53,7 @@ def test_steps_of_different_size_are_compared_by_the_time_of_as_many_images() ->
     _, times, _ = picture(BASE, other)
     assert sum(bars(times, 0)) == pytest.approx(100 * 1000 / 128)
     assert sum(bars(times, 1)) == pytest.approx(100 * 1000 / 512)
-    assert times.get_xlabel() == "time of 1,000 images (ms)"
+    assert times.get_xlabel() == "time per 1,000 images (ms)"
 
 
 def test_a_variant_has_one_colour_in_both_halves_and_every_run_a_line() -> None:

@@ -1,4 +1,4 @@
-"""One look a variant: the same in every study, told apart also by those who see fewer colours."""
+"""One style per variant: equal in every study, distinguishable with fewer colours as well."""
 
 from itertools import combinations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from harness.compare.colours import COLOURS, KNOWN, WAIT_COLOUR, look_at, looks
+from harness.compare.colours import COLOURS, KNOWN, WAIT_COLOUR, style_at, styles_of
 
 # How full protanopia and deuteranopia see, in linear RGB (Machado, Oliveira, Fernandes 2009).
 SEEN = {
@@ -29,7 +29,7 @@ SEEN = {
 TO_XYZ = np.array(
     [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
 ) / np.array([[0.9505], [1.0], [1.089]])
-JUST_TOLD_APART = 2.3
+JUST_DISTINGUISHABLE = 2.3
 """Of CIELAB; six times as much is asked for here."""
 
 
@@ -46,7 +46,7 @@ def test_colours_are_told_apart(eyes: str) -> None:
     """All of one round, and the colour of waiting."""
     for one, other in combinations((*COLOURS, WAIT_COLOUR), 2):
         distance = np.linalg.norm(lab(one, SEEN[eyes]) - lab(other, SEEN[eyes]))
-        assert distance > 6 * JUST_TOLD_APART, (one, other)
+        assert distance > 6 * JUST_DISTINGUISHABLE, (one, other)
 
 
 @pytest.mark.parametrize("colour", COLOURS)
@@ -56,25 +56,25 @@ def test_colours_show_on_white(colour: str) -> None:
 
 
 def test_the_first_twelve_differ_without_any_colour() -> None:
-    assert len({look_at(place).marker for place in range(12)}) == 12
-    pairs = {(look_at(place).colour, look_at(place).dash) for place in range(12)}
-    bars = {(look_at(place).colour, look_at(place).hatch) for place in range(12)}
+    assert len({style_at(place).marker for place in range(12)}) == 12
+    pairs = {(style_at(place).colour, style_at(place).dash) for place in range(12)}
+    bars = {(style_at(place).colour, style_at(place).hatch) for place in range(12)}
     assert len(pairs) == len(bars) == 12
 
 
 def test_a_variant_of_experiments_looks_the_same_in_every_study() -> None:
-    whole = looks(KNOWN)
+    whole = styles_of(KNOWN)
     assert whole["data_parallel"].colour == COLOURS[0]
     assert len(set(whole.values())) == len(KNOWN)
     for name in KNOWN:
-        assert looks([name])[name] == whole[name]
-        assert looks(["another", name, "zero"])[name] == whole[name]
+        assert styles_of([name])[name] == whole[name]
+        assert styles_of(["another", name, "zero"])[name] == whole[name]
 
 
 def test_others_take_what_is_left_whatever_their_order() -> None:
     names = ["zero", "data_parallel", "another", "hybrid_async"]
-    found = looks(names)
-    assert found == looks(reversed(names))
-    assert found["another"] == look_at(1)
-    assert found["zero"] == look_at(3)
-    assert len(set(looks(f"run_{number}" for number in range(12)).values())) == 12
+    found = styles_of(names)
+    assert found == styles_of(reversed(names))
+    assert found["another"] == style_at(1)
+    assert found["zero"] == style_at(3)
+    assert len(set(styles_of(f"run_{number}" for number in range(12)).values())) == 12

@@ -83,10 +83,10 @@ def test_a_baseline_that_diverges_gives_no_target() -> None:
     assert baseline_of(found.results.variants) is base
     assert found.target is None
     text = _flat(found.text)
-    assert "No winner: data_parallel diverged, so there is no accuracy that others" in text
-    assert "some: nothing to compare it with, data_parallel diverged." in text
+    assert "No winner: data_parallel diverged, so there is no target accuracy; set one" in text
+    assert "some: no comparison, because data_parallel diverged." in text
     goal = concluded(base, SOME, terms=Terms(target=0.85))
-    assert "Only some reached 85.00% in all of its runs that ended" in _flat(goal.text)
+    assert "Only some reached 85.00% in all of its completed runs" in _flat(goal.text)
 
 
 def test_a_target_is_of_the_runs_that_did_not_diverge() -> None:

@@ -49,7 +49,7 @@ def test_runs_are_put_together_by_variant_and_seed(study: Path) -> None:
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no run"):
+    with pytest.raises(UserError, match=r"contains no run"):
         variants_in(tmp_path)
 
 
@@ -80,7 +80,7 @@ def test_its_ladder_is_drawn_and_told(study: Path) -> None:
 
 def test_variants_that_are_no_rungs_have_no_ladder(tmp_path: Path) -> None:
     keep(tmp_path, "data_parallel", 0)
-    with pytest.raises(UserError, match=r"no rungs of one ladder"):
+    with pytest.raises(UserError, match=r"do not form a ladder"):
         ladder_chart.read(str(tmp_path))
 
 

@@ -79,7 +79,7 @@ def test_a_disk_that_takes_no_files_keeps_nobody_from_the_answer(
     out, err = capfd.readouterr()
     assert "First by time to 89.00%: fast" in out
     (line,) = err.splitlines()
-    assert "the comparison's files cannot be written" in line
+    assert "cannot write the comparison's files to" in line
     assert "No space left on device" in line
 
 
@@ -90,7 +90,7 @@ def test_it_can_be_asked_again_with_another_baseline_and_target(
     assert main(["compare", "--from-study", "which", *words]) == 0
     out = capfd.readouterr().out
     said = " ".join(out.split())
-    assert "base: 2 seeds cannot tell. It reaches 80.00% 2.00 times later than fast" in said
+    assert "base: 2 seeds are too few for a test. It reaches 80.00% 2.00x slower than fast" in said
     assert "baseline: fast" in out
     assert "harness ui" not in out
     frame = pd.read_csv(here / "again" / "comparison.csv", index_col="variant")
@@ -123,7 +123,7 @@ def test_predictions_of_the_study_are_found_and_scored(
     words = ["--no-record", "--folder", "again"]
     assert main(["compare", "--from-study", "which", *words]) == 0
     out = capfd.readouterr().out
-    assert "predicted (not known to be made before the runs), measured" in out
+    assert "predicted (possibly after the runs), measured" in out
     rows = [line.split() for line in out.splitlines()]
     base = "base 110.0 100.0 +10.0 1200 1005 +19.4 33.0 30.0 +3.0 12.00 12.50 -4.0"
     assert base.split() in rows
@@ -131,7 +131,7 @@ def test_predictions_of_the_study_are_found_and_scored(
     assert fast.split() in rows
     errors = pd.read_csv(here / "again" / "predictions.csv", index_col="variant")
     assert errors.loc["base", "step_ms_error_percent"] == pytest.approx(10)
-    assert "Predicted beside measured" in (here / "again" / "report.html").read_text()
+    assert "Predictions and measurements" in (here / "again" / "report.html").read_text()
     assert "| base | 110.0 | 100.0 | +10.0 |" in (here / "again" / "comparison.md").read_text()
 
 
@@ -147,11 +147,11 @@ def test_a_file_of_predictions_stands_instead(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
-        (["base.yaml", "--from-study", "which"], "runs nothing, found base.yaml"),
-        (["--from-study", "which", "--seeds", "3"], "--seeds belongs to runs to come"),
-        (["base.yaml", "--no-record"], "--no-record belongs to a recorded study"),
+        (["base.yaml", "--from-study", "which"], "runs no experiments, found base.yaml"),
+        (["--from-study", "which", "--seeds", "3"], "--seeds applies only to new runs"),
+        (["base.yaml", "--no-record"], "--no-record applies only to a recorded study"),
         (["--from-study", "which", "--baseline", "best"], "no variant of this study; it has fast"),
         (["base.yaml", "--baseline", "best"], "--baseline best is no variant of this study"),
         (["--from-study", "what"], "no study 'what'"),
@@ -162,12 +162,12 @@ def test_a_file_of_predictions_stands_instead(
     ],
 )
 def test_a_mistake_is_one_line(
-    words: list[str], told: str, here: Path, capfd: pytest.CaptureFixture[str]
+    words: list[str], expected: str, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = sorted(here.rglob("*"))
     assert main(["compare", *words]) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert told in line
+    assert expected in line
     assert sorted(here.rglob("*")) == before
 
 
@@ -220,7 +220,7 @@ def test_a_run_that_died_before_mlflow_knew_it_is_found_again(
     live = capfd.readouterr().out
     assert main(["compare", "--from-study", "which", "--folder", "again"]) == 0
     for out in (live, capfd.readouterr().out):
-        assert "mistaken: no result, all 1 runs failed." in out
+        assert "mistaken: no result, its only run failed." in out
         assert any(line.endswith("0, 1 failed") for line in out.splitlines())
     (mistaken,) = (
         v for v in read_study(f"sqlite:///{fresh}/mlflow.db", "which").variants if not v.summaries
@@ -248,7 +248,7 @@ def other_run(here: Path, name: str, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"ranks": 8}, "with 4 ranks on 2 nodes, other with seed 5 with 8 ranks on 2 nodes"),
         ({"nodes": 4}, "with 4 ranks on 2 nodes, other with seed 5 with 4 ranks on 4 nodes"),
@@ -258,10 +258,10 @@ def other_run(here: Path, name: str, **changes: object) -> None:
     ],
 )
 def test_runs_that_do_not_compare_are_not_compared(
-    changes: dict[str, object], told: str, here: Path, capfd: pytest.CaptureFixture[str]
+    changes: dict[str, object], expected: str, here: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     other_run(here, "other", **changes)
     assert main(["compare", "--from-study", "which", "--folder", "again"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert told in line
+    assert expected in line
     assert not (here / "again").exists()

@@ -199,7 +199,7 @@ def test_a_run_of_no_timed_window_has_no_speed_and_no_ratio() -> None:
         frame = comparison((short, other), baseline, None)
         assert not frame["speedup"].isin([0.0, math.inf]).any()
         said = as_text(frame, baseline, None)
-        assert "no window of data_parallel was timed, so that no speed is known" in said
+        assert "no window of data_parallel was timed, so no speed is known" in said
         assert "infx" not in said
 
 

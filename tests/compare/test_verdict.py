@@ -25,10 +25,10 @@ def test_two_identical_variants_are_no_different() -> None:
     found = verdict(trainings("other", OTHER_SPEEDS, OTHER_ENDS, evaluations=400), baseline=base)
     first, other = sentences(found)
     assert first.startswith("No difference among the best by time to 90.00%: ")
-    assert other.startswith("other: no difference here. It reaches 90.00% as soon as data_parallel")
-    # What could still be hidden.
-    assert "within \N{PLUS-MINUS SIGN}2.3%" in other
-    assert "ends as accurate (+0.01 points, 95%: -0.12 .. +0.15)" in other
+    assert other.startswith("other: no difference. It reaches 90.00% as fast as data_parallel")
+    # The largest difference that the interval does not exclude.
+    assert "(within \N{PLUS-MINUS SIGN}2.3%)" in other
+    assert "is equally accurate (+0.01 points, 95% CI -0.12 to +0.15)" in other
     assert {each.judged for each in found.findings} == {Judgement.SAME}
 
 
@@ -37,8 +37,9 @@ def test_equal_means_of_noisy_seeds_are_not_called_no_difference() -> None:
     found = verdict(trainings("other", noisy, [0.95, 0.98, 0.99, 0.94, 0.97]))
     first, other = sentences(found)
     assert first.startswith("No clear winner by time to 90.00%: ")
-    assert other.startswith("other: cannot tell. ")
-    assert "anything from" in other
+    assert other.startswith("other: inconclusive. ")
+    assert "at a time not distinguishable from data_parallel's (95% CI 1." in other
+    assert "x slower to 1." in other
     assert "no difference" not in other
 
 
@@ -47,9 +48,10 @@ def test_a_crippled_variant_is_worse_by_as_much_as_it_is() -> None:
     crippled = trainings("crippled", OTHER_SPEEDS, OTHER_ENDS, faster=0.5, better=-0.02)
     found = verdict(crippled)
     first, said = sentences(found)
-    assert first.startswith("Winner by time to 90.00%: data_parallel (21.6 s); 2.")
+    assert first.startswith("Winner by time to 90.00%: data_parallel (21.6 s), 2.")
+    assert "x faster than the runner-up crippled (95% CI " in first
     assert said.startswith("crippled: worse: slower and less accurate. It reaches 90.00% 2.")
-    assert " times later than data_parallel (95%: 2." in said
+    assert "x slower than data_parallel (95% CI 2." in said
     speed = found.of("crippled", THROUGHPUT)
     assert speed is not None
     assert speed.interval.low < 0.5 < speed.interval.high
@@ -57,7 +59,7 @@ def test_a_crippled_variant_is_worse_by_as_much_as_it_is() -> None:
     points = found.of("crippled", ACCURACY)
     assert points is not None
     assert points.interval.low < -2.0 < points.interval.high
-    assert "ends less accurate (-1.99 points, 95%: -2.12 .. -1.85, p < 0.001)" in said
+    assert "is less accurate (-1.99 points, 95% CI -2.12 to -1.85, p < 0.001)" in said
 
 
 def test_intervals_cover_the_truth_as_often_as_they_promise() -> None:
@@ -78,28 +80,31 @@ def test_faster_but_less_accurate() -> None:
     found = verdict(trainings("hasty", OTHER_SPEEDS, OTHER_ENDS, faster=2, better=-0.01))
     first, said = sentences(found)
     assert said.startswith("hasty: faster but less accurate. It reaches 90.00% 1.")
-    assert "points, 95%: -1.1" in said
-    assert "It ends less accurate than data_parallel: -0.99 points." in first
+    assert "points, 95% CI -1.1" in said
+    assert "It is less accurate than data_parallel: -0.99 points." in first
 
 
 def test_a_miss_in_one_seed_is_said_and_no_time_is_made_of_the_others() -> None:
     unsteady = trainings("unsteady", OTHER_SPEEDS, (*OTHER_ENDS[:4], 0.85), faster=3)
     found = verdict(unsteady, trainings("third", OTHER_SPEEDS, OTHER_ENDS, faster=1.5))
     first, said, _ = sentences(found)
-    assert "misses the target; more images/s; accuracy: cannot tell" in said
-    assert "reaches 90.00% in 4 of 5 runs, data_parallel in 5 of 5: no time to compare" in said
+    assert "misses the target; more images/s; accuracy inconclusive" in said
+    assert "in 4 of 5 runs, data_parallel in 5 of 5, so times are not compared" in said
     assert found.of("unsteady", SECONDS) is None
     assert first.startswith("Winner by time to 90.00%: third ")
     assert "unsteady" not in first
 
 
 def test_one_seed_cannot_tell_and_neither_can_two() -> None:
-    for seeds, words in ((1, "one seed cannot tell"), (2, "2 seeds cannot tell")):
+    for seeds, words in (
+        (1, "one seed is too few for a test"),
+        (2, "2 seeds are too few for a test"),
+    ):
         base = trainings("data_parallel", SPEEDS[:seeds])
         rival = trainings("fast", OTHER_SPEEDS[:seeds], faster=2)
         first, said = sentences(verdict(rival, baseline=base))
         assert first.startswith("First by time to 90.00%: fast (")
-        assert f"; {words} whether that is chance." in first
+        assert first.endswith(f"; {words}.")
         assert said.startswith(f"fast: {words}. It reaches 90.00% ")
         assert "p =" not in first + said
 
@@ -121,16 +126,25 @@ def test_without_a_baseline_nothing_is_compared() -> None:
     broken = variant("data_parallel", failures=("rank 0",))
     first, said = sentences(verdict(trainings("fast"), baseline=broken))
     assert first == (
-        "Only fast reached 90.00% in all of its runs that ended (21.6 s); data_parallel in none "
-        "(all 1 runs failed)."
+        "Only fast reached 90.00% in all of its completed runs (21.6 s); data_parallel in none "
+        "(its only run failed)."
     )
-    assert said == "fast: nothing to compare it with, data_parallel failed."
+    assert said == "fast: no comparison, because data_parallel failed."
+
+
+@pytest.mark.parametrize(
+    ("failures", "expected"),
+    [(1, "its only run failed"), (2, "both runs failed"), (3, "all 3 runs failed")],
+)
+def test_a_single_run_is_not_in_the_plural(failures: int, expected: str) -> None:
+    found = verdict(variant("gone", failures=("rank 0",) * failures))
+    assert sentences(found)[1] == f"gone: no result, {expected}."
 
 
 def test_without_a_target_nobody_wins_and_throughput_is_compared() -> None:
     first, said = sentences(verdict(trainings("fast", OTHER_SPEEDS, faster=2), target=None))
     assert first.startswith("No winner: data_parallel learned nothing")
-    assert said.startswith("fast: more images/s and as accurate. It ends as accurate")
+    assert said.startswith("fast: more images/s and equally accurate. It is equally accurate")
 
 
 def test_runs_are_paired_by_seed_whatever_their_order() -> None:
@@ -238,7 +252,7 @@ def test_the_only_one_to_reach_the_target_is_no_winner() -> None:
     slow = trainings("slow", OTHER_SPEEDS, OTHER_ENDS, faster=0.5, failures=("rank 1",))
     none = trainings("none", OTHER_SPEEDS, (0.8,) * 5)
     assert sentences(verdict(slow, none, baseline=base))[0] == (
-        "Only slow reached 90.00% in all of its runs that ended (42.8 s, 1 more run failed); "
+        "Only slow reached 90.00% in all of its completed runs (42.8 s, 1 more run failed); "
         "data_parallel in 4 of 5 (1 more run failed), none in 0 of 5."
     )
 
@@ -246,26 +260,26 @@ def test_the_only_one_to_reach_the_target_is_no_winner() -> None:
 def test_the_only_one_of_one_seed_may_be_chance() -> None:
     base = trainings("data_parallel", SPEEDS[:1], (0.85,))
     first = sentences(verdict(trainings("lucky", SPEEDS[:1]), baseline=base))[0]
-    assert first.endswith("data_parallel in 0 of 1. One seed cannot tell whether that is chance.")
+    assert first.endswith("data_parallel in 0 of 1. One seed is too few for a test.")
 
 
 @pytest.mark.parametrize(
-    ("faster", "better", "told"),
+    ("faster", "better", "expected"),
     [
-        (2.0, 0.0, "more images/s and as accurate"),
+        (2.0, 0.0, "more images/s and equally accurate"),
         (2.0, -0.02, "more images/s but less accurate"),
-        (1.0, 0.02, "as many images/s and more accurate"),
-        (0.5, 0.0, "fewer images/s and as accurate"),
+        (1.0, 0.02, "equal images/s and more accurate"),
+        (0.5, 0.0, "fewer images/s and equally accurate"),
         (0.5, 0.02, "fewer images/s but more accurate"),
         (0.5, -0.02, "fewer images/s and less accurate"),
     ],
 )
 def test_images_per_second_alone_are_not_called_faster_or_better(
-    faster: float, better: float, told: str
+    faster: float, better: float, expected: str
 ) -> None:
     rival = trainings("rival", OTHER_SPEEDS, OTHER_ENDS, faster=faster, better=better)
     said = sentences(verdict(rival, target=None))[1]
-    assert said.startswith(f"rival: {told}. It ends ")
+    assert said.startswith(f"rival: {expected}. It is ")
 
 
 def only_seeds(found: Variant, *seeds: int) -> Variant:
@@ -286,10 +300,10 @@ def test_one_that_is_sooner_on_more_seeds_than_all_share_is_told_as_sooner() -> 
     second = trainings("second", (1.2, 1.4, 1.4, 1.4, 1.4, 1.4), (0.97,) * 6, evaluations=400)
     third = trainings("third", (0.9,), (0.97,), evaluations=400)
     said = sentences(verdict(second, third, baseline=first))[0]
-    assert said.startswith("No clear winner by time to 90.00%: first was first (")
-    assert "but second is 1.3" in said
-    assert " times sooner over the 6 seeds that both have (95%: 1." in said
-    assert said.endswith("and one seed cannot tell it from third.")
+    assert said.startswith("No clear winner by time to 90.00%: first (")
+    assert ") was first, but second is 1.3" in said
+    assert "x faster over their 6 common seeds (95% CI 1." in said
+    assert said.endswith("and one seed is too few for a test against third.")
     assert "nan" not in said
 
 
@@ -299,16 +313,16 @@ def test_one_without_a_common_seed_does_not_drop_out_unsaid() -> None:
     apart = only_seeds(trainings("apart", faster=0.5, evaluations=400), 3, 4)
     found = verdict(fast, apart, baseline=base)
     said = sentences(found)[0]
-    assert said.startswith("No clear winner by time to 90.00%: first was fast (10.5 s), but apart ")
-    assert said.endswith("apart has no seed in common with it.")
+    assert said.startswith("No clear winner by time to 90.00%: fast (10.5 s) was first, but apart ")
+    assert said.endswith("apart has no common seed with it.")
     assert [(each.against, each.difference.pairs) for each in found.contest][1] == ("apart", 0)
 
 
 def test_a_run_that_has_not_ended_is_not_called_failed() -> None:
     found = verdict(replace(variant("late"), running=2), replace(trainings("some"), running=1))
     _, late, some = sentences(found)
-    assert late == "late: no result, 2 still running."
-    assert some.endswith("; 1 of its runs still running.")
+    assert late == "late: no result, 2 runs are still running."
+    assert some.endswith("; 1 of its runs is still running.")
     assert "failed" not in late + some
 
 
@@ -326,4 +340,4 @@ def test_runs_of_no_timed_window_have_no_speed_but_seeds_in_common() -> None:
 
     rival = untimed(trainings("rival", OTHER_SPEEDS, OTHER_ENDS))
     said = sentences(verdict(rival, baseline=untimed(BASE), target=None))[1]
-    assert said.startswith("rival: no speed was measured. It ends as accurate")
+    assert said.startswith("rival: no speed was measured. It is equally accurate")

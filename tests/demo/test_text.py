@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.demo.text import COLUMNS, LOST, Link, leads, summary
+from harness.demo.text import COLUMNS, LOST_SHARE, Link, next_steps, summary
 from tests.recorded import summary as run
 from tests.recorded import variant
 
@@ -18,7 +18,7 @@ def test_the_rate_takes_the_share_of_the_baselines_step() -> None:
     sending = 8e-6 * LINK.sent_bytes / LINK.megabits_per_second
     assert LINK.sent_bytes == 4 * 3000
     assert LINK.step_seconds == 0.1
-    assert sending / (sending + LINK.step_seconds) == pytest.approx(LOST, abs=0.01)
+    assert sending / (sending + LINK.step_seconds) == pytest.approx(LOST_SHARE, abs=0.01)
     assert LINK.rate == "0.32mbit"
 
 
@@ -36,6 +36,6 @@ def test_one_table_has_times_and_the_other_speeds_alone() -> None:
 
 
 def test_its_links_lead_to_files_of_the_slow_study() -> None:
-    text = leads(Path("/runs/slow"), "sqlite:////runs/mlflow.db", "demo")
+    text = next_steps(Path("/runs/slow"), "sqlite:////runs/mlflow.db", "demo")
     assert "/runs/slow/report.html" in text
     assert "ui --study demo --uri sqlite:////runs/mlflow.db" in text

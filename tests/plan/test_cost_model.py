@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.measure.phase import Phase
-from harness.plan.cost_model import Port, exposed, largest_normal, phases, predict, predict_pieces
+from harness.plan.cost_model import (
+    Port,
+    exposed,
+    largest_normal,
+    phases,
+    predict,
+    with_chosen_pieces,
+)
 from harness.plan.machines import Late, Line, Link
 from harness.plan.step_times import Pieces, pieces_of
 from harness.plan.transfers import Launch, Transfer
@@ -396,7 +403,7 @@ def test_a_port_saves_up_no_more_than_its_burst() -> None:
 
 def test_pieces_are_picked_as_a_run_picks_them() -> None:
     config = exchanging("averaging", delay=1, max_pieces=16)
-    picked = predict_pieces(cluster(), config, 2, 2).exchange
+    picked = with_chosen_pieces(cluster(), config, 2, 2).exchange
     whole = config.exchange.model_copy(update={"max_pieces": 0})
     pieces = pieces_of(cluster(), workload_of(config.model_copy(update={"exchange": whole}), 2, 2))
     compute = pieces.micro_batch + pieces.after

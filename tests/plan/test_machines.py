@@ -1,4 +1,4 @@
-"""A cluster's file: what is written is read, and what is wrong with it is told in a line."""
+"""A cluster's file: what is written is read, and what is wrong with it is reported in a line."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "expected"),
     [
         ("nodes: 0", "nodes=0 does not fit"),
         ("cards: 8", "unknown key cards"),
@@ -33,7 +33,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         ("- 3", "is not YAML"),
     ],
 )
-def test_mistakes_are_told(line: str, told: str, tmp_path: Path) -> None:
+def test_mistakes_are_reported(line: str, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     cluster().write(path)
     key = line.split(":")[0]
@@ -41,7 +41,7 @@ def test_mistakes_are_told(line: str, told: str, tmp_path: Path) -> None:
     if key == "node":
         kept = _without_block(path.read_text().splitlines(), "node:")
     path.write_text("\n".join([*kept, line]) + "\n")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         read_cluster(path)
 
 

@@ -1,4 +1,4 @@
-"""The figures of the six questions: numbers by hand, one look a variant, nothing unreadable."""
+"""The figures of the six questions: numbers by hand, one style per variant, nothing unreadable."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from analysis.draw import accuracy, phases, scaling, staleness, traffic, utilisation
-from harness.compare.colours import COLOURS, looks
+from harness.compare.colours import COLOURS, styles_of
 from harness.compare.wording import without_result
 from harness.errors import DIVERGED
 from harness.tracking.prediction import Prediction, write_predictions
@@ -90,7 +90,7 @@ def test_every_figure_is_readable_and_has_units(
 def test_a_variant_has_its_colour_in_every_figure(tmp_path: Path, tables: Path) -> None:
     """Though it is the second here, and its study has no baseline."""
     found = many(tmp_path, ["mine", "hybrid_async"])
-    mine = looks(["mine", "hybrid_async"])["mine"].colour
+    mine = styles_of(["mine", "hybrid_async"])["mine"].colour
     for name, figure in all_figures(found, tables).items():
         assert {COLOURS[2].lower(), mine.lower()} <= colours_of(figure), name
         assert COLOURS[1].lower() not in colours_of(figure), name
@@ -196,7 +196,7 @@ def test_shares_that_a_run_recorded_come_before_mlflows(tmp_path: Path) -> None:
     assert list(by_node[1].computed) == [40.0] * 3
     assert list(by_node[1].computed.index) == [0.0, 10.0, 20.0]
     assert utilisation.means(by_node) == (90.0, 45.0)
-    assert "the counter says 90 %, 45 % of a step was computed" in utilisation.say(found)
+    assert "the counter shows 90 %, 45 % of a step is computing" in utilisation.say(found)
 
 
 def test_a_panel_varies_one_thing(tables: Path, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_panel_varies_one_thing(tables: Path, tmp_path: Path) -> None:
     assert set(scaling.series(frame, "classes")["table"]) == {"slow", "more"}
     assert scaling.series(frame, "ranks").empty
     found = many(tmp_path, ["data_parallel"], seeds=1)
-    assert "1 points of the tables are off by 10% (median)" in scaling.say(tables, found)
+    assert "of 1 point of the tables are off by 10% (median)" in scaling.say(tables, found)
     assert "of the study which are off by 25%" in scaling.say(tables, foreseen(found, 960.0))
     figure = scaling.draw(tables, found)
     hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
@@ -231,7 +231,7 @@ def test_what_waits_in_its_backward_pass_is_not_shown_as_computing(tmp_path: Pat
         found = utilisation.nodes(study(run), run)
         assert sorted(found) == [0, 1]
         assert all(len(node.computed) == 0 and len(node.counter) == 2 for node in found.values())
-        assert "what it computed is not separable" in utilisation.say(study(run))
+        assert "so computing cannot be separated" in utilisation.say(study(run))
         assert utilisation.draw(study(run)).axes
 
 
@@ -275,7 +275,7 @@ def test_a_run_lies_where_its_rate_and_curvature_put_it(tmp_path: Path) -> None:
     lines.append((30, {"train/loss_nonfinite": 1.0}))
     (lost,) = staleness.points(study(recorded(tmp_path, "b", 0, None, lines)))
     assert math.isinf(lost.loss)
-    assert "its loss is no number" in staleness.say(study(recorded(tmp_path, "c", 0, None, lines)))
+    assert "its loss is not finite" in staleness.say(study(recorded(tmp_path, "c", 0, None, lines)))
 
 
 def test_a_wait_that_was_not_measured_is_not_said_to_be_none(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_wait_that_was_not_measured_is_not_said_to_be_none(tmp_path: Path) -> 
     ddp = recorded(tmp_path, "ddp", 0, summary("ddp"), exchange={"kind": "ddp_powersgd"})
     found = study(recorded(tmp_path, "short", 0, untimed), ddp)
     said = phases.say(found)
-    assert "`short`: how long it stands still was not measured" in said
-    assert "`ddp`: how long it stands still was not measured" in said
+    assert "`short`: the time that it waits was not measured" in said
+    assert "`ddp`: the time that it waits was not measured" in said
     labels = [text.get_text() for text in phases.draw(found).axes[0].texts]
     assert labels == ["0 ms, wait unknown", "100 ms, wait unknown"]

@@ -54,8 +54,8 @@ def test_the_figure_is_readable_and_has_units() -> None:
 
 
 def test_what_does_not_fit_is_said() -> None:
-    told = scale.say(scale.read(SWEEP))
-    assert "`data_parallel_int8` does not fit from 10M classes on" in told
+    text = scale.say(scale.read(SWEEP))
+    assert "`data_parallel_int8` does not fit from 10M classes on" in text
 
 
 def test_the_shipped_sweep_is_whole() -> None:

@@ -13,22 +13,22 @@ SAME_IMAGES = (
     *("dataset", "num_classes", "root", "image_size"),
     *("train_fonts", "validation_fonts", "synthetic_images"),
 )
-"""Keys of `data` without which accuracies mean different things."""
+"""Keys of `data` that must be equal, or accuracies mean different things."""
 
 
 def check_same_images(first: Config, other: Config) -> None:
-    """Raises UserError for other data settings."""
+    """Raises UserError if the two configs differ in a key of SAME_IMAGES."""
     for key in SAME_IMAGES:
         here, there = getattr(first.data, key), getattr(other.data, key)
         if here != there:
             raise UserError(
                 f"{first.name} has data.{key}={here}, {other.name} has {there}: their accuracies "
-                f"do not compare; give both the same"
+                f"are not comparable; give both the same value"
             )
 
 
-def check_alike(runs: Sequence["RecordedRun"]) -> None:
-    """Of a recorded study. Raises UserError for runs on other ranks, nodes or images."""
+def check_comparable(runs: Sequence["RecordedRun"]) -> None:
+    """Raises UserError if runs of a recorded study differ in ranks, nodes or images."""
     ended = [(run, run.summary) for run in runs if run.summary is not None]
     for run, summary in ended[1:]:
         first, whole = ended[0]
@@ -36,6 +36,7 @@ def check_alike(runs: Sequence["RecordedRun"]) -> None:
         if here != there:
             raise UserError(
                 f"{first.name} with seed {first.seed} ran with {here}, {run.name} with seed "
-                f"{run.seed} with {there}: their times do not compare; give each its own --study"
+                f"{run.seed} with {there}: their times are not comparable; give each a --study of "
+                f"its own"
             )
         check_same_images(first.config, run.config)
