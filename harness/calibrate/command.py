@@ -1,4 +1,4 @@
-"""The command line of calibrate: times, under horovodrun, the pieces that a step is made of."""
+"""The command line of calibrate, which times the pieces of a step under horovodrun."""
 
 import argparse
 from typing import Any
@@ -7,7 +7,7 @@ from harness.arguments import Arguments, path, positive
 from harness.errors import AlikeOnAllRanks, UserError
 
 SECONDS = 0.6
-"""For each timed operation, unless --seconds is given."""
+"""Time for each timed operation, unless --seconds is given."""
 MOST_SECONDS = 600.0
 
 

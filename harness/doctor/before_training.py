@@ -1,4 +1,4 @@
-"""The doctor's cheap part, before a training: a fault ends the run, a warning is told once."""
+"""The doctor's cheap checks before a training: a fault ends the run, a warning is printed once."""
 
 import sys
 
@@ -13,7 +13,7 @@ from harness.parallel.world import World
 
 
 def check_before_training(config: Config, world: World) -> None:
-    """Raises UserError on the first rank for a fault. Collective over the world."""
+    """Raises UserError for a fault on any host, on the first rank. Collective over the world."""
     if not config.doctor.before_training:
         return
     seat = launched_seat()

@@ -1,4 +1,4 @@
-"""Does each card, or core, multiply matrices as fast as the others do at the same time?"""
+"""Does each card or core multiply matrices as fast as the others, all at the same time?"""
 
 import time
 from collections.abc import Sequence
@@ -12,30 +12,36 @@ from harness.measure.clock import now
 
 CHECK = "compute"
 TOLERANCE = 0.2
-"""A rank may be slower than the median of the others by so much."""
+"""Share by which a rank may be slower than the median of the others."""
 CROWDED_TOLERANCE = 0.5
-"""Where ranks outnumber the cores these are not divided evenly: less than this is a warning."""
+"""Share by which a rank may be slower with only a warning if ranks outnumber the cores, since these
+are then not divided evenly."""
 SIZES = {"cpu": 256, "cuda": 4096}
 """Side of the square matrices."""
 AT_ONCE = {"cpu": 1, "cuda": 16}
-"""Products that are started before any is waited for: a card must not stand idle in between."""
+"""Products that are launched before one is waited for, so that a card is never idle in between."""
 BUSY = 0.9
-"""A process that got less of its cores than this was kept from them."""
+"""Least share of its cores that an unhindered process gets; with less, something kept it from
+them."""
 
 
 class Speed(Facts):
-    """One rank's matrix products."""
+    """Speed of one rank's matrix products."""
 
     device: str
+    """The card's name, or cpu."""
     flop_per_second: float
     cpu_share: float | None
-    """Processor time by wall time and threads; None on a card."""
+    """Processor time / (wall time x threads); None on a card."""
 
 
 def measure_speed(
     device: torch.device, seconds: float, dtype: torch.dtype = torch.float32
 ) -> Speed:
-    """Measures for `seconds`, several periods of a processor limit: less would measure a burst."""
+    """Measures for `seconds`, which must be several periods of a processor limit (0.1 s).
+
+    A shorter measurement would see only the burst that a limit lets pass.
+    """
     size = SIZES[device.type]
     left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     result = left @ right
@@ -54,12 +60,13 @@ def measure_speed(
 
 
 def best_speeds(rounds: Sequence[Sequence[Speed]]) -> list[Speed]:
-    """The best of each rank: a disturbance only ever takes speed away."""
+    """The best speed of each rank: disturbances only make a rank slower."""
     by_rank = zip(*rounds, strict=True)
     return [max(speeds, key=lambda speed: speed.flop_per_second) for speeds in by_rank]
 
 
 def slow_ranks(speeds: Sequence[Speed]) -> list[int]:
+    """Ranks below 1 - TOLERANCE of the median of the others; of a single rank, none."""
     rates = [speed.flop_per_second for speed in speeds]
     if len(rates) < 2:
         return []
@@ -68,6 +75,7 @@ def slow_ranks(speeds: Sequence[Speed]) -> list[int]:
 
 
 def judge_compute(seats: Sequence[Seat], speeds: Sequence[Speed]) -> list[Finding]:
+    """One fault for each host with slow ranks, else one finding with the range of speeds."""
     rates = [speed.flop_per_second for speed in speeds]
     slow = slow_ranks(speeds)
     hosts = dict.fromkeys(seats[rank].host for rank in slow)
@@ -106,7 +114,7 @@ def _slow_on(host: str, ranks: Sequence[int], speeds: Sequence[Speed]) -> Findin
 
 
 def _crowded(speeds: Sequence[Speed]) -> bool:
-    """Most ranks have to wait for a core."""
+    """Whether most ranks have to wait for a core."""
     shares = [speed.cpu_share for speed in speeds if speed.cpu_share is not None]
     return len(shares) > 1 and median(shares) < BUSY
 

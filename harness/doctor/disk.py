@@ -1,4 +1,4 @@
-"""Is there room, and leave to write, where a run puts its files and its prepared images?"""
+"""Is there room, with permission to write, for a run's files and its prepared images?"""
 
 import os
 import shutil
@@ -11,26 +11,32 @@ from harness.doctor.seat import Seat
 
 CHECK = "disk"
 SPARE_BYTES = 1e9
-"""Less than this beside what a run needs is a warning: logs, metrics, whoever else writes there."""
+"""Free space beyond what a run needs below which there is a warning: logs, metrics and other
+programs need some."""
 GLYPH_DESIGNS = 8
-"""Fonts that the glyphs' cache is counted with."""
+"""Fonts assumed when the size of the glyphs' cache is estimated."""
 
 
 class Place(Facts):
+    """A folder that a run writes to, and the disk that it is on."""
+
     purpose: str
     folder: str
     exists: bool
+    """Whether the folder itself exists; else the facts are those of its nearest parent."""
     free_bytes: int
     writable: bool
     needed_bytes: int
 
 
 class DiskFacts(Facts):
+    """The folders that one host writes to."""
+
     places: list[Place]
 
 
 def disk_facts(config: Config, checkpoint_bytes: int, first: bool) -> DiskFacts:
-    """Of one host; only the first rank's keeps a run's files, all prepare images."""
+    """Facts of one host: every host has a cache of images, the first rank's also a run's files."""
     places = [_place("cache", Path(config.data.cache), _cache_bytes(config))]
     if first:
         needed = checkpoint_bytes * _checkpoints(config)
@@ -39,7 +45,7 @@ def disk_facts(config: Config, checkpoint_bytes: int, first: bool) -> DiskFacts:
 
 
 def judge_disk(seats: Sequence[Seat], facts: Sequence[DiskFacts | None]) -> list[Finding]:
-    """`facts` are None for ranks that do not speak."""
+    """Judges every folder; `facts` has one entry per rank, None except on a host's first rank."""
     faults, least = [], float("inf")
     for seat, fact in zip(seats, facts, strict=True):
         for place in fact.places if fact else []:
@@ -53,7 +59,7 @@ def judge_disk(seats: Sequence[Seat], facts: Sequence[DiskFacts | None]) -> list
 def _faults(host: str, place: Place) -> list[Finding]:
     key = "data.cache" if place.purpose == "cache" else "tracking.folder"
     where = f"the {place.purpose} {place.folder} on {host}"
-    # A cache that is there may hold all images already.
+    # A cache that exists may already hold all images, so it may not need to be written.
     serious: Level = "warn" if place.purpose == "cache" and place.exists else "fail"
     if not place.writable:
         found, advice = f"cannot write {where}", f"fix its permissions, or set {key}"
@@ -90,5 +96,5 @@ def _cache_bytes(config: Config) -> int:
 def _checkpoints(config: Config) -> int:
     train = config.train
     regular = train.steps // train.checkpoint_every if train.checkpoint_every and train.steps else 0
-    # Of a run measured in epochs the number is not known here: one, at least.
+    # A run measured in epochs has an unknown number of windows here: count at least one checkpoint.
     return regular + bool(train.save or (train.checkpoint_every and not train.steps))

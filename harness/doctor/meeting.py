@@ -1,6 +1,7 @@
-"""All ranks of a launch meet at the first one's, without Horovod: whatever is wrong with it.
+"""Connects all ranks of a launch with the first one, without Horovod, which may be at fault.
 
-What every rank can reach is the launcher's key-value store, at an address: no name is looked up.
+Every rank can reach the launcher's key-value store by its IP address, so no name is looked up; the
+first rank publishes its address there.
 """
 
 import json
@@ -17,27 +18,33 @@ from harness.doctor.names import interface_address
 from harness.doctor.seat import Seat
 
 ARRIVAL_SECONDS = 240.0
-"""Many ranks on few cores import torch that long."""
+"""Time for all ranks to come: many ranks on few cores take long to import torch."""
 STEP_SECONDS = 180.0
-"""More than any check takes."""
+"""Time to wait for a rank in a collective step; longer than any check takes."""
 HTTP_SECONDS = 10.0
+"""Time for a request to the launcher, and for a rank to introduce itself."""
 PLACE = "/doctor/meeting"
+"""Key under which the first rank publishes its address, port and token."""
 
 
 class Meeting:
-    """A star: every rank has a connection to the first, which has one to each."""
+    """Connections in a star: every rank has one to the first rank, which has one to each."""
 
     def __init__(self, seat: Seat, token: str, connections: dict[int, socket.socket]) -> None:
         self.seat = seat
         self.token = token
-        """Known to the ranks of this launch."""
+        """Secret that only the ranks of this launch know."""
         self._connections = connections
-        """By rank; of others than the first only that to it."""
+        """Connections by rank; ranks other than the first have only that to rank 0."""
 
     def gather(self, value: Any, name: str) -> list[Any]:
-        """The JSON `value` of every rank on all. Collective. Raises Broken if one has left."""
+        """The values of all ranks, on all ranks. Collective. Raises Broken if a rank has left.
+
+        `value` must be JSON. `name` must be the same on all ranks: it detects ranks that are out of
+        step.
+        """
         if self.seat.size == 1:
-            return [json.loads(json.dumps(value))]
+            return [json.loads(json.dumps(value))]  # tuples become lists, as they do over a socket
         try:
             if self.seat.rank:
                 send(self._connections[0], [name, value])
@@ -66,7 +73,7 @@ class Meeting:
 
 @contextmanager
 def open_meeting(seat: Seat) -> Iterator[Meeting]:
-    """Collective over all ranks of a launch. Raises Broken where they do not come together."""
+    """Connects all ranks of a launch. Collective. Raises Broken if they do not come together."""
     if seat.size == 1:
         yield Meeting(seat, secrets.token_hex(16), {})
         return
@@ -81,7 +88,7 @@ def open_meeting(seat: Seat) -> Iterator[Meeting]:
 
 
 def own_address(seat: Seat) -> str:
-    """Of the interface that the launcher chose, else the one on the way to the launcher."""
+    """This host's address on the launcher's interface, else the one that leads to the launcher."""
     address = interface_address(seat.interface)
     if address is not None:
         return address
@@ -113,7 +120,7 @@ def _receive_all(seat: Seat) -> tuple[str, dict[int, socket.socket]]:
 
 
 def _greeted(connection: socket.socket, token: str) -> int | None:
-    """The rank that came; None for whoever is not of this launch."""
+    """The rank that has connected; None, and disconnected, if it is not of this launch."""
     connection.settimeout(HTTP_SECONDS)
     try:
         said, rank = receive(connection)

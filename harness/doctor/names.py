@@ -1,4 +1,4 @@
-"""Does every host name lead, on every host, to an address that the other hosts reach?"""
+"""Does every host name resolve, on every host, to an address that the other hosts reach?"""
 
 import ipaddress
 import socket
@@ -14,19 +14,20 @@ CHECK = "names"
 
 
 class NameFacts(Facts):
-    """What the names of all hosts lead to on one of them."""
+    """What the names of all hosts resolve to on one of them."""
 
     addresses: dict[str, str | None]
-    """None: the name leads nowhere."""
+    """Host -> address; None: the name does not resolve."""
     own_address: str | None
-    """Of the name that the machine gives itself."""
+    """Address of the name that the machine gives itself; None: it does not resolve."""
     interface_address: str | None = None
-    """Of the launcher's network interface; None where there is no such."""
+    """Address of the launcher's network interface; None if this host does not have it."""
     unreached: dict[str, str] = Field(default_factory=dict)
-    """Hosts that did not answer at their address, and why."""
+    """Hosts that did not answer at their address -> why."""
 
 
 def name_facts(seats: Sequence[Seat], seat: Seat) -> NameFacts:
+    """Looks up all names on this host."""
     return NameFacts(
         addresses={host: address_of(host) for host in hosts_of(seats)},
         own_address=address_of(seat.machine),
@@ -35,17 +36,17 @@ def name_facts(seats: Sequence[Seat], seat: Seat) -> NameFacts:
 
 
 def hosts_of(seats: Sequence[Seat]) -> list[str]:
-    """Names in the order of ranks."""
+    """Host names, in the order of ranks."""
     return list(dict.fromkeys(seat.host for seat in seats))
 
 
 def machines_of(seats: Sequence[Seat]) -> set[tuple[str, str]]:
-    """Fewer than hosts where several nodes are emulated on one."""
+    """Machines by (name, boot id); fewer than hosts if nodes are emulated on one machine."""
     return {(seat.machine, seat.boot) for seat in seats}
 
 
 def address_of(name: str) -> str | None:
-    """The first that the system knows, IPv4 before others, as Horovod looks it up."""
+    """The first address of a name, IPv4 before others, as Horovod looks it up; None if unknown."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError:
@@ -55,6 +56,7 @@ def address_of(name: str) -> str | None:
 
 
 def interface_address(interface: str | None) -> str | None:
+    """The IPv4 address of this host's network interface; None without one."""
     addresses = psutil.net_if_addrs().get(interface or "", [])
     return next((each.address for each in addresses if each.family == socket.AF_INET), None)
 
@@ -66,7 +68,10 @@ def is_loopback(address: str) -> bool:
 def judge_names(
     seats: Sequence[Seat], facts: Sequence[NameFacts | None], mended: bool
 ) -> list[Finding]:
-    """`facts` are None for ranks that do not speak; `mended`: see parallel/build.py."""
+    """Judges all names; `facts` has one entry per rank, None except on a host's first rank.
+
+    `mended`: whether all hosts have the mended Horovod, see `versions.Build.mended`.
+    """
     several = len(machines_of(seats)) > 1
     faults = []
     for seat, fact in zip(seats, facts, strict=True):
@@ -91,7 +96,7 @@ def _names_there(seat: Seat, fact: NameFacts, several: bool) -> list[Finding]:
     faults = []
     for host, address in fact.addresses.items():
         if address is None and not several:
-            continue  # nobody else has to find this machine
+            continue  # no other machine has to find this one
         if address is None:
             found = f"the name {host} leads nowhere on {seat.host}"
             advice = f"add it to /etc/hosts on {seat.host}, or to its name server"
@@ -112,7 +117,7 @@ def _names_there(seat: Seat, fact: NameFacts, several: bool) -> list[Finding]:
 
 
 def _is_this_machine(host: str, seat: Seat) -> bool:
-    """A name that is meant for this machine, so that it may lead to itself."""
+    """Whether the name is meant for this machine, so that it may resolve to a loopback address."""
     if host == "localhost" or host.startswith("localhost."):
         return True
     try:
@@ -122,7 +127,7 @@ def _is_this_machine(host: str, seat: Seat) -> bool:
 
 
 def _own_name(seat: Seat, fact: NameFacts, mended: bool) -> list[Finding]:
-    """A stock Horovod listens at the address of the machine's own name."""
+    """A fault if the machine's own name is of no use: stock Horovod listens at its address."""
     address = fact.own_address
     if seat.machine in fact.addresses or (address is not None and not is_loopback(address)):
         return []

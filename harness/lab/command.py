@@ -19,7 +19,7 @@ from harness.lab.run import parse_stutter, run_in_lab
 from harness.lab.switch import RELAY_IS_GONE, impairments_of, relay_is_gone
 
 Commands = Any
-"""What argparse calls _SubParsersAction, and keeps to itself."""
+"""argparse's _SubParsersAction, which is a private name."""
 Command = Callable[[argparse.Namespace], int]
 ABOUT = """\
 Test hosts on this machine, with slow links between them. With root they are made in the machine's
@@ -70,7 +70,7 @@ def add_lab(commands: Commands) -> None:
 
 
 def _inside(command: Command) -> Command:
-    """Run where the lab of this user is."""
+    """The command, run in the namespaces in which this user's lab is."""
 
     def run(parsed: argparse.Namespace) -> int:
         if cell.is_needed():

@@ -1,4 +1,4 @@
-"""The traced windows of a run: profiles them on its ranks and gathers one file of all."""
+"""Traces some windows of a run: profiles its ranks and gathers their traces in one file."""
 
 import sys
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from harness.tracing.horovod_timeline import start_timeline, stop_timeline
 from harness.tracking.run_folder import TRACES
 
 LARGEST_BYTES = 64_000_000
-"""Of a rank's compressed trace."""
+"""Largest compressed trace of a rank."""
 MERGED_BYTES = 64_000_000
-"""Of the compressed traces that are put in one file: some fifty times as much of rank 0's memory
-for a moment."""
+"""Most bytes of compressed traces that are merged into one file, which takes about fifty times as
+much of rank 0's memory."""
 
 
 def check_trace(trace: TraceConfig, world_size: int) -> None:
-    """Raises UserError where a rank is to be traced that is not there."""
+    """Raises UserError if `trace.ranks` names a rank that the run does not have."""
     unknown = [rank for rank in trace.ranks if not 0 <= rank < world_size]
     if unknown:
         raise UserError(
@@ -34,7 +34,7 @@ def check_trace(trace: TraceConfig, world_size: int) -> None:
 
 
 class Tracing:
-    """Traces `windows` once. Rank 0 leaves a file for each traced rank, and one of them all."""
+    """Traces `windows` once. Rank 0 writes a file for each traced rank, and one with all ranks."""
 
     def __init__(self, trace: TraceConfig, windows: range, world: World, folder: Path) -> None:
         self._trace = trace
@@ -52,7 +52,7 @@ class Tracing:
         return ended - 1 in self._windows and ended == self._windows.stop
 
     def start(self) -> None:
-        """All ranks start once each is ready to. Collective over the world."""
+        """Starts the profile on all ranks, once each is ready. Collective over the world."""
         rank = self._world.topology.rank
         if self._world.is_first:
             _make(self._folder)
@@ -64,11 +64,14 @@ class Tracing:
             start_timeline(self._timeline)
 
     def stop(self) -> list[Path]:
-        """Sends the traces to rank 0, which writes them; its files. Collective over the world."""
+        """Sends the traces to rank 0, which writes them and returns the files (others: none).
+
+        Collective over the world.
+        """
         files, horovod = list[Path](), ""
         if self._trace.horovod_timeline and self._world.is_first:
             stop_timeline()
-            if self._timeline.exists():  # it is not, where it could not be written
+            if self._timeline.exists():  # not if it could not be written
                 horovod = self._timeline.read_text(encoding="utf-8")
                 files.append(self._timeline)
         content = self._profile.stop() if self._profile is not None else b""
@@ -93,7 +96,7 @@ class Tracing:
         collect(rank, self._world.topology.world_size, content, take)
         if self._world.is_first:
             files.extend(self._merge(traces, horovod, left_out))
-        # The next window is a timed one: nobody may wait in it for rank 0, which writes.
+        # The next window is timed: no rank may spend it waiting for rank 0 to finish writing.
         self._world.broadcast(None, "traces are written")
         return files
 
@@ -113,7 +116,7 @@ def _make(folder: Path) -> None:
 
 
 def _written(file: Path, content: bytes) -> list[Path]:
-    """The file; none where the disk does not take it, which is no reason to end a run."""
+    """Writes the file and returns it; on a full disk only warns: a trace is not worth a run."""
     try:
         file.write_bytes(content)
     except OSError as error:
@@ -149,9 +152,9 @@ def _tell_too_large(rank: int, size: int) -> None:
 
 
 def collect(rank: int, ranks: int, content: bytes, take: Callable[[int, bytes], None]) -> None:
-    """Calls `take(rank, content)` on rank 0 for every rank, in their order.
+    """Calls `take(rank, content)` on rank 0 for every rank, in rank order.
 
-    Point to point, through the host's memory. Collective over the world.
+    Sends point to point, through host memory. Collective over the world.
     """
     if rank:
         dist.send(torch.tensor([len(content)]), 0)

@@ -1,4 +1,4 @@
-"""The command line of `harness ui`: MLflow's pages of the runs so far."""
+"""The command line of `harness ui`, which shows MLflow's pages of the recorded runs."""
 
 import argparse
 from typing import Any

@@ -19,7 +19,7 @@ def facts(places: list[Seat], **changed: dict[str, str | None]) -> list[NameFact
         addresses = ADDRESSES | changed.get(seat.host, {})
         own = addresses.get(seat.machine)
         fact = NameFacts(addresses=addresses, own_address=own, interface_address="10.1.0.9")
-        found.append(fact if seat.speaks else None)
+        found.append(fact if seat.is_host_leader else None)
     return found
 
 
@@ -68,7 +68,7 @@ def test_emulated_nodes_may_lead_to_their_machine(own: str) -> None:
     here = seats((own, 2), ("127.0.0.1", 2), machine="box")
     loopback = dict.fromkeys([own, "127.0.0.1"], "127.0.0.1")
     fact = NameFacts(addresses=loopback, own_address="127.0.1.1", interface_address="127.0.0.1")
-    finding = judged(here, [fact if seat.speaks else None for seat in here])
+    finding = judged(here, [fact if seat.is_host_leader else None for seat in here])
     assert finding.level == "ok"
     assert finding.found == "4 ranks on 2 hosts, all of them this machine, box"
 
