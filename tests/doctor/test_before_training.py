@@ -1,4 +1,4 @@
-"""A training looks at its hosts first: a fault ends it in one line, a warning is told once."""
+"""A training checks its hosts first: a fault ends it in one line, a warning is printed once."""
 
 from pathlib import Path
 

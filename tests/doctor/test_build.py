@@ -1,4 +1,4 @@
-"""What Horovod was built with, against what a run asks of it."""
+"""What Horovod was built with, compared with what a run needs."""
 
 from harness.doctor.versions import Build, horovod_build, judge_build
 from tests.doctor.seats import FOUR

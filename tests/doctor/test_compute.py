@@ -1,4 +1,4 @@
-"""A rank below 80 % of the others' median is named; what all share is not judged."""
+"""A rank below 80 % of the others' median is reported; slowness of all ranks is not judged."""
 
 import pytest
 import torch

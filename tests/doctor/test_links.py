@@ -1,4 +1,4 @@
-"""A slow link is told as its host's, not as the pairs it is seen in."""
+"""A slow link is reported once, for its host, and not for every pair in which it shows."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def network(
     into: dict[str, float] | None = None,
     late: dict[str, float] | None = None,
 ) -> list[Link]:
-    """All pairs, where each way is as fast as the slower of the two ends lets it be."""
+    """All pairs of hosts; each direction is as fast as the slower of its two ends."""
     out, into, late = out or {}, into or {}, late or {}
 
     def way(source: str, target: str) -> float:

@@ -1,4 +1,4 @@
-"""Ranks meet by the launcher's store alone, and say who is missing; ways are measured."""
+"""Ranks meet with only the launcher's store, and report who is missing; links are measured."""
 
 import socket
 import threading
@@ -22,7 +22,7 @@ TOKEN = "a" * 32
 
 @pytest.fixture
 def store() -> Iterator[tuple[str, int]]:
-    """The one that horovodrun starts."""
+    """The key-value store that horovodrun starts."""
     server = RendezvousServer()
     port = server.start()
     server.init([])
@@ -35,7 +35,7 @@ def seat(rank: int, size: int, store: tuple[str, int]) -> Seat:
 
 
 def on_ranks(size: int, store: tuple[str, int], program: Callable[[Meeting], Any]) -> list[Any]:
-    """Results of the program on each rank, or what it raised."""
+    """The program's result on each rank, or the exception that it raised."""
 
     def run(rank: int) -> Any:
         try:
@@ -155,7 +155,7 @@ def test_a_clock_that_is_ahead(answerer: Answerer, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("rate", "free"), [(25e6, 65536), (2.5e6, 65536), (1e9, 0), (5e9, 0)])
 def test_the_rate_behind_a_shaper(rate: float, free: int) -> None:
-    """The first bytes pass at once; the rate found is that of the rest, in bounded time."""
+    """A burst passes at once; the measured rate is that of the rest, in bounded time."""
     took: list[float] = []
 
     def transfer(count: int) -> float:

@@ -1,4 +1,4 @@
-"""Memory that a run needs, computed from its config, against what is free."""
+"""The memory that a run needs, computed from its config, compared with what is free."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_one_host_is_short(wanted: Need, level: str) -> None:
 
 
 def test_ranks_of_a_machine_share_its_memory() -> None:
-    """Emulated nodes too: four ranks of 3 GB do not fit into 10 GB."""
+    """This holds for emulated nodes, too: four ranks of 3 GB do not fit into 10 GB."""
     facts = [MemoryFacts(host_free=10 * GB, card_free=None)] * 4
     (finding,) = judge_memory(EMULATED, facts, need(model=3 * GB))
     assert finding.level == "fail"

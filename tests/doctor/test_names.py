@@ -1,4 +1,4 @@
-"""Names that lead nowhere, to the wrong host, or back to where they are looked up."""
+"""Names that do not resolve, or that lead to the wrong host or back to the host that looks."""
 
 import socket
 
@@ -13,7 +13,7 @@ ADDRESSES = {f"h{n}": f"10.1.0.{n}" for n in range(1, 5)}
 
 
 def facts(places: list[Seat], **changed: dict[str, str | None]) -> list[NameFacts | None]:
-    """Of four good hosts, where `changed` has the names that lead elsewhere on one."""
+    """Facts of good hosts; `changed`: host -> names with another address on this host."""
     found: list[NameFacts | None] = []
     for seat in places:
         addresses = ADDRESSES | changed.get(seat.host, {})
@@ -81,7 +81,7 @@ def test_one_rank_alone() -> None:
 
 @pytest.mark.parametrize(("mended", "level"), [(True, "warn"), (False, "fail")])
 def test_a_machine_that_calls_itself_otherwise(mended: bool, level: str) -> None:
-    """A stock Horovod listens at the address of that name, a mended one on the interface."""
+    """Stock Horovod listens at the address of that name, the mended one on the interface."""
     places = [FOUR[0], FOUR[1].model_copy(update={"machine": "ip-10-1-0-2"})]
     found = [
         NameFacts(addresses=ADDRESSES, own_address=own, interface_address="10.1.0.9")

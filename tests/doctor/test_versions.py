@@ -1,4 +1,4 @@
-"""Another version on one host is told with its name and both versions."""
+"""A different version on one host is reported with the host's name and both versions."""
 
 import pytest
 
@@ -9,7 +9,7 @@ USUAL = version_facts().versions
 
 
 def facts(**others: dict[str, str]) -> list[VersionFacts]:
-    """Of h1..h4, where `others` has what is different on one."""
+    """Facts of h1..h4; `others`: host -> packages with another version."""
     hosts = [seat.host for seat in FOUR]
     return [VersionFacts(versions=USUAL | others.get(host, {})) for host in hosts]
 

@@ -1,4 +1,4 @@
-"""What the relay does to single frames: when they arrive, and what of them is lost."""
+"""What the relay does to single frames: when they arrive, and which packets are lost."""
 
 import random
 import struct
@@ -18,7 +18,8 @@ SEQUENCE, NUMBER = 0xFFFF_F000, 0xFFFE
 
 
 def frame_of(payload: bytes) -> bytes:
-    """As the kernel hands one over, the checksum of TCP begun; sequence and number run over."""
+    """A frame as the kernel delivers it, with TCP's checksum begun; sequence number and
+    identification overflow within it."""
     length = 20 + 32 + len(payload)
     addresses = bytes([10, 77, 0, 1, 10, 77, 0, 2])
     ip = struct.pack("!BBHHHBBH", 0x45, 0, length, NUMBER, 0x4000, 64, 6, 0) + addresses
@@ -93,7 +94,7 @@ def test_a_latency_made_shorter_lets_nothing_overtake() -> None:
 
 def test_the_delay_is_everywhere_in_its_range_equally_often() -> None:
     direction = Direction(Impairment(1.0, 1.0), random.Random(1))
-    # Ten seconds apart, so that neither the last place nor the order binds the next.
+    # Ten seconds apart, so that neither the last place nor the order constrains the next.
     delays = [direction.arrival(10.0 * n) - 10.0 * n for n in range(4000)]
     for quarter in range(4):
         inside = sum(quarter / 2 <= delay < (quarter + 1) / 2 for delay in delays)

@@ -1,4 +1,4 @@
-"""A lab leaves the machine as it was, however it ends and is made; and says where it cannot be."""
+"""A lab leaves the machine as it was, however it is made and ends; errors tell what forbids it."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Lists of hosts, and what of the environment goes to the ranks."""
+"""Lists of hosts, and which variables of the environment the ranks get."""
 
 import socket
 from unittest.mock import patch
@@ -147,7 +147,7 @@ RUBBISH = st.one_of(st.text(max_size=40), st.lists(PIECES, max_size=12).map("".j
 @settings(max_examples=500)
 @given(RUBBISH)
 def test_any_text_is_hosts_or_a_users_mistake(text: str) -> None:
-    """Without asking a name server: a name that leads nowhere can take it many seconds."""
+    """Replaces the name server, which may take many seconds for an unknown name."""
     nameless = patch("socket.getaddrinfo", side_effect=socket.gaierror("asked"))
     with nameless, pytest.raises(UserError) as mistake:
         parse_hosts(text, 1)
@@ -157,7 +157,7 @@ def test_any_text_is_hosts_or_a_users_mistake(text: str) -> None:
         assert "write " in line
         return
     hosts = read_hosts(text)
-    # What is understood is what horovodrun understands.
+    # The list is read as horovodrun reads it.
     assert horovodruns_hosts(in_one_word(hosts)) == (
         [host.name for host in hosts],
         {host.name: host.slots for host in hosts},

@@ -1,4 +1,4 @@
-"""Real horovodruns of small ranks: how they end, what is said of it, and that none is left."""
+"""Real horovodruns of small ranks: how they end, what is reported, and that no process is left."""
 
 import io
 import os
@@ -37,7 +37,7 @@ def run(mode: str, folder: Path) -> tuple[Outcome, str]:
 
 
 def assert_gone(folder: Path) -> None:
-    """None of the ranks lives, nor anything of the launch that had this folder as argument."""
+    """Asserts that no rank is alive, nor any process of the launch with this folder as argument."""
     names = [file.read_text() for file in folder.glob("started-*")]
     assert names, "no rank started: the test would show nothing"
     alive = [pid for pid in names if psutil.pid_exists(int(pid))]

@@ -1,4 +1,4 @@
-"""A run's folder is made by exactly one run, and nothing is left of one that never began."""
+"""Exactly one run makes a run's folder, and nothing is left of a run that never started."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

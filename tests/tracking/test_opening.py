@@ -1,4 +1,4 @@
-"""A run is opened in its store, or refused in one line within seconds and leaves nothing open."""
+"""A run is opened in its store, or refused in one line within seconds, with nothing left open."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ def runs(uri: str) -> list[Run]:
 
 @contextmanager
 def locked(file: Path, how: str) -> Iterator[None]:
-    """Another process is in the middle of writing."""
+    """The store while another process is writing to it."""
     program = f"""
 import sqlite3, sys
 base = sqlite3.connect({str(file)!r}, isolation_level=None)
@@ -188,7 +188,7 @@ def test_runs_that_begin_at_once_make_the_store_and_the_experiment_once(tmp_path
 def test_whoever_does_not_see_the_lock_tries_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where MLflow's own pages make the store, or on a file system without locks."""
+    """As if MLflow's own server made the store, or on a file system without locks."""
     uri, opened = new_store(tmp_path), list[str]()
     true = store_module.connect
 
@@ -261,7 +261,7 @@ def test_what_is_not_to_be_reached_is_one_line_within_seconds(
 def test_a_user_without_a_name_has_a_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As under `docker run --user`: no line in /etc/passwd, and no variable."""
+    """As under `docker run --user`: no entry in /etc/passwd, and no variable."""
 
     def unknown() -> str:
         raise KeyError("getpwuid(): uid not found: 12345")
@@ -296,7 +296,7 @@ def test_reading_needs_no_leave_to_write(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_shipping_a_store_takes_no_lock_along(tmp_path: Path) -> None:
-    """A store that has its tables is opened as it is."""
+    """A store that has its tables is opened without a lock."""
     uri = new_store(tmp_path)
     open_store(uri)
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
