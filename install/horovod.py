@@ -325,8 +325,8 @@ def find_or_build(settings: Mapping[str, str]) -> Path:
         torch_version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         raise InstallError(
-            f"{sys.executable} has no torch, and Horovod is compiled against it; install"
-            " -r install/requirements.txt first, as the Makefile does"
+            f"{sys.executable} has no torch, which Horovod is compiled against; install"
+            " -r install/build.txt first, as install/install.sh does"
         ) from None
     key = wheel_key(torch_version, settings)
     with only_one_builder():

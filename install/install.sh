@@ -29,9 +29,9 @@ if [ -n "${2:-}" ]; then
     python=$2/bin/python
 fi
 
-say "packages that Horovod is compiled against"
+say "installing the packages that Horovod is compiled against"
 "$python" -m pip install -q -c install/constraints.txt -r install/build.txt
 "$python" install/horovod.py
-say "this project and what it needs"
+say "installing this project and its dependencies"
 "$python" -m pip install -q -c install/constraints.txt --no-build-isolation \
     -e ".[${EXTRAS:-tests,analysis}]"

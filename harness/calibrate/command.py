@@ -14,10 +14,10 @@ MOST_SECONDS = 600.0
 def add_calibrate(commands: Any) -> None:
     """`harness calibrate`."""
     parser = commands.add_parser(
-        "calibrate", help="times the pieces of a step under horovodrun; harness plan starts it"
+        "calibrate", help="time the pieces of a step under horovodrun; started by harness plan"
     )
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
-    parser.add_argument("--output", type=path, required=True, help="where the times go, JSON")
+    parser.add_argument("--output", type=path, required=True, help="output file (JSON)")
     add_seconds(parser)
     parser.set_defaults(command=_calibrate)
 
@@ -27,7 +27,7 @@ def add_seconds(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         type=positive(MOST_SECONDS),
         default=SECONDS,
-        help=f"to spend on each timing, {SECONDS} by default",
+        help=f"time for each measurement (default: {SECONDS})",
     )
 
 

@@ -61,7 +61,7 @@ def agree_on_settings(config: Config, ranks: Ranks) -> None:
                 for rank in (found.usual, found.odd)
             )
             raise UserError(
-                f"ranks would not train the same: {found.key} is {odd} and {usual}; "
+                f"ranks would train differently: {found.key} is {odd} and {usual}; "
                 f"{_advice(found.key)}"
             )
 
@@ -81,7 +81,7 @@ def agree_on_data(dataset: Dataset, ranks: Ranks) -> None:
             own = {name: contents_of(source) for name, source in sets.items()}
         except OSError as error:
             raise UserError(
-                f"cannot look at the image {error.filename}: {error.strerror}; mend or remove it"
+                f"cannot read the image {error.filename}: {error.strerror}; repair or remove it"
             ) from error
     contents = ranks.gather_objects(own, "contents")
     found = first_difference(contents)
@@ -94,8 +94,8 @@ def agree_on_data(dataset: Dataset, ranks: Ranks) -> None:
             usual, odd = _place(hosts, found.usual), _place(hosts, found.odd)
             counts = [contents[rank][found.key].count for rank in (found.odd, found.usual)]
             raise UserError(
-                f"ranks see other images in the {found.key} set: {odd} has {counts[0]}, {usual} "
-                f"has {counts[1]}; {example}; give all hosts the same copy of the data"
+                f"ranks see different images in the {found.key} set: {odd} has {counts[0]}, "
+                f"{usual} has {counts[1]}; {example}; give all hosts the same copy of the data"
             )
 
 
@@ -110,7 +110,7 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 def _advice(key: str) -> str:
     if key == CHECKPOINT:
-        return "copy the folder of the checkpoint to every host"
+        return "copy the checkpoint's folder to every host"
     return "start all ranks with the same experiment, key=value arguments and variables"
 
 
@@ -148,12 +148,12 @@ def _example(found: Difference, source: ImageSource, hosts: Sequence[str], ranks
             f"{item} of {differing}" if item else ""
             for item in (_only(*items), _only(*items[::-1]))
         ]
-    said = [
+    lone_items = [
         f"only {_place(hosts, rank)} has {_shown(what)}"
         for rank, what in zip((found.usual, found.odd), lone, strict=True)
         if what
     ]
-    return ", ".join(said) or "they come in another order"
+    return ", ".join(lone_items) or "their order differs"
 
 
 def _of_both(own: Items, found: Difference, ranks: Ranks) -> tuple[Items, Items]:
@@ -183,7 +183,7 @@ def _digest_of(file: Path) -> str:
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     except OSError:
-        return "not there"
+        return "missing"
 
 
 def _place(hosts: Sequence[str], rank: int) -> str:

@@ -25,8 +25,8 @@ def check_before_training(config: Config, world: World) -> None:
             cards = world.device.type == "cuda"
             need = need_of(*given, cards)
             if products_of(*given, cards) > PRODUCTS:
-                told = f"classifier: {exponentials_of(*given, cards)}; fewer images do without"
-                print(told, file=sys.stderr, flush=True)
+                way = f"classifier: {exponentials_of(*given, cards)}; fewer images avoid this"
+                print(way, file=sys.stderr, flush=True)
     facts = static_facts(config, seats, seat, world.device, need)
     gathered = world.gather_objects(facts, "doctor facts")
     with world.together():
@@ -41,5 +41,5 @@ def _tell(findings: list[Finding]) -> None:
         if finding.level == "warn":
             print(f"harness doctor: {finding.line()}", file=sys.stderr, flush=True)
     if worst(findings) == "fail":
-        told = " | ".join(f"{each.check}: {each.found}; {each.advice}" for each in faults)
-        raise UserError(f"{told} (doctor.before_training=false trains all the same)")
+        causes = " | ".join(f"{each.check}: {each.found}; {each.advice}" for each in faults)
+        raise UserError(f"{causes} (to train anyway, set doctor.before_training=false)")

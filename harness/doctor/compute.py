@@ -85,7 +85,7 @@ def judge_compute(seats: Sequence[Seat], speeds: Sequence[Speed]) -> list[Findin
     ]
     device = speeds[0].device
     well = f"{_rate(min(rates))} to {_rate(max(rates))} on each of {len(rates)} ranks, {device}"
-    well += ", whose cores they share" if _crowded(speeds) else ""
+    well += ", which share cores" if _crowded(speeds) else ""
     if len(rates) == 1:
         well = f"{_rate(rates[0])} on the only rank, {device}: nothing to compare it with"
     return told(faults, Finding(check=CHECK, level="ok", found=well))
@@ -102,12 +102,12 @@ def _slow_on(host: str, ranks: Sequence[int], speeds: Sequence[Speed]) -> Findin
         f"{rates[slowest] / usual:.0%} of the others' median of {_rate(usual)}"
     )
     if speed.cpu_share is None:
-        advice = f"look at the card's clock, heat and power, and who else uses it, on {host}"
+        advice = f"check the card's clock, heat and power, and who else uses it, on {host}"
     elif speed.cpu_share < BUSY:
-        found += f"; it was given {speed.cpu_share:.0%} of its cores"
-        advice = f"look on {host} for a limit on the processor and for other work"
+        found += f"; it got {speed.cpu_share:.0%} of its cores"
+        advice = f"check {host} for a limit on the processor and for other load"
     else:
-        advice = f"look at the processor's clock on {host}, or leave it out of the run"
+        advice = f"check the processor's clock on {host}, or leave {host} out of the run"
     harmless = _crowded(speeds) and rates[slowest] >= (1 - CROWDED_TOLERANCE) * usual
     level: Level = "warn" if harmless else "fail"
     return Finding(check=CHECK, level=level, found=found, advice=advice)

@@ -111,9 +111,9 @@ def _examine(config: Config, is_given: bool, meeting: Meeting, report: Report) -
 
 def _config(experiments: Sequence[Path], overrides: Sequence[str]) -> Config | None:
     if len(experiments) > 1:
-        raise UserError("the doctor looks at one experiment at a time; name one")
+        raise UserError("harness doctor checks one experiment at a time; give only one")
     if overrides and not experiments:
-        raise UserError(f"{overrides[0]} belongs to an experiment; name its YAML file too")
+        raise UserError(f"{overrides[0]} changes an experiment; give its YAML file too")
     return load(experiments[0], overrides) if experiments else None
 
 

@@ -70,7 +70,7 @@ class Examination:
                 if address is not None:
                     found = name_behind(address, port, self._meeting.token)
                     if found != leaders[host].machine:
-                        unreached[host] = f"it is {found} that answers there"
+                        unreached[host] = f"{found} answers there"
             except (OSError, ValueError) as error:
                 unreached[host] = in_short(error)
         return unreached

@@ -68,7 +68,7 @@ def judge_between(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]
     A host with all its links slow is one fault; links between other hosts are judged one by one.
     """
     if not links:
-        return [Finding(check=BETWEEN, level="ok", found="one host: no link between hosts")]
+        return [Finding(check=BETWEEN, level="ok", found="one host, so no links between hosts")]
     figures = figures_of(links)
     if len(machines_of(seats)) == 1:
         figures = f"hosts are emulated on this machine: {figures}, not judged"
@@ -79,7 +79,7 @@ def judge_between(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]
         link for link in links if not {seats[link.source].host, seats[link.target].host} & set(slow)
     ]
     faults += _slow_links(seats, rest) + _late_hosts(seats, links)
-    known = "" if len(links) > 1 else "; one link, compared with nothing"
+    known = "" if len(links) > 1 else "; a single link, so nothing to compare it with"
     return told(faults, Finding(check=BETWEEN, level="ok", found=figures + known))
 
 
@@ -121,10 +121,10 @@ def _slow_host(host: str, seats: Sequence[Seat], links: Sequence[Link]) -> Findi
     return Finding(
         check=BETWEEN,
         level="fail",
-        found=f"the link of {host}: {in_speed(out)} out and {in_speed(into)} in, the other hosts' "
+        found=f"the link of {host}: {in_speed(out)} out and {in_speed(into)} in; the other hosts' "
         f"median is {in_speed(usual_out)} and {in_speed(usual_in)}"
         + (f" ({errors[0]})" if errors else ""),
-        advice=f"look at the cable, the port and the negotiated speed of {host}, and its load",
+        advice=f"check the cable, the port and the negotiated speed of {host}, and its load",
     )
 
 
@@ -135,14 +135,14 @@ def _slow_links(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
     for link in links:
         source, target = _ends(seats, link)
         if link.error:
-            faults.append(_fault(source, target, f"nothing comes through{because(link)}"))
+            faults.append(_fault(source, target, f"no connection{because(link)}"))
         else:
             ways += [(source, target, link.there), (target, source, link.back)]
     rates = [rate for _, _, rate in ways]
     for number, (source, target, rate) in enumerate(ways):
         others = median_of_rest(rates, number)
         if rate < SLOW * others:
-            faults.append(_fault(source, target, f"{in_speed(rate)}, elsewhere {in_speed(others)}"))
+            faults.append(_fault(source, target, f"{in_speed(rate)}; elsewhere {in_speed(others)}"))
     return faults
 
 
@@ -150,8 +150,8 @@ def _fault(source: str, target: str, found: str) -> Finding:
     return Finding(
         check=BETWEEN,
         level="fail",
-        found=f"from {source} to {target} {found}",
-        advice=f"look at what lies between {source} and {target}",
+        found=f"from {source} to {target}: {found}",
+        advice=f"check the network between {source} and {target}",
     )
 
 
@@ -167,9 +167,9 @@ def _late_hosts(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
         Finding(
             check=BETWEEN,
             level="warn",
-            found=f"{host} answers after {latency * 1e3:.2f} ms, the other hosts' median is "
+            found=f"{host} answers after {latency * 1e3:.2f} ms; the other hosts' median is "
             f"{usual * 1e3:.2f} ms",
-            advice=f"look at the network's path to {host}, and its load",
+            advice=f"check the network path to {host}, and its load",
         )
         for host, latency, usual in _with_usual(shortest)
         if latency > max(LATE * usual, usual + LATE_SECONDS)
@@ -228,15 +228,17 @@ def in_speed(bytes_per_second: float) -> str:
 def judge_within(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
     """Judges the links of `pairs_within`; warnings only: cards of a host have their own links."""
     if not links:
-        return [Finding(check=INSIDE, level="ok", found="one rank on each host: no link inside")]
+        return [
+            Finding(check=INSIDE, level="ok", found="one rank on each host, so no links inside")
+        ]
     rates = [min(link.there, link.back) for link in links]
     faults = [
         Finding(
             check=INSIDE,
             level="warn",
-            found=f"inside {seats[link.source].host} {in_speed(rates[number])}, the other hosts' "
+            found=f"inside {seats[link.source].host}: {in_speed(rates[number])}; the other hosts' "
             f"median is {in_speed(median_of_rest(rates, number))}" + because(link),
-            advice=f"look for other work on {seats[link.source].host}",
+            advice=f"check {seats[link.source].host} for other load",
         )
         for number, link in enumerate(links)
         if len(machines_of(seats)) > 1 and rates[number] < SLOW * median_of_rest(rates, number)
@@ -256,7 +258,7 @@ def judge_clocks(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
             level="warn",
             found=f"the clock of {seats[link.target].host} is {_clock_apart(link)} that of "
             f"{seats[0].host}",
-            advice=f"let a time service (chrony, ntpd) run on {seats[link.target].host}",
+            advice=f"run a time service (chrony, ntpd) on {seats[link.target].host}",
         )
         for link in compared
         # The latency, half a round trip, is the error with which two clocks can be compared.

@@ -52,7 +52,7 @@ class Meeting:
             return self._collect(value, name)
         except (OSError, ValueError) as error:
             raise Broken(
-                f"rank {self.seat.rank} on {self.seat.host} lost the first rank at {name} "
+                f"rank {self.seat.rank} on {self.seat.host} lost the first rank at step {name!r} "
                 f"({in_short(error)})"
             ) from error
 
@@ -62,9 +62,9 @@ class Meeting:
             try:
                 at, found = receive(self._connections[rank])
             except (OSError, ValueError) as error:
-                raise Broken(f"rank {rank} left at {name} ({in_short(error)})") from error
+                raise Broken(f"rank {rank} left at step {name!r} ({in_short(error)})") from error
             if at != name:
-                raise Broken(f"rank {rank} is at {at}, the first at {name}")
+                raise Broken(f"rank {rank} is at step {at!r}, the first rank at {name!r}")
             values.append(found)
         for connection in self._connections.values():
             send(connection, values)
@@ -78,7 +78,7 @@ def open_meeting(seat: Seat) -> Iterator[Meeting]:
         yield Meeting(seat, secrets.token_hex(16), {})
         return
     if seat.rendezvous is None:
-        raise Broken("the launcher told no address to meet at; start with horovodrun --gloo")
+        raise Broken("the launcher gave no address to meet at; start with horovodrun --gloo")
     token, connections = _receive_all(seat) if seat.rank == 0 else _go(seat)
     try:
         yield Meeting(seat, token, connections)
@@ -109,9 +109,9 @@ def _receive_all(seat: Seat) -> tuple[str, dict[int, socket.socket]]:
             except TimeoutError:
                 missing = [str(n) for n in range(1, seat.size) if n not in connections]
                 raise Broken(
-                    f"ranks {', '.join(missing)} did not come to {seat.host} in "
-                    f"{ARRIVAL_SECONDS:.0f} s; look at their hosts, and let the firewall pass "
-                    f"all ports between hosts"
+                    f"ranks {', '.join(missing)} did not connect to {seat.host} within "
+                    f"{ARRIVAL_SECONDS:.0f} s; check their hosts, and allow all ports between "
+                    f"hosts in the firewall"
                 ) from None
             rank = _greeted(connection, token)
             if rank is not None:
@@ -144,8 +144,8 @@ def _go(seat: Seat) -> tuple[str, dict[int, socket.socket]]:
         send(connection, [token, seat.rank])
     except OSError as error:
         raise Broken(
-            f"rank {seat.rank} on {seat.host} does not reach the first rank at {host} "
-            f"({in_short(error)}); let the firewall pass all ports between hosts"
+            f"rank {seat.rank} on {seat.host} cannot reach the first rank at {host} "
+            f"({in_short(error)}); allow all ports between hosts in the firewall"
         ) from error
     return token, {0: connection}
 
@@ -153,7 +153,9 @@ def _go(seat: Seat) -> tuple[str, dict[int, socket.socket]]:
 def _publish(seat: Seat, place: list[Any]) -> None:
     status, _ = _request(seat, "PUT", json.dumps(place).encode())
     if status != 200:
-        raise Broken(f"the launcher's store answers {status}; start with horovodrun --gloo")
+        raise Broken(
+            f"the launcher's store answered with status {status}; start with horovodrun --gloo"
+        )
 
 
 def _look_up(seat: Seat) -> tuple[str, int, str]:
@@ -164,7 +166,7 @@ def _look_up(seat: Seat) -> tuple[str, int, str]:
             host, port, token = json.loads(content)
             return str(host), int(port), str(token)
         time.sleep(0.1)
-    raise Broken(f"the first rank did not come in {ARRIVAL_SECONDS:.0f} s; look at its host")
+    raise Broken(f"the first rank did not come within {ARRIVAL_SECONDS:.0f} s; check its host")
 
 
 def _request(seat: Seat, method: str, body: bytes | None) -> tuple[int, bytes]:
@@ -176,7 +178,7 @@ def _request(seat: Seat, method: str, body: bytes | None) -> tuple[int, bytes]:
         return answer.status, answer.read()
     except (OSError, HTTPException) as error:
         raise Broken(
-            f"rank {seat.rank} on {seat.host} does not reach the launcher at "
+            f"rank {seat.rank} on {seat.host} cannot reach the launcher at "
             f"{seat.rendezvous[0]} ({in_short(error)})"
         ) from error
     finally:

@@ -62,20 +62,22 @@ def judge_memory(
             faults += _short(where, fact.card_free, need.on_card, need)
     well = f"{in_bytes(min(hosts))} free on every host"
     well += f", {in_bytes(min(cards))} on every card" if cards else ""
-    well += f"; a rank of this run takes {_parts(need)}" if need else ""
+    well += f"; a rank of this run needs {_parts(need)}" if need else ""
     return told(faults, Finding(check=CHECK, level="ok", found=well))
 
 
 def _short(where: str, free: int, total: int, need: Need, ranks: int = 1) -> list[Finding]:
     if ranks * total <= TIGHT * free:
         return []
-    each = f"{ranks} ranks of {_parts(need)}" if ranks > 1 else f"a rank of {_parts(need)}"
+    each = (
+        f"{ranks} ranks need {_parts(need)} each" if ranks > 1 else f"a rank needs {_parts(need)}"
+    )
     return [
         Finding(
             check=CHECK,
             # Activations are an estimate: only memory that is certainly taken makes this a fault.
             level="fail" if ranks * need.certain > free else "warn",
-            found=f"{where} has {in_bytes(free)} free for {each}",
+            found=f"{where} has {in_bytes(free)} free; {each}",
             advice="lower train.batch_size or exchange.delay, slice the classifier "
             "(classifier.layout=node), or free memory",
         )
@@ -86,7 +88,7 @@ def _parts(need: Need) -> str:
     """The total, what is held all the time, and the moments of which one at a time adds to it."""
     stays = f"model {in_bytes(need.model)}, exchange {in_bytes(need.exchange)}"
     moments = listed(f"{name} {in_bytes(size)}" for name, size in need.moments.items() if size)
-    return f"{in_bytes(need.total)} ({stays}, and by turns {moments})"
+    return f"{in_bytes(need.total)} ({stays}; one at a time: {moments})"
 
 
 def _left_in_container(most: int) -> int:

@@ -81,9 +81,9 @@ def judge_names(
             faults += _interface(seat, fact) if several else []
     shape = f"{len(seats)} ranks on {len(hosts_of(seats))} hosts"
     if several:
-        well = f"{shape}, each name leads to its host: {_addresses(seats, facts)}"
+        well = f"{shape}, each name resolves to its host: {_addresses(seats, facts)}"
     else:
-        well = f"{shape}, all of them this machine, {seats[0].machine}"
+        well = f"{shape}, all on this machine, {seats[0].machine}"
     return told(faults + _uneven(seats), Finding(check=CHECK, level="ok", found=well))
 
 
@@ -98,18 +98,18 @@ def _names_there(seat: Seat, fact: NameFacts, several: bool) -> list[Finding]:
         if address is None and not several:
             continue  # no other machine has to find this one
         if address is None:
-            found = f"the name {host} leads nowhere on {seat.host}"
+            found = f"the name {host} does not resolve on {seat.host}"
             advice = f"add it to /etc/hosts on {seat.host}, or to its name server"
         elif is_loopback(address) and several:
-            found = f"the name {host} is {address} on {seat.host}, where no other host reaches it"
+            found = f"the name {host} is {address} on {seat.host}, which other hosts cannot reach"
             advice = f"give {host} its routable address in /etc/hosts on {seat.host}"
         elif is_loopback(address) and not _is_this_machine(host, seat):
-            found = f"the name {host} is {address} on {seat.host}: its ranks run on {seat.machine}"
+            found = f"the name {host} is {address} on {seat.host}; its ranks run on {seat.machine}"
             advice = f"give {host} its routable address in /etc/hosts on {seat.host}"
         elif host in fact.unreached and several:
             reason = fact.unreached[host]
-            found = f"{seat.host} does not reach {host} at {address} ({reason})"
-            advice = f"correct the address on {seat.host}, or let the firewall pass all ports"
+            found = f"{seat.host} cannot reach {host} at {address} ({reason})"
+            advice = f"correct the address on {seat.host}, or allow all ports in the firewall"
         else:
             continue
         faults.append(Finding(check=CHECK, level="fail", found=found, advice=advice))
@@ -131,13 +131,13 @@ def _own_name(seat: Seat, fact: NameFacts, mended: bool) -> list[Finding]:
     address = fact.own_address
     if seat.machine in fact.addresses or (address is not None and not is_loopback(address)):
         return []
-    leads = "leads nowhere" if address is None else f"is {address}"
+    leads = "does not resolve" if address is None else f"is {address}"
     harmless = mended and fact.interface_address is not None
     return [
         Finding(
             check=CHECK,
             level="warn" if harmless else "fail",
-            found=f"{seat.host} calls itself {seat.machine}, and that {leads} there",
+            found=f"{seat.host} calls itself {seat.machine}, which {leads} there",
             advice=f"give {seat.machine} its routable address in /etc/hosts on {seat.host}",
         )
     ]
@@ -149,10 +149,10 @@ def _interface(seat: Seat, fact: NameFacts) -> list[Finding]:
     if fact.interface_address is None:
         found = f"{seat.host} has no address on the network interface {seat.interface}"
     elif is_loopback(fact.interface_address):
-        found = f"the launcher chose the interface {seat.interface}, by which no host is reached"
+        found = f"the launcher chose the interface {seat.interface}, which reaches no other host"
     else:
         return []
-    advice = "name one that all hosts have: horovodrun --network-interfaces"
+    advice = "choose one that all hosts have with horovodrun --network-interfaces"
     return [Finding(check=CHECK, level="fail", found=found, advice=advice)]
 
 
@@ -160,5 +160,11 @@ def _uneven(seats: Sequence[Seat]) -> list[Finding]:
     counts = {host: sum(seat.host == host for seat in seats) for host in hosts_of(seats)}
     if len(set(counts.values())) == 1:
         return []
-    found = "hosts differ in ranks: " + listed(f"{host} {count}" for host, count in counts.items())
-    return [Finding(check=CHECK, level="fail", found=found, advice="give -H equal slots")]
+    found = "hosts have different numbers of ranks: " + listed(
+        f"{host} {count}" for host, count in counts.items()
+    )
+    return [
+        Finding(
+            check=CHECK, level="fail", found=found, advice="give all hosts of -H the same slots"
+        )
+    ]

@@ -36,8 +36,8 @@ def check_shared_folder(config: TrainConfig, folder: Path, world: World) -> None
         if not found:
             raise UserError(
                 f"classifier.layout=world saves a slice of the model from every host into {folder},"
-                f" and {socket.gethostname()} does not see there what {first} writes; set "
-                f"tracking.folder, or --folder, to one that all hosts share, or save no checkpoints"
+                f" but {socket.gethostname()} does not see files that {first} writes there; set "
+                f"tracking.folder or --folder to one that all hosts share, or save no checkpoints"
             )
 
 
@@ -46,8 +46,8 @@ def _make(token: Path) -> None:
         token.touch()
     except OSError as error:
         raise UserError(
-            f"cannot write in {token.parent} ({error.strerror}); set tracking.folder, or --folder, "
-            f"to another"
+            f"cannot write in {token.parent} ({error.strerror}); set tracking.folder or --folder "
+            f"to another folder"
         ) from error
 
 

@@ -66,7 +66,7 @@ def _differing(package: str, seats: Sequence[Seat], facts: Sequence[VersionFacts
             check=VERSIONS,
             level="fail" if package in MUST_BE_EQUAL else "warn",
             found=f"{package} is {version} on {host} and {usual} on {listed(others)}",
-            advice=f"make {host} like the others",
+            advice=f"install on {host} the version of the others",
         )
         for host, version in found.items()
         if version != usual
@@ -149,9 +149,10 @@ def judge_build(seats: Sequence[Seat], builds: Sequence[Build]) -> list[Finding]
             Finding(
                 check=BUILD,
                 level="warn",
-                found=f"Horovod on {listed(stock)} is not the mended one: no warning of stalled "
-                f"ranks, process sets ignore the network interface, waiting ranks spin",
-                advice="build it by install/horovod.py, as make setup does",
+                found=f"Horovod on {listed(stock)} is not the mended build: it does not warn of "
+                f"stalled ranks, its process sets ignore the network interface, and waiting ranks "
+                f"spin",
+                advice="build it with install/horovod.py, as make setup does",
             )
         )
     has = f"{builds[0].version} with {listed(builds[0].has)}"

@@ -103,8 +103,8 @@ def find() -> Cell | None:
     first, user, _ = CREDENTIALS.unpack(told)
     if user != os.geteuid() or first == 0:
         raise UserError(
-            f"the name of your lab, {_name()[1:]}, belongs to a process of user {user} that is "
-            "none of yours, or in another container; end that first"
+            f"the name of your lab, {_name()[1:]}, is held by a process of user {user} that is "
+            "not yours or is in another container; end that process first"
         )
     return Cell(first)
 
@@ -170,7 +170,7 @@ def _keeper() -> Iterator["subprocess.Popen[bytes]"]:
             door.bind(_name())
         except OSError as error:
             raise UserError(
-                f"the name of your lab, {_name()[1:]}, is taken by a lab that just ends, or by "
+                f"the name of your lab, {_name()[1:]}, is held by a lab that is just ending, or by "
                 "another user; try again"
             ) from error
         keeper = subprocess.Popen(
@@ -186,7 +186,7 @@ def _keeper() -> Iterator["subprocess.Popen[bytes]"]:
         assert keeper.stdout is not None
         said = keeper.stdout.read()
         if said != READY:
-            last = (said.decode(errors="replace").strip().splitlines() or ["no word"])[-1]
+            last = (said.decode(errors="replace").strip().splitlines() or ["no output"])[-1]
             raise UserError(
                 f"harness lab without root needs a user namespace: {_advice()} ({last})"
             )
@@ -205,7 +205,7 @@ def _advice() -> str:
             )
     if "Seccomp:\t2" in Path("/proc/self/status").read_text():
         return (
-            "a filter of system calls forbids it, as containers have one; start the container with "
+            "a system call filter, as containers have, forbids it; start the container with "
             "--security-opt seccomp=unconfined, or run it as root"
         )
     return "this machine or container forbids it; run it with sudo"
@@ -224,7 +224,7 @@ def _run_and_exit(command: Callable[[], int], where: str) -> NoReturn:
         try:
             os.chdir(where)
         except OSError as error:
-            raise UserError(f"the lab has no folder {where}; go to another") from error
+            raise UserError(f"the lab has no folder {where}; change to another") from error
         return command()
 
     code = 1

@@ -113,7 +113,8 @@ def groups_here() -> Groups:
     groups = find_groups(Path("/proc/mounts").read_text())
     if groups is None:
         raise UserError(
-            "no host's cores can be limited here: /proc/mounts shows no control group hierarchy "
-            "with the cpu controller that this user may write; run with root where there is one"
+            "the hosts' cores cannot be limited here: /proc/mounts shows no control group "
+            "hierarchy with the cpu controller that this user may write; run as root on a machine "
+            "that has one"
         )
     return groups

@@ -42,7 +42,9 @@ def main(doors: Path, words: Sequence[str]) -> int:
         try:
             door.connect(str(doors / name.rpartition("@")[2]))
         except OSError as error:
-            return _failed(f"ssh of the lab: {name} is no host of it that runs: {error.strerror}")
+            return _failed(
+                f"ssh of the lab: {name} is not one of its running hosts: {error.strerror}"
+            )
         line = " ".join(command)
         return _at_terminal(door, line) if terminal else _with_files(door, line)
 

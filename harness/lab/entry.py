@@ -161,7 +161,7 @@ def is_direct(asked: str | None) -> bool:
     """
     against = obstacle_to_ssh()
     if asked == REAL and against is not None:
-        raise UserError(f"--ssh real {against}; or leave it out, to enter the hosts directly")
+        raise UserError(f"--ssh real {against}; or leave out --ssh, to enter the hosts directly")
     return asked == DIRECT or against is not None
 
 
@@ -174,7 +174,7 @@ def obstacle_to_ssh(search: str | None = None) -> str | None:
     missing = [name for name in TOOLS if not shutil.which(name, path=path)]
     if missing:
         packages = " ".join(dict.fromkeys(TOOLS[name] for name in missing))
-        return f"misses {', '.join(missing)}; install e.g. {packages}"
+        return f"needs {', '.join(missing)}; install e.g. {packages}"
     return None
 
 

@@ -148,7 +148,7 @@ def first_process(host: LabHost, booting: "subprocess.Popen[bytes]") -> int:
 def last_words(host: LabHost) -> str:
     """The last lines that the host's first process has logged."""
     said = _log(host).read_text(errors="replace").strip().splitlines()
-    return " ".join(said[-3:]) or "no word"
+    return " ".join(said[-3:]) or "no output"
 
 
 def _log(host: LabHost) -> Path:

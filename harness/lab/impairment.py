@@ -35,12 +35,12 @@ class Impairment:
             )
         if self.jitter > self.latency:
             raise UserError(
-                f"a jitter of {milliseconds(self.jitter)} with a latency of "
-                f"{milliseconds(self.latency)} has packets arrive before they left; give at least "
-                f"--latency {self.jitter * 1e3:g}ms"
+                f"a jitter of {milliseconds(self.jitter)} is more than the latency of "
+                f"{milliseconds(self.latency)}: packets would arrive before they leave; give at "
+                f"least --latency {self.jitter * 1e3:g}ms"
             )
         if self.loss >= 1:
-            raise UserError(f"a loss of {100 * self.loss:g} % lets nothing pass; write e.g. 0.1%")
+            raise UserError(f"a loss of {100 * self.loss:g} % drops every packet; write e.g. 0.1%")
 
     def __bool__(self) -> bool:
         return self != Impairment()
@@ -81,12 +81,12 @@ def figures(given: Mapping[str, str | None]) -> dict[str, float]:
 def _seconds(name: str, text: str) -> float:
     found = DURATION.fullmatch(text)
     if not found:
-        raise UserError(f"{text!r} is no {name}; write e.g. 20ms, 1.5s, 500us, or none")
+        raise UserError(f"{text!r} is not a {name}; write e.g. 20ms, 1.5s, 500us, or none")
     return float(found[1]) * SECONDS[found[2].lower()]
 
 
 def _share(name: str, text: str) -> float:
     found = PERCENTAGE.fullmatch(text)
     if not found:
-        raise UserError(f"{text!r} is no {name}; write e.g. 0.1%, or none")
+        raise UserError(f"{text!r} is not a {name}; write e.g. 0.1%, or none")
     return float(found[1]) / 100

@@ -68,12 +68,13 @@ def plan(
     """
     if not 1 <= count <= MOST_HOSTS or slots < 1:
         raise UserError(
-            f"found --hosts {count} --slots {slots}; take 1 to {MOST_HOSTS} hosts of 1 slot or more"
+            f"--hosts {count} --slots {slots} is out of range; give 1 to {MOST_HOSTS} hosts of at "
+            f"least 1 slot"
         )
     hosts = _hosts(count, slots, direct, sorted(os.sched_getaffinity(0)))
     unknown = sorted(shares.keys() - {host.name for host in hosts})
     if unknown:
-        raise UserError(f"--share names {', '.join(unknown)}, the hosts are h1 to h{count}")
+        raise UserError(f"--share names {', '.join(unknown)}, but the hosts are h1 to h{count}")
     if rate is not None:
         bits_per_second(rate)
     return Plan(hosts, rate, shares, impairment)
@@ -172,8 +173,8 @@ def limits_of(name: str) -> Groups:
     groups = groups_here()
     if not groups.entrance(name).exists():
         raise UserError(
-            f"the cores of {name} cannot be limited: this machine lets no control group be made "
-            f"in {groups.mount}; leave the share out"
+            f"the cores of {name} cannot be limited: no control group could be made in "
+            f"{groups.mount}; leave the share out"
         )
     return groups
 

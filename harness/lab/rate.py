@@ -13,7 +13,7 @@ def bits_per_second(rate: str) -> float:
     """The number in e.g. `200mbit`. Raises UserError if the text is not a rate."""
     found = RATE.fullmatch(rate)
     if not found or float(found[1]) == 0:
-        raise UserError(f"{rate!r} is no rate; write e.g. 200mbit, 1.5gbit, 500kbit, or none")
+        raise UserError(f"{rate!r} is not a rate; write e.g. 200mbit, 1.5gbit, 500kbit, or none")
     bits = float(found[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[found[2].lower()]
     if bits > FASTEST:
         raise UserError(f"a rate of {rate} is more than 34gbit; write none, for no limit")

@@ -43,7 +43,7 @@ def parse_stutter(text: str) -> Stutter:
     found = STUTTER.fullmatch(text)
     if not found or not 0 < float(found[2]) < float(found[3]):
         raise UserError(
-            f"--stutter {text!r} is not understood; h2:2/10 slows h2 for 2 s every 10 s, "
+            f"--stutter {text!r} is not valid; h2:2/10 slows h2 down for 2 s in every 10 s, "
             f"h2:2/10:0.3 to 0.3 of a core"
         )
     return Stutter(found[1], float(found[2]), float(found[3]), float(found[4] or SLOW_SHARE))
@@ -58,7 +58,7 @@ def run_in_lab(command: Sequence[str], stutters: Sequence[Stutter] = ()) -> int:
     """
     host = running()[0]
     if relay_is_gone():
-        raise UserError(f"{RELAY_IS_GONE}; start it anew: harness lab rate RATE")
+        raise UserError(f"{RELAY_IS_GONE}; restart it with: harness lab rate RATE")
     for stutter in stutters:
         limits_of(host_named(stutter.host).name)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()

@@ -25,7 +25,7 @@ from harness.lab.namespaces import make_network, network
 from harness.lab.relay import FIGURES, READY, read_impairments
 
 LOG = STATE / "relay.log"
-RELAY_IS_GONE = "the relay that joins the lab's hosts has ended: nothing passes between them"
+RELAY_IS_GONE = "the relay between the lab's hosts has ended, so they cannot reach each other"
 
 
 def make_switch() -> None:
@@ -90,4 +90,4 @@ def _start_relay(hosts: list[str]) -> None:
     with process.stdout:
         if process.stdout.readline() != READY:
             said = LOG.read_text().strip().splitlines()[-1:]
-            raise UserError(f"the lab's relay does not start: {' '.join(said) or 'no word'}")
+            raise UserError(f"the lab's relay does not start: {' '.join(said) or 'no output'}")

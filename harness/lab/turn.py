@@ -27,6 +27,8 @@ def turn() -> Iterator[None]:
                 break
             except OSError as error:
                 if time.monotonic() > end:
-                    raise UserError("another `harness lab` is at work; try again") from error
+                    raise UserError(
+                        "another `harness lab` command is running; try again"
+                    ) from error
                 time.sleep(0.1)
         yield

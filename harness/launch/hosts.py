@@ -35,7 +35,7 @@ def parse_hosts(text: str, ranks: int) -> tuple[Host, ...]:
     found = _slots(hosts)
     if found < ranks:
         raise UserError(
-            f"--np {ranks} needs {ranks} slots, --hosts {in_one_word(hosts)} has {found}; add "
+            f"--np {ranks} needs {ranks} slots, but --hosts {in_one_word(hosts)} has {found}; add "
             f"hosts or slots"
         )
     for host in hosts:
@@ -43,7 +43,7 @@ def parse_hosts(text: str, ranks: int) -> tuple[Host, ...]:
             socket.getaddrinfo(host.name, None)
         except (OSError, UnicodeError) as error:  # UnicodeError: a label is empty or too long
             raise UserError(
-                f"the host name {host.name!r} of --hosts leads nowhere ({error}); correct it or "
+                f"the host name {host.name!r} of --hosts does not resolve ({error}); correct it or "
                 f"add it to /etc/hosts"
             ) from error
     return hosts
@@ -68,7 +68,7 @@ def read_hosts(text: str) -> tuple[Host, ...]:
     words = [word for word in re.split(r"[,;\s]+", joined, flags=re.ASCII) if word]
     hosts = tuple(_read_host(word) for word in words)
     if not hosts:
-        raise UserError(f"--hosts {text!r} names no host; {WRITTEN}")
+        raise UserError(f"--hosts {text!r} contains no host; {WRITTEN}")
     slots: dict[str, int] = {}
     for host in hosts:
         slots[host.name] = slots.get(host.name, 0) + host.slots
@@ -88,10 +88,11 @@ def _read_host(word: str) -> Host:
     found = HOST.fullmatch(word)
     if found is None and word.count(":") > 1:
         raise UserError(
-            f"--hosts holds {word!r}; horovodrun takes host names and IPv4 addresses; {WRITTEN}"
+            f"--hosts contains {word!r}, but horovodrun takes only host names and IPv4 addresses; "
+            f"{WRITTEN}"
         )
     if found is None or not 1 <= int(found[2]) <= MOST_SLOTS:
-        raise UserError(f"--hosts holds {word!r}; {WRITTEN}, each with 1 to {MOST_SLOTS} slots")
+        raise UserError(f"--hosts contains {word!r}; {WRITTEN}, each with 1 to {MOST_SLOTS} slots")
     return Host(found[1], int(found[2]))
 
 

@@ -203,7 +203,7 @@ class Evidence:
         codes = self.exit_codes()
         first = next(iter(codes), None)
         if first is not None and codes[first] > 128 and codes[first] != 128 + signal.SIGTERM:
-            return f"rank {first} was ended by {_signal_name(codes[first])}\n{self._tail(first)}"
+            return f"rank {first} was killed by {_signal_name(codes[first])}\n{self._tail(first)}"
         if not self._failing and first in self._user_errors:
             return self._user_errors[first]
         if suspects:
@@ -264,5 +264,5 @@ def _signal_name(code: int) -> str:
         name = signal.Signals(code - 128).name
     except ValueError:
         return f"exit code {code}"
-    out_of_memory = " (as the system ends a process when memory runs out)"
+    out_of_memory = " (which the kernel sends when memory runs out)"
     return name + (out_of_memory if name == "SIGKILL" else "")

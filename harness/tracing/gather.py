@@ -28,7 +28,7 @@ def check_trace(trace: TraceConfig, world_size: int) -> None:
     unknown = [rank for rank in trace.ranks if not 0 <= rank < world_size]
     if unknown:
         raise UserError(
-            f"trace.ranks={list(trace.ranks)} names rank {unknown[0]}, the run has ranks 0 to "
+            f"trace.ranks={list(trace.ranks)} names rank {unknown[0]}, but the run has ranks 0 to "
             f"{world_size - 1}; leave it out"
         )
 
@@ -135,8 +135,8 @@ def _tell_unwritten(path: Path, error: OSError) -> None:
 
 def _tell_left_out(ranks: list[int]) -> None:
     print(
-        f"merged.json.gz leaves out the traces of ranks {', '.join(map(str, ranks))}, which lie "
-        f"beside it: {MERGED_BYTES / 1e6:.0f} MB go in one file; set fewer trace.ranks",
+        f"merged.json.gz leaves out ranks {', '.join(map(str, ranks))}, whose own files are beside "
+        f"it: at most {MERGED_BYTES / 1e6:.0f} MB are merged; set fewer trace.ranks",
         file=sys.stderr,
         flush=True,
     )
@@ -144,8 +144,8 @@ def _tell_left_out(ranks: list[int]) -> None:
 
 def _tell_too_large(rank: int, size: int) -> None:
     print(
-        f"the trace of rank {rank} is left out: {size / 1e6:.0f} MB, more than "
-        f"{LARGEST_BYTES / 1e6:.0f}; set trace.windows lower, or fewer trace.ranks",
+        f"the trace of rank {rank} is left out: it has {size / 1e6:.0f} MB, the limit is "
+        f"{LARGEST_BYTES / 1e6:.0f} MB; set trace.windows lower, or fewer trace.ranks",
         file=sys.stderr,
         flush=True,
     )

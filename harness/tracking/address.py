@@ -25,8 +25,8 @@ def store_uri(tracking: TrackingConfig) -> str:
     own = tracking.uri
     if own and holds_secret(own):
         raise UserError(
-            f"tracking.uri={masked(own)} was given with a user, password or token, which would be "
-            f"kept in the run's record; give the whole address as {VARIABLE}, or keep them in "
+            f"tracking.uri={masked(own)} contains a user, password or token, which would be kept "
+            f"in the run's record; give the whole address as {VARIABLE}, or keep them in "
             f"~/.mlflow/credentials"
         )
     uri = own or os.environ.get(VARIABLE) or DEFAULT
@@ -34,7 +34,7 @@ def store_uri(tracking: TrackingConfig) -> str:
     scheme = uri.partition("://")[0]
     if uri != "databricks" and scheme.partition("+")[0] not in SCHEMES:
         raise UserError(
-            f"{key}={masked(uri)} names no store that MLflow keeps runs in; give "
+            f"{key}={masked(uri)} is not a store in which MLflow keeps runs; give "
             f"sqlite:///FILE.db or http://HOST:PORT"
         )
     if not scheme.startswith("sqlite"):

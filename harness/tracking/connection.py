@@ -39,7 +39,7 @@ AWAY = {
 }
 """Text in the errors of a store that cannot be reached -> the error in short."""
 DENIED = {
-    "Invalid Host header": "allow this name by `mlflow server --allowed-hosts`",
+    "Invalid Host header": "allow this name with `mlflow server --allowed-hosts`",
     "error code 401": "correct its user and password",
     "error code 403": "correct its user and password, or their rights",
 }
@@ -107,7 +107,7 @@ def open_store(uri: str, reads: bool = False) -> "MlflowClient":
 
 
 @contextmanager
-def still_answering(uri: str, does: str = "does not give what was asked") -> Iterator[None]:
+def still_answering(uri: str, does: str = "does not complete a request") -> Iterator[None]:
     """Raises UserError if the store, which has answered before, refuses or fails in the block.
 
     `does`: the verb phrase of the message.
@@ -248,8 +248,8 @@ def _unopened(uri: str, error: Exception) -> UserError:
         )
     for sign, advice in DENIED.items():
         if sign in str(error):
-            return UserError(f"the MLflow store {shown} does not let us in ({short}); {advice}")
-    mend = "mend it" if sqlite_file(uri) else "start it"
+            return UserError(f"the MLflow store {shown} refuses access ({short}); {advice}")
+    mend = "repair it" if sqlite_file(uri) else "start it"
     return UserError(
         f"the MLflow store {shown} does not answer ({short}); "
         f"{mend}, set {key_of(uri)} to another, or tracking.enabled=false"
@@ -260,6 +260,6 @@ def _require_writable(file: Path) -> None:
     places = [file, file.parent] if os.path.exists(file) else [file.parent]
     if not all(os.access(place, os.W_OK) for place in places):
         raise UserError(
-            f"cannot write the MLflow store {file}; create its folder or give leave to write "
+            f"cannot write the MLflow store {file}; create its folder or allow writing "
             f"there, or set {key_of(sqlite_uri(file))} to another"
         )

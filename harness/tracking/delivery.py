@@ -147,8 +147,8 @@ class Troubles:
             self._warned.add(kind)
             name = item.path.name if isinstance(item, Artifact) else what
             log.warning(
-                "the MLflow store %s does not take this run's %s (%s); training goes on, and all "
-                "of its record is in %s",
+                "the MLflow store %s does not accept this run's %s (%s); training goes on, and its "
+                "whole record is in %s",
                 self._address,
                 name,
                 short,

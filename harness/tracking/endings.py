@@ -27,7 +27,7 @@ def ending_of(client: "MlflowClient", run: "Run") -> str | None:
     if sign is None:
         return None
     at = datetime.fromtimestamp(sign, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return f"ended without a word, last sign at {at}"
+    return f"ended silently, last sign of life at {at}"
 
 
 def _last_metric(client: "MlflowClient", run: "Run") -> float:

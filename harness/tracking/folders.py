@@ -49,7 +49,7 @@ def claim(given: Path | None, automatic: Path) -> Claim:
     except OSError as error:
         raise UserError(
             f"cannot make the run's folder {given or folder}: {error.strerror}; "
-            f"set tracking.folder, or --folder, to another"
+            f"set tracking.folder or --folder to another"
         ) from error
 
 
@@ -77,7 +77,7 @@ def check_free(folder: Path) -> None:
 
 def holds_run(folder: Path) -> UserError:
     return UserError(
-        f"--folder {folder} holds a run already; give another (a resumed run needs one of its own, "
+        f"--folder {folder} already contains a run; give another (a resumed run needs a new one, "
         f"too), or remove that one"
     )
 

@@ -98,7 +98,7 @@ def _open(config: Config, run_id: str | None, node: int) -> _Gauges | None:
         uri = store_uri(config.tracking)
         file = sqlite_file(uri)
         if file and not os.path.exists(file):
-            _warn(node, f"it does not see {file}; a tracking server sees all nodes")
+            _warn(node, f"the node does not see {file}; use a tracking server")
             return None
         client = connect(uri)
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor

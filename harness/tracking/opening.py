@@ -27,7 +27,7 @@ def open_run(config: Config, folder: Path, environment: dict[str, Any]) -> RunIn
     """Makes a run in MLflow. Raises UserError if the store does not answer or refuses."""
     uri = store_uri(config.tracking)
     client = open_store(uri)
-    with still_answering(uri, does="does not take a run"):
+    with still_answering(uri, does="does not accept a run"):
         experiment_id = open_experiment(client, uri, config.tracking.experiment)
         # By a client and the run's id instead of MLflow's fluent functions, whose exit hook marks
         # even a crashed run as FINISHED.

@@ -84,4 +84,4 @@ def way_to_see(tracking: TrackingConfig, experiment_id: str, study: str) -> str:
     uri = store_uri(tracking)
     if uri.startswith("http"):
         return f"see it at {masked(uri).rstrip('/')}/{page_of(experiment_id, study)}"
-    return f"see it by: {shlex.join(command_of(uri, study))}"
+    return f"see it with: {shlex.join(command_of(uri, study))}"

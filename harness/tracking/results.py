@@ -100,14 +100,15 @@ class Terms:
     def __post_init__(self) -> None:
         if self.target is not None and not 0 < self.target <= 1:
             raise UserError(
-                f"--target {self.target:g} is no share of right answers; give e.g. 0.95"
+                f"--target must be above 0 and at most 1, got {self.target:g}; give e.g. 0.95"
             )
 
     def check(self, names: Sequence[str]) -> None:
         """Raises UserError if the baseline is not one of the variants, given by `names`."""
         if self.baseline is not None and self.baseline not in names:
             raise UserError(
-                f"--baseline {self.baseline} is no variant of this study; it has {', '.join(names)}"
+                f"--baseline {self.baseline} is not a variant of this study; it has "
+                f"{', '.join(names)}"
             )
 
 

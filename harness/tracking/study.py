@@ -75,7 +75,7 @@ class Study:
             lines.append(f"{len(silent)} of {len(self.runs)} runs count as failed: {names}")
         if running:
             names = ", ".join(f"{run.name} seed {run.seed}" for run in running)
-            lines.append(f"{len(running)} of {len(self.runs)} runs go on: {names}")
+            lines.append(f"{len(running)} of {len(self.runs)} runs are still running: {names}")
         return tuple(lines)
 
     @property
@@ -109,7 +109,7 @@ def read_study(uri: str, name: str, experiment: str | None = None) -> Study:
         places = {experiments[run.info.experiment_id] for run in trainings}
         if len(places) > 1:
             raise UserError(
-                f"the study {name!r} stands in the experiments {', '.join(sorted(places))}; name "
+                f"the study {name!r} is in several experiments: {', '.join(sorted(places))}; name "
                 f"one with --experiment"
             )
         latest = {(run.data.tags["variant"], run.data.tags["seed"]): run for run in trainings}
@@ -161,8 +161,8 @@ def _of_study(client: "MlflowClient", experiments: list[str], name: str) -> list
 def _unknown(client: "MlflowClient", experiments: list[str], name: str, uri: str) -> UserError:
     tags = [run.data.tags for run in _search(client, experiments, "")]
     known = sorted({each["study"] for each in tags if each.get("study")})
-    told = f"give one of {', '.join(known[:8])}" if known else "the store has none; give another"
-    return UserError(f"no study {name!r} in {masked(uri)}; {told}")
+    advice = f"give one of {', '.join(known[:8])}" if known else "the store has none; give another"
+    return UserError(f"no study {name!r} in {masked(uri)}; {advice}")
 
 
 def _predictions(

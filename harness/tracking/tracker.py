@@ -128,7 +128,7 @@ class Tracker:
             error.strerror,
             "" if self._delivery is None else ", and its metrics go on to MLflow",
         )
-        self.tag("warning/metrics_file", f"{METRICS} is not whole: {error.strerror}")
+        self.tag("warning/metrics_file", f"{METRICS} is incomplete: {error.strerror}")
         try:
             file.close()
         except OSError:
@@ -155,6 +155,6 @@ def _make_files(config: Config, folder: Path, environment: dict[str, Any]) -> IO
 
 def _unwritten(folder: Path, error: OSError) -> UserError:
     return UserError(
-        f"cannot write the run's files in {folder}: {error.strerror}; make room, or set "
-        f"tracking.folder, or --folder, to another"
+        f"cannot write the run's files in {folder}: {error.strerror}; free space, or set "
+        f"tracking.folder or --folder to another"
     )

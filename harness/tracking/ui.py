@@ -62,7 +62,7 @@ def _free_port(host: str, asked: int) -> int:
         if not _free(host, port):
             continue
         if port != asked:
-            print(f"port {asked} is in use; this is {port}", file=sys.stderr, flush=True)
+            print(f"port {asked} is in use; using {port}", file=sys.stderr, flush=True)
         return port
     raise UserError(f"no port from {asked} on is free on {host}; give another --port")
 
@@ -71,14 +71,14 @@ def _free(host: str, port: int) -> bool:
     try:
         (*_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, OverflowError, UnicodeError) as error:
-        raise UserError(f"--host {host} cannot be served from: {error}; give another") from error
+        raise UserError(f"cannot serve at --host {host}: {error}; give another") from error
     family = socket.AF_INET6 if len(address) == 4 else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
         except PermissionError as error:
-            raise UserError(f"port {port} needs more rights; give another --port") from error
+            raise UserError(f"port {port} needs more permissions; give another --port") from error
         except OSError:
             return False
     return True
@@ -93,7 +93,7 @@ def _serve(store: str, page: str, host: str, port: int) -> int:
         _server(store, host, port, log) as server,
     ):
         if _answers(server, f"{address}/health"):
-            print(f"{address}/{page}\nCtrl-C ends it", flush=True)
+            print(f"{address}/{page}\nPress Ctrl-C to stop", flush=True)
             server.wait()
         _tell_end(log)
         return 1

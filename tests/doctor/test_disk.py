@@ -23,7 +23,7 @@ def judged(found: Place) -> tuple[str, str]:
 
 
 def test_room_enough() -> None:
-    assert judged(place()) == ("ok", "50 GB or more free on every host in /x")
+    assert judged(place()) == ("ok", "at least 50 GB free on every host in /x")
 
 
 @pytest.mark.parametrize(

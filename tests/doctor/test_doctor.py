@@ -80,7 +80,7 @@ def test_a_card_that_is_not_there(
     [
         (["none.yaml"], "cannot read the experiment"),
         (["small.yaml", "small.yaml"], "one experiment at a time"),
-        (["train.steps=3"], "train.steps=3 belongs to an experiment"),
+        (["train.steps=3"], "train.steps=3 changes an experiment"),
         (["small.yaml", "train.stepz=3"], "unknown key train.stepz"),
         (["--hosts", "h1"], "write NAME:SLOTS"),
     ],
@@ -116,7 +116,7 @@ def test_emulated_nodes(here: Path) -> None:
 def test_it_starts_horovodrun_itself(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code = main(["doctor", "--hosts", "localhost:1,127.0.0.1:1"])
     out, err = capfd.readouterr()
-    assert "names      2 ranks on 2 hosts, all of them this machine" in out
+    assert "names      2 ranks on 2 hosts, all on this machine" in out
     assert out.splitlines()[-1].startswith("doctor: ")
     assert code == int(", 0 fail" not in out)
     assert err == ""

@@ -125,7 +125,7 @@ def test_a_name_that_leads_home_and_another_torch(here: Path) -> None:
     versions, names = faults(found)
     assert versions.startswith("torch is 2.12.0 on h3 and 2.13")
     assert versions.endswith("on h1, h2, h4")
-    assert names == "the name h4 is 127.0.0.1 on h4, where no other host reaches it"
+    assert names == "the name h4 is 127.0.0.1 on h4, which other hosts cannot reach"
 
 
 def test_training_does_not_start_on_such_hosts(here: Path) -> None:
@@ -137,7 +137,7 @@ def test_training_does_not_start_on_such_hosts(here: Path) -> None:
     done = in_lab(here, "launch", *options, "small.yaml", path=shim)
     assert done.returncode == 2, done.stderr
     assert "harness: versions: torch is 2.12.0 on h2 and 2.13" in done.stderr
-    assert "make h2 like the others" in done.stderr
+    assert "install on h2 the version of the others" in done.stderr
     assert not (here / "runs").exists()
 
 
@@ -146,4 +146,4 @@ def test_an_address_that_belongs_to_another_host(here: Path) -> None:
     with line_of_hosts("h2", "10.77.0.3 h3\n", "10.77.0.1 h3\n"):
         _, found = examined(here)
     (name,) = faults(found)
-    assert name.startswith("h2 does not reach h3 at 10.77.0.1 (")
+    assert name.startswith("h2 cannot reach h3 at 10.77.0.1 (")

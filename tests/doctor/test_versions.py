@@ -24,7 +24,7 @@ def test_the_host_that_differs_is_named() -> None:
     (finding,) = judge_versions(FOUR, facts(h3={"torch": "2.12.0"}))
     assert finding.level == "fail"
     assert finding.found == f"torch is 2.12.0 on h3 and {USUAL['torch']} on h1, h2, h4"
-    assert finding.advice == "make h3 like the others"
+    assert finding.advice == "install on h3 the version of the others"
 
 
 def test_the_first_rank_may_be_the_one() -> None:

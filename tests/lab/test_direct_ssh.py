@@ -81,7 +81,7 @@ def test_a_command_gets_no_variables_of_its_callers(doors: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["h2", "true"], "h2 is no host of it that runs"),
+        (["h2", "true"], "h2 is not one of its running hosts"),
         (["-z", "h1", "true"], "option -z not recognized; usage: ssh"),
         ([], "usage: ssh"),
     ],

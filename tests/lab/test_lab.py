@@ -70,7 +70,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Way]:
 def groups() -> Groups:
     found = find_groups(Path("/proc/mounts").read_text())
     if found is None or not found.entrance("h1").exists():
-        pytest.skip("this machine lets nobody limit cores: no writable cpu control groups")
+        pytest.skip("cores cannot be limited here: no writable cpu control groups")
     return found
 
 
@@ -293,7 +293,7 @@ def test_a_share_is_refused_in_one_line_where_users_may_limit_nothing(
 ) -> None:
     done = lab.harness("lab", *arguments, check=False)
     assert done.returncode == 2
-    assert "no host's cores can be limited here" in done.stderr
+    assert "the hosts' cores cannot be limited here" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -301,11 +301,11 @@ def test_a_share_is_refused_in_one_line_where_users_may_limit_nothing(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["rate", "fast"], "'fast' is no rate"),
+        (["rate", "fast"], "'fast' is not a rate"),
         (["rate", "none", "h9"], "no host 'h9'; name one of h1, h2, h3"),
         (["share", "h9", "0.5"], "no host 'h9'"),
-        (["share", "h1", "2"], "'2' is no share of a core"),
-        (["run", "--stutter", "h1:5/2", "--", "true"], "--stutter 'h1:5/2' is not understood"),
+        (["share", "h1", "2"], "'2' is not a share of a core"),
+        (["run", "--stutter", "h1:5/2", "--", "true"], "--stutter 'h1:5/2' is not valid"),
         (["run", "--stutter", "h9:1/2", "--", "true"], "no host 'h9'"),
     ],
 )

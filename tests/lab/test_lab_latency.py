@@ -152,14 +152,17 @@ def test_loss_slows_a_stream_that_still_arrives_whole(lab: Way) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--latency", "abc"], "'abc' is no latency; write e.g. 20ms"),
-        (["--latency", "20"], "'20' is no latency"),
-        (["--latency=-5ms"], "'-5ms' is no latency"),
+        (["--latency", "abc"], "'abc' is not a latency; write e.g. 20ms"),
+        (["--latency", "20"], "'20' is not a latency"),
+        (["--latency=-5ms"], "'-5ms' is not a latency"),
         (["--latency", "11s"], "a latency of 11 s is more than 10 s"),
-        (["--jitter", "25ms"], "a jitter of 25 ms with a latency of 20 ms"),
-        (["--latency", "none", "--jitter", "5ms"], "a jitter of 5 ms with a latency of 0 ms"),
-        (["--loss", "0.1"], "'0.1' is no loss; write e.g. 0.1%"),
-        (["--loss", "100%"], "a loss of 100 % lets nothing pass"),
+        (["--jitter", "25ms"], "a jitter of 25 ms is more than the latency of 20 ms"),
+        (
+            ["--latency", "none", "--jitter", "5ms"],
+            "a jitter of 5 ms is more than the latency of 0 ms",
+        ),
+        (["--loss", "0.1"], "'0.1' is not a loss; write e.g. 0.1%"),
+        (["--loss", "100%"], "a loss of 100 % drops every packet"),
     ],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(lab: Way, options: list[str], told: str) -> None:

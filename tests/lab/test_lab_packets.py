@@ -116,7 +116,7 @@ def test_figures_are_read_with_their_unit() -> None:
     read = figures({"latency": "1.5s", "jitter": "500us", "loss": "0.1%"})
     assert read == {"latency": 1.5, "jitter": 500e-6, "loss": pytest.approx(0.001)}
     assert figures({"latency": "none", "jitter": None, "loss": None}) == {"latency": 0.0}
-    with pytest.raises(UserError, match="is no loss"):
+    with pytest.raises(UserError, match="is not a loss"):
         figures({"latency": None, "jitter": None, "loss": "2"})
 
 

@@ -90,7 +90,7 @@ def test_a_crash_is_told_by_its_cause_not_by_its_victims(tmp_path: Path) -> None
 def test_a_killed_rank_is_named(tmp_path: Path) -> None:
     outcome, _ = run("killed", tmp_path)
     assert outcome.exit_code == 1
-    assert "rank 1 was ended by SIGKILL" in outcome.reason
+    assert "rank 1 was killed by SIGKILL" in outcome.reason
 
 
 def test_ranks_may_tidy_up_when_the_user_stops_them(tmp_path: Path) -> None:
@@ -136,10 +136,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
 @pytest.mark.parametrize(
     ("hosts", "told"),
     [
-        ("localhost:1", "--np 2 needs 2 slots, --hosts localhost:1 has 1"),
+        ("localhost:1", "--np 2 needs 2 slots, but --hosts localhost:1 has 1"),
         ("localhost", "write NAME:SLOTS"),
         ("localhost:2,:1", "write NAME:SLOTS"),
-        ("no-such-host.invalid:2", "leads nowhere"),
+        ("no-such-host.invalid:2", "does not resolve"),
     ],
 )
 def test_hosts_that_cannot_be_used_are_told_before_the_start(

@@ -62,7 +62,7 @@ def test_artifacts_that_cannot_be_written_hold_up_nothing(
     assert status_of(uri, tracker.run_id) == "FINISHED"
     assert steps_of(uri, tracker.run_id) == list(range(400))
     (told,) = [record.getMessage() for record in caplog.records]
-    assert "does not take this run's config.yaml" in told
+    assert "does not accept this run's config.yaml" in told
     assert str(folder) in told
     # What the store did not accept is read from the folder.
     study = read_study(uri, "which")
@@ -110,7 +110,7 @@ def test_a_value_that_is_refused_takes_no_other_along(
     tags = connect(uri).get_run(str(tracker.run_id)).data.tags
     assert {f"warning/{step}" for step in range(60)} - tags.keys() <= {"warning/7"}
     assert status_of(uri, tracker.run_id) == "FAILED"
-    assert sum("does not take this run's" in each.getMessage() for each in caplog.records) == 1
+    assert sum("does not accept this run's" in each.getMessage() for each in caplog.records) == 1
 
 
 def test_the_end_is_written_though_no_value_is_taken(

@@ -55,8 +55,12 @@ def test_runs_that_ended_without_a_word_have_failed(
     assert main(["compare", "--from-study", "which"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "no run of the study which ended well" in line
-    assert "3 of 6 runs count as failed: killed seed 0 (ended without a word, last sign at " in line
-    assert "3 of 6 runs go on: of_old_with_metrics seed 0, far seed 0, here seed 0" in line
+    assert (
+        "3 of 6 runs count as failed: killed seed 0 (ended silently, last sign of life at " in line
+    )
+    assert (
+        "3 of 6 runs are still running: of_old_with_metrics seed 0, far seed 0, here seed 0" in line
+    )
     # They are also reported next to successful runs.
     train(tmp_path / "mlflow.db", "fast", 0)
     assert main(["compare", "--from-study", "which", "--no-record"]) == 0

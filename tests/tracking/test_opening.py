@@ -98,7 +98,7 @@ def test_what_the_store_refuses_of_a_run_is_one_line(
         update={"data": DataConfig.model_validate({"train_fonts": fonts})}
     )
     (tmp_path / "run").mkdir()
-    with pytest.raises(UserError, match="does not take a run") as error:
+    with pytest.raises(UserError, match="does not accept a run") as error:
         Tracker.start(given, tmp_path / "run", {})
     assert "\n" not in str(error.value)
     assert list((tmp_path / "run").iterdir()) == []
@@ -113,7 +113,7 @@ def test_a_run_that_was_made_before_the_store_refused_is_closed_as_failed(
 
     uri = new_store(tmp_path)
     monkeypatch.setattr(MlflowClient, "log_batch", refuse)
-    with pytest.raises(UserError, match=r"does not take a run \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"does not accept a run \(No space left on device\)"):
         begin(tmp_path / "run", uri)
     assert [run.info.status for run in runs(uri)] == ["FAILED"]
     assert list((tmp_path / "run").iterdir()) == []
@@ -235,9 +235,9 @@ def test_an_address_is_decoded_as_mlflow_does(tmp_path: Path) -> None:
 def test_messages_name_what_was_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nothing = Config.model_validate({"train": {"steps": 1}})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns")
-    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI=mlruns names no store"):
+    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI=mlruns is not a store"):
         store_uri(nothing.tracking)
-    with pytest.raises(UserError, match=r"^tracking.uri=http-x://h names no store"):
+    with pytest.raises(UserError, match=r"^tracking.uri=http-x://h is not a store"):
         store_uri(config("http-x://u:p@h".replace("u:p@", "")).tracking)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none/mlflow.db")
     with pytest.raises(UserError, match=r"or set MLFLOW_TRACKING_URI to another"):

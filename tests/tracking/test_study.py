@@ -173,7 +173,7 @@ def test_a_store_that_fails_after_it_answered_is_one_line(
         raise MlflowException("the database is\nlocked")
 
     monkeypatch.setattr(MlflowClient, "search_runs", refuse)
-    with pytest.raises(UserError, match=r"does not give what was asked \(the database is locked\)"):
+    with pytest.raises(UserError, match=r"does not complete a request \(the database is locked\)"):
         read_study(f"sqlite:///{store}", "which")
 
 
