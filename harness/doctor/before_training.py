@@ -32,10 +32,10 @@ def check_before_training(config: Config, world: World) -> None:
     with world.together():
         if world.is_first:
             findings = judge_static(seats, gathered, need)
-            _tell(findings)
+            _report(findings)
 
 
-def _tell(findings: list[Finding]) -> None:
+def _report(findings: list[Finding]) -> None:
     faults = [finding for finding in findings if finding.level == "fail"]
     for finding in findings:
         if finding.level == "warn":

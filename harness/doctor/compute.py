@@ -6,7 +6,7 @@ from statistics import median
 
 import torch
 
-from harness.doctor.finding import Facts, Finding, Level, listed, median_of_rest, told
+from harness.doctor.finding import Facts, Finding, Level, limit_lines, listed, median_of_rest
 from harness.doctor.seat import Seat
 from harness.measure.clock import now
 
@@ -88,7 +88,7 @@ def judge_compute(seats: Sequence[Seat], speeds: Sequence[Speed]) -> list[Findin
     well += ", which share cores" if _crowded(speeds) else ""
     if len(rates) == 1:
         well = f"{_rate(rates[0])} on the only rank, {device}: nothing to compare it with"
-    return told(faults, Finding(check=CHECK, level="ok", found=well))
+    return limit_lines(faults, Finding(check=CHECK, level="ok", found=well))
 
 
 def _slow_on(host: str, ranks: Sequence[int], speeds: Sequence[Speed]) -> Finding:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.config import Config
-from harness.doctor.finding import Facts, Finding, Level, in_bytes, listed, told
+from harness.doctor.finding import Facts, Finding, Level, in_bytes, limit_lines, listed
 from harness.doctor.seat import Seat
 
 CHECK = "disk"
@@ -53,7 +53,7 @@ def judge_disk(seats: Sequence[Seat], facts: Sequence[DiskFacts | None]) -> list
             faults += _faults(seat.host, place)
     where = listed(place.folder for place in facts[0].places) if facts[0] else ""
     well = f"at least {in_bytes(least)} free on every host in {where}"
-    return told(faults, Finding(check=CHECK, level="ok", found=well))
+    return limit_lines(faults, Finding(check=CHECK, level="ok", found=well))
 
 
 def _faults(host: str, place: Place) -> list[Finding]:

@@ -164,11 +164,13 @@ def start(arguments: Sequence[str], ranks: int, hosts: str | None, as_json: bool
     with tempfile.TemporaryDirectory(prefix="harness-doctor-") as folder:
         screen = io.StringIO() if as_json else sys.stdout
         outcome = launch(command, ranks, hosts, Path(folder) / "log.txt", screen)
-        said = [line for line in outcome.log.read_text("utf-8").splitlines() if _is_verdict(line)]
-    if said and as_json:
+        verdicts = [
+            line for line in outcome.log.read_text("utf-8").splitlines() if _is_verdict(line)
+        ]
+    if verdicts and as_json:
         # Only this line: a host's shell may print about a rank that it ended, which is not JSON.
-        print(said[-1].partition("] ")[2], flush=True)
-    if outcome.exit_code and not said:
+        print(verdicts[-1].partition("] ")[2], flush=True)
+    if outcome.exit_code and not verdicts:
         print(f"harness: {outcome.reason}", file=sys.stderr, flush=True)
     return outcome.exit_code
 

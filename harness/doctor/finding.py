@@ -37,7 +37,7 @@ def worst(findings: Iterable[Finding]) -> Level:
     return max((finding.level for finding in findings), key=LEVELS.index, default="ok")
 
 
-def told(faults: Sequence[Finding], well: Finding) -> list[Finding]:
+def limit_lines(faults: Sequence[Finding], well: Finding) -> list[Finding]:
     """The faults, the worst first and at most MOST_LINES; `well` if there are none."""
     if not faults:
         return [well]

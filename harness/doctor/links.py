@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import median
 
-from harness.doctor.finding import Facts, Finding, in_bytes, median_of_rest, told
+from harness.doctor.finding import Facts, Finding, in_bytes, limit_lines, median_of_rest
 from harness.doctor.names import hosts_of, machines_of
 from harness.doctor.seat import Seat
 
@@ -80,7 +80,7 @@ def judge_between(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]
     ]
     faults += _slow_links(seats, rest) + _late_hosts(seats, links)
     known = "" if len(links) > 1 else "; a single link, so nothing to compare it with"
-    return told(faults, Finding(check=BETWEEN, level="ok", found=figures + known))
+    return limit_lines(faults, Finding(check=BETWEEN, level="ok", found=figures + known))
 
 
 def _best(seats: Sequence[Seat], links: Sequence[Link]) -> dict[str, tuple[float, float]]:
@@ -243,7 +243,7 @@ def judge_within(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
         for number, link in enumerate(links)
         if len(machines_of(seats)) > 1 and rates[number] < SLOW * median_of_rest(rates, number)
     ]
-    return told(faults, Finding(check=INSIDE, level="ok", found=figures_of(links)))
+    return limit_lines(faults, Finding(check=INSIDE, level="ok", found=figures_of(links)))
 
 
 def judge_clocks(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
@@ -266,7 +266,7 @@ def judge_clocks(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
     ]
     most = max((abs(link.clock_ahead_seconds) for link in compared), default=0.0)
     well = f"{most * 1e3:.1f} ms apart at most" if compared else "one clock"
-    return told(faults, Finding(check=CLOCKS, level="ok", found=well))
+    return limit_lines(faults, Finding(check=CLOCKS, level="ok", found=well))
 
 
 def _clock_apart(link: Link) -> str:

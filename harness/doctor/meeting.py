@@ -123,11 +123,11 @@ def _greeted(connection: socket.socket, token: str) -> int | None:
     """The rank that has connected; None, and disconnected, if it is not of this launch."""
     connection.settimeout(HTTP_SECONDS)
     try:
-        said, rank = receive(connection)
+        given, rank = receive(connection)
     except (OSError, ValueError, TypeError):
         connection.close()
         return None
-    if not secrets.compare_digest(str(said), token):
+    if not secrets.compare_digest(str(given), token):
         connection.close()
         return None
     connection.settimeout(STEP_SECONDS)

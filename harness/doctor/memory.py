@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from harness.doctor.finding import Facts, Finding, in_bytes, listed, told
+from harness.doctor.finding import Facts, Finding, in_bytes, limit_lines, listed
 from harness.doctor.need import Need
 from harness.doctor.seat import Seat
 
@@ -63,7 +63,7 @@ def judge_memory(
     well = f"{in_bytes(min(hosts))} free on every host"
     well += f", {in_bytes(min(cards))} on every card" if cards else ""
     well += f"; a rank of this run needs {_parts(need)}" if need else ""
-    return told(faults, Finding(check=CHECK, level="ok", found=well))
+    return limit_lines(faults, Finding(check=CHECK, level="ok", found=well))
 
 
 def _short(where: str, free: int, total: int, need: Need, ranks: int = 1) -> list[Finding]:

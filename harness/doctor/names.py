@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import psutil
 from pydantic import Field
 
-from harness.doctor.finding import Facts, Finding, listed, told
+from harness.doctor.finding import Facts, Finding, limit_lines, listed
 from harness.doctor.seat import Seat
 
 CHECK = "names"
@@ -84,7 +84,7 @@ def judge_names(
         well = f"{shape}, each name resolves to its host: {_addresses(seats, facts)}"
     else:
         well = f"{shape}, all on this machine, {seats[0].machine}"
-    return told(faults + _uneven(seats), Finding(check=CHECK, level="ok", found=well))
+    return limit_lines(faults + _uneven(seats), Finding(check=CHECK, level="ok", found=well))
 
 
 def _addresses(seats: Sequence[Seat], facts: Sequence[NameFacts | None]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from harness.doctor.finding import Facts, Finding, listed, told
+from harness.doctor.finding import Facts, Finding, limit_lines, listed
 from harness.doctor.seat import Seat
 from harness.errors import one_line
 
@@ -52,7 +52,7 @@ def judge_versions(seats: Sequence[Seat], facts: Sequence[VersionFacts]) -> list
     here = facts[0].versions
     main = [f"{name} {here[name]}" for name in ("torch", "horovod", "python", "harness")]
     cards = [f"{name} {here[name]}" for name in ("CUDA", "driver") if here[name] != MISSING]
-    return told(faults, Finding(check=VERSIONS, level="ok", found=listed(main + cards)))
+    return limit_lines(faults, Finding(check=VERSIONS, level="ok", found=listed(main + cards)))
 
 
 def _differing(package: str, seats: Sequence[Seat], facts: Sequence[VersionFacts]) -> list[Finding]:
@@ -156,7 +156,7 @@ def judge_build(seats: Sequence[Seat], builds: Sequence[Build]) -> list[Finding]
             )
         )
     has = f"{builds[0].version} with {listed(builds[0].has)}"
-    return told(faults, Finding(check=BUILD, level="ok", found=has))
+    return limit_lines(faults, Finding(check=BUILD, level="ok", found=has))
 
 
 def _build_faults(host: str, build: Build) -> list[Finding]:

@@ -99,8 +99,8 @@ def find() -> Cell | None:
             door.connect(_name())
         except ConnectionRefusedError:
             return None
-        told = door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-    first, user, _ = CREDENTIALS.unpack(told)
+        credentials = door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    first, user, _ = CREDENTIALS.unpack(credentials)
     if user != os.geteuid() or first == 0:
         raise UserError(
             f"the name of your lab, {_name()[1:]}, is held by a process of user {user} that is "
@@ -184,9 +184,9 @@ def _keeper() -> Iterator["subprocess.Popen[bytes]"]:
         )
     with keeper:
         assert keeper.stdout is not None
-        said = keeper.stdout.read()
-        if said != READY:
-            last = (said.decode(errors="replace").strip().splitlines() or ["no output"])[-1]
+        answer = keeper.stdout.read()
+        if answer != READY:
+            last = (answer.decode(errors="replace").strip().splitlines() or ["no output"])[-1]
             raise UserError(
                 f"harness lab without root needs a user namespace: {_advice()} ({last})"
             )

@@ -14,7 +14,7 @@ from harness.lab.entry import DIRECT, REAL, is_direct
 from harness.lab.host import LabHost, processes
 from harness.lab.impairment import OPTIONS, Impairment, figures
 from harness.lab.links import shaped_to
-from harness.lab.rate import told
+from harness.lab.rate import format_rate
 from harness.lab.run import parse_stutter, run_in_lab
 from harness.lab.switch import RELAY_IS_GONE, impairments_of, relay_is_gone
 
@@ -157,7 +157,7 @@ def _line(host: LabHost, impairment: Impairment) -> str:
     if limit is not None:
         share += f", {limit:g} of a core"
     rate = shaped_to(host)
-    link = f"link {'unshaped' if rate is None else told(rate)}"
+    link = f"link {'unshaped' if rate is None else format_rate(rate)}"
     if impairment:
         link += f", {impairment}"
     count = len(processes(host.namespace))

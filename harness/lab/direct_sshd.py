@@ -56,8 +56,8 @@ def main(door: Path, programs: str) -> None:
 
 def _serve(guest: socket.socket, programs: str) -> None:
     _, files, _, _ = socket.recv_fds(guest, 1, 3)
-    with guest.makefile("rb") as said:
-        request = Request(**json.loads(said.read()))
+    with guest.makefile("rb") as stream:
+        request = Request(**json.loads(stream.read()))
     command = _start(request, files, programs)
     for file in files:
         os.close(file)  # the command has the only copies: they end with it

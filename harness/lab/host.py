@@ -141,14 +141,14 @@ def first_process(host: LabHost, booting: "subprocess.Popen[bytes]") -> int:
     """Pid of the host's first process, once it runs. Raises UserError if it does not start."""
     number, _ = booting.communicate()
     if booting.returncode:
-        raise UserError(f"{host.name} of the lab does not start: {last_words(host)}")
+        raise UserError(f"{host.name} of the lab does not start: {last_log_lines(host)}")
     return int(number)
 
 
-def last_words(host: LabHost) -> str:
+def last_log_lines(host: LabHost) -> str:
     """The last lines that the host's first process has logged."""
-    said = _log(host).read_text(errors="replace").strip().splitlines()
-    return " ".join(said[-3:]) or "no output"
+    lines = _log(host).read_text(errors="replace").strip().splitlines()
+    return " ".join(lines[-3:]) or "no output"
 
 
 def _log(host: LabHost) -> Path:

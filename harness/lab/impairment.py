@@ -47,10 +47,10 @@ class Impairment:
 
     def __str__(self) -> str:
         """`latency 20 ms, jitter 5 ms, loss 0.1 %`; empty without any."""
-        told = [f"latency {milliseconds(self.latency)}"] if self.latency else []
-        told += [f"jitter {milliseconds(self.jitter)}"] if self.jitter else []
-        told += [f"loss {100 * self.loss:g} %"] if self.loss else []
-        return ", ".join(told)
+        parts = [f"latency {milliseconds(self.latency)}"] if self.latency else []
+        parts += [f"jitter {milliseconds(self.jitter)}"] if self.jitter else []
+        parts += [f"loss {100 * self.loss:g} %"] if self.loss else []
+        return ", ".join(parts)
 
     def changed(self, figures: Mapping[str, float]) -> "Impairment":
         """This impairment with these figures replaced; latency 0 also sets jitter to 0."""

@@ -20,7 +20,7 @@ from harness.lab.host import (
     boot,
     end_processes,
     first_process,
-    last_words,
+    last_log_lines,
     write_files,
 )
 from harness.lab.impairment import Impairment
@@ -217,7 +217,7 @@ def _boot(hosts: Sequence[LabHost], groups: Groups | None) -> None:
     for host, first in zip(hosts, firsts, strict=True):
         while not entry.is_open(host, first):
             if not Path(f"/proc/{first}").exists() or time.monotonic() > end:
-                raise UserError(f"{host.name} of the lab does not start: {last_words(host)}")
+                raise UserError(f"{host.name} of the lab does not start: {last_log_lines(host)}")
             time.sleep(0.01)
 
 

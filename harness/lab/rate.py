@@ -20,7 +20,7 @@ def bits_per_second(rate: str) -> float:
     return bits
 
 
-def told(bits: float) -> str:
+def format_rate(bits: float) -> str:
     """`200Mbit`."""
     for unit, size in (("Gbit", 1e9), ("Mbit", 1e6)):
         if bits >= size:

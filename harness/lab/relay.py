@@ -28,7 +28,7 @@ from pathlib import Path
 from harness.lab.direction import Direction
 from harness.lab.impairment import Impairment
 from harness.lab.links import QUEUE_SECONDS
-from harness.lab.superframe import NOTE
+from harness.lab.superframe import VNET_HEADER
 
 # From Linux' if_ether.h, if_packet.h and socket.h; Python does not name them.
 ALL_PROTOCOLS = 3
@@ -107,7 +107,8 @@ class Relay:
                 return
             # A frame begins with the virtio header, then come the target's and sender's address.
             frame, left_at = received[0], _left_at(received[1][0][2])
-            target, sender = frame[NOTE.size : NOTE.size + 6], frame[NOTE.size + 6 : NOTE.size + 12]
+            start = VNET_HEADER.size
+            target, sender = frame[start : start + 6], frame[start + 6 : start + 12]
             self._port_of[sender] = source
             known = self._port_of.get(target)
             for port in self._hosts if known is None else (known,):

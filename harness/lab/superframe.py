@@ -7,21 +7,21 @@ headers and the payload of all packets. A frame of anything but TCP over IPv4 co
 
 import struct
 
-NOTE = struct.Struct("=BBHHHH")
+VNET_HEADER = struct.Struct("=BBHHHH")
 """virtio_net_hdr: flags, gso_type, hdr_len (bytes of headers), gso_size (payload bytes of a
 packet), csum_start (offset of TCP), csum_offset (offset of the checksum in TCP). hdr_len and
 csum_start count from the Ethernet header."""
-TCP_OVER_IPV4, TOLD_CONGESTION = 1, 0x80
+TCP_OVER_IPV4, GSO_ECN = 1, 0x80
 ETHERNET_BYTES = 14
-IP = NOTE.size + ETHERNET_BYTES
+IP = VNET_HEADER.size + ETHERNET_BYTES
 FIN, PSH, CWR = 0x01, 0x08, 0x80
 TCP = 6
 
 
 def packets_in(frame: bytes) -> int:
     """Packets into which the kernel will segment the frame: ceil(payload / gso_size)."""
-    _, kind, _, size, _, _ = NOTE.unpack_from(frame)
-    if kind & ~TOLD_CONGESTION != TCP_OVER_IPV4:
+    _, kind, _, size, _, _ = VNET_HEADER.unpack_from(frame)
+    if kind & ~GSO_ECN != TCP_OVER_IPV4:
         return 1
     return -(-(len(frame) - _payload_at(frame)) // size)
 
@@ -36,18 +36,18 @@ def around(frame: bytes, lost: int) -> tuple[bytes | None, bytes | None]:
 
 def _payload_at(frame: bytes) -> int:
     # The upper four bits of byte 12 of TCP are its header's length in 32-bit words.
-    tcp = NOTE.size + NOTE.unpack_from(frame)[4]
+    tcp = VNET_HEADER.size + VNET_HEADER.unpack_from(frame)[4]
     return tcp + (frame[tcp + 12] >> 4) * 4
 
 
 def _only(frame: bytes, first: int, past: int) -> bytes:
     """The frame with only its packets `first` to `past` - 1."""
-    flags, kind, _, size, tcp_after_note, checksum = NOTE.unpack_from(frame)
-    tcp, start = NOTE.size + tcp_after_note, _payload_at(frame)
+    flags, kind, _, size, tcp_start, checksum = VNET_HEADER.unpack_from(frame)
+    tcp, start = VNET_HEADER.size + tcp_start, _payload_at(frame)
     payload = frame[start + first * size : start + past * size]
     head = bytearray(frame[:start])
-    cut = (kind, start - NOTE.size, size) if len(payload) > size else (0, 0, 0)
-    NOTE.pack_into(head, 0, flags, *cut, tcp_after_note, checksum)
+    cut = (kind, start - VNET_HEADER.size, size) if len(payload) > size else (0, 0, 0)
+    VNET_HEADER.pack_into(head, 0, flags, *cut, tcp_start, checksum)
     _mend_ip(head, tcp, start - IP + len(payload), first)
     _mend_tcp(head, tcp, start - tcp + len(payload), first * size)
     # As segmentation does: CWR only in the first packet, FIN and PSH only in the last.

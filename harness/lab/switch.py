@@ -89,5 +89,5 @@ def _start_relay(hosts: list[str]) -> None:
     assert process.stdout is not None
     with process.stdout:
         if process.stdout.readline() != READY:
-            said = LOG.read_text().strip().splitlines()[-1:]
-            raise UserError(f"the lab's relay does not start: {' '.join(said) or 'no output'}")
+            reason = LOG.read_text().strip().splitlines()[-1:]
+            raise UserError(f"the lab's relay does not start: {' '.join(reason) or 'no output'}")

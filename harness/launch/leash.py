@@ -66,12 +66,12 @@ def _watch(child: "subprocess.Popen[bytes]") -> None:
 
     A state counts once two looks in a row have seen it, so that short stops are not reported.
     """
-    seen, told = False, False
+    seen, reported = False, False
     while child.poll() is None:
         stopped = _is_stopped(child.pid)
-        if stopped == seen and stopped != told:
-            told = stopped
-            print(STOPPED if told else RESUMED, file=sys.stderr, flush=True)
+        if stopped == seen and stopped != reported:
+            reported = stopped
+            print(STOPPED if reported else RESUMED, file=sys.stderr, flush=True)
         seen = stopped
         time.sleep(LOOK_SECONDS)
 

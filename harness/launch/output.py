@@ -95,8 +95,8 @@ class Log:
             self._file.flush()
         except OSError as error:
             self.close()
-            said = f"warning: the ranks' log cannot be written any more ({error.strerror})"
-            print(said, file=sys.stderr, flush=True)
+            warning = f"warning: the ranks' log cannot be written any more ({error.strerror})"
+            print(warning, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         file, self._file = self._file, None
@@ -187,8 +187,8 @@ class Evidence:
         codes = self.exit_codes()
         # Only ranks with exit code 2, or none: ranks that were ended because of the error may have
         # printed a line, too.
-        told = [line for rank, line in self._user_errors.items() if codes.get(rank, 2) == 2]
-        return told[0] if told and 2 in codes.values() else None
+        errors = [line for rank, line in self._user_errors.items() if codes.get(rank, 2) == 2]
+        return errors[0] if errors and 2 in codes.values() else None
 
     def cause(self) -> str:
         """The cause of the failure: a stopped rank, a signal, or the first rank's traceback.
@@ -234,8 +234,8 @@ class Evidence:
         if not found:
             return ""
         names = ", ".join(f"rank {rank}{self._on(rank)}" for rank in found)
-        said = [line.text for rank in self._victims for line in self._said[rank]]
-        longest = max(map(int, WAITED.findall("\n".join(said))), default=0)
+        texts = [line.text for rank in self._victims for line in self._said[rank]]
+        longest = max(map(int, WAITED.findall("\n".join(texts))), default=0)
         seconds = f" for {longest / 1000:.0f} s" if longest else ""
         why = " (its process is stopped)" if self._stopped else ""
         victims = [self._victims[rank] for rank in sorted(self._victims)[:SHOWN_VICTIMS]]

@@ -104,8 +104,8 @@ def _rank_events(trace: RankTrace) -> list[Event]:
     streams = set()
     for event in found["traceEvents"]:
         # The profiler's own marks have words for pids; processes are named above.
-        told = event["ph"] != "M" or str(event["name"]).startswith("thread_")
-        if not isinstance(event.get("pid"), int) or not told:
+        wanted = event["ph"] != "M" or str(event["name"]).startswith("thread_")
+        if not isinstance(event.get("pid"), int) or not wanted:
             continue
         if event["pid"] != own:
             if event["ph"] == "M":

@@ -78,7 +78,7 @@ class Tracing:
         self._profile = None
         rank = self._world.topology.rank
         if len(content) > LARGEST_BYTES:
-            _tell_too_large(rank, len(content))
+            _warn_too_large(rank, len(content))
             content = b""
         clocks = clock_offsets(rank, self._machines)
         traces, left_out = list[RankTrace](), list[int]()
@@ -104,7 +104,7 @@ class Tracing:
         about: dict[str, Any] = {"windows": [self._windows.start, self._windows.stop - 1]}
         if left_out:
             about["left_out_ranks"] = left_out
-            _tell_left_out(left_out)
+            _warn_left_out(left_out)
         return _written(self._folder / "merged.json.gz", merged(traces, horovod, about))
 
 
@@ -112,7 +112,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        _tell_unwritten(folder, error)
+        _warn_unwritten(folder, error)
 
 
 def _written(file: Path, content: bytes) -> list[Path]:
@@ -120,12 +120,12 @@ def _written(file: Path, content: bytes) -> list[Path]:
     try:
         file.write_bytes(content)
     except OSError as error:
-        _tell_unwritten(file, error)
+        _warn_unwritten(file, error)
         return []
     return [file]
 
 
-def _tell_unwritten(path: Path, error: OSError) -> None:
+def _warn_unwritten(path: Path, error: OSError) -> None:
     print(
         f"warning: the trace {path} cannot be written ({error.strerror}); training goes on",
         file=sys.stderr,
@@ -133,7 +133,7 @@ def _tell_unwritten(path: Path, error: OSError) -> None:
     )
 
 
-def _tell_left_out(ranks: list[int]) -> None:
+def _warn_left_out(ranks: list[int]) -> None:
     print(
         f"merged.json.gz leaves out ranks {', '.join(map(str, ranks))}, whose own files are beside "
         f"it: at most {MERGED_BYTES / 1e6:.0f} MB are merged; set fewer trace.ranks",
@@ -142,7 +142,7 @@ def _tell_left_out(ranks: list[int]) -> None:
     )
 
 
-def _tell_too_large(rank: int, size: int) -> None:
+def _warn_too_large(rank: int, size: int) -> None:
     print(
         f"the trace of rank {rank} is left out: it has {size / 1e6:.0f} MB, the limit is "
         f"{LARGEST_BYTES / 1e6:.0f} MB; set trace.windows lower, or fewer trace.ranks",

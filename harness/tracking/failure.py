@@ -22,8 +22,8 @@ def divergence(found: str) -> str:
 
 def diverged_at(reason: str) -> str | None:
     """What was not finite, and when, read from the reason of a run; None if it did not diverge."""
-    _, said, rest = reason.partition(f"{DIVERGED}: ")
-    return rest.partition(";")[0].partition(" (")[0] if said else None
+    _, marker, rest = reason.partition(f"{DIVERGED}: ")
+    return rest.partition(";")[0].partition(" (")[0] if marker else None
 
 
 class Failure(Record):

@@ -84,8 +84,8 @@ class Results:
     @property
     def title(self) -> str:
         places = {(run.ranks, run.nodes) for each in self.variants for run in each.summaries}
-        told = (f"{ranks} ranks on {nodes} nodes" for ranks, nodes in sorted(places))
-        return f"{self.study}: {' and '.join(told)}"
+        sizes = (f"{ranks} ranks on {nodes} nodes" for ranks, nodes in sorted(places))
+        return f"{self.study}: {' and '.join(sizes)}"
 
 
 @dataclass(frozen=True)

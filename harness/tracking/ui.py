@@ -95,7 +95,7 @@ def _serve(store: str, page: str, host: str, port: int) -> int:
         if _answers(server, f"{address}/health"):
             print(f"{address}/{page}\nPress Ctrl-C to stop", flush=True)
             server.wait()
-        _tell_end(log)
+        _report_end(log)
         return 1
     return 0
 
@@ -155,7 +155,7 @@ def _end(server: "subprocess.Popen[bytes]") -> None:
     server.wait()
 
 
-def _tell_end(log: IO[bytes]) -> None:
+def _report_end(log: IO[bytes]) -> None:
     log.seek(0)
     last = log.read().decode(errors="replace").strip().splitlines()[-5:]
     print("\n".join(["harness: MLflow's server has ended:", *last]), file=sys.stderr, flush=True)

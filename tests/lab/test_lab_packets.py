@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from harness.errors import UserError
 from harness.lab.direction import Direction
 from harness.lab.impairment import Impairment, figures
-from harness.lab.superframe import NOTE, around, packets_in
+from harness.lab.superframe import VNET_HEADER, around, packets_in
 
 SIZE = 1448
 FIN, PSH, ACK, CWR = 0x01, 0x08, 0x10, 0x80
@@ -28,7 +28,7 @@ def frame_of(payload: bytes) -> bytes:
     tcp = struct.pack("!HHIIBBHHH", 1, 2, SEQUENCE, 3, 8 << 4, flags, 9, 0, 0) + bytes(12)
     tcp = tcp[:16] + struct.pack("!H", pseudo(addresses, length - 20)) + tcp[18:]
     cut = (1, 66, SIZE) if len(payload) > SIZE else (0, 0, 0)
-    return NOTE.pack(1, *cut, 34, 16) + bytes(12) + b"\x08\x00" + ip + tcp + payload
+    return VNET_HEADER.pack(1, *cut, 34, 16) + bytes(12) + b"\x08\x00" + ip + tcp + payload
 
 
 def pseudo(addresses: bytes, length: int) -> int:
@@ -57,7 +57,7 @@ def test_a_lost_packet_leaves_the_others_as_they_were(size: int, data: st.DataOb
 
 
 def check(piece: bytes, payload: bytes, start: int, last: bool) -> None:
-    flags, kind, header, size, _, _ = NOTE.unpack_from(piece)
+    flags, kind, header, size, _, _ = VNET_HEADER.unpack_from(piece)
     assert (flags, kind, size) == ((1, 1, SIZE) if len(payload) > SIZE else (1, 0, 0))
     assert header in (0, 66)
     ip, tcp = piece[24:44], piece[44:]

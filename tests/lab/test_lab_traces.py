@@ -14,7 +14,7 @@ from harness.lab.cpu_limit import find_groups
 from harness.lab.entry import obstacle_to_ssh
 from harness.lab.host import NAMESPACES, STATE
 from harness.lab.lab import HOSTS
-from harness.lab.rate import bits_per_second, told
+from harness.lab.rate import bits_per_second, format_rate
 from tests.labs import (
     EVERY_WAY,
     HARNESS,
@@ -314,4 +314,4 @@ def test_a_rate_is_read_with_its_unit_and_told_with_it() -> None:
         bits_per_second("200mbps")
     with pytest.raises(UserError, match="a rate of 100gbit is more than 34gbit; write none"):
         bits_per_second("100gbit")
-    assert [told(each) for each in (1.5e9, 200e6, 64e3)] == ["1.5Gbit", "200Mbit", "64Kbit"]
+    assert [format_rate(each) for each in (1.5e9, 200e6, 64e3)] == ["1.5Gbit", "200Mbit", "64Kbit"]
