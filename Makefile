@@ -1,18 +1,19 @@
-# One name, one thing. Every target does its own set-up, once; a second call installs nothing.
-#   make demo    the method against data parallelism over a slow link of this machine's own
-#   make test    every test
-#   make check   format, lint, types
-#   make bench   speed, which is measured and not tested
-#   make lab     the headline on test hosts with slow links: hours; root, for the host that stutters
-#   make analysis  draws the notebooks; URI=sqlite:///mlflow.db STUDY=demo: of another store
-#   make predicted  has the planner predict the throughput tables in analysis/lab_first
-#   make scale     simulates the sweep that analysis/7_scale.ipynb draws: five minutes
-#   make recorded  trains what analysis/store holds anew (ten minutes), and draws the notebooks
-#   make ui      MLflow's pages of the runs so far; STUDY=demo: of one study
-#   make clean   undo the set-up; make clean-cache also forgets the built Horovod and rendered images
-# PYTHON is what .venv is made from; EXTRAS=tests,analysis,gpu adds NVIDIA's gauges; WORKERS share the
-# tests; JOBS compilers,
-# 2 GB each, build Horovod the first time.
+# Every target installs what it needs into .venv the first time; a second call installs nothing.
+#   make demo        compare the method with data parallelism over a slow link inside this machine
+#   make test        run all tests
+#   make check       check format, lint and types
+#   make bench       measure speed, which no test does
+#   make lab         measure the main result on test hosts with slow links: takes hours; needs root
+#                    for the host that stutters
+#   make analysis    draw the notebooks; URI=sqlite:///mlflow.db STUDY=demo: from another store
+#   make predicted   predict the throughput tables in analysis/lab_first with the planner
+#   make scale       simulate the sweep that analysis/7_scale.ipynb draws: five minutes
+#   make recorded    train the runs in analysis/store again (ten minutes) and draw the notebooks
+#   make ui          serve MLflow's pages of the recorded runs; STUDY=demo: of one study
+#   make clean       remove the environment; make clean-cache: the built Horovod and rendered images
+# Variables: PYTHON is the interpreter for .venv; EXTRAS=tests,analysis,gpu adds NVIDIA's gauges;
+# WORKERS is the number of processes that run tests; JOBS is the number of compilers, 2 GB each, that
+# build Horovod the first time.
 
 PYTHON ?= python3
 EXTRAS ?= tests,analysis
@@ -66,7 +67,7 @@ recorded: $(STAMP)
 ui: $(STAMP)
 	$(BIN)/harness ui --port $(PORT) $(if $(STUDY),--study $(STUDY))
 
-# Runs and their records (runs/, mlflow.db) are results: no target removes them.
+# No target removes runs and their records (runs/, mlflow.db): they are results.
 clean:
 	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 

@@ -4,15 +4,15 @@
     python install/horovod.py --wheel     build if need be, print the wheel's path, install nothing
     python install/horovod.py --edits     list what is changed in Horovod's source, and why
 
-The last release of Horovod (0.28.1, June 2023) does not compile against a torch of today and has
-four faults that a comparison of waiting times cannot live with. Each is mended by a substitution
-that must match exactly once; nothing is built when one does not.
+The last release of Horovod (0.28.1, June 2023) does not compile against current versions of torch
+and has four bugs that would falsify a comparison of waiting times. Each is fixed by a substitution
+that must match exactly once; nothing is built if one does not.
 
 Run it with the Python whose environment holds torch, setuptools, wheel and cmake (the Makefile,
 environment.yml and the Dockerfile do). Horovod's own build variables (HOROVOD_GPU_OPERATIONS=NCCL,
-HOROVOD_CUDA_HOME=..., HOROVOD_WITH_MPI=1, HOROVOD_NCCL_HOME=...) pass through when they are set,
-and every different set of them is a wheel of its own. Without HOROVOD_GPU_OPERATIONS no card is
-used by Horovod, whatever torch is for; NCCL is the one that torch brings, where it brings one.
+HOROVOD_CUDA_HOME=..., HOROVOD_WITH_MPI=1, HOROVOD_NCCL_HOME=...) pass through if they are set, and
+each different set of them has its own wheel. Without HOROVOD_GPU_OPERATIONS, Horovod uses no card,
+even if torch is built for cards. NCCL is the one that comes with torch, if one does.
 JOBS (default 2) is the number of compiler processes; each takes up to 2 GB of memory.
 """
 
@@ -41,7 +41,7 @@ CACHE = Path(__file__).resolve().parent.parent / ".cache" / "horovod"
 
 @dataclass(frozen=True)
 class Edit:
-    """One substitution: `find` stands exactly once in `file` and becomes `replace`."""
+    """One substitution: `find` occurs exactly once in `file` and becomes `replace`."""
 
     file: str
     find: str
@@ -127,8 +127,8 @@ EDITS = (
 )
 
 FORGOTTEN = ("cstdint", "stdexcept", "string")
-"""Headers whose names Horovod and Gloo use without including them: those of gcc 13 and later no
-longer bring each other along."""
+"""Headers that Horovod and Gloo use without including them: since gcc 13, other headers no longer
+include them."""
 
 DEFAULT_SETTINGS = {
     "HOROVOD_WITH_PYTORCH": "1",
@@ -137,8 +137,8 @@ DEFAULT_SETTINGS = {
     "HOROVOD_WITHOUT_TENSORFLOW": "1",
     "HOROVOD_WITHOUT_MXNET": "1",
 }
-# The variables that Horovod's build reads. Those it reads at run time (HOROVOD_CYCLE_TIME,
-# HOROVOD_STALL_..., HOROVOD_GLOO_...) must not ask for another wheel.
+# The variables that Horovod's build reads. Those that it reads at run time (HOROVOD_CYCLE_TIME,
+# HOROVOD_STALL_..., HOROVOD_GLOO_...) must not lead to another wheel.
 BUILD_VARIABLES = ("HOROVOD_GPU", "HOROVOD_CPU_OPERATIONS", "HOROVOD_DEBUG")
 BUILD_PREFIXES = (
     "HOROVOD_ALLOW_MIXED_GPU_IMPL",
@@ -159,7 +159,7 @@ class InstallError(Exception):
 
 
 def substitute(text: str, edit: Edit) -> str:
-    """`text` with the edit made. InstallError unless it matches exactly once."""
+    """The text after the edit. Raises InstallError unless the edit matches exactly once."""
     found = text.count(edit.find)
     if found != 1:
         raise InstallError(
@@ -184,7 +184,7 @@ def mend(source: Path, edits: Iterable[Edit] = EDITS) -> None:
 
 
 def edits_hash(edits: Iterable[Edit] = EDITS) -> str:
-    """Eight hex digits that name all that is changed; part of the installed version."""
+    """Hash of all changes to the source, eight hex digits; part of the installed version."""
     changes = [(edit.file, edit.find, edit.replace) for edit in edits]
     return hashlib.sha256(json.dumps([changes, FORGOTTEN]).encode()).hexdigest()[:8]
 
@@ -206,13 +206,13 @@ def build_settings(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def compiler_flags(environment: Mapping[str, str]) -> str:
-    """The user's own, and headers that are included whatever a file forgets."""
+    """Flags for the C++ compiler: the user's, and those that include the forgotten headers."""
     included = [f"-include {header}" for header in FORGOTTEN]
     return " ".join([*included, environment.get("CXXFLAGS", "")]).strip()
 
 
 def wheel_key(torch_version: str, settings: Mapping[str, str]) -> str:
-    """What a wheel depends on, as a readable folder name ending in a hash of all of it."""
+    """A readable folder name, ending in a hash of everything that a wheel depends on."""
     python = sysconfig.get_config_var("SOABI") or sysconfig.get_python_version()
     parts = [VERSION, SDIST_SHA256, torch_version, python, sysconfig.get_platform(), edits_hash()]
     digest = hashlib.sha256(json.dumps([parts, dict(settings)]).encode()).hexdigest()[:12]
@@ -220,12 +220,12 @@ def wheel_key(torch_version: str, settings: Mapping[str, str]) -> str:
 
 
 def local_version(key: str) -> str:
-    """The local part of the installed version: says that it is mended, how, and which build."""
+    """The local part of the installed version: mended, the hash of the edits, and of the build."""
     return f"mended.{edits_hash()}.{key.rsplit('-', 1)[1]}"
 
 
 def run(command: list[str], log: Path, environment: Mapping[str, str], what: str) -> None:
-    """Run a command with its output in `log`; InstallError with what matters in it on failure."""
+    """Run a command with its output in `log`. Raises InstallError with the errors in it."""
     with log.open("a", encoding="utf-8") as output:
         output.write(f"\n$ {' '.join(command)}\n")
         output.flush()
@@ -239,7 +239,7 @@ def run(command: list[str], log: Path, environment: Mapping[str, str], what: str
 
 
 def first_errors(lines: list[str], most: int = 20) -> list[str]:
-    """The compiler's and CMake's own complaints, each with the line after it; not Python's."""
+    """The errors of the compiler and of CMake, each with the line after it; none of Python's."""
     places = [i for i, line in enumerate(lines) if re.search(r"\berror: |CMake Error", line, re.I)]
     named = [i for i in places if "subprocess" not in lines[i]]
     chosen = sorted({place for i in named for place in (i, i + 1) if place < len(lines)})
@@ -247,7 +247,7 @@ def first_errors(lines: list[str], most: int = 20) -> list[str]:
 
 
 def download_source(folder: Path, log: Path, environment: Mapping[str, str]) -> Path:
-    """The unpacked source package, fetched by pip and checked against its hash."""
+    """The unpacked source package, downloaded by pip and checked against its hash."""
     requirement = folder / "horovod.txt"
     requirement.write_text(f"horovod=={VERSION} --hash=sha256:{SDIST_SHA256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary=horovod"]
@@ -263,10 +263,10 @@ def download_source(folder: Path, log: Path, environment: Mapping[str, str]) -> 
 
 
 def torch_nccl(settings: Mapping[str, str], packages: Path, folder: Path) -> dict[str, str]:
-    """Variables that link Horovod with the NCCL that torch brings, unless the user names another.
+    """Variables that link Horovod with torch's NCCL, unless the user names another one.
 
-    A process then has one NCCL, and no second one needs to be installed. torch's package has the
-    library under its run-time name alone; `folder` gets the name that a linker looks for.
+    A process then has a single NCCL, and no second one needs to be installed. torch's package has
+    the library only under its run-time name; `folder` gets the name that a linker looks for.
     """
     wanted = any("NCCL" in value for value in settings.values())
     named = any(name.startswith("HOROVOD_NCCL_") for name in settings)
@@ -280,16 +280,16 @@ def torch_nccl(settings: Mapping[str, str], packages: Path, folder: Path) -> dic
 
 
 def build(key: str, settings: Mapping[str, str], log: Path) -> Path:
-    """Download, mend and compile; returns the wheel, moved into the cache when it is whole."""
-    # pip's cmake and compiler wrappers stand beside this Python, which need not be on PATH.
+    """Download, mend and compile; returns the wheel, moved into the cache when it is complete."""
+    # pip installs cmake and compiler wrappers next to this Python, which may not be on PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     environment = {**os.environ, **settings, "PATH": path}
     environment["CXXFLAGS"] = compiler_flags(os.environ)
-    # Under make this variable is set but empty, and Horovod's set-up would start 8 compilers.
+    # Under make this variable is set but empty, and Horovod's setup.py would start 8 compilers.
     environment["MAKEFLAGS"] = f"-j{os.environ.get('JOBS') or 2}"
     for name in DEFAULT_SETTINGS.keys() - settings.keys():
         environment.pop(name, None)
-    # An absolute path in PYTHONPATH could put this very file in the place of the package.
+    # With a PYTHONPATH, `import horovod` could find this file instead of the package.
     environment.pop("PYTHONPATH", None)
     with tempfile.TemporaryDirectory(prefix="horovod-build-") as temporary:
         folder = Path(temporary)
@@ -312,7 +312,7 @@ def build(key: str, settings: Mapping[str, str], log: Path) -> Path:
 
 @contextmanager
 def only_one_builder() -> Iterator[None]:
-    """Hold the cache's lock: a second set-up waits for the first and finds its wheel."""
+    """Hold the cache's lock, so that a second set-up waits for the first and finds its wheel."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -325,8 +325,8 @@ def find_or_build(settings: Mapping[str, str]) -> Path:
         torch_version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         raise InstallError(
-            f"{sys.executable} has no torch, and Horovod is compiled against it; install"
-            " -r install/requirements.txt first, as the Makefile does"
+            f"{sys.executable} has no torch, which Horovod is compiled against; install"
+            " -r install/build.txt first, as install/install.sh does"
         ) from None
     key = wheel_key(torch_version, settings)
     with only_one_builder():
@@ -340,7 +340,7 @@ def find_or_build(settings: Mapping[str, str]) -> Path:
 
 
 def install(wheel: Path) -> None:
-    """Install the wheel into this Python, unless that very build is installed already."""
+    """Install the wheel into this Python, unless this build is already installed."""
     wanted = wheel.name.split("-")[1]
     try:
         present = importlib.metadata.version("horovod")

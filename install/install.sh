@@ -2,12 +2,12 @@
 # Install everything into one Python: the pinned packages, the mended Horovod, this project.
 #
 #   install/install.sh [PYTHON]        into the environment of PYTHON (default: python3)
-#   install/install.sh PYTHON VENV     into the virtual environment VENV, made from PYTHON if need be
+#   install/install.sh PYTHON VENV     into the virtual environment VENV, made from PYTHON if missing
 #   EXTRAS=tests,analysis,gpu          which extras of pyproject.toml (default: tests,analysis)
 #
-# The Makefile, environment.yml and the Dockerfile all come through here. pip's own settings
-# (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) choose where packages come from, and so whether torch is
-# the build for CUDA (the usual registry) or the small one for CPUs (PyTorch's own CPU index).
+# The Makefile, environment.yml and the Dockerfile all call this script. pip's own settings
+# (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) select where packages come from, and with that whether
+# torch is built for CUDA (the usual registry) or is the small build for CPUs (PyTorch's CPU index).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -29,9 +29,9 @@ if [ -n "${2:-}" ]; then
     python=$2/bin/python
 fi
 
-say "packages that Horovod is compiled against"
+say "installing the packages that Horovod is compiled against"
 "$python" -m pip install -q -c install/constraints.txt -r install/build.txt
 "$python" install/horovod.py
-say "this project and what it needs"
+say "installing this project and its dependencies"
 "$python" -m pip install -q -c install/constraints.txt --no-build-isolation \
     -e ".[${EXTRAS:-tests,analysis}]"

@@ -1,4 +1,4 @@
-"""The lab in tests: skipped where none can be made, always taken down, and what it may leave."""
+"""The lab in tests: skips tests if none can be made, takes labs down, and finds their traces."""
 
 import os
 import subprocess
@@ -27,20 +27,20 @@ IS_ROOT = os.geteuid() == 0
 
 @dataclass(frozen=True)
 class Way:
-    """In which a lab is made."""
+    """A way to make a lab."""
 
     name: str
     options: tuple[str, ...] = ()
-    """Of `lab up`."""
+    """Options of `lab up`."""
     as_user: bool = False
-    """By a user without rights, where root runs the tests."""
+    """Whether a user without rights makes it, if root runs the tests."""
 
     def __str__(self) -> str:
         return self.name
 
     @property
     def words(self) -> list[str]:
-        """Begin a command of the harness."""
+        """The first words of a command of the harness."""
         return [*AS_USER, *HARNESS] if self.as_user else HARNESS
 
     @property
@@ -50,7 +50,7 @@ class Way:
     def harness(
         self, *arguments: str, check: bool = True, timeout: float = 60.0
     ) -> "subprocess.CompletedProcess[str]":
-        """One command as a user types it; its exit code must be 0 unless told otherwise."""
+        """Runs a command as a user types it; `check`: its exit code must be 0."""
         done = subprocess.run(
             [*self.words, *arguments],
             cwd=ROOT,
@@ -67,26 +67,26 @@ class Way:
         self.harness("lab", "up", *self.options, *options)
 
     def run(self, *command: str) -> str:
-        """What a command prints in the first host."""
+        """Standard output of a command that is run in the first host."""
         return self.harness("lab", "run", "--", *command).stdout
 
     def cells(self) -> list[psutil.Process]:
-        """First processes of the cells of the lab's user."""
+        """First processes of the cells of the user who makes the lab."""
         user = NOBODY if self.as_user else os.geteuid()
-        keepers = [each for each in psutil.process_iter() if "lab.keeper" in words_of(each)]
+        keepers = [each for each in psutil.process_iter() if "harness.lab.keeper" in words_of(each)]
         return [each for each in keepers if each.uids().real == user]
 
     def seen(self, path: Path) -> Path:
-        """What the lab has there, from outside."""
+        """Path by which the lab's file can be read from outside."""
         if not self.in_cell:
             return path
-        # Without a cell a path that is not there, as it should be in none.
+        # Without a cell, pid 0 gives a path that does not exist.
         pid = next((each.pid for each in self.cells()), 0)
         return Path(f"/proc/{pid}/root") / path.relative_to("/")
 
 
 HERE = Way("here")
-"""The default: with root on this machine, by ssh where sshd is installed."""
+"""The default: with root in this machine's namespaces, entered by ssh if sshd is installed."""
 DIRECT = Way("direct", ("--ssh", "direct"))
 USER = Way("user", as_user=True)
 EVERY_WAY = (HERE, DIRECT, USER)
@@ -95,18 +95,18 @@ harness, in_lab = HERE.harness, HERE.run
 
 
 def unable(*command: str) -> list[str]:
-    """The command as a user who may make no namespaces."""
+    """The command, run by a user who may not make namespaces."""
     words = [sys.executable, *AS_USER[1:], "--unable", *command]
     return [*AS_USER, *words] if IS_ROOT else words
 
 
 def in_ways(*ways: Way) -> pytest.MarkDecorator:
-    """For tests whose fixture `lab` makes one; those of one way follow each other."""
+    """Runs a test in each way of its fixture `lab`; tests with the same way run in sequence."""
     return pytest.mark.parametrize("lab", ways, ids=str, indirect=True, scope="module")
 
 
 def require_lab(way: Way = HERE) -> None:
-    """Skips the test where no lab can be made, and where one is in use."""
+    """Skips the test if no lab can be made, or if one is in use."""
     if way is not HERE and not IS_ROOT:
         pytest.skip("without root a lab is made in one way")
     if way.seen(HOSTS).exists():
@@ -137,7 +137,7 @@ def lab_of(*options: str, way: Way = HERE) -> Iterator[Way]:
 
 
 def traces() -> dict[str, object]:
-    """Everything that a lab touches."""
+    """Everything on the machine that a lab touches."""
     groups = find_groups(Path("/proc/mounts").read_text())
     with IPRoute() as machine:
         links = [(each["index"], each.get("ifname"), each["state"]) for each in machine.get_links()]
@@ -162,7 +162,7 @@ def traces() -> dict[str, object]:
 
 
 def names(folder: Path) -> list[str] | None:
-    """None where it is missing, which is not the same as empty."""
+    """Names in the folder; None if it does not exist, which is not the same as empty."""
     return sorted(os.listdir(folder)) if folder.exists() else None
 
 
@@ -178,7 +178,7 @@ def words_of(process: psutil.Process) -> str:
 
 
 def processes_with(word: str) -> list[str]:
-    """Of all hosts, since they are all this machine's; those whose command line holds the word."""
+    """Command lines that contain the word, of processes in all hosts and on this machine."""
     return [words for each in psutil.process_iter() if word in (words := words_of(each))]
 
 

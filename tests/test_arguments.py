@@ -49,7 +49,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["compare", "run.yaml", "--np", "-3"], "argument --np/-np: -3 does not fit"),
         (["compare", "run.yaml", "--np", "9" * 5000], "does not fit"),
         (["compare", "run.yaml", "--np", "٣"], "argument --np/-np: ٣ does not fit"),
-        (["compare", "run.yaml", "--target", "nan"], "--target nan is no share"),
+        (
+            ["compare", "run.yaml", "--target", "nan"],
+            "--target must be above 0 and at most 1, got nan",
+        ),
         (["compare", "run.yaml", "--target", "high"], "argument --target"),
         (["compare", "run.yaml", "--study", ""], "argument --study: it is empty"),
         (["compare", "--from-study", ""], "argument --from-study: it is empty"),

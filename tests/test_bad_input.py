@@ -115,7 +115,7 @@ def refused(here: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> s
             "train.batch_size=1 gives batch norm one value per channel",
         ),
         (["backbone.name=resnet81"], "unknown backbone.name=resnet81"),
-        (["tracking.uri=mlruns"], "names no store that MLflow keeps runs in"),
+        (["tracking.uri=mlruns"], "is not a store in which MLflow keeps runs"),
         (["tracking.uri=sqlite:///none/mlflow.db"], "cannot write the MLflow store"),
         (["--folder", "run.yaml/inside"], "cannot make the run's folder run.yaml/inside"),
     ],

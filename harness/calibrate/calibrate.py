@@ -1,6 +1,6 @@
-"""Times, on the ranks of a launch, the pieces that a step is made of: what `harness plan` asks for.
+"""Times the pieces of a training step on the ranks of a launch, for `harness plan`.
 
-All ranks do each at once, through the code that training uses.
+All ranks run each piece at the same time, through the code that training uses.
 """
 
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ from harness.parallel.world import Links, World, choose_device, link
 def measure(
     config: Config, links: Links, world: World, cores: Cores, seconds: float
 ) -> Calibration:
-    """`seconds` for each timed operation. Collective over the world."""
+    """All times of a calibration; `seconds` for each timed operation. Collective over the world."""
     dataset, topology = open_dataset(config.data), world.topology
     product = _product_time(world, seconds)
     memory_bytes = _memory_bytes(world, cores)
@@ -71,7 +71,10 @@ def measure(
 
 
 def _product_time(world: World, seconds: float) -> Point:
-    """A second of plain matrix products, by operations. Collective over the world."""
+    """Floating-point operations of plain matrix products in one second. Collective over the world.
+
+    As a `Point`: size in operations, 1 s of wall time.
+    """
     speed = measure_speed(world.device, 3 * seconds)
     return Point(
         size=mean(world, speed.flop_per_second),
@@ -102,5 +105,5 @@ def calibrate(config: Config, output: Path, seconds: float) -> None:
             found = measure(config, links, world, cores, seconds)
             if world.is_first:
                 output.write_text(found.model_dump_json(indent=2), encoding="utf-8")
-            # The launcher ends all ranks once one has left: nobody leaves before the file is there.
+            # The launcher ends all ranks once one has left, so all wait until the file is written.
             barrier(world)

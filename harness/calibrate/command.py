@@ -1,4 +1,4 @@
-"""The command line of calibrate: times, under horovodrun, the pieces that a step is made of."""
+"""The command line of calibrate, which times the pieces of a step under horovodrun."""
 
 import argparse
 from typing import Any
@@ -7,17 +7,17 @@ from harness.arguments import Arguments, path, positive
 from harness.errors import AlikeOnAllRanks, UserError
 
 SECONDS = 0.6
-"""For each timed operation, unless --seconds is given."""
+"""Time for each timed operation, unless --seconds is given."""
 MOST_SECONDS = 600.0
 
 
 def add_calibrate(commands: Any) -> None:
     """`harness calibrate`."""
     parser = commands.add_parser(
-        "calibrate", help="times the pieces of a step under horovodrun; harness plan starts it"
+        "calibrate", help="time the pieces of a step under horovodrun; started by harness plan"
     )
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
-    parser.add_argument("--output", type=path, required=True, help="where the times go, JSON")
+    parser.add_argument("--output", type=path, required=True, help="output file (JSON)")
     add_seconds(parser)
     parser.set_defaults(command=_calibrate)
 
@@ -27,7 +27,7 @@ def add_seconds(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         type=positive(MOST_SECONDS),
         default=SECONDS,
-        help=f"to spend on each timing, {SECONDS} by default",
+        help=f"time for each measurement (default: {SECONDS})",
     )
 
 

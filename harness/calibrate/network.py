@@ -1,4 +1,4 @@
-"""Times the work of a rank: network, optimizer, packing for the wire."""
+"""Times the work of a rank: network, optimizer, encoding for the wire."""
 
 import statistics
 from collections.abc import Callable
@@ -28,19 +28,21 @@ from harness.train.optimizer import make_optimizer
 from harness.train.step import micro_batches
 
 NORMAL_QUARTILES = 1.349
-"""Between the quartiles of normal values, standard deviations: outliers do not count."""
+"""Distance between the quartiles of a normal distribution, in standard deviations. Dividing by it
+estimates a standard deviation on which outliers have no effect."""
 CLASSES = {"cpu": (512, 4096), "cuda": (32_768, 262_144)}
-"""Of the two classifiers that are timed: on a card fewer would time its launches."""
+"""Classes of the two classifiers that are timed; with fewer on a card, kernel launches would
+dominate."""
 ALONE = 12
-"""Passes of a rank in its turn."""
+"""Passes of a rank while the ranks that share its cores rest."""
 ENCODED_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 25}
 OPTIMIZER_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""More than caches hold."""
+"""More parameters than caches hold."""
 
 
 @dataclass(frozen=True)
 class NetworkTimes:
-    """Passes of one micro-batch; see `Calibration`."""
+    """Times of one micro-batch; the fields have the same names as in `Calibration`."""
 
     backbone: Point
     backbone_alone_seconds: float
@@ -61,7 +63,7 @@ class NetworkPasses:
         data, device = config.data, world.device
         backbone = make_backbone(config.backbone, dataset.channels, data.image_size, config.seed)
         self.backbone = backbone.to(device)
-        # Filters lie in memory as they do in training.
+        # Flattened as in training, so that filters have the same memory layout.
         self._flat = Flat(list(self.backbone.parameters()), 1, torch.zeros(1, device=device))
         topology = world.topology
         course = course_of(config, len(dataset.train), topology.rank, topology.world_size)
@@ -70,7 +72,7 @@ class NetworkPasses:
         self._seconds: list[float] = []
 
     def measured(self) -> NetworkTimes:
-        """Collective over the world."""
+        """Times the backbone and both classifiers. Collective over the world."""
         world = self._world
         operations = self._operations(0).backbone
         backbone = timed(world, self._backbone_pass, operations, 3 * self._seconds_each)
@@ -103,7 +105,11 @@ class NetworkPasses:
         return torch.autocast(self._world.device.type, torch.bfloat16, enabled=enabled)
 
     def _alone_seconds(self) -> float:
-        """In turns, each with as many ranks as cores: other cores are as busy as ever."""
+        """Median seconds of a pass while the ranks that share the rank's cores rest.
+
+        Ranks take turns; in each turn as many ranks run as there are cores, so that the other cores
+        are as busy as usual. Collective over the world.
+        """
         own = 0.0
         for turn in range(self._cores.turns):
             barrier(self._world)
@@ -144,7 +150,7 @@ def optimizer_time(config: Config, world: World, seconds: float) -> Point:
 
 
 class _Nowhere:
-    """As many ranks as there are nodes, of which this one is alone to send anything."""
+    """A group of `size` ranks in which nothing is sent: every other rank's part is this rank's."""
 
     index = 0
 

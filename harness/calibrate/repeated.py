@@ -1,4 +1,4 @@
-"""How long an operation takes when all ranks do it at once: from one barrier of all to the next."""
+"""How long an operation takes when all ranks run it at the same time, started by a barrier."""
 
 import statistics
 import time
@@ -12,7 +12,7 @@ from harness.measure.clock import now
 from harness.parallel.world import World
 
 GOLDEN = 0.618
-"""The golden ratio's fraction: its multiples, less their whole part, fill 0 to 1 evenly."""
+"""Fraction of the golden ratio: the fractional parts of its multiples fill 0 to 1 evenly."""
 BLOCKS = 5
 """Blocks of repetitions over which the median is taken."""
 
@@ -22,13 +22,13 @@ class Repeat:
     """How an operation is repeated."""
 
     rest: float = 0.0
-    """Seconds before each, more or less, which are not counted."""
+    """Mean pause in seconds before each repetition, which is not counted."""
     least: int = 1
-    """Repetitions in a row. Before several comes one that is not counted: it spends what a link's
-    token bucket had saved up."""
+    """Least repetitions in a row. If there are several, one that is not counted comes first: it
+    empties the token bucket that a link has filled meanwhile."""
     best: bool = False
-    """The fastest block counts in place of the median: for transfers, which other work on the
-    machine disturbs without showing in the processor time."""
+    """Whether the fastest block counts instead of the median. This is for transfers: other work on
+    the machine slows them down without showing in the processor time."""
 
 
 ONCE = Repeat()
@@ -41,12 +41,12 @@ def timed(
     seconds: float,
     repeat: Repeat = ONCE,
 ) -> Point:
-    """Repeats `operation` for about `seconds` in all, equally often on all ranks.
+    """Repeats `operation` for about `seconds` in all, the same number of times on all ranks.
 
     Collective over the world.
     """
     once = _block(world, operation, 1, repeat.rest)
-    # Every rank divides by the mean over ranks, so that all of them repeat it equally often.
+    # Repetitions come from the mean over ranks: they must be the same on all, or barriers hang.
     each = mean(world, once[0]) + repeat.rest + 1e-9
     repetitions = max(repeat.least, round(seconds / BLOCKS / each))
     spends = repeat.least > 1
@@ -63,15 +63,15 @@ def _block(
     rest: float,
     spends_first: bool = False,
 ) -> tuple[float, float]:
-    """Wall and processor seconds of one repetition."""
+    """Mean wall and processor seconds of one repetition."""
     barrier(world)
     if spends_first:
         operation()
     wall = cpu = 0.0
     for number in range(repetitions):
         if rest:
-            # Rests of 0.5 to 1.5 times the mean: Horovod looks for work at a fixed beat, and equal
-            # rests could meet it at one and the same point every time.
+            # Pauses of 0.5 to 1.5 times the mean: Horovod looks for work once per cycle, and equal
+            # pauses could hit the same point of the cycle every time.
             time.sleep(rest * (0.5 + number * GOLDEN % 1))
             barrier(world)
         started, busy = now(world.device), time.process_time()
@@ -82,11 +82,11 @@ def _block(
 
 
 def barrier(world: World) -> None:
-    """Collective over the world."""
+    """Returns once all ranks have called it. Collective over the world."""
     world.everyone.launch_sum(torch.zeros(1, device=world.device)).wait()
 
 
 def mean(world: World, value: float) -> float:
-    """Over all ranks. Collective over the world."""
+    """Mean of a value over all ranks. Collective over the world."""
     row = torch.tensor([value], dtype=torch.float64)
     return float(world.launch_gather(row, "calibration").wait().mean())

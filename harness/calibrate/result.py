@@ -1,4 +1,4 @@
-"""What one short calibration measured on the ranks: times of the pieces that steps are made of."""
+"""The result of a calibration: measured times of the pieces of a training step."""
 
 from pathlib import Path
 from typing import Any
@@ -11,67 +11,74 @@ from harness.measure.summary import Record
 
 
 class Point(Record):
-    """One operation of one size, all ranks at once; medians over repetitions, means over ranks."""
+    """The time of one operation of one size, run by all ranks at the same time.
+
+    Medians over repetitions (for transfers the fastest), means over ranks.
+    """
 
     size: float
-    """Bytes, elements or floating-point operations, as the name of the list says."""
+    """Bytes, elements or floating-point operations, depending on the operation."""
     seconds: float
+    """Wall time."""
     cpu_seconds: float
-    """Of the processor, all threads of the rank; wall time less this is waiting."""
+    """Processor time of all threads of the rank; wall time minus this is waiting."""
 
 
 class Calibration(Record):
-    """Times as measured, on ranks that share cores where they do."""
+    """Times measured on the ranks of a launch; ranks that share cores were timed sharing them."""
 
     hosts: tuple[str, ...]
-    """Of the nodes."""
+    """Host name of every node."""
     nodes: int
     ranks_per_node: int
     cores_per_node: float | None
     """Cores that a node's ranks have for themselves, by their affinities; None on cards."""
     threads: int
-    """Of a rank."""
+    """Threads of a rank."""
     device: str
+    """The card's name, or cpu."""
     memory_bytes: int
-    """That a rank can have: a card's, or a node's divided by its ranks."""
+    """Memory that a rank can have: its card's, or the node's free memory divided by its ranks."""
     commit: str | None
+    """Git commit of the harness; None if unknown."""
     measured_at: str
     """Date and time, UTC."""
     config: dict[str, Any]
-    """What was measured, by dotted key."""
+    """The config that was measured, by dotted key."""
 
     product: Point
-    """A second of plain matrix products, by operations."""
+    """One second of plain matrix products, by floating-point operations."""
     backbone: tuple[Point, ...]
-    """A micro-batch through the backbone, forward and backward, by its operations."""
+    """Forward and backward pass of a micro-batch through the backbone, by operations."""
     backbone_alone_seconds: float
-    """The same while the ranks that share its cores rest."""
+    """Wall time of the same passes while the ranks that share the rank's cores rest."""
     backbone_variation: float
-    """Standard deviation of a micro-batch's time by its mean, from its quartiles."""
+    """Standard deviation of a micro-batch's time, estimated from quartiles, over its median."""
     classifier: tuple[Point, ...]
     """Logits, loss and their backward pass, by operations."""
     optimizer: tuple[Point, ...]
-    """Step, by bytes of parameters."""
+    """Step of the optimizer, by bytes of parameters."""
     encode: dict[str, tuple[Point, ...]]
-    """Packing and unpacking for the wire, by elements."""
+    """Codec -> encoding and decoding for the wire, by elements."""
     gather: tuple[Point, ...]
-    """In the node: all-gather, by bytes of a rank's block."""
+    """All-gather inside the node, by bytes of a rank's block."""
     flat: tuple[Point, ...]
-    """All ranks: all-reduce through torch, by bytes of the buffer, one after the other."""
+    """All-reduce over all ranks through torch, by bytes of the buffer, back to back."""
     flat_after_rest: tuple[Point, ...]
-    """The same after the link has rested."""
+    """The same after a pause in which the link's token bucket fills up."""
     peers: tuple[Point, ...]
-    """Each local rank with its peers: all-reduce through Horovod, by bytes of the buffer."""
+    """All-reduce of each local rank with its peers through Horovod, by bytes of the buffer."""
     host_copy: tuple[Point, ...] = ()
-    """From a card to pinned host memory, by bytes; empty on cores, whose exchanges need none."""
+    """Copy from a card to pinned host memory, by bytes; empty on cores, which need no copy."""
     idle: Point
-    """A pause: what a rank's threads take of the processor while they have nothing to do."""
+    """A pause, of which the processor time counts: what a rank's threads use while idle."""
     under_way: tuple[Point, ...]
-    """As `peers`, launched before such a pause, and waited for when it is long done."""
+    """All-reduce as in `peers`, launched before such a pause and waited for after it, when it is
+    long complete."""
     window: Point
-    """A window of nodes that do not meet, classes sliced over the node, as training runs it."""
+    """A window of training in which nodes do not communicate, with classes sliced over the node."""
     window_phases: dict[str, float]
-    """Of it, seconds, means."""
+    """Phase -> its mean seconds in that window."""
 
     @property
     def on_cards(self) -> bool:
@@ -79,6 +86,7 @@ class Calibration(Record):
 
 
 def read_calibration(path: Path) -> Calibration:
+    """Reads a calibration's file. Raises UserError if it is missing or holds something else."""
     try:
         return Calibration.model_validate_json(read_text(path, "calibration", MOST_JSON_BYTES))
     except ValidationError as error:

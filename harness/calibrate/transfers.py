@@ -1,4 +1,4 @@
-"""Times transfers inside nodes and between them, by what training sends them through."""
+"""Times transfers inside nodes and between them, through the libraries that training uses."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,31 +12,34 @@ from harness.calibrate.result import Point
 from harness.parallel.world import World
 
 LONGEST_TRANSFER_SECONDS = 0.5
-"""Sizes of transfers between nodes stop where one takes longer."""
+"""Larger sizes are left out once a transfer would take longer than this."""
 IN_NODE_BYTES = (16_384, 262_144, 2_097_152)
 FLAT_BYTES = (32_768, 1_048_576, 4_194_304)
-"""Up to `exchange.bucket_mb`'s default: what the baseline sends in one piece."""
+"""Up to the default of `exchange.bucket_mb`, which is what the baseline sends in one piece."""
 PEERS_BYTES = (32_768, 2_097_152, 16_777_216)
 COPIED_BYTES = (2_097_152, 67_108_864)
 UNDER_WAY_BYTES = (32_768, 1_048_576)
 UNDER_WAY_SECONDS = 0.2
+"""Length of the pause in which a transfer is under way."""
 UNDER_WAY_BLOCKS = 4
-"""Timed for this many times as long: a transfer's work is little beside what threads do anyway."""
+"""Factor of the time for these measurements: the processor time of a transfer is small compared
+with that of idle threads, so more repetitions are needed."""
 REST_SECONDS = 0.3
-"""Long enough for a link's token bucket to fill up."""
+"""Pause in which a link's token bucket fills up."""
 OUT_OF_STEP_SECONDS = 0.02
-"""About so long after the one before: no transfer may meet Horovod's cycle at the same point."""
+"""Mean pause before a transfer, so that transfers do not all hit the same point of Horovod's
+cycle."""
 BACK_TO_BACK = 4
-"""Transfers without a rest, for a link's lasting rate."""
+"""Transfers without a pause between them, which measure a link's sustained rate."""
 NOTHING = Point(size=0, seconds=0, cpu_seconds=0)
-"""The time of a transfer that these ranks never make."""
+"""Time of a transfer that these ranks never make."""
 
 Transfer = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class TransferTimes:
-    """See `Calibration`, which has the same names."""
+    """Times of transfers; the fields have the same names as in `Calibration`."""
 
     gather: tuple[Point, ...]
     flat: tuple[Point, ...]
@@ -48,7 +51,7 @@ class TransferTimes:
 
 
 def transfer_times(world: World, seconds: float) -> TransferTimes:
-    """About so many seconds of each transfer, in every size. Collective over the world."""
+    """Times each transfer in every size, for about `seconds` each. Collective over the world."""
     inside, between = world.node.size > 1, world.peers.size > 1
     card = world.device.type == "cuda"
     sizes = _Sizes(world, seconds)
@@ -81,7 +84,10 @@ class _Sizes:
         rest: float = 0.0,
         least: int = 1,
     ) -> tuple[Point, ...]:
-        """From the smallest on, until one would take too long; see `harness.calibrate.repeated`."""
+        """Times the sizes in increasing order, until one would take too long.
+
+        `rest` and `least`: see `harness.calibrate.repeated.Repeat`. Collective over the world.
+        """
         found: list[Point] = []
         for size in sizes:
             if found and found[-1].seconds * size / found[-1].size > LONGEST_TRANSFER_SECONDS:
@@ -95,7 +101,7 @@ class _Sizes:
         return tuple(found)
 
     def beside(self, operation: Transfer, size: float) -> Point:
-        """One that runs while the rank does nothing else."""
+        """Times an operation that runs while the rank does nothing else."""
         return timed(self._world, operation, size, UNDER_WAY_BLOCKS * self._seconds)
 
 
@@ -116,14 +122,14 @@ def _late(world: World, size: int) -> Transfer:
 
 
 def _host_copy(world: World, size: int) -> Transfer:
-    """As an exchange between cards goes by way of host memory."""
+    """A copy to host memory, through which exchanges between cards of different nodes go."""
     buffer = _floats(size, world.device)
     host = torch.empty(buffer.shape, pin_memory=True)
     return lambda: host.copy_(buffer, non_blocking=True)
 
 
 def _under_way(world: World, size: int) -> Transfer:
-    """As a late exchange: whoever launched it does something else until it is done."""
+    """A late exchange: the rank launches it, does something else, and waits when it is complete."""
     buffer = _floats(size, world.device)
 
     def one() -> None:

@@ -1,4 +1,4 @@
-"""Times a window of nodes apart, as training runs it."""
+"""Times a window of training in which nodes do not communicate."""
 
 import statistics
 from dataclasses import dataclass, replace
@@ -15,19 +15,20 @@ from harness.parallel.world import Links
 from harness.train.trial import Trial
 
 WARM_WINDOWS = 6
+"""Windows before the timed ones."""
 
 
 @dataclass(frozen=True)
 class WindowTime:
-    """A window of one micro-batch, classes sliced over a node, and nodes apart."""
+    """Time of a window of one micro-batch, with classes sliced over the node and nodes apart."""
 
     whole: Point
     phases: dict[str, float]
-    """Seconds in each, means."""
+    """Phase -> its mean seconds."""
 
 
 def window_time(config: Config, dataset: Dataset, links: Links, seconds: float) -> WindowTime:
-    """Collective over the world."""
+    """Times windows of a trial run for about 8 * `seconds`. Collective over the world."""
     clock = KeepingClock(CardTimeline() if links.device.type == "cuda" else HostTimeline())
     own = replace(links, meters=Meters(clock, Traffic()))
     world = own.world("node", user="calibration.window.")
@@ -45,7 +46,7 @@ def window_time(config: Config, dataset: Dataset, links: Links, seconds: float) 
 
 
 class KeepingClock(Clock):
-    """Keeps what its reader took."""
+    """A clock that also keeps the times that are read from it."""
 
     def __init__(self, timeline: Timeline) -> None:
         super().__init__(timeline)

@@ -1,4 +1,4 @@
-"""What a backbone keeps of its images in a training step, counted on two or three of them."""
+"""Memory that a backbone's activations take in a training step, counted on two or three images."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,34 +17,38 @@ from harness.model.trainable import training_pass
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes in float32, or with half precision, of some images."""
+    """Bytes of activations of some number of images, in float32 or in half precision."""
 
     kept: int
-    """What autograd keeps when the forward pass ends."""
+    """Bytes that autograd keeps at the end of the forward pass."""
     way_back: int
-    """The most that lives in the backward pass, with gradients of an output and of an input."""
+    """Peak of the backward pass, with the gradients of a layer's output and input."""
     seen: int
-    """The most that lives in a forward pass that keeps nothing."""
+    """Peak of a forward pass without autograd."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Of a backbone; each tensor that is kept has a size that is linear in the images."""
+    """Activations of a backbone; the size of each tensor is linear in the number of images."""
 
     largest: int
     """Elements of the largest parameter."""
     half: bool
+    """Whether the backbone computes in half precision."""
     images: int
+    """Images for which `sizes` holds."""
     sizes: tuple[int, ...]
-    """Bytes of each kept tensor, in their order, for `images`."""
+    """Bytes of each kept tensor, in the order of the forward pass."""
     per_image: tuple[int, ...]
-    """Bytes more for one image more."""
+    """Bytes that each of them grows by per image."""
 
     def of(self, images: int) -> Kept:
+        """Memory for any number of images, to which the kept tensors are extrapolated."""
         more = images - self.images
         sizes = [size + more * each for size, each in zip(self.sizes, self.per_image, strict=True)]
         before = list(accumulate(sizes))
-        # A layer's gradients come when all layers behind it have given back what they kept.
+        # When the backward pass reaches layer i, the layers behind it have freed their tensors:
+        # s_1 + ... + s_i are alive, and two gradients of size s_i are added.
         moments = [alive + 2 * size for alive, size in zip(before, sizes, strict=True)]
         seen = 3 * max(sizes) if self.half else 2 * max(sizes) + 4 * self.largest
         return Kept(kept=before[-1], way_back=max(moments), seen=seen)
@@ -54,7 +58,10 @@ class Activations:
 def activations_of(
     config: BackboneConfig, channels: int, size: int, images: int, half: bool
 ) -> Activations:
-    """Counted on `images` and on one more; raises UserError where it cannot train with so few."""
+    """Counts the kept tensors with `images` images and with one more.
+
+    Raises UserError if the backbone cannot be trained with so few.
+    """
     backbone = make_backbone(config, channels, size, seed=0)
     few, more = (_kept_sizes(backbone, channels, size, n, half) for n in (images, images + 1))
     return Activations(
@@ -72,7 +79,7 @@ def _kept_sizes(backbone: Backbone, channels: int, size: int, images: int, half:
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage  # held, or its address could be given to another
+        kept[storage._cdata] = storage  # a reference, so that its address is not used again
         return tensor
 
     with (
@@ -86,10 +93,10 @@ def _kept_sizes(backbone: Backbone, channels: int, size: int, images: int, half:
 
 @contextmanager
 def _without_numbers(backbone: Backbone) -> Iterator[set[int]]:
-    """In it a large backbone computes shapes alone; yields its own storages.
+    """Makes a large backbone compute shapes only, in the block; yields the backbone's own storages.
 
-    A processor takes 10 s for a ResNet-50 in half precision. Tensors without numbers cost 2 s to be
-    used first, more than a small backbone computes for, unless torchvision has done so already.
+    A processor takes 10 s for a ResNet-50 in half precision. The first use of fake tensors costs
+    2 s, unless torchvision has used them already; a small backbone computes faster than that.
     """
     own = {tensor.untyped_storage()._cdata for tensor in backbone.state_dict().values()}
     small = isinstance(backbone.body, nn.Sequential)

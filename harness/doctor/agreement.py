@@ -1,4 +1,4 @@
-"""Do all ranks train the same? Config, checkpoint and data are compared before the training."""
+"""Do all ranks train the same? Compares config, checkpoint and data before the training."""
 
 import hashlib
 import json
@@ -17,8 +17,9 @@ from harness.parallel.ranks import Ranks
 from harness.tracking.folders import META
 
 VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
-"""Of the environment: they change the products of matrices, and no library compares them."""
+"""Environment variables that change matrix products and that no library compares over ranks."""
 SHOWN_LETTERS = 80
+"""Longest value that a message quotes in full."""
 CHECKPOINT = "the checkpoint of train.resume"
 
 Items = TypeVar("Items", dict[str, str], list[str])
@@ -26,26 +27,26 @@ Items = TypeVar("Items", dict[str, str], list[str])
 
 @dataclass(frozen=True)
 class Difference:
-    """Between one rank and one of those that are like most."""
+    """A key with different values on two ranks."""
 
     key: str
     usual: int
-    """The lowest rank of the most; of as many on both sides, rank 0's side is the usual one."""
+    """Lowest rank with the most frequent value; in a tie, with rank 0's value."""
     odd: int
-    """The lowest rank that has something else."""
+    """Lowest rank with another value."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Of one set of images."""
+    """Summary of one set of images."""
 
     count: int
     digest: str
-    """Of all its parts, in order."""
+    """Hash of all its parts, in order."""
 
 
 def agree_on_settings(config: Config, ranks: Ranks) -> None:
-    """Raises UserError, on the first rank, for a key that has another value on some rank.
+    """Raises UserError, on the first rank, for the first key whose values differ between ranks.
 
     Collective over the world.
     """
@@ -60,18 +61,19 @@ def agree_on_settings(config: Config, ranks: Ranks) -> None:
                 for rank in (found.usual, found.odd)
             )
             raise UserError(
-                f"ranks would not train the same: {found.key} is {odd} and {usual}; "
+                f"ranks would train differently: {found.key} is {odd} and {usual}; "
                 f"{_advice(found.key)}"
             )
 
 
 def agree_on_data(dataset: Dataset, ranks: Ranks) -> None:
-    """Raises UserError, on the first rank, for a set that some rank has another copy of.
+    """Raises UserError, on the first rank, for a set of images that differs between ranks.
 
-    Collective over the world; how many collectives follow depends on what all of them have seen.
+    Collective over the world; the number of collectives depends on what all ranks have gathered, so
+    it is the same on all of them.
     """
     if ranks.topology.world_size == 1:
-        return  # a million files have sizes that nobody would compare
+        return  # nothing to compare: do not look up the sizes of perhaps a million files
     sets = {"train": dataset.train, **dataset.validation}
     own: dict[str, Contents] = {}
     with ranks.together():
@@ -79,7 +81,7 @@ def agree_on_data(dataset: Dataset, ranks: Ranks) -> None:
             own = {name: contents_of(source) for name, source in sets.items()}
         except OSError as error:
             raise UserError(
-                f"cannot look at the image {error.filename}: {error.strerror}; mend or remove it"
+                f"cannot read the image {error.filename}: {error.strerror}; repair or remove it"
             ) from error
     contents = ranks.gather_objects(own, "contents")
     found = first_difference(contents)
@@ -92,13 +94,13 @@ def agree_on_data(dataset: Dataset, ranks: Ranks) -> None:
             usual, odd = _place(hosts, found.usual), _place(hosts, found.odd)
             counts = [contents[rank][found.key].count for rank in (found.odd, found.usual)]
             raise UserError(
-                f"ranks see other images in the {found.key} set: {odd} has {counts[0]}, {usual} "
-                f"has {counts[1]}; {example}; give all hosts the same copy of the data"
+                f"ranks see different images in the {found.key} set: {odd} has {counts[0]}, "
+                f"{usual} has {counts[1]}; {example}; give all hosts the same copy of the data"
             )
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """What must be the same on all ranks before any of them looks at its data."""
+    """Settings that must be the same on all ranks; compared before any rank looks at its data."""
     found = config.alike()
     found |= {name: os.environ.get(name) for name in VARIABLES}
     if config.train.resume:
@@ -108,12 +110,12 @@ def settings_of(config: Config) -> dict[str, Any]:
 
 def _advice(key: str) -> str:
     if key == CHECKPOINT:
-        return "copy the folder of the checkpoint to every host"
+        return "copy the checkpoint's folder to every host"
     return "start all ranks with the same experiment, key=value arguments and variables"
 
 
 def contents_of(source: ImageSource) -> Contents:
-    """Looks at all files and opens none. Raises OSError where one is gone."""
+    """Summary of a set, from its files' names and sizes. Raises OSError if a file is gone."""
     digest = hashlib.sha256()
     for part in source.parts():
         digest.update(f"{part.of}\0{part.item}\n".encode("utf-8", "surrogateescape"))
@@ -121,7 +123,7 @@ def contents_of(source: ImageSource) -> Contents:
 
 
 def first_difference(values: Sequence[Mapping[str, Any]]) -> Difference | None:
-    """The first key, in the order of the first rank's, with other values on some of the ranks."""
+    """The first key, in the first rank's order, whose values differ; `values` has one per rank."""
     for key in dict.fromkeys(key for each in values for key in each):
         found = [repr(each.get(key)) for each in values]
         counts = Counter(found)
@@ -133,7 +135,7 @@ def first_difference(values: Sequence[Mapping[str, Any]]) -> Difference | None:
 
 
 def _example(found: Difference, source: ImageSource, hosts: Sequence[str], ranks: Ranks) -> str:
-    """What only one of the two ranks has: a class, else a file of a class. Collective."""
+    """Names what only one of the two ranks has: a class, else a file of a class. Collective."""
     compared = ranks.topology.rank in (found.usual, found.odd)
     own = _by_owner(source.parts()) if compared else {}
     digests = {of: _digest(items) for of, items in own.items()}
@@ -146,16 +148,16 @@ def _example(found: Difference, source: ImageSource, hosts: Sequence[str], ranks
             f"{item} of {differing}" if item else ""
             for item in (_only(*items), _only(*items[::-1]))
         ]
-    said = [
+    lone_items = [
         f"only {_place(hosts, rank)} has {_shown(what)}"
         for rank, what in zip((found.usual, found.odd), lone, strict=True)
         if what
     ]
-    return ", ".join(said) or "they come in another order"
+    return ", ".join(lone_items) or "their order differs"
 
 
 def _of_both(own: Items, found: Difference, ranks: Ranks) -> tuple[Items, Items]:
-    """The values of the usual and of the odd rank; the others' are empty. Collective."""
+    """The values of the usual and of the odd rank; other ranks give an empty one. Collective."""
     gathered = ranks.gather_objects(own, "compared contents")
     return gathered[found.usual], gathered[found.odd]
 
@@ -168,7 +170,7 @@ def _by_owner(parts: Iterable[Part]) -> dict[str, list[str]]:
 
 
 def _only(these: Iterable[str], those: Iterable[str]) -> str:
-    """The first of these that is not among those."""
+    """The smallest of these that is not among those; empty if there is none."""
     return min(set(these) - set(those), default="")
 
 
@@ -181,7 +183,7 @@ def _digest_of(file: Path) -> str:
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
     except OSError:
-        return "not there"
+        return "missing"
 
 
 def _place(hosts: Sequence[str], rank: int) -> str:

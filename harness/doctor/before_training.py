@@ -1,4 +1,4 @@
-"""The doctor's cheap part, before a training: a fault ends the run, a warning is told once."""
+"""The doctor's cheap checks before a training: a fault ends the run, a warning is printed once."""
 
 import sys
 
@@ -13,7 +13,7 @@ from harness.parallel.world import World
 
 
 def check_before_training(config: Config, world: World) -> None:
-    """Raises UserError on the first rank for a fault. Collective over the world."""
+    """Raises UserError for a fault on any host, on the first rank. Collective over the world."""
     if not config.doctor.before_training:
         return
     seat = launched_seat()
@@ -25,21 +25,21 @@ def check_before_training(config: Config, world: World) -> None:
             cards = world.device.type == "cuda"
             need = need_of(*given, cards)
             if products_of(*given, cards) > PRODUCTS:
-                told = f"classifier: {exponentials_of(*given, cards)}; fewer images do without"
-                print(told, file=sys.stderr, flush=True)
+                way = f"classifier: {exponentials_of(*given, cards)}; fewer images avoid this"
+                print(way, file=sys.stderr, flush=True)
     facts = static_facts(config, seats, seat, world.device, need)
     gathered = world.gather_objects(facts, "doctor facts")
     with world.together():
         if world.is_first:
             findings = judge_static(seats, gathered, need)
-            _tell(findings)
+            _report(findings)
 
 
-def _tell(findings: list[Finding]) -> None:
+def _report(findings: list[Finding]) -> None:
     faults = [finding for finding in findings if finding.level == "fail"]
     for finding in findings:
         if finding.level == "warn":
             print(f"harness doctor: {finding.line()}", file=sys.stderr, flush=True)
     if worst(findings) == "fail":
-        told = " | ".join(f"{each.check}: {each.found}; {each.advice}" for each in faults)
-        raise UserError(f"{told} (doctor.before_training=false trains all the same)")
+        causes = " | ".join(f"{each.check}: {each.found}; {each.advice}" for each in faults)
+        raise UserError(f"{causes} (to train anyway, set doctor.before_training=false)")

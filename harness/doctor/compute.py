@@ -1,4 +1,4 @@
-"""Does each card, or core, multiply matrices as fast as the others do at the same time?"""
+"""Does each card or core multiply matrices as fast as the others, all at the same time?"""
 
 import time
 from collections.abc import Sequence
@@ -6,36 +6,42 @@ from statistics import median
 
 import torch
 
-from harness.doctor.finding import Facts, Finding, Level, listed, median_of_rest, told
+from harness.doctor.finding import Facts, Finding, Level, limit_lines, listed, median_of_rest
 from harness.doctor.seat import Seat
 from harness.measure.clock import now
 
 CHECK = "compute"
 TOLERANCE = 0.2
-"""A rank may be slower than the median of the others by so much."""
+"""Share by which a rank may be slower than the median of the others."""
 CROWDED_TOLERANCE = 0.5
-"""Where ranks outnumber the cores these are not divided evenly: less than this is a warning."""
+"""Share by which a rank may be slower with only a warning if ranks outnumber the cores, since these
+are then not divided evenly."""
 SIZES = {"cpu": 256, "cuda": 4096}
 """Side of the square matrices."""
 AT_ONCE = {"cpu": 1, "cuda": 16}
-"""Products that are started before any is waited for: a card must not stand idle in between."""
+"""Products that are launched before one is waited for, so that a card is never idle in between."""
 BUSY = 0.9
-"""A process that got less of its cores than this was kept from them."""
+"""Least share of its cores that an unhindered process gets; with less, something kept it from
+them."""
 
 
 class Speed(Facts):
-    """One rank's matrix products."""
+    """Speed of one rank's matrix products."""
 
     device: str
+    """The card's name, or cpu."""
     flop_per_second: float
     cpu_share: float | None
-    """Processor time by wall time and threads; None on a card."""
+    """Processor time / (wall time x threads); None on a card."""
 
 
 def measure_speed(
     device: torch.device, seconds: float, dtype: torch.dtype = torch.float32
 ) -> Speed:
-    """Measures for `seconds`, several periods of a processor limit: less would measure a burst."""
+    """Measures for `seconds`, which must be several periods of a processor limit (0.1 s).
+
+    A shorter measurement would see only the burst that a limit lets pass.
+    """
     size = SIZES[device.type]
     left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     result = left @ right
@@ -54,12 +60,13 @@ def measure_speed(
 
 
 def best_speeds(rounds: Sequence[Sequence[Speed]]) -> list[Speed]:
-    """The best of each rank: a disturbance only ever takes speed away."""
+    """The best speed of each rank: disturbances only make a rank slower."""
     by_rank = zip(*rounds, strict=True)
     return [max(speeds, key=lambda speed: speed.flop_per_second) for speeds in by_rank]
 
 
 def slow_ranks(speeds: Sequence[Speed]) -> list[int]:
+    """Ranks below 1 - TOLERANCE of the median of the others; of a single rank, none."""
     rates = [speed.flop_per_second for speed in speeds]
     if len(rates) < 2:
         return []
@@ -68,6 +75,7 @@ def slow_ranks(speeds: Sequence[Speed]) -> list[int]:
 
 
 def judge_compute(seats: Sequence[Seat], speeds: Sequence[Speed]) -> list[Finding]:
+    """One fault for each host with slow ranks, else one finding with the range of speeds."""
     rates = [speed.flop_per_second for speed in speeds]
     slow = slow_ranks(speeds)
     hosts = dict.fromkeys(seats[rank].host for rank in slow)
@@ -77,10 +85,10 @@ def judge_compute(seats: Sequence[Seat], speeds: Sequence[Speed]) -> list[Findin
     ]
     device = speeds[0].device
     well = f"{_rate(min(rates))} to {_rate(max(rates))} on each of {len(rates)} ranks, {device}"
-    well += ", whose cores they share" if _crowded(speeds) else ""
+    well += ", which share cores" if _crowded(speeds) else ""
     if len(rates) == 1:
         well = f"{_rate(rates[0])} on the only rank, {device}: nothing to compare it with"
-    return told(faults, Finding(check=CHECK, level="ok", found=well))
+    return limit_lines(faults, Finding(check=CHECK, level="ok", found=well))
 
 
 def _slow_on(host: str, ranks: Sequence[int], speeds: Sequence[Speed]) -> Finding:
@@ -94,19 +102,19 @@ def _slow_on(host: str, ranks: Sequence[int], speeds: Sequence[Speed]) -> Findin
         f"{rates[slowest] / usual:.0%} of the others' median of {_rate(usual)}"
     )
     if speed.cpu_share is None:
-        advice = f"look at the card's clock, heat and power, and who else uses it, on {host}"
+        advice = f"check the card's clock, heat and power, and who else uses it, on {host}"
     elif speed.cpu_share < BUSY:
-        found += f"; it was given {speed.cpu_share:.0%} of its cores"
-        advice = f"look on {host} for a limit on the processor and for other work"
+        found += f"; it got {speed.cpu_share:.0%} of its cores"
+        advice = f"check {host} for a limit on the processor and for other load"
     else:
-        advice = f"look at the processor's clock on {host}, or leave it out of the run"
+        advice = f"check the processor's clock on {host}, or leave {host} out of the run"
     harmless = _crowded(speeds) and rates[slowest] >= (1 - CROWDED_TOLERANCE) * usual
     level: Level = "warn" if harmless else "fail"
     return Finding(check=CHECK, level=level, found=found, advice=advice)
 
 
 def _crowded(speeds: Sequence[Speed]) -> bool:
-    """Most ranks have to wait for a core."""
+    """Whether most ranks have to wait for a core."""
     shares = [speed.cpu_share for speed in speeds if speed.cpu_share is not None]
     return len(shares) > 1 and median(shares) < BUSY
 

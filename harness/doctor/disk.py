@@ -1,4 +1,4 @@
-"""Is there room, and leave to write, where a run puts its files and its prepared images?"""
+"""Is there room, with permission to write, for a run's files and its prepared images?"""
 
 import os
 import shutil
@@ -6,31 +6,37 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.config import Config
-from harness.doctor.finding import Facts, Finding, Level, in_bytes, listed, told
+from harness.doctor.finding import Facts, Finding, Level, in_bytes, limit_lines, listed
 from harness.doctor.seat import Seat
 
 CHECK = "disk"
 SPARE_BYTES = 1e9
-"""Less than this beside what a run needs is a warning: logs, metrics, whoever else writes there."""
+"""Free space beyond what a run needs below which there is a warning: logs, metrics and other
+programs need some."""
 GLYPH_DESIGNS = 8
-"""Fonts that the glyphs' cache is counted with."""
+"""Fonts assumed when the size of the glyphs' cache is estimated."""
 
 
 class Place(Facts):
+    """A folder that a run writes to, and the disk that it is on."""
+
     purpose: str
     folder: str
     exists: bool
+    """Whether the folder itself exists; else the facts are those of its nearest parent."""
     free_bytes: int
     writable: bool
     needed_bytes: int
 
 
 class DiskFacts(Facts):
+    """The folders that one host writes to."""
+
     places: list[Place]
 
 
 def disk_facts(config: Config, checkpoint_bytes: int, first: bool) -> DiskFacts:
-    """Of one host; only the first rank's keeps a run's files, all prepare images."""
+    """Facts of one host: every host has a cache of images, the first rank's also a run's files."""
     places = [_place("cache", Path(config.data.cache), _cache_bytes(config))]
     if first:
         needed = checkpoint_bytes * _checkpoints(config)
@@ -39,21 +45,21 @@ def disk_facts(config: Config, checkpoint_bytes: int, first: bool) -> DiskFacts:
 
 
 def judge_disk(seats: Sequence[Seat], facts: Sequence[DiskFacts | None]) -> list[Finding]:
-    """`facts` are None for ranks that do not speak."""
+    """Judges every folder; `facts` has one entry per rank, None except on a host's first rank."""
     faults, least = [], float("inf")
     for seat, fact in zip(seats, facts, strict=True):
         for place in fact.places if fact else []:
             least = min(least, place.free_bytes)
             faults += _faults(seat.host, place)
     where = listed(place.folder for place in facts[0].places) if facts[0] else ""
-    well = f"{in_bytes(least)} or more free on every host in {where}"
-    return told(faults, Finding(check=CHECK, level="ok", found=well))
+    well = f"at least {in_bytes(least)} free on every host in {where}"
+    return limit_lines(faults, Finding(check=CHECK, level="ok", found=well))
 
 
 def _faults(host: str, place: Place) -> list[Finding]:
     key = "data.cache" if place.purpose == "cache" else "tracking.folder"
     where = f"the {place.purpose} {place.folder} on {host}"
-    # A cache that is there may hold all images already.
+    # A cache that exists may already hold all images, so it may not need to be written.
     serious: Level = "warn" if place.purpose == "cache" and place.exists else "fail"
     if not place.writable:
         found, advice = f"cannot write {where}", f"fix its permissions, or set {key}"
@@ -61,8 +67,8 @@ def _faults(host: str, place: Place) -> list[Finding]:
     if place.free_bytes >= place.needed_bytes + SPARE_BYTES:
         return []
     level = serious if place.free_bytes < place.needed_bytes else "warn"
-    found = f"{where} has {in_bytes(place.free_bytes)} free, this run writes about "
-    advice = f"free some, or set {key} to another disk"
+    found = f"{where} has {in_bytes(place.free_bytes)} free, but this run writes about "
+    advice = f"free space, or set {key} to a folder on another disk"
     return [
         Finding(check=CHECK, level=level, found=found + in_bytes(place.needed_bytes), advice=advice)
     ]
@@ -90,5 +96,5 @@ def _cache_bytes(config: Config) -> int:
 def _checkpoints(config: Config) -> int:
     train = config.train
     regular = train.steps // train.checkpoint_every if train.checkpoint_every and train.steps else 0
-    # Of a run measured in epochs the number is not known here: one, at least.
+    # A run measured in epochs has an unknown number of windows here: count at least one checkpoint.
     return regular + bool(train.save or (train.checkpoint_every and not train.steps))

@@ -1,4 +1,4 @@
-"""Checks machines, cards and links before an expensive run; says what to do about a fault."""
+"""Checks machines, cards and links before an expensive run, with advice for every fault."""
 
 import io
 import json
@@ -28,44 +28,47 @@ from harness.parallel.cards import View, place, view_of
 from harness.tracking.connection import check_store
 
 VERDICT = "doctor: "
-"""Begins the last line that is told."""
+"""Prefix of the last line of the output."""
 
 
 class Report:
-    """Tells findings as they come, on the first rank; in the end, or all at once as JSON."""
+    """Prints findings as they come, on the first rank; as JSON, all at once at the end."""
 
-    def __init__(self, speaks: bool, as_json: bool) -> None:
-        self._speaks = speaks
+    def __init__(self, prints: bool, as_json: bool) -> None:
+        self._prints = prints
         self._as_json = as_json
         self.findings: list[Finding] = []
         self._figures: dict[str, Any] = {}
 
     def add(self, findings: Sequence[Finding]) -> None:
+        """Takes findings, and prints them unless the output is JSON."""
         self.findings += findings
-        if self._speaks and not self._as_json:
+        if self._prints and not self._as_json:
             for finding in findings:
                 print(finding.line(), flush=True)
 
     def figures(self, name: str, values: Sequence[Any]) -> None:
+        """Takes measured values, which only the JSON output contains."""
         self._figures[name] = [value.model_dump(mode="json") for value in values]
 
     def conclude(self) -> None:
+        """Prints how many findings have each level, or the whole report as JSON."""
         counts = [sum(each.level == level for each in self.findings) for level in LEVELS]
-        if self._speaks and self._as_json:
+        if self._prints and self._as_json:
             findings = [finding.model_dump(mode="json") for finding in self.findings]
             whole = {"verdict": worst(self.findings), "findings": findings} | self._figures
             print(json.dumps(whole), flush=True)
-        elif self._speaks:
-            told = ", ".join(
+        elif self._prints:
+            by_level = ", ".join(
                 f"{count} {level}" for count, level in zip(counts, LEVELS, strict=True)
             )
-            print(VERDICT + told, flush=True)
+            print(VERDICT + by_level, flush=True)
 
 
 def diagnose(experiments: Sequence[Path], overrides: Sequence[str], as_json: bool) -> int:
-    """This rank's part. Exit code 1 on all of them where a check fails.
+    """Runs all checks on this rank; returns exit code 1, on all ranks, if one fails.
 
-    Raises UserError, alike on all ranks, for a wrong config. Collective over a launch.
+    Raises UserError, the same on all ranks, for a wrong config. Collective over a launch.
     """
     given = _config(experiments, overrides)
     config = given or Config(train=TrainConfig(steps=1))
@@ -74,10 +77,10 @@ def diagnose(experiments: Sequence[Path], overrides: Sequence[str], as_json: boo
     try:
         with open_meeting(seat) as meeting:
             _examine(config, given is not None, meeting, report)
-            # The first rank has told everything before any of them leaves.
+            # This gather keeps all ranks until the first one has printed everything.
             verdict = meeting.gather(worst(report.findings), "verdict")[0]
     except Broken as error:
-        lost = Report(True, as_json)  # by whoever has noticed: the first rank may not know
+        lost = Report(True, as_json)  # on each rank that noticed: the first one may not know
         lost.add([Finding(check="meeting", level="fail", found=str(error))])
         lost.conclude()
         return 1
@@ -108,14 +111,14 @@ def _examine(config: Config, is_given: bool, meeting: Meeting, report: Report) -
 
 def _config(experiments: Sequence[Path], overrides: Sequence[str]) -> Config | None:
     if len(experiments) > 1:
-        raise UserError("the doctor looks at one experiment at a time; name one")
+        raise UserError("harness doctor checks one experiment at a time; give only one")
     if overrides and not experiments:
-        raise UserError(f"{overrides[0]} belongs to an experiment; name its YAML file too")
+        raise UserError(f"{overrides[0]} changes an experiment; give its YAML file too")
     return load(experiments[0], overrides) if experiments else None
 
 
 def _device(config: Config, meeting: Meeting) -> tuple[torch.device, list[Finding]]:
-    """This rank's card or processor, and what is wrong with the cards. Collective."""
+    """This rank's device, and findings about the cards. Collective."""
     own = view_of(config.train.device, meeting.seat.host)
     gathered = meeting.gather([own.host, own.cards], "cards")
     views = [View(str(host), tuple(cards)) for host, cards in gathered]
@@ -138,7 +141,7 @@ def _need(config: Config, seats: Sequence[Seat], cards: bool, report: Report) ->
 
 
 def _threads(config: Config, seats: Sequence[Seat], seat: Seat) -> int:
-    """As many as training takes."""
+    """Threads of this rank, the same number as in training."""
     here = sum((each.machine, each.boot) == (seat.machine, seat.boot) for each in seats)
     return config.train.threads or max(1, len(os.sched_getaffinity(0)) // here)
 
@@ -154,18 +157,20 @@ def _store(tracking: TrackingConfig) -> Finding:
 
 
 def start(arguments: Sequence[str], ranks: int, hosts: str | None, as_json: bool) -> int:
-    """Runs `harness doctor` on so many ranks (0: one for every slot) by horovodrun."""
+    """Runs `harness doctor` on `ranks` ranks (0: one for every slot) with horovodrun."""
     ranks = ranks or slots_of(hosts)
     command = [sys.executable, "-m", "harness", "doctor", *arguments]
     command += ["--json"] if as_json else []
     with tempfile.TemporaryDirectory(prefix="harness-doctor-") as folder:
         screen = io.StringIO() if as_json else sys.stdout
         outcome = launch(command, ranks, hosts, Path(folder) / "log.txt", screen)
-        said = [line for line in outcome.log.read_text("utf-8").splitlines() if _is_verdict(line)]
-    if said and as_json:
-        # Alone: what a shell on some host prints of a rank that it ended is no JSON.
-        print(said[-1].partition("] ")[2], flush=True)
-    if outcome.exit_code and not said:
+        verdicts = [
+            line for line in outcome.log.read_text("utf-8").splitlines() if _is_verdict(line)
+        ]
+    if verdicts and as_json:
+        # Only this line: a host's shell may print about a rank that it ended, which is not JSON.
+        print(verdicts[-1].partition("] ")[2], flush=True)
+    if outcome.exit_code and not verdicts:
         print(f"harness: {outcome.reason}", file=sys.stderr, flush=True)
     return outcome.exit_code
 

@@ -1,4 +1,4 @@
-"""The doctor's checks on one rank, one after the other; every method is collective."""
+"""The doctor's checks, as one rank runs them; every method is collective."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,15 +27,16 @@ from harness.doctor.seat import Seat
 from harness.doctor.static import judge_static, static_facts
 
 ROUNDS, ROUND_SECONDS = 5, 0.3
-"""Of matrix products. A limit on the processor holds over periods of 0.1 s."""
+"""Rounds of matrix products, and their length: several periods (0.1 s) of a processor limit."""
 ATTEMPTS = 3
-"""A rank is slow if it is so in all rounds of as many attempts."""
+"""A rank counts as slow if it is slow in all rounds of this number of attempts."""
 WAY_SECONDS, ALL_WAYS_SECONDS = 0.5, 60.0
-"""For one direction between two hosts; less where all together would take longer."""
+"""Time for one direction between two hosts, and for all together: with many hosts, each direction
+gets less."""
 
 
 class Examination:
-    """Facts are gathered on all ranks, so that all judge alike and go the same way."""
+    """Runs the checks; all facts are gathered on all ranks, which therefore decide alike."""
 
     def __init__(self, config: Config, meeting: Meeting, answerer: Answerer) -> None:
         self._config = config
@@ -48,7 +49,7 @@ class Examination:
         self._places = [(str(address), int(port)) for _, address, port in gathered]
 
     def static(self, device: torch.device, need: Need | None) -> list[Finding]:
-        """Software, names, memory, disk. `need`: the first rank's."""
+        """Checks software, names, memory and disk. `need`: given on the first rank. Collective."""
         seats, seat = self.seats, self._meeting.seat
         facts = static_facts(self._config, seats, seat, device, need)
         if facts.names is not None:
@@ -57,22 +58,28 @@ class Examination:
         return judge_static(seats, self._gather(facts, "facts"), need)
 
     def _unreached(self, names: NameFacts) -> dict[str, str]:
-        """Hosts whose address, as this one knows it, leads to nobody or to another host."""
-        speakers = {seat.host: seat for seat in self.seats if seat.speaks}
+        """Host -> why it was not reached at the address that this host has for it.
+
+        Either nobody answers there, or another host does.
+        """
+        leaders = {seat.host: seat for seat in self.seats if seat.is_host_leader}
         unreached = {}
         for host, address in names.addresses.items():
-            port = self._places[speakers[host].rank][1]
+            port = self._places[leaders[host].rank][1]
             try:
                 if address is not None:
                     found = name_behind(address, port, self._meeting.token)
-                    if found != speakers[host].machine:
-                        unreached[host] = f"it is {found} that answers there"
+                    if found != leaders[host].machine:
+                        unreached[host] = f"{found} answers there"
             except (OSError, ValueError) as error:
                 unreached[host] = in_short(error)
         return unreached
 
     def compute(self, device: torch.device) -> tuple[list[Finding], list[Speed]]:
-        """Matrix products of all ranks at the same time; a slow rank is measured again."""
+        """Times matrix products of all ranks at the same time, again if a rank is slow.
+
+        Collective.
+        """
         rounds: list[Sequence[Speed]] = []
         best: list[Speed] = []
         for _ in range(ATTEMPTS):
@@ -84,7 +91,10 @@ class Examination:
         return judge_compute(self.seats, best), best
 
     def links(self) -> tuple[list[Finding], list[Link]]:
-        """All pairs of hosts, one at a time; slow ones again. Then inside the hosts."""
+        """Measures all pairs of hosts, one at a time, slow ones twice; then links inside hosts.
+
+        Collective.
+        """
         pairs = pairs_between(self.seats)
         links = [self._link(*pair, len(pairs)) for pair in pairs]
         again = slow_pairs(self.seats, links)

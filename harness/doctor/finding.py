@@ -1,4 +1,4 @@
-"""What a check has found, and the words it is told in."""
+"""The result of a check, and how it is printed."""
 
 from collections.abc import Iterable, Sequence
 from statistics import median
@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict
 Level = Literal["ok", "warn", "fail"]
 LEVELS: tuple[Level, ...] = ("ok", "warn", "fail")
 MOST_LINES = 8
-"""Lines of one check: what is wrong everywhere needs no line for every host."""
+"""Most lines of one check: a fault of all hosts needs no line for each of them."""
 
 
 class Facts(BaseModel):
-    """What one rank knows; crosses between ranks as JSON."""
+    """Facts that one rank has found; sent between ranks as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,7 +25,7 @@ class Finding(Facts):
     level: Level
     found: str
     advice: str = ""
-    """What to do; empty where all is well."""
+    """What to do about it; empty for level ok."""
 
     def line(self) -> str:
         advice = f"; {self.advice}" if self.advice else ""
@@ -33,11 +33,12 @@ class Finding(Facts):
 
 
 def worst(findings: Iterable[Finding]) -> Level:
+    """The most serious level; ok without findings."""
     return max((finding.level for finding in findings), key=LEVELS.index, default="ok")
 
 
-def told(faults: Sequence[Finding], well: Finding) -> list[Finding]:
-    """The faults, the worst first and not too many; `well` where there are none."""
+def limit_lines(faults: Sequence[Finding], well: Finding) -> list[Finding]:
+    """The faults, the worst first and at most MOST_LINES; `well` if there are none."""
     if not faults:
         return [well]
     ordered = sorted(faults, key=lambda finding: -LEVELS.index(finding.level))
@@ -49,7 +50,7 @@ def told(faults: Sequence[Finding], well: Finding) -> list[Finding]:
 
 
 def median_of_rest(values: Sequence[float], index: int) -> float:
-    """Median of all values but one, which there must be."""
+    """Median of all values except the one at `index`; needs at least two values."""
     return median([*values[:index], *values[index + 1 :]])
 
 
@@ -58,7 +59,7 @@ def listed(names: Iterable[object]) -> str:
 
 
 def in_bytes(count: float) -> str:
-    """With a unit, three digits."""
+    """Bytes with a unit (powers of 1000) and three digits, e.g. 1.25 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 999.5:
             return f"{count:.3g} {unit}"

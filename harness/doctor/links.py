@@ -1,55 +1,56 @@
-"""Is every link as fast as the others, between hosts and inside them, and do clocks agree?"""
+"""Is every link as fast as the others, between hosts and inside them, and do the clocks agree?"""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import median
 
-from harness.doctor.finding import Facts, Finding, in_bytes, median_of_rest, told
+from harness.doctor.finding import Facts, Finding, in_bytes, limit_lines, median_of_rest
 from harness.doctor.names import hosts_of, machines_of
 from harness.doctor.seat import Seat
 
 BETWEEN, INSIDE, CLOCKS = "links", "in-host", "clocks"
-"""What these checks are called."""
+"""Names of these checks."""
 SLOW = 0.5
-"""Share of the others' median below which a link is at fault, and a host slow inside."""
+"""Share of the others' median rate below which a link, or the inside of a host, is slow."""
 LATE = 3.0
-"""Times the others' median latency above which a host's is at fault,"""
+"""Multiple of the others' median latency above which a host is late,"""
 LATE_SECONDS = 0.001
-"""where it is also this much longer."""
+"""if its latency is also longer by at least this much."""
 TOLERATED_SECONDS = 0.1
-"""By which clocks may differ."""
+"""Difference between clocks that is tolerated."""
 
 
 class Link(Facts):
-    """What one rank measured of the way to another."""
+    """What one rank measured of its connection to another rank."""
 
     source: int
     target: int
     latency_seconds: float = 0.0
     """Half the shortest round trip."""
     there: float = 0.0
-    """Bytes per second, source to target."""
+    """Bytes per second from source to target."""
     back: float = 0.0
+    """Bytes per second from target to source."""
     clock_ahead_seconds: float = 0.0
-    """Of the target's clock before the source's."""
+    """How far the target's clock is ahead of the source's."""
     error: str = ""
-    """Why there is nothing else to tell."""
+    """Why nothing could be measured; empty if it could."""
 
 
 def pairs_between(seats: Sequence[Seat]) -> list[tuple[int, int]]:
-    """Each two hosts once, by the ranks that speak for them; those of the first host first."""
-    speakers = [next(s.rank for s in seats if s.host == host) for host in hosts_of(seats)]
-    return list(combinations(speakers, 2))
+    """Every pair of hosts once, as the pair of their first ranks; pairs of the first host first."""
+    leaders = [next(s.rank for s in seats if s.host == host) for host in hosts_of(seats)]
+    return list(combinations(leaders, 2))
 
 
 def pairs_within(seats: Sequence[Seat]) -> list[tuple[int, int]]:
-    """The first and the last rank of each host that has two."""
+    """The first and the last rank of each host that has at least two."""
     ranks = [[s.rank for s in seats if s.host == host] for host in hosts_of(seats)]
     return [(own[0], own[-1]) for own in ranks if len(own) > 1]
 
 
 def slow_pairs(seats: Sequence[Seat], links: Sequence[Link]) -> set[tuple[int, int]]:
-    """Those to measure again before anything is said of them."""
+    """Pairs (source, target) of links that look slow and are measured again before being judged."""
     hosts = set(_slow_hosts(seats, links))
     rates = [rate for link in links for rate in (link.there, link.back)]
     usual = median(rates) if rates else 0.0
@@ -62,9 +63,12 @@ def slow_pairs(seats: Sequence[Seat], links: Sequence[Link]) -> set[tuple[int, i
 
 
 def judge_between(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
-    """Of `pairs_between`."""
+    """Judges the links of `pairs_between`.
+
+    A host with all its links slow is one fault; links between other hosts are judged one by one.
+    """
     if not links:
-        return [Finding(check=BETWEEN, level="ok", found="one host: no link between hosts")]
+        return [Finding(check=BETWEEN, level="ok", found="one host, so no links between hosts")]
     figures = figures_of(links)
     if len(machines_of(seats)) == 1:
         figures = f"hosts are emulated on this machine: {figures}, not judged"
@@ -75,12 +79,15 @@ def judge_between(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]
         link for link in links if not {seats[link.source].host, seats[link.target].host} & set(slow)
     ]
     faults += _slow_links(seats, rest) + _late_hosts(seats, links)
-    known = "" if len(links) > 1 else "; one link, compared with nothing"
-    return told(faults, Finding(check=BETWEEN, level="ok", found=figures + known))
+    known = "" if len(links) > 1 else "; a single link, so nothing to compare it with"
+    return limit_lines(faults, Finding(check=BETWEEN, level="ok", found=figures + known))
 
 
 def _best(seats: Sequence[Seat], links: Sequence[Link]) -> dict[str, tuple[float, float]]:
-    """Each host's fastest way out and in: slow if all its ways are, whatever the other end's."""
+    """Each host's fastest rate out and in, bytes per second.
+
+    A host is slow if all its links are. A link to one slow host does not make the other end slow.
+    """
     best = dict.fromkeys(hosts_of(seats), (0.0, 0.0))
     for link in links:
         source, target = seats[link.source].host, seats[link.target].host
@@ -90,7 +97,7 @@ def _best(seats: Sequence[Seat], links: Sequence[Link]) -> dict[str, tuple[float
 
 
 def _slow_hosts(seats: Sequence[Seat], links: Sequence[Link]) -> list[str]:
-    """Of two hosts neither: which end is slow cannot be told."""
+    """Hosts whose best rate is low; of two hosts none, as either end of their link may be slow."""
     best = _best(seats, links)
     if len(best) < 3:
         return []
@@ -114,28 +121,28 @@ def _slow_host(host: str, seats: Sequence[Seat], links: Sequence[Link]) -> Findi
     return Finding(
         check=BETWEEN,
         level="fail",
-        found=f"the link of {host}: {in_speed(out)} out and {in_speed(into)} in, the other hosts' "
+        found=f"the link of {host}: {in_speed(out)} out and {in_speed(into)} in; the other hosts' "
         f"median is {in_speed(usual_out)} and {in_speed(usual_in)}"
         + (f" ({errors[0]})" if errors else ""),
-        advice=f"look at the cable, the port and the negotiated speed of {host}, and its load",
+        advice=f"check the cable, the port and the negotiated speed of {host}, and its load",
     )
 
 
 def _slow_links(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
-    """Ways that are slow though both their hosts have fast ones, or that are in one direction."""
+    """Faults of links that fail, or are slow in a direction, though both hosts have fast links."""
     faults = []
     ways = []
     for link in links:
         source, target = _ends(seats, link)
         if link.error:
-            faults.append(_fault(source, target, f"nothing comes through{because(link)}"))
+            faults.append(_fault(source, target, f"no connection{because(link)}"))
         else:
             ways += [(source, target, link.there), (target, source, link.back)]
     rates = [rate for _, _, rate in ways]
     for number, (source, target, rate) in enumerate(ways):
         others = median_of_rest(rates, number)
         if rate < SLOW * others:
-            faults.append(_fault(source, target, f"{in_speed(rate)}, elsewhere {in_speed(others)}"))
+            faults.append(_fault(source, target, f"{in_speed(rate)}; elsewhere {in_speed(others)}"))
     return faults
 
 
@@ -143,12 +150,13 @@ def _fault(source: str, target: str, found: str) -> Finding:
     return Finding(
         check=BETWEEN,
         level="fail",
-        found=f"from {source} to {target} {found}",
-        advice=f"look at what lies between {source} and {target}",
+        found=f"from {source} to {target}: {found}",
+        advice=f"check the network between {source} and {target}",
     )
 
 
 def _late_hosts(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
+    """Warnings about hosts whose shortest latency is long compared with the other hosts'."""
     shortest: dict[str, float] = {}
     for link in links:
         if not link.error:
@@ -159,9 +167,9 @@ def _late_hosts(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
         Finding(
             check=BETWEEN,
             level="warn",
-            found=f"{host} answers after {latency * 1e3:.2f} ms, the other hosts' median is "
+            found=f"{host} answers after {latency * 1e3:.2f} ms; the other hosts' median is "
             f"{usual * 1e3:.2f} ms",
-            advice=f"look at the network's path to {host}, and its load",
+            advice=f"check the network path to {host}, and its load",
         )
         for host, latency, usual in _with_usual(shortest)
         if latency > max(LATE * usual, usual + LATE_SECONDS)
@@ -169,6 +177,7 @@ def _late_hosts(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
 
 
 def _with_usual(values: Mapping[str, float]) -> list[tuple[str, float, float]]:
+    """(host, value, median of the others' values); empty for fewer than three hosts."""
     if len(values) < 3:
         return []
     numbers = list(values.values())
@@ -183,7 +192,7 @@ def _ends(seats: Sequence[Seat], link: Link) -> tuple[str, str]:
 
 
 def better(first: Link, second: Link) -> Link:
-    """The better figures of two measurements: a disturbance only ever takes away."""
+    """The better values of two measurements: disturbances only make a link slower."""
     if first.error or second.error:
         return second if first.error else first
     return first.model_copy(
@@ -196,6 +205,7 @@ def better(first: Link, second: Link) -> Link:
 
 
 def figures_of(links: Sequence[Link]) -> str:
+    """Range of rates and latencies, for users."""
     good = [link for link in links if not link.error]
     if not good:
         return "nothing could be measured"
@@ -216,27 +226,31 @@ def in_speed(bytes_per_second: float) -> str:
 
 
 def judge_within(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
-    """Of `pairs_within`. A warning only: cards of a host have ways of their own."""
+    """Judges the links of `pairs_within`; warnings only: cards of a host have their own links."""
     if not links:
-        return [Finding(check=INSIDE, level="ok", found="one rank on each host: no link inside")]
+        return [
+            Finding(check=INSIDE, level="ok", found="one rank on each host, so no links inside")
+        ]
     rates = [min(link.there, link.back) for link in links]
     faults = [
         Finding(
             check=INSIDE,
             level="warn",
-            found=f"inside {seats[link.source].host} {in_speed(rates[number])}, the other hosts' "
+            found=f"inside {seats[link.source].host}: {in_speed(rates[number])}; the other hosts' "
             f"median is {in_speed(median_of_rest(rates, number))}" + because(link),
-            advice=f"look for other work on {seats[link.source].host}",
+            advice=f"check {seats[link.source].host} for other load",
         )
         for number, link in enumerate(links)
         if len(machines_of(seats)) > 1 and rates[number] < SLOW * median_of_rest(rates, number)
     ]
-    return told(faults, Finding(check=INSIDE, level="ok", found=figures_of(links)))
+    return limit_lines(faults, Finding(check=INSIDE, level="ok", found=figures_of(links)))
 
 
 def judge_clocks(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
-    """Against the first host's clock, by the links that it measured: times of runs, checkpoints and
-    logs are compared across hosts."""
+    """Compares clocks with the first host's, by the links that it measured.
+
+    Clocks must agree because times of runs, checkpoints and logs are compared across hosts.
+    """
     compared = [link for link in links if link.source == 0 and not link.error]
     faults = [
         Finding(
@@ -244,15 +258,15 @@ def judge_clocks(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
             level="warn",
             found=f"the clock of {seats[link.target].host} is {_clock_apart(link)} that of "
             f"{seats[0].host}",
-            advice=f"let a time service (chrony, ntpd) run on {seats[link.target].host}",
+            advice=f"run a time service (chrony, ntpd) on {seats[link.target].host}",
         )
         for link in compared
-        # Half a round trip is how well two clocks can be compared.
+        # The latency, half a round trip, is the error with which two clocks can be compared.
         if abs(link.clock_ahead_seconds) - link.latency_seconds > TOLERATED_SECONDS
     ]
     most = max((abs(link.clock_ahead_seconds) for link in compared), default=0.0)
     well = f"{most * 1e3:.1f} ms apart at most" if compared else "one clock"
-    return told(faults, Finding(check=CLOCKS, level="ok", found=well))
+    return limit_lines(faults, Finding(check=CLOCKS, level="ok", found=well))
 
 
 def _clock_apart(link: Link) -> str:

@@ -1,6 +1,7 @@
-"""All ranks of a launch meet at the first one's, without Horovod: whatever is wrong with it.
+"""Connects all ranks of a launch with the first one, without Horovod, which may be at fault.
 
-What every rank can reach is the launcher's key-value store, at an address: no name is looked up.
+Every rank can reach the launcher's key-value store by its IP address, so no name is looked up; the
+first rank publishes its address there.
 """
 
 import json
@@ -17,27 +18,33 @@ from harness.doctor.names import interface_address
 from harness.doctor.seat import Seat
 
 ARRIVAL_SECONDS = 240.0
-"""Many ranks on few cores import torch that long."""
+"""Time for all ranks to come: many ranks on few cores take long to import torch."""
 STEP_SECONDS = 180.0
-"""More than any check takes."""
+"""Time to wait for a rank in a collective step; longer than any check takes."""
 HTTP_SECONDS = 10.0
+"""Time for a request to the launcher, and for a rank to introduce itself."""
 PLACE = "/doctor/meeting"
+"""Key under which the first rank publishes its address, port and token."""
 
 
 class Meeting:
-    """A star: every rank has a connection to the first, which has one to each."""
+    """Connections in a star: every rank has one to the first rank, which has one to each."""
 
     def __init__(self, seat: Seat, token: str, connections: dict[int, socket.socket]) -> None:
         self.seat = seat
         self.token = token
-        """Known to the ranks of this launch."""
+        """Secret that only the ranks of this launch know."""
         self._connections = connections
-        """By rank; of others than the first only that to it."""
+        """Connections by rank; ranks other than the first have only that to rank 0."""
 
     def gather(self, value: Any, name: str) -> list[Any]:
-        """The JSON `value` of every rank on all. Collective. Raises Broken if one has left."""
+        """The values of all ranks, on all ranks. Collective. Raises Broken if a rank has left.
+
+        `value` must be JSON. `name` must be the same on all ranks: it detects ranks that are out of
+        step.
+        """
         if self.seat.size == 1:
-            return [json.loads(json.dumps(value))]
+            return [json.loads(json.dumps(value))]  # tuples become lists, as they do over a socket
         try:
             if self.seat.rank:
                 send(self._connections[0], [name, value])
@@ -45,7 +52,7 @@ class Meeting:
             return self._collect(value, name)
         except (OSError, ValueError) as error:
             raise Broken(
-                f"rank {self.seat.rank} on {self.seat.host} lost the first rank at {name} "
+                f"rank {self.seat.rank} on {self.seat.host} lost the first rank at step {name!r} "
                 f"({in_short(error)})"
             ) from error
 
@@ -55,9 +62,9 @@ class Meeting:
             try:
                 at, found = receive(self._connections[rank])
             except (OSError, ValueError) as error:
-                raise Broken(f"rank {rank} left at {name} ({in_short(error)})") from error
+                raise Broken(f"rank {rank} left at step {name!r} ({in_short(error)})") from error
             if at != name:
-                raise Broken(f"rank {rank} is at {at}, the first at {name}")
+                raise Broken(f"rank {rank} is at step {at!r}, the first rank at {name!r}")
             values.append(found)
         for connection in self._connections.values():
             send(connection, values)
@@ -66,12 +73,12 @@ class Meeting:
 
 @contextmanager
 def open_meeting(seat: Seat) -> Iterator[Meeting]:
-    """Collective over all ranks of a launch. Raises Broken where they do not come together."""
+    """Connects all ranks of a launch. Collective. Raises Broken if they do not come together."""
     if seat.size == 1:
         yield Meeting(seat, secrets.token_hex(16), {})
         return
     if seat.rendezvous is None:
-        raise Broken("the launcher told no address to meet at; start with horovodrun --gloo")
+        raise Broken("the launcher gave no address to meet at; start with horovodrun --gloo")
     token, connections = _receive_all(seat) if seat.rank == 0 else _go(seat)
     try:
         yield Meeting(seat, token, connections)
@@ -81,7 +88,7 @@ def open_meeting(seat: Seat) -> Iterator[Meeting]:
 
 
 def own_address(seat: Seat) -> str:
-    """Of the interface that the launcher chose, else the one on the way to the launcher."""
+    """This host's address on the launcher's interface, else the one that leads to the launcher."""
     address = interface_address(seat.interface)
     if address is not None:
         return address
@@ -102,9 +109,9 @@ def _receive_all(seat: Seat) -> tuple[str, dict[int, socket.socket]]:
             except TimeoutError:
                 missing = [str(n) for n in range(1, seat.size) if n not in connections]
                 raise Broken(
-                    f"ranks {', '.join(missing)} did not come to {seat.host} in "
-                    f"{ARRIVAL_SECONDS:.0f} s; look at their hosts, and let the firewall pass "
-                    f"all ports between hosts"
+                    f"ranks {', '.join(missing)} did not connect to {seat.host} within "
+                    f"{ARRIVAL_SECONDS:.0f} s; check their hosts, and allow all ports between "
+                    f"hosts in the firewall"
                 ) from None
             rank = _greeted(connection, token)
             if rank is not None:
@@ -113,14 +120,14 @@ def _receive_all(seat: Seat) -> tuple[str, dict[int, socket.socket]]:
 
 
 def _greeted(connection: socket.socket, token: str) -> int | None:
-    """The rank that came; None for whoever is not of this launch."""
+    """The rank that has connected; None, and disconnected, if it is not of this launch."""
     connection.settimeout(HTTP_SECONDS)
     try:
-        said, rank = receive(connection)
+        given, rank = receive(connection)
     except (OSError, ValueError, TypeError):
         connection.close()
         return None
-    if not secrets.compare_digest(str(said), token):
+    if not secrets.compare_digest(str(given), token):
         connection.close()
         return None
     connection.settimeout(STEP_SECONDS)
@@ -137,8 +144,8 @@ def _go(seat: Seat) -> tuple[str, dict[int, socket.socket]]:
         send(connection, [token, seat.rank])
     except OSError as error:
         raise Broken(
-            f"rank {seat.rank} on {seat.host} does not reach the first rank at {host} "
-            f"({in_short(error)}); let the firewall pass all ports between hosts"
+            f"rank {seat.rank} on {seat.host} cannot reach the first rank at {host} "
+            f"({in_short(error)}); allow all ports between hosts in the firewall"
         ) from error
     return token, {0: connection}
 
@@ -146,7 +153,9 @@ def _go(seat: Seat) -> tuple[str, dict[int, socket.socket]]:
 def _publish(seat: Seat, place: list[Any]) -> None:
     status, _ = _request(seat, "PUT", json.dumps(place).encode())
     if status != 200:
-        raise Broken(f"the launcher's store answers {status}; start with horovodrun --gloo")
+        raise Broken(
+            f"the launcher's store answered with status {status}; start with horovodrun --gloo"
+        )
 
 
 def _look_up(seat: Seat) -> tuple[str, int, str]:
@@ -157,7 +166,7 @@ def _look_up(seat: Seat) -> tuple[str, int, str]:
             host, port, token = json.loads(content)
             return str(host), int(port), str(token)
         time.sleep(0.1)
-    raise Broken(f"the first rank did not come in {ARRIVAL_SECONDS:.0f} s; look at its host")
+    raise Broken(f"the first rank did not come within {ARRIVAL_SECONDS:.0f} s; check its host")
 
 
 def _request(seat: Seat, method: str, body: bytes | None) -> tuple[int, bytes]:
@@ -169,7 +178,7 @@ def _request(seat: Seat, method: str, body: bytes | None) -> tuple[int, bytes]:
         return answer.status, answer.read()
     except (OSError, HTTPException) as error:
         raise Broken(
-            f"rank {seat.rank} on {seat.host} does not reach the launcher at "
+            f"rank {seat.rank} on {seat.host} cannot reach the launcher at "
             f"{seat.rendezvous[0]} ({in_short(error)})"
         ) from error
     finally:

@@ -1,4 +1,4 @@
-"""Is there memory enough for this run, on every host and every card?"""
+"""Is there enough memory for this run on every host and every card?"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from harness.doctor.finding import Facts, Finding, in_bytes, listed, told
+from harness.doctor.finding import Facts, Finding, in_bytes, limit_lines, listed
 from harness.doctor.need import Need
 from harness.doctor.seat import Seat
 
 CHECK = "memory"
 TIGHT = 0.8
-"""More of what is free is a warning."""
+"""Share of the free memory above which there is a warning."""
 CONTROL_GROUPS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     (
@@ -22,15 +22,17 @@ CONTROL_GROUPS = (
         "total_inactive_file",
     ),
 )
-"""Of a container, in control groups of version 2 and 1: limit, use, and what of it is file cache
-that would be given up."""
+"""A container's control group files, in versions 2 and 1: limit, use, statistics, and the line of
+these with the reclaimable file cache."""
 
 
 class MemoryFacts(Facts):
+    """Free memory, as one rank sees it."""
+
     host_free: int
-    """Bytes that the host, or this container, can still give."""
+    """Bytes available on the host, or within this container's limit."""
     card_free: int | None
-    """Bytes that the rank's card can still give; None where it has none."""
+    """Bytes available on the rank's card; None without a card."""
 
 
 def memory_facts(device: torch.device) -> MemoryFacts:
@@ -42,7 +44,7 @@ def memory_facts(device: torch.device) -> MemoryFacts:
 def judge_memory(
     seats: Sequence[Seat], facts: Sequence[MemoryFacts], need: Need | None
 ) -> list[Finding]:
-    """Without a `need` it only tells what is free."""
+    """Compares the run's need with what is free; without a `need`, only reports what is free."""
     by_machine: dict[tuple[str, str], list[int]] = {}
     for number, seat in enumerate(seats):
         by_machine.setdefault((seat.machine, seat.boot), []).append(number)
@@ -60,20 +62,22 @@ def judge_memory(
             faults += _short(where, fact.card_free, need.on_card, need)
     well = f"{in_bytes(min(hosts))} free on every host"
     well += f", {in_bytes(min(cards))} on every card" if cards else ""
-    well += f"; a rank of this run takes {_parts(need)}" if need else ""
-    return told(faults, Finding(check=CHECK, level="ok", found=well))
+    well += f"; a rank of this run needs {_parts(need)}" if need else ""
+    return limit_lines(faults, Finding(check=CHECK, level="ok", found=well))
 
 
 def _short(where: str, free: int, total: int, need: Need, ranks: int = 1) -> list[Finding]:
     if ranks * total <= TIGHT * free:
         return []
-    each = f"{ranks} ranks of {_parts(need)}" if ranks > 1 else f"a rank of {_parts(need)}"
+    each = (
+        f"{ranks} ranks need {_parts(need)} each" if ranks > 1 else f"a rank needs {_parts(need)}"
+    )
     return [
         Finding(
             check=CHECK,
-            # The activations are an estimate: only what is sure to be taken ends a run.
+            # Activations are an estimate: only memory that is certainly taken makes this a fault.
             level="fail" if ranks * need.certain > free else "warn",
-            found=f"{where} has {in_bytes(free)} free for {each}",
+            found=f"{where} has {in_bytes(free)} free; {each}",
             advice="lower train.batch_size or exchange.delay, slice the classifier "
             "(classifier.layout=node), or free memory",
         )
@@ -81,14 +85,14 @@ def _short(where: str, free: int, total: int, need: Need, ranks: int = 1) -> lis
 
 
 def _parts(need: Need) -> str:
-    """All of it, what stays, and each moment that adds to it: one at a time."""
+    """The total, what is held all the time, and the moments of which one at a time adds to it."""
     stays = f"model {in_bytes(need.model)}, exchange {in_bytes(need.exchange)}"
     moments = listed(f"{name} {in_bytes(size)}" for name, size in need.moments.items() if size)
-    return f"{in_bytes(need.total)} ({stays}, and by turns {moments})"
+    return f"{in_bytes(need.total)} ({stays}; one at a time: {moments})"
 
 
 def _left_in_container(most: int) -> int:
-    """What the limit of this process's control group leaves, up to `most`."""
+    """Bytes left below the limit of this process's control group, at most `most`."""
     root = Path("/sys/fs/cgroup")
     for limit, usage, statistics, cache in CONTROL_GROUPS:
         try:
@@ -98,5 +102,6 @@ def _left_in_container(most: int) -> int:
         except (OSError, ValueError):
             continue  # the other version, or no limit
         fields = dict(line.split(maxsplit=1) for line in lines)
+        # Inactive file cache counts as used, but the kernel reclaims it before a limit hurts.
         return max(0, min(most, allowed - used + int(fields.get(cache, 0))))
     return most

@@ -1,4 +1,4 @@
-"""JSON over a socket, each message behind its length; nothing that is received is executed."""
+"""JSON messages over a socket, each after its length; nothing that is received is executed."""
 
 import json
 import socket
@@ -9,11 +9,11 @@ from harness.errors import one_line
 
 LENGTH = struct.Struct("!I")
 MOST_BYTES = 1 << 26
-"""A longer message is not one of ours."""
+"""Longest message; a longer one does not come from this program."""
 
 
 class Broken(Exception):
-    """Another rank is not there, or not any more; the message is one line."""
+    """Another rank did not come, or has left; the message is one line."""
 
 
 def send(connection: socket.socket, message: Any) -> None:
@@ -22,7 +22,7 @@ def send(connection: socket.socket, message: Any) -> None:
 
 
 def receive(connection: socket.socket) -> Any:
-    """The next message. Raises OSError, ValueError for what is none."""
+    """The next message. Raises OSError if the connection fails, ValueError for other data."""
     (length,) = LENGTH.unpack(receive_exactly(connection, LENGTH.size))
     if length > MOST_BYTES:
         raise ValueError(f"a message of {length} bytes")
@@ -40,7 +40,7 @@ def receive_exactly(connection: socket.socket, count: int) -> bytes:
 
 
 def in_short(error: Exception) -> str:
-    """`Connection refused` rather than a number and a tuple."""
+    """The error as one phrase, e.g. `Connection refused`, without its number."""
     if isinstance(error, TimeoutError):
         return "timed out"
     return getattr(error, "strerror", None) or one_line(error) or type(error).__name__

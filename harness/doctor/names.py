@@ -1,4 +1,4 @@
-"""Does every host name lead, on every host, to an address that the other hosts reach?"""
+"""Does every host name resolve, on every host, to an address that the other hosts reach?"""
 
 import ipaddress
 import socket
@@ -7,26 +7,27 @@ from collections.abc import Sequence
 import psutil
 from pydantic import Field
 
-from harness.doctor.finding import Facts, Finding, listed, told
+from harness.doctor.finding import Facts, Finding, limit_lines, listed
 from harness.doctor.seat import Seat
 
 CHECK = "names"
 
 
 class NameFacts(Facts):
-    """What the names of all hosts lead to on one of them."""
+    """What the names of all hosts resolve to on one of them."""
 
     addresses: dict[str, str | None]
-    """None: the name leads nowhere."""
+    """Host -> address; None: the name does not resolve."""
     own_address: str | None
-    """Of the name that the machine gives itself."""
+    """Address of the name that the machine gives itself; None: it does not resolve."""
     interface_address: str | None = None
-    """Of the launcher's network interface; None where there is no such."""
+    """Address of the launcher's network interface; None if this host does not have it."""
     unreached: dict[str, str] = Field(default_factory=dict)
-    """Hosts that did not answer at their address, and why."""
+    """Hosts that did not answer at their address -> why."""
 
 
 def name_facts(seats: Sequence[Seat], seat: Seat) -> NameFacts:
+    """Looks up all names on this host."""
     return NameFacts(
         addresses={host: address_of(host) for host in hosts_of(seats)},
         own_address=address_of(seat.machine),
@@ -35,17 +36,17 @@ def name_facts(seats: Sequence[Seat], seat: Seat) -> NameFacts:
 
 
 def hosts_of(seats: Sequence[Seat]) -> list[str]:
-    """Names in the order of ranks."""
+    """Host names, in the order of ranks."""
     return list(dict.fromkeys(seat.host for seat in seats))
 
 
 def machines_of(seats: Sequence[Seat]) -> set[tuple[str, str]]:
-    """Fewer than hosts where several nodes are emulated on one."""
+    """Machines by (name, boot id); fewer than hosts if nodes are emulated on one machine."""
     return {(seat.machine, seat.boot) for seat in seats}
 
 
 def address_of(name: str) -> str | None:
-    """The first that the system knows, IPv4 before others, as Horovod looks it up."""
+    """The first address of a name, IPv4 before others, as Horovod looks it up; None if unknown."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError:
@@ -55,6 +56,7 @@ def address_of(name: str) -> str | None:
 
 
 def interface_address(interface: str | None) -> str | None:
+    """The IPv4 address of this host's network interface; None without one."""
     addresses = psutil.net_if_addrs().get(interface or "", [])
     return next((each.address for each in addresses if each.family == socket.AF_INET), None)
 
@@ -66,7 +68,10 @@ def is_loopback(address: str) -> bool:
 def judge_names(
     seats: Sequence[Seat], facts: Sequence[NameFacts | None], mended: bool
 ) -> list[Finding]:
-    """`facts` are None for ranks that do not speak; `mended`: see parallel/build.py."""
+    """Judges all names; `facts` has one entry per rank, None except on a host's first rank.
+
+    `mended`: whether all hosts have the mended Horovod, see `versions.Build.mended`.
+    """
     several = len(machines_of(seats)) > 1
     faults = []
     for seat, fact in zip(seats, facts, strict=True):
@@ -76,10 +81,10 @@ def judge_names(
             faults += _interface(seat, fact) if several else []
     shape = f"{len(seats)} ranks on {len(hosts_of(seats))} hosts"
     if several:
-        well = f"{shape}, each name leads to its host: {_addresses(seats, facts)}"
+        well = f"{shape}, each name resolves to its host: {_addresses(seats, facts)}"
     else:
-        well = f"{shape}, all of them this machine, {seats[0].machine}"
-    return told(faults + _uneven(seats), Finding(check=CHECK, level="ok", found=well))
+        well = f"{shape}, all on this machine, {seats[0].machine}"
+    return limit_lines(faults + _uneven(seats), Finding(check=CHECK, level="ok", found=well))
 
 
 def _addresses(seats: Sequence[Seat], facts: Sequence[NameFacts | None]) -> str:
@@ -91,20 +96,20 @@ def _names_there(seat: Seat, fact: NameFacts, several: bool) -> list[Finding]:
     faults = []
     for host, address in fact.addresses.items():
         if address is None and not several:
-            continue  # nobody else has to find this machine
+            continue  # no other machine has to find this one
         if address is None:
-            found = f"the name {host} leads nowhere on {seat.host}"
+            found = f"the name {host} does not resolve on {seat.host}"
             advice = f"add it to /etc/hosts on {seat.host}, or to its name server"
         elif is_loopback(address) and several:
-            found = f"the name {host} is {address} on {seat.host}, where no other host reaches it"
+            found = f"the name {host} is {address} on {seat.host}, which other hosts cannot reach"
             advice = f"give {host} its routable address in /etc/hosts on {seat.host}"
         elif is_loopback(address) and not _is_this_machine(host, seat):
-            found = f"the name {host} is {address} on {seat.host}: its ranks run on {seat.machine}"
+            found = f"the name {host} is {address} on {seat.host}; its ranks run on {seat.machine}"
             advice = f"give {host} its routable address in /etc/hosts on {seat.host}"
         elif host in fact.unreached and several:
             reason = fact.unreached[host]
-            found = f"{seat.host} does not reach {host} at {address} ({reason})"
-            advice = f"correct the address on {seat.host}, or let the firewall pass all ports"
+            found = f"{seat.host} cannot reach {host} at {address} ({reason})"
+            advice = f"correct the address on {seat.host}, or allow all ports in the firewall"
         else:
             continue
         faults.append(Finding(check=CHECK, level="fail", found=found, advice=advice))
@@ -112,7 +117,7 @@ def _names_there(seat: Seat, fact: NameFacts, several: bool) -> list[Finding]:
 
 
 def _is_this_machine(host: str, seat: Seat) -> bool:
-    """A name that is meant for this machine, so that it may lead to itself."""
+    """Whether the name is meant for this machine, so that it may resolve to a loopback address."""
     if host == "localhost" or host.startswith("localhost."):
         return True
     try:
@@ -122,17 +127,17 @@ def _is_this_machine(host: str, seat: Seat) -> bool:
 
 
 def _own_name(seat: Seat, fact: NameFacts, mended: bool) -> list[Finding]:
-    """A stock Horovod listens at the address of the machine's own name."""
+    """A fault if the machine's own name is of no use: stock Horovod listens at its address."""
     address = fact.own_address
     if seat.machine in fact.addresses or (address is not None and not is_loopback(address)):
         return []
-    leads = "leads nowhere" if address is None else f"is {address}"
+    leads = "does not resolve" if address is None else f"is {address}"
     harmless = mended and fact.interface_address is not None
     return [
         Finding(
             check=CHECK,
             level="warn" if harmless else "fail",
-            found=f"{seat.host} calls itself {seat.machine}, and that {leads} there",
+            found=f"{seat.host} calls itself {seat.machine}, which {leads} there",
             advice=f"give {seat.machine} its routable address in /etc/hosts on {seat.host}",
         )
     ]
@@ -144,10 +149,10 @@ def _interface(seat: Seat, fact: NameFacts) -> list[Finding]:
     if fact.interface_address is None:
         found = f"{seat.host} has no address on the network interface {seat.interface}"
     elif is_loopback(fact.interface_address):
-        found = f"the launcher chose the interface {seat.interface}, by which no host is reached"
+        found = f"the launcher chose the interface {seat.interface}, which reaches no other host"
     else:
         return []
-    advice = "name one that all hosts have: horovodrun --network-interfaces"
+    advice = "choose one that all hosts have with horovodrun --network-interfaces"
     return [Finding(check=CHECK, level="fail", found=found, advice=advice)]
 
 
@@ -155,5 +160,11 @@ def _uneven(seats: Sequence[Seat]) -> list[Finding]:
     counts = {host: sum(seat.host == host for seat in seats) for host in hosts_of(seats)}
     if len(set(counts.values())) == 1:
         return []
-    found = "hosts differ in ranks: " + listed(f"{host} {count}" for host, count in counts.items())
-    return [Finding(check=CHECK, level="fail", found=found, advice="give -H equal slots")]
+    found = "hosts have different numbers of ranks: " + listed(
+        f"{host} {count}" for host, count in counts.items()
+    )
+    return [
+        Finding(
+            check=CHECK, level="fail", found=found, advice="give all hosts of -H the same slots"
+        )
+    ]

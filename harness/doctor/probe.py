@@ -1,4 +1,4 @@
-"""Measures the way between two ranks over a plain socket: round trip, clock, bytes per second."""
+"""Measures the connection of two ranks over a plain socket: round trip, clock, bytes per second."""
 
 import secrets
 import socket
@@ -14,17 +14,17 @@ ANSWER_SECONDS = 30.0
 PINGS = 20
 FIRST_BYTES, MOST_BYTES = 1 << 16, 1 << 28
 ENOUGH_SECONDS = 0.15
-"""A transfer that takes so long gives the rate: start and end no longer count."""
+"""Length of a transfer that measures the rate: its start and end do not matter any more."""
 PORTION = memoryview(bytes(1 << 20))
 
 
 class Answerer:
-    """Serves the measurements of other ranks in threads, to those that know the token."""
+    """Serves the measurements of other ranks in threads, if they know the token."""
 
     def __init__(self, token: str, name: str) -> None:
         self._token = token
         self._name = name
-        # At all addresses: a name may lead to any of them.
+        # Listens at all addresses: a name may resolve to any of them.
         self._server = socket.create_server(("", 0), backlog=128)
         self.port: int = self._server.getsockname()[1]
         threading.Thread(target=self._listen, daemon=True).start()
@@ -49,7 +49,7 @@ class Answerer:
                 while True:
                     self._answer(connection, *receive(connection))
             except (OSError, ValueError, TypeError):
-                return  # the other end has what it wanted, or is none of ours
+                return  # the other end is done, or is not a rank of this launch
 
     def _answer(self, connection: socket.socket, wish: str, count: int) -> None:
         if wish == "send":
@@ -61,7 +61,7 @@ class Answerer:
 
 
 def name_behind(address: str, port: int, token: str) -> str:
-    """The name of the host that answers there. Raises OSError or ValueError where none does."""
+    """Name of the host that answers there. Raises OSError or ValueError if none does."""
     with socket.create_connection((address, port), timeout=CONNECT_SECONDS) as connection:
         _prepare(connection, CONNECT_SECONDS)
         send(connection, token)
@@ -70,7 +70,10 @@ def name_behind(address: str, port: int, token: str) -> str:
 
 
 def measure(source: int, target: int, place: tuple[str, int], token: str, seconds: float) -> Link:
-    """From this rank, `source`; about so many seconds for each direction."""
+    """Measures the link from this rank, `source`, to `target` at `place` (address, port).
+
+    Takes about `seconds` for each direction. Errors are reported in the link.
+    """
     try:
         with socket.create_connection(place, timeout=CONNECT_SECONDS) as connection:
             _prepare(connection)
@@ -94,7 +97,10 @@ def _prepare(connection: socket.socket, seconds: float = ANSWER_SECONDS) -> None
 
 
 def _ping(connection: socket.socket) -> tuple[float, float]:
-    """The shortest round trip, and by it how far the other clock is ahead."""
+    """The shortest round trip in seconds, and how far the other clock is ahead by that ping.
+
+    The other clock is read at the middle of the round trip, up to half of it.
+    """
     found = []
     for _ in range(PINGS):
         sent, began = time.time(), time.perf_counter()
@@ -106,7 +112,8 @@ def _ping(connection: socket.socket) -> tuple[float, float]:
 
 
 def _rate(transfer: Callable[[int], float], seconds: float) -> float:
-    """Bytes per second of the largest transfer that fits; sizes grow from a small one."""
+    """Bytes per second of the largest transfer that fits into `seconds`; each is 2 to 4 times as
+    large as the one before."""
     count, spent = FIRST_BYTES, 0.0
     while True:
         took = transfer(count)
@@ -114,7 +121,7 @@ def _rate(transfer: Callable[[int], float], seconds: float) -> float:
         rate = count / took
         following = int(min(4 * count, max(2 * count, 1.5 * ENOUGH_SECONDS * rate), MOST_BYTES))
         fits = spent + following / rate <= seconds
-        # What a shaper lets pass at once makes the first sizes look fast: go on to a long one.
+        # A shaper's token bucket makes short transfers look fast: continue to a long one.
         if took >= ENOUGH_SECONDS or count == MOST_BYTES or not fits:
             return rate
         count = following

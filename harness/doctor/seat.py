@@ -1,4 +1,4 @@
-"""Where one rank sits, as its launcher told it; known before anything is started."""
+"""The place of a rank among the hosts, by its launcher's variables; known before any set-up."""
 
 import socket
 from pathlib import Path
@@ -15,27 +15,28 @@ class Seat(BaseModel):
 
     rank: int
     size: int
-    """Ranks in all."""
+    """Number of ranks."""
     local_rank: int
+    """Rank within the host."""
     host: str
-    """The host's name as the launcher was given it; the machine's own without a launcher."""
+    """The host's name as given to the launcher; without a launcher, the machine's own name."""
     machine: str
-    """The name the machine gives itself."""
+    """The name that the machine gives itself."""
     boot: str = ""
-    """Tells machines apart that have one name."""
+    """Boot id of the machine, which distinguishes machines with the same name; empty if unknown."""
     interface: str | None = None
     """Network interface that the launcher chose."""
     rendezvous: tuple[str, int] | None = None
     """Address and port of the launcher's key-value store, which all ranks can reach."""
 
     @property
-    def speaks(self) -> bool:
-        """The one of its host that finds out what is the same for all ranks there."""
+    def is_host_leader(self) -> bool:
+        """Whether this rank checks what is the same for all ranks of its host."""
         return self.local_rank == 0
 
 
 def launched_seat() -> Seat:
-    """This process's, by what horovodrun set; one rank alone without it."""
+    """The seat of this process, from horovodrun's variables; without them, a single rank's."""
     place = launched()
     return Seat(
         rank=place.rank,

@@ -1,4 +1,4 @@
-"""Do all hosts that write a checkpoint see the folder that it goes into?"""
+"""Do all hosts that write a checkpoint see the same folder?"""
 
 import socket
 import time
@@ -10,15 +10,15 @@ from harness.errors import UserError
 from harness.parallel.world import World
 
 LOOKS, APART_SECONDS = 10, 0.2
-"""A file system on a network may show a new file a moment later."""
+"""Looks for the file, and seconds between them: network file systems may show it a little late."""
 
 
 def check_shared_folder(config: TrainConfig, folder: Path, world: World) -> None:
-    """Raises UserError, on one rank, where ranks of several hosts are to write into one folder and
-    have several.
+    """Raises UserError, on one rank, if ranks of several hosts write a checkpoint and do not share
+    its folder.
 
-    The first rank makes a file in `folder`, which is there, and all others look for it. Nothing
-    stays behind. Collective over the world.
+    The first rank makes a file in `folder`, which must exist, and all others look for it; then the
+    file is removed. Collective over the world.
     """
     writes = config.save or config.checkpoint_every
     if not writes or world.slices.size <= world.topology.ranks_per_node:
@@ -36,8 +36,8 @@ def check_shared_folder(config: TrainConfig, folder: Path, world: World) -> None
         if not found:
             raise UserError(
                 f"classifier.layout=world saves a slice of the model from every host into {folder},"
-                f" and {socket.gethostname()} does not see there what {first} writes; set "
-                f"tracking.folder, or --folder, to one that all hosts share, or save no checkpoints"
+                f" but {socket.gethostname()} does not see files that {first} writes there; set "
+                f"tracking.folder or --folder to one that all hosts share, or save no checkpoints"
             )
 
 
@@ -46,8 +46,8 @@ def _make(token: Path) -> None:
         token.touch()
     except OSError as error:
         raise UserError(
-            f"cannot write in {token.parent} ({error.strerror}); set tracking.folder, or --folder, "
-            f"to another"
+            f"cannot write in {token.parent} ({error.strerror}); set tracking.folder or --folder "
+            f"to another folder"
         ) from error
 
 

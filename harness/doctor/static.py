@@ -1,4 +1,4 @@
-"""What can be told of all ranks in milliseconds: software, names, memory, disk."""
+"""Checks of all ranks that take milliseconds: software, names, memory, disk."""
 
 from collections.abc import Sequence
 
@@ -22,34 +22,35 @@ from harness.doctor.versions import (
 
 
 class StaticFacts(Facts):
-    """One rank's."""
+    """Facts of one rank."""
 
     versions: VersionFacts
     build: Build
     memory: MemoryFacts
     names: NameFacts | None
-    """Only of ranks that speak for their host, as is the disk."""
+    """None except on the first rank of a host."""
     disk: DiskFacts | None
+    """None except on the first rank of a host."""
 
 
 def static_facts(
     config: Config, seats: Sequence[Seat], seat: Seat, device: torch.device, need: Need | None
 ) -> StaticFacts:
-    """`need` is asked of the first rank only."""
+    """Facts of this rank; `need` is required on the first rank only."""
     kept = need.checkpoint if need else 0
     return StaticFacts(
         versions=version_facts(),
         build=horovod_build(),
         memory=memory_facts(device),
-        names=name_facts(seats, seat) if seat.speaks else None,
-        disk=disk_facts(config, kept, seat.rank == 0) if seat.speaks else None,
+        names=name_facts(seats, seat) if seat.is_host_leader else None,
+        disk=disk_facts(config, kept, seat.rank == 0) if seat.is_host_leader else None,
     )
 
 
 def judge_static(
     seats: Sequence[Seat], facts: Sequence[StaticFacts], need: Need | None
 ) -> list[Finding]:
-    """In the order in which one fault explains the next."""
+    """Findings of all checks, ordered so that a fault comes before those that it explains."""
     builds = [each.build for each in facts]
     mended = all(build.mended for build in builds)
     return [

@@ -1,7 +1,8 @@
-"""Boots a test host: `python -m harness.lab.boot HOST GROUP PROGRAM ...`, and tells its number.
+"""Boots a test host: `python -m harness.lab.boot HOST GROUP PROGRAM ...`, and prints its pid.
 
-HOST is a LabHost as JSON, GROUP a file that takes processes into a control group, or empty. PROGRAM
-becomes the host's first process, and its number here is printed.
+HOST is a LabHost as JSON. GROUP is the `cgroup.procs` file of the host's control group, or empty.
+PROGRAM becomes the host's first process (pid 1 in its own pid namespace); the pid that is printed
+is the one by which the caller's namespace knows it.
 """
 
 import json
@@ -27,17 +28,18 @@ from harness.lab.namespaces import (
 
 
 def main(host: LabHost, group: str, program: Sequence[str]) -> None:
-    end_with_parent()  # before it is in the host's network, nobody would find it
+    # Until this process has entered the host's network, `_remove` could not find and kill it.
+    end_with_parent()
     os.sched_setaffinity(0, host.cores)
     if group:
-        Path(group).write_text("0")  # this process
+        Path(group).write_text("0")  # 0 stands for the writing process; children inherit the group
     enter(NAMESPACES / host.namespace)
     unshare(NAMES | PROCESSES)
     first = os.fork()
     if first:
         print(first)
         return
-    os.dup2(2, 1)  # so that whoever waits for the number is let go
+    os.dup2(2, 1)  # closes the pipe to the caller, which reads the pid until end of file
     socket.sethostname(host.name)
     _mount(host)
     os.chdir("/")
@@ -47,9 +49,8 @@ def main(host: LabHost, group: str, program: Sequence[str]) -> None:
 def _mount(host: LabHost) -> None:
     part_mounts()
     mount("proc", Path("/proc"), "proc", HARMLESS)
-    with suppress(
-        PermissionError
-    ):  # some containers forbid it: then /sys shows the machine's cards
+    # Some containers forbid this mount; /sys then shows the network cards of the machine.
+    with suppress(PermissionError):
         mount("sysfs", Path("/sys"), "sysfs", HARMLESS)
     for file in host.files.iterdir():
         mount(str(file), Path("/etc") / file.name, flags=BIND)

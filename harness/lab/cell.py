@@ -1,9 +1,10 @@
-"""The cell: namespaces for whoever is not root, in which the lab is made as root makes it.
+"""The cell: namespaces in which a user without root makes the lab just as root makes it.
 
-A user namespace in which the user is root, and one each for mounts, networks, names and processes.
-They last as long as the cell's first process (keeper.py), which only waits. When that is killed the
-kernel ends all that runs in the cell, and nothing is left of what was made there. Commands find the
-cell by a socket's abstract name in the network that it was made from, and need no file.
+A cell is a user namespace in which the user is root, and one namespace each for mounts, networks,
+host names and processes. It lasts as long as its first process (keeper.py), which only waits. When
+that process is killed, the kernel kills everything that runs in the cell, and nothing of it is
+left. Commands find the cell by an abstract socket name in the network namespace that it was made
+from, so no file has to be kept.
 """
 
 import os
@@ -28,38 +29,43 @@ from harness.lab.turn import turn
 from harness.leaving import leave
 
 CREDENTIALS = struct.Struct("3i")
-"""Process, user and group at a socket's other end."""
+"""`struct ucred`: pid, uid and gid of the process at a socket's other end."""
 EVERYBODY = ("0", "0", str(2**32 - 1))
-"""How the machine's own user namespace maps users."""
+"""Fields of /proc/self/uid_map in the machine's initial user namespace."""
 KINDS = ("user", "mnt", "net", "uts", "pid")
-"""The first gives the right to enter the others."""
+"""Namespaces to enter, in this order: entering the user namespace gives the right to enter the
+others."""
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""Signals that are forwarded to the command in the cell."""
 FORBIDDING = {
     "user/max_user_namespaces": ("0", "10000"),
     "kernel/unprivileged_userns_clone": ("0", "1"),
     "kernel/apparmor_restrict_unprivileged_userns": ("1", "0"),
 }
-"""Setting in /proc/sys -> the value that forbids users their namespaces, and one that does not."""
+"""Setting in /proc/sys -> a value that forbids user namespaces, and one that allows them."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Of this user; there is one at most."""
+    """The cell of this user; a user has at most one."""
 
     first: int
-    """Number of its first process."""
+    """Pid of the cell's first process."""
 
     def run(self, command: Callable[[], int]) -> int:
-        """Exit code of the command, run in the cell where this process stands.
+        """Runs the command in the cell, in this process's working directory; returns its exit code.
 
-        Signals that reach this process go to the command, and it ends with this process. For the
-        main thread, the only one; afterwards this process is in the cell's namespaces itself.
+        Signals that reach this process are forwarded to the command, which ends with this process.
+        Call it from the main thread of a process that has no other. Afterwards this process is
+        itself in the cell's namespaces.
         """
         here = os.getcwd()
         try:
             enter(*(Path(f"/proc/{self.first}/ns/{kind}") for kind in KINDS))
         except OSError as error:
             raise UserError(f"the lab cannot be entered: {error}; run: harness lab down") from error
+        # Blocked before the fork: a signal that came in between is pending, and `_exit_code` gets
+        # it from sigwaitinfo. The child restores the mask that was there before.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED_ON, signal.SIGCHLD})
         try:
             child = os.fork()
@@ -71,8 +77,8 @@ class Cell:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def end(self) -> None:
-        """Kills its first process, and waits until all others have ended with that."""
-        with suppress(ProcessLookupError):  # another command has ended it
+        """Kills the cell's first process and waits until all others have ended with it."""
+        with suppress(ProcessLookupError):  # another command has just ended it
             end = end_of(self.first)
             os.kill(self.first, signal.SIGKILL)
             ended, _, _ = select.select([end], [], [], GONE_SECONDS)
@@ -82,27 +88,29 @@ class Cell:
 
 
 def is_needed() -> bool:
+    """Whether a lab of this user has to be in a cell: without root it has."""
     return os.geteuid() != 0
 
 
 def find() -> Cell | None:
+    """The cell of this user, if there is one. Raises UserError if its name is somebody else's."""
     with socket.socket(socket.AF_UNIX) as door:
         try:
             door.connect(_name())
         except ConnectionRefusedError:
             return None
-        told = door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-    first, user, _ = CREDENTIALS.unpack(told)
+        credentials = door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    first, user, _ = CREDENTIALS.unpack(credentials)
     if user != os.geteuid() or first == 0:
         raise UserError(
-            f"the name of your lab, {_name()[1:]}, belongs to a process of user {user} that is "
-            "none of yours, or in another container; end that first"
+            f"the name of your lab, {_name()[1:]}, is held by a process of user {user} that is "
+            "not yours or is in another container; end that process first"
         )
     return Cell(first)
 
 
 def found() -> Cell:
-    """Raises UserError where there is none."""
+    """The cell of this user. Raises UserError if there is none."""
     cell = find()
     if cell is None:
         raise UserError(NO_LAB)
@@ -110,9 +118,10 @@ def found() -> Cell:
 
 
 def run_in_new(command: Callable[[], int]) -> int:
-    """Exit code of a command in a new cell, in place of the one before.
+    """Runs the command in a new cell, which replaces an earlier one; returns its exit code.
 
-    The cell stays where that is 0; else nothing of it is left, also when this process is killed.
+    The cell stays up if the exit code is 0. Otherwise nothing of it is left, even if this process
+    is killed.
     """
     with turn():
         before = find()
@@ -132,7 +141,7 @@ def run_in_new(command: Callable[[], int]) -> int:
 
 
 def end_after(command: Callable[[], int]) -> int:
-    """Exit code of a last command in the cell; 0 where there is none."""
+    """Runs a last command in the cell, then ends the cell; returns the exit code, 0 without one."""
     with turn():
         cell = find()
         if cell is None:
@@ -144,7 +153,7 @@ def end_after(command: Callable[[], int]) -> int:
 
 
 def place() -> str:
-    """Whose namespaces this process is in."""
+    """Describes, for users, whose namespaces this process is in."""
     users = Path("/proc/self/uid_map")
     _, user, count = users.read_text().split()[:3] if users.exists() else EVERYBODY
     if count == EVERYBODY[2]:
@@ -154,14 +163,14 @@ def place() -> str:
 
 @contextmanager
 def _keeper() -> Iterator["subprocess.Popen[bytes]"]:
-    """Makes a cell. Raises UserError where this machine lets users make no such namespaces."""
+    """Makes a cell. Raises UserError if this machine does not let users make namespaces."""
     words = [sys.executable, "-S", "-m", "harness.lab.keeper", PREFIX]
     with socket.socket(socket.AF_UNIX) as door:
         try:
             door.bind(_name())
         except OSError as error:
             raise UserError(
-                f"the name of your lab, {_name()[1:]}, is taken by a lab that just ends, or by "
+                f"the name of your lab, {_name()[1:]}, is held by a lab that is just ending, or by "
                 "another user; try again"
             ) from error
         keeper = subprocess.Popen(
@@ -175,9 +184,9 @@ def _keeper() -> Iterator["subprocess.Popen[bytes]"]:
         )
     with keeper:
         assert keeper.stdout is not None
-        said = keeper.stdout.read()
-        if said != READY:
-            last = (said.decode(errors="replace").strip().splitlines() or ["no word"])[-1]
+        answer = keeper.stdout.read()
+        if answer != READY:
+            last = (answer.decode(errors="replace").strip().splitlines() or ["no output"])[-1]
             raise UserError(
                 f"harness lab without root needs a user namespace: {_advice()} ({last})"
             )
@@ -185,7 +194,7 @@ def _keeper() -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def _advice() -> str:
-    """What forbids the cell, and what allows it."""
+    """What forbids user namespaces on this machine, and how to allow them."""
     for name, (forbids, allows) in FORBIDDING.items():
         file = Path("/proc/sys", name)
         if file.exists() and file.read_text().strip() == forbids:
@@ -196,25 +205,26 @@ def _advice() -> str:
             )
     if "Seccomp:\t2" in Path("/proc/self/status").read_text():
         return (
-            "a filter of system calls forbids it, as containers have one; start the container with "
+            "a system call filter, as containers have, forbids it; start the container with "
             "--security-opt seccomp=unconfined, or run it as root"
         )
     return "this machine or container forbids it; run it with sudo"
 
 
 def _name() -> str:
+    """Socket name of the user's cell; the leading zero byte makes it abstract (without a file)."""
     return f"\0{PREFIX}-{os.geteuid()}"
 
 
 def _run_and_exit(command: Callable[[], int], where: str) -> NoReturn:
-    """As the child that a fork made: nothing of its parent's goes on here."""
+    """Runs the command as the child of a fork and exits: none of the parent's code goes on here."""
 
     def run() -> int:
         end_with_parent()
         try:
             os.chdir(where)
         except OSError as error:
-            raise UserError(f"the lab has no folder {where}; go to another") from error
+            raise UserError(f"the lab has no folder {where}; change to another") from error
         return command()
 
     code = 1
@@ -228,6 +238,7 @@ def _run_and_exit(command: Callable[[], int], where: str) -> NoReturn:
 
 
 def _exit_code(child: int) -> int:
+    """Waits for the child, to which it forwards signals; 128 + signal if a signal ended it."""
     while True:
         received = signal.sigwaitinfo({*PASSED_ON, signal.SIGCHLD})
         if received.si_signo == signal.SIGCHLD:
@@ -235,5 +246,7 @@ def _exit_code(child: int) -> int:
             if ended:
                 code = os.waitstatus_to_exitcode(status)
                 return code if code >= 0 else 128 - code
-        elif received.si_code <= 0:  # from a process; those of a terminal have reached the child
+        # si_code <= 0: sent by a process with kill(). Signals of a terminal have si_code > 0 and go
+        # to the whole process group, so the child has received them already.
+        elif received.si_code <= 0:
             os.kill(child, received.si_signo)

@@ -14,18 +14,18 @@ from harness.lab.entry import DIRECT, REAL, is_direct
 from harness.lab.host import LabHost, processes
 from harness.lab.impairment import OPTIONS, Impairment, figures
 from harness.lab.links import shaped_to
-from harness.lab.rate import told
+from harness.lab.rate import format_rate
 from harness.lab.run import parse_stutter, run_in_lab
 from harness.lab.switch import RELAY_IS_GONE, impairments_of, relay_is_gone
 
 Commands = Any
-"""What argparse calls _SubParsersAction, and keeps to itself."""
+"""argparse's _SubParsersAction, which is a private name."""
 Command = Callable[[argparse.Namespace], int]
 ABOUT = """\
-Test hosts on this machine, with slow links between them. With root they are made in the machine's
-own namespaces, and entered by ssh where sshd is installed; else, without root, in a user namespace
-of your own, and entered directly: `ssh` is then a program of the lab, for what runs in it. Where
-that is forbidden, `up` says by what.
+Test hosts on this machine, with slow links between them. With root, they are made in the machine's
+own namespaces and entered by ssh if sshd is installed. Without root, they are made in a user
+namespace and entered directly; `ssh` is then a program of the lab that works inside the hosts. If
+namespaces are forbidden, `up` reports what forbids them.
 """
 
 
@@ -35,42 +35,46 @@ def add_lab(commands: Commands) -> None:
         "lab", help="test hosts on this machine, with slow links", description=ABOUT
     )
     of_lab = parser.add_subparsers(required=True, metavar="COMMAND")
-    up = of_lab.add_parser("up", help="make the hosts h1, h2, ... anew")
-    up.add_argument("--hosts", type=count(lab.MOST_HOSTS), default=2, help="how many")
-    up.add_argument("--slots", type=count(MOST_RANKS), default=4, help="ranks that a host takes")
-    up.add_argument("--rate", default="none", help="rate of each host's link: 200mbit, none")
+    up = of_lab.add_parser("up", help="make the hosts h1, h2, ...; replaces an earlier lab")
+    up.add_argument("--hosts", type=count(lab.MOST_HOSTS), default=2, help="number of hosts")
+    up.add_argument("--slots", type=count(MOST_RANKS), default=4, help="ranks per host")
+    up.add_argument("--rate", default="none", help="rate of each host's link, e.g. 200mbit or none")
     _add_impairment(up)
     up.add_argument(
-        "--share", action="append", default=[], metavar="HOST=FRACTION", help="share of one core"
+        "--share",
+        action="append",
+        default=[],
+        metavar="HOST=FRACTION",
+        help="limit a host to a share of one core",
     )
     up.add_argument(
         "--ssh",
         choices=(REAL, DIRECT),
-        help="how hosts are entered: by sshd, the default where it can run, or directly",
+        help="how hosts are entered: real = by sshd (default if it can run), direct = without sshd",
     )
     up.set_defaults(command=_up)
     run = of_lab.add_parser("run", help="run a command in the first host")
     run.add_argument("--stutter", action="append", default=[], metavar="HOST:SLOW/EVERY[:SHARE]")
     run.add_argument("arguments", nargs="+", metavar="-- CMD")
     run.set_defaults(command=_inside(_run))
-    status = of_lab.add_parser("status", help="the hosts, their links and processes")
+    status = of_lab.add_parser("status", help="show the hosts, their links and processes")
     status.add_argument("--hosts", action="store_true", help="print the list for horovodrun -H")
     status.set_defaults(command=_inside(_status))
-    rate = of_lab.add_parser("rate", help="shape the links of a running lab anew")
-    rate.add_argument("rate", help="200mbit, none")
-    rate.add_argument("host", nargs="?", help="the host to change; without it, all")
+    rate = of_lab.add_parser("rate", help="change the links of a running lab")
+    rate.add_argument("rate", help="e.g. 200mbit or none")
+    rate.add_argument("host", nargs="?", help="host to change (default: all)")
     _add_impairment(rate)
     rate.set_defaults(command=_inside(_rate))
-    share = of_lab.add_parser("share", help="limit a host's processes to a part of one core")
+    share = of_lab.add_parser("share", help="limit a host's processes to a share of one core")
     share.add_argument("host")
-    share.add_argument("share", metavar="FRACTION", help="0.3; 1 or none lifts it")
+    share.add_argument("share", metavar="FRACTION", help="e.g. 0.3; 1 or none: no limit")
     share.set_defaults(command=_inside(_share))
-    down = of_lab.add_parser("down", help="end the lab's processes and remove all of it")
+    down = of_lab.add_parser("down", help="end the lab's processes and remove the lab")
     down.set_defaults(command=_down)
 
 
 def _inside(command: Command) -> Command:
-    """Run where the lab of this user is."""
+    """The command, run in the namespaces in which this user's lab is."""
 
     def run(parsed: argparse.Namespace) -> int:
         if cell.is_needed():
@@ -81,9 +85,9 @@ def _inside(command: Command) -> Command:
 
 
 def _add_impairment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--latency", help="one way between two hosts, half a ping: 20ms, none")
-    parser.add_argument("--jitter", help="by how much the latency varies up and down: 5ms, none")
-    parser.add_argument("--loss", help="of packets, one way: 0.1%%, none")
+    parser.add_argument("--latency", help="one-way delay (half a ping), e.g. 20ms or none")
+    parser.add_argument("--jitter", help="variation of the latency up and down, e.g. 5ms or none")
+    parser.add_argument("--loss", help="share of packets lost, one way, e.g. 0.1%% or none")
 
 
 def _figures(parsed: argparse.Namespace) -> dict[str, float]:
@@ -118,7 +122,7 @@ def _status(parsed: argparse.Namespace) -> int:
     for host in hosts:
         print(_line(host, impairments[host.name]))
     if relay_is_gone():
-        print(f"{RELAY_IS_GONE}; start it anew: harness lab rate RATE")
+        print(f"{RELAY_IS_GONE}; restart it with: harness lab rate RATE")
         return 1
     return 0
 
@@ -153,7 +157,7 @@ def _line(host: LabHost, impairment: Impairment) -> str:
     if limit is not None:
         share += f", {limit:g} of a core"
     rate = shaped_to(host)
-    link = f"link {'unshaped' if rate is None else told(rate)}"
+    link = f"link {'unshaped' if rate is None else format_rate(rate)}"
     if impairment:
         link += f", {impairment}"
     count = len(processes(host.namespace))
@@ -177,5 +181,5 @@ def _cores(text: str) -> float | None:
     except ValueError:
         cores = 0.0
     if not 0 < cores <= 1:
-        raise UserError(f"{text!r} is no share of a core; give e.g. 0.3, and 1 or none to lift it")
+        raise UserError(f"{text!r} is not a share of a core; give e.g. 0.3, or none for no limit")
     return None if cores == 1 else cores

@@ -1,4 +1,4 @@
-"""Limits what a test host's processes get of the cores: control groups, version 1 or 2."""
+"""Limits the processor time of a test host's processes: control groups, version 1 or 2."""
 
 import os
 import time
@@ -9,31 +9,37 @@ from harness.errors import UserError
 from harness.lab.host import PREFIX
 
 PERIOD_MICROSECONDS = 100_000
+"""Period over which the kernel enforces a limit."""
 EMPTY_SECONDS = 5.0
-"""A group can be removed some time after its last process ended."""
+"""Time to wait for a group to become removable after its last process has ended."""
 
 
 @dataclass(frozen=True)
 class Groups:
-    """The hierarchy of control groups that limits cores on this machine."""
+    """The hierarchy of control groups with which this machine limits processor time."""
 
     mount: Path
     unified: bool
-    """Version 2."""
+    """Whether this is version 2, with one hierarchy for all controllers."""
 
     @property
     def top(self) -> Path:
+        """The group of the whole lab, which holds one group for each host."""
         return self.mount / PREFIX
 
     def lacks_controller(self) -> bool:
-        """Version 2 hands the cores down to groups only where that is asked for."""
+        """Whether the cpu controller must first be enabled for groups, as version 2 demands."""
         return self.unified and "cpu" not in _words(self.mount / "cgroup.subtree_control")
 
     def take_back_controller(self) -> None:
         (self.mount / "cgroup.subtree_control").write_text("-cpu")
 
     def make(self, hosts: list[str]) -> None:
-        """One group a host; together they weigh as much as so many machines of one process."""
+        """Makes one group for each host.
+
+        All together they get the weight of `len(hosts)` processes: 100 each in version 2, 1024 each
+        in version 1.
+        """
         if self.lacks_controller():
             (self.mount / "cgroup.subtree_control").write_text("+cpu")
         self.top.mkdir()
@@ -46,10 +52,12 @@ class Groups:
             (self.top / host).mkdir()
 
     def entrance(self, host: str) -> Path:
+        """The file that takes a process into the host's group when its pid is written there."""
         return self.top / host / "cgroup.procs"
 
     def limit(self, host: str, cores: float | None) -> None:
-        """The host's processes together get so many cores; None lifts it."""
+        """Limits all processes of the host together to `cores` cores; None lifts the limit."""
+        # The group may run for `quota` microseconds in each period, summed over all cores.
         quota = None if cores is None else max(1000, int(cores * PERIOD_MICROSECONDS))
         if self.unified:
             text = f"{'max' if quota is None else quota} {PERIOD_MICROSECONDS}"
@@ -59,6 +67,7 @@ class Groups:
             (self.top / host / "cpu.cfs_quota_us").write_text(str(-1 if quota is None else quota))
 
     def limit_of(self, host: str) -> float | None:
+        """Cores that the host's processes may use together; None if there is no limit."""
         if self.unified:
             quota = (self.top / host / "cpu.max").read_text().split()[0]
         else:
@@ -66,7 +75,7 @@ class Groups:
         return None if quota in ("max", "-1") else int(quota) / PERIOD_MICROSECONDS
 
     def remove(self) -> None:
-        """All groups of the lab; their processes must have been ended."""
+        """Removes all groups of the lab; their processes must have ended."""
         if not self.top.exists():
             return
         end = time.monotonic() + EMPTY_SECONDS
@@ -82,7 +91,7 @@ class Groups:
 
 
 def find_groups(mounts: str) -> Groups | None:
-    """The hierarchy with the controller of cores, in /proc/mounts; None where it is read only."""
+    """The writable hierarchy with the cpu controller, found in the text of /proc/mounts."""
     for line in mounts.splitlines():
         _, folder, kind, options, *_ = line.split()
         mount = Path(folder)
@@ -100,11 +109,12 @@ def _words(file: Path) -> list[str]:
 
 
 def groups_here() -> Groups:
-    """This machine's. Raises UserError where it has none."""
+    """The groups of this machine. Raises UserError if it has none that this user may write."""
     groups = find_groups(Path("/proc/mounts").read_text())
     if groups is None:
         raise UserError(
-            "no host's cores can be limited here: /proc/mounts shows no control group hierarchy "
-            "with the cpu controller that this user may write; run with root where there is one"
+            "the hosts' cores cannot be limited here: /proc/mounts shows no control group "
+            "hierarchy with the cpu controller that this user may write; run as root on a machine "
+            "that has one"
         )
     return groups

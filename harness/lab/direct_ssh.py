@@ -1,9 +1,9 @@
-"""The `ssh` of hosts that are entered directly: hands a command over to direct_sshd.py of another.
+"""The `ssh` of hosts that are entered directly: passes a command to another host's direct_sshd.py.
 
 `python direct_ssh.py DOORS [OPTION ...] [USER@]HOST [OPTION ...] [COMMAND ...]`: DOORS is a folder
-with the hosts' sockets by name, the rest what ssh takes, as far as horovodrun and the harness need
-it. As with ssh the command's input ends when this process does, at a terminal its session; 255 is
-the exit code where the command has none. Needs no packages.
+with the hosts' sockets by name; the rest are ssh's arguments, as far as horovodrun and the harness
+need them. As with ssh, the command's input ends when this process ends (at a terminal, the
+command's session does), and the exit code is 255 if the command has none. Needs no packages.
 """
 
 import getopt
@@ -21,8 +21,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 OPTIONS = "i:l:o:p:qtT"
-"""Of these -t, -tt and -T say something here: all hosts have one user, and need no key."""
+"""ssh's options that are accepted, for getopt. Only -t, -tt and -T have an effect: all hosts have
+the same user, and no key is needed."""
 FAILED = 255
+"""Exit code of ssh if the command has none."""
 PORTION = 1 << 16
 
 
@@ -40,12 +42,18 @@ def main(doors: Path, words: Sequence[str]) -> int:
         try:
             door.connect(str(doors / name.rpartition("@")[2]))
         except OSError as error:
-            return _failed(f"ssh of the lab: {name} is no host of it that runs: {error.strerror}")
+            return _failed(
+                f"ssh of the lab: {name} is not one of its running hosts: {error.strerror}"
+            )
         line = " ".join(command)
         return _at_terminal(door, line) if terminal else _with_files(door, line)
 
 
 def _wants_terminal(options: Sequence[str], has_command: bool) -> bool:
+    """Whether the command gets a terminal, by ssh's rules.
+
+    -T: never; -tt: always; -t, or no command: if standard input is one.
+    """
     wanted = "-t" in options or not has_command
     return "-T" not in options and (options.count("-t") > 1 or (wanted and os.isatty(0)))
 
@@ -56,6 +64,8 @@ def _failed(line: str) -> int:
 
 
 def _with_files(door: socket.socket, line: str) -> int:
+    # The command gets a pipe in place of this process's input, so that its input ends with this
+    # process; its output and error are this process's own files.
     theirs, ours = os.pipe()
     _ask(door, [theirs, 1, 2], line, terminal="")
     os.close(theirs)
@@ -78,7 +88,7 @@ def _at_terminal(door: socket.socket, line: str) -> int:
         while ours in select.select(sources, [], [])[0]:
             try:
                 _write(1, os.read(ours, PORTION))
-            except OSError:  # nobody has it any more: what is left to come is the exit code
+            except OSError:  # the command has closed the terminal: only its exit code is to come
                 sources.remove(ours)
         return _answer(door)
 
@@ -90,14 +100,14 @@ def _ask(door: socket.socket, files: Sequence[int], line: str, terminal: str) ->
 
 
 def _answer(door: socket.socket) -> int:
-    with suppress(ConnectionResetError):  # the host has ended
+    with suppress(ConnectionResetError):  # the host has been taken down
         if code := door.recv(1):
             return code[0]
     return FAILED
 
 
 def _copy(source: int, target: int) -> None:
-    with suppress(OSError):  # nobody takes it any more
+    with suppress(OSError):  # the reading end is closed
         while portion := os.read(source, PORTION):
             _write(target, portion)
 
@@ -109,7 +119,10 @@ def _write(target: int, portion: bytes) -> None:
 
 @contextmanager
 def _raw(terminal: int) -> Iterator[None]:
-    """This process's terminal, if it has one, hands on every key and has the other's size."""
+    """Puts this process's terminal, if it has one, into raw mode: every key goes to the command.
+
+    The command's terminal keeps the size of this one.
+    """
     if not os.isatty(0):
         yield
         return
@@ -125,7 +138,7 @@ def _raw(terminal: int) -> Iterator[None]:
     signal.signal(signal.SIGWINCH, fit)
     signal.signal(signal.SIGTERM, leave)
     try:
-        tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead stays
+        tty.setraw(0, termios.TCSADRAIN)  # keeps what was typed ahead
         yield
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, before)

@@ -1,8 +1,8 @@
-"""In place of sshd, the first process of a host that is entered directly: runs what it is asked to.
+"""The first process of a host that is entered directly: takes sshd's place and runs commands.
 
 `python direct_sshd.py DOOR PROGRAMS`. DOOR becomes a socket at which direct_ssh.py hands over the
-files that a command gets as input, output and error, and then a Request; it gets one byte back, the
-command's exit code. PROGRAMS is a folder that stands first on commands' PATH. Needs no packages.
+files that a command gets as input, output and error, and then a Request; it receives one byte, the
+command's exit code. PROGRAMS is the first folder on the commands' PATH. Needs no packages.
 """
 
 import fcntl
@@ -21,29 +21,30 @@ from functools import partial
 from pathlib import Path
 
 WAITING = 512
+"""Connections that may wait to be accepted."""
 FAILED = 255
-"""ssh's exit code where the command has none: a signal ended it, or the host did."""
+"""Exit code of ssh if the command has none, because a signal or the host's end stopped it."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is said after the files."""
+    """The message that follows the files."""
 
     line: str
-    """For /bin/sh; empty for a shell to talk to."""
+    """Command line for /bin/sh; empty for an interactive shell."""
     terminal: str
-    """TERM of the terminal that all three files are; empty where they are no terminal."""
+    """TERM, if all three files are a terminal; else empty."""
 
 
 def main(door: Path, programs: str) -> None:
-    # As first process it inherits what others leave behind; so the kernel buries it.
+    # Pid 1 inherits orphaned processes. With SIGCHLD ignored the kernel reaps them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     beside = door.with_suffix(".new")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(beside))
         server.listen(WAITING)
-        beside.rename(door)  # whoever sees it is let in
+        beside.rename(door)  # under its final name only once it accepts connections
         while True:
             guest, _ = server.accept()
             with guest:
@@ -55,13 +56,13 @@ def main(door: Path, programs: str) -> None:
 
 def _serve(guest: socket.socket, programs: str) -> None:
     _, files, _, _ = socket.recv_fds(guest, 1, 3)
-    with guest.makefile("rb") as said:
-        request = Request(**json.loads(said.read()))
+    with guest.makefile("rb") as stream:
+        request = Request(**json.loads(stream.read()))
     command = _start(request, files, programs)
     for file in files:
-        os.close(file)  # they end with the command
+        os.close(file)  # the command has the only copies: they end with it
     code = command.wait()
-    with suppress(BrokenPipeError):  # whoever asked has gone
+    with suppress(BrokenPipeError):  # the client has gone
         guest.send(bytes([code if code >= 0 else FAILED]))
 
 

@@ -1,4 +1,4 @@
-"""How a lab's hosts are entered: over real ssh, or directly, where no sshd can run."""
+"""How a lab's hosts are entered: by real ssh, or directly if no sshd can run."""
 
 import os
 import shlex
@@ -18,11 +18,11 @@ TOOLS = {
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
 }
-"""Program -> the package that has it on Debian."""
+"""Program -> the Debian package that contains it."""
 PLACES = ("/usr/sbin", "/sbin", "/usr/local/sbin")
-"""Of sshd, which a user's PATH may lack."""
+"""Folders that may hold sshd and that a user's PATH may lack."""
 PRIVILEGE_FOLDER = Path("/run/sshd")
-"""sshd insists on it; a machine whose own sshd runs has it."""
+"""Folder that sshd requires; it exists on machines that run an sshd already."""
 PROGRAMS, DOORS = STATE / "bin", STATE / "doors"
 KNOWN_HOSTS = STATE / "known_hosts"
 CLIENT = f"""\
@@ -55,29 +55,29 @@ LogLevel ERROR
 
 
 class Entry(Protocol):
-    """Of hosts of one lab: all are entered alike."""
+    """The way into the hosts of a lab; it is the same for all of them."""
 
     def prepare(self) -> None:
-        """Once a lab, before its hosts."""
+        """Makes what all hosts share; called once for a lab, before its hosts are made."""
 
     def write_files(self, host: LabHost) -> None:
-        """In the host's folders, which must be there."""
+        """Writes the host's files for this way into its folders, which must exist."""
 
     def program(self, host: LabHost) -> list[str]:
-        """The host's first process."""
+        """Command of the host's first process."""
 
     def is_open(self, host: LabHost, first: int) -> bool:
-        """Whether the host, whose first process has that number here, lets anybody in yet."""
+        """Whether the host accepts connections yet; `first` is the pid of its first process."""
 
     def ssh(self, host: LabHost, terminal: bool, line: str) -> list[str]:
-        """Runs a shell's line in the host; to be started in the host's own network."""
+        """Command that runs a shell line in the host; start it in the host's own network."""
 
     def search(self, path: str) -> str:
-        """PATH for what runs in the hosts, by that of the user."""
+        """PATH of commands in the hosts, made from the user's PATH."""
 
 
 class RealSsh:
-    """sshd in each host, one login key for all; for root."""
+    """An sshd in each host and one login key for all; needs root."""
 
     def prepare(self) -> None:
         PRIVILEGE_FOLDER.mkdir(mode=0o755, exist_ok=True)
@@ -102,6 +102,8 @@ class RealSsh:
         return [sshd, "-D", "-e", "-f", str(host.folder / "sshd_config")]
 
     def is_open(self, host: LabHost, first: int) -> bool:
+        # /proc/net/tcp shows an address as a native 32-bit integer, so in reversed byte order on
+        # little-endian machines; 0016 is port 22, state 0A is LISTEN.
         octets = [int(octet) for octet in host.address.split(".")]
         listening = bytes(reversed(octets)).hex().upper() + ":0016 00000000:0000 0A"
         return listening in Path(f"/proc/{first}/net/tcp").read_text()
@@ -118,9 +120,10 @@ class RealSsh:
 
 
 class Direct:
-    """A program in each host that runs what is asked for at a socket in the file system.
+    """A server in each host that runs commands it receives at a socket in the file system.
 
-    Namespaces of networks do not part such sockets. In the hosts `ssh` is a program that asks.
+    Network namespaces do not separate such sockets, so every host reaches every other. In the hosts
+    `ssh` is the client program.
     """
 
     def prepare(self) -> None:
@@ -152,18 +155,18 @@ def entry_of(host: LabHost) -> Entry:
 
 
 def is_direct(asked: str | None) -> bool:
-    """Whether to enter directly: as asked for, by default where ssh cannot work.
+    """Whether hosts are entered directly: as `asked`, else directly only if ssh cannot work.
 
-    Raises UserError where it is asked for there.
+    Raises UserError if real ssh was asked for and cannot work.
     """
     against = obstacle_to_ssh()
     if asked == REAL and against is not None:
-        raise UserError(f"--ssh real {against}; or leave it out, to enter the hosts directly")
+        raise UserError(f"--ssh real {against}; or leave out --ssh, to enter the hosts directly")
     return asked == DIRECT or against is not None
 
 
 def obstacle_to_ssh(search: str | None = None) -> str | None:
-    """Why no sshd can run in the hosts; None where one can. `search` stands for PATH."""
+    """Why no sshd can run in the hosts; None if it can. `search` replaces PATH."""
     groups = Path("/proc/self/setgroups")
     if os.geteuid() != 0 or (groups.exists() and groups.read_text().strip() == "deny"):
         return "needs root, because sshd changes users and groups; run it with sudo"
@@ -171,7 +174,7 @@ def obstacle_to_ssh(search: str | None = None) -> str | None:
     missing = [name for name in TOOLS if not shutil.which(name, path=path)]
     if missing:
         packages = " ".join(dict.fromkeys(TOOLS[name] for name in missing))
-        return f"misses {', '.join(missing)}; install e.g. {packages}"
+        return f"needs {', '.join(missing)}; install e.g. {packages}"
     return None
 
 
@@ -179,5 +182,5 @@ def _make_key(path: Path) -> None:
     command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", PREFIX, "-f", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UserError(f"the lab's `{shlex.join(command)}` failed: {said}")
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"the lab's `{shlex.join(command)}` failed: {reason}")

@@ -1,4 +1,4 @@
-"""One test host: a network namespace with a name, an address, files of its own and processes."""
+"""One test host: a network namespace with a name, an address, its own files and processes."""
 
 import json
 import os
@@ -17,31 +17,35 @@ import harness
 from harness.errors import UserError
 
 PREFIX = "harnesslab"
-"""Of everything that a lab adds to the machine: by it all of it is found again."""
+"""Prefix of the name of everything that a lab adds to the machine, by which it is found again."""
 STATE = Path("/run") / PREFIX
-"""Keys, configurations, the hosts' own files and logs; for root alone, gone with the lab."""
+"""Folder of keys, configurations, the hosts' own files and logs; readable by root alone, removed
+with the lab."""
 NAMESPACES = Path("/run/netns")
 SWITCH = f"{PREFIX}-switch"
-"""Namespace of the bridge or relay: the machine's own network sees neither it nor the hosts'
-addresses."""
+"""Namespace of the bridge or relay: neither it nor the hosts' addresses are visible in the
+machine's own network."""
 NETWORK = "10.77.0"
+"""First three octets of the hosts' addresses; the fourth is the host's number."""
 PACKAGE = Path(harness.__file__).parent.parent
-"""Where `python -m harness...` finds this package."""
+"""Working directory in which `python -m harness...` finds this package."""
 GONE_SECONDS = 10.0
+"""Time for killed processes to disappear."""
 NO_LAB = "no lab is up; start one with: harness lab up --hosts 2"
 
 
 @dataclass(frozen=True)
 class LabHost:
-    """One of the lab's hosts, by its number from 1."""
+    """One of the lab's hosts."""
 
     number: int
+    """Counts from 1."""
     slots: int
-    """Ranks it takes."""
+    """Ranks that the host takes."""
     cores: tuple[int, ...]
-    """Of this machine, all that its processes run on."""
+    """Cores of this machine that the host's processes may run on."""
     direct: bool
-    """Entered directly: no sshd runs there."""
+    """Whether the host is entered directly, without an sshd."""
 
     @property
     def name(self) -> str:
@@ -61,17 +65,17 @@ class LabHost:
 
     @property
     def files(self) -> Path:
-        """What lies here stands in /etc for the host's processes, and only for them."""
+        """Folder of files that the host's processes, and only they, see in /etc."""
         return self.folder / "etc"
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "LabHost":
-        """Of its fields, as JSON keeps them."""
+        """The host with these fields, as read from JSON, which has lists for tuples."""
         return cls(**{**values, "cores": tuple(values["cores"])})
 
 
 def processes(*namespaces: str) -> list[int]:
-    """All in these networks."""
+    """Pids of all processes in these network namespaces."""
     wanted = {_identity(NAMESPACES / name) for name in namespaces}
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -82,12 +86,13 @@ def processes(*namespaces: str) -> list[int]:
 
 
 def _identity(namespace: Path) -> tuple[int, int]:
+    # Two paths lead to the same namespace if device and inode are the same.
     found = namespace.stat()
     return found.st_dev, found.st_ino
 
 
 def end_processes(namespaces: Sequence[str]) -> None:
-    """Kills all that run there until nothing does."""
+    """Kills the processes in these network namespaces until none is left."""
     end = time.monotonic() + GONE_SECONDS
     while left := processes(*namespaces):
         if time.monotonic() > end:
@@ -99,26 +104,27 @@ def end_processes(namespaces: Sequence[str]) -> None:
 
 
 def write_files(host: LabHost, hosts: Sequence[LabHost]) -> None:
-    """The host's own names and accounts."""
+    """Writes the host's own /etc/hosts and /etc/passwd."""
     host.files.mkdir(parents=True)
     names = "".join(f"{each.address} {each.name}\n" for each in hosts)
-    # What torch asks for, and warns of where nobody answers.
+    # torch looks up the names of IPv4 addresses in their IPv6 form, and warns if there are none.
     names += "".join(f"::ffff:{each.address} {each.name}.{PREFIX}\n" for each in hosts)
     (host.files / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
-    # bash reads root's start-up files for every command of ssh; a host's end cuts them short:
-    # pyenv's then leave a lock behind, for which every later command waits a minute.
+    # root's shell becomes /bin/sh, because bash reads root's start-up files for every ssh command.
+    # When a host is taken down meanwhile, pyenv's leave a lock behind, and every later command
+    # waits a minute for it.
     root = rf"\1:{Path.home()}:/bin/sh"
     accounts = Path("/etc/passwd").read_text(encoding="utf-8")
     (host.files / "passwd").write_text(re.sub(r"(?m)^(root:.*):[^:]*:[^:]*$", root, accounts))
 
 
 def boot(host: LabHost, program: Sequence[str], group: Path | None) -> "subprocess.Popen[bytes]":
-    """Starts the host: this program is the first process of a process namespace of its own.
+    """Starts the host with this program as the first process of its own process namespace.
 
-    So the host sees its own processes alone, and when the first is killed all of them are. `group`:
-    a file that takes a process into the host's control group.
+    The host therefore sees only its own processes, and when the first one is killed, the kernel
+    kills all others. `group`: the file that takes a process into the host's control group.
     """
-    # Without packages, which it does not need, Python starts in half the time.
+    # -S: without site-packages, which boot.py does not need, Python starts in half the time.
     start = [sys.executable, "-S", "-m", "harness.lab.boot"]
     with _log(host).open("wb") as log:
         return subprocess.Popen(
@@ -132,17 +138,17 @@ def boot(host: LabHost, program: Sequence[str], group: Path | None) -> "subproce
 
 
 def first_process(host: LabHost, booting: "subprocess.Popen[bytes]") -> int:
-    """Its number here, once it runs."""
+    """Pid of the host's first process, once it runs. Raises UserError if it does not start."""
     number, _ = booting.communicate()
     if booting.returncode:
-        raise UserError(f"{host.name} of the lab does not start: {last_words(host)}")
+        raise UserError(f"{host.name} of the lab does not start: {last_log_lines(host)}")
     return int(number)
 
 
-def last_words(host: LabHost) -> str:
-    """Of its first process."""
-    said = _log(host).read_text(errors="replace").strip().splitlines()
-    return " ".join(said[-3:]) or "no word"
+def last_log_lines(host: LabHost) -> str:
+    """The last lines that the host's first process has logged."""
+    lines = _log(host).read_text(errors="replace").strip().splitlines()
+    return " ".join(lines[-3:]) or "no output"
 
 
 def _log(host: LabHost) -> Path:

@@ -1,4 +1,4 @@
-"""What a link does to packets besides its rate: latency, jitter, loss; as users write them."""
+"""What a link does to packets besides limiting their rate: latency, jitter and loss."""
 
 import re
 from collections.abc import Mapping
@@ -15,15 +15,18 @@ OPTIONS = ("latency", "jitter", "loss")
 
 @dataclass(frozen=True)
 class Impairment:
-    """Of a host's link. Between two hosts the worse figure of their two links counts, each by
-    itself, in either direction. Raises UserError for what no link does."""
+    """Latency, jitter and loss of a host's link.
+
+    Between two hosts, the worse of the two links' values applies, separately for each of the three
+    and in either direction. Raises UserError for values that no link can have.
+    """
 
     latency: float = 0.0
-    """Seconds one way between two hosts, on average; a ping takes twice that."""
+    """Mean seconds one way between two hosts; a ping takes twice that."""
     jitter: float = 0.0
-    """Seconds: packets take latency - jitter to latency + jitter, all equally often."""
+    """Seconds: delays are uniform between latency - jitter and latency + jitter."""
     loss: float = 0.0
-    """Of the packets, the share that is lost."""
+    """Share of packets lost, 0 to 1."""
 
     def __post_init__(self) -> None:
         if self.latency > MOST_SECONDS:
@@ -32,30 +35,31 @@ class Impairment:
             )
         if self.jitter > self.latency:
             raise UserError(
-                f"a jitter of {milliseconds(self.jitter)} with a latency of "
-                f"{milliseconds(self.latency)} has packets arrive before they left; give at least "
-                f"--latency {self.jitter * 1e3:g}ms"
+                f"a jitter of {milliseconds(self.jitter)} is more than the latency of "
+                f"{milliseconds(self.latency)}: packets would arrive before they leave; give at "
+                f"least --latency {self.jitter * 1e3:g}ms"
             )
         if self.loss >= 1:
-            raise UserError(f"a loss of {100 * self.loss:g} % lets nothing pass; write e.g. 0.1%")
+            raise UserError(f"a loss of {100 * self.loss:g} % drops every packet; write e.g. 0.1%")
 
     def __bool__(self) -> bool:
         return self != Impairment()
 
     def __str__(self) -> str:
-        """`latency 20 ms, jitter 5 ms, loss 0.1 %`; of none, nothing."""
-        told = [f"latency {milliseconds(self.latency)}"] if self.latency else []
-        told += [f"jitter {milliseconds(self.jitter)}"] if self.jitter else []
-        told += [f"loss {100 * self.loss:g} %"] if self.loss else []
-        return ", ".join(told)
+        """`latency 20 ms, jitter 5 ms, loss 0.1 %`; empty without any."""
+        parts = [f"latency {milliseconds(self.latency)}"] if self.latency else []
+        parts += [f"jitter {milliseconds(self.jitter)}"] if self.jitter else []
+        parts += [f"loss {100 * self.loss:g} %"] if self.loss else []
+        return ", ".join(parts)
 
     def changed(self, figures: Mapping[str, float]) -> "Impairment":
-        """With these figures; without latency there is no jitter either."""
+        """This impairment with these figures replaced; latency 0 also sets jitter to 0."""
         if figures.get("latency") == 0:
             figures = {"jitter": 0.0, **figures}
         return replace(self, **figures)
 
     def worse(self, other: "Impairment") -> "Impairment":
+        """The larger value of each of the three figures."""
         mine, theirs = asdict(self), asdict(other)
         return Impairment(**{name: max(mine[name], theirs[name]) for name in mine})
 
@@ -65,7 +69,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def figures(given: Mapping[str, str | None]) -> dict[str, float]:
-    """Of --latency 20ms --jitter 5ms --loss 0.1%, those that were given."""
+    """The figures that were given, e.g. by --latency 20ms --loss 0.1%, in seconds and shares."""
     readers = {"latency": _seconds, "jitter": _seconds, "loss": _share}
     return {
         name: 0.0 if text == "none" else readers[name](name, text)
@@ -77,12 +81,12 @@ def figures(given: Mapping[str, str | None]) -> dict[str, float]:
 def _seconds(name: str, text: str) -> float:
     found = DURATION.fullmatch(text)
     if not found:
-        raise UserError(f"{text!r} is no {name}; write e.g. 20ms, 1.5s, 500us, or none")
+        raise UserError(f"{text!r} is not a {name}; write e.g. 20ms, 1.5s, 500us, or none")
     return float(found[1]) * SECONDS[found[2].lower()]
 
 
 def _share(name: str, text: str) -> float:
     found = PERCENTAGE.fullmatch(text)
     if not found:
-        raise UserError(f"{text!r} is no {name}; write e.g. 0.1%, or none")
+        raise UserError(f"{text!r} is not a {name}; write e.g. 0.1%, or none")
     return float(found[1]) / 100

@@ -1,8 +1,9 @@
-"""The first process of a cell: makes its namespaces, and waits.
+"""The first process of a cell: makes the cell's namespaces, and waits.
 
-`python -m harness.lab.keeper NAME SOCKET`: NAME is for those who look at processes, SOCKET the
-number of the bound socket by which the cell is found: its other end names this process. Writes
-READY, or why that is forbidden; ends with whoever makes the cell, unless that has said STAY.
+`python -m harness.lab.keeper NAME SOCKET`: NAME only identifies the process in lists of processes.
+SOCKET is the file descriptor of the bound socket by which the cell is found: whoever connects
+learns this process's pid from the kernel. Writes READY, or an error if namespaces are forbidden.
+Ends when its standard input does, with the process that makes the cell, unless it reads STAY.
 """
 
 import os
@@ -34,12 +35,12 @@ def main(door: socket.socket) -> None:
     mount("proc", Path("/proc"), "proc", HARMLESS)
     mount("tmpfs", Path("/run"), "tmpfs")
     os.chdir("/")
-    # As first process it inherits what others leave behind; so the kernel buries it.
+    # Pid 1 inherits orphaned processes. With SIGCHLD ignored the kernel reaps them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     door.listen()
     os.write(1, READY)
     nowhere = os.open(os.devnull, os.O_RDWR)
-    for number in (1, 2):  # so that whoever waits for READY is let go
+    for number in (1, 2):  # closes the pipe to the process that reads READY until end of file
         os.dup2(nowhere, number)
     if os.read(0, len(STAY)) == STAY:
         while True:
@@ -47,10 +48,10 @@ def main(door: socket.socket) -> None:
 
 
 def _become_root() -> None:
-    """In a user namespace of this user's own."""
+    """Makes this process root in a new user namespace: uid 0 there is this user outside."""
     user, group = os.geteuid(), os.getegid()
     unshare(USERS)
-    Path("/proc/self/setgroups").write_text("deny")  # else no group may be mapped
+    Path("/proc/self/setgroups").write_text("deny")  # the kernel's condition for gid_map
     Path("/proc/self/uid_map").write_text(f"0 {user} 1")
     Path("/proc/self/gid_map").write_text(f"0 {group} 1")
 

@@ -1,4 +1,4 @@
-"""Many machines on one: test hosts on a switch, made, changed and taken down without a trace."""
+"""Many hosts on one machine: makes, changes and removes test hosts on a switch."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from harness.lab.host import (
     boot,
     end_processes,
     first_process,
-    last_words,
+    last_log_lines,
     write_files,
 )
 from harness.lab.impairment import Impairment
@@ -32,9 +32,13 @@ from harness.lab.turn import turn
 from harness.parallel.slices import slice_of
 
 MOST_HOSTS = 99
+"""Host numbers have two digits."""
 START_SECONDS = 20.0
+"""Time for hosts to accept connections."""
 HOSTS = STATE / "hosts.json"
+"""The hosts of a complete lab."""
 MISSING = STATE / "missing.json"
+"""What this machine did not have before the lab, to be removed with it."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,11 @@ class Plan:
 
     hosts: tuple[LabHost, ...]
     rate: str | None
+    """Rate of each host's link, e.g. 200mbit; None: no limit."""
     shares: Mapping[str, float | None]
+    """Host name -> cores that its processes may use together; None: no limit."""
     impairment: Impairment
+    """Latency, jitter and loss of each host's link."""
 
 
 def plan(
@@ -55,25 +62,26 @@ def plan(
     shares: Mapping[str, float | None],
     impairment: Impairment,
 ) -> Plan:
-    """The hosts h1, h2, ..., each with so many slots and such a link.
+    """A lab of `count` hosts h1, h2, ..., each with `slots` slots and the same kind of link.
 
-    Raises UserError for what makes no sense.
+    Raises UserError for values out of range and for shares of unknown hosts.
     """
     if not 1 <= count <= MOST_HOSTS or slots < 1:
         raise UserError(
-            f"found --hosts {count} --slots {slots}; take 1 to {MOST_HOSTS} hosts of 1 slot or more"
+            f"--hosts {count} --slots {slots} is out of range; give 1 to {MOST_HOSTS} hosts of at "
+            f"least 1 slot"
         )
     hosts = _hosts(count, slots, direct, sorted(os.sched_getaffinity(0)))
     unknown = sorted(shares.keys() - {host.name for host in hosts})
     if unknown:
-        raise UserError(f"--share names {', '.join(unknown)}, the hosts are h1 to h{count}")
+        raise UserError(f"--share names {', '.join(unknown)}, but the hosts are h1 to h{count}")
     if rate is not None:
         bits_per_second(rate)
     return Plan(hosts, rate, shares, impairment)
 
 
 def obstacle() -> str | None:
-    """Why no lab can be made in this process's namespaces, in a line; None where one can."""
+    """Why no lab can be made in this process's namespaces, in one line; None if one can."""
     try:
         try_links()
     except UserError as error:
@@ -82,9 +90,9 @@ def obstacle() -> str | None:
 
 
 def up(wanted: Plan) -> None:
-    """Makes the hosts anew.
+    """Makes the lab, after taking down what is left of an earlier one.
 
-    Takes down what is left of an earlier lab. When anything fails, nothing is left of this one.
+    If anything fails, nothing is left of this one. Raises UserError if labs are not allowed here.
     """
     against = obstacle()
     if against is not None:
@@ -101,13 +109,13 @@ def up(wanted: Plan) -> None:
 
 
 def down() -> None:
-    """Ends every process of the lab and removes all of it, also of one that came up halfway."""
+    """Ends every process of the lab and removes all of it, also if it was only partly made."""
     with turn():
         _remove()
 
 
 def running() -> tuple[LabHost, ...]:
-    """The hosts of the lab. Raises UserError where none is up."""
+    """The hosts of the lab. Raises UserError if none is up."""
     try:
         made = json.loads(HOSTS.read_text())
     except FileNotFoundError as error:
@@ -116,7 +124,7 @@ def running() -> tuple[LabHost, ...]:
 
 
 def _hosts(count: int, slots: int, direct: bool, cores: Sequence[int]) -> tuple[LabHost, ...]:
-    """Each with cores of its own, as machines have them; with more hosts than cores, some share."""
+    """The hosts, each with its own cores, as machines have them; they share if cores are fewer."""
 
     def own(place: int) -> tuple[int, ...]:
         if count > len(cores):
@@ -128,6 +136,7 @@ def _hosts(count: int, slots: int, direct: bool, cores: Sequence[int]) -> tuple[
 
 
 def host_named(name: str) -> LabHost:
+    """The host of that name. Raises UserError if the lab has none, or if no lab is up."""
     hosts = {host.name: host for host in running()}
     if name not in hosts:
         raise UserError(f"the lab has no host {name!r}; name one of {', '.join(hosts)}")
@@ -137,7 +146,7 @@ def host_named(name: str) -> LabHost:
 def set_link(
     rate: str | None, name: str | None = None, figures: Mapping[str, float] | None = None
 ) -> None:
-    """Shapes the links of a running lab anew, or one host's; of its impairment, those figures."""
+    """Changes the rate of all links of a running lab, or of host `name`'s, and these figures."""
     bits = None if rate is None else bits_per_second(rate)
     hosts = running()
     changed = hosts if name is None else [host_named(name)]
@@ -151,7 +160,7 @@ def set_link(
 
 
 def set_share(name: str, cores: float | None) -> None:
-    """Limits the host's processes, all together, to so much of one core; None lifts it."""
+    """Limits all processes of the host together to a share of one core; None lifts the limit."""
     _limit(host_named(name).name, cores)
 
 
@@ -160,12 +169,12 @@ def _limit(name: str, cores: float | None) -> None:
 
 
 def limits_of(name: str) -> Groups:
-    """What limits the host's cores. Raises UserError where nothing can."""
+    """The control groups that limit the host. Raises UserError if its cores cannot be limited."""
     groups = groups_here()
     if not groups.entrance(name).exists():
         raise UserError(
-            f"the cores of {name} cannot be limited: this machine lets no control group be made "
-            f"in {groups.mount}; leave the share out"
+            f"the cores of {name} cannot be limited: no control group could be made in "
+            f"{groups.mount}; leave the share out"
         )
     return groups
 
@@ -187,12 +196,12 @@ def _make(wanted: Plan) -> None:
         shape(host, bits)
     join({host.name: wanted.impairment for host in hosts})
     _boot(hosts, groups)
-    # Written last: a lab without it is broken, and nobody works in it.
+    # Written last: without this file a lab counts as not up, so nobody uses one that is incomplete.
     HOSTS.write_text(json.dumps([asdict(host) for host in hosts]))
 
 
 def _boot(hosts: Sequence[LabHost], groups: Groups | None) -> None:
-    """All beside each other; returns when all let others in."""
+    """Starts all hosts in parallel; returns when every one accepts connections."""
     entry = entry_of(hosts[0])
     booting = []
     try:
@@ -202,18 +211,18 @@ def _boot(hosts: Sequence[LabHost], groups: Groups | None) -> None:
         firsts = [first_process(*each) for each in zip(hosts, booting, strict=True)]
     except BaseException:
         for each in booting:
-            each.kill()  # what is in no host's network yet is not found there
+            each.kill()  # `_remove` finds processes by their network; these may be in none yet
         raise
     end = time.monotonic() + START_SECONDS
     for host, first in zip(hosts, firsts, strict=True):
         while not entry.is_open(host, first):
             if not Path(f"/proc/{first}").exists() or time.monotonic() > end:
-                raise UserError(f"{host.name} of the lab does not start: {last_words(host)}")
+                raise UserError(f"{host.name} of the lab does not start: {last_log_lines(host)}")
             time.sleep(0.01)
 
 
 def _note_what_is_missing() -> None:
-    """Keeps in mind, before any of it is made, what this machine did not have."""
+    """Writes down, before anything is made, what this machine does not have."""
     folders = [path for path in (NAMESPACES, PRIVILEGE_FOLDER) if not path.exists()]
     groups = find_groups(Path("/proc/mounts").read_text())
     controller = groups is not None and groups.lacks_controller()
@@ -223,7 +232,7 @@ def _note_what_is_missing() -> None:
 
 
 def _make_groups(hosts: Sequence[LabHost]) -> Groups | None:
-    """None if nobody may limit cores on this machine; the lab works without."""
+    """Control groups of the hosts; None if cores cannot be limited, which a lab does not need."""
     groups = find_groups(Path("/proc/mounts").read_text())
     if groups is None:
         return None
@@ -236,7 +245,7 @@ def _make_groups(hosts: Sequence[LabHost]) -> Groups | None:
 
 
 def _remove() -> None:
-    """Finds everything by its prefix: whoever made it may have been killed in the middle."""
+    """Removes everything, found by its prefix: the process that made it may have been killed."""
     names = [path.name for path in NAMESPACES.glob(f"{PREFIX}-*")]
     end_processes(names)
     for name in names:
@@ -249,7 +258,7 @@ def _remove() -> None:
 
 
 def _take_back(groups: Groups | None) -> None:
-    """Removes what this machine did not have before the lab, unless others use it by now."""
+    """Removes what this machine did not have before the lab, unless others use it now."""
     try:
         note = json.loads(MISSING.read_text())
     except (FileNotFoundError, json.JSONDecodeError):

@@ -1,4 +1,4 @@
-"""The lab's links: cables between network namespaces, a bridge, rates; through netlink."""
+"""The lab's links, made through netlink: cables between network namespaces, a bridge, rates."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -11,23 +11,26 @@ from harness.lab.namespaces import NETWORK, network, networks, unshare
 
 BRIDGE = "bridge"
 ROOT = 0xFFFFFFFF
-"""Of a card's queues, as Linux' pkt_sched.h names it."""
+"""TC_H_ROOT of Linux' pkt_sched.h: the parent of a card's outermost queue."""
 NO_ADDRESS = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", 1)]})]}
-"""Not even of version 6: the switch itself says nothing."""
+"""Attributes that keep the kernel from giving a port an IPv6 address: the switch sends nothing of
+its own."""
 QUEUE_SECONDS = 0.5
-"""What waits longer at a shaped end is dropped."""
+"""Longest time that a packet waits at a shaped end; later ones are dropped."""
 BURST_SECONDS = 0.02
+"""Depth of the token bucket: what may pass at once, in seconds at the link's rate."""
 SMALLEST_BURST_BYTES = 16_384
 
 
 def make_bridge() -> None:
+    """Makes the switch's bridge, without ports."""
     with _netlink_in(SWITCH) as links:
         links.link("add", ifname=BRIDGE, kind="bridge")
         links.link("set", index=_index(links, BRIDGE), state="up")
 
 
 def connect(host: LabHost) -> None:
-    """Lays the cable from the host's eth0 to the switch."""
+    """Connects the host's eth0 with the switch, by a veth pair."""
     inside = NAMESPACES / host.namespace
     with inside.open("rb", buffering=0) as file, _netlink_in(SWITCH) as links:
         peer = {"ifname": "eth0", "net_ns_fd": file.fileno()}
@@ -42,7 +45,7 @@ def connect(host: LabHost) -> None:
 
 
 def put_on_bridge(ports: Iterable[str], on: bool) -> None:
-    """All of these, or none."""
+    """Attaches these ports of the switch to the bridge, or detaches them."""
     with _netlink_in(SWITCH) as links:
         master = _index(links, BRIDGE) if on else 0
         for port in ports:
@@ -66,14 +69,14 @@ def shape(host: LabHost, bits_per_second: float | None) -> None:
 
 
 def shaped_to(host: LabHost) -> float | None:
-    """Bits per second, as the kernel has it."""
+    """Bits per second to which the kernel limits the host's link; None: no limit."""
     with _netlink_in(host.namespace) as links:
         limit = _limit_of(links, _index(links, "eth0"))
         return None if limit is None else 8 * limit
 
 
 def try_links() -> None:
-    """Raises UserError where this process may make no shaped link; leaves nothing."""
+    """Raises UserError if this process may not make shaped links; leaves nothing behind."""
     with networks(), _as_user_error("a namespace of its own"):
         unshare(NETWORK)
         with _netlink() as links:
@@ -82,6 +85,7 @@ def try_links() -> None:
 
 
 def _limit(links: Any, card: int, bytes_per_second: float) -> None:
+    # A token bucket of `burst` bytes; the queue before it holds what passes in QUEUE_SECONDS.
     burst = max(SMALLEST_BURST_BYTES, int(bytes_per_second * BURST_SECONDS))
     limit = burst + int(bytes_per_second * QUEUE_SECONDS)
     law = {"rate": int(bytes_per_second), "burst": burst, "limit": limit}
@@ -89,7 +93,7 @@ def _limit(links: Any, card: int, bytes_per_second: float) -> None:
 
 
 def _limit_of(links: Any, card: int) -> int | None:
-    """Bytes per second."""
+    """Bytes per second to which the card is limited; None: no limit."""
     for queue in links.get_qdiscs(index=card):
         if queue.get_attr("TCA_KIND") == "tbf":
             rate: int = queue.get_nested("TCA_OPTIONS", "TCA_TBF_PARMS")["rate"]
@@ -104,13 +108,13 @@ def _index(links: Any, name: str) -> int:
 
 @contextmanager
 def _netlink_in(namespace: str) -> Iterator[Any]:
-    """A connection to the kernel about the links there."""
+    """A netlink connection about the links in that namespace."""
     with _as_user_error(namespace), network(NAMESPACES / namespace), _netlink() as links:
         yield links
 
 
 def _netlink() -> Any:
-    # Not above: to load it takes a third of a second, also of commands that have no use for it.
+    # Imported here because it takes a third of a second, which other commands need not spend.
     from pyroute2 import IPRoute
 
     return IPRoute()

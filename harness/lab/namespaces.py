@@ -1,4 +1,4 @@
-"""Linux' namespaces and mounts, by the system calls that Python 3.11 does not have."""
+"""Linux namespaces and mounts, by the system calls that Python 3.11 does not have."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 MOUNTS, NAMES, USERS, PROCESSES, NETWORK = 0x20000, 0x4000000, 0x10000000, 0x20000000, 0x40000000
 BIND, RECURSIVE, PRIVATE, DETACHED = 0x1000, 0x4000, 0x40000, 2
 HARMLESS = 0x2 | 0x4 | 0x8
-"""No programs that change users, no devices, no programs."""
+"""MS_NOSUID, MS_NODEV, MS_NOEXEC: no set-uid programs, no devices, no programs at all."""
 PR_SET_PDEATHSIG, PIDFD_OPEN = 1, 434
 
 THIS_NETWORK = Path("/proc/thread-self/ns/net")
@@ -20,17 +20,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def unshare(kinds: int) -> None:
-    """Parts this process from its namespaces of these kinds: it has new ones.
+    """Gives this process new namespaces of these kinds.
 
-    Those of processes hold its children, and not itself.
+    A new process namespace applies to its children, not to the process itself.
     """
     _succeeded(_libc.unshare(kinds), "unshare")
 
 
 def enter(*namespaces: Path) -> None:
-    """By their files, as /proc and mounts have them, in this order."""
+    """Enters these namespaces, given by their files in /proc or in mounts, in this order."""
     with ExitStack() as opened:
-        # All before the first: in another one the paths may lead elsewhere.
+        # All are opened first: once in another mount namespace, the paths may lead elsewhere.
         files = [opened.enter_context(each.open("rb", buffering=0)) for each in namespaces]
         for file, name in zip(files, namespaces, strict=True):
             _succeeded(_libc.setns(file.fileno(), 0), str(name))
@@ -42,25 +42,25 @@ def mount(source: str, target: Path, kind: str = "", flags: int = 0) -> None:
 
 
 def part_mounts() -> None:
-    """What is mounted from now on is seen by this process and its children alone."""
+    """Makes mounts private: those that follow are visible to this process and its children only."""
     unshare(MOUNTS)
     mount("none", Path("/"), flags=RECURSIVE | PRIVATE)
 
 
 def end_with_parent() -> None:
-    """This process is killed as soon as its parent has ended, however that was."""
+    """Has the kernel kill this process as soon as its parent ends, in whatever way."""
     _succeeded(_libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL)), "prctl")
 
 
 def end_of(process: int) -> int:
-    """A file that can be read once the process has ended, also where nobody collects it."""
-    # Python has it only where it was built with headers of a new kernel.
+    """A pidfd of the process: readable once it has ended, even if its parent has not reaped it."""
+    # os.pidfd_open exists only if Python was built with the headers of a newer kernel.
     return _succeeded(_libc.syscall(PIDFD_OPEN, process, 0), f"process {process}")
 
 
 @contextmanager
 def networks() -> Iterator[None]:
-    """The block may go to other networks; afterwards this thread is in the one where it was."""
+    """The block may enter other network namespaces; afterwards this thread is back in its own."""
     with THIS_NETWORK.open("rb", buffering=0) as here:
         try:
             yield
@@ -70,14 +70,14 @@ def networks() -> Iterator[None]:
 
 @contextmanager
 def network(namespace: Path) -> Iterator[None]:
-    """The block is in that network; so is what it starts, for good."""
+    """Runs the block in that network namespace; processes that it starts stay there."""
     with networks():
         enter(namespace)
         yield
 
 
 def make_network(file: Path) -> None:
-    """One that lasts as long as this file does."""
+    """Makes a network namespace that lasts as long as this file, on which it is mounted."""
     file.touch()
     with networks():
         unshare(NETWORK)
@@ -85,8 +85,9 @@ def make_network(file: Path) -> None:
 
 
 def remove_network(file: Path) -> None:
-    """What runs there must have been ended."""
-    _libc.umount2(os.fsencode(file), DETACHED)  # fails where a killed process made the file alone
+    """Removes the network namespace of this file; its processes must have ended."""
+    # The result is ignored: it fails if a process was killed between touch and mount.
+    _libc.umount2(os.fsencode(file), DETACHED)
     file.unlink()
 
 

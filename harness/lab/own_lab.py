@@ -1,7 +1,7 @@
-"""A lab for one command: it is taken down when that ends, also when it is killed.
+"""A lab for one command: it is taken down when the command ends, even if it is killed.
 
-`python -m harness.lab.own_lab` waits for the end of its standard input, which is the end of
-whoever started it, and takes the lab down.
+`python -m harness.lab.own_lab` waits for the end of its standard input, which comes when the
+process that started it ends, and takes the lab down.
 """
 
 import subprocess
@@ -15,19 +15,21 @@ HARNESS = [sys.executable, "-m", "harness"]
 
 
 class NoLab(UserError):
-    """This machine lets this user make none; the message is the reason."""
+    """This machine does not let this user make a lab; the message is the reason."""
 
 
 @contextmanager
 def own_lab(hosts: int, slots: int, *options: str) -> Iterator[str]:
-    """A lab while the block lasts; yields its hosts for -H. `options` are those of `lab up`.
+    """A lab that is up while the block runs; yields its hosts for -H.
 
-    Raises NoLab, and UserError where a lab is up already, which somebody may be using.
+    `options`: further options of `lab up`.
+
+    Raises NoLab, and UserError if a lab is up already, which somebody may be using.
     """
     if _lab("status").returncode != 2:
         raise UserError("a lab is up on this machine; take it down first: harness lab down")
     watch = [sys.executable, "-m", "harness.lab.own_lab"]
-    # In a session of its own Ctrl-C does not reach it.
+    # In its own session, so that Ctrl-C does not reach it.
     with subprocess.Popen(watch, stdin=subprocess.PIPE, start_new_session=True) as watcher:
         made = _lab("up", "--hosts", str(hosts), "--slots", str(slots), *options)
         if made.returncode == 2:
@@ -41,12 +43,12 @@ def own_lab(hosts: int, slots: int, *options: str) -> Iterator[str]:
 
 
 def _lab(*words: str) -> "subprocess.CompletedProcess[str]":
-    """One command of the lab; what it prints is kept."""
+    """Runs one command of the lab and captures what it prints."""
     return subprocess.run([*HARNESS, "lab", *words], capture_output=True, text=True, check=False)
 
 
 def run_in_lab(command: Sequence[str]) -> int:
-    """Exit code of a command in the lab's first host; its output is passed on."""
+    """Runs a command in the lab's first host, with its output shown; returns the exit code."""
     return subprocess.run([*HARNESS, "lab", "run", "--", *command], check=False).returncode
 
 

@@ -1,4 +1,4 @@
-"""The rate of a link, as users write it and as the lab's status shows it."""
+"""The rate of a link: how users write it and how the lab's status shows it."""
 
 import re
 
@@ -6,21 +6,21 @@ from harness.errors import UserError
 
 RATE = re.compile(r"(\d+(?:\.\d+)?)([kmg])bit", re.IGNORECASE)
 FASTEST = 34e9
-"""The kernel's shaper counts bytes a second in 32 bits."""
+"""Largest rate, bits per second: the kernel's shaper holds bytes per second in 32 bits."""
 
 
 def bits_per_second(rate: str) -> float:
-    """Of `200mbit`. Raises UserError for what is no rate."""
+    """The number in e.g. `200mbit`. Raises UserError if the text is not a rate."""
     found = RATE.fullmatch(rate)
     if not found or float(found[1]) == 0:
-        raise UserError(f"{rate!r} is no rate; write e.g. 200mbit, 1.5gbit, 500kbit, or none")
+        raise UserError(f"{rate!r} is not a rate; write e.g. 200mbit, 1.5gbit, 500kbit, or none")
     bits = float(found[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[found[2].lower()]
     if bits > FASTEST:
         raise UserError(f"a rate of {rate} is more than 34gbit; write none, for no limit")
     return bits
 
 
-def told(bits: float) -> str:
+def format_rate(bits: float) -> str:
     """`200Mbit`."""
     for unit, size in (("Gbit", 1e9), ("Mbit", 1e6)):
         if bits >= size:

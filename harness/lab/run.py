@@ -1,4 +1,4 @@
-"""Runs a command in the lab's first host, over its ssh; may slow a host down meanwhile."""
+"""Runs a command in the lab's first host over ssh; can slow hosts down in the meantime."""
 
 import os
 import re
@@ -24,45 +24,47 @@ from harness.launch.environment import passed_on
 
 STUTTER = re.compile(r"(\w+):(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)(?::(0?\.\d+))?")
 SLOW_SHARE = 0.1
+"""Share of a core that a stuttering host gets by default while it is slow."""
 
 
 @dataclass(frozen=True)
 class Stutter:
-    """One host is slow for some seconds again and again."""
+    """A host that is slow for `slow_seconds` in every `every_seconds`."""
 
     host: str
     slow_seconds: float
     every_seconds: float
     share: float
-    """Of one core, for all the host's processes together, while it is slow."""
+    """Share of one core that all the host's processes have together while it is slow."""
 
 
 def parse_stutter(text: str) -> Stutter:
-    """`h2:2/10`, or `h2:2/10:0.3` for another share than 0.1."""
+    """Reads `h2:2/10`, or `h2:2/10:0.3` for a share other than 0.1. Raises UserError."""
     found = STUTTER.fullmatch(text)
     if not found or not 0 < float(found[2]) < float(found[3]):
         raise UserError(
-            f"--stutter {text!r} is not understood; h2:2/10 slows h2 for 2 s every 10 s, "
+            f"--stutter {text!r} is not valid; h2:2/10 slows h2 down for 2 s in every 10 s, "
             f"h2:2/10:0.3 to 0.3 of a core"
         )
     return Stutter(found[1], float(found[2]), float(found[3]), float(found[4] or SLOW_SHARE))
 
 
 def run_in_lab(command: Sequence[str], stutters: Sequence[Stutter] = ()) -> int:
-    """Exit code of the command, run where the caller stands, with the caller's environment.
+    """Runs the command in the caller's folder and environment; returns its exit code.
 
-    At a terminal it has one too. Else its output is passed on, it has no input, and the signals
-    that come here go to its process group; when this process is killed, so is it.
+    If this process has a terminal, the command gets one too. Otherwise its output is forwarded, it
+    has no input, and signals that this process receives go to its process group; it is killed if
+    this process is. Raises UserError if no lab is up or its relay has ended.
     """
     host = running()[0]
     if relay_is_gone():
-        raise UserError(f"{RELAY_IS_GONE}; start it anew: harness lab rate RATE")
+        raise UserError(f"{RELAY_IS_GONE}; restart it with: harness lab rate RATE")
     for stutter in stutters:
         limits_of(host_named(stutter.host).name)
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     with _stuttering(stutters):
         code = _at_terminal(host, command) if terminal else _passing_on(host, command)
-    return code if code >= 0 else 128 - code  # the lab was taken down, ssh with it
+    return code if code >= 0 else 128 - code  # negative: ssh was killed when the lab went down
 
 
 def _ssh(host: LabHost, command: Sequence[str], terminal: bool) -> list[str]:
@@ -74,7 +76,7 @@ def _ssh(host: LabHost, command: Sequence[str], terminal: bool) -> list[str]:
 
 
 def _at_terminal(host: LabHost, command: Sequence[str]) -> int:
-    # ssh takes the keys as they come: Ctrl-C is for the command alone.
+    # ssh puts the terminal into raw mode and sends Ctrl-C to the command; this process ignores it.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with network(NAMESPACES / host.namespace):

@@ -1,4 +1,4 @@
-"""What joins the lab's hosts: a bridge, or the relay where a link has latency, jitter or loss."""
+"""Connects the lab's hosts: by a bridge, or by the relay if a link has latency, jitter or loss."""
 
 import json
 import os
@@ -25,22 +25,24 @@ from harness.lab.namespaces import make_network, network
 from harness.lab.relay import FIGURES, READY, read_impairments
 
 LOG = STATE / "relay.log"
-RELAY_IS_GONE = "the relay that joins the lab's hosts has ended: nothing passes between them"
+RELAY_IS_GONE = "the relay between the lab's hosts has ended, so they cannot reach each other"
 
 
 def make_switch() -> None:
+    """Makes the switch's namespace and its bridge."""
     make_network(NAMESPACES / SWITCH)
     make_bridge()
 
 
 def impairments_of(hosts: Iterable[LabHost]) -> dict[str, Impairment]:
+    """The impairment of each host's link, by host name; none if none was ever set."""
     with suppress(FileNotFoundError):
         return read_impairments(STATE)
     return {host.name: Impairment() for host in hosts}
 
 
 def relay_is_gone() -> bool:
-    """Where there should be one; False also where no lab is up."""
+    """Whether the lab needs a relay and it has ended; False if no lab is up."""
     try:
         return any(read_impairments(STATE).values()) and not _relay()
     except FileNotFoundError:
@@ -48,9 +50,9 @@ def relay_is_gone() -> bool:
 
 
 def join(impairments: Mapping[str, Impairment]) -> None:
-    """All hosts that are connected, by name, with what each one's link does to packets.
+    """Connects the hosts; `impairments`: the impairment of each one's link, by host name.
 
-    Changes a relay that runs, starts one where one is needed, ends one that is not any more.
+    Updates a running relay, starts one if it is needed, and ends one that is not needed any more.
     """
     beside = STATE / f"{FIGURES}.new"
     beside.write_text(json.dumps({name: asdict(each) for name, each in impairments.items()}))
@@ -62,14 +64,14 @@ def join(impairments: Mapping[str, Impairment]) -> None:
         return
     if not impaired:
         end_processes([SWITCH])
-    # A bridge beside the relay would carry every frame a second time.
+    # With ports still on the bridge, every frame would pass twice: by the bridge and by the relay.
     put_on_bridge(impairments, not impaired)
     if impaired:
         _start_relay(list(impairments))
 
 
 def _relay() -> list[int]:
-    """Its process; nothing else runs in the switch."""
+    """The relay's process; nothing else runs in the switch's namespace."""
     return processes(SWITCH)
 
 
@@ -87,5 +89,5 @@ def _start_relay(hosts: list[str]) -> None:
     assert process.stdout is not None
     with process.stdout:
         if process.stdout.readline() != READY:
-            said = LOG.read_text().strip().splitlines()[-1:]
-            raise UserError(f"the lab's relay does not start: {' '.join(said) or 'no word'}")
+            reason = LOG.read_text().strip().splitlines()[-1:]
+            raise UserError(f"the lab's relay does not start: {' '.join(reason) or 'no output'}")

@@ -1,4 +1,4 @@
-"""One command at a time changes a lab; a killed one leaves the turn to the next."""
+"""Lets one command at a time change a lab; if it is killed, the next one gets its turn."""
 
 import os
 import socket
@@ -10,11 +10,15 @@ from harness.errors import UserError
 from harness.lab.host import PREFIX
 
 TURN_SECONDS = 60.0
+"""Time to wait for another command."""
 
 
 @contextmanager
 def turn() -> Iterator[None]:
-    """Of this user, in this network namespace; such a name ends with the process that has it."""
+    """Holds the turn of this user in this network namespace while the block runs.
+
+    The lock is an abstract socket name, which the kernel frees when its process ends.
+    """
     with socket.socket(socket.AF_UNIX) as name:
         end = time.monotonic() + TURN_SECONDS
         while True:
@@ -23,6 +27,8 @@ def turn() -> Iterator[None]:
                 break
             except OSError as error:
                 if time.monotonic() > end:
-                    raise UserError("another `harness lab` is at work; try again") from error
+                    raise UserError(
+                        "another `harness lab` command is running; try again"
+                    ) from error
                 time.sleep(0.1)
         yield

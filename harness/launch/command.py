@@ -14,19 +14,19 @@ def add_launch(commands: Any) -> None:
     """`harness launch`."""
     parser = commands.add_parser(
         "launch",
-        help="one training, or any program, on many machines by horovodrun",
+        help="run one training, or any program, on several hosts with horovodrun",
         epilog="-- CMD starts a program instead of an experiment",
     )
     parser.add_argument(
-        "--np", "-np", type=count(MOST_RANKS), help="ranks; else as many as there are slots"
+        "--np", "-np", type=count(MOST_RANKS), help="number of ranks (default: one per slot)"
     )
-    parser.add_argument("--hosts", "-H", help="host:slots,host:slots; else this machine alone")
+    parser.add_argument("--hosts", "-H", help="host:slots,host:slots (default: this machine only)")
     parser.add_argument(
         "--folder",
         type=path,
-        help="where the run's files go; what its ranks print goes to FOLDER.log",
+        help="folder for the run's files; the output of its ranks goes to FOLDER.log",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the line and end")
+    parser.add_argument("--dry-run", action="store_true", help="only print the command line")
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
     parser.set_defaults(command=_launch)
 
@@ -87,5 +87,5 @@ def _end(code: int, reason: str, log: Path) -> int:
     if code == 2:
         raise UserError(reason.removeprefix("harness: "))
     if code:
-        _announce(f"{reason}\nall that the ranks said: {log}")
+        _announce(f"{reason}\noutput of all ranks: {log}")
     return code

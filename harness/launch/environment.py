@@ -1,4 +1,4 @@
-"""What of the launcher's environment its ranks get: horovodrun writes it on command lines."""
+"""Which of the launcher's variables the ranks get: horovodrun writes them on command lines."""
 
 import os
 import re
@@ -18,7 +18,7 @@ PASSED_PREFIXES = re.compile(
 
 
 def passed_on(variables: Mapping[str, str]) -> dict[str, str]:
-    """The variables that ranks need, without passwords: any user can read a command line."""
+    """The variables that ranks need, with passwords masked: any user can read a command line."""
     return {
         name: masked(value)
         for name, value in variables.items()
@@ -27,7 +27,7 @@ def passed_on(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def withheld(config: Config) -> list[str]:
-    """A line that warns of MLflow's credentials that are set here and that ranks will miss."""
+    """A warning if MLflow credentials are set here that the ranks will not get; else nothing."""
     names = _withheld_names() if config.tracking.enabled else []
     if not names:
         return []

@@ -1,4 +1,4 @@
-"""The list of hosts that horovodrun takes, read before it is started."""
+"""The list of hosts for horovodrun: parsed and checked before it is started."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from harness.parallel.topology import Topology, from_horovod
 
 HOST = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*):([0-9]{1,9})")
 MOST_SLOTS = 4096
-"""More ranks than a machine has cards or cores; a slip of the finger has more digits."""
+"""Most slots of a host. No machine has as many cards or cores; a typing error may exceed it."""
 WRITTEN = "write NAME:SLOTS,NAME:SLOTS, e.g. h1:4,h2:4"
 
 
@@ -21,18 +21,21 @@ WRITTEN = "write NAME:SLOTS,NAME:SLOTS, e.g. h1:4,h2:4"
 class Host:
     name: str
     slots: int
-    """Ranks it takes."""
+    """Ranks that the host takes."""
 
 
 def parse_hosts(text: str, ranks: int) -> tuple[Host, ...]:
-    """`h1:4,h2:4` for so many ranks. Raises UserError for anything horovodrun could not use."""
+    """The hosts of `h1:4,h2:4`, which must have slots for `ranks` ranks and resolvable names.
+
+    Raises UserError for anything that horovodrun could not use.
+    """
     if ranks < 1:
         raise UserError(f"--np {ranks} starts no rank; give at least 1")
     hosts = read_hosts(text)
     found = _slots(hosts)
     if found < ranks:
         raise UserError(
-            f"--np {ranks} needs {ranks} slots, --hosts {in_one_word(hosts)} has {found}; add "
+            f"--np {ranks} needs {ranks} slots, but --hosts {in_one_word(hosts)} has {found}; add "
             f"hosts or slots"
         )
     for host in hosts:
@@ -40,14 +43,14 @@ def parse_hosts(text: str, ranks: int) -> tuple[Host, ...]:
             socket.getaddrinfo(host.name, None)
         except (OSError, UnicodeError) as error:  # UnicodeError: a label is empty or too long
             raise UserError(
-                f"the host name {host.name!r} of --hosts leads nowhere ({error}); correct it or "
+                f"the host name {host.name!r} of --hosts does not resolve ({error}); correct it or "
                 f"add it to /etc/hosts"
             ) from error
     return hosts
 
 
 def slots_of(hosts: str | None) -> int:
-    """How many ranks the hosts take; one where none are given. Raises UserError as above."""
+    """Slots of all hosts together; 1 without hosts. Raises UserError like `parse_hosts`."""
     return _slots(parse_hosts(hosts, 1)) if hosts else 1
 
 
@@ -56,16 +59,16 @@ def _slots(hosts: Iterable[Host]) -> int:
 
 
 def read_hosts(text: str) -> tuple[Host, ...]:
-    """The hosts, divided by commas, blanks, semicolons or new lines; `h1 slots=4` is h1:4.
+    """The hosts, separated by commas, blanks, semicolons or new lines; `h1 slots=4` means h1:4.
 
-    Raises UserError for what is no host with its slots and for a host that is named twice: ranks
-    are numbered host by host. Looks up no name.
+    Raises UserError for a word that is not HOST:SLOTS, and for a host that is named twice: ranks
+    are numbered host by host. Does not look up names.
     """
     joined = re.sub(r"\s*:\s*|\s+slots\s*=\s*", ":", text, flags=re.ASCII)
     words = [word for word in re.split(r"[,;\s]+", joined, flags=re.ASCII) if word]
     hosts = tuple(_read_host(word) for word in words)
     if not hosts:
-        raise UserError(f"--hosts {text!r} names no host; {WRITTEN}")
+        raise UserError(f"--hosts {text!r} contains no host; {WRITTEN}")
     slots: dict[str, int] = {}
     for host in hosts:
         slots[host.name] = slots.get(host.name, 0) + host.slots
@@ -77,7 +80,7 @@ def read_hosts(text: str) -> tuple[Host, ...]:
 
 
 def in_one_word(hosts: tuple[Host, ...]) -> str:
-    """As horovodrun reads them."""
+    """The hosts in horovodrun's form, `h1:4,h2:4`."""
     return ",".join(f"{host.name}:{host.slots}" for host in hosts)
 
 
@@ -85,36 +88,43 @@ def _read_host(word: str) -> Host:
     found = HOST.fullmatch(word)
     if found is None and word.count(":") > 1:
         raise UserError(
-            f"--hosts holds {word!r}; horovodrun takes host names and IPv4 addresses; {WRITTEN}"
+            f"--hosts contains {word!r}, but horovodrun takes only host names and IPv4 addresses; "
+            f"{WRITTEN}"
         )
     if found is None or not 1 <= int(found[2]) <= MOST_SLOTS:
-        raise UserError(f"--hosts holds {word!r}; {WRITTEN}, each with 1 to {MOST_SLOTS} slots")
+        raise UserError(f"--hosts contains {word!r}; {WRITTEN}, each with 1 to {MOST_SLOTS} slots")
     return Host(found[1], int(found[2]))
 
 
 def topology_of(hosts: tuple[Host, ...], ranks: int) -> Topology:
-    """Of rank 0, as horovodrun fills the hosts. Raises UserError where they come out unequal."""
+    """Topology of rank 0 when horovodrun fills the hosts in order.
+
+    Raises UserError if hosts get different numbers of ranks.
+    """
     sizes, left = [], ranks
     for host in hosts:
         sizes.append(min(host.slots, left))
         left -= sizes[-1]
     used = [size for size in sizes if size]
+    # `from_horovod` refuses a host whose ranks times the hosts are not all ranks: give it such a
+    # host if there is one.
     odd = next((size for size in used if size * len(used) != ranks), used[0])
     return from_horovod(0, ranks, odd, len(used))
 
 
 def host_of_each_rank(hosts: tuple[Host, ...], ranks: int) -> tuple[str, ...]:
-    """As horovodrun fills the hosts."""
+    """Host name of every rank when horovodrun fills the hosts in order."""
     return tuple(host.name for host in hosts for _ in range(host.slots))[:ranks]
 
 
 def most_ranks_on_a_machine(hosts: tuple[Host, ...]) -> int:
-    """Names of this machine count together: emulated nodes share its cores."""
+    """Most slots on one machine. Hosts that are this machine are added up: they share its cores."""
     here = _slots(host for host in hosts if is_here(host))
     return max(here, *(host.slots for host in hosts))
 
 
 def is_here(host: Host) -> bool:
+    """Whether the host's name leads to an address of this machine."""
     own = {
         address.address
         for addresses in psutil.net_if_addrs().values()
@@ -125,7 +135,7 @@ def is_here(host: Host) -> bool:
 
 
 def interface_to(hosts: tuple[Host, ...]) -> str | None:
-    """This machine's, through which it reaches all the others; None where that is not one."""
+    """This machine's interface to all other hosts; None unless it is the same one for all."""
     own = {
         address.address: name
         for name, addresses in psutil.net_if_addrs().items()
@@ -136,14 +146,15 @@ def interface_to(hosts: tuple[Host, ...]) -> str | None:
 
 
 def _source(host: Host) -> str:
-    """The address that packets to the host carry as their sender's; none is sent."""
+    """This machine's address in packets to the host; empty without a route. Sends nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((host.name, 9))
+            probe.connect((host.name, 9))  # a UDP socket only chooses its route here
         except OSError:
             return ""
         return str(probe.getsockname()[0])
 
 
 def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""Starts a command on all ranks by horovodrun, shows rank 0, and leaves no process behind."""
+"""Starts a command on all ranks with horovodrun, shows rank 0, and leaves no process behind."""
 
 import os
 import shlex
@@ -31,17 +31,19 @@ from harness.measure.redaction import masked
 from harness.signals import handled, ignore, interrupt
 
 START_SECONDS = 300
-"""Ranks that outnumber the cores take long to import torch."""
+"""Time for ranks to start: if they outnumber the cores, importing torch takes long."""
 CROWDED_CYCLE_MS = 10
-"""Horovod's threads wake less often where ranks outnumber the cores: they would take them away."""
+"""Horovod's cycle time if ranks outnumber the cores: with the default its threads would wake so
+often that they take the cores from the ranks."""
 LEASH_SECONDS = GRACE_SECONDS + 2.0
-"""For the leashes to end their ranks, and horovodrun with them. Ended by a signal it would cut the
-connections at once, and this process would be back before ranks elsewhere are gone."""
+"""Time for the leashes to end their ranks, whereupon horovodrun ends. A signal to horovodrun would
+cut the connections at once, and this process would return before ranks on other hosts are gone."""
 STOP_SECONDS = 12.0
-"""horovodrun asks its ranks to end, waits 5 s, ends them, and waits 5 s again."""
+"""Time for horovodrun to stop: it terminates its ranks, waits 5 s, kills them, and waits 5 s."""
 LEFTOVER_SECONDS = 3.0
+"""Time for processes that are left over to end after SIGTERM."""
 MARK = "HARNESS_LAUNCH"
-"""Variable that all processes of one launch inherit: by it they are found again."""
+"""Variable that all processes of a launch inherit, by which they are found again."""
 
 
 @dataclass(frozen=True)
@@ -49,36 +51,36 @@ class Outcome:
     """How a launch ended."""
 
     exit_code: int
-    """0 well, 1 failed or stopped, 2 the user's mistake."""
+    """0: success, 1: failed or stopped, 2: a user error."""
     reason: str
-    """Empty when well; one line for the user's mistake; else the cause, as far as ranks told."""
+    """Empty after success; one line for a user error; else the cause, as far as it is known."""
     log: Path
-    """All that all ranks printed."""
+    """File of everything that all ranks printed."""
     stopped: bool
-    """By Ctrl-C or SIGTERM."""
+    """Whether Ctrl-C or SIGTERM ended it."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One horovodrun."""
+    """One call of horovodrun."""
 
     options: tuple[str, ...]
     command: tuple[str, ...]
     """Program and arguments of each rank."""
     hosts: tuple[str, ...]
-    """Of every rank."""
+    """Host name of every rank."""
     added: Mapping[str, str]
-    """Variables that the ranks get beside this process's own."""
+    """Variables that the ranks get in addition to this process's own."""
 
     def line(self) -> str:
-        """As a user would type it, without passwords."""
+        """The command line that a user would type, with passwords masked."""
         horovodrun = Path(sys.executable).with_name("horovodrun")
         words = [f"{name}={value}" for name, value in self.added.items()]
         words += [str(horovodrun), *self.options, *self.command]
         return shlex.join(masked(word) for word in words)
 
     def held(self) -> list[str]:
-        """As it is started, each rank held by a leash."""
+        """The command that is started, with each rank held by a leash."""
         leash = [sys.executable, "-m", "harness.launch.leash"]
         return [sys.executable, "-m", "horovod.runner.launch", *self.options, *leash, *self.command]
 
@@ -86,10 +88,11 @@ class Plan:
 def launch(
     command: Sequence[str], ranks: int, hosts: str | None, log: Path, screen: TextIO | None = None
 ) -> Outcome:
-    """Runs `command` (program and arguments) on so many ranks and waits for all of them.
+    """Runs `command` (program and arguments) on `ranks` ranks and waits for all of them.
 
-    Ctrl-C or SIGTERM ends all ranks and comes back as an outcome. Raises UserError for hosts that
-    cannot be used, and for a log that cannot be made. For the main thread: others get no signals.
+    Ctrl-C or SIGTERM ends all ranks and is reported in the outcome. Raises UserError for hosts that
+    cannot be used and for a log that cannot be written. Call it from the main thread, the only one
+    that can handle signals.
     """
     plan = plan_launch(command, ranks, hosts)
     mark = uuid.uuid4().hex
@@ -114,7 +117,7 @@ def launch(
     except KeyboardInterrupt:
         stopped = True
     finally:
-        # A second Ctrl-C while ranks are being ended, which takes seconds, would leave some behind.
+        # Ending the ranks takes seconds; a second Ctrl-C meanwhile would leave some of them behind.
         with handled([signal.SIGINT, signal.SIGTERM], ignore):
             _end(process, mark)
     reader.join(LEFTOVER_SECONDS)
@@ -125,7 +128,7 @@ def plan_launch(command: Sequence[str], ranks: int, hosts: str | None) -> Plan:
     """What `launch` will start. Raises UserError for hosts that cannot be used."""
     where = hosts or f"localhost:{ranks}"
     found = parse_hosts(where, ranks)
-    # The ranks import this package from wherever this process did.
+    # Ranks import this package from the folder that this process has imported it from.
     root = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     added = {}
@@ -135,8 +138,8 @@ def plan_launch(command: Sequence[str], ranks: int, hosts: str | None) -> Plan:
     seconds = str(START_SECONDS)
     options = ["--gloo", "-np", str(ranks), "-H", in_one_word(found)]
     options += ["--gloo-timeout-seconds", seconds, "--start-timeout", seconds]
-    # Without it horovodrun starts servers on all hosts that ask each other for it: they take long,
-    # and outlive a horovodrun that is stopped meanwhile.
+    # Without this option horovodrun starts servers on all hosts to find a common interface. They
+    # take long, and outlive a horovodrun that is stopped in the meantime.
     interface = interface_to(found)
     if interface is not None:
         options += ["--network-interfaces", interface]
@@ -157,7 +160,7 @@ def _read(process: "subprocess.Popen[bytes]", log: Log, screen: Screen, evidence
     assert process.stdout is not None
     splitter = Splitter()
     portion = b" "
-    while portion:
+    while portion:  # an empty read is the end of the output
         portion = os.read(process.stdout.fileno(), 1 << 16)
         lines = splitter.feed(portion, final=not portion)
         for line in lines:
@@ -168,9 +171,9 @@ def _read(process: "subprocess.Popen[bytes]", log: Log, screen: Screen, evidence
 
 
 def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
-    """Ends horovodrun and every process it left; nothing to do after a good run."""
+    """Ends horovodrun and every process that it left; after a successful run there is none."""
     assert process.stdin is not None
-    process.stdin.close()  # all leashes feel this, also those on other machines
+    process.stdin.close()  # all leashes read the end of this pipe, those on other hosts over ssh
     with suppress(subprocess.TimeoutExpired):
         process.wait(LEASH_SECONDS)
     if process.poll() is None:
@@ -194,7 +197,7 @@ def _marked(mark: str) -> list[psutil.Process]:
             if process.environ().get(MARK) == mark:
                 found.append(process)
         except (psutil.AccessDenied, psutil.NoSuchProcess):
-            continue  # another user's, or just ended
+            continue  # another user's process, or one that has just ended
     return found
 
 

@@ -1,10 +1,11 @@
-"""Holds one command: ends it when whoever started it is gone, gently at first.
+"""Runs one command and ends it, gently at first, when the process that started it is gone.
 
-`python -m harness.launch.leash COMMAND ...` on the rank's machine. Its standard input leads to the
-launcher, through ssh where the rank is elsewhere, and ends when that ends or lets go. horovodrun by
-itself sends no signal through ssh, and goes on when whoever started it was killed. Neither does
-ssh: a byte on standard input is the number of a signal for the command's process group. A line on
-standard error says when the command's process is stopped: then it cannot say anything itself.
+`python -m harness.launch.leash COMMAND ...` on the rank's host. Its standard input is a pipe from
+the launcher, through ssh for ranks on other hosts, and ends when the launcher ends or closes it.
+This is needed because horovodrun sends no signals through ssh, and goes on if the process that
+started it is killed. ssh forwards no signals either, so a byte on standard input is the number of a
+signal for the command's process group. A line on standard error reports that the command's process
+is stopped, which the process itself cannot report.
 """
 
 import os
@@ -19,18 +20,20 @@ from pathlib import Path
 from types import FrameType
 
 GRACE_SECONDS = 5.0
-"""Between asking a command to end and ending it."""
+"""Time between SIGTERM and SIGKILL for the command."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM)
-"""From this process to the command."""
+"""Signals that this process forwards to the command."""
 PASSED_ON = (*FORWARDED, signal.SIGHUP)
-"""From standard input to the command's process group."""
+"""Signals that standard input may send to the command's process group."""
 LOOK_SECONDS = 2.0
+"""Time between two looks at whether the command is stopped."""
 STOPPED, RESUMED = "leash: this rank's process is stopped", "leash: this rank's process runs again"
 
 
 def main(command: list[str]) -> int:
-    """Runs the command; its exit code, as a shell would give it."""
-    for number in FORWARDED:  # what a shell in the background ignores, its children would, too
+    """Runs the command; returns its exit code, or 128 + signal as a shell does."""
+    # A shell in the background ignores these signals, and children inherit that.
+    for number in FORWARDED:
         signal.signal(number, signal.SIG_DFL)
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
 
@@ -42,7 +45,7 @@ def main(command: list[str]) -> int:
     threading.Thread(target=_listen, args=(child,), daemon=True).start()
     threading.Thread(target=_watch, args=(child,), daemon=True).start()
     code = child.wait()
-    _signal_group(child, signal.SIGKILL)  # what the command leaves behind
+    _signal_group(child, signal.SIGKILL)  # processes that the command leaves behind
     return code if code >= 0 else 128 - code
 
 
@@ -59,16 +62,16 @@ def _listen(child: "subprocess.Popen[bytes]") -> None:
 
 
 def _watch(child: "subprocess.Popen[bytes]") -> None:
-    """Says when a signal has stopped the command, as SIGSTOP and debuggers do, and when it goes on.
+    """Reports when the command is stopped, as by SIGSTOP or a debugger, and when it runs again.
 
-    Two looks in a row, so that a short stop is not told.
+    A state counts once two looks in a row have seen it, so that short stops are not reported.
     """
-    seen, told = False, False
+    seen, reported = False, False
     while child.poll() is None:
         stopped = _is_stopped(child.pid)
-        if stopped == seen and stopped != told:
-            told = stopped
-            print(STOPPED if told else RESUMED, file=sys.stderr, flush=True)
+        if stopped == seen and stopped != reported:
+            reported = stopped
+            print(STOPPED if reported else RESUMED, file=sys.stderr, flush=True)
         seen = stopped
         time.sleep(LOOK_SECONDS)
 
@@ -78,12 +81,16 @@ def _is_stopped(pid: int) -> bool:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False  # it has just ended
+    # The name in parentheses may hold blanks; the state follows it: T stopped, t traced.
     return status.rpartition(")")[2].split()[0] in ("T", "t")
 
 
 def _read_stdin() -> bytes:
-    """What comes next; empty at the end. ssh, for ranks elsewhere, holds the same end of the
-    launcher's pipe and makes it return at once where nothing has come yet."""
+    """The next bytes of standard input; empty at its end.
+
+    ssh, which serves ranks on other hosts, shares this end of the launcher's pipe and sets it to
+    non-blocking, so a read may find nothing yet.
+    """
     while True:
         select.select([0], [], [])
         try:

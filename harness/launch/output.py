@@ -1,4 +1,4 @@
-"""Reads what horovodrun passes on: rank 0 for the terminal, and the cause when ranks fail."""
+"""Reads horovodrun's output: shows rank 0 on the terminal, and finds the cause if ranks fail."""
 
 import codecs
 import re
@@ -27,11 +27,11 @@ CONSEQUENCES = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|"
     r"DistBackendError|DistNetworkError|Stopped|KeyboardInterrupt"
 )
-"""Errors that a rank raises because another one is gone."""
+"""Errors that a rank raises because another rank is gone."""
 WAITED = re.compile(r"Timed out waiting (\d+)ms")
 KEPT_LINES, SHOWN_VICTIMS = 400, 4
 QUIET_SECONDS = 15.0
-"""Between two lines of progress where the terminal is none."""
+"""Time between two lines of progress if the output is not a terminal."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,23 @@ class Line:
 
     rank: int | None
     stream: str
+    """stdout or stderr."""
     text: str
     passing: bool
-    """Ended by a carriage return: the next line of the rank replaces it."""
+    """Whether a carriage return ended it: the rank's next line replaces it."""
 
 
 class Splitter:
-    """Bytes in any portions -> lines."""
+    """Splits a stream of bytes, which comes in portions of any size, into lines."""
 
     def __init__(self) -> None:
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         self._rest = ""
 
     def feed(self, portion: bytes, final: bool = False) -> list[Line]:
+        """The lines that this portion completes; at the end (`final`) also an unfinished one."""
         text = self._rest + self._decode(portion, final)
+        # Split behind each \r and \n, which stay with their lines; the last piece is unfinished.
         *ended, self._rest = re.split(r"(?<=[\r\n])", text)
         if final and self._rest:
             ended, self._rest = [*ended, self._rest + "\n"], ""
@@ -62,14 +65,14 @@ class Splitter:
 
 def _parse(piece: str) -> Line:
     found = PREFIX.match(piece)
-    # What a rank's libraries print of an address goes to the terminal, a log and the record.
+    # Libraries print addresses with passwords; masked here, before terminal, log and record.
     text = masked(piece[found.end() :] if found else piece)
     rank, stream = (int(found[1]), found[2]) if found else (None, "stderr")
     return Line(rank, stream, text.rstrip("\r\n"), piece.endswith("\r"))
 
 
 class Log:
-    """All that all ranks said, in a file. Raises UserError where it cannot be made."""
+    """A file of everything that all ranks print. Raises UserError if it cannot be made."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -81,7 +84,7 @@ class Log:
             ) from error
 
     def add(self, lines: Sequence[Line]) -> None:
-        """What a full disk does not take is dropped: the ranks wait for whoever reads them."""
+        """Writes the lines. On a full disk they are dropped: ranks block if nobody reads them."""
         if self._file is None:
             return
         try:
@@ -92,18 +95,18 @@ class Log:
             self._file.flush()
         except OSError as error:
             self.close()
-            said = f"warning: the ranks' log cannot be written any more ({error.strerror})"
-            print(said, file=sys.stderr, flush=True)
+            warning = f"warning: the ranks' log cannot be written any more ({error.strerror})"
+            print(warning, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         file, self._file = self._file, None
-        with suppress(OSError):  # what a full disk did not take
+        with suppress(OSError):  # a full disk does not take what is still buffered
             if file is not None:
                 file.close()
 
 
 class Screen:
-    """Shows rank 0 as if it had been started here; progress stays on one line of a terminal."""
+    """Shows rank 0 as if it ran here; on a terminal its progress stays on one line."""
 
     def __init__(self, stream: TextIO, columns: int) -> None:
         self._stream = stream
@@ -117,7 +120,7 @@ class Screen:
             self._write(f"rank {line.rank}: {line.text}\n")
         if line.rank != 0 or line.text.startswith((STOPPED, RESUMED)):
             return
-        # What the launcher says at the end about a failure is not said twice.
+        # From a traceback on, errors are not shown: the launcher prints the cause at the end.
         self._failing |= line.stream == "stderr" and line.text.startswith((TRACEBACK, USER_ERROR))
         if self._failing and line.stream == "stderr":
             return
@@ -140,10 +143,10 @@ class Screen:
 
 
 class Evidence:
-    """What the ranks said before the end, for the one who asks why it came."""
+    """What ranks printed before the end, from which the cause of a failure is derived."""
 
     def __init__(self, hosts: Sequence[str] = ()) -> None:
-        """`hosts`: of every rank."""
+        """`hosts`: the host name of every rank."""
         self._hosts = hosts
         self._said: dict[int, deque[Line]] = defaultdict(lambda: deque(maxlen=KEPT_LINES))
         self._horovodrun: deque[str] = deque(maxlen=KEPT_LINES)
@@ -171,7 +174,7 @@ class Evidence:
             self._user_errors[line.rank] = line.text
 
     def exit_codes(self) -> dict[int, int]:
-        """Of the ranks that did not end well, the first to end first."""
+        """Exit codes of the ranks that failed, in the order in which they ended."""
         text = "\n".join(self._horovodrun)
         pairs = FIRST_TO_FAIL.findall(text) + ENDED.findall(text)
         codes: dict[int, int] = {}
@@ -180,14 +183,18 @@ class Evidence:
         return codes
 
     def user_error(self) -> str | None:
-        """The line of the user's mistake, where a rank ended with exit code 2."""
+        """The line of a user error, if a rank ended with exit code 2."""
         codes = self.exit_codes()
-        # Ranks that were ended because of it may have had something to say as well.
-        told = [line for rank, line in self._user_errors.items() if codes.get(rank, 2) == 2]
-        return told[0] if told and 2 in codes.values() else None
+        # Only ranks with exit code 2, or none: ranks that were ended because of the error may have
+        # printed a line, too.
+        errors = [line for rank, line in self._user_errors.items() if codes.get(rank, 2) == 2]
+        return errors[0] if errors and 2 in codes.values() else None
 
     def cause(self) -> str:
-        """The traceback of the rank that failed first, or the last words there are."""
+        """The cause of the failure: a stopped rank, a signal, or the first rank's traceback.
+
+        Without any of these, the last lines of the first rank to end, or of horovodrun.
+        """
         suspects = self._by_suspicion()
         if not suspects or self._is_consequence(suspects[0]):
             unanswered = self._unanswered()
@@ -196,7 +203,7 @@ class Evidence:
         codes = self.exit_codes()
         first = next(iter(codes), None)
         if first is not None and codes[first] > 128 and codes[first] != 128 + signal.SIGTERM:
-            return f"rank {first} was ended by {_signal_name(codes[first])}\n{self._tail(first)}"
+            return f"rank {first} was killed by {_signal_name(codes[first])}\n{self._tail(first)}"
         if not self._failing and first in self._user_errors:
             return self._user_errors[first]
         if suspects:
@@ -206,17 +213,18 @@ class Evidence:
         return "\n".join(list(self._horovodrun)[-20:])
 
     def _by_suspicion(self) -> list[int]:
-        """Ranks with a traceback; first those whose error is not another rank's consequence."""
+        """Ranks with a traceback, first those whose error is not a consequence of another's."""
         return sorted(dict.fromkeys(self._failing), key=self._is_consequence)
 
     def _is_consequence(self, rank: int) -> bool:
         return bool(CONSEQUENCES.search(self._error(rank)))
 
     def _unanswered(self) -> str:
-        """Names the ranks that others waited for in vain, where that can be known.
+        """Names the ranks that others waited for in vain; empty if that cannot be known.
 
-        A stopped process is seen by its leash. Else it is those that did not say that they were
-        stopped by another, where one of these ran out of patience.
+        A rank whose process is stopped is known from its leash. Otherwise, if a rank reported that
+        another one did not answer, these are the ranks without a traceback that did not report to
+        be a victim of another.
         """
         waited = any("did not answer" in line for line in self._victims.values())
         if not waited and not self._stopped:
@@ -226,8 +234,8 @@ class Evidence:
         if not found:
             return ""
         names = ", ".join(f"rank {rank}{self._on(rank)}" for rank in found)
-        said = [line.text for rank in self._victims for line in self._said[rank]]
-        longest = max(map(int, WAITED.findall("\n".join(said))), default=0)
+        texts = [line.text for rank in self._victims for line in self._said[rank]]
+        longest = max(map(int, WAITED.findall("\n".join(texts))), default=0)
         seconds = f" for {longest / 1000:.0f} s" if longest else ""
         why = " (its process is stopped)" if self._stopped else ""
         victims = [self._victims[rank] for rank in sorted(self._victims)[:SHOWN_VICTIMS]]
@@ -237,7 +245,8 @@ class Evidence:
         return f" on {self._hosts[rank]}" if rank < len(self._hosts) else ""
 
     def _error(self, rank: int) -> str:
-        """The last line of the rank's first traceback: the exception that nothing caused here."""
+        """The exception of the rank's first traceback, which no other exception here caused."""
+        # The first line after the header that is not indented is `Type: message`.
         lines = self._traceback(rank).splitlines()
         return next((line for line in lines[1:] if line and not line[0].isspace()), "")
 
@@ -255,5 +264,5 @@ def _signal_name(code: int) -> str:
         name = signal.Signals(code - 128).name
     except ValueError:
         return f"exit code {code}"
-    out_of_memory = " (as the system ends a process when memory runs out)"
+    out_of_memory = " (which the kernel sends when memory runs out)"
     return name + (out_of_memory if name == "SIGKILL" else "")

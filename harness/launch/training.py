@@ -1,4 +1,4 @@
-"""Starts one training on all ranks; where it fails, its MLflow run says so."""
+"""Starts one training on all ranks; if it fails, marks its MLflow run as failed."""
 
 import sys
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from harness.tracking.run_folder import RunFolder
 
 
 def train_command(experiment: Path, overrides: Sequence[str], folder: Path) -> list[str]:
-    """What each rank runs."""
+    """Program and arguments of each rank."""
     program = [sys.executable, "-m", "harness", "train", str(experiment)]
     return [*program, *overrides, "--folder", str(folder)]
 
@@ -20,7 +20,7 @@ def train_command(experiment: Path, overrides: Sequence[str], folder: Path) -> l
 def launch_training(
     command: Sequence[str], config: Config, folder: Path, ranks: int, hosts: str | None, log: Path
 ) -> Outcome:
-    """Runs what `train_command` gave for this config and folder."""
+    """Runs the `train_command` of this config and folder on `ranks` ranks."""
     outcome = launch(command, ranks, hosts, log)
     run_id = RunFolder(folder).mlflow_run_id if outcome.exit_code else None
     if run_id is not None:

@@ -1,4 +1,4 @@
-"""Traces of some windows by torch's profiler, and one file of all ranks on one clock."""
+"""Profiles windows with torch's profiler, and merges all ranks into one file on one clock."""
 
 import gzip
 import json
@@ -14,16 +14,16 @@ from torch.profiler import ProfilerActivity, profile
 from harness.measure.clock import Clock
 
 Event = dict[str, Any]
-"""As in Chrome's trace format, which ui.perfetto.dev opens: `ts` and `dur` are microseconds."""
+"""An event of Chrome's trace format, which ui.perfetto.dev opens; `ts`, `dur` in microseconds."""
 STREAMS = 1 << 24
-"""Added to the number of a card's stream, which so differs from every thread's (at most 2^22); a
-viewer keeps 32 bits of the sum."""
+"""Added to a card's stream number, so that it differs from all thread ids (at most 2^22); viewers
+keep 32 bits of the sum."""
 RANK_BITS = 40
-"""An arrow's number holds its rank from this bit on: viewers accept 64-bit integers only."""
+"""Flow ids carry the rank in bits 40 and up (viewers accept 64-bit integers only)."""
 
 
 class Profile:
-    """What this rank does from `start` to `stop`: operators, kernels, and the clock's phases."""
+    """A profile of this rank from `start` to `stop`: operators, kernels, and the clock's phases."""
 
     def __init__(self, device: torch.device, clock: Clock) -> None:
         activities = [ProfilerActivity.CPU]
@@ -37,7 +37,7 @@ class Profile:
         self._clock.name_phases(True)
 
     def stop(self) -> bytes:
-        """A gzipped file of Chrome's trace format."""
+        """Ends the profile; returns a gzipped file in Chrome's trace format."""
         self._clock.name_phases(False)
         self._profile.stop()
         with tempfile.TemporaryDirectory(prefix="trace-") as folder:
@@ -48,20 +48,22 @@ class Profile:
 
 @dataclass(frozen=True)
 class RankTrace:
-    """A rank's trace, and how to tell its times by rank 0's clock."""
+    """A rank's trace, and how its clock relates to rank 0's."""
 
     rank: int
     host: str
     content: bytes
-    """From `Profile.stop`."""
+    """Result of `Profile.stop`."""
     ahead_seconds: float
+    """How far the rank's clock is ahead of rank 0's."""
     within_seconds: float
+    """Largest error of `ahead_seconds`."""
 
 
 def merged(traces: Sequence[RankTrace], horovod: str, about: dict[str, Any]) -> bytes:
-    """One gzipped file: a process for each rank, and one for the tensors of Horovod's timeline.
+    """One gzipped trace with a process for each rank, and one for Horovod's timeline.
 
-    `horovod`: the text of its file, which may be empty. `about` goes into the file's metadata.
+    `horovod`: text of the timeline's file, or empty. `about`: further metadata of the trace.
     """
     events = [event for trace in traces for event in _rank_events(trace)]
     if horovod:
@@ -69,7 +71,8 @@ def merged(traces: Sequence[RankTrace], horovod: str, about: dict[str, Any]) -> 
         events += [*_process(pid, "Horovod, seen from rank 0"), *_horovod_events(horovod, pid)]
     first = min((event["ts"] for event in events if event["ph"] != "M"), default=0)
     for event in events:
-        # In floating point only now that nothing of the date is in it.
+        # Times are integers, nanoseconds since 1970 (2^60), up to here: a float's 53 bits would
+        # lose the microseconds. Relative to the first event they fit.
         event["ts"] = max(0, event["ts"] - first) / 1e3
     clocks = {
         str(trace.rank): {
@@ -92,21 +95,22 @@ def _process(pid: int, name: str) -> list[Event]:
 
 
 def _rank_events(trace: RankTrace) -> list[Event]:
-    """A rank's events as of one process, `ts` in nanoseconds since 1970 by rank 0's clock."""
+    """A rank's events as one process, with `ts` in nanoseconds since 1970 by rank 0's clock."""
     found = json.loads(gzip.decompress(trace.content))
     base = found["baseTimeNanoseconds"] - round(trace.ahead_seconds * 1e9)
+    # The profiler's process ids are this process's and the cards'; phases are in the former.
     own = next(e["pid"] for e in found["traceEvents"] if e.get("cat") == "user_annotation")
     events = _process(trace.rank, f"rank {trace.rank} on {trace.host}")
     streams = set()
     for event in found["traceEvents"]:
-        # The profiler's own marks have words for numbers; names of processes are given above.
-        told = event["ph"] != "M" or str(event["name"]).startswith("thread_")
-        if not isinstance(event.get("pid"), int) or not told:
+        # The profiler's own marks have words for pids; processes are named above.
+        wanted = event["ph"] != "M" or str(event["name"]).startswith("thread_")
+        if not isinstance(event.get("pid"), int) or not wanted:
             continue
         if event["pid"] != own:
             if event["ph"] == "M":
                 continue
-            event["tid"] %= STREAMS  # some wait for all streams at once: number -1
+            event["tid"] %= STREAMS  # -1, for events that wait for all streams, becomes positive
             streams.add(event["tid"])
             event["tid"] += STREAMS
         if "id" in event:
@@ -122,7 +126,7 @@ def _thread(pid: int, tid: int, name: str) -> Event:
 
 
 def _horovod_events(timeline: str, pid: int) -> list[Event]:
-    """Horovod draws each tensor as a process and counts from its own start; here it is a thread."""
+    """The timeline's events on the common clock; Horovod's process of a tensor becomes a thread."""
     events: Iterable[Event] = json.loads(timeline)
     return list(_as_threads(events, pid))
 
@@ -138,7 +142,7 @@ def _as_threads(events: Iterable[Event], pid: int) -> Iterator[Event]:
             if "name" in args:
                 yield _thread(pid, tensor, args["name"])
             continue
-        # What was under way when the timeline began only ends in it.
+        # An operation that was under way when the timeline began has an end without a begin.
         depth = depths.get(tensor, 0) + {"B": 1, "E": -1}.get(event["ph"], 0)
         depths[tensor] = max(0, depth)
         if depth < 0:

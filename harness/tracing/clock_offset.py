@@ -1,4 +1,4 @@
-"""How far the clocks of other machines are ahead of the first rank's, by pings."""
+"""Measures by pings how far the clocks of other machines are ahead of the first rank's."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,24 +8,24 @@ import torch
 import torch.distributed as dist
 
 PINGS = 40
-"""The quickest counts: one that was held up says little."""
+"""Pings of each machine; the one with the shortest round trip counts, as others were delayed."""
 
 
 @dataclass(frozen=True)
 class ClockOffset:
-    """Of one rank's clock against rank 0's; ranks of one machine share a clock."""
+    """Offset of a rank's clock from rank 0's; ranks on one machine share a clock."""
 
     ahead_seconds: float = 0.0
     within_seconds: float = 0.0
-    """The most that `ahead_seconds` can be wrong by: half of the quickest round trip."""
+    """Largest error of `ahead_seconds`: half the shortest round trip."""
 
 
 def clock_offsets(
     rank: int, machines: Sequence[str], now: Callable[[], int] = time.time_ns
 ) -> list[ClockOffset]:
-    """Of every rank, on rank 0; nothing on the others. `machines`: the host name of every rank.
+    """The offset of every rank, on rank 0; empty on the others. Collective over the world.
 
-    Collective over the world.
+    `machines`: the host name of every rank.
     """
     found = {machines[0]: ClockOffset()}
     for machine in dict.fromkeys(machines):
@@ -48,6 +48,8 @@ def _ask(other: int, now: Callable[[], int]) -> ClockOffset:
         heard = now()
         if heard - asked < quickest:
             quickest = heard - asked
+            # The other clock is read between `asked` and `heard`: their middle is at most half a
+            # round trip from it.
             ahead = int(message) - asked - quickest / 2
     return ClockOffset(ahead / 1e9, quickest / 2e9)
 

@@ -1,4 +1,4 @@
-"""The traced windows of a run: profiles them on its ranks and gathers one file of all."""
+"""Traces some windows of a run: profiles its ranks and gathers their traces in one file."""
 
 import sys
 from collections.abc import Callable
@@ -17,24 +17,24 @@ from harness.tracing.horovod_timeline import start_timeline, stop_timeline
 from harness.tracking.run_folder import TRACES
 
 LARGEST_BYTES = 64_000_000
-"""Of a rank's compressed trace."""
+"""Largest compressed trace of a rank."""
 MERGED_BYTES = 64_000_000
-"""Of the compressed traces that are put in one file: some fifty times as much of rank 0's memory
-for a moment."""
+"""Most bytes of compressed traces that are merged into one file, which takes about fifty times as
+much of rank 0's memory."""
 
 
 def check_trace(trace: TraceConfig, world_size: int) -> None:
-    """Raises UserError where a rank is to be traced that is not there."""
+    """Raises UserError if `trace.ranks` names a rank that the run does not have."""
     unknown = [rank for rank in trace.ranks if not 0 <= rank < world_size]
     if unknown:
         raise UserError(
-            f"trace.ranks={list(trace.ranks)} names rank {unknown[0]}, the run has ranks 0 to "
+            f"trace.ranks={list(trace.ranks)} names rank {unknown[0]}, but the run has ranks 0 to "
             f"{world_size - 1}; leave it out"
         )
 
 
 class Tracing:
-    """Traces `windows` once. Rank 0 leaves a file for each traced rank, and one of them all."""
+    """Traces `windows` once. Rank 0 writes a file for each traced rank, and one with all ranks."""
 
     def __init__(self, trace: TraceConfig, windows: range, world: World, folder: Path) -> None:
         self._trace = trace
@@ -52,7 +52,7 @@ class Tracing:
         return ended - 1 in self._windows and ended == self._windows.stop
 
     def start(self) -> None:
-        """All ranks start once each is ready to. Collective over the world."""
+        """Starts the profile on all ranks, once each is ready. Collective over the world."""
         rank = self._world.topology.rank
         if self._world.is_first:
             _make(self._folder)
@@ -64,18 +64,21 @@ class Tracing:
             start_timeline(self._timeline)
 
     def stop(self) -> list[Path]:
-        """Sends the traces to rank 0, which writes them; its files. Collective over the world."""
+        """Sends the traces to rank 0, which writes them and returns the files (others: none).
+
+        Collective over the world.
+        """
         files, horovod = list[Path](), ""
         if self._trace.horovod_timeline and self._world.is_first:
             stop_timeline()
-            if self._timeline.exists():  # it is not, where it could not be written
+            if self._timeline.exists():  # not if it could not be written
                 horovod = self._timeline.read_text(encoding="utf-8")
                 files.append(self._timeline)
         content = self._profile.stop() if self._profile is not None else b""
         self._profile = None
         rank = self._world.topology.rank
         if len(content) > LARGEST_BYTES:
-            _tell_too_large(rank, len(content))
+            _warn_too_large(rank, len(content))
             content = b""
         clocks = clock_offsets(rank, self._machines)
         traces, left_out = list[RankTrace](), list[int]()
@@ -93,7 +96,7 @@ class Tracing:
         collect(rank, self._world.topology.world_size, content, take)
         if self._world.is_first:
             files.extend(self._merge(traces, horovod, left_out))
-        # The next window is a timed one: nobody may wait in it for rank 0, which writes.
+        # The next window is timed: no rank may spend it waiting for rank 0 to finish writing.
         self._world.broadcast(None, "traces are written")
         return files
 
@@ -101,7 +104,7 @@ class Tracing:
         about: dict[str, Any] = {"windows": [self._windows.start, self._windows.stop - 1]}
         if left_out:
             about["left_out_ranks"] = left_out
-            _tell_left_out(left_out)
+            _warn_left_out(left_out)
         return _written(self._folder / "merged.json.gz", merged(traces, horovod, about))
 
 
@@ -109,20 +112,20 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        _tell_unwritten(folder, error)
+        _warn_unwritten(folder, error)
 
 
 def _written(file: Path, content: bytes) -> list[Path]:
-    """The file; none where the disk does not take it, which is no reason to end a run."""
+    """Writes the file and returns it; on a full disk only warns: a trace is not worth a run."""
     try:
         file.write_bytes(content)
     except OSError as error:
-        _tell_unwritten(file, error)
+        _warn_unwritten(file, error)
         return []
     return [file]
 
 
-def _tell_unwritten(path: Path, error: OSError) -> None:
+def _warn_unwritten(path: Path, error: OSError) -> None:
     print(
         f"warning: the trace {path} cannot be written ({error.strerror}); training goes on",
         file=sys.stderr,
@@ -130,28 +133,28 @@ def _tell_unwritten(path: Path, error: OSError) -> None:
     )
 
 
-def _tell_left_out(ranks: list[int]) -> None:
+def _warn_left_out(ranks: list[int]) -> None:
     print(
-        f"merged.json.gz leaves out the traces of ranks {', '.join(map(str, ranks))}, which lie "
-        f"beside it: {MERGED_BYTES / 1e6:.0f} MB go in one file; set fewer trace.ranks",
+        f"merged.json.gz leaves out ranks {', '.join(map(str, ranks))}, whose own files are beside "
+        f"it: at most {MERGED_BYTES / 1e6:.0f} MB are merged; set fewer trace.ranks",
         file=sys.stderr,
         flush=True,
     )
 
 
-def _tell_too_large(rank: int, size: int) -> None:
+def _warn_too_large(rank: int, size: int) -> None:
     print(
-        f"the trace of rank {rank} is left out: {size / 1e6:.0f} MB, more than "
-        f"{LARGEST_BYTES / 1e6:.0f}; set trace.windows lower, or fewer trace.ranks",
+        f"the trace of rank {rank} is left out: it has {size / 1e6:.0f} MB, the limit is "
+        f"{LARGEST_BYTES / 1e6:.0f} MB; set trace.windows lower, or fewer trace.ranks",
         file=sys.stderr,
         flush=True,
     )
 
 
 def collect(rank: int, ranks: int, content: bytes, take: Callable[[int, bytes], None]) -> None:
-    """Calls `take(rank, content)` on rank 0 for every rank, in their order.
+    """Calls `take(rank, content)` on rank 0 for every rank, in rank order.
 
-    Point to point, through the host's memory. Collective over the world.
+    Sends point to point, through host memory. Collective over the world.
     """
     if rank:
         dist.send(torch.tensor([len(content)]), 0)

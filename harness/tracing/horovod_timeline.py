@@ -1,4 +1,4 @@
-"""Horovod's own timeline: what its first rank negotiates and sends, tensor by tensor."""
+"""Horovod's timeline: what its first rank negotiates and sends, tensor by tensor."""
 
 import os
 from pathlib import Path
@@ -7,18 +7,18 @@ import horovod.torch as hvd
 
 
 def allow_timeline() -> None:
-    """To be called on all ranks before Horovod is opened: without it none can start later.
+    """Lets a timeline be started later; call it on all ranks before Horovod is initialised.
 
-    It starts a thread on the first rank that polls without a pause until Horovod is shut down.
+    Horovod then runs a thread on the first rank that polls without a pause until it is shut down.
     """
     os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")
 
 
 def start_timeline(path: Path) -> None:
-    """On the first rank: Horovod of no other rank writes one."""
+    """Starts writing the timeline; only Horovod's first rank can."""
     hvd.start_timeline(str(path))
 
 
 def stop_timeline() -> None:
-    """The file is whole when this returns; empty where Horovod sent nothing."""
+    """Completes the timeline's file, which is empty if Horovod sent nothing."""
     hvd.stop_timeline()

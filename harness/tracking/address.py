@@ -1,4 +1,4 @@
-"""Where the MLflow store of a run is: its address, and the file behind one that is SQLite."""
+"""The address of a run's MLflow store, and the file behind it if it is SQLite."""
 
 import os
 from pathlib import Path
@@ -13,16 +13,20 @@ VARIABLE = "MLFLOW_TRACKING_URI"
 DEFAULT = "sqlite:///mlflow.db"
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 QUOTED_DRIVER = "sqlite+pysqlite"
-"""MLflow makes the folder of a `sqlite` address without decoding it: beside `a?b`, also `a%3Fb`."""
+"""Scheme for paths that must be quoted: for a `sqlite` address, MLflow would also make a folder of
+the quoted path, `a%3Fb` beside `a?b`."""
 
 
 def store_uri(tracking: TrackingConfig) -> str:
-    """The address of the MLflow store; a SQLite file is given by its absolute path."""
+    """The address of the MLflow store, with the absolute path of a SQLite file.
+
+    Raises UserError for an address that is not a store's, or that holds a password in the config.
+    """
     own = tracking.uri
     if own and holds_secret(own):
         raise UserError(
-            f"tracking.uri={masked(own)} was given with a user, password or token, which would be "
-            f"kept in the run's record; give the whole address as {VARIABLE}, or keep them in "
+            f"tracking.uri={masked(own)} contains a user, password or token, which would be kept "
+            f"in the run's record; give the whole address as {VARIABLE}, or keep them in "
             f"~/.mlflow/credentials"
         )
     uri = own or os.environ.get(VARIABLE) or DEFAULT
@@ -30,7 +34,7 @@ def store_uri(tracking: TrackingConfig) -> str:
     scheme = uri.partition("://")[0]
     if uri != "databricks" and scheme.partition("+")[0] not in SCHEMES:
         raise UserError(
-            f"{key}={masked(uri)} names no store that MLflow keeps runs in; give "
+            f"{key}={masked(uri)} is not a store in which MLflow keeps runs; give "
             f"sqlite:///FILE.db or http://HOST:PORT"
         )
     if not scheme.startswith("sqlite"):
@@ -43,7 +47,7 @@ def store_uri(tracking: TrackingConfig) -> str:
 
 
 def key_of(uri: str) -> str:
-    """What sets the store of this address."""
+    """The setting that this store's address comes from: the variable, or tracking.uri."""
     given = os.environ.get(VARIABLE)
     if given and (uri == given or sqlite_file(uri) == sqlite_file(given) is not None):
         return VARIABLE
@@ -51,7 +55,7 @@ def key_of(uri: str) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The absolute path of the file behind `uri`, where that is SQLite; %20 there is a blank."""
+    """The absolute path of the file behind `uri`, unquoted; None if it is not a SQLite file."""
     scheme, _, path = uri.partition(":///")
     path = unquote(path.partition("?")[0])
     if not scheme.startswith("sqlite") or path in ("", ":memory:"):
@@ -63,7 +67,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def sqlite_uri(file: Path, query: str = "") -> str:
-    """The address of a SQLite file that has any characters in its path."""
+    """The address of a SQLite file, quoted if its path holds %, ? or #."""
     path = quote(str(file), safe="/ ") if {"%", "?", "#"} & set(str(file)) else str(file)
     scheme = "sqlite" if path == str(file) else QUOTED_DRIVER
     return f"{scheme}:///{path}{'?' if query else ''}{query}"

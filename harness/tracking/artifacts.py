@@ -1,4 +1,4 @@
-"""What a run left in MLflow, as files on this machine."""
+"""A run's artifacts in MLflow, as files on this machine."""
 
 import os
 import tempfile
@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 ARTIFACTS = "mlartifacts"
-"""Folder of a SQLite store's artifacts, beside its file."""
+"""Folder with the artifacts of a SQLite store, next to its file."""
 WANTED = {*RECORD, PREDICTIONS_FILE, FAILURES_FILE}
-"""Artifacts that are fetched from elsewhere."""
+"""Artifacts that are downloaded if they are not on this machine."""
 
 
 def folder_of(client: "MlflowClient", run: "Run", store: Path | None) -> RunFolder:
-    """The artifacts of a training; the folder that it was trained in, if that is on this machine
-    and holds a summary which the store did not take."""
+    """The folder of a training's artifacts.
+
+    If they lack the summary, but the folder in which the run was trained is on this machine and has
+    it, that folder.
+    """
     artifacts = RunFolder(artifacts_of(client, run, store))
     if FOLDER_TAG not in run.data.tags or artifacts.has(SUMMARY):
         return artifacts
@@ -34,11 +37,11 @@ def folder_of(client: "MlflowClient", run: "Run", store: Path | None) -> RunFold
 
 
 def artifacts_of(client: "MlflowClient", run: "Run", store: Path | None) -> Path:
-    """The run's artifacts on this machine, fetched if they are elsewhere."""
+    """The folder of the run's artifacts on this machine, downloaded if they are elsewhere."""
     parts = urlsplit(run.info.artifact_uri)
     if parts.scheme in ("file", ""):
         given = Path(url2pathname(parts.path))
-        # A store that was moved, or cloned, has its artifacts beside it.
+        # Prefer artifacts next to the store: a store that was moved or cloned has old paths.
         beside = (store or given).parent / ARTIFACTS / run.info.run_id / "artifacts"
         if store is not None and os.path.exists(beside):
             return beside

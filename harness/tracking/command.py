@@ -1,4 +1,4 @@
-"""The command line of `harness ui`: MLflow's pages of the runs so far."""
+"""The command line of `harness ui`, which shows MLflow's pages of the recorded runs."""
 
 import argparse
 from typing import Any
@@ -11,21 +11,25 @@ PORT = 5000
 def add_ui(commands: Any) -> None:
     """`harness ui`."""
     ui = commands.add_parser(
-        "ui", help="MLflow's pages of the runs so far: serves a file's, names a server's"
+        "ui", help="show MLflow's pages of the recorded runs: serve a file, or name the server"
     )
     ui.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
-    ui.add_argument("--study", type=text, metavar="NAME", help="show the runs of this one")
+    ui.add_argument("--study", type=text, metavar="NAME", help="show the runs of this study")
     ui.add_argument(
-        "--uri", type=text, help="MLflow store; none: MLFLOW_TRACKING_URI, else mlflow.db here"
+        "--uri",
+        type=text,
+        help="MLflow store (default: MLFLOW_TRACKING_URI, else mlflow.db in this folder)",
     )
     ui.add_argument(
-        "--host", default="127.0.0.1", help="address to serve at: 0.0.0.0 lets other machines look"
+        "--host",
+        default="127.0.0.1",
+        help="address to serve at; 0.0.0.0 lets other machines connect",
     )
     ui.add_argument(
         "--port",
         type=count(65_535),
         default=PORT,
-        help="the first to try, 5000 by default; the next free one is taken",
+        help="first port to try (default: 5000); the next free one is used",
     )
     ui.set_defaults(command=_ui)
 

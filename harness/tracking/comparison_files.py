@@ -1,4 +1,4 @@
-"""The files that a comparison leaves in its folder."""
+"""The files that a comparison writes into its folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,26 +10,26 @@ TABLE_FILE = "comparison.md"
 
 @dataclass(frozen=True)
 class ComparisonFiles:
-    """The paths of what one comparison writes."""
+    """The paths of the files of one comparison."""
 
     table: Path
-    """All of it in words and tables, as Markdown."""
+    """Text and tables, as Markdown."""
     numbers: Path
     chart: Path
     tests: Path
     report: Path
     ladder: Path | None = None
-    """None: the variants are no rungs of one."""
+    """None if the variants are not steps of a ladder."""
     prediction_errors: Path | None = None
-    """None: nothing was predicted."""
+    """None if nothing was predicted."""
     failures: Path | None = None
-    """None: no run failed."""
+    """None if no run failed."""
 
     @classmethod
     def in_folder(
         cls, folder: Path, ladder: bool, predictions: bool, failures: bool
     ) -> "ComparisonFiles":
-        """Whether there are a ladder, predictions and failures depends on the study."""
+        """The files in `folder`; the flags tell which optional ones the study has."""
         table = folder / TABLE_FILE
         return cls(
             table,

@@ -1,4 +1,4 @@
-"""How an MLflow store is reached without waiting for one that is not there, and opened once."""
+"""Opens an MLflow store, without waiting long for one that does not answer."""
 
 import fcntl
 import logging
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 REQUEST_SECONDS = 4
-"""How long one request may take: an unreachable server is known for one soon enough."""
+"""Timeout of a request, after which a server counts as unreachable."""
 LOCKED_SECONDS = 10.0
-"""How long a SQLite file may be held by another process before its store counts as away."""
+"""Time that another process may hold a SQLite file before its store counts as unreachable."""
 MAKING_SECONDS = 60.0
-"""How long another process may take to make the store's tables; it takes seconds."""
+"""Time that another process may take to make the store's tables, which takes seconds."""
 ENGINE_ATTEMPTS = 2
-"""Of MLflow's ten, which take minutes for a file that no wait can mend."""
+"""Attempts of MLflow to open a database; its default of ten takes minutes even if waiting cannot
+help."""
 AWAY = {
     "Connection refused": "connection refused",
     "NameResolutionError": "unknown host name",
@@ -36,30 +37,30 @@ AWAY = {
     "Connection aborted": "connection broken",
     "Connection reset": "connection broken",
 }
-"""What a store's errors hold where it cannot be reached, and what that is in short."""
+"""Text in the errors of a store that cannot be reached -> the error in short."""
 DENIED = {
-    "Invalid Host header": "allow this name by `mlflow server --allowed-hosts`",
+    "Invalid Host header": "allow this name with `mlflow server --allowed-hosts`",
     "error code 401": "correct its user and password",
     "error code 403": "correct its user and password, or their rights",
 }
-"""What they hold where it can, but does not serve us, and what to do."""
+"""Text in the errors of a store that answers but refuses -> what to do."""
 SCHEMA = ("database schema", "Can't locate revision")
 LOST_RACE = ("already exists", "duplicate column name", "UNIQUE constraint", "database is locked")
-"""Of two processes that make the tables of one store, one reads one of these."""
+"""Text in the errors of a process that makes a store's tables at the same time as another."""
 
 log = logging.getLogger(__name__)
 
 
 def connect(uri: str) -> "MlflowClient":
-    """A client of the store that gives up after seconds; the first on a SQLite file makes it.
+    """A client of the store that gives up after seconds; makes a SQLite file that is missing.
 
-    MLflow is imported here, because that takes seconds and most ranks never need it.
+    MLflow is imported here because that takes seconds and most ranks never need it.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_SECONDS))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("PGCONNECT_TIMEOUT", str(REQUEST_SECONDS))
-    # It would print the store's address at the end of each run, with whatever stands before the @.
+    # MLflow would print the store's address at the end of a run, including a user and password.
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     from mlflow import MlflowClient
 
@@ -73,9 +74,9 @@ def connect(uri: str) -> "MlflowClient":
 
 
 def check_store(tracking: TrackingConfig) -> None:
-    """Asks the store for an answer, for a few seconds at most. Raises UserError without one.
+    """Checks that the store answers, within a few seconds. Raises UserError if it does not.
 
-    Makes nothing: a SQLite file that is not there yet is made by the first run that starts.
+    Makes nothing: a missing SQLite file is made by the first run that starts.
     """
     uri = store_uri(tracking)
     file = sqlite_file(uri)
@@ -86,10 +87,10 @@ def check_store(tracking: TrackingConfig) -> None:
 
 
 def open_store(uri: str, reads: bool = False) -> "MlflowClient":
-    """A client of a store that answers. Raises UserError for one that does not, or that cannot be
-    written, unless the client only `reads`.
+    """A client of the store, which has answered. Raises UserError if it does not answer, or if it
+    cannot be written, unless the client only `reads`.
 
-    Of the processes that open a SQLite file which is not a store yet, one makes its tables.
+    If several processes open a SQLite file that is not a store yet, one of them makes its tables.
     """
     file = sqlite_file(uri)
     if file and not reads:
@@ -106,8 +107,11 @@ def open_store(uri: str, reads: bool = False) -> "MlflowClient":
 
 
 @contextmanager
-def still_answering(uri: str, does: str = "does not give what was asked") -> Iterator[None]:
-    """Raises UserError where the store, which has answered, refuses or goes away in the block."""
+def still_answering(uri: str, does: str = "does not complete a request") -> Iterator[None]:
+    """Raises UserError if the store, which has answered before, refuses or fails in the block.
+
+    `does`: the verb phrase of the message.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
@@ -117,7 +121,7 @@ def still_answering(uri: str, does: str = "does not give what was asked") -> Ite
 
 
 def in_short(error: Exception) -> str:
-    """What MLflow's page of text comes down to, without secrets."""
+    """MLflow's page of text as one short phrase, with secrets masked."""
     if isinstance(error, OSError) and error.strerror:
         return masked(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
     text = " ".join(masked(str(error)).split()).partition(" [SQL:")[0]
@@ -128,16 +132,16 @@ def in_short(error: Exception) -> str:
 
 
 def open_experiment(client: "MlflowClient", uri: str, name: str) -> str:
-    """The id of the experiment of that name, made where there is none."""
+    """The id of the experiment of that name, which is made if it is missing."""
     found = client.get_experiment_by_name(name)
     if found is None:
         file = sqlite_file(uri)
-        # MLflow's default would be a folder of whatever working directory made the file.
+        # MLflow's default would be a folder in the current working directory.
         place = (file.parent / "mlartifacts").as_uri() if file else None
         try:
             return client.create_experiment(name, artifact_location=place)
         except Exception:
-            # Another process may have made it meanwhile.
+            # Another process may have made it in the meantime.
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
@@ -150,7 +154,7 @@ def open_experiment(client: "MlflowClient", uri: str, name: str) -> str:
 
 
 def set_status(uri: str, run_id: str, status: Status) -> None:
-    """Says how a run ended whose own processes could not; only warns where that fails."""
+    """Records how a run ended whose own processes could not do so; only warns if that fails."""
     try:
         connect(uri).set_terminated(run_id, status)
     except Exception as error:
@@ -158,7 +162,10 @@ def set_status(uri: str, run_id: str, status: Status) -> None:
 
 
 def _answering(uri: str) -> "MlflowClient":
-    """Tries again where a process that does not know of the lock makes the tables meanwhile."""
+    """A client of a store that answers; tries again while another process makes its tables.
+
+    That process may not use our lock, as MLflow's own server does not.
+    """
     end = time.monotonic() + LOCKED_SECONDS
     while True:
         try:
@@ -174,8 +181,11 @@ def _answering(uri: str) -> "MlflowClient":
 
 @contextmanager
 def _alone_where_made(file: Path) -> Iterator[None]:
-    """Holds a lock beside a SQLite file as long as it may lack tables. Raises sqlite3.Error, or
-    OSError, for a file that cannot be a store: MLflow would try it for a minute."""
+    """Holds a lock file next to a SQLite file, while that may lack tables.
+
+    Raises sqlite3.Error or OSError for a file that cannot be a store, which MLflow would try to
+    open for a minute.
+    """
     lock = file.with_name(f".{file.name}.lock")
     with _locked(lock) if os.path.exists(lock) or not _has_tables(file) else nullcontext():
         yield
@@ -183,10 +193,10 @@ def _alone_where_made(file: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """The kernel releases this lock with the process that holds it, however that ends."""
+    """Holds the lock in the block; the kernel releases it if the process ends, in whatever way."""
     try:
         file = path.open("a")
-    except OSError:  # another user's: the one who does not get the lock tries again
+    except OSError:  # another user's file: go on without the lock; `_answering` tries again
         yield
         return
     with file:
@@ -207,7 +217,7 @@ def _wait_for(file: IO[str]) -> None:
 
 
 def _has_tables(file: Path) -> bool:
-    """Whether MLflow has made its tables there, or is at it."""
+    """Whether MLflow has made its tables in this file, or has begun to."""
     if not os.path.exists(file) or not file.stat().st_size:
         return False
     with _sqlite(file) as base:
@@ -216,7 +226,7 @@ def _has_tables(file: Path) -> bool:
 
 
 def _require_unlocked(file: Path) -> None:
-    """MLflow waits 20 s at each of its steps for whoever is writing."""
+    """Raises sqlite3.Error if another process is writing; MLflow would wait 20 s in each step."""
     with _sqlite(file) as base:
         base.execute("begin immediate")
         base.rollback()
@@ -238,8 +248,8 @@ def _unopened(uri: str, error: Exception) -> UserError:
         )
     for sign, advice in DENIED.items():
         if sign in str(error):
-            return UserError(f"the MLflow store {shown} does not let us in ({short}); {advice}")
-    mend = "mend it" if sqlite_file(uri) else "start it"
+            return UserError(f"the MLflow store {shown} refuses access ({short}); {advice}")
+    mend = "repair it" if sqlite_file(uri) else "start it"
     return UserError(
         f"the MLflow store {shown} does not answer ({short}); "
         f"{mend}, set {key_of(uri)} to another, or tracking.enabled=false"
@@ -250,6 +260,6 @@ def _require_writable(file: Path) -> None:
     places = [file, file.parent] if os.path.exists(file) else [file.parent]
     if not all(os.access(place, os.W_OK) for place in places):
         raise UserError(
-            f"cannot write the MLflow store {file}; create its folder or give leave to write "
+            f"cannot write the MLflow store {file}; create its folder or allow writing "
             f"there, or set {key_of(sqlite_uri(file))} to another"
         )

@@ -1,6 +1,7 @@
-"""The ways of a run's record to MLflow: values, files and the end, none of which waits for another.
+"""Delivers a run's record to MLflow: values, files and the end, which do not wait for each other.
 
-A server may take metrics and no artifacts, or the reverse; the end it takes whenever it answers.
+A server may accept metrics but no artifacts, or the reverse; the end of a run it accepts whenever
+it answers.
 """
 
 import logging
@@ -20,15 +21,17 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 FINISH_SECONDS = 6.0
-"""How long the end of a run waits for what is not delivered yet."""
+"""Time that the end of a run waits for items that are not delivered yet."""
 END_SECONDS = 25.0
-"""The same for how the run ended: a SQLite file that another process holds is waited for, 20 s."""
+"""The same for the run's final status; MLflow waits 20 s for a SQLite file in use."""
 END_ATTEMPTS = 2
 LARGE_FINISH_SECONDS = 60.0
-"""The same for each large file: one gives no sign of life while it travels."""
+"""The same for each large file, of which no progress is seen during its upload."""
 REQUEST_METRICS = 1000
-"""What MLflow takes in one request."""
+"""Most metrics that MLflow accepts in one request."""
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE")
+
+"""MLflow's error codes for items that it will never accept."""
 
 log = logging.getLogger(__name__)
 
@@ -39,36 +42,41 @@ class Point:
 
     step: int
     milliseconds: int
-    """Since 1970."""
+    """Time since 1970."""
     values: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Tag:
+    """A tag to set on the run."""
+
     name: str
     value: str
 
 
 @dataclass(frozen=True)
 class Artifact:
+    """A file to copy into the run's artifacts."""
+
     path: Path
     folder: str | None = None
+    """Folder among the artifacts; None: their top."""
 
 
 @dataclass(frozen=True)
 class RunInStore:
-    """A run that MLflow knows, and the client that reaches it."""
+    """A run in MLflow, and the client with which to reach it."""
 
     client: "MlflowClient"
     run_id: str
     address: str
-    """Of the store, as it may be shown."""
+    """Address of the store, with secrets masked."""
 
     def values(self, entries: list[Point | Tag]) -> Iterator[None]:
-        """One step for each request that was answered."""
+        """Sends metrics and tags; yields once for each request that was answered."""
         from mlflow.entities import Metric
 
-        # A repeated attempt sends some values twice: the store keeps one of equal ones.
+        # A repeated attempt sends some values twice; the store keeps one of several equal ones.
         metrics = [
             Metric(name, value, entry.milliseconds, entry.step)
             for entry in entries
@@ -86,14 +94,16 @@ class RunInStore:
                     yield
 
     def files(self, artifacts: list[Artifact]) -> None:
+        """Copies the files into the run's artifacts."""
         with _refusals():
             for artifact in artifacts:
-                # A device or a pipe may have no end: a store would be filled with it.
+                # Regular files only: a device or a pipe may never end, and would fill the store.
                 if not os.path.isfile(artifact.path):
                     raise Refused(f"there is no file {artifact.path}")
                 self.client.log_artifact(self.run_id, str(artifact.path), artifact.folder)
 
     def end(self, status: list[Status]) -> None:
+        """Sets the run's final status."""
         for attempt in range(1, END_ATTEMPTS + 1):
             try:
                 self.client.set_terminated(self.run_id, status[0])
@@ -106,6 +116,7 @@ class RunInStore:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
+    """Turns MLflow's error into Refused if it will never accept the item."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -117,38 +128,38 @@ def _refusals() -> Iterator[None]:
 
 
 class Troubles:
-    """Says once of each kind what a store does not take; that it is away, once for all kinds."""
+    """Warns once for each kind of item that a store does not accept, and once if it is away."""
 
     def __init__(self, address: str, folder: Path) -> None:
         self._address = address
         self._folder = folder
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def of(self, what: str) -> Callable[[Exception, object], None]:
-        """What an outbox of such items tells its errors to."""
+        """The function that an outbox of such items calls for each error and its item."""
 
-        def tell(error: Exception, item: object) -> None:
+        def warn(error: Exception, item: object) -> None:
             short = in_short(error)
             away = isinstance(error, TimeoutError) or short in AWAY.values()
             kind = "away" if away else what
-            if kind in self._told:
+            if kind in self._warned:
                 return
-            self._told.add(kind)
+            self._warned.add(kind)
             name = item.path.name if isinstance(item, Artifact) else what
             log.warning(
-                "the MLflow store %s does not take this run's %s (%s); training goes on, and all "
-                "of its record is in %s",
+                "the MLflow store %s does not accept this run's %s (%s); training goes on, and its "
+                "whole record is in %s",
                 self._address,
                 name,
                 short,
                 self._folder,
             )
 
-        return tell
+        return warn
 
 
 class Delivery:
-    """Whatever is put in is on its way; nothing here raises or waits before `finish`."""
+    """Delivers values and files in the background; nothing here raises or waits before `finish`."""
 
     def __init__(self, run: RunInStore, folder: Path) -> None:
         self._run = run
@@ -167,18 +178,20 @@ class Delivery:
         self._files.put(artifact)
 
     def large_file(self, artifact: Artifact) -> None:
-        """A thread of its own: small files do not wait for it either."""
+        """Delivers a large file in its own thread, so that small files do not wait for it."""
         if self._large is None:
             self._large = self._open_files()
         self._large.put(artifact)
 
     def finish(self, status: Status) -> None:
-        """Delivers the rest, for seconds at most, and says how the run ended. Large files may take
-        longer, where the store answers at all; the run is closed by then."""
+        """Delivers the rest, within seconds, and sets the run's final status.
+
+        Large files may take longer if the store answers at all; the run is closed by then.
+        """
         end: Outbox[Status] = Outbox(self._run.end, self._troubles.of("end"))
         end.put(status)
         for way in (end, self._values, self._files):
-            way.hurry()  # all at once: the waits for a store that is away do not add up
+            way.hurry()  # all in parallel, so that waits for a store that is away do not add up
         answers = end.close(END_SECONDS)
         for rest in (self._values, self._files):
             rest.close(FINISH_SECONDS)

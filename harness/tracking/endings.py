@@ -1,4 +1,4 @@
-"""How a recorded run that left no summary ended, also one that nobody could call ended."""
+"""How a recorded run without a summary ended, even if nothing marked it as ended."""
 
 import time
 from datetime import UTC, datetime
@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 UNENDED = ("RUNNING", "SCHEDULED")
+"""MLflow's status of runs that nothing has marked as ended."""
 LOGGED_ALONG = ("train/loss", "system/node_0/cpu_utilization_percentage")
 """Metrics that a run logs from its first window to its last."""
 
 
 def ending_of(client: "MlflowClient", run: "Run") -> str | None:
-    """Why there is nothing to compare; None for a run that goes on."""
+    """Why the run has no summary; None if it is still running."""
     if run.info.status == "FINISHED":
         return f"FINISHED, but its summary did not reach the store{_kept(run.data.tags)}"
     if run.info.status not in UNENDED:
@@ -26,13 +27,13 @@ def ending_of(client: "MlflowClient", run: "Run") -> str | None:
     if sign is None:
         return None
     at = datetime.fromtimestamp(sign, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return f"ended without a word, last sign at {at}"
+    return f"ended silently, last sign of life at {at}"
 
 
 def _last_metric(client: "MlflowClient", run: "Run") -> float:
-    """When its last metric was taken, or it was made, in seconds since 1970."""
+    """When the run's last metric was taken, else when it was made, in seconds since 1970."""
     last = run.info.start_time
-    # A heartbeat says the same without reading a history.
+    # With a heartbeat, no history has to be read.
     for name in () if TAG in run.data.tags else LOGGED_ALONG:
         if name in run.data.metrics:
             history = client.get_metric_history(run.info.run_id, name)
@@ -41,6 +42,7 @@ def _last_metric(client: "MlflowClient", run: "Run") -> float:
 
 
 def _kept(tags: dict[str, str]) -> str:
+    """Where the summary is kept, if the tags tell."""
     process = Process.parse(tags.get(PROCESS_TAG, ""))
     if process is None or FOLDER_TAG not in tags:
         return ""

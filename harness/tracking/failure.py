@@ -1,5 +1,4 @@
-"""Runs that failed: what is said of them, and what a comparison leaves for those that MLflow never
-knew of."""
+"""Failed runs: their reasons, and the file in which a comparison keeps those MLflow never saw."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,25 +14,25 @@ from harness.measure.summary import Record
 
 FAILURES_FILE = "failures.json"
 TAG = "failures"
-"""Of a comparison's run in MLflow that holds such a file: how many."""
+"""Tag of a comparison's run in MLflow that holds such a file: the number of failures."""
 
 
 def divergence(found: str) -> str:
-    """The reason of a run of which no more is known than what was not finite, and when."""
+    """The reason of a run that diverged; `found`: what was not finite, and when."""
     return f"{DIVERGED}: {found}"
 
 
 def diverged_at(reason: str) -> str | None:
-    """What was not finite, and when: out of the reason of a run that diverged; None of others."""
-    _, said, rest = reason.partition(f"{DIVERGED}: ")
-    return rest.partition(";")[0].partition(" (")[0] if said else None
+    """What was not finite, and when, read from the reason of a run; None if it did not diverge."""
+    _, marker, rest = reason.partition(f"{DIVERGED}: ")
+    return rest.partition(";")[0].partition(" (")[0] if marker else None
 
 
 class Failure(Record):
-    """One run."""
+    """A run that failed."""
 
     config: Config
-    """With its seed."""
+    """The run's config, with its seed."""
     reason: str
 
     @field_validator("config", mode="before")
@@ -45,7 +44,7 @@ class Failure(Record):
 
     @property
     def key(self) -> tuple[str, str]:
-        """Variant and seed, as a run's tags have them."""
+        """Variant and seed, as in a run's tags."""
         return self.config.name, str(self.config.seed)
 
 
@@ -53,11 +52,12 @@ _MANY = TypeAdapter(tuple[Failure, ...])
 
 
 def write_failures(failures: Sequence[Failure], path: Path) -> None:
+    """Writes them as JSON, with secrets masked."""
     path.write_text(masked(_MANY.dump_json(tuple(failures), indent=2).decode()), encoding="utf-8")
 
 
 def read_failures(path: Path) -> tuple[Failure, ...]:
-    """Raises UserError for a file of another version, in which a key or a value is unknown here."""
+    """Reads them. Raises UserError for a file with unknown keys or values, of another version."""
     try:
         return _MANY.validate_json(path.read_bytes())
     except ValidationError as error:

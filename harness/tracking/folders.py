@@ -1,4 +1,4 @@
-"""A run's folder, made by exactly one run."""
+"""Makes a run's folder, so that exactly one run uses it."""
 
 import os
 from collections.abc import Iterator
@@ -17,23 +17,24 @@ META = "checkpoint.json"
 
 @dataclass(frozen=True)
 class Claim:
-    """A folder that is this process's, and those that were made for it, the outermost first."""
+    """A folder for this process, and the folders that were made for it."""
 
     folder: Path
     made: tuple[Path, ...] = ()
+    """The outermost first."""
 
     def give_back(self) -> None:
-        """Removes what was made, as long as nothing is in it."""
-        with suppress(OSError):  # not empty: it holds what somebody may want to see
+        """Removes the folders that were made, unless they hold something."""
+        with suppress(OSError):  # not empty: keep what somebody may want to see
             for folder in reversed(self.made):
                 folder.rmdir()
 
 
 def claim(given: Path | None, automatic: Path) -> Claim:
-    """The folder that was given, made where it is missing, else a new one of the automatic name, or
-    of that and a number where another process has made it.
+    """The given folder, which is made if it is missing; else a new one with the automatic name.
 
-    Raises UserError for one that holds a run, and for one that cannot be made.
+    A number is appended to the automatic name if it is taken. Raises UserError for a folder that
+    holds a run, and for one that cannot be made.
     """
     folder = (given or automatic).absolute()
     try:
@@ -48,13 +49,13 @@ def claim(given: Path | None, automatic: Path) -> Claim:
     except OSError as error:
         raise UserError(
             f"cannot make the run's folder {given or folder}: {error.strerror}; "
-            f"set tracking.folder, or --folder, to another"
+            f"set tracking.folder or --folder to another"
         ) from error
 
 
 @contextmanager
 def claimed(given: Path | None, automatic: Path) -> Iterator[Path]:
-    """The same for a block: after an error in it nothing is left of a folder that is empty."""
+    """The same for a block: if it raises, an empty folder is removed again."""
     own = claim(given, automatic)
     try:
         yield own.folder
@@ -64,9 +65,11 @@ def claimed(given: Path | None, automatic: Path) -> Iterator[Path]:
 
 
 def check_free(folder: Path) -> None:
-    """Raises UserError for a folder that holds a run, also for one that is to be resumed: a resumed
-    run is another run, with metrics of its own."""
-    # A checkpoint is a part of one.
+    """Raises UserError for a folder that holds a run.
+
+    This includes the run to be resumed: a resumed run is another run, with its own metrics.
+    """
+    # META: a checkpoint is part of a run.
     names = CONFIG, METRICS, SUMMARY, META
     if any(os.path.exists(folder / name) for name in names):
         raise holds_run(folder)
@@ -74,20 +77,20 @@ def check_free(folder: Path) -> None:
 
 def holds_run(folder: Path) -> UserError:
     return UserError(
-        f"--folder {folder} holds a run already; give another (a resumed run needs one of its own, "
+        f"--folder {folder} already contains a run; give another (a resumed run needs a new one, "
         f"too), or remove that one"
     )
 
 
 def now() -> str:
-    """For the name of a folder."""
+    """The time (UTC) for the name of a folder."""
     return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
 
 
 def new_file(path: Path) -> Path:
-    """An empty file of that name, or of that and a number where there is one already.
+    """A new empty file of that name, with a number appended if the name is taken.
 
-    Raises UserError where it cannot be made.
+    Raises UserError if it cannot be made.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +112,7 @@ def _new(folder: Path, made: tuple[Path, ...]) -> Claim:
 
 
 def _numbered(path: Path) -> Iterator[Path]:
-    """The path, and the same with -2, -3 ... before its suffix where that is `.log`."""
+    """The path, then the path with -2, -3 ... appended, or inserted before a suffix `.log`."""
     suffix = path.suffix if path.suffix == ".log" else ""
     yield path
     for number in count(2):

@@ -1,4 +1,4 @@
-"""Samples a node into a run in MLflow, by MLflow's own gauges, while the run lasts."""
+"""Samples a node's load with MLflow's own monitors, into the run in MLflow."""
 
 import logging
 import os
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 SAMPLES_FINISH_SECONDS = 2.0
-"""How long the end of a run waits for a node's last samples."""
+"""Time that the end of a run waits for a node's last samples."""
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def monitor_node(config: Config, run_id: str | None, node: int) -> Iterator[None]:
-    """Samples this machine into the run, as `system/node_<node>/...`, while the block runs.
+    """Samples this machine while the block runs, as metrics `system/node_<node>/...` of the run.
 
-    For one rank of each node. A store that does not answer, or a machine that cannot be sampled,
-    costs nothing but the samples.
+    Call it on one rank of each node. If the store does not answer or the machine cannot be sampled,
+    only the samples are lost.
     """
     gauges = _open(config, run_id, node)
     if gauges is None:
@@ -63,17 +63,18 @@ class _Gauges:
         self._stop.set()
         self._thread.join(1.0)
         self._outbox.close(SAMPLES_FINISH_SECONDS)
-        # On node 0 the tracker has said it already.
+        # On node 0 the tracker has already warned.
         if self._troubles and self._node and not self._outbox.delivered:
             _warn(self._node, in_short(self._troubles[0]))
 
     def _run(self) -> None:
         try:
             self._sample()
-        except Exception as error:  # a gauge is not worth a run, nor a page on the terminal
+        except Exception as error:  # samples are not worth a failed run, or a traceback
             _warn(self._node, in_short(error))
 
     def _sample(self) -> None:
+        # The first sample comes after at most 1 s, so that short runs have one.
         pause, step = min(1.0, self._seconds), 0
         self._monitor.collect_metrics()
         while True:
@@ -97,14 +98,14 @@ def _open(config: Config, run_id: str | None, node: int) -> _Gauges | None:
         uri = store_uri(config.tracking)
         file = sqlite_file(uri)
         if file and not os.path.exists(file):
-            _warn(node, f"it does not see {file}; a tracking server sees all nodes")
+            _warn(node, f"the node does not see {file}; use a tracking server")
             return None
         client = connect(uri)
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        # MLflow's own loop ends for good when the store once does not answer; ours keeps samples.
+        # MLflow's own loop ends for good once the store does not answer; ours keeps the samples.
         monitor = SystemMetricsMonitor(run_id, node_id=f"node_{node}", tracking_uri=uri)
-    except Exception as error:  # a gauge is not worth a run
+    except Exception as error:  # samples are not worth a failed run
         _warn(node, in_short(error))
         return None
     return _Gauges(RunInStore(client, run_id, masked(uri)), monitor, node, seconds)

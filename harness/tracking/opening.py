@@ -1,4 +1,4 @@
-"""Opens a run in MLflow with its tags and parameters, and closes one that it cannot open."""
+"""Opens a run in MLflow with its tags and parameters; closes it again if that fails."""
 
 import getpass
 import os
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 FOLDER_TAG = "folder"
-"""Of a run in MLflow: where its files are, on the host that its process tag names."""
+"""Tag of a run: where its files are, on the host that its process tag names."""
 REQUEST_PARAMS = 100
-"""What MLflow takes in one request."""
+"""Most parameters that MLflow accepts in one request."""
 
 
 def open_run(config: Config, folder: Path, environment: dict[str, Any]) -> RunInStore:
-    """Raises UserError if the store does not answer or does not take a run."""
+    """Makes a run in MLflow. Raises UserError if the store does not answer or refuses."""
     uri = store_uri(config.tracking)
     client = open_store(uri)
-    with still_answering(uri, does="does not take a run"):
+    with still_answering(uri, does="does not accept a run"):
         experiment_id = open_experiment(client, uri, config.tracking.experiment)
-        # With a client and the run's id, not the fluent functions: their exit hook would mark a run
-        # that crashed as FINISHED.
+        # By a client and the run's id instead of MLflow's fluent functions, whose exit hook marks
+        # even a crashed run as FINISHED.
         run = client.create_run(
             experiment_id,
             run_name=f"{config.name}-s{config.seed}",
@@ -42,7 +42,7 @@ def open_run(config: Config, folder: Path, environment: dict[str, Any]) -> RunIn
             RunFolder(folder).write_mlflow(where | {"run_id": run_id})
             _log_params(client, run_id, config.flattened())
         except BaseException:
-            with suppress(Exception):  # what went wrong first is what the user needs to know
+            with suppress(Exception):  # the user needs to know the first error
                 client.set_terminated(run_id, "FAILED")
             raise
     return RunInStore(client, run_id, masked(uri))
@@ -66,7 +66,7 @@ def _tags(config: Config, folder: Path, environment: dict[str, Any]) -> dict[str
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a number without a name, as containers have them
+    except (KeyError, OSError):  # a uid without a name, as in containers
         return str(os.getuid())
 
 

@@ -1,4 +1,4 @@
-"""Delivers in a thread to a receiver that may stop answering; whoever puts in never waits."""
+"""Delivers items, in a thread, to a receiver that may stop answering; `put` never waits."""
 
 import threading
 import time
@@ -9,33 +9,36 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 DELIVER_SECONDS = 2.0
-"""Between two deliveries."""
+"""Pause between two deliveries."""
 RETRY_SECONDS = 10.0
-"""Until the next attempt once the receiver did not answer."""
+"""Pause before the next attempt if the receiver did not answer."""
 LONGEST_RETRY_SECONDS = 600.0
-"""The same for what fails by itself: each attempt waits twice as long as the one before."""
+"""Longest pause before the next attempt for items set aside; each pause is twice as long as the one
+before."""
 LAST_RETRY_SECONDS = 1.0
-"""The same at the end."""
+"""Pause before the last attempt, at the end."""
 BATCH_ITEMS = 50
+"""Most items in one delivery."""
 KEPT_ITEMS = 100_000
-"""While the receiver is silent; beyond it the oldest are dropped."""
+"""Most items kept while the receiver does not answer; beyond this the oldest are dropped."""
 
 
 class Refused(Exception):
-    """The receiver answered that it will never take this."""
+    """The receiver has answered that it will never accept this item."""
 
 
 class Outbox(Generic[Item]):
-    """Keeps what is put in until `deliver` took it, in order and in batches.
+    """Keeps items until `deliver` has accepted them, and delivers them in order and in batches.
 
-    `deliver` may raise: `Refused` drops the item, found by halving its batch; anything else keeps
-    the batch for another attempt. `trouble` hears of each error and of the item it came with. What
-    `deliver` returns is gone through: each of its steps is a sign of life.
+    `deliver` may raise: after `Refused` the item is dropped, which is found by halving its batch;
+    after any other error the batch is kept for another attempt. `trouble` is called with each error
+    and the item that it came with. If `deliver` returns an iterable, it is iterated over, and each
+    step counts as progress.
 
-    `apart`: items do not wait for each other. One that fails is set aside for a later attempt, and
-    the others go on, one at a time.
+    `apart`: items are delivered one at a time and do not wait for each other. One that fails is set
+    aside for a later attempt.
 
-    `each_round` gives, or does not give, an item to deliver beside those put in.
+    `each_round`: called before each delivery; may return a further item to deliver.
     """
 
     def __init__(
@@ -57,13 +60,14 @@ class Outbox(Generic[Item]):
         self._again_at = 0.0
         self._closing = threading.Event()
         self.delivered = 0
-        """Items the receiver took."""
+        """Number of items that the receiver has accepted."""
         self._steps = 0
-        """Of all deliveries; it only grows."""
+        """Number of steps of all deliveries, by which `close` sees progress."""
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
 
     def put(self, item: Item) -> None:
+        """Adds an item to be delivered."""
         self._waiting.append(item)
 
     def hurry(self) -> None:
@@ -71,9 +75,9 @@ class Outbox(Generic[Item]):
         self._closing.set()
 
     def close(self, seconds: float) -> bool:
-        """Delivers what is left, as long as something is done of it every so many seconds.
+        """Delivers what is left, and gives up after `seconds` without progress.
 
-        Whether nothing is left.
+        Returns whether everything was delivered.
         """
         self.hurry()
         done = -1
@@ -94,15 +98,15 @@ class Outbox(Generic[Item]):
                 self.put(item)
             answers = self._deliver_all()
         self._deliver_all()
-        if self._aside:  # it may have failed for the first time just now
+        if self._aside:  # an item may have failed just now for the first time
             time.sleep(LAST_RETRY_SECONDS)
             self._deliver_all()
 
     def _deliver_all(self) -> bool:
         again = self._take_up_again()
         while True:
-            # Only this thread takes items out, so that what it saw waiting is still there, or was
-            # dropped for being the oldest of too many.
+            # Only this thread removes items, so `popleft` finds one if `_waiting` was not empty:
+            # when `put` drops the oldest item of a full queue, it adds another.
             most = 1 if self._apart else BATCH_ITEMS
             while self._waiting and len(self._in_hand) < most:
                 self._in_hand.append(self._waiting.popleft())
@@ -140,7 +144,7 @@ class Outbox(Generic[Item]):
         self._aside += self._in_hand
 
     def _take_up_again(self) -> list[Item]:
-        """What was set aside and is due, the latest first."""
+        """Items set aside that are due, the latest first, because they are taken from the end."""
         if not self._aside or (time.monotonic() < self._again_at and not self._closing.is_set()):
             return []
         due, self._aside = self._aside[::-1], []

@@ -1,4 +1,4 @@
-"""What was predicted of a run before it ran: the file that a comparison sets beside what came."""
+"""Predictions of runs before they ran: the file that a comparison shows next to measurements."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,38 +11,39 @@ from harness.measure.summary import Record
 
 PREDICTIONS_FILE = "predictions.json"
 TAG = "prediction"
-"""What MLflow calls the variant of a run that holds such a file."""
+"""Value of the tag `variant` of a run in MLflow that holds such a file."""
 
 
 class Prediction(Record):
-    """One variant on one cluster, in the words of a run's summary."""
+    """Prediction for one variant on one cluster; the names are those of a run's summary."""
 
     variant: str
     nodes: int
     ranks_per_node: int
     step_ms: float
-    """Of a window."""
+    """Time of a window."""
     phases_ms: dict[str, float]
-    """Their sum is `step_ms`."""
+    """Phase -> its time; the sum is `step_ms`."""
     images_per_second: float
-    """All ranks."""
+    """Images per second of all ranks together."""
     cross_node_mb_per_step: float
-    """Sent through one node's link per window, MB (1e6 bytes)."""
+    """MB (1e6 bytes) sent through one node's link per window."""
     in_node_mb_per_step: float
-    """Sent by one rank inside its node per window, MB."""
+    """MB sent by one rank inside its node per window."""
     memory_mb: float
-    """Of the most loaded rank, beside its libraries."""
+    """MB of memory of the rank that needs most, without its libraries."""
 
 
 _MANY = TypeAdapter(tuple[Prediction, ...])
 
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
+    """Writes them as JSON."""
     path.write_bytes(_MANY.dump_json(tuple(predictions), indent=2))
 
 
 def read_predictions(path: Path) -> tuple[Prediction, ...]:
-    """Raises UserError for a file that is missing or holds something else."""
+    """Reads them. Raises UserError for a file that is missing or holds something else."""
     text = read_text(path, "predictions", MOST_JSON_BYTES)
     try:
         return _MANY.validate_json(text)

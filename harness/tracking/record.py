@@ -1,4 +1,4 @@
-"""A comparison in MLflow: a run of its own beside those it compares, and the way to look at it."""
+"""Records a comparison in MLflow, as a separate run next to those that it compares."""
 
 import shlex
 import tempfile
@@ -24,9 +24,9 @@ def record(
     files: ComparisonFiles,
     failures: int = 0,
 ) -> str:
-    """Logs all that was written; the id of the experiment that holds it.
+    """Logs all files of the comparison; returns the id of the experiment that holds it.
 
-    `failures`: how many the files hold for those who take the study up.
+    `failures`: the number of failures in the files, for whoever reopens the study.
     """
     from mlflow.entities import Metric, RunTag
 
@@ -39,7 +39,7 @@ def record(
     tags = {"study": study, "variant": "comparison", "mlflow.note.content": shown}
     if failures:
         tags[failure.TAG] = str(failures)
-    # A metric of this name in the runs themselves would be a mean over one of them.
+    # In the comparison's run only: these values are of all runs of a variant, not of one run.
     numbers = {
         f"comparison/{column}/{variant}": float(value)
         for column in ("speedup", "speedup_to_target")
@@ -59,8 +59,10 @@ def record(
 def record_predictions(
     tracking: TrackingConfig, study: str, predictions: Sequence[Prediction]
 ) -> str:
-    """Logs them as a run of its own beside those of the study to come; the id of the experiment
-    that holds it."""
+    """Logs predictions as a separate run, next to the study's runs that are to come.
+
+    Returns the id of the experiment that holds it.
+    """
     from mlflow.entities import RunTag
 
     uri = store_uri(tracking)
@@ -78,8 +80,8 @@ def record_predictions(
 
 
 def way_to_see(tracking: TrackingConfig, experiment_id: str, study: str) -> str:
-    """The line that leads to the comparison in MLflow's pages."""
+    """A line that tells the user how to see the comparison in MLflow's pages."""
     uri = store_uri(tracking)
     if uri.startswith("http"):
         return f"see it at {masked(uri).rstrip('/')}/{page_of(experiment_id, study)}"
-    return f"see it by: {shlex.join(command_of(uri, study))}"
+    return f"see it with: {shlex.join(command_of(uri, study))}"

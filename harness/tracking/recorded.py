@@ -1,4 +1,4 @@
-"""One training as its record has it, and what a study's trainings come to, by variant."""
+"""A recorded training, and a study's trainings grouped by variant."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,23 +18,23 @@ from harness.tracking.run_folder import CONFIG, RunFolder
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """One training as its folder, or MLflow, keeps it."""
+    """One training, read from its folder or from MLflow."""
 
     run_id: str
-    """MLflow's; empty if it is not there."""
+    """MLflow's id; empty if the run is not in MLflow."""
     config: Config
     status: str
-    """FINISHED, FAILED, KILLED or RUNNING, as the store has it."""
+    """FINISHED, FAILED, KILLED or RUNNING, as recorded in the store."""
     summary: RunSummary | None
-    """None if the run did not end well, or diverged."""
+    """None if the run failed or diverged."""
     folder: Path
-    """Its artifacts, or the folder it was trained in if the store did not take them."""
+    """Folder of its artifacts, or in which it was trained if the store did not accept them."""
     failure: str | None = None
-    """How a run without a summary ended; None if it goes on."""
+    """How a run without a summary ended; None if it is still running."""
 
     @property
     def name(self) -> str:
-        """Its variant's."""
+        """Name of its variant."""
         return self.config.name
 
     @property
@@ -51,7 +51,7 @@ class RecordedRun:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What it noted of machine and versions; empty if it noted nothing."""
+        """Facts about machine and versions that the run recorded; empty without any."""
         return self.files.environment
 
     @cached_property
@@ -59,14 +59,14 @@ class RecordedRun:
         return self.files.points()
 
     def metric(self, name: str) -> "pd.Series[float]":
-        """One column of the history where it was logged, without the making of the others."""
+        """One metric by window, without NaN; cheaper than the whole `history`."""
         found = {p["step"]: p["metrics"][name] for p in self._points if name in p["metrics"]}
         return pd.Series(found, dtype=float).sort_index()
 
     @cached_property
     def history(self) -> pd.DataFrame:
-        """A row per logged window, in order: the metrics by their MLflow names, and `time`, seconds
-        since 1970. NaN where a metric was not logged then. The bars of the summary are left out."""
+        """One row per logged window, in order: metrics by their MLflow names, and `time`, in
+        seconds since 1970. NaN if a metric was not logged in that window. Without `summary/`."""
         rows: dict[int, dict[str, float]] = {}
         for point in self._points:
             kept = {k: v for k, v in point["metrics"].items() if not k.startswith("summary/")}
@@ -83,10 +83,10 @@ class RecordedRun:
 def variants_of(
     runs: Sequence[RecordedRun], lost: Sequence[Failure] = (), planned: Sequence[Config] = ()
 ) -> tuple[Variant, ...]:
-    """In the order in which they were planned, then in which they first ran.
+    """The variants of a study, in the order in which they were planned, else in which they ran.
 
-    `lost`: runs that left no record. `planned`: variants that belong to the study though none of
-    their runs may have begun.
+    `lost`: runs that left no record. `planned`: variants that belong to the study even if none of
+    their runs has started.
     """
     names = [config.name for config in planned]
     names += [run.name for run in runs] + [each.config.name for each in lost]
@@ -106,7 +106,7 @@ def _variant(
     by_seed = sorted(runs, key=lambda run: run.seed)
     summaries = tuple(run.summary for run in by_seed if run.summary is not None)
     failures = [run.failure for run in by_seed if run.failure is not None]
-    # The config that a run resolved is worth more than the one that it was started with.
+    # The config that a run has resolved is more complete than the one that it was started with.
     whole = [run.config for run in runs if run.files.has(CONFIG)]
     configs = [*whole, *(each.config for each in lost), *planned, *(run.config for run in runs)]
     return Variant(
@@ -118,5 +118,5 @@ def _variant(
 
 
 def environments_of(runs: Sequence[RecordedRun]) -> tuple[Mapping[str, Any], ...]:
-    """Those of the runs that noted one."""
+    """Environments of the runs that recorded one."""
     return tuple(each for run in runs if (each := run.environment))

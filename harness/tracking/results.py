@@ -1,4 +1,4 @@
-"""What the runs of a study came to, by variant, and what they are measured against."""
+"""The results of a study by variant, and the baseline and target that they are measured against."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,21 +12,22 @@ from harness.tracking.failure import Failure, diverged_at
 from harness.tracking.prediction import Prediction
 
 LEEWAY = 0.01
-"""The target, where none is given, lies so much below the baseline's final accuracy."""
+"""Distance of the default target below the baseline's final accuracy."""
 PRIMARY = "val/top1"
+"""Metric of the primary validation set."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One experiment of a study and its runs, a run per seed."""
+    """One experiment of a study and its runs, one per seed."""
 
     config: Config
     summaries: tuple[RunSummary, ...]
-    """Of the runs that ended well, by seed; none that diverged."""
+    """Summaries of the successful runs, by seed, without runs that diverged."""
     failures: tuple[str, ...] = ()
-    """Why others did not."""
+    """Reasons of the other runs that have ended."""
     running: int = 0
-    """Runs of whose end nothing is known yet."""
+    """Number of runs that are not known to have ended."""
 
     @property
     def name(self) -> str:
@@ -34,17 +35,17 @@ class Variant:
 
     @property
     def diverged(self) -> tuple[str, ...]:
-        """Of the failures those whose numbers were not finite any more: what, and when."""
+        """For each run that diverged: what was not finite, and when."""
         return tuple(found for each in self.failures if (found := diverged_at(each)))
 
     @property
     def failed(self) -> int:
-        """How many failed in another way."""
+        """Number of runs that failed in another way than by diverging."""
         return len(self.failures) - len(self.diverged)
 
     @property
     def fate(self) -> str:
-        """What became of a variant that has no result."""
+        """Why the variant has no result, as a verb phrase."""
         if self.running:
             return "has not ended"
         if not self.failures:
@@ -57,61 +58,63 @@ class Target:
     """The accuracy that variants are timed to."""
 
     top1: float
-    """Share of the primary validation set."""
+    """Share of correct answers on the primary validation set."""
     told: str
-    """Where it comes from."""
+    """The target and where it comes from, for users."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """All that a comparison is made from, whether the runs have just ended or lie in MLflow."""
+    """Everything that a comparison is made from, from runs just ended or read from MLflow."""
 
     study: str
     variants: tuple[Variant, ...]
     environments: tuple[Mapping[str, Any], ...] = ()
-    """What each run noted of the machines and versions it ran on."""
+    """Facts about machines and versions that the runs recorded."""
     predictions: tuple[Prediction, ...] = ()
     foretold: bool = False
     """Whether the predictions are known to be older than the first run."""
     in_turn: bool = False
-    """Whether the variants are known to have run in turn on the same hosts, there and back."""
+    """Whether the variants are known to have run in turn on the same hosts, in both orders."""
     failures: tuple[Failure, ...] = ()
-    """Of runs that MLflow may not know of."""
+    """Failed runs that MLflow may not know of."""
     timing: str | None = None
-    """How times were found, where not by the clocks of the runs."""
+    """How times were obtained, if not from the clocks of the runs."""
 
     @property
     def title(self) -> str:
         places = {(run.ranks, run.nodes) for each in self.variants for run in each.summaries}
-        told = (f"{ranks} ranks on {nodes} nodes" for ranks, nodes in sorted(places))
-        return f"{self.study}: {' and '.join(told)}"
+        sizes = (f"{ranks} ranks on {nodes} nodes" for ranks, nodes in sorted(places))
+        return f"{self.study}: {' and '.join(sizes)}"
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What a study is judged by, where not by the rules below."""
+    """What a study is judged by; None: by the rules of `baseline_of` and `target_of`."""
 
     target: float | None = None
-    """Share of the primary validation set."""
+    """Share of correct answers on the primary validation set."""
     baseline: str | None = None
-    """A variant's name."""
+    """Name of a variant."""
 
     def __post_init__(self) -> None:
         if self.target is not None and not 0 < self.target <= 1:
             raise UserError(
-                f"--target {self.target:g} is no share of right answers; give e.g. 0.95"
+                f"--target must be above 0 and at most 1, got {self.target:g}; give e.g. 0.95"
             )
 
     def check(self, names: Sequence[str]) -> None:
-        """Raises UserError for a baseline that is none of the variants."""
+        """Raises UserError if the baseline is not one of the variants, given by `names`."""
         if self.baseline is not None and self.baseline not in names:
             raise UserError(
-                f"--baseline {self.baseline} is no variant of this study; it has {', '.join(names)}"
+                f"--baseline {self.baseline} is not a variant of this study; it has "
+                f"{', '.join(names)}"
             )
 
 
 def baseline_of(variants: Sequence[Variant], given: str | None = None) -> Variant:
-    """The one given, else the first that is purely data parallel and waits, else the first."""
+    """The given variant, else the first one that is purely data parallel and synchronous, else the
+    first."""
     for variant in variants:
         if variant.name == given:
             return variant
@@ -123,7 +126,7 @@ def baseline_of(variants: Sequence[Variant], given: str | None = None) -> Varian
 
 
 def target_of(baseline: Variant, given: float | None) -> Target | None:
-    """The one given, else a little below the baseline's own end; None where it learned nothing."""
+    """The given target, else the baseline's final accuracy - LEEWAY; None if that is not > 0."""
     if given is not None:
         return Target(given, f"{given:.2%} as given")
     found = [run.final.get(PRIMARY, math.nan) for run in baseline.summaries]

@@ -1,4 +1,4 @@
-"""The files of one run: in its own folder while it trains and after, and as artifacts of MLflow."""
+"""The files of one run, in its own folder or as artifacts in MLflow."""
 
 import json
 import os
@@ -18,16 +18,16 @@ ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 MLFLOW = "mlflow.json"
-"""Where the run is in MLflow; it stays in the folder."""
+"""Where the run is in MLflow; this file is in the run's folder only."""
 CHECKPOINTS = "checkpoints"
 TRACES = "traces"
 RECORD = (CONFIG, ENVIRONMENT, SUMMARY, METRICS)
-"""All that a study is read from: what MLflow keeps of a run, and what is shipped of it."""
+"""The files that a study is read from: MLflow keeps them, and a shipped run consists of them."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder with the files of one run, of which any may be missing."""
+    """A folder with the files of one run, any of which may be missing."""
 
     path: Path
 
@@ -36,12 +36,12 @@ class RunFolder:
 
     @property
     def config(self) -> Config | None:
-        """As the run resolved it. Raises UserError for one of another version."""
+        """The config as the run resolved it. Raises UserError if another version wrote it."""
         return load_resolved(self.path / CONFIG) if self.has(CONFIG) else None
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What the run noted of machine and versions; empty if it noted nothing."""
+        """Facts about machine and versions that the run recorded; empty without any."""
         return self._json(ENVIRONMENT) or {}
 
     @property
@@ -50,7 +50,7 @@ class RunFolder:
 
     @property
     def mlflow_run_id(self) -> str | None:
-        """None: the run is not in MLflow."""
+        """The run's id in MLflow; None if it is not there."""
         found = self._json(MLFLOW)
         return found["run_id"] if found else None
 
@@ -59,29 +59,30 @@ class RunFolder:
         if not self.has(METRICS):
             return []
         lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
-        # Four times as fast as json's: a study may have 100 MB.
+        # pydantic's parser is four times as fast as json's, and a study may have 100 MB.
         points = [from_json(line) for line in lines[:-1]]
-        with suppress(ValueError):  # the last line is cut if its disk was full
+        with suppress(ValueError):  # the last line is truncated if the disk was full
             points += map(from_json, lines[-1:])
         return points
 
     def checkpoint(self, window: int) -> Path:
-        """The folder of the checkpoint after so many windows."""
+        """The folder of the checkpoint after `window` windows."""
         return self.path / CHECKPOINTS / f"{window:09d}"
 
     def read_summary(self) -> RunSummary:
-        """Raises OSError if there is none."""
+        """The summary. Raises OSError if there is none."""
         text = (self.path / SUMMARY).read_text(encoding="utf-8")
         return RunSummary.model_validate_json(text)
 
     def write_summary(self, summary: RunSummary) -> Path:
-        """Writes beside, then renames: a reader sees all of it or nothing."""
+        """Writes a second file, then renames it: a reader sees the whole summary or none."""
         partial = self.path / f"{SUMMARY}.partial"
         partial.write_text(summary.model_dump_json(indent=2), encoding="utf-8")
         return partial.replace(self.path / SUMMARY)
 
     def write_config(self, config: Config) -> None:
-        """Raises FileExistsError if a run has one here: of two runs in one folder, one begins."""
+        """Writes the config. Raises FileExistsError if there is one: of two runs in a folder, only
+        one starts."""
         with (self.path / CONFIG).open("x", encoding="utf-8") as file:
             file.write(masked(config.to_yaml()))
 
@@ -90,15 +91,15 @@ class RunFolder:
         (self.path / ENVIRONMENT).write_text(masked(text), encoding="utf-8")
 
     def open_metrics(self) -> IO[str]:
-        """An empty file, each line of which is there as soon as it is written."""
+        """Opens an empty file of metrics, which is flushed after each line."""
         return (self.path / METRICS).open("w", buffering=1, encoding="utf-8")
 
     def write_mlflow(self, where: dict[str, str]) -> None:
-        """`where`: `run_id`, and what else leads to it."""
+        """Writes where the run is in MLflow; `where` must have a `run_id`."""
         (self.path / MLFLOW).write_text(json.dumps(where, indent=2))
 
     def unmake(self) -> None:
-        """Removes what a run that could not begin has written."""
+        """Removes the files of a run that could not start."""
         for name in (CONFIG, ENVIRONMENT, METRICS, MLFLOW):
             (self.path / name).unlink(missing_ok=True)
 

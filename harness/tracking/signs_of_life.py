@@ -1,4 +1,4 @@
-"""Whether a run that nobody called ended still has a process: its heartbeat, and its process."""
+"""Whether a run that is not marked as ended is still alive: by its heartbeat and its process."""
 
 import os
 import socket
@@ -8,23 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TAG = "heartbeat"
-"""Of a run in MLflow: when its process was last there, in seconds since 1970."""
+"""Tag of a run in MLflow: time of its last heartbeat, in seconds since 1970."""
 PROCESS_TAG = "process"
+"""Tag of a run in MLflow: the process that trains it, see `Process`."""
 BEAT_SECONDS = 30.0
+"""Seconds between two heartbeats."""
 SILENT_SECONDS = 10 * BEAT_SECONDS
-"""After so long without a heartbeat a run has ended: a store that was away is told the next one
-within seconds of coming back, and hosts' clocks differ by less."""
+"""Time without a heartbeat after which a run counts as ended. A store that was away gets the next
+heartbeat within seconds of its return, and the clocks of hosts differ by less than this."""
 UNMARKED_SILENT_SECONDS = 3600.0
-"""The same for runs of versions that left no heartbeat, after their last metric."""
+"""The same for runs without heartbeats, of older versions, after their last metric."""
 
 
 class Pulse:
-    """When the next heartbeat is due."""
+    """Tells when the next heartbeat is due."""
 
     def __init__(self) -> None:
-        self._last = time.monotonic()  # the first one is among the tags that the run is made with
+        self._last = time.monotonic()  # the run is made with the first heartbeat as a tag
 
     def due(self) -> bool:
+        """Whether a heartbeat is due; if so, the next one is due BEAT_SECONDS later."""
         if time.monotonic() - self._last < BEAT_SECONDS:
             return False
         self._last = time.monotonic()
@@ -37,15 +40,15 @@ class Pulse:
 
 @dataclass(frozen=True)
 class Process:
-    """One process among all machines and boots."""
+    """Identifies a process among all machines and boots."""
 
     host: str
     boot: str
     namespace: str
-    """Processes are numbered anew in each container."""
+    """Pid namespace, as each container has its own pids."""
     pid: int
     ticks: str
-    """When it started, since the boot: numbers are used again."""
+    """Start time in clock ticks since the boot, as pids are reused."""
 
     @classmethod
     def own(cls) -> "Process":
@@ -54,7 +57,7 @@ class Process:
 
     @classmethod
     def parse(cls, text: str) -> "Process | None":
-        """None for what `text` did not write."""
+        """The process that `text` has written; None for other text."""
         parts = text.split()
         if len(parts) != 5 or not parts[3].isdecimal():
             return None
@@ -64,7 +67,7 @@ class Process:
         return f"{self.host} {self.boot} {self.namespace} {self.pid} {self.ticks}"
 
     def alive(self) -> bool | None:
-        """None where that cannot be seen from here: it is, or was, another machine's."""
+        """Whether the process runs; None if it is another machine's, which cannot be seen here."""
         here = (socket.gethostname() or "unknown", _boot(), _namespace())
         if UNKNOWN in here or (self.host, self.boot, self.namespace) != here:
             return None
@@ -75,13 +78,16 @@ UNKNOWN = "unknown"
 
 
 def tags() -> dict[str, str]:
-    """What a run is made with."""
+    """Tags with which a run is made."""
     return {TAG: Pulse.now(), PROCESS_TAG: Process.own().text()}
 
 
 def last_sign(tags: Mapping[str, str], last_metric: float, now: float) -> float | None:
-    """When a run that nobody called ended was last heard of, in seconds since 1970; None where it
-    goes on. `last_metric`: when its last one was taken, or the run was made."""
+    """Last sign of life of a run that is not marked as ended, but has ended; None if it is alive.
+
+    All times are in seconds since 1970. `last_metric`: when its last metric was taken, else when
+    the run was made.
+    """
     process = Process.parse(tags.get(PROCESS_TAG, ""))
     beat = tags.get(TAG, "")
     marked = beat.isdecimal()
@@ -106,8 +112,10 @@ def _namespace() -> str:
 
 
 def _ticks(pid: int) -> str:
-    """Field 22 of the process's state; `unknown` for none, and for one that is dead and not yet
-    taken notice of."""
+    """Field 22 of /proc/PID/stat, the start time; UNKNOWN if there is no such process, or a zombie.
+
+    The first two fields, pid and (name), are cut off, so it has index 19.
+    """
     fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
     return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else UNKNOWN
 

@@ -1,7 +1,7 @@
-"""Reads a study back from MLflow: its runs, what each came to, and its metrics over time.
+"""Reads a study from MLflow: its runs, the result of each, and its metrics over time.
 
-A run keeps its config, its summary and all its metrics as artifacts, so that a study of many long
-runs is a few files to read, not thousands of requests.
+Each run has its config, its summary and all its metrics as artifacts, so that a study of many long
+runs takes a few files to read instead of thousands of requests.
 """
 
 import math
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PAGE = 1000
-"""Runs in one request."""
+"""Runs per request."""
 TRAIN_LOSS = "train/loss"
 PLAIN = re.compile(r"[A-Za-z0-9_.:/+ -]+")
-"""A name that can stand in a query: MLflow's language has no way to escape every other."""
+"""Names that can be written in a query: MLflow's language cannot escape all others."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +46,27 @@ class Study:
     name: str
     uri: str
     experiment: str
-    """MLflow experiment they lie in."""
+    """MLflow experiment that holds the runs."""
     runs: tuple[RecordedRun, ...]
     predictions: tuple[Prediction, ...] = ()
-    """Logged with it: the latest before its first run, else the latest."""
+    """The latest predictions that were logged before the first run, else the latest."""
     foretold: bool = False
-    """Whether they were logged before its first run."""
+    """Whether the predictions were logged before the first run."""
     failures: tuple[Failure, ...] = ()
-    """Of runs that ended before MLflow knew of them."""
+    """Failed runs that ended before they were recorded in MLflow."""
 
     def __getitem__(self, variant: str) -> tuple[RecordedRun, ...]:
+        """The runs of a variant."""
         return tuple(run for run in self.runs if run.name == variant)
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """In the order they first ran."""
+        """The variants, in the order in which they first ran."""
         return variants_of(self.runs, self.failures)
 
     @property
     def unended(self) -> tuple[str, ...]:
-        """A line for each kind of run that the store calls running: those that are, and those that
-        ended without a word."""
+        """A line each for runs with status running that have ended, and that are still running."""
         silent = [r for r in self.runs if r.failure and r.status in UNENDED]
         running = [run for run in self.runs if run.running]
         lines = []
@@ -75,12 +75,12 @@ class Study:
             lines.append(f"{len(silent)} of {len(self.runs)} runs count as failed: {names}")
         if running:
             names = ", ".join(f"{run.name} seed {run.seed}" for run in running)
-            lines.append(f"{len(running)} of {len(self.runs)} runs go on: {names}")
+            lines.append(f"{len(running)} of {len(self.runs)} runs are still running: {names}")
         return tuple(lines)
 
     @property
     def results(self) -> Results:
-        """What a comparison is made from."""
+        """The results that a comparison is made from."""
         return Results(
             self.name,
             self.variants,
@@ -91,10 +91,10 @@ class Study:
 
 
 def read_study(uri: str, name: str, experiment: str | None = None) -> Study:
-    """The study of that name in the store; of its runs with the same variant and seed, the latest.
+    """The study of that name in the store, with the latest run of each variant and seed.
 
-    Raises UserError for a store that does not answer, a name it does not know, or one that stands
-    in several experiments of which none is given.
+    Raises UserError if the store does not answer or has no such study, or if several experiments
+    have one and `experiment` is not given.
     """
     file = sqlite_file(uri)
     if file is not None and not os.path.exists(file):
@@ -109,7 +109,7 @@ def read_study(uri: str, name: str, experiment: str | None = None) -> Study:
         places = {experiments[run.info.experiment_id] for run in trainings}
         if len(places) > 1:
             raise UserError(
-                f"the study {name!r} stands in the experiments {', '.join(sorted(places))}; name "
+                f"the study {name!r} is in several experiments: {', '.join(sorted(places))}; name "
                 f"one with --experiment"
             )
         latest = {(run.data.tags["variant"], run.data.tags["seed"]): run for run in trainings}
@@ -121,9 +121,9 @@ def read_study(uri: str, name: str, experiment: str | None = None) -> Study:
 
 
 def place_of(uri: str, name: str) -> str:
-    """The id of the experiment that holds the study: of several, that of the latest run.
+    """The id of the experiment that holds the study; of several, the one with the latest run.
 
-    Raises UserError for a store that does not answer, and for a name it does not know.
+    Raises UserError if the store does not answer or has no such study.
     """
     client = open_store(uri, reads=True)
     with still_answering(uri):
@@ -135,7 +135,7 @@ def place_of(uri: str, name: str) -> str:
 
 
 def foretold_of(uri: str, name: str, experiment: str) -> tuple[tuple[Prediction, ...], bool]:
-    """A study's predictions before its runs begin, and whether none of them has begun before."""
+    """Predictions of a study that is about to run, and whether they precede all its runs so far."""
     file = sqlite_file(uri)
     if file is not None and not os.path.exists(file):
         return (), False
@@ -146,13 +146,13 @@ def foretold_of(uri: str, name: str, experiment: str) -> tuple[tuple[Prediction,
 
 
 def _experiments(client: "MlflowClient", only: str | None) -> dict[str, str]:
-    """Names by id."""
+    """Experiment id -> name, of all experiments or `only` of one name."""
     found = {each.experiment_id: each.name for each in client.search_experiments()}
     return {key: name for key, name in found.items() if only in (None, name)}
 
 
 def _of_study(client: "MlflowClient", experiments: list[str], name: str) -> list["Run"]:
-    """Oldest first: trainings, predictions, comparisons."""
+    """All runs of the study, oldest first: trainings, predictions, comparisons."""
     query = f"tags.study = '{name}'" if PLAIN.fullmatch(name) else ""
     found = _search(client, experiments, query)
     return [run for run in found if run.data.tags.get("study") == name]
@@ -161,14 +161,14 @@ def _of_study(client: "MlflowClient", experiments: list[str], name: str) -> list
 def _unknown(client: "MlflowClient", experiments: list[str], name: str, uri: str) -> UserError:
     tags = [run.data.tags for run in _search(client, experiments, "")]
     known = sorted({each["study"] for each in tags if each.get("study")})
-    told = f"give one of {', '.join(known[:8])}" if known else "the store has none; give another"
-    return UserError(f"no study {name!r} in {masked(uri)}; {told}")
+    advice = f"give one of {', '.join(known[:8])}" if known else "the store has none; give another"
+    return UserError(f"no study {name!r} in {masked(uri)}; {advice}")
 
 
 def _predictions(
     client: "MlflowClient", found: Sequence["Run"], store: Path | None
 ) -> tuple[tuple[Prediction, ...], bool]:
-    """The latest that were logged before the first training started, and True; else the latest."""
+    """The latest predictions logged before the first training, and True; else the latest, False."""
     logged = [run for run in found if run.data.tags.get("variant") == PREDICTION_TAG]
     first = min((run.info.start_time for run in found if "seed" in run.data.tags), default=math.inf)
     before = [run for run in logged if run.info.end_time and run.info.end_time <= first]
@@ -182,7 +182,7 @@ def _predictions(
 def _lost(
     client: "MlflowClient", found: Sequence["Run"], store: Path | None
 ) -> dict[tuple[str, str], Failure]:
-    """What comparisons of the study told of runs that failed, the latest of each."""
+    """Failed runs that comparisons of the study have recorded, the latest of each, by key."""
     lost: dict[tuple[str, str], Failure] = {}
     for run in found:
         if FAILURES_TAG in run.data.tags:
@@ -192,7 +192,7 @@ def _lost(
 
 
 def _search(client: "MlflowClient", experiments: list[str], query: str) -> Iterator["Run"]:
-    """Oldest first."""
+    """Runs that the query finds, oldest first."""
     token: str | None = None
     while experiments:
         page = client.search_runs(
@@ -210,21 +210,21 @@ def _recorded(client: "MlflowClient", run: "Run", store: Path | None) -> Recorde
     found = RecordedRun(run.info.run_id, config, run.info.status, summary, files.path)
     if diverged := _diverged(found, run):
         return replace(found, summary=None, failure=divergence(diverged))
-    # A run may fail behind its summary, by a last checkpoint that cannot be written.
+    # A run may fail after its summary, e.g. if its last checkpoint cannot be written.
     if summary is not None and run.info.status not in ("FAILED", "KILLED"):
         return found
     return replace(found, summary=None, failure=ending_of(client, run))
 
 
 def _diverged(found: RecordedRun, run: "Run") -> str | None:
-    """What was not finite, and when: by its tag, or as records that are older than it show it."""
+    """What was not finite, and when: from the tag, else as records without the tag show it."""
     if DIVERGED_TAG in run.data.tags:
         return str(run.data.tags[DIVERGED_TAG])
     if found.summary is not None and found.summary.diverged:
         return found.summary.diverged
     if f"{TRAIN_LOSS}_nonfinite" not in run.data.metrics:
         return None
-    # What is not finite is logged under this name, and not under its own.
+    # Losses that are not finite are counted under `<name>_nonfinite`, not logged under `<name>`.
     bad, well = found.metric(f"{TRAIN_LOSS}_nonfinite").index, found.metric(TRAIN_LOSS).index
     last = well[-1] if len(well) else 0
     after = [step for step in bad if step > last]
@@ -232,12 +232,15 @@ def _diverged(found: RecordedRun, run: "Run") -> str | None:
 
 
 def _config(run: "Run", files: RunFolder) -> Config:
-    """What the run resolved; by its parameters, or at least its tags, if it was killed before its
-    file arrived."""
+    """The config that the run resolved.
+
+    If the run was killed before its file arrived, the config is made from the run's parameters, or
+    at least its tags.
+    """
     if found := files.config:
         return found
     own = {"name": run.data.tags["variant"], "seed": int(run.data.tags["seed"])}
-    # None is what every key that may have it has anyway.
+    # "None" is left out: it is the default of every key that may be None.
     known = {key: value for key, value in run.data.params.items() if value != "None"}
     try:
         return Config.from_flattened(known | own, f"run {run.info.run_id}")

@@ -1,4 +1,4 @@
-"""Keeps the record of a run: every metric in its folder, and in MLflow as long as that answers."""
+"""Keeps the record of a run: all metrics in its folder, and in MLflow while that answers."""
 
 import json
 import logging
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """The record of one run, kept by rank 0; a silent one elsewhere.
+    """The record of one run, kept by rank 0; other ranks have a silent one.
 
-    Nothing here raises or waits for the store or the disk once `start` returned.
+    After `start` has returned, nothing here raises, or waits for the store or the disk.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Tracker:
         run_id: str | None = None,
     ) -> None:
         self.run_id = run_id
-        """MLflow's; None where nothing goes to MLflow."""
+        """The run's id in MLflow; None if nothing is sent to MLflow."""
         self._delivery = delivery
         self._metrics = metrics
         self._file = file
@@ -41,14 +41,14 @@ class Tracker:
 
     @classmethod
     def silent(cls) -> "Tracker":
-        """Takes everything and keeps nothing."""
+        """A tracker that ignores everything."""
         return cls(None, None)
 
     @classmethod
     def start(cls, config: Config, folder: Path, environment: dict[str, Any]) -> "Tracker":
-        """Opens the run in MLflow, and its files in `folder`, which exists and holds no run.
+        """Opens the run in MLflow, and its files in `folder`, which must exist and hold no run.
 
-        Raises UserError where the store does not answer, and where the files cannot be made.
+        Raises UserError if the store does not answer or the files cannot be made.
         """
         metrics = _make_files(config, folder, environment)
         if not config.tracking.enabled:
@@ -65,7 +65,7 @@ class Tracker:
         return tracker
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Values that are not finite are left out and counted as `<name>_nonfinite`."""
+        """Records metrics of a window; values that are not finite count as `<name>_nonfinite`."""
         values = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         for name in metrics.keys() - values.keys():
             self._nonfinite[name] += 1
@@ -76,12 +76,15 @@ class Tracker:
             self._delivery.put(Point(step, int(now * 1000), values))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Copies the file, which must stay until `finish`, into MLflow, there into `folder`."""
+        """Copies the file into the run's artifacts in MLflow, into `folder`.
+
+        The file must exist until `finish`.
+        """
         if self._delivery is not None:
             self._delivery.file(Artifact(path, folder))
 
     def large_artifact(self, path: Path, folder: str) -> None:
-        """The same for a file that takes long: it travels beside everything else."""
+        """The same for a file that takes long: it is sent in parallel to everything else."""
         if self._delivery is not None:
             self._delivery.large_file(Artifact(path, folder))
 
@@ -91,9 +94,9 @@ class Tracker:
             self._delivery.put(Tag(name, value))
 
     def finish(self, status: Status) -> None:
-        """Delivers the rest, for seconds at most, and closes the run as what it was.
+        """Delivers the rest, within seconds, and closes the run with its status.
 
-        With it goes the file of all metrics: a study is read from it in one piece.
+        The file of all metrics is sent as well: a study is read from it.
         """
         self._close_file()
         if self._delivery is not None:
@@ -125,11 +128,11 @@ class Tracker:
             error.strerror,
             "" if self._delivery is None else ", and its metrics go on to MLflow",
         )
-        self.tag("warning/metrics_file", f"{METRICS} is not whole: {error.strerror}")
+        self.tag("warning/metrics_file", f"{METRICS} is incomplete: {error.strerror}")
         try:
             file.close()
         except OSError:
-            return  # what it holds cannot be written: that is why it is given up
+            return  # its buffer cannot be written, which is why the file is given up
 
 
 def _make_files(config: Config, folder: Path, environment: dict[str, Any]) -> IO[str]:
@@ -152,6 +155,6 @@ def _make_files(config: Config, folder: Path, environment: dict[str, Any]) -> IO
 
 def _unwritten(folder: Path, error: OSError) -> UserError:
     return UserError(
-        f"cannot write the run's files in {folder}: {error.strerror}; make room, or set "
-        f"tracking.folder, or --folder, to another"
+        f"cannot write the run's files in {folder}: {error.strerror}; free space, or set "
+        f"tracking.folder or --folder to another"
     )

@@ -1,4 +1,4 @@
-"""MLflow's pages of a store: where they are, or the server that shows them here."""
+"""MLflow's pages of a store: their address, or a server that shows them here."""
 
 import os
 import shutil
@@ -24,15 +24,19 @@ from harness.tracking.connection import open_store
 from harness.tracking.study import place_of
 
 PORTS = 100
-"""So many after the one asked for are tried."""
+"""Number of ports that are tried, from the one asked for on."""
 START_SECONDS = 120.0
+"""Time for MLflow's server to answer."""
 END_SECONDS = 5.0
+"""Time between SIGTERM and SIGKILL for the server."""
 ALLOWED = "MLFLOW_SERVER_ALLOWED_HOSTS"
 
 
 def show(uri: str | None, study: str | None, host: str, port: int) -> int:
-    """Prints the address of the store's pages, or of a study's, and serves them until Ctrl-C; the
-    exit code. Raises UserError for a store, a study or a port that there is not."""
+    """Prints the address of the store's pages, or of a study's, and serves them until Ctrl-C.
+
+    Returns the exit code. Raises UserError if the store, the study or a free port is not found.
+    """
     store = store_uri(tracking_in(uri))
     file = sqlite_file(store)
     if file is not None and not os.path.exists(file):
@@ -46,9 +50,9 @@ def show(uri: str | None, study: str | None, host: str, port: int) -> int:
 
 
 def page_of(experiment_id: str, study: str) -> str:
-    """Behind a server's address: the experiment, of whose runs those of the study are shown."""
+    """The page, relative to a server's address, that shows the study's runs in the experiment."""
     runs = f"#/experiments/{experiment_id}/runs"
-    # MLflow's language has no way to write every name.
+    # MLflow's query language cannot escape a quote: such a study's page shows all runs.
     query = quote(f"tags.study = '{study}'")
     return runs if "'" in study else f"{runs}?searchFilter={query}"
 
@@ -58,7 +62,7 @@ def _free_port(host: str, asked: int) -> int:
         if not _free(host, port):
             continue
         if port != asked:
-            print(f"port {asked} is in use; this is {port}", file=sys.stderr, flush=True)
+            print(f"port {asked} is in use; using {port}", file=sys.stderr, flush=True)
         return port
     raise UserError(f"no port from {asked} on is free on {host}; give another --port")
 
@@ -67,14 +71,14 @@ def _free(host: str, port: int) -> bool:
     try:
         (*_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, OverflowError, UnicodeError) as error:
-        raise UserError(f"--host {host} cannot be served from: {error}; give another") from error
+        raise UserError(f"cannot serve at --host {host}: {error}; give another") from error
     family = socket.AF_INET6 if len(address) == 4 else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
         except PermissionError as error:
-            raise UserError(f"port {port} needs more rights; give another --port") from error
+            raise UserError(f"port {port} needs more permissions; give another --port") from error
         except OSError:
             return False
     return True
@@ -89,9 +93,9 @@ def _serve(store: str, page: str, host: str, port: int) -> int:
         _server(store, host, port, log) as server,
     ):
         if _answers(server, f"{address}/health"):
-            print(f"{address}/{page}\nCtrl-C ends it", flush=True)
+            print(f"{address}/{page}\nPress Ctrl-C to stop", flush=True)
             server.wait()
-        _tell_end(log)
+        _report_end(log)
         return 1
     return 0
 
@@ -100,11 +104,12 @@ def _serve(store: str, page: str, host: str, port: int) -> int:
 def _server(
     store: str, host: str, port: int, log: IO[bytes]
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """MLflow's server in a session of its own, of which no process is left behind."""
+    """MLflow's server while the block runs, in its own session; no process of it is left behind."""
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1"]
     command += ["--host", host, "--port", str(port)]
-    # Without the first variable it starts seven more processes, for jobs that nobody asked for. The
-    # store's address may hold a password, which all users could read on a command line.
+    # The first variable keeps the server from starting seven more processes for jobs, which are not
+    # used. The store's address is a variable because it may hold a password, and all users can read
+    # command lines.
     own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": store}
     own[ALLOWED] = os.environ.get(ALLOWED) or _allowed(host)
     with handled([signal.SIGTERM, signal.SIGHUP], interrupt):
@@ -123,7 +128,7 @@ def _server(
 
 
 def _allowed(host: str) -> str:
-    """MLflow's own choice of names that browsers may call it by, and the names of this machine."""
+    """Host names under which browsers may reach the server: MLflow's default and this machine's."""
     from mlflow.server.security_utils import get_default_allowed_hosts
 
     names = dict.fromkeys((host, socket.gethostname(), socket.getfqdn()))
@@ -132,7 +137,7 @@ def _allowed(host: str) -> str:
 
 def _answers(server: "subprocess.Popen[bytes]", address: str) -> bool:
     end = time.monotonic() + START_SECONDS
-    # Without the proxy that the environment may name: the server is on this machine.
+    # Ignores a proxy from the environment: the server is on this machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while server.poll() is None and time.monotonic() < end:
         with suppress(OSError), opener.open(address, timeout=5):
@@ -146,25 +151,25 @@ def _end(server: "subprocess.Popen[bytes]") -> None:
         os.killpg(server.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             server.wait(END_SECONDS)
-        os.killpg(server.pid, signal.SIGKILL)  # whoever of its session is still there
+        os.killpg(server.pid, signal.SIGKILL)  # processes of its session that are left
     server.wait()
 
 
-def _tell_end(log: IO[bytes]) -> None:
+def _report_end(log: IO[bytes]) -> None:
     log.seek(0)
     last = log.read().decode(errors="replace").strip().splitlines()[-5:]
     print("\n".join(["harness: MLflow's server has ended:", *last]), file=sys.stderr, flush=True)
 
 
 def command_of(store: str, study: str) -> list[str]:
-    """What shows the study's pages, as it can be typed here."""
+    """The command that shows the study's pages, as it can be typed in this folder."""
     beside = Path(sys.executable).parent / "harness"
     usual = store == store_uri(tracking_in(None))
     return [*_program(beside), "ui", "--study", study, *([] if usual else ["--uri", masked(store)])]
 
 
 def _program(beside: Path) -> list[str]:
-    """Bare where the shell finds it."""
+    """The harness's program: only its name if the shell finds it, else a path or `python -m`."""
     found = shutil.which("harness")
     if found and Path(found) == beside:
         return ["harness"]

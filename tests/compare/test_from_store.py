@@ -152,13 +152,19 @@ def test_a_file_of_predictions_stands_instead(
         (["base.yaml", "--from-study", "which"], "runs no experiments, found base.yaml"),
         (["--from-study", "which", "--seeds", "3"], "--seeds applies only to new runs"),
         (["base.yaml", "--no-record"], "--no-record applies only to a recorded study"),
-        (["--from-study", "which", "--baseline", "best"], "no variant of this study; it has fast"),
-        (["base.yaml", "--baseline", "best"], "--baseline best is no variant of this study"),
+        (
+            ["--from-study", "which", "--baseline", "best"],
+            "not a variant of this study; it has fast",
+        ),
+        (["base.yaml", "--baseline", "best"], "--baseline best is not a variant of this study"),
         (["--from-study", "what"], "no study 'what'"),
         (["--from-study", "which", "--experiment", "else"], "no study 'which'"),
         (["--from-study", "which", "--uri", "sqlite:///none.db"], "there is no MLflow store"),
         (["--from-study", "which", "--predictions", "none.json"], "cannot read the predictions"),
-        (["--from-study", "which", "--target", "95"], "--target 95 is no share"),
+        (
+            ["--from-study", "which", "--target", "95"],
+            "--target must be above 0 and at most 1, got 95",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(

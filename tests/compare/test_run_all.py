@@ -103,7 +103,7 @@ def test_a_study_from_start_to_end(here: Path, capfd: pytest.CaptureFixture[str]
 
     lines = out.splitlines()
     assert any(line.startswith("fast ") and "2.00x" in line for line in lines)
-    assert lines[-1].startswith("see it by: ")
+    assert lines[-1].startswith("see it with: ")
     assert lines[-1].endswith("harness ui --study which")
 
 
@@ -209,7 +209,7 @@ def test_what_could_not_run_or_compare_is_told_before_the_first_start(
 
 
 def test_a_target_is_a_share() -> None:
-    with pytest.raises(UserError, match="--target 95 is no share"):
+    with pytest.raises(UserError, match="--target must be above 0 and at most 1, got 95"):
         Terms(95.0)
 
 

@@ -1,4 +1,4 @@
-"""On 2 x 2 ranks: what is said where one of them differs, and weights that all have alike."""
+"""On 2 x 2 ranks: the error if one of them differs, and weights that are the same on all."""
 
 import os
 import sys
@@ -27,7 +27,7 @@ CONFIG = Config(data=DATA, train=TrainConfig(steps=1, batch_size=2))
 
 
 class Files:
-    """A source of as many images as it has files."""
+    """A source with one image per file."""
 
     def __init__(self, *parts: Part) -> None:
         self._parts = parts
@@ -56,7 +56,7 @@ A, B = Part("a", "1.png (5 bytes)"), Part("b", "2.png (5 bytes)")
 
 
 def said(ranks: Ranks, act: Callable[[], None]) -> str | None:
-    """The one line, on all ranks; it must be rank 0 that says it."""
+    """The error's line, on all ranks; only rank 0 may raise it."""
     line = None
     try:
         act()
@@ -112,11 +112,11 @@ def check_data(ranks: Ranks) -> None:
     assert "(rank 0) has 2.png (5 bytes) of b, only 127.0.0.1 (rank 3) has 2.png (4" in str(line)
     line = of_data(ranks, files(A, B), files(A, B, Part("b", "{3}.png")))
     assert "only 127.0.0.1 (rank 3) has {3}.png of b; give" in str(line)
-    assert "they come in another order" in str(of_data(ranks, files(A, B), files(B, A)))
+    assert "their order differs" in str(of_data(ranks, files(A, B), files(B, A)))
 
 
 def check_weights(ranks: Ranks) -> None:
-    """One rank draws others, as another kind of processor may in the last bits."""
+    """One rank draws different weights, as another kind of processor may in the last bits."""
     dataset, rank = open_dataset(DATA), ranks.topology.rank
 
     def perturbed(*arguments: object, **named: object) -> torch.nn.Module:

@@ -4,7 +4,7 @@ from harness.doctor.seat import Seat
 
 
 def seats(*hosts: tuple[str, int], machine: str | None = None) -> list[Seat]:
-    """Host names with their ranks; all on one `machine`, or each on one of its own name."""
+    """Seats of these (host, ranks), all on one `machine`, or each host on a machine of its name."""
     size = sum(ranks for _, ranks in hosts)
     places = [(host, local) for host, ranks in hosts for local in range(ranks)]
     return [

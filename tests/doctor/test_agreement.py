@@ -1,4 +1,4 @@
-"""What ranks must have in common before they train, and how the first difference is named."""
+"""What ranks must have in common before they train, and how the first difference is reported."""
 
 import shutil
 from collections.abc import Sequence

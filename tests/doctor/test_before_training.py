@@ -1,4 +1,4 @@
-"""A training looks at its hosts first: a fault ends it in one line, a warning is told once."""
+"""A training checks its hosts first: a fault ends it in one line, a warning is printed once."""
 
 from pathlib import Path
 
@@ -43,8 +43,8 @@ def test_a_fault_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         check_before_training(config(tmp_path), world_of_one())
     said = str(raised.value)
     assert said.startswith("memory: host ")
-    assert "has 1 MB free for a rank of" in said
-    assert said.endswith("(doctor.before_training=false trains all the same)")
+    assert "has 1 MB free; a rank needs" in said
+    assert said.endswith("(to train anyway, set doctor.before_training=false)")
     assert "\n" not in said
 
 

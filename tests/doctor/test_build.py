@@ -1,4 +1,4 @@
-"""What Horovod was built with, against what a run asks of it."""
+"""What Horovod was built with, compared with what a run needs."""
 
 from harness.doctor.versions import Build, horovod_build, judge_build
 from tests.doctor.seats import FOUR
@@ -25,7 +25,7 @@ def test_a_mended_one_with_gloo_is_well() -> None:
 def test_a_stock_one_is_warned_of() -> None:
     ((level, found),) = judged(Build(version="0.28.1", has=("gloo",)))
     assert level == "warn"
-    assert "Horovod on h2 is not the mended one" in found
+    assert "Horovod on h2 is not the mended build" in found
 
 
 def test_what_is_asked_and_missing() -> None:

@@ -1,4 +1,4 @@
-"""A rank below 80 % of the others' median is named; what all share is not judged."""
+"""A rank below 80 % of the others' median is reported; slowness of all ranks is not judged."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_a_slow_rank_is_told_with_figures() -> None:
     assert finding.level == "fail"
     assert finding.found == (
         "rank 2 on h3 (cpu): 30.0 GFLOP/s, 30% of the others' median of 100.0 GFLOP/s; "
-        "it was given 31% of its cores"
+        "it got 31% of its cores"
     )
     assert "limit on the processor" in finding.advice
 

@@ -1,4 +1,4 @@
-"""Room and leave to write where a run puts its files."""
+"""Free space and write permission in the folders of a run."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ def judged(found: Place) -> tuple[str, str]:
 
 
 def test_room_enough() -> None:
-    assert judged(place()) == ("ok", "50 GB or more free on every host in /x")
+    assert judged(place()) == ("ok", "at least 50 GB free on every host in /x")
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_room_enough() -> None:
         (place(free_bytes=GB // 2), "fail"),
         (place(free_bytes=3 * GB // 2), "warn"),
         (place(writable=False), "fail"),
-        # All images may lie there already.
+        # The cache may already hold all images.
         (place("cache", writable=False), "warn"),
         (place("cache", free_bytes=GB // 2), "warn"),
         (place("cache", writable=False, exists=False), "fail"),

@@ -80,7 +80,7 @@ def test_a_card_that_is_not_there(
     [
         (["none.yaml"], "cannot read the experiment"),
         (["small.yaml", "small.yaml"], "one experiment at a time"),
-        (["train.steps=3"], "train.steps=3 belongs to an experiment"),
+        (["train.steps=3"], "train.steps=3 changes an experiment"),
         (["small.yaml", "train.stepz=3"], "unknown key train.stepz"),
         (["--hosts", "h1"], "write NAME:SLOTS"),
     ],
@@ -102,7 +102,7 @@ def test_emulated_nodes(here: Path) -> None:
     found = json.loads(line)
     levels = {each["check"]: each["level"] for each in found["findings"]}
     assert list(levels) == CHECKS
-    # How fast two cores are for four ranks is the machine's affair.
+    # Whether two cores are fast enough for four ranks depends on the machine.
     assert {check: level for check, level in levels.items() if check != "compute"} == {
         check: "ok" for check in CHECKS if check != "compute"
     }
@@ -116,7 +116,7 @@ def test_emulated_nodes(here: Path) -> None:
 def test_it_starts_horovodrun_itself(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code = main(["doctor", "--hosts", "localhost:1,127.0.0.1:1"])
     out, err = capfd.readouterr()
-    assert "names      2 ranks on 2 hosts, all of them this machine" in out
+    assert "names      2 ranks on 2 hosts, all on this machine" in out
     assert out.splitlines()[-1].startswith("doctor: ")
     assert code == int(", 0 fail" not in out)
     assert err == ""
@@ -125,7 +125,7 @@ def test_it_starts_horovodrun_itself(here: Path, capfd: pytest.CaptureFixture[st
 def test_json_stands_alone_whatever_else_is_printed(
     here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A shell on another host may call the rank that it ended terminated."""
+    """A shell on another host may print `Terminated` for a rank that it ended."""
     log = tmp_path / "log.txt"
     log.write_text('[0 stdout] {"verdict": "fail"}\n[horovodrun] Terminated\n')
     outcome = Outcome(1, "", log, stopped=False)

@@ -1,4 +1,4 @@
-"""Faults made on purpose in a lab of four hosts: the doctor finds each and accuses nobody else."""
+"""Faults injected in a lab of four hosts: the doctor finds each one and reports no other host."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def here(tmp_path: Path) -> Path:
 def in_lab(
     here: Path, *arguments: str, path: Path | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """A command of this project, run in the first host in the folder `here`."""
+    """Runs a command of this project in the first host, in the folder `here`."""
     folders = [str(ROOT)] + ([str(path)] if path else [])
     return subprocess.run(
         [*HARNESS, "lab", "run", "--", *HARNESS, *arguments],
@@ -68,7 +68,7 @@ def examined(here: Path, path: Path | None = None) -> tuple[int, dict[str, Any]]
 
 
 def faults(found: dict[str, Any], *checks: str) -> list[str]:
-    """What failed of these checks, or of all but the processors: those are this one machine's."""
+    """Faults of these checks; if none is given, of all except compute, as hosts share cores."""
     return [
         each["found"]
         for each in found["findings"]
@@ -79,7 +79,7 @@ def faults(found: dict[str, Any], *checks: str) -> list[str]:
 
 @contextmanager
 def line_of_hosts(host: str, old: str, new: str) -> Iterator[None]:
-    """Changes the host's own /etc/hosts, in place: that very file is mounted there."""
+    """Changes the host's own /etc/hosts in place, as this file itself is mounted there."""
     file = HERE.seen(STATE / host / "etc" / "hosts")
     before = file.read_text()
     assert old in before
@@ -96,7 +96,7 @@ def test_four_hosts_without_a_fault(here: Path) -> None:
     assert code == int(found["verdict"] == "fail")
     assert len(found["links"]) == 6
     for link in found["links"]:
-        # 200 Mbit/s are 25 MB/s, headers and all.
+        # 200 Mbit/s are 25 MB/s, including headers.
         assert 20e6 < min(link["there"], link["back"]) <= max(link["there"], link["back"]) < 28e6
 
 
@@ -125,7 +125,7 @@ def test_a_name_that_leads_home_and_another_torch(here: Path) -> None:
     versions, names = faults(found)
     assert versions.startswith("torch is 2.12.0 on h3 and 2.13")
     assert versions.endswith("on h1, h2, h4")
-    assert names == "the name h4 is 127.0.0.1 on h4, where no other host reaches it"
+    assert names == "the name h4 is 127.0.0.1 on h4, which other hosts cannot reach"
 
 
 def test_training_does_not_start_on_such_hosts(here: Path) -> None:
@@ -137,13 +137,13 @@ def test_training_does_not_start_on_such_hosts(here: Path) -> None:
     done = in_lab(here, "launch", *options, "small.yaml", path=shim)
     assert done.returncode == 2, done.stderr
     assert "harness: versions: torch is 2.12.0 on h2 and 2.13" in done.stderr
-    assert "make h2 like the others" in done.stderr
+    assert "install on h2 the version of the others" in done.stderr
     assert not (here / "runs").exists()
 
 
 def test_an_address_that_belongs_to_another_host(here: Path) -> None:
-    """Known on one host alone, wrongly: it is told where, and of whom."""
+    """A wrong address on one host: the finding names this host and the one it does not reach."""
     with line_of_hosts("h2", "10.77.0.3 h3\n", "10.77.0.1 h3\n"):
         _, found = examined(here)
     (name,) = faults(found)
-    assert name.startswith("h2 does not reach h3 at 10.77.0.1 (")
+    assert name.startswith("h2 cannot reach h3 at 10.77.0.1 (")

@@ -1,4 +1,4 @@
-"""A slow link is told as its host's, not as the pairs it is seen in."""
+"""A slow link is reported once, for its host, and not for every pair in which it shows."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def network(
     into: dict[str, float] | None = None,
     late: dict[str, float] | None = None,
 ) -> list[Link]:
-    """All pairs, where each way is as fast as the slower of the two ends lets it be."""
+    """All pairs of hosts; each direction is as fast as the slower of its two ends."""
     out, into, late = out or {}, into or {}, late or {}
 
     def way(source: str, target: str) -> float:
@@ -60,7 +60,7 @@ def test_a_link_at_a_tenth_is_its_hosts(host: str) -> None:
     (finding,) = judge_between(FOUR, network(FOUR, slow, slow))
     assert finding.level == "fail"
     assert finding.found == (
-        f"the link of {host}: 2.5 MB/s out and 2.5 MB/s in, the other hosts' median is "
+        f"the link of {host}: 2.5 MB/s out and 2.5 MB/s in; the other hosts' median is "
         f"25 MB/s and 25 MB/s"
     )
 
@@ -85,9 +85,9 @@ def test_three_hosts_are_enough_to_tell() -> None:
 def test_between_two_hosts_the_way_is_named() -> None:
     two = FOUR[:2]
     (finding,) = judge_between(two, network(two, out={"h1": 2e6}))
-    assert finding.found == "from h1 to h2 2 MB/s, elsewhere 25 MB/s"
+    assert finding.found == "from h1 to h2: 2 MB/s; elsewhere 25 MB/s"
     (well,) = judge_between(two, network(two))
-    assert well.found.endswith("one link, compared with nothing")
+    assert well.found.endswith("a single link, so nothing to compare it with")
 
 
 def test_a_slow_way_between_two_good_hosts() -> None:
@@ -95,8 +95,8 @@ def test_a_slow_way_between_two_good_hosts() -> None:
     links[4] = links[4].model_copy(update={"there": 1e6, "back": 1e6})
     findings = judge_between(FOUR, links)
     assert [finding.found for finding in findings] == [
-        "from h2 to h4 1 MB/s, elsewhere 25 MB/s",
-        "from h4 to h2 1 MB/s, elsewhere 25 MB/s",
+        "from h2 to h4: 1 MB/s; elsewhere 25 MB/s",
+        "from h4 to h2: 1 MB/s; elsewhere 25 MB/s",
     ]
     assert slow_pairs(FOUR, links) == {(1, 3)}
 
@@ -116,13 +116,13 @@ def test_a_host_that_nobody_reaches() -> None:
 def test_two_hosts_that_do_not_meet() -> None:
     links = [Link(source=0, target=1, error="connection refused")]
     (finding,) = judge_between(FOUR[:2], links)
-    assert finding.found == "from h1 to h2 nothing comes through (connection refused)"
+    assert finding.found == "from h1 to h2: no connection (connection refused)"
 
 
 def test_a_late_host_is_a_warning() -> None:
     (finding,) = judge_between(FOUR, network(FOUR, late={"h4": 0.01}))
     assert finding.level == "warn"
-    assert finding.found == "h4 answers after 10.10 ms, the other hosts' median is 0.10 ms"
+    assert finding.found == "h4 answers after 10.10 ms; the other hosts' median is 0.10 ms"
 
 
 def test_emulated_hosts_have_no_link_to_judge() -> None:
@@ -150,7 +150,7 @@ def test_a_slow_inside_is_a_warning() -> None:
     ]
     (finding,) = judge_within(three, links)
     assert finding.level == "warn"
-    assert finding.found == "inside h2 1 GB/s, the other hosts' median is 4.5 GB/s"
+    assert finding.found == "inside h2: 1 GB/s; the other hosts' median is 4.5 GB/s"
     assert judge_within(three[:2], links[:1])[0].level == "ok"
 
 

@@ -1,4 +1,4 @@
-"""Ranks meet by the launcher's store alone, and say who is missing; ways are measured."""
+"""Ranks meet with only the launcher's store, and report who is missing; links are measured."""
 
 import socket
 import threading
@@ -22,7 +22,7 @@ TOKEN = "a" * 32
 
 @pytest.fixture
 def store() -> Iterator[tuple[str, int]]:
-    """The one that horovodrun starts."""
+    """The key-value store that horovodrun starts."""
     server = RendezvousServer()
     port = server.start()
     server.init([])
@@ -35,7 +35,7 @@ def seat(rank: int, size: int, store: tuple[str, int]) -> Seat:
 
 
 def on_ranks(size: int, store: tuple[str, int], program: Callable[[Meeting], Any]) -> list[Any]:
-    """Results of the program on each rank, or what it raised."""
+    """The program's result on each rank, or the exception that it raised."""
 
     def run(rank: int) -> Any:
         try:
@@ -68,13 +68,13 @@ def test_whoever_leaves_is_told(store: tuple[str, int]) -> None:
         return None if meeting.seat.rank == 2 else meeting.gather(1, "later")
 
     first, other, _ = on_ranks(3, store, program)
-    assert str(first) == "rank 2 left at later (the other end is closed)"
-    assert "rank 1 on h1 lost the first rank at later" in str(other)
+    assert str(first) == "rank 2 left at step 'later' (the other end is closed)"
+    assert "rank 1 on h1 lost the first rank at step 'later'" in str(other)
 
 
 def test_ranks_at_different_checks_are_told(store: tuple[str, int]) -> None:
     first, _ = on_ranks(2, store, lambda meeting: meeting.gather(1, str(meeting.seat.rank)))
-    assert str(first) == "rank 1 is at 1, the first at 0"
+    assert str(first) == "rank 1 is at step '1', the first rank at '0'"
 
 
 def test_whoever_does_not_come_is_named(
@@ -83,7 +83,7 @@ def test_whoever_does_not_come_is_named(
     monkeypatch.setattr(meetings, "ARRIVAL_SECONDS", 0.3)
     with pytest.raises(Broken, match="the first rank did not come"):
         open_meeting(seat(1, 3, store)).__enter__()
-    with pytest.raises(Broken, match=r"ranks 1, 2 did not come to h0 in 0 s"):
+    with pytest.raises(Broken, match=r"ranks 1, 2 did not connect to h0 within 0 s"):
         open_meeting(seat(0, 3, store)).__enter__()
 
 
@@ -91,7 +91,7 @@ def test_a_launcher_that_is_gone() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         gone = free.getsockname()
-    with pytest.raises(Broken, match=r"rank 1 on h1 does not reach the launcher .*refused"):
+    with pytest.raises(Broken, match=r"rank 1 on h1 cannot reach the launcher .*refused"):
         open_meeting(seat(1, 2, gone)).__enter__()
     nowhere = Seat(rank=0, size=2, local_rank=0, host="h", machine="h")
     with pytest.raises(Broken, match="start with horovodrun --gloo"):
@@ -155,7 +155,7 @@ def test_a_clock_that_is_ahead(answerer: Answerer, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("rate", "free"), [(25e6, 65536), (2.5e6, 65536), (1e9, 0), (5e9, 0)])
 def test_the_rate_behind_a_shaper(rate: float, free: int) -> None:
-    """The first bytes pass at once; the rate found is that of the rest, in bounded time."""
+    """A burst passes at once; the measured rate is that of the rest, in bounded time."""
     took: list[float] = []
 
     def transfer(count: int) -> float:

@@ -1,4 +1,4 @@
-"""Memory that a run needs, computed from its config, against what is free."""
+"""The memory that a run needs, computed from its config, compared with what is free."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def test_enough() -> None:
     facts = [MemoryFacts(host_free=10 * GB, card_free=None)] * 4
     (finding,) = judge_memory(FOUR, facts, need(model=GB))
     assert finding.level == "ok"
-    assert "a rank of this run takes 1 GB (model 1 GB" in finding.found
+    assert "a rank of this run needs 1 GB (model 1 GB" in finding.found
     assert judge_memory(FOUR, facts, None)[0].found == "10 GB free on every host"
 
 
@@ -37,15 +37,15 @@ def test_one_host_is_short(wanted: Need, level: str) -> None:
     facts.insert(2, MemoryFacts(host_free=10 * GB, card_free=None))
     (finding,) = judge_memory(FOUR, facts, wanted)
     assert finding.level == level
-    assert finding.found.startswith("host h3 has 10 GB free for a rank of")
+    assert finding.found.startswith("host h3 has 10 GB free; a rank needs")
 
 
 def test_ranks_of_a_machine_share_its_memory() -> None:
-    """Emulated nodes too: four ranks of 3 GB do not fit into 10 GB."""
+    """This holds for emulated nodes, too: four ranks of 3 GB do not fit into 10 GB."""
     facts = [MemoryFacts(host_free=10 * GB, card_free=None)] * 4
     (finding,) = judge_memory(EMULATED, facts, need(model=3 * GB))
     assert finding.level == "fail"
-    assert "10 GB free for 4 ranks of 3 GB" in finding.found
+    assert "10 GB free; 4 ranks need 3 GB" in finding.found
     assert judge_memory(FOUR, facts, need(model=3 * GB))[0].level == "ok"
 
 
@@ -65,7 +65,7 @@ def test_what_lies_in_the_host_s_memory_is_not_the_card_s() -> None:
     facts = [MemoryFacts(host_free=4 * GB, card_free=None)]
     (finding,) = judge_memory(seats(("h1", 1)), facts, wanted)
     assert finding.level == "warn"
-    assert "by turns training 2 GB, the curvature's estimate 5 GB" in finding.found
+    assert "one at a time: training 2 GB, the curvature's estimate 5 GB" in finding.found
 
 
 def test_this_machine_has_memory() -> None:

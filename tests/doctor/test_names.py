@@ -1,4 +1,4 @@
-"""Names that lead nowhere, to the wrong host, or back to where they are looked up."""
+"""Names that do not resolve, or that lead to the wrong host or back to the host that looks."""
 
 import socket
 
@@ -13,13 +13,13 @@ ADDRESSES = {f"h{n}": f"10.1.0.{n}" for n in range(1, 5)}
 
 
 def facts(places: list[Seat], **changed: dict[str, str | None]) -> list[NameFacts | None]:
-    """Of four good hosts, where `changed` has the names that lead elsewhere on one."""
+    """Facts of good hosts; `changed`: host -> names with another address on this host."""
     found: list[NameFacts | None] = []
     for seat in places:
         addresses = ADDRESSES | changed.get(seat.host, {})
         own = addresses.get(seat.machine)
         fact = NameFacts(addresses=addresses, own_address=own, interface_address="10.1.0.9")
-        found.append(fact if seat.speaks else None)
+        found.append(fact if seat.is_host_leader else None)
     return found
 
 
@@ -37,7 +37,7 @@ def test_all_names_lead_to_their_hosts() -> None:
 def test_a_host_whose_name_is_loopback_there() -> None:
     finding = judged(FOUR, facts(FOUR, h3={"h3": "127.0.0.1"}))
     assert finding.level == "fail"
-    assert finding.found == "the name h3 is 127.0.0.1 on h3, where no other host reaches it"
+    assert finding.found == "the name h3 is 127.0.0.1 on h3, which other hosts cannot reach"
     assert finding.advice == "give h3 its routable address in /etc/hosts on h3"
 
 
@@ -53,14 +53,14 @@ def test_ranks_that_were_started_on_the_launcher_instead() -> None:
 
 
 def test_a_name_that_leads_nowhere() -> None:
-    assert judged(FOUR, facts(FOUR, h1={"h2": None})).found == "the name h2 leads nowhere on h1"
+    assert judged(FOUR, facts(FOUR, h1={"h2": None})).found == "the name h2 does not resolve on h1"
 
 
 def test_an_address_that_does_not_answer() -> None:
     found = facts(FOUR)
     assert found[1] is not None
     found[1] = found[1].model_copy(update={"unreached": {"h3": "timed out"}})
-    assert judged(FOUR, found).found == "h2 does not reach h3 at 10.1.0.3 (timed out)"
+    assert judged(FOUR, found).found == "h2 cannot reach h3 at 10.1.0.3 (timed out)"
 
 
 @pytest.mark.parametrize("own", ["localhost", "box", "box.example.org"])
@@ -68,9 +68,9 @@ def test_emulated_nodes_may_lead_to_their_machine(own: str) -> None:
     here = seats((own, 2), ("127.0.0.1", 2), machine="box")
     loopback = dict.fromkeys([own, "127.0.0.1"], "127.0.0.1")
     fact = NameFacts(addresses=loopback, own_address="127.0.1.1", interface_address="127.0.0.1")
-    finding = judged(here, [fact if seat.speaks else None for seat in here])
+    finding = judged(here, [fact if seat.is_host_leader else None for seat in here])
     assert finding.level == "ok"
-    assert finding.found == "4 ranks on 2 hosts, all of them this machine, box"
+    assert finding.found == "4 ranks on 2 hosts, all on this machine, box"
 
 
 def test_one_rank_alone() -> None:
@@ -81,7 +81,7 @@ def test_one_rank_alone() -> None:
 
 @pytest.mark.parametrize(("mended", "level"), [(True, "warn"), (False, "fail")])
 def test_a_machine_that_calls_itself_otherwise(mended: bool, level: str) -> None:
-    """A stock Horovod listens at the address of that name, a mended one on the interface."""
+    """Stock Horovod listens at the address of that name, the mended one on the interface."""
     places = [FOUR[0], FOUR[1].model_copy(update={"machine": "ip-10-1-0-2"})]
     found = [
         NameFacts(addresses=ADDRESSES, own_address=own, interface_address="10.1.0.9")
@@ -89,7 +89,7 @@ def test_a_machine_that_calls_itself_otherwise(mended: bool, level: str) -> None
     ]
     (finding,) = judge_names(places, found, mended)
     assert finding.level == level
-    assert finding.found == "h2 calls itself ip-10-1-0-2, and that is 127.0.1.1 there"
+    assert finding.found == "h2 calls itself ip-10-1-0-2, which is 127.0.1.1 there"
 
 
 @pytest.mark.parametrize(("address", "said"), [(None, "has no address"), ("127.0.0.1", "chose")])
@@ -106,7 +106,9 @@ def test_the_interface_of_the_launcher(address: str | None, said: str) -> None:
 
 def test_hosts_of_different_size() -> None:
     uneven = seats(("h1", 3), ("h2", 1))
-    assert judged(uneven, facts(uneven)).found == "hosts differ in ranks: h1 3, h2 1"
+    assert (
+        judged(uneven, facts(uneven)).found == "hosts have different numbers of ranks: h1 3, h2 1"
+    )
 
 
 def test_a_dead_name_server_is_few_lines() -> None:

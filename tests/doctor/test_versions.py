@@ -1,4 +1,4 @@
-"""Another version on one host is told with its name and both versions."""
+"""A different version on one host is reported with the host's name and both versions."""
 
 import pytest
 
@@ -9,7 +9,7 @@ USUAL = version_facts().versions
 
 
 def facts(**others: dict[str, str]) -> list[VersionFacts]:
-    """Of h1..h4, where `others` has what is different on one."""
+    """Facts of h1..h4; `others`: host -> packages with another version."""
     hosts = [seat.host for seat in FOUR]
     return [VersionFacts(versions=USUAL | others.get(host, {})) for host in hosts]
 
@@ -24,7 +24,7 @@ def test_the_host_that_differs_is_named() -> None:
     (finding,) = judge_versions(FOUR, facts(h3={"torch": "2.12.0"}))
     assert finding.level == "fail"
     assert finding.found == f"torch is 2.12.0 on h3 and {USUAL['torch']} on h1, h2, h4"
-    assert finding.advice == "make h3 like the others"
+    assert finding.advice == "install on h3 the version of the others"
 
 
 def test_the_first_rank_may_be_the_one() -> None:

@@ -1,6 +1,6 @@
-"""What the mended Horovod does and the released one does not, under a real horovodrun.
+"""What the mended Horovod can do and the released one cannot, under a real horovodrun.
 
-Each of these fails with a Horovod that has only the edits that make it compile.
+Each of these tests fails with a Horovod that has only the edits that make it compile.
 """
 
 import shutil
@@ -43,7 +43,7 @@ def test_the_stall_inspector_names_the_sleeping_rank_and_ends_all() -> None:
     for rank in range(2):
         (line,) = result.lines(rank)
         assert line.startswith("ended after ")
-    # Not by the sleeper's awakening. A name out of the response cache takes up to two checks more.
+    # Before the sleeper wakes. A name from the response cache takes up to two more checks.
     assert 3 < float(result.lines(0)[0].split()[-1]) < 10
 
 
@@ -57,10 +57,10 @@ pair = hvd.ProcessSet([0, 1])
 hvd.init(process_sets=[pair])
 hvd.allreduce(torch.ones(1), name="all")
 if hvd.rank() == 2:
-    os._exit(0)  # dead without a word; code 0, or horovodrun would end the others itself
+    os._exit(0)  # dies silently; with a code other than 0 horovodrun would end the others itself
 handles = {}
 if hvd.rank() == 0:
-    # Never answered: rank 1 does not take part. It must not wait for ever.
+    # Never completes, as rank 1 does not take part; but it must not wait forever.
     handles["pair"] = hvd.allreduce_async(torch.ones(1), name="unanswered", process_set=pair)
 handles["all"] = hvd.allreduce_async(torch.ones(1), name="all")
 for name, handle in handles.items():
@@ -102,7 +102,7 @@ def test_a_waiting_rank_does_not_spin() -> None:
     result = horovodrun(WAIT, np=2, hosts="localhost:1,127.0.0.1:1")
     waited_seconds, busy_seconds = map(float, result.lines(0)[0].split())
     assert waited_seconds > 2.5
-    assert busy_seconds < 0.4 * waited_seconds  # a rank that spins is at 0.7 and more
+    assert busy_seconds < 0.4 * waited_seconds  # a rank that spins has at least 0.7
 
 
 INTERFACE = """
@@ -113,13 +113,13 @@ each = [hvd.ProcessSet([rank]) for rank in range(2)]
 hvd.init(process_sets=each)
 own = each[hvd.rank()]
 print(hvd.allreduce(torch.ones(1), name="own", process_set=own).item())
-hvd.barrier()  # who ends first shuts Horovod down for the other
+hvd.barrier()  # the first to end shuts Horovod down for the other
 """
 NAMELESS = "no-such-host.invalid"
 
 
 def own_hostname() -> list[str] | None:
-    """A command prefix in which the host's name may be changed, for that command alone."""
+    """A command prefix that lets a command change the host's name for itself only."""
     if shutil.which("unshare") is None or not sys.platform.startswith("linux"):
         return None
     for prefix in (["unshare", "--uts"], ["unshare", "--user", "--map-root-user", "--uts"]):
@@ -130,7 +130,7 @@ def own_hostname() -> list[str] | None:
 
 
 def test_a_process_set_uses_the_chosen_interface_not_the_hosts_name(tmp_path: Path) -> None:
-    """On a host whose name resolves to nothing, only the interface says where to listen."""
+    """If the host's name does not resolve, only the interface tells where to listen."""
     prefix = own_hostname()
     if prefix is None:
         pytest.skip("needs the right to make a UTS namespace (root, or user namespaces)")

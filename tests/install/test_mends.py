@@ -1,4 +1,4 @@
-"""The edits of Horovod's source, and the cache of the wheels: no network, no compiler."""
+"""The edits of Horovod's source, and the cache of wheels; needs no network and no compiler."""
 
 import importlib.metadata
 import importlib.util

@@ -1,4 +1,4 @@
-"""What is installed is what install/constraints.txt says, to the version."""
+"""Exactly the packages and versions of install/constraints.txt are installed."""
 
 import importlib.metadata
 import re

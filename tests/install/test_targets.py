@@ -1,4 +1,4 @@
-"""The Makefile sets up once, .ci/run checks and then tests: with stand-ins for the slow parts."""
+"""The Makefile sets up once; .ci/run checks, then tests. Stand-ins replace the slow parts."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ def program(path: Path, text: str) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The Makefile, with an installation that only writes down that it ran."""
+    """A checkout with the Makefile, whose installation only records that it ran."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     for name in ("pyproject.toml", "install/build.txt", "install/constraints.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Fixtures of tests that begin without a lab."""
+"""Fixtures for tests that start without a lab."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from tests.labs import Way, require_lab, traces
 
 @pytest.fixture(scope="module")
 def lab(request: pytest.FixtureRequest) -> Way:
-    """None is up yet."""
+    """The way in which labs are made; none is up yet."""
     require_lab(request.param)
     way: Way = request.param
     return way
@@ -17,7 +17,7 @@ def lab(request: pytest.FixtureRequest) -> Way:
 
 @pytest.fixture
 def before(lab: Way) -> Iterator[dict[str, object]]:
-    """The machine without a lab; afterwards it is without one again."""
+    """Traces on the machine without a lab; the test must leave the machine without one."""
     lab.harness("lab", "down")
     try:
         yield traces()

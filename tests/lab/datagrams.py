@@ -1,6 +1,6 @@
-"""Datagrams from one host to another; prints the share of them that is lost on the way.
+"""Sends datagrams from one host to another; prints the share that is lost on the way.
 
-On the receiver: `datagrams.py SENDER ADDRESS COUNT`, where SENDER is reached by ssh.
+On the receiver: `datagrams.py SENDER ADDRESS COUNT`; SENDER must be reachable by ssh.
 """
 
 import socket
@@ -11,7 +11,7 @@ from pathlib import Path
 
 SIZE = 200
 SILENT_SECONDS = 1.0
-"""After which no more is on the way."""
+"""Time without a datagram after which no more are expected."""
 
 
 def send(address: str, port: int, count: int) -> None:

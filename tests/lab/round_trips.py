@@ -1,6 +1,6 @@
-"""Round trips of a byte over TCP; prints their milliseconds in a line.
+"""Sends a byte back and forth over TCP; prints the milliseconds of all round trips in one line.
 
-On one host: `round_trips.py HOST ADDRESS COUNT`, where HOST is reached by ssh.
+On one host: `round_trips.py HOST ADDRESS COUNT`; HOST must be reachable by ssh.
 """
 
 import socket

@@ -1,4 +1,4 @@
-"""The ssh of hosts that are entered directly, against what real ssh does; needs no namespaces."""
+"""The ssh of hosts that are entered directly behaves like real ssh; needs no namespaces."""
 
 import os
 import pty
@@ -27,7 +27,7 @@ pathlib.Path(sys.argv[2]).touch()
 
 @pytest.fixture
 def doors(tmp_path: Path) -> Iterator[Path]:
-    """Of one host, h1."""
+    """A folder with the socket of one host, h1."""
     words = [sys.executable, direct_sshd.__file__, str(tmp_path / "h1"), "/somewhere/bin"]
     with subprocess.Popen(words) as server:
         wait_for((tmp_path / "h1").exists)
@@ -81,7 +81,7 @@ def test_a_command_gets_no_variables_of_its_callers(doors: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["h2", "true"], "h2 is no host of it that runs"),
+        (["h2", "true"], "h2 is not one of its running hosts"),
         (["-z", "h1", "true"], "option -z not recognized; usage: ssh"),
         ([], "usage: ssh"),
     ],
@@ -99,7 +99,7 @@ def test_a_mistake_is_one_line_and_has_the_exit_code_of_ssh(
 def test_when_the_caller_is_ended_the_commands_input_ends(
     doors: Path, number: signal.Signals
 ) -> None:
-    """By that a leash ends its command; nothing else of ssh's end reaches a command."""
+    """A leash ends its command by this; no other sign of ssh's end reaches a command."""
     ready, ended = doors / "ready", doors / "ended"
     listener = f"exec {sys.executable} -c '{LISTENER}' {ready} {ended}"
     with calling(doors, "h1", listener, stdin=subprocess.PIPE) as caller:

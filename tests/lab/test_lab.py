@@ -1,4 +1,4 @@
-"""Test hosts: their names, ssh, links and cores, and commands that run in them; in every way."""
+"""Test hosts, made in every way: their names, ssh, links, cores, and commands that run in them."""
 
 import fcntl
 import os
@@ -70,7 +70,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Way]:
 def groups() -> Groups:
     found = find_groups(Path("/proc/mounts").read_text())
     if found is None or not found.entrance("h1").exists():
-        pytest.skip("this machine lets nobody limit cores: no writable cpu control groups")
+        pytest.skip("cores cannot be limited here: no writable cpu control groups")
     return found
 
 
@@ -85,7 +85,7 @@ def test_every_host_has_a_name_an_address_and_ssh_to_every_other(lab: Way) -> No
 
 @in_ways(*EVERY_WAY)
 def test_no_start_up_file_of_a_shell_is_read_for_a_command_of_ssh(lab: Way) -> None:
-    """A host's end would cut one short, and what it then leaves behind is the user's to mend."""
+    """A host's end would cut the start-up files short, and the user would have to clean up."""
     assert lab.run("ssh", "h2", "echo $SHELL $0") == "/bin/sh sh\n"
 
 
@@ -208,7 +208,7 @@ def test_at_a_terminal_the_command_has_one_and_ctrl_c_reaches_it(lab: Way, place
 def test_ctrl_c_reaches_a_command_once_whose_output_leaves_the_terminal(
     lab: Way, place: Path
 ) -> None:
-    """The terminal tells all processes in front; the one outside the cell does not tell again."""
+    """The terminal signals all processes in front; the one outside the cell must not forward it."""
     ready = place / "ready"
     ours, theirs = pty.openpty()
     command = subprocess.Popen(
@@ -265,7 +265,7 @@ def test_a_share_of_a_core_limits_all_that_a_host_runs(lab: Way) -> None:
 
 
 def cpu_seconds_of_one(lab: Way, host: str) -> float:
-    """What a process that never waits gets in one second."""
+    """Processor time that a process which never waits gets in one second."""
     spin = f"{sys.executable} -c '{SPIN}'"
     return float(lab.run("ssh", host, spin))
 
@@ -293,7 +293,7 @@ def test_a_share_is_refused_in_one_line_where_users_may_limit_nothing(
 ) -> None:
     done = lab.harness("lab", *arguments, check=False)
     assert done.returncode == 2
-    assert "no host's cores can be limited here" in done.stderr
+    assert "the hosts' cores cannot be limited here" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -301,11 +301,11 @@ def test_a_share_is_refused_in_one_line_where_users_may_limit_nothing(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["rate", "fast"], "'fast' is no rate"),
+        (["rate", "fast"], "'fast' is not a rate"),
         (["rate", "none", "h9"], "no host 'h9'; name one of h1, h2, h3"),
         (["share", "h9", "0.5"], "no host 'h9'"),
-        (["share", "h1", "2"], "'2' is no share of a core"),
-        (["run", "--stutter", "h1:5/2", "--", "true"], "--stutter 'h1:5/2' is not understood"),
+        (["share", "h1", "2"], "'2' is not a share of a core"),
+        (["run", "--stutter", "h1:5/2", "--", "true"], "--stutter 'h1:5/2' is not valid"),
         (["run", "--stutter", "h9:1/2", "--", "true"], "no host 'h9'"),
     ],
 )

@@ -15,9 +15,9 @@ TRANSFER = Path(__file__).with_name("transfer.py")
 DATAGRAMS = Path(__file__).with_name("datagrams.py")
 LINK = ("--latency", "20ms", "--jitter", "none", "--loss", "none")
 LATE_MS = 8.0
-"""What a busy machine may add to the fastest of many round trips."""
+"""Time that a busy machine may add to the fastest of many round trips."""
 PAYLOAD = 1448 / 1514
-"""Of the bytes on a link, what TCP carries."""
+"""Share of the bytes on a link that are TCP payload."""
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +29,13 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Way]:
 
 @pytest.fixture
 def as_before(lab: Way) -> Iterator[None]:
-    """Links may be changed; afterwards they are as they were."""
+    """A lab whose links a test may change; they are restored afterwards."""
     yield
     lab.harness("lab", "rate", "50mbit", *LINK)
 
 
 def round_trips(lab: Way, host: str, count: int = 40) -> list[float]:
-    """Milliseconds, of a byte from h1 to this host and back."""
+    """Milliseconds of round trips of a byte from h1 to this host and back."""
     address = f"10.77.0.{host[1:]}"
     told = lab.run(sys.executable, str(ROUND_TRIPS), host, address, str(count))
     return [float(word) for word in told.split()]
@@ -47,7 +47,7 @@ def bits_per_second(lab: Way, sender: str, size: int) -> float:
 
 
 def out_of_order(lab: Way) -> int:
-    """Segments that h1 has got before one that was sent earlier."""
+    """Number of segments that h1 has received before one that was sent earlier."""
     names, figures = (
         line.split()
         for line in lab.run("cat", "/proc/net/netstat").splitlines()
@@ -63,7 +63,7 @@ def test_a_round_trip_takes_twice_the_latency(lab: Way) -> None:
 
 @in_ways(HERE, USER)
 def test_a_link_keeps_its_rate(lab: Way) -> None:
-    # Of two, since what else the machine does may hold one up, and nothing makes it faster.
+    # The faster of two, as other work on the machine can only slow a transfer down.
     fastest = max(bits_per_second(lab, "h2", 20_000_000) for _ in range(2))
     assert fastest == pytest.approx(50e6, rel=0.1)
 
@@ -106,7 +106,7 @@ def test_without_latency_the_hosts_are_on_the_bridge_again(lab: Way) -> None:
 
 
 def in_switch() -> tuple[int, int]:
-    """Relays and bridged ports."""
+    """The number of relays and of ports on the bridge."""
     return len(processes(SWITCH)), len(ports_on_bridge())
 
 
@@ -129,7 +129,7 @@ def test_jitter_varies_round_trips_within_its_bounds_and_puts_nothing_out_of_ord
 def test_so_many_packets_are_lost_as_were_asked_for(lab: Way) -> None:
     lab.harness("lab", "rate", "20mbit", "--latency", "5ms", "--loss", "10%")
     lost = float(lab.run(sys.executable, str(DATAGRAMS), "h2", "10.77.0.1", "15000"))
-    assert lost == pytest.approx(0.1, rel=0.1)  # 4 deviations
+    assert lost == pytest.approx(0.1, rel=0.1)  # 4 standard deviations
 
 
 @in_ways(HERE, USER)
@@ -152,14 +152,17 @@ def test_loss_slows_a_stream_that_still_arrives_whole(lab: Way) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--latency", "abc"], "'abc' is no latency; write e.g. 20ms"),
-        (["--latency", "20"], "'20' is no latency"),
-        (["--latency=-5ms"], "'-5ms' is no latency"),
+        (["--latency", "abc"], "'abc' is not a latency; write e.g. 20ms"),
+        (["--latency", "20"], "'20' is not a latency"),
+        (["--latency=-5ms"], "'-5ms' is not a latency"),
         (["--latency", "11s"], "a latency of 11 s is more than 10 s"),
-        (["--jitter", "25ms"], "a jitter of 25 ms with a latency of 20 ms"),
-        (["--latency", "none", "--jitter", "5ms"], "a jitter of 5 ms with a latency of 0 ms"),
-        (["--loss", "0.1"], "'0.1' is no loss; write e.g. 0.1%"),
-        (["--loss", "100%"], "a loss of 100 % lets nothing pass"),
+        (["--jitter", "25ms"], "a jitter of 25 ms is more than the latency of 20 ms"),
+        (
+            ["--latency", "none", "--jitter", "5ms"],
+            "a jitter of 5 ms is more than the latency of 0 ms",
+        ),
+        (["--loss", "0.1"], "'0.1' is not a loss; write e.g. 0.1%"),
+        (["--loss", "100%"], "a loss of 100 % drops every packet"),
     ],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(lab: Way, options: list[str], told: str) -> None:

@@ -1,4 +1,4 @@
-"""What the relay does to single frames: when they arrive, and what of them is lost."""
+"""What the relay does to single frames: when they arrive, and which packets are lost."""
 
 import random
 import struct
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from harness.errors import UserError
 from harness.lab.direction import Direction
 from harness.lab.impairment import Impairment, figures
-from harness.lab.superframe import NOTE, around, packets_in
+from harness.lab.superframe import VNET_HEADER, around, packets_in
 
 SIZE = 1448
 FIN, PSH, ACK, CWR = 0x01, 0x08, 0x10, 0x80
@@ -18,7 +18,8 @@ SEQUENCE, NUMBER = 0xFFFF_F000, 0xFFFE
 
 
 def frame_of(payload: bytes) -> bytes:
-    """As the kernel hands one over, the checksum of TCP begun; sequence and number run over."""
+    """A frame as the kernel delivers it, with TCP's checksum begun; sequence number and
+    identification overflow within it."""
     length = 20 + 32 + len(payload)
     addresses = bytes([10, 77, 0, 1, 10, 77, 0, 2])
     ip = struct.pack("!BBHHHBBH", 0x45, 0, length, NUMBER, 0x4000, 64, 6, 0) + addresses
@@ -27,7 +28,7 @@ def frame_of(payload: bytes) -> bytes:
     tcp = struct.pack("!HHIIBBHHH", 1, 2, SEQUENCE, 3, 8 << 4, flags, 9, 0, 0) + bytes(12)
     tcp = tcp[:16] + struct.pack("!H", pseudo(addresses, length - 20)) + tcp[18:]
     cut = (1, 66, SIZE) if len(payload) > SIZE else (0, 0, 0)
-    return NOTE.pack(1, *cut, 34, 16) + bytes(12) + b"\x08\x00" + ip + tcp + payload
+    return VNET_HEADER.pack(1, *cut, 34, 16) + bytes(12) + b"\x08\x00" + ip + tcp + payload
 
 
 def pseudo(addresses: bytes, length: int) -> int:
@@ -56,7 +57,7 @@ def test_a_lost_packet_leaves_the_others_as_they_were(size: int, data: st.DataOb
 
 
 def check(piece: bytes, payload: bytes, start: int, last: bool) -> None:
-    flags, kind, header, size, _, _ = NOTE.unpack_from(piece)
+    flags, kind, header, size, _, _ = VNET_HEADER.unpack_from(piece)
     assert (flags, kind, size) == ((1, 1, SIZE) if len(payload) > SIZE else (1, 0, 0))
     assert header in (0, 66)
     ip, tcp = piece[24:44], piece[44:]
@@ -93,7 +94,7 @@ def test_a_latency_made_shorter_lets_nothing_overtake() -> None:
 
 def test_the_delay_is_everywhere_in_its_range_equally_often() -> None:
     direction = Direction(Impairment(1.0, 1.0), random.Random(1))
-    # Ten seconds apart, so that neither the last place nor the order binds the next.
+    # Ten seconds apart, so that neither the last place nor the order constrains the next.
     delays = [direction.arrival(10.0 * n) - 10.0 * n for n in range(4000)]
     for quarter in range(4):
         inside = sum(quarter / 2 <= delay < (quarter + 1) / 2 for delay in delays)
@@ -115,7 +116,7 @@ def test_figures_are_read_with_their_unit() -> None:
     read = figures({"latency": "1.5s", "jitter": "500us", "loss": "0.1%"})
     assert read == {"latency": 1.5, "jitter": 500e-6, "loss": pytest.approx(0.001)}
     assert figures({"latency": "none", "jitter": None, "loss": None}) == {"latency": 0.0}
-    with pytest.raises(UserError, match="is no loss"):
+    with pytest.raises(UserError, match="is not a loss"):
         figures({"latency": None, "jitter": None, "loss": "2"})
 
 

@@ -1,4 +1,4 @@
-"""A lab leaves the machine as it was, however it ends and is made; and says where it cannot be."""
+"""A lab leaves the machine as it was, however it is made and ends; errors tell what forbids it."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from harness.lab.cpu_limit import find_groups
 from harness.lab.entry import obstacle_to_ssh
 from harness.lab.host import NAMESPACES, STATE
 from harness.lab.lab import HOSTS
-from harness.lab.rate import bits_per_second, told
+from harness.lab.rate import bits_per_second, format_rate
 from tests.labs import (
     EVERY_WAY,
     HARNESS,
@@ -85,14 +85,14 @@ def test_a_relay_that_was_killed_is_told_and_started_anew(
     for command in (["status"], ["run", "--", "true"]):
         done = lab.harness("lab", *command, check=False)
         assert done.returncode != 0
-        assert "nothing passes between them; start it anew: harness lab rate" in (
+        assert "they cannot reach each other; restart it with: harness lab rate" in (
             done.stdout + done.stderr
         )
     lab.harness("lab", "rate", "none")
     lab.harness("lab", "status")
     assert lab.run("ssh", "h2", "hostname") == "h2\n"
     kill_relay()
-    assert "relay that joins the lab's hosts has ended" in lab.harness("lab", "down").stderr
+    assert "relay between the lab's hosts has ended" in lab.harness("lab", "down").stderr
     assert traces() == before
 
 
@@ -254,7 +254,7 @@ def test_what_real_ssh_misses_is_named(tmp_path: Path) -> None:
     (tmp_path / "ssh").touch(mode=0o755)
     told = obstacle_to_ssh(str(tmp_path))
     assert told is not None
-    assert told.startswith("misses sshd, ssh-keygen; ")
+    assert told.startswith("needs sshd, ssh-keygen; ")
     assert "install e.g. openssh-server" in told
 
 
@@ -263,14 +263,14 @@ def test_what_real_ssh_misses_is_named(tmp_path: Path) -> None:
     [
         (["--hosts", "0"], "give a whole number from 1 to 99"),
         (["--slots", "0"], "give a whole number from 1 to"),
-        (["--rate", "200"], "'200' is no rate; write e.g. 200mbit"),
-        (["--rate", "0mbit"], "is no rate"),
-        (["--latency", "abc"], "'abc' is no latency; write e.g. 20ms"),
-        (["--latency", "1m"], "'1m' is no latency"),
-        (["--jitter", "5ms"], "a jitter of 5 ms with a latency of 0 ms"),
-        (["--loss", "150%"], "a loss of 150 % lets nothing pass"),
-        (["--share", "h3=0.5"], "--share names h3, the hosts are h1 to h2"),
-        (["--share", "h1"], "is no share of a core"),
+        (["--rate", "200"], "'200' is not a rate; write e.g. 200mbit"),
+        (["--rate", "0mbit"], "is not a rate"),
+        (["--latency", "abc"], "'abc' is not a latency; write e.g. 20ms"),
+        (["--latency", "1m"], "'1m' is not a latency"),
+        (["--jitter", "5ms"], "a jitter of 5 ms is more than the latency of 0 ms"),
+        (["--loss", "150%"], "a loss of 150 % drops every packet"),
+        (["--share", "h3=0.5"], "--share names h3, but the hosts are h1 to h2"),
+        (["--share", "h1"], "is not a share of a core"),
     ],
 )
 def test_a_start_that_makes_no_sense_is_told_before_anything_is_made(
@@ -310,8 +310,8 @@ def test_a_rate_is_read_with_its_unit_and_told_with_it() -> None:
     assert bits_per_second("1.5gbit") == 1.5e9
     assert bits_per_second("200Mbit") == 200e6
     assert bits_per_second("64kbit") == 64e3
-    with pytest.raises(UserError, match="is no rate"):
+    with pytest.raises(UserError, match="is not a rate"):
         bits_per_second("200mbps")
     with pytest.raises(UserError, match="a rate of 100gbit is more than 34gbit; write none"):
         bits_per_second("100gbit")
-    assert [told(each) for each in (1.5e9, 200e6, 64e3)] == ["1.5Gbit", "200Mbit", "64Kbit"]
+    assert [format_rate(each) for each in (1.5e9, 200e6, 64e3)] == ["1.5Gbit", "200Mbit", "64Kbit"]

@@ -1,4 +1,4 @@
-"""A lab of one command is gone with it, also when it is killed; one that is up is left alone."""
+"""A lab for one command ends with it, even if it is killed; one that is up is left alone."""
 
 import signal
 import subprocess

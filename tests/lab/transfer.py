@@ -1,8 +1,8 @@
-"""Plain TCP from one host to another; prints what the receiver counted in bits per second.
+"""Plain TCP from one host to another; prints the receiver's rate in bits per second.
 
-The first quarter is not counted: the sender finds out what the link carries.
+The first quarter is not counted, as TCP is still finding the link's rate.
 
-On the receiver: `transfer.py SENDER ADDRESS BYTES`, where SENDER is reached by ssh.
+On the receiver: `transfer.py SENDER ADDRESS BYTES`; SENDER must be reachable by ssh.
 """
 
 import socket

@@ -1,4 +1,4 @@
-"""A rank that ends, or does not end, the way its argument says; needs neither torch nor Horovod."""
+"""A rank that ends, or hangs, as its argument demands; needs neither torch nor Horovod."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""`harness launch` up to the start: the line it shows, and what it refuses."""
+"""`harness launch` before it starts ranks: the line that it prints, and what it refuses."""
 
 import subprocess
 import sys

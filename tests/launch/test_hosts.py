@@ -1,4 +1,4 @@
-"""Lists of hosts, and what of the environment goes to the ranks."""
+"""Lists of hosts, and which variables of the environment the ranks get."""
 
 import socket
 from unittest.mock import patch
@@ -114,15 +114,15 @@ def test_hosts_may_be_divided_as_people_and_schedulers_do(text: str) -> None:
         ("h1:４", "'h1:４'; write"),
         ("h1:99999", "'h1:99999'; write"),
         ("h1:" + "9" * 5000, "each with 1 to 4096 slots"),
-        ("::1:2", "takes host names and IPv4 addresses"),
-        ("[fe80::1]:2", "takes host names and IPv4 addresses"),
-        ("h1:4:4", "takes host names and IPv4 addresses"),
+        ("::1:2", "takes only host names and IPv4 addresses"),
+        ("[fe80::1]:2", "takes only host names and IPv4 addresses"),
+        ("h1:4:4", "takes only host names and IPv4 addresses"),
         ("-oProxyCommand=x:1", "'-oProxyCommand=x:1'; write"),
         ("h1 slots=4 max_slots=8", "'max_slots=8'; write"),
-        ("", "names no host"),
-        (" , ", "names no host"),
-        ("a..b:1", "leads nowhere"),
-        ("a" * 64 + ":1", "leads nowhere"),
+        ("", "contains no host"),
+        (" , ", "contains no host"),
+        ("a..b:1", "does not resolve"),
+        ("a" * 64 + ":1", "does not resolve"),
     ],
 )
 def test_other_hosts_are_told_in_one_line(text: str, said: str) -> None:
@@ -147,7 +147,7 @@ RUBBISH = st.one_of(st.text(max_size=40), st.lists(PIECES, max_size=12).map("".j
 @settings(max_examples=500)
 @given(RUBBISH)
 def test_any_text_is_hosts_or_a_users_mistake(text: str) -> None:
-    """Without asking a name server: a name that leads nowhere can take it many seconds."""
+    """Replaces the name server, which may take many seconds for an unknown name."""
     nameless = patch("socket.getaddrinfo", side_effect=socket.gaierror("asked"))
     with nameless, pytest.raises(UserError) as mistake:
         parse_hosts(text, 1)
@@ -157,7 +157,7 @@ def test_any_text_is_hosts_or_a_users_mistake(text: str) -> None:
         assert "write " in line
         return
     hosts = read_hosts(text)
-    # What is understood is what horovodrun understands.
+    # The list is read as horovodrun reads it.
     assert horovodruns_hosts(in_one_word(hosts)) == (
         [host.name for host in hosts],
         {host.name: host.slots for host in hosts},

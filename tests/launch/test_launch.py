@@ -1,4 +1,4 @@
-"""Real horovodruns of small ranks: how they end, what is said of it, and that none is left."""
+"""Real horovodruns of small ranks: how they end, what is reported, and that no process is left."""
 
 import io
 import os
@@ -37,7 +37,7 @@ def run(mode: str, folder: Path) -> tuple[Outcome, str]:
 
 
 def assert_gone(folder: Path) -> None:
-    """None of the ranks lives, nor anything of the launch that had this folder as argument."""
+    """Asserts that no rank is alive, nor any process of the launch with this folder as argument."""
     names = [file.read_text() for file in folder.glob("started-*")]
     assert names, "no rank started: the test would show nothing"
     alive = [pid for pid in names if psutil.pid_exists(int(pid))]
@@ -90,7 +90,7 @@ def test_a_crash_is_told_by_its_cause_not_by_its_victims(tmp_path: Path) -> None
 def test_a_killed_rank_is_named(tmp_path: Path) -> None:
     outcome, _ = run("killed", tmp_path)
     assert outcome.exit_code == 1
-    assert "rank 1 was ended by SIGKILL" in outcome.reason
+    assert "rank 1 was killed by SIGKILL" in outcome.reason
 
 
 def test_ranks_may_tidy_up_when_the_user_stops_them(tmp_path: Path) -> None:
@@ -136,10 +136,10 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
 @pytest.mark.parametrize(
     ("hosts", "told"),
     [
-        ("localhost:1", "--np 2 needs 2 slots, --hosts localhost:1 has 1"),
+        ("localhost:1", "--np 2 needs 2 slots, but --hosts localhost:1 has 1"),
         ("localhost", "write NAME:SLOTS"),
         ("localhost:2,:1", "write NAME:SLOTS"),
-        ("no-such-host.invalid:2", "leads nowhere"),
+        ("no-such-host.invalid:2", "does not resolve"),
     ],
 )
 def test_hosts_that_cannot_be_used_are_told_before_the_start(

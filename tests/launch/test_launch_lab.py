@@ -1,4 +1,4 @@
-"""horovodrun on hosts that are not this machine, over ssh: what runs there, and what is left."""
+"""horovodrun on other hosts, over ssh: what runs there, and that nothing is left."""
 
 import signal
 import subprocess

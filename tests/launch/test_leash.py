@@ -1,4 +1,4 @@
-"""What is held ends with the one who holds, also beside an ssh and with all that it started."""
+"""A held command ends with its launcher, with all that it started, also if ssh shares the input."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ LEASH = [sys.executable, str(Path(leash.__file__))]
 
 @pytest.mark.parametrize("blocking", [True, False])
 def test_the_command_ends_when_the_input_does(blocking: bool, tmp_path: Path) -> None:
-    """An ssh that shares the input makes it non-blocking."""
+    """An ssh that shares the input sets it to non-blocking."""
     read, write = os.pipe()
     os.set_blocking(read, blocking)
     ready = tmp_path / "ready"
@@ -39,7 +39,7 @@ def test_nothing_that_the_command_started_outlives_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ignored", [True, False])
 def test_a_byte_is_a_signal_for_the_whole_group(ignored: bool, tmp_path: Path) -> None:
-    """Also where the launcher ignores that signal, as what a shell runs in the background does."""
+    """Even if the launcher ignores the signal, as commands in a shell's background do."""
     ready = tmp_path / "ready"
     script = f"trap 'exit 9' INT; touch {ready}; while :; do sleep 0.1; done"
     before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL)
@@ -56,7 +56,7 @@ def test_a_byte_is_a_signal_for_the_whole_group(ignored: bool, tmp_path: Path) -
 
 
 def test_a_stopped_command_is_told_and_that_it_goes_on(tmp_path: Path) -> None:
-    """It cannot say so itself, and the others wait for it for minutes."""
+    """A stopped process cannot report it, and the others wait for it for minutes."""
     pid = tmp_path / "pid"
     script = f"echo $$ > {pid}.part; mv {pid}.part {pid}; exec sleep 600"
     held = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What is made of horovodrun's lines: the terminal's picture, and who is to blame."""
+"""What horovodrun's lines become: the terminal's picture, and the cause of a failure."""
 
 import io
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_no_secret_of_an_address_comes_through() -> None:
 def test_a_log_that_the_disk_does_not_take_is_given_up_and_said_once(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever reads the ranks goes on: they would wait for it."""
+    """The reader goes on, as ranks would block without it."""
     (tmp_path / "full.log").symlink_to("/dev/full")
     log = Log(tmp_path / "full.log")
     for _ in range(3):
@@ -195,7 +195,7 @@ def test_one_that_went_on_is_not() -> None:
 
 
 def test_the_ranks_that_said_nothing_are_named_where_others_waited_in_vain() -> None:
-    """As of a host that is gone without a word: nobody there can look."""
+    """As after a host has failed silently, when no leash there can report."""
     found = found_on(
         HOSTS,
         victim(0, "another rank did not answer", TIMED_OUT),

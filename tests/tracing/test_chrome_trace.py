@@ -1,4 +1,4 @@
-"""One file of all ranks: every event once, on one clock, whatever the profilers numbered it."""
+"""One file of all ranks has every event once, on one clock, whatever ids the profilers gave it."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ NS = 1_000_000_000
 
 
 def kineto(base: int, *events: dict[str, Any]) -> bytes:
-    """As torch writes it."""
+    """A trace in torch's format."""
     return gzip.compress(json.dumps({"baseTimeNanoseconds": base, "traceEvents": events}).encode())
 
 
@@ -40,7 +40,7 @@ def opened(content: bytes) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def test_times_are_told_by_rank_0s_clock() -> None:
-    """Rank 1's clock is 5 s ahead, and its trace counts from another second."""
+    """Rank 1's clock is 5 s ahead, and its trace has another base time."""
     traces = [
         RankTrace(0, "h1", kineto(100 * NS, annotation("wait", 1e6, 250.5)), 0.0, 0.0),
         RankTrace(1, "h2", kineto(103 * NS, annotation("wait", 3e6 + 40, 7, 78)), 5.0, 2e-5),
@@ -56,7 +56,7 @@ def test_times_are_told_by_rank_0s_clock() -> None:
 
 
 def test_what_two_profilers_numbered_alike_stays_apart() -> None:
-    """Two ranks of two hosts may have one process id, and always number their arrows alike."""
+    """Ranks on two hosts may have the same pid, and always have the same flow ids."""
     arrow = {"ph": "s", "id": 1, "pid": 77, "tid": 77, "ts": 1.0, "cat": "fwdbwd", "name": "x"}
     content = kineto(0, annotation("forward", 0, 5), arrow)
     traces = [RankTrace(rank, "h", content, 0.0, 0.0) for rank in (0, 3)]
@@ -96,7 +96,7 @@ HOROVOD = [
     {"ph": "X", "name": "3", "ts": 12, "pid": 1, "dur": 0},
     {"ph": "E", "ts": 20, "pid": 1},
 ]
-"""What Horovod 0.28.1 writes when something was under way at the start."""
+"""A timeline of Horovod 0.28.1 with an operation that was under way at the start."""
 
 
 def test_horovods_timeline_is_a_process_beside_the_ranks() -> None:
@@ -140,6 +140,6 @@ def test_a_real_profile_has_the_phases_at_their_times() -> None:
     assert 10_000 <= wait["dur"] <= forward["dur"]
     assert forward["ts"] <= wait["ts"]
     began = metadata["started_ns"] / 1e3 + spans["window"]["ts"]
-    # The profiler converts the processor's ticks: it may be some microseconds off.
+    # The profiler converts the processor's ticks and may be some microseconds off.
     assert before / 1e3 - 1000 <= began <= began + spans["window"]["dur"] <= after / 1e3 + 1000
     assert os.getpid() not in {e["pid"] for e in events}

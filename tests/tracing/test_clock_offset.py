@@ -1,4 +1,4 @@
-"""Clocks of other machines, made to differ by what is then measured."""
+"""Clocks of other machines: the measured offset is the one that was set."""
 
 import time
 
@@ -30,6 +30,6 @@ def test_how_far_each_ranks_clock_is_ahead() -> None:
 
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_ranks_of_one_machine_ask_nobody(ranks: int) -> None:
-    """There is no process group to ask through."""
+    """It needs no process group, and there is none."""
     assert clock_offsets(0, ["a"] * ranks) == [ClockOffset()] * ranks
     assert clock_offsets(ranks, ["a"] * (ranks + 1)) == []

@@ -1,4 +1,4 @@
-"""What every rank has comes to the first, in order, whole, whatever its size."""
+"""The content of every rank arrives at the first, in order and complete, whatever its size."""
 
 import torch.distributed as dist
 

@@ -33,7 +33,7 @@ with open_world(launched_topology(), "node", CPU, meters()) as world:
         stop_timeline()
         assert (file / "first.json").read_text() == whole
         (file / "closed").touch()
-    # Another rank's next tensor, were it negotiated meanwhile, would stand in the second file.
+    # If another rank's next tensor were negotiated meanwhile, it would be in the second file.
     while not (file / "closed").exists():
         time.sleep(0.01)
     assert float(world.launch_gather(buffer[:1], "end").wait().sum()) == 16

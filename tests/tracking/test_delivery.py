@@ -1,5 +1,5 @@
-"""What a store refuses, or a disk, holds up nothing else: values, files and the end go their own
-ways, and no secret goes with them."""
+"""What a store or a disk refuses delays nothing else: values, files and the end are delivered
+separately, and without secrets."""
 
 import json
 import sqlite3
@@ -49,7 +49,7 @@ def names_of(uri: str, run_id: str | None) -> set[str]:
 def test_artifacts_that_cannot_be_written_hold_up_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As where a server's artifact root is a path of its own machine."""
+    """As if a server's artifact root were a path on its own machine."""
     uri = new_store(tmp_path)
     connect(uri).create_experiment("remote", artifact_location="file:///proc/nowhere/artifacts")
     folder = tmp_path / "run"
@@ -62,13 +62,13 @@ def test_artifacts_that_cannot_be_written_hold_up_nothing(
     assert status_of(uri, tracker.run_id) == "FINISHED"
     assert steps_of(uri, tracker.run_id) == list(range(400))
     (told,) = [record.getMessage() for record in caplog.records]
-    assert "does not take this run's config.yaml" in told
+    assert "does not accept this run's config.yaml" in told
     assert str(folder) in told
-    # What the store did not take is read where it is kept.
+    # What the store did not accept is read from the folder.
     study = read_study(uri, "which")
     assert [run.summary for run in study.runs] == [summary("t")]
     assert len(study.runs[0].history) == 400
-    # From elsewhere nobody can; that it ended well is not hidden, nor is where its files are.
+    # Elsewhere it cannot be read: the line tells that the run FINISHED, and where its files are.
     (folder / "mlflow.json").write_text(json.dumps({"run_id": "another"}))
     (run,) = read_study(uri, "which").runs
     assert run.failure is not None
@@ -110,7 +110,7 @@ def test_a_value_that_is_refused_takes_no_other_along(
     tags = connect(uri).get_run(str(tracker.run_id)).data.tags
     assert {f"warning/{step}" for step in range(60)} - tags.keys() <= {"warning/7"}
     assert status_of(uri, tracker.run_id) == "FAILED"
-    assert sum("does not take this run's" in each.getMessage() for each in caplog.records) == 1
+    assert sum("does not accept this run's" in each.getMessage() for each in caplog.records) == 1
 
 
 def test_the_end_is_written_though_no_value_is_taken(
@@ -195,7 +195,7 @@ def test_no_secret_of_a_servers_address_is_kept_or_printed(
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Also where it answers and where it does not; and a server takes what it is sent."""
+    """Whether the store answers or not; a server keeps whatever it is sent."""
     with mlflow_server(tmp_path) as (uri, _):
         secret = uri.replace("//", f"//ann:{SECRET}@")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", secret)

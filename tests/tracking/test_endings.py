@@ -1,4 +1,4 @@
-"""Runs that nobody called ended: which of them go on, and what is said of those that do not."""
+"""Runs that are not marked as ended: which are still running, and how the others are reported."""
 
 import time
 from dataclasses import replace
@@ -55,9 +55,13 @@ def test_runs_that_ended_without_a_word_have_failed(
     assert main(["compare", "--from-study", "which"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert "no run of the study which ended well" in line
-    assert "3 of 6 runs count as failed: killed seed 0 (ended without a word, last sign at " in line
-    assert "3 of 6 runs go on: of_old_with_metrics seed 0, far seed 0, here seed 0" in line
-    # And beside runs that ended well they are said, too.
+    assert (
+        "3 of 6 runs count as failed: killed seed 0 (ended silently, last sign of life at " in line
+    )
+    assert (
+        "3 of 6 runs are still running: of_old_with_metrics seed 0, far seed 0, here seed 0" in line
+    )
+    # They are also reported next to successful runs.
     train(tmp_path / "mlflow.db", "fast", 0)
     assert main(["compare", "--from-study", "which", "--no-record"]) == 0
     assert "3 of 7 runs count as failed: killed" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""A run's folder is made by exactly one run, and nothing is left of one that never began."""
+"""Exactly one run makes a run's folder, and nothing is left of a run that never started."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_of_two_runs_that_were_given_one_folder_one_is_refused(tmp_path: Path) -
     with ThreadPoolExecutor(8) as pool:
         said = list(pool.map(start, range(8)))
     assert said.count("trained") == 1
-    assert sum("holds a run already; give another" in each for each in said) == 7
+    assert sum("already contains a run; give another" in each for each in said) == 7
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_of_two_runs_that_were_given_one_folder_one_is_refused(tmp_path: Path) -
 )
 def test_a_given_folder_that_holds_a_run_is_refused(tmp_path: Path, left: str) -> None:
     (tmp_path / left).touch()
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already contains a run"):
         claim(tmp_path, tmp_path / "automatic")
     assert [path.name for path in tmp_path.iterdir()] == [left]
 

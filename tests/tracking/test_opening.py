@@ -1,4 +1,4 @@
-"""A run is opened in its store, or refused in one line within seconds and leaves nothing open."""
+"""A run is opened in its store, or refused in one line within seconds, with nothing left open."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ def runs(uri: str) -> list[Run]:
 
 @contextmanager
 def locked(file: Path, how: str) -> Iterator[None]:
-    """Another process is in the middle of writing."""
+    """The store while another process is writing to it."""
     program = f"""
 import sqlite3, sys
 base = sqlite3.connect({str(file)!r}, isolation_level=None)
@@ -98,7 +98,7 @@ def test_what_the_store_refuses_of_a_run_is_one_line(
         update={"data": DataConfig.model_validate({"train_fonts": fonts})}
     )
     (tmp_path / "run").mkdir()
-    with pytest.raises(UserError, match="does not take a run") as error:
+    with pytest.raises(UserError, match="does not accept a run") as error:
         Tracker.start(given, tmp_path / "run", {})
     assert "\n" not in str(error.value)
     assert list((tmp_path / "run").iterdir()) == []
@@ -113,7 +113,7 @@ def test_a_run_that_was_made_before_the_store_refused_is_closed_as_failed(
 
     uri = new_store(tmp_path)
     monkeypatch.setattr(MlflowClient, "log_batch", refuse)
-    with pytest.raises(UserError, match=r"does not take a run \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"does not accept a run \(No space left on device\)"):
         begin(tmp_path / "run", uri)
     assert [run.info.status for run in runs(uri)] == ["FAILED"]
     assert list((tmp_path / "run").iterdir()) == []
@@ -188,7 +188,7 @@ def test_runs_that_begin_at_once_make_the_store_and_the_experiment_once(tmp_path
 def test_whoever_does_not_see_the_lock_tries_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where MLflow's own pages make the store, or on a file system without locks."""
+    """As if MLflow's own server made the store, or on a file system without locks."""
     uri, opened = new_store(tmp_path), list[str]()
     true = store_module.connect
 
@@ -235,9 +235,9 @@ def test_an_address_is_decoded_as_mlflow_does(tmp_path: Path) -> None:
 def test_messages_name_what_was_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nothing = Config.model_validate({"train": {"steps": 1}})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "mlruns")
-    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI=mlruns names no store"):
+    with pytest.raises(UserError, match=r"^MLFLOW_TRACKING_URI=mlruns is not a store"):
         store_uri(nothing.tracking)
-    with pytest.raises(UserError, match=r"^tracking.uri=http-x://h names no store"):
+    with pytest.raises(UserError, match=r"^tracking.uri=http-x://h is not a store"):
         store_uri(config("http-x://u:p@h".replace("u:p@", "")).tracking)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none/mlflow.db")
     with pytest.raises(UserError, match=r"or set MLFLOW_TRACKING_URI to another"):
@@ -261,7 +261,7 @@ def test_what_is_not_to_be_reached_is_one_line_within_seconds(
 def test_a_user_without_a_name_has_a_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As under `docker run --user`: no line in /etc/passwd, and no variable."""
+    """As under `docker run --user`: no entry in /etc/passwd, and no variable."""
 
     def unknown() -> str:
         raise KeyError("getpwuid(): uid not found: 12345")
@@ -296,7 +296,7 @@ def test_reading_needs_no_leave_to_write(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_shipping_a_store_takes_no_lock_along(tmp_path: Path) -> None:
-    """A store that has its tables is opened as it is."""
+    """A store that has its tables is opened without a lock."""
     uri = new_store(tmp_path)
     open_store(uri)
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]

@@ -1,4 +1,4 @@
-"""The thread that delivers: order, an answer that fails, one report, an end that is bounded."""
+"""The thread that delivers: order, failing answers, one report, and an end in bounded time."""
 
 import itertools
 import threading
@@ -68,7 +68,7 @@ def test_a_refused_batch_does_not_hold_up_the_rest() -> None:
 
 
 def test_items_apart_do_not_wait_for_one_that_fails() -> None:
-    """It is tried again, after ever longer, and once more at the end."""
+    """It is tried again after longer and longer pauses, and once more at the end."""
     taken: list[int] = []
     tried: list[float] = []
     mended = threading.Event()

@@ -1,4 +1,4 @@
-"""What a run writes into its folder comes back; what is missing is nothing, not an error."""
+"""What a run writes into its folder is read back; a missing file is None, not an error."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which runs go on, of those that nobody called ended."""
+"""Which runs are alive, of those that are not marked as ended."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def test_this_process_is_alive_and_one_that_ended_is_not() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     of_it = replace(own, pid=ended.pid, ticks=signs_of_life._ticks(ended.pid))
     while signs_of_life._ticks(ended.pid) != signs_of_life.UNKNOWN:
-        pass  # until it is dead, though nobody has asked for its exit code
+        pass  # until it is dead, even if its parent has not reaped it
     assert of_it.alive() is False
     ended.wait()
     assert of_it.alive() is False
@@ -50,17 +50,17 @@ def test_what_another_machine_runs_cannot_be_seen(part: str) -> None:
 @pytest.mark.parametrize(
     ("tags", "metric_age", "goes_on"),
     [
-        # A process of this machine says it, however old its heartbeat: the store was away.
+        # On this machine the process decides, not its heartbeat: the store may have been away.
         ({TAG: "1000", PROCESS_TAG: Process.own().text()}, 1e6, True),
         ({TAG: str(int(NOW)), PROCESS_TAG: replace(Process.own(), ticks="1").text()}, 0, False),
-        # Elsewhere, or before this machine was started anew: the heartbeat.
+        # On another machine, or before this one was rebooted: the heartbeat.
         ({TAG: str(int(NOW - 3 * BEAT_SECONDS)), PROCESS_TAG: ELSEWHERE}, 1e6, True),
         ({TAG: str(int(NOW - SILENT_SECONDS - 2)), PROCESS_TAG: ELSEWHERE}, 1e6, False),
         ({TAG: str(int(NOW - SILENT_SECONDS - 2)), PROCESS_TAG: ELSEWHERE}, 1, True),
-        # Of a version without heartbeats: the last metric.
+        # In a version without heartbeats: the last metric.
         ({}, UNMARKED_SILENT_SECONDS - 2, True),
         ({}, UNMARKED_SILENT_SECONDS + 2, False),
-        # Another clock is ahead.
+        # The other machine's clock is ahead.
         ({TAG: str(int(NOW + 60)), PROCESS_TAG: ELSEWHERE}, -60, True),
         # Written by something else.
         ({TAG: "soon", PROCESS_TAG: "one two"}, UNMARKED_SILENT_SECONDS + 2, False),

@@ -1,4 +1,4 @@
-"""Studies read back from real stores, also from one that was moved since."""
+"""Studies are read from real stores, also from one that was moved."""
 
 import shutil
 import time
@@ -36,7 +36,7 @@ def train(
     ends: bool = True,
     status: str = "",
 ) -> None:
-    """What a run of that name leaves in the store."""
+    """Writes into the store what a run of that name leaves there."""
     tracking = {"uri": f"sqlite:///{store}", "study": study}
     values = {"name": name, "seed": seed, "train": {"steps": 300}, "tracking": tracking}
     folder = store.parent / f"{name}-s{seed}-{study}-{time.time_ns()}"
@@ -81,7 +81,7 @@ def test_a_study_comes_back_whole(store: Path) -> None:
 
 
 def test_a_run_that_failed_behind_its_summary_has_no_result(store: Path) -> None:
-    """As it has none in the table that `compare` printed."""
+    """The same as in the table that `compare` prints."""
     train(store, "fast", 0, status="FAILED")
     (fast,) = read_study(f"sqlite:///{store}", "which").variants
     assert (fast.summaries, fast.failures) == ((), ("FAILED",))
@@ -119,7 +119,7 @@ def test_what_is_not_there_is_said(store: Path) -> None:
 
 
 def killed(store: Path, name: str, seed: int, *, config: dict[str, Any] | None = None) -> None:
-    """What a run leaves that was killed before any file arrived: tags, and perhaps parameters."""
+    """A run that was killed before any file arrived: it has tags, and perhaps parameters."""
     client = connect(f"sqlite:///{store}")
     place = open_experiment(client, f"sqlite:///{store}", "harness")
     tags = {"study": "which", "variant": name, "seed": str(seed)}
@@ -173,14 +173,14 @@ def test_a_store_that_fails_after_it_answered_is_one_line(
         raise MlflowException("the database is\nlocked")
 
     monkeypatch.setattr(MlflowClient, "search_runs", refuse)
-    with pytest.raises(UserError, match=r"does not give what was asked \(the database is locked\)"):
+    with pytest.raises(UserError, match=r"does not complete a request \(the database is locked\)"):
         read_study(f"sqlite:///{store}", "which")
 
 
 def test_a_folder_of_somebody_elses_is_one_line(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Artifacts that lie elsewhere are fetched into a shared folder, which may be another's."""
+    """Artifacts from elsewhere are downloaded into a shared folder, which may be another user's."""
     train(store, "fast", 0)
     shutil.rmtree(store.parent / "mlartifacts")
 

@@ -114,7 +114,7 @@ def test_values_that_are_no_numbers_are_counted(store: str, tmp_path: Path) -> N
 def test_the_end_is_named_while_a_large_file_still_travels(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the file arrives, though it takes longer than the end waits for anything else."""
+    """The file arrives even if it takes longer than the end waits for anything else."""
     monkeypatch.setattr("harness.tracking.delivery.FINISH_SECONDS", 1.0)
     send, ended_before = MlflowClient.log_artifact, list[str]()
 
@@ -257,11 +257,11 @@ def test_a_server_that_lets_nobody_in_is_told(status: int, body: bytes, advice: 
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Into no test's output."""
+            """Keeps the server's output out of the tests' output."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Denies) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(UserError, match="does not let us in") as told:
+        with pytest.raises(UserError, match="refuses access") as told:
             check_store(config(f"http://127.0.0.1:{server.server_port}").tracking)
         server.shutdown()
     assert advice in str(told.value)
@@ -271,15 +271,15 @@ def test_a_server_that_lets_nobody_in_is_told(status: int, body: bytes, advice: 
 @pytest.mark.parametrize(
     ("uri", "told"),
     [
-        ("./mlruns", "names no store"),
-        ("file:///tmp/mlruns", "names no store"),
+        ("./mlruns", "is not a store"),
+        ("file:///tmp/mlruns", "is not a store"),
         ("sqlite:////no/such/folder/mlflow.db", "cannot write"),
         (
             "http://user:s3cret@host:5000",
             "MLFLOW_TRACKING_URI, or keep them in ~/.mlflow/credentials",
         ),
-        ("http://s3cret@host:5000", "was given with a user, password or token"),
-        ("http://host:5000?token=s3cret", "was given with a user, password or token"),
+        ("http://s3cret@host:5000", "contains a user, password or token"),
+        ("http://host:5000?token=s3cret", "contains a user, password or token"),
         ("sqlite://mlflow.db", "names no file"),
         ("sqlite:///:memory:", "names no file"),
         ("sqlite:////tmp", "names the folder /tmp"),
@@ -373,10 +373,10 @@ def test_training_goes_on_when_the_server_hangs_comes_back_and_dies(
         second.finish("FINISHED")
         assert time.perf_counter() - before < 12.0
 
-    # The first run was only away for a while, and is whole in the store.
+    # The first run lost the store for a while only, and is complete in it.
     assert [step for step, _ in history(client, first.run_id, "train/loss")] == list(range(200))
     assert client.get_run(first.run_id).info.status == "FINISHED"
-    # The second was cut off: its folder is whole, and one warning says where.
+    # The second lost it for good: its folder is complete, and one warning tells where it is.
     assert [line["step"] for line in in_file(tmp_path / "second")] == list(range(60))
     told = [record.getMessage() for record in caplog.records if "second" in record.getMessage()]
     assert len(told) == 1

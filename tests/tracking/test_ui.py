@@ -41,7 +41,7 @@ def test_a_port_in_use_is_followed_by_the_next_free_one(capfd: pytest.CaptureFix
         port = taken.getsockname()[1]
         found = ui._free_port("127.0.0.1", port)
         assert found > port
-        assert capfd.readouterr().err == f"port {port} is in use; this is {found}\n"
+        assert capfd.readouterr().err == f"port {port} is in use; using {found}\n"
     assert ui._free_port("127.0.0.1", port) == port
     assert capfd.readouterr().err == ""
 
@@ -51,9 +51,9 @@ def test_a_port_in_use_is_followed_by_the_next_free_one(capfd: pytest.CaptureFix
     [
         (["--study", "what"], "no study 'what' in sqlite:///"),
         (["--uri", "sqlite:///none.db"], "there is no MLflow store"),
-        (["--uri", "mlruns"], "names no store"),
+        (["--uri", "mlruns"], "is not a store"),
         (["--port", "0"], "argument --port: 0 does not fit; give a whole number from 1 to 65,535"),
-        (["--host", "no.such.host.invalid"], "--host no.such.host.invalid cannot be served from"),
+        (["--host", "no.such.host.invalid"], "cannot serve at --host no.such.host.invalid"),
         (["which"], "takes options only, found which"),
     ],
 )
@@ -132,5 +132,5 @@ def test_it_serves_the_pages_until_it_is_ended(here: Path) -> None:
 
 
 def test_a_host_that_is_none() -> None:
-    with pytest.raises(UserError, match="cannot be served from"):
+    with pytest.raises(UserError, match="cannot serve at"):
         ui._free_port("no.such.host.invalid", 5000)

@@ -50,5 +50,5 @@ def test_hosts_without_a_common_folder_are_told_before_the_training(
     assert [of_rank["left"] for of_rank in of_ranks] == ["[]"] * 4
     told = [of_rank["apart"] for of_rank in of_ranks]
     assert (told[0], told[1], told[3]) == ("said by another",) * 3
-    assert "does not see there what" in told[2]
+    assert "does not see files that" in told[2]
     assert "\n" not in told[2]
