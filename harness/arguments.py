@@ -4,9 +4,11 @@ import argparse
 import math
 import os
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.errors import UserError
 from harness.paths import expanded
@@ -16,6 +18,25 @@ MOST_RANKS = 65_536
 """No launcher known here starts more."""
 MOST_SEEDS = 1000
 """Most repetitions of a study; thirty already show what seeds can show."""
+
+
+HELP_WIDTH = 78
+
+
+def add_command(
+    commands: Any, name: str, about: str, example: str, **settings: Any
+) -> argparse.ArgumentParser:
+    """Adds a command. Its line in `harness --help` is the first sentence of `about`, and its own
+    --help begins with all of it and an example."""
+    paragraphs = [textwrap.fill(each, HELP_WIDTH) for each in about.split("\n\n")]
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=about.partition(".")[0],
+        description="\n\n".join([*paragraphs, f"example:\n  {example}"]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **settings,
+    )
+    return parser
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NoReturn
 
-from harness.arguments import MOST_RANKS, Arguments, count, path
 from harness.calibrate.command import add_calibrate
 from harness.compare.command import add_compare
 from harness.demo.command import add_demo
-from harness.errors import AlikeOnAllRanks, UserError
+from harness.doctor.command import add_doctor
+from harness.errors import AlikeOnAllRanks
 from harness.lab.command import add_lab
 from harness.launch.command import add_launch
 from harness.leaving import leave
-from harness.parallel.launcher import is_first, refuse_others
+from harness.parallel.launcher import refuse_others
 from harness.plan.command import add_plan
 from harness.terminal import lasting_output
 from harness.tracking.command import add_ui
+from harness.train.command import add_train
 
 ON_ALL_RANKS = (["train"], ["doctor"], ["calibrate"])
 """Commands that horovodrun starts on every rank; all others start ranks themselves."""
@@ -68,55 +69,17 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="harness",
-        description="Trains classifiers with very many classes and compares ways to do it.",
+        description="Trains classifiers with very many classes and compares ways to do it. "
+        "`harness COMMAND --help` has an example of each command.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    train = commands.add_parser("train", help="one training; under horovodrun, on all its ranks")
-    train.add_argument("arguments", nargs="*", metavar="EXPERIMENT.yaml|key=value")
-    train.add_argument("--folder", type=path, help="where this run's files go")
-    train.set_defaults(command=_train)
+    add_train(commands)
+    add_launch(commands)
     add_compare(commands)
-    doctor = commands.add_parser("doctor", help="checks machines, cards and links before a run")
-    doctor.add_argument("arguments", nargs="*", metavar="EXPERIMENT.yaml|key=value")
-    doctor.add_argument(
-        "--np", "-np", type=count(MOST_RANKS), help="ranks to start with horovodrun"
-    )
-    doctor.add_argument("--hosts", "-H", help="hosts to use: host:slots,host:slots")
-    doctor.add_argument("--json", action="store_true", help="print one line of JSON")
-    doctor.set_defaults(command=_doctor)
+    add_doctor(commands)
     add_plan(commands)
     add_calibrate(commands)
-    add_launch(commands)
     add_lab(commands)
     add_demo(commands)
     add_ui(commands)
     return parser
-
-
-def _train(parsed: argparse.Namespace) -> int:
-    from harness.config import load_with_notes
-
-    try:
-        given = Arguments.split(parsed.arguments)
-        loaded = load_with_notes(given.only_experiment("train"), given.overrides)
-    except UserError as error:
-        raise AlikeOnAllRanks(str(error)) from error
-    from harness.train.run import run
-
-    if is_first():
-        for note in loaded.notes:
-            print(f"harness: {note}", flush=True)
-    run(loaded.config, parsed.folder)
-    return 0
-
-
-def _doctor(parsed: argparse.Namespace) -> int:
-    from harness.doctor.doctor import diagnose, start
-
-    if parsed.np or parsed.hosts:
-        return start(parsed.arguments, parsed.np or 0, parsed.hosts, parsed.json)
-    try:
-        given = Arguments.split(parsed.arguments)
-        return diagnose(given.experiments, given.overrides, parsed.json)
-    except UserError as error:
-        raise AlikeOnAllRanks(str(error)) from error

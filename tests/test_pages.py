@@ -286,6 +286,16 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     return dict(commands)
 
 
+@pytest.mark.parametrize("name", sorted(parsers()))
+def test_help_opens_with_an_example_that_works(name: str) -> None:
+    _, example = parsers()[name].format_help().split("example:\n", 1)
+    words = shlex.split(example.split("\n\n", 1)[0])
+    assert words.count("harness") == 1
+    parsed = cli._parse(words[words.index("harness") + 1 :])
+    for each in Arguments.split(getattr(parsed, "arguments", [])).experiments:
+        load(ROOT / each)
+
+
 def test_the_front_page_names_every_command() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| \[harness (\w+)\]", text, flags=re.MULTILINE)) == set(parsers())

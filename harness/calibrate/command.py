@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from harness.arguments import Arguments, path, positive
+from harness.arguments import Arguments, add_command, path, positive
 from harness.errors import AlikeOnAllRanks, UserError
 
 SECONDS = 0.6
@@ -13,8 +13,12 @@ MOST_SECONDS = 600.0
 
 def add_calibrate(commands: Any) -> None:
     """`harness calibrate`."""
-    parser = commands.add_parser(
-        "calibrate", help="time the pieces of a step under horovodrun; started by harness plan"
+    parser = add_command(
+        commands,
+        "calibrate",
+        "Time the pieces of a step under horovodrun.\n\n`harness plan --hosts` starts it.",
+        "horovodrun -np 2 harness calibrate experiments/glyphs/data_parallel.yaml "
+        "--output times.json",
     )
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
     parser.add_argument("--output", type=path, required=True, help="output file (JSON)")

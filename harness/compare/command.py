@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from harness.arguments import MOST_RANKS, MOST_SEEDS, Arguments, count, path, text
+from harness.arguments import MOST_RANKS, MOST_SEEDS, Arguments, add_command, count, path, text
 from harness.errors import UserError
 
 RUNNING = ("np", "hosts", "seeds", "study")
@@ -14,9 +14,22 @@ READING = ("uri", "experiment", "no_record")
 
 def add_compare(commands: Any) -> None:
     """Adds the `compare` command to the parser."""
-    compare = commands.add_parser(
-        "compare", help="compare experiments, or a recorded study: table, verdict, report"
+    compare = add_command(
+        commands,
+        "compare",
+        "Compare experiments, or a recorded study.\n\n"
+        "All experiments are trained in turn with the same seeds. Table, verdict, chart and report "
+        "follow.",
+        "harness compare experiments/lab/data_parallel.yaml experiments/lab/hybrid_averaging.yaml "
+        "--seeds 3",
     )
+    _add_runs(compare)
+    _add_recorded(compare)
+    _add_terms(compare)
+    compare.set_defaults(command=_compare)
+
+
+def _add_runs(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("arguments", nargs="*", metavar="EXPERIMENT.yaml|key=value")
     compare.add_argument(
         "--np", "-np", type=count(MOST_RANKS), help="number of ranks (default: one per slot)"
@@ -30,6 +43,9 @@ def add_compare(commands: Any) -> None:
         help="number of seeds per variant (default: 1); a verdict needs at least 3",
     )
     compare.add_argument("--study", type=text, help="tag that joins the runs in MLflow")
+
+
+def _add_recorded(compare: argparse.ArgumentParser) -> None:
     compare.add_argument(
         "--from-study",
         type=text,
@@ -45,6 +61,9 @@ def add_compare(commands: Any) -> None:
     compare.add_argument(
         "--no-record", action="store_true", help="do not log the comparison to MLflow"
     )
+
+
+def _add_terms(compare: argparse.ArgumentParser) -> None:
     compare.add_argument(
         "--target",
         type=float,
@@ -65,7 +84,6 @@ def add_compare(commands: Any) -> None:
     compare.add_argument(
         "--folder", type=path, help="output folder for runs, table, chart and report"
     )
-    compare.set_defaults(command=_compare)
 
 
 def _compare(parsed: argparse.Namespace) -> int:

@@ -3,13 +3,17 @@
 import argparse
 from typing import Any
 
-from harness.arguments import path
+from harness.arguments import add_command, path
 
 
 def add_demo(commands: Any) -> None:
     """Adds the `demo` command to the parser."""
-    demo = commands.add_parser(
-        "demo", help="compare the method with data parallelism over an emulated slow link"
+    demo = add_command(
+        commands,
+        "demo",
+        "Compare the method with data parallelism over an emulated slow link.\n\n"
+        "It takes up to ten minutes on two cores.",
+        "harness demo --folder first",
     )
     demo.add_argument(
         "--folder", type=path, help="output folder for runs, tables, charts and reports"

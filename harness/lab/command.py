@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from harness.arguments import MOST_RANKS, count
+from harness.arguments import MOST_RANKS, add_command, count
 from harness.errors import UserError
 from harness.lab import cell, lab
 from harness.lab.cpu_limit import groups_here
@@ -21,20 +21,24 @@ from harness.lab.switch import RELAY_IS_GONE, impairments_of, relay_is_gone
 Commands = Any
 """argparse's _SubParsersAction, which is a private name."""
 Command = Callable[[argparse.Namespace], int]
-ABOUT = """\
-Test hosts on this machine, with slow links between them. With root, they are made in the machine's
-own namespaces and entered by ssh if sshd is installed. Without root, they are made in a user
-namespace and entered directly; `ssh` is then a program of the lab that works inside the hosts. If
-namespaces are forbidden, `up` reports what forbids them.
-"""
+ABOUT = (
+    "Make test hosts on this machine, with slow links.\n\n"
+    "With root, they are made in the machine's own namespaces and entered by ssh if sshd is "
+    "installed. Without root, they are made in a user namespace and entered directly; `ssh` is "
+    "then a program of the lab that works inside the hosts. If namespaces are forbidden, `up` "
+    "reports what forbids them."
+)
 
 
 def add_lab(commands: Commands) -> None:
     """`harness lab up | run | status | rate | share | down`."""
-    parser = commands.add_parser(
-        "lab", help="test hosts on this machine, with slow links", description=ABOUT
-    )
+    parser = add_command(commands, "lab", ABOUT, "harness lab up --hosts 2 --rate 100mbit")
     of_lab = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_up(of_lab)
+    _add_others(of_lab)
+
+
+def _add_up(of_lab: Commands) -> None:
     up = of_lab.add_parser("up", help="make the hosts h1, h2, ...; replaces an earlier lab")
     up.add_argument("--hosts", type=count(lab.MOST_HOSTS), default=2, help="number of hosts")
     up.add_argument("--slots", type=count(MOST_RANKS), default=4, help="ranks per host")
@@ -53,6 +57,9 @@ def add_lab(commands: Commands) -> None:
         help="how hosts are entered: real = by sshd (default if it can run), direct = without sshd",
     )
     up.set_defaults(command=_up)
+
+
+def _add_others(of_lab: Commands) -> None:
     run = of_lab.add_parser("run", help="run a command in the first host")
     run.add_argument("--stutter", action="append", default=[], metavar="HOST:SLOW/EVERY[:SHARE]")
     run.add_argument("arguments", nargs="+", metavar="-- CMD")

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.arguments import MOST_RANKS, SUFFIXES, Arguments, count, is_override, path
+from harness.arguments import MOST_RANKS, SUFFIXES, Arguments, add_command, count, is_override, path
 from harness.errors import UserError
 
 
 def add_launch(commands: Any) -> None:
     """`harness launch`."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "launch",
-        help="run one training, or any program, on several hosts with horovodrun",
-        epilog="-- CMD starts a program instead of an experiment",
+        "Run one training, or any program, on several hosts with horovodrun.\n\n"
+        "`-- CMD` starts a program instead of an experiment.",
+        "harness launch --hosts host1:4,host2:4 experiments/glyphs/hybrid_async.yaml",
     )
     parser.add_argument(
         "--np", "-np", type=count(MOST_RANKS), help="number of ranks (default: one per slot)"

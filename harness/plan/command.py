@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.arguments import MOST_RANKS, Arguments, count, path, text
+from harness.arguments import MOST_RANKS, Arguments, add_command, count, path, text
 from harness.calibrate.command import add_seconds
 from harness.errors import UserError
 
@@ -23,7 +23,15 @@ MOST_WINDOWS = 100_000
 
 def add_plan(commands: Any) -> None:
     """Adds the `plan` command to the parser."""
-    parser = commands.add_parser("plan", help="predict speed, waits, memory and bytes of a run")
+    parser = add_command(
+        commands,
+        "plan",
+        "Predict speed, waits, memory and bytes of a run.\n\n"
+        "It also ranks the other ways to run the experiment there. The figures of the machines "
+        "come from a file, from harness doctor, or from a measurement.",
+        "harness plan experiments/glyphs/hybrid_averaging.yaml "
+        "--cluster experiments/clusters/h100-400g.yaml",
+    )
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
     parser.add_argument(
         "--cluster", type=path, help="file with a cluster's figures, as in experiments/clusters/"

@@ -3,15 +3,19 @@
 import argparse
 from typing import Any
 
-from harness.arguments import count, text
+from harness.arguments import add_command, count, text
 
 PORT = 5000
 
 
 def add_ui(commands: Any) -> None:
     """`harness ui`."""
-    ui = commands.add_parser(
-        "ui", help="show MLflow's pages of the recorded runs: serve a file, or name the server"
+    ui = add_command(
+        commands,
+        "ui",
+        "Show MLflow's pages of the recorded runs.\n\n"
+        "A store in a file is served; of a tracking server the address is printed.",
+        "harness ui --study demo",
     )
     ui.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
     ui.add_argument("--study", type=text, metavar="NAME", help="show the runs of this study")
