@@ -99,10 +99,8 @@ class Verdict:
     """By the variant's name."""
 
     def of(self, variant: str, question: Question) -> Finding | None:
-        """The finding on a rival; None if the question was not asked.
-
-        Times, for example, are not compared if some run missed the target.
-        """
+        """The finding on a rival; None if the question was not asked: times, for example, are not
+        compared if some run missed the target."""
         found = [f for f in self.findings if (f.variant, f.question) == (variant, question)]
         return found[0] if found else None
 
@@ -162,10 +160,8 @@ def _ask(
     target: Target | None,
     reached: Mapping[str, Reached],
 ) -> list[Finding]:
-    """Asks one question about all rivals.
-
-    p values are corrected, so that all rivals together raise a false alarm no more often than one.
-    """
+    """Asks one question about all rivals. p values are corrected, so that all rivals together raise
+    a false alarm no more often than one."""
     if question is SECONDS:
         # Variants that missed the target in a seed are left out: the mean over their other seeds
         # would be biased. Without the baseline there is nothing to compare with.
@@ -298,9 +294,7 @@ def _share_between(run: RunSummary, target: Target | None) -> float:
 
 
 def accuracy_grain(runs: Sequence[RunSummary]) -> float:
-    """Points of accuracy that one image of the primary validation set is worth.
-
-    0 if the runs do not say how many images the set has.
-    """
+    """Points of accuracy that one image of the primary validation set is worth; 0 if the size of
+    the set was not recorded."""
     sizes = [next(iter(run.validation_images.values()), 0) for run in runs]
     return max((100 / size for size in sizes if size), default=0.0)

@@ -159,9 +159,7 @@ class Group:
 
     def launch_reduce_scatter(self, blocks: Tensor) -> Pending:
         """Starts summing [size * b, ...] over ranks; each rank receives its own block, [b, ...].
-
-        Collective over the group.
-        """
+        Collective over the group."""
         if self.process_group is None:
             return self._pending(None, blocks)
         blocks = blocks.contiguous()
@@ -243,10 +241,7 @@ class Group:
 
     def broadcast(self, tensor: Tensor) -> None:
         """Copies the first member's `tensor` to all, in place and bit for bit, at the start of a
-        run.
-
-        It is neither timed nor counted. Collective over the group.
-        """
+        run. It is neither timed nor counted. Collective over the group."""
         if self.process_group is not None:
             dist.broadcast(tensor, group=self.process_group, group_src=0)
 
