@@ -60,7 +60,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         message = f"unrecognized arguments: {' '.join(strange)}"
         if takes_more and not strange[0].startswith("-"):
             message += "; name all experiments in one place, before the options"
-        parser.error(message)
+        # argparse leaves these to the outer parser, whose help lists no options.
+        raise AlikeOnAllRanks(f"{message}; see {parser.prog} {arguments[0]} --help")
     if rest:
         parsed.arguments += rest
     return parsed

@@ -104,7 +104,7 @@ def refused(here: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> s
             "train.epochs=.inf does not fit: give a number above 0 and at most",
         ),
         (["seed=-1"], "seed=-1 does not fit: give a whole number from 0 to 9,223,372,036"),
-        (["--epochs", "3"], "unrecognized arguments: --epochs 3; see harness --help"),
+        (["--epochs", "3"], "unrecognized arguments: --epochs 3; see harness train --help"),
         (["data.dataset=glyphs", "data.train_fonts=[none]"], "data.train_fonts names none"),
         (["data.dataset=image_folder"], "set data.root to it"),
         (["data.dataset=fashion_mnist", "data.root=none"], "data.root=none is not a folder"),

@@ -118,10 +118,13 @@ def make_plan(
 ) -> Plan:
     """Reads and checks every experiment. Raises UserError if one of them cannot run."""
     paths, seeds, np = experiments.paths, experiments.seeds, ranks.number
-    if not paths or seeds < 1 or np < 1:
+    if not paths:
         raise UserError(
-            f"found {len(paths)} experiments, --seeds {seeds}, --np {np}; give at least one of each"
+            "no experiment was given; name one or more EXPERIMENT.yaml, or reopen a recorded study "
+            "with --from-study NAME"
         )
+    if seeds < 1 or np < 1:
+        raise UserError(f"found --seeds {seeds}, --np {np}; give at least one of each")
     configs = tuple(load(path, experiments.overrides) for path in paths)
     where = ranks.hosts or f"localhost:{np}"
     _check(configs, np, where)

@@ -79,7 +79,8 @@ def judge_names(
             faults += _names_there(seat, fact, several)
             faults += _own_name(seat, fact, mended) if several else []
             faults += _interface(seat, fact) if several else []
-    shape = f"{len(seats)} ranks on {len(hosts_of(seats))} hosts"
+    ranks, hosts = len(seats), len(hosts_of(seats))
+    shape = f"{ranks} rank{'s'[: ranks > 1]} on {hosts} host{'s'[: hosts > 1]}"
     if several:
         well = f"{shape}, each name resolves to its host: {_addresses(seats, facts)}"
     else:

@@ -190,7 +190,7 @@ def test_ctrl_c_ends_the_study_and_the_run_is_called_killed(here: Path) -> None:
         (("fast",), "data: {num_classes: 2}", 4, "h:4", "needs at least 4 classes for 4 ranks"),
         (("base",), "", 3, "localhost:2,127.0.0.1:2", "the same number of ranks"),
         (("base",), "", 8, HOSTS, "needs 8 slots"),
-        ((), "", 2, HOSTS, "found 0 experiments"),
+        ((), "", 2, HOSTS, "no experiment was given; name one"),
     ],
 )
 def test_what_could_not_run_or_compare_is_told_before_the_first_start(
