@@ -124,7 +124,7 @@ def test_fewer_classes_than_ranks_of_a_node_have_a_ceiling_too(
     SLOW.write(tmp_path / "c.yaml")
     words = ["--cluster", str(tmp_path / "c.yaml"), "--ranks-per-node", "8", "data.num_classes=3"]
     assert plan(EXPERIMENT, *words) == 0
-    assert "ceiling (nodes exchange nothing" in capsys.readouterr().out
+    assert "replicated classes without any exchange between nodes" in capsys.readouterr().out
 
 
 EXPERIMENTS = sorted(Path("experiments").glob("*/*.yaml"))
