@@ -130,9 +130,10 @@ def warning(dynamics: Dynamics, window: int, lr: float, stable: float, curvature
 
 def not_estimated(ended: int) -> str:
     """One line: what is missing, why, and what to do."""
+    windows = "1 window" if ended == 1 else f"{ended} windows"
     return (
-        f"the curvature is not estimated after {ended} windows, because a rank lacks free memory "
-        f"for it; training continues, and a smaller train.batch_size would leave enough"
+        f"the curvature is not estimated after {windows}, because a rank lacks free memory for it; "
+        f"training continues, and a smaller train.batch_size would leave enough"
     )
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import sysconfig
 from pathlib import Path
 
 CONSTRAINTS = Path(__file__).resolve().parents[2] / "install" / "constraints.txt"
@@ -20,10 +21,15 @@ def pins() -> dict[str, str]:
 
 
 def installed() -> dict[str, str]:
-    """Versions without their local part: torch 2.13.0+cpu and 2.13.0+cu130 are one version."""
+    """Versions without their local part: torch 2.13.0+cpu and 2.13.0+cu130 are one version.
+
+    Only of the folder that packages are installed into: setuptools, once it is imported, adds the
+    copies of others that it brings to the path.
+    """
+    places = [sysconfig.get_path(kind) for kind in ("purelib", "platlib")]
     return {
         normal(package.metadata["Name"]): package.version.split("+")[0]
-        for package in importlib.metadata.distributions()
+        for package in importlib.metadata.distributions(path=places)
     }
 
 

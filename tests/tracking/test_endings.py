@@ -54,7 +54,7 @@ def test_runs_that_ended_without_a_word_have_failed(
         assert len(variant.failures) == (variant.name not in GO_ON), variant.name
     assert main(["compare", "--from-study", "which"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
-    assert "no run of the study which ended well" in line
+    assert "no run of the study which completed" in line
     assert (
         "3 of 6 runs count as failed: killed seed 0 (ended silently, last sign of life at " in line
     )

@@ -54,7 +54,7 @@ def test_a_rank_short_of_memory_leaves_all_without_an_estimate_and_the_training_
     assert not found["estimated_where_short"]
     assert found["changed_where_short"] == 0
     assert any(
-        "the curvature is not estimated after 0 windows" in w for w in found["said_where_short"]
+        "the curvature is not estimated after 1 window," in w for w in found["said_where_short"]
     )
 
 
