@@ -7,9 +7,10 @@ from harness.config import Config
 from harness.data.images import Dataset
 from harness.exchange.compression import WireParts, make_wire
 from harness.exchange.pieces import PieceTimes
+from harness.measure.clock import now
 from harness.parallel.world import World
 from harness.train.checkpoint.meta import passed_alike
-from harness.train.trial import Trial, now, slowest
+from harness.train.trial import Trial, slowest
 
 WARM_WINDOWS, TIMED_WINDOWS, TRANSFERS = 4, 6, 3
 

@@ -31,6 +31,7 @@ from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology, open_ranks
 from harness.parallel.topology import Topology, check_classes
 from harness.parallel.world import World, choose_device, link
+from harness.signals import handled
 from harness.tracing.gather import check_trace
 from harness.tracing.horovod_timeline import allow_timeline
 from harness.tracking.connection import Status, check_store
@@ -208,9 +209,5 @@ def _stop_signals() -> Iterator[None]:
     ends = [signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
         ends.append(signal.SIGHUP)
-    before = [(number, signal.signal(number, stop)) for number in ends]
-    try:
+    with handled(ends, stop):
         yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)

@@ -1,7 +1,6 @@
 """Times a few windows of a run in another form before the run begins."""
 
 import gc
-import time
 from itertools import count
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from harness.config import Config
 from harness.data.images import Dataset
+from harness.measure.clock import now
 from harness.parallel.world import World
 from harness.train.ledger import NullJournal
 from harness.train.step import make_step
@@ -61,10 +61,3 @@ def slowest(times_ms: list[float], world: World) -> list[float]:
     rows = world.launch_gather(torch.tensor(times_ms, dtype=torch.float64), "trial").wait()
     found: Tensor = rows.max(dim=0).values
     return [float(each) for each in found]
-
-
-def now(device: torch.device) -> float:
-    """Seconds, after a card has finished all its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -1,6 +1,5 @@
 """The role of each window in measurements, and the training time by role."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 
 from harness.config import Config, TraceConfig
 from harness.errors import UserError
+from harness.measure.clock import now
 
 
 class Stopwatch:
@@ -42,9 +42,7 @@ class Stopwatch:
         return self.seconds
 
     def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+        return now(self._device)
 
 
 class WindowRole(Enum):

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 from harness.exchange.carried import Strip
 from harness.exchange.flat import Flat
 from harness.model.sliced_classifier import SlicedClassifier
@@ -219,7 +219,7 @@ def _fitting(folder: Path) -> Iterator[None]:
         ValueError,
         MemoryError,
     ) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise UserError(
             f"the checkpoint {folder} does not fit this model ({reason}); resume with the config "
             f"that it was written with, or from another window if one of its files is damaged"
@@ -227,7 +227,7 @@ def _fitting(folder: Path) -> Iterator[None]:
 
 
 def _reason(error: OSError) -> str:
-    return " ".join(str(error).split())[:200]
+    return one_line(error, 200)
 
 
 def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
