@@ -19,7 +19,7 @@ This module imports nothing of the harness, because the config validates its set
 traits. That is why a kind is made in exchange.py and not here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Literal
 
@@ -123,6 +123,19 @@ class Traits:
         return self.crosses is not Crosses.NOTHING
 
 
+AVERAGING = Traits(
+    Path.OWNERS,
+    Crosses.MOVEMENTS,
+    late=True,
+    # So that what lands is compared with this window's movement; see `Averaging._window_ended`.
+    lands_first=True,
+    local_steps=True,
+    in_pieces=True,
+    copies=2,  # the values up to which it has sent, and the movement since
+    on_ladder=True,
+    planned=True,
+)
+
 KINDS: dict[KindName, Traits] = {
     "synchronous": Traits(
         Path.BUCKETS,
@@ -140,28 +153,9 @@ KINDS: dict[KindName, Traits] = {
         copies_of_window=1,
         planned=True,
     ),
-    "averaging": Traits(
-        Path.OWNERS,
-        Crosses.MOVEMENTS,
-        late=True,
-        # What a correction under way will take back must not be sent again.
-        lands_first=True,
-        local_steps=True,
-        in_pieces=True,
-        copies=2,  # the values up to which it has sent, and the movement since
-        on_ladder=True,
-        planned=True,
-    ),
-    "slowmo": Traits(
-        Path.OWNERS,
-        Crosses.MOVEMENTS,
-        late=True,
-        lands_first=True,
-        local_steps=True,
-        in_pieces=True,
-        outer_nesterov=False,
-        copies=2,
-    ),
+    "averaging": AVERAGING,
+    # Only its outer optimizer is another, and neither the ladder nor the planner has it.
+    "slowmo": replace(AVERAGING, outer_nesterov=False, on_ladder=False, planned=False),
     "isolated": Traits(Path.OWNERS, Crosses.NOTHING, local_steps=True),
     "ddp": Traits(
         Path.DDP,
