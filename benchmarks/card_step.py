@@ -13,10 +13,7 @@ from harness.data.open import open_dataset
 from harness.doctor.need import need_of
 from harness.measure.clock import clock_for
 from harness.measure.traffic import Traffic
-from harness.parallel.aside import Aside
 from harness.parallel.group import Group, Meters
-from harness.parallel.peers import PeerGroup
-from harness.parallel.topology import Topology
 from harness.parallel.world import World
 from harness.train.trial import Trial
 
@@ -75,18 +72,7 @@ def step_config(classes: int, batch: int, pixels: int, changes: Mapping[str, Any
 
 def world() -> World:
     """A world of one rank on the card."""
-    topology, counted, own = Topology(0, 1, 1), meters(), group()
-    return World(
-        topology=topology,
-        device=CARD,
-        meters=counted,
-        node=own,
-        slices=own,
-        everyone=own,
-        replicas=own,
-        peers=PeerGroup(1, 0, None, counted),
-        aside=Aside(topology, CARD),
-    )
+    return World.alone(CARD, meters(), group())
 
 
 def step(config: Config, windows: int = 20) -> dict[str, Any]:

@@ -5,10 +5,7 @@ import torch
 from harness.measure.clock import clock_for
 from harness.measure.phase import Phase
 from harness.measure.traffic import Traffic
-from harness.parallel.aside import Aside
 from harness.parallel.group import Group, Meters
-from harness.parallel.peers import PeerGroup
-from harness.parallel.topology import Topology
 from harness.parallel.world import World
 
 CPU = torch.device("cpu")
@@ -25,15 +22,4 @@ def group_of_one(counted: Meters | None = None) -> Group:
 def world_of_one(counted: Meters | None = None) -> World:
     """Serves every layout: they are one and the same on a single rank."""
     counted = counted or meters()
-    topology, group = Topology(0, 1, 1), group_of_one(counted)
-    return World(
-        topology=topology,
-        device=CPU,
-        meters=counted,
-        node=group,
-        slices=group,
-        everyone=group,
-        replicas=group,
-        peers=PeerGroup(1, 0, None, counted),
-        aside=Aside(topology, CPU),
-    )
+    return World.alone(CPU, counted, group_of_one(counted))

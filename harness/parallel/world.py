@@ -48,6 +48,25 @@ class World(Ranks):
     aside: Aside
     """Lines and groups that exchanges use beside the training thread."""
 
+    @classmethod
+    def alone(cls, device: torch.device, meters: Meters, group: Group) -> "World":
+        """The world of a single rank, which needs neither Horovod nor torch.distributed.
+
+        `group`, of this rank alone, is every group, so it fits every layout.
+        """
+        topology = Topology(0, 1, 1)
+        return cls(
+            topology=topology,
+            device=device,
+            meters=meters,
+            node=group,
+            slices=group,
+            everyone=group,
+            replicas=group,
+            peers=PeerGroup(1, 0, None, meters),
+            aside=Aside(topology, device),
+        )
+
     def line(self, purpose: str) -> Line:
         """The line for one purpose of this rank, which runs steps beside training."""
         return self.aside.line(purpose)
