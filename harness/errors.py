@@ -1,5 +1,8 @@
 """Errors that are reported in one line: what is wrong, what was found, what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def one_line(error: object, most: int | None = None) -> str:
     """An error's text on one line, at most `most` characters of it."""
@@ -19,6 +22,15 @@ class AlikeOnAllRanks(UserError):
     The first rank reports it. Another rank reports it only if it has not been ended after a while,
     because then the first rank did not find the same.
     """
+
+
+@contextmanager
+def alike_on_all_ranks() -> Iterator[None]:
+    """Inside the block every rank finds the same mistakes of the user: only one reports them."""
+    try:
+        yield
+    except UserError as error:
+        raise AlikeOnAllRanks(str(error)) from error
 
 
 class ReportedByAnotherRank(Exception):

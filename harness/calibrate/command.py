@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from harness.arguments import Arguments, add_command, path, positive
-from harness.errors import AlikeOnAllRanks, UserError
+from harness.errors import alike_on_all_ranks
 
 SECONDS = 0.6
 """Time for each timed operation, unless --seconds is given."""
@@ -38,11 +38,9 @@ def add_seconds(parser: argparse.ArgumentParser) -> None:
 def _calibrate(parsed: argparse.Namespace) -> int:
     from harness.config import load
 
-    try:
+    with alike_on_all_ranks():
         given = Arguments.split(parsed.arguments)
         config = load(given.only_experiment("calibrate"), given.overrides)
-    except UserError as error:
-        raise AlikeOnAllRanks(str(error)) from error
     from harness.calibrate.calibrate import calibrate
 
     calibrate(config, parsed.output, parsed.seconds)

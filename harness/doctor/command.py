@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from harness.arguments import MOST_RANKS, Arguments, add_command, count
-from harness.errors import AlikeOnAllRanks, UserError
+from harness.errors import alike_on_all_ranks
 
 ABOUT = (
     "Check machines, cards and links before a run.\n\n"
@@ -30,8 +30,6 @@ def _doctor(parsed: argparse.Namespace) -> int:
 
     if parsed.np or parsed.hosts:
         return start(parsed.arguments, parsed.np or 0, parsed.hosts, parsed.json)
-    try:
+    with alike_on_all_ranks():
         given = Arguments.split(parsed.arguments)
         return diagnose(given.experiments, given.overrides, parsed.json)
-    except UserError as error:
-        raise AlikeOnAllRanks(str(error)) from error

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from harness.arguments import Arguments, add_command, path
-from harness.errors import AlikeOnAllRanks, UserError
+from harness.errors import alike_on_all_ranks
 from harness.parallel.launcher import is_first
 
 ABOUT = (
@@ -29,11 +29,9 @@ def add_train(commands: Any) -> None:
 def _train(parsed: argparse.Namespace) -> int:
     from harness.config import load_with_notes
 
-    try:
+    with alike_on_all_ranks():
         given = Arguments.split(parsed.arguments)
         loaded = load_with_notes(given.only_experiment("train"), given.overrides)
-    except UserError as error:
-        raise AlikeOnAllRanks(str(error)) from error
     # Imported here because torch and Horovod take seconds to import.
     from harness.train.run import run
 
