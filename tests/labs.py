@@ -80,9 +80,18 @@ class Way:
         """Path by which the lab's file can be read from outside."""
         if not self.in_cell:
             return path
+        roots = [Path(f"/proc/{each.pid}/root") for each in self.cells()]
+        # Before a cell has mounted its own /run, a lab of the machine would be seen there.
+        own = [root for root in roots if _has_own_run(root)]
         # Without a cell, pid 0 gives a path that does not exist.
-        pid = next((each.pid for each in self.cells()), 0)
-        return Path(f"/proc/{pid}/root") / path.relative_to("/")
+        return (own or [Path("/proc/0/root")])[0] / path.relative_to("/")
+
+
+def _has_own_run(root: Path) -> bool:
+    try:
+        return (root / "run").stat().st_dev != Path("/run").stat().st_dev
+    except FileNotFoundError:  # it has ended
+        return False
 
 
 HERE = Way("here")
