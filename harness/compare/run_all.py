@@ -12,7 +12,7 @@ from harness.config import Config, load
 from harness.config.layers import override_of
 from harness.errors import UserError
 from harness.launch.environment import withheld
-from harness.launch.hosts import parse_hosts, topology_of
+from harness.launch.hosts import hosts_or_local, parse_hosts, topology_of
 from harness.launch.launch import Outcome
 from harness.launch.training import launch_training, train_command
 from harness.parallel.topology import check_classes
@@ -126,7 +126,7 @@ def make_plan(
     if seeds < 1 or np < 1:
         raise UserError(f"found --seeds {seeds}, --np {np}; give at least one of each")
     configs = tuple(load(path, experiments.overrides) for path in paths)
-    where = ranks.hosts or f"localhost:{np}"
+    where = hosts_or_local(ranks.hosts, np)
     _check(configs, np, where)
     time = now()
     study = study or configs[0].tracking.study or f"study-{time}"

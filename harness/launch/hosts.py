@@ -49,6 +49,11 @@ def parse_hosts(text: str, ranks: int) -> tuple[Host, ...]:
     return hosts
 
 
+def hosts_or_local(hosts: str | None, ranks: int) -> str:
+    """The hosts as they were given; without any, this machine with a slot for each rank."""
+    return hosts or f"localhost:{ranks}"
+
+
 def slots_of(hosts: str | None) -> int:
     """Slots of all hosts together; 1 without hosts. Raises UserError like `parse_hosts`."""
     return _slots(parse_hosts(hosts, 1)) if hosts else 1

@@ -20,6 +20,7 @@ from harness.launch.environment import passed_on
 from harness.launch.hosts import (
     cores,
     host_of_each_rank,
+    hosts_or_local,
     in_one_word,
     interface_to,
     most_ranks_on_a_machine,
@@ -126,8 +127,7 @@ def launch(
 
 def plan_launch(command: Sequence[str], ranks: int, hosts: str | None) -> Plan:
     """What `launch` will start. Raises UserError for hosts that cannot be used."""
-    where = hosts or f"localhost:{ranks}"
-    found = parse_hosts(where, ranks)
+    found = parse_hosts(hosts_or_local(hosts, ranks), ranks)
     # Ranks import this package from the folder that this process has imported it from.
     root = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
