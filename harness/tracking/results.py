@@ -28,6 +28,8 @@ class Variant:
     """Reasons of the other runs that have ended."""
     running: int = 0
     """Number of runs that are not known to have ended."""
+    mixed: tuple[str, ...] = ()
+    """Settings that its completed runs chose differently, with their values by seed."""
 
     @property
     def name(self) -> str:
