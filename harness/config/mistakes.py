@@ -3,14 +3,13 @@
 import difflib
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from harness.config.section import Slot, is_section, keys_of, kinds_of, slot_at
-from harness.config.yaml_files import Given, read_yaml
+from harness.config.yaml_files import Given
 from harness.errors import UserError
 from harness.measure.redaction import masked
 
@@ -19,13 +18,24 @@ LONGEST_SHOWN = 60
 MOST_PROBLEMS = 6
 """Most problems in one message."""
 WORDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
+PASSES = "exchange.backward_passes_per_step"
+OTHER_NAMES = {
+    "k": PASSES,
+    "passes": PASSES,
+    "micro_batch": PASSES,
+    "micro_batches": PASSES,
+    "accumulation": PASSES,
+    "bits": "exchange.compression",
+    "wire": "exchange.compression",
+    "d": "exchange.delay",
+    "rank": "exchange.powersgd_rank",
+    "learning_rate": "optimizer.lr",
+    "model": "backbone.name",
+}
+"""Letters and words that stand for a setting on the pages and in the field -> its key, which no
+likeness of texts would find."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
-
-
-def read_model(path: Path, model: type[_Model], what: str) -> _Model:
-    """The model in a YAML file, which messages call `what`. Raises UserError."""
-    return validated(model, read_yaml(path, what), str(path))
 
 
 def validated(model: type[_Model], given: Mapping[str, Any], source: str) -> _Model:
@@ -168,11 +178,14 @@ def _listed(choices: tuple[Any, ...]) -> str:
 
 def _nearest(model: type[BaseModel], key: str) -> str:
     """The most similar key; the same last word in another section makes keys very similar."""
-    wanted = key.lower()
+    wanted, keys = key.lower(), list(keys_of(model))
+    other = OTHER_NAMES.get(wanted.rpartition(".")[2])
+    if other in keys:
+        return other
 
     def likeness(known: str) -> float:
         last = difflib.SequenceMatcher(None, wanted.split(".")[-1], known.split(".")[-1]).ratio()
         whole = difflib.SequenceMatcher(None, wanted, known).ratio()
         return max(whole, 0.95 * last)
 
-    return max(keys_of(model), key=likeness)
+    return max(keys, key=likeness)

@@ -4,6 +4,7 @@ Each run has its config, its summary and all its metrics as artifacts, so that a
 runs takes a few files to read instead of thousands of requests.
 """
 
+import difflib
 import math
 import os
 import re
@@ -161,7 +162,9 @@ def _of_study(client: "MlflowClient", experiments: list[str], name: str) -> list
 def _unknown(client: "MlflowClient", experiments: list[str], name: str, uri: str) -> UserError:
     tags = [run.data.tags for run in _search(client, experiments, "")]
     known = sorted({each["study"] for each in tags if each.get("study")})
+    near = difflib.get_close_matches(name, known, n=1)
     advice = f"give one of {', '.join(known[:8])}" if known else "the store has none; give another"
+    advice = f"the nearest is {near[0]}; {advice}" if near else advice
     return UserError(f"no study {name!r} in {masked(uri)}; {advice}")
 
 
