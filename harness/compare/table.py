@@ -151,7 +151,7 @@ def notes(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> list
         found.append(f"no target accuracy: {baseline.name} learned nothing; set one with --target")
     else:
         set_name = _set_name((top1_columns(frame) or [PRIMARY])[0])
-        found.append(f"target: top-1 of {target.told}, on {set_name}")
+        found.append(f"target: top-1 of {target.text}, on {set_name}")
         if (frame["reached"] < frame["runs"]).any():
             found.append("'1 of 3' to target: 1 of 3 runs reached it, so there is no mean time")
     found += _caveats(frame)

@@ -32,8 +32,7 @@ OTHER_NAMES = {
     "learning_rate": "optimizer.lr",
     "model": "backbone.name",
 }
-"""Letters and words that stand for a setting on the pages and in the field -> its key, which no
-likeness of texts would find."""
+"""Letters and words that people use for a setting, and that are not similar to its key."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -62,7 +61,9 @@ def _explain(model: type[BaseModel], given: Any, source: str, problem: Any) -> s
         nearest = _nearest(model, raw)
         if len(path) < len(nearest.split(".")) and nearest == raw:
             section, _, name = key.partition(".")
-            return f"{place}: {key} is no key; write it in its section, {section}: {{{name}: ...}}"
+            return (
+                f"{place}: {key} is not a key; write it in its section, {section}: {{{name}: ...}}"
+            )
         return (
             f"{place}: unknown key {key}; the nearest known key is {nearest}; use that, or leave "
             f"it out"

@@ -184,7 +184,7 @@ class _Builder:
     def _key(self, event: Any, depth: int) -> str:
         key = self._value(event, depth + 1)
         if not isinstance(key, str) or is_null(key):
-            found = (key or "nothing") if isinstance(key, str) else "no text"
+            found = (key or "nothing") if isinstance(key, str) else "not a text"
             self._refuse(event, f"a key is {found}", "write a name before the colon")
         return key
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from harness.plan.ways import Way
 
 MIN_LATE_SPEEDUP = 1.05
-"""Speed-up from which a way is said to pay; less is within the variation of times."""
+"""Speed-up from which a late way pays; less is within the variation of times."""
 FAST_ENOUGH = 0.9
 """Fraction of the highest images/s that is fast enough: the rest costs more accuracy than time."""
 SHOWN = 2

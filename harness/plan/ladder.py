@@ -10,7 +10,7 @@ from harness.plan.machines import Cluster
 from harness.plan.ways import Way, way_of, with_exchange
 
 PASSES, COMPRESSION, PIECES, DELAY = 2, "int8", 2, 1
-"""How far levers are pulled if the experiment does not say."""
+"""How far levers are pulled that the experiment does not pull."""
 NOTE = (
     "time to accuracy is not predicted, because fewer bytes, rarer exchanges, local steps and "
     "lateness change what is learned from an image. To measure it, run harness compare with a "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from harness.compare.levers import COMPRESSIONS
 from harness.config import Config
-from harness.doctor.finding import in_bytes
+from harness.doctor.finding import format_bytes
 from harness.errors import UserError
 from harness.exchange.kinds import KINDS, PLANNED, KindName
 from harness.plan.cost_model import predict
@@ -157,8 +157,10 @@ def way_of(config: Config, cluster: Cluster) -> Way:
     except UserError as error:
         return Way(config, None, str(error))
     if found.memory_mb * 1e6 > cluster.memory_bytes:
-        has = in_bytes(cluster.memory_bytes)
-        return Way(config, found, f"needs {in_bytes(found.memory_mb * 1e6)}, but a rank has {has}")
+        has = format_bytes(cluster.memory_bytes)
+        return Way(
+            config, found, f"needs {format_bytes(found.memory_mb * 1e6)}, but a rank has {has}"
+        )
     return Way(config, found)
 
 

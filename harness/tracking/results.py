@@ -61,7 +61,7 @@ class Target:
 
     top1: float
     """Share of correct answers on the primary validation set."""
-    told: str
+    text: str
     """The target and where it comes from, for users."""
 
 
@@ -74,7 +74,7 @@ class Results:
     environments: tuple[Mapping[str, Any], ...] = ()
     """Facts about machines and versions that the runs recorded."""
     predictions: tuple[Prediction, ...] = ()
-    foretold: bool = False
+    predicted_before: bool = False
     """Whether the predictions are known to be older than the first run."""
     in_turn: bool = False
     """Whether the variants are known to have run in turn on the same hosts, in both orders."""

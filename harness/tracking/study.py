@@ -51,7 +51,7 @@ class Study:
     runs: tuple[RecordedRun, ...]
     predictions: tuple[Prediction, ...] = ()
     """The latest predictions that were logged before the first run, else the latest."""
-    foretold: bool = False
+    predicted_before: bool = False
     """Whether the predictions were logged before the first run."""
     failures: tuple[Failure, ...] = ()
     """Failed runs that ended before they were recorded in MLflow."""
@@ -87,7 +87,7 @@ class Study:
             self.variants,
             environments_of(self.runs),
             self.predictions,
-            foretold=self.foretold,
+            predicted_before=self.predicted_before,
         )
 
 
@@ -115,10 +115,10 @@ def read_study(uri: str, name: str, experiment: str | None = None) -> Study:
             )
         latest = {(run.data.tags["variant"], run.data.tags["seed"]): run for run in trainings}
         runs = tuple(_recorded(client, run, file) for run in latest.values())
-        predictions, foretold = _predictions(client, found, file)
+        predictions, predicted_before = _predictions(client, found, file)
         lost = _lost(client, found, file)
         failures = tuple(each for key, each in lost.items() if key not in latest)
-    return Study(name, uri, places.pop(), runs, predictions, foretold, failures)
+    return Study(name, uri, places.pop(), runs, predictions, predicted_before, failures)
 
 
 def place_of(uri: str, name: str) -> str:
@@ -135,7 +135,7 @@ def place_of(uri: str, name: str) -> str:
     return str(found[-1].info.experiment_id)
 
 
-def foretold_of(uri: str, name: str, experiment: str) -> tuple[tuple[Prediction, ...], bool]:
+def predictions_of(uri: str, name: str, experiment: str) -> tuple[tuple[Prediction, ...], bool]:
     """Predictions of a study that is about to run, and whether they precede all its runs so far."""
     file = sqlite_file(uri)
     if file is not None and not os.path.exists(file):

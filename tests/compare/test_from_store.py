@@ -118,7 +118,7 @@ def test_predictions_of_the_study_are_found_and_scored(
     record_predictions(settings.tracking, "which", [prediction("base", 110.0)])
     found = read_study("sqlite:///mlflow.db", "which")
     assert found.predictions == (prediction("base", 110.0),)
-    assert not found.foretold
+    assert not found.predicted_before
 
     words = ["--no-record", "--folder", "again"]
     assert main(["compare", "--from-study", "which", *words]) == 0
@@ -215,7 +215,7 @@ def test_a_given_file_of_predictions_is_kept_with_the_study(
     assert "predicted before the runs, measured" in capfd.readouterr().out
     found = read_study(f"sqlite:///{fresh}/mlflow.db", "which")
     assert found.predictions == (prediction("base", 120.0),)
-    assert found.foretold
+    assert found.predicted_before
 
 
 def test_a_run_that_died_before_mlflow_knew_it_is_found_again(

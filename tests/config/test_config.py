@@ -134,7 +134,7 @@ def test_an_unknown_key_in_the_file_is_found_too(tmp_path: Path) -> None:
 def test_a_dotted_key_in_a_file_is_shown_its_section(tmp_path: Path) -> None:
     path = tmp_path / "dotted.yaml"
     path.write_text("train.steps: 4\n")
-    said = "train.steps is no key; write it in its section, train: {steps: ...}"
+    said = "train.steps is not a key; write it in its section, train: {steps: ...}"
     assert message_of(path).startswith(f"{path}, line 1: {said}")
 
 
