@@ -19,7 +19,7 @@ from harness.compare.style import (
     picture,
     plot_style,
 )
-from harness.compare.table import primary_set
+from harness.compare.table import SPREAD, primary_set
 from harness.compare.wording import without_result
 from harness.tracking.results import PRIMARY, Target, Variant, baseline_of, target_of
 from harness.tracking.study import Study
@@ -97,6 +97,8 @@ def describe(study: Study, target: float | None = None) -> MarkdownText:
     if goal is None:
         return MarkdownText(f"* `{baseline.name}` learned nothing, so there is no target")
     lines = [f"* the target is top-1 of {goal.text}"]
+    if any(len(variant.summaries) > 1 for variant in variants):
+        lines.append(f"* {SPREAD}")
     own = target_seconds(baseline, goal)
     for variant in variants:
         ends = [100 * run.final[PRIMARY] for run in variant.summaries if PRIMARY in run.final]
