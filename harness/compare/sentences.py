@@ -53,6 +53,7 @@ COUNTS = {_B: "more images/s", _S: "equal images/s", _W: "fewer images/s"}
 ENDS = {_B: "more accurate", _S: "equally accurate", _W: "less accurate"}
 """Headlines without times to the target, because more images/s alone are not an improvement."""
 WIDTH = 118
+"""Assumed width of a terminal."""
 
 
 @dataclass(frozen=True)

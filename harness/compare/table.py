@@ -7,15 +7,13 @@ from statistics import mean, stdev
 import pandas as pd
 
 from harness.compare.intervals import mean_interval
-from harness.compare.sentences import as_paragraphs
+from harness.compare.sentences import WIDTH, as_paragraphs
 from harness.compare.waits import WAITS, wait_ms, wait_percent, waits_measured
 from harness.config import Config
 from harness.measure.phase import Phase
 from harness.measure.summary import RunSummary
 from harness.tracking.results import PRIMARY, Target, Variant
 
-COLUMNS = 118
-"""Assumed width of a terminal."""
 PHASES = tuple(phase.value for phase in Phase)
 LEGEND = (
     "columns, ms per step (one window), means over ranks. data: fetching images; fwd, bwd: forward "
@@ -274,7 +272,7 @@ def _runs(row: "pd.Series[float]", name: str) -> str:
 def aligned(rows: list[list[str]]) -> str:
     """A text table: the first column aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    gap = "  " if sum(widths) + 2 * len(widths) <= COLUMNS else " "
+    gap = "  " if sum(widths) + 2 * len(widths) <= WIDTH else " "
     return "\n".join(
         gap.join(
             cell.ljust(width) if number == 0 else cell.rjust(width)

@@ -33,6 +33,25 @@ def add_plan(commands: Any) -> None:
         "--cluster experiments/clusters/h100-400g.yaml",
     )
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
+    _add_machines(parser)
+    parser.add_argument(
+        "--simulate",
+        type=count(MOST_WINDOWS),
+        default=0,
+        metavar="WINDOWS",
+        help="number of windows to simulate on nodes that vary",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="show every way of training, not only the strongest"
+    )
+    parser.add_argument("--output", type=path, help="JSON file for the experiments' predictions")
+    parser.add_argument(
+        "--study", type=text, help="log the predictions to MLflow for compare --study of this name"
+    )
+    parser.set_defaults(command=_plan)
+
+
+def _add_machines(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster", type=path, help="file with a cluster's figures, as in experiments/clusters/"
     )
@@ -55,21 +74,6 @@ def add_plan(commands: Any) -> None:
         type=count(MOST_RANKS),
         help="number of ranks on each machine (default: the cluster's)",
     )
-    parser.add_argument(
-        "--simulate",
-        type=count(MOST_WINDOWS),
-        default=0,
-        metavar="WINDOWS",
-        help="number of windows to simulate on nodes that vary",
-    )
-    parser.add_argument(
-        "--all", action="store_true", help="show every way of training, not only the strongest"
-    )
-    parser.add_argument("--output", type=path, help="JSON file for the experiments' predictions")
-    parser.add_argument(
-        "--study", type=text, help="log the predictions to MLflow for compare --study of this name"
-    )
-    parser.set_defaults(command=_plan)
 
 
 def _plan(parsed: argparse.Namespace) -> int:
