@@ -100,6 +100,17 @@ class Sweep:
         """
         return [point for name, found in self.results().items() for point in _next(name, found)]
 
+    def unfinished(self) -> dict[str, str]:
+        """The rules without a best point so far, each with the reason if none can be found."""
+        found = {}
+        for name, results in self.results().items():
+            try:
+                if _next(name, results):
+                    found[name] = ""
+            except NoBestPoint as error:
+                found[name] = str(error)
+        return found
+
     def make(self, points: Sequence[Point]) -> None:
         """Trains the points, launching again until all are done."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +140,8 @@ def _next(name: str, found: dict[tuple[float, float], list[Result]]) -> list[Poi
         for result in results
         if result.point.seed == SEEDS[0]
     }
-    missing = [at for at in first_points() if at not in firsts] or beyond(firsts, set(firsts))
+    missing = [at for at in first_points() if at not in firsts]
+    missing = missing or beyond(name, firsts, set(firsts))
     if missing:
         return [_point(name, at, SEEDS[0]) for at in missing]
     finalists = sorted(firsts, key=lambda at: rank(firsts[at]))[:FINALISTS]
@@ -142,7 +154,7 @@ def _next(name: str, found: dict[tuple[float, float], list[Result]]) -> list[Poi
     if left:
         return left
     whole = {at: results for at, results in found.items() if len(results) == len(SEEDS)}
-    return [_point(name, at, seed) for at in beyond(whole, set(found)) for seed in SEEDS]
+    return [_point(name, at, seed) for at in beyond(name, whole, set(found)) for seed in SEEDS]
 
 
 def first_points() -> list[tuple[float, float]]:
@@ -170,19 +182,19 @@ def best(found: dict[tuple[float, float], list[Result]]) -> tuple[float, float]:
 
 
 def beyond(
-    found: dict[tuple[float, float], list[Result]], tried: set[tuple[float, float]]
+    name: str, found: dict[tuple[float, float], list[Result]], tried: set[tuple[float, float]]
 ) -> list[tuple[float, float]]:
     """Points to try so that the best of `found` is inside `tried`: rates first, then momenta.
 
-    Raises NoBestPoint.
+    Raises NoBestPoint, which names the rule.
     """
     lr, momentum = min(found, key=lambda at: rank(found[at]))
     rates = [rate for rate, other in tried if other == momentum]
     outside = [lr / GROWTH] * (lr == min(rates)) + [lr * GROWTH] * (lr == max(rates))
     if not all(LEAST_RATE <= rate <= MOST_RATE for rate in outside):
         raise NoBestPoint(
-            f"the best rate with momentum {momentum:g} is {lr:g}, at the edge of "
-            f"{LEAST_RATE:g} to {MOST_RATE:g}; widen that range"
+            f"the best rate of {name} with momentum {momentum:g} is {lr:g}, at the limit of the "
+            f"range from {LEAST_RATE:g} to {MOST_RATE:g}; widen that range in benchmarks/sweep.py"
         )
     if outside:
         return [(float(f"{rate:.2g}"), momentum) for rate in outside]
@@ -256,7 +268,9 @@ def main() -> int:
         print(f"sweep: {error}", file=sys.stderr)
         return 1
     everything = Sweep(sweep.folder, list(RULES))
-    unfinished = {point.name for point in everything.missing()}
+    unfinished = everything.unfinished()
+    for reason in filter(None, unfinished.values()):
+        print(f"sweep: {reason}", file=sys.stderr)
     text = "\n".join(["# The sweep", "", *table(everything.results(), unfinished), ""])
     (sweep.folder / "sweep.md").write_text(text)
     print(text)

@@ -66,19 +66,19 @@ def consequence(error: BaseException) -> str | None:
     cause."""
     if not (type(error).__name__ in CARRIERS or type(error) is RuntimeError):
         return None
-    said = str(error)
-    if UNANSWERED.search(said):
+    text = str(error)
+    if UNANSWERED.search(text):
         return "another rank did not answer"
-    return "another rank ended" if ENDED.search(said) else None
+    return "another rank ended" if ENDED.search(text) else None
 
 
 def _fail(error: Exception) -> int:
     place = launched()
     because = consequence(error)
     if because is None:
-        said = "".join(traceback.format_exception(error))
+        text = "".join(traceback.format_exception(error))
         _listen()
-        print(said, end="", file=sys.stderr, flush=True)
+        print(text, end="", file=sys.stderr, flush=True)
         return 1
     _let_go()
     detail = one_line(error, 160)

@@ -3,8 +3,7 @@
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -189,10 +188,3 @@ def words_of(process: psutil.Process) -> str:
 def processes_with(word: str) -> list[str]:
     """Command lines that contain the word, of processes in all hosts and on this machine."""
     return [words for each in psutil.process_iter() if word in (words := words_of(each))]
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)

@@ -68,7 +68,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["plan", "run.yaml", "--hosts", "localhost:1", "--seconds", "inf"], "inf does not fit"),
         (["plan", "run.yaml", "--cluster", "c.yaml", "--output", "none/p.json"], "cannot write"),
         (["plan", "run.yaml", "--cluster", "c.yaml", "--output", "."], "cannot write"),
-        (["plan", "run.yaml", "--cluster", "run.yaml"], "run.yaml, line 2: unknown key data;"),
+        (["plan", "run.yaml", "--cluster", "run.yaml"], "run.yaml is an experiment, not a cluster"),
         (["lab", "status", "a=b"], "unrecognized arguments: a=b"),
         (["lab", "up", "--hosts", "0"], "0 does not fit"),
     ],

@@ -14,7 +14,7 @@ from harness.cli import main
 from harness.config import Config, load, load_resolved
 from harness.data.pixel_cache import cached_pixels
 from harness.errors import UserError
-from harness.paths import expanded, expanded_uri
+from harness.paths import expanded, expanded_uri, nearest_file
 from harness.plan.command import _require_writable
 from harness.tracking.connection import check_store, sqlite_file, store_uri
 from harness.tracking.folders import check_free
@@ -29,6 +29,31 @@ data: {dataset: synthetic, num_classes: 12, image_size: 8, synthetic_images: 64}
 train: {batch_size: 4, steps: 2, matmul_seconds: 0}
 tracking: {enabled: false}
 """
+
+
+@pytest.mark.parametrize(
+    ("missing", "nearest"),
+    [
+        ("experiments/lab/data_paralel.yaml", "experiments/lab/data_parallel.yaml"),
+        ("experiment/laab/data_parallel.yml", "experiments/lab/data_parallel.yaml"),
+        ("experiments/lab/ceiling", "experiments/lab/ceiling.yaml"),
+        ("experiments/lab/../lab/ceilings.yaml", "experiments/lab/../lab/ceiling.yaml"),
+        ("experiments/lab/none.yaml", None),
+        ("experiments/laab", None),
+        ("none/lab/ceiling.yaml", None),
+        ("experiments/lab/ceiling.yaml/x", None),
+    ],
+)
+def test_the_nearest_file_is_found_name_by_name(
+    missing: str, nearest: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "experiments" / "lab"
+    folder.mkdir(parents=True)
+    for name in ("data_parallel.yaml", "data_parallel.md", "ceiling.yaml"):
+        (folder / name).touch()
+    monkeypatch.chdir(tmp_path)
+    assert nearest_file(Path(missing)) == (nearest and Path(nearest))
+    assert nearest_file(tmp_path / missing) == (nearest and tmp_path / nearest)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from harness.compare.style import (
     picture,
     plot_style,
 )
-from harness.compare.table import primary_set
+from harness.compare.table import SPREAD, primary_set
 from harness.compare.wording import without_result
 from harness.tracking.results import PRIMARY, Target, Variant, baseline_of, target_of
 from harness.tracking.study import Study
@@ -89,14 +89,16 @@ def target_seconds(variant: Variant, target: Target | None) -> list[float] | Non
     return reached if len(reached) == len(found) else None
 
 
-def say(study: Study, target: float | None = None) -> MarkdownText:
+def describe(study: Study, target: float | None = None) -> MarkdownText:
     """The target, and each variant's final accuracy and time to the target, as Markdown."""
     variants = study.variants
     baseline = baseline_of(variants)
     goal = target_of(baseline, target)
     if goal is None:
         return MarkdownText(f"* `{baseline.name}` learned nothing, so there is no target")
-    lines = [f"* the target is top-1 of {goal.told}"]
+    lines = [f"* the target is top-1 of {goal.text}"]
+    if any(len(variant.summaries) > 1 for variant in variants):
+        lines.append(f"* {SPREAD}")
     own = target_seconds(baseline, goal)
     for variant in variants:
         ends = [100 * run.final[PRIMARY] for run in variant.summaries if PRIMARY in run.final]
@@ -104,12 +106,12 @@ def say(study: Study, target: float | None = None) -> MarkdownText:
             why = NOT_EVALUATED if variant.summaries else without_result(variant)
             lines.append(f"* `{variant.name}`: {why}")
             continue
-        line = f"* `{variant.name}` ends at {_told(ends, 2, '%')}"
+        line = f"* `{variant.name}` ends at {_mean(ends, 2, '%')}"
         seconds = target_seconds(variant, goal)
         if seconds is None:
             line += " and does not reach the target with every seed"
         else:
-            line += f" and reaches the target in {_told(seconds, 1, 's')}"
+            line += f" and reaches the target in {_mean(seconds, 1, 's')}"
             if own and variant is not baseline:
                 line += f", {mean(seconds) / mean(own):.2f}x the time of `{baseline.name}`"
         lines.append(line)
@@ -125,7 +127,7 @@ def _missed(variant: Variant, target: Target | None) -> str:
     return f"reached in {len(reached)} of {len(variant.summaries)}"
 
 
-def _told(values: Sequence[float], digits: int, unit: str) -> str:
+def _mean(values: Sequence[float], digits: int, unit: str) -> str:
     found = mean_interval(values)
     spread = "" if math.isnan(found.half) else f" \N{PLUS-MINUS SIGN} {found.half:.{digits}f}"
     return f"{found.estimate:.{digits}f}{spread} {unit}"
@@ -165,7 +167,7 @@ def _draw_target_times(
         axes.barh(number, middle, height=0.6, **bar(found[variant.name]))
         if not math.isnan(half):
             axes.errorbar(middle, number, xerr=half, color="black", capsize=4, linewidth=1.2)
-        labels.append((middle + (0.0 if math.isnan(half) else half), _told(seconds, 1, "s")))
+        labels.append((middle + (0.0 if math.isnan(half) else half), _mean(seconds, 1, "s")))
         longest = max(longest, labels[-1][0])
     longest = longest or 1.0
     for number, (end, label) in enumerate(labels):

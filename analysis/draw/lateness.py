@@ -162,7 +162,7 @@ def _draw_leads(axes: Axes, found: pd.DataFrame) -> None:
     axes.grid(visible=False)
 
 
-def say(tables: str | Path, images: Mapping[str, float]) -> MarkdownText:
+def describe(tables: str | Path, images: Mapping[str, float]) -> MarkdownText:
     """A Markdown table of the best late variant against the best synchronous one on each link."""
     lines = [
         "| classes | link | data_parallel loses | best late | best synchronous | speed-up |",

@@ -54,7 +54,7 @@ def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def say(study: Study) -> MarkdownText:
+def describe(study: Study) -> MarkdownText:
     """The fraction of a step that each variant waits, and where, as Markdown."""
     lines = []
     for variant in study.variants:

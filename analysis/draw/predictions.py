@@ -52,7 +52,7 @@ def draw(found: pd.DataFrame) -> Picture:
     return figure
 
 
-def say(found: pd.DataFrame) -> MarkdownText:
+def describe(found: pd.DataFrame) -> MarkdownText:
     """The median and the largest error."""
     errors = found["error"].abs()
     return MarkdownText(

@@ -143,7 +143,7 @@ def _elsewhere(over: str) -> str:
     return ", ".join(text for name, text in fixed.items() if name != over)
 
 
-def say(frame: pd.DataFrame) -> MarkdownText:
+def describe(frame: pd.DataFrame) -> MarkdownText:
     """The fastest variants, how often and by how much they lead, and what does not fit."""
     lines = []
     for ranks in MAPS:

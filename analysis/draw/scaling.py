@@ -119,7 +119,7 @@ def series(frame: pd.DataFrame, over: str) -> pd.DataFrame:
     return frame[keys == values.idxmax()].drop_duplicates(["variant", over])
 
 
-def say(tables: str | Path, study: Study) -> MarkdownText:
+def describe(tables: str | Path, study: Study) -> MarkdownText:
     """The fastest variant under each condition, and the errors of predictions, as Markdown."""
     frame = numbers(tables)
     lines = []

@@ -81,7 +81,7 @@ def points(study: Study) -> tuple[Point, ...]:
     return tuple(_point(run, dynamics) for run, dynamics in found if dynamics is not None)
 
 
-def say(study: Study) -> MarkdownText:
+def describe(study: Study) -> MarkdownText:
     """Each run's distance from its limit and its final loss, as Markdown."""
     lines = []
     for each in points(study):

@@ -60,7 +60,7 @@ def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def say(study: Study) -> MarkdownText:
+def describe(study: Study) -> MarkdownText:
     """How far counts and formula differ, and who sends most and least, as Markdown."""
     frame = numbers(study.variants)
     apart = (frame["counted_window"] / frame["formula_window"] - 1).abs().max()

@@ -109,7 +109,7 @@ def means(by_node: Mapping[int, Node]) -> tuple[float, float]:
     return (mean(counter) if counter else nothing), (mean(computed) if computed else nothing)
 
 
-def say(study: Study) -> MarkdownText:
+def describe(study: Study) -> MarkdownText:
     """Mean counter and computed fraction of each variant, as Markdown."""
     lines = []
     for run in _first_runs(study):

@@ -1,13 +1,11 @@
 """What runs must have in common for their times and accuracies to be compared."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from harness.compare.levers import BOOKKEEPING
 from harness.config import Config
 from harness.errors import UserError
-
-if TYPE_CHECKING:
-    from harness.tracking.recorded import RecordedRun
+from harness.tracking.recorded import CHOSEN, RecordedRun
 
 SAME_IMAGES = (
     *("dataset", "num_classes", "root", "image_size"),
@@ -27,8 +25,9 @@ def check_same_images(first: Config, other: Config) -> None:
             )
 
 
-def check_comparable(runs: Sequence["RecordedRun"]) -> None:
-    """Raises UserError if runs of a recorded study differ in ranks, nodes or images."""
+def check_comparable(runs: Sequence[RecordedRun]) -> None:
+    """Raises UserError if runs of a recorded study differ in ranks, nodes or images, or runs of one
+    variant in any other setting that their experiment gives."""
     ended = [(run, run.summary) for run in runs if run.summary is not None]
     for run, summary in ended[1:]:
         first, whole = ended[0]
@@ -40,3 +39,15 @@ def check_comparable(runs: Sequence["RecordedRun"]) -> None:
                 f"its own"
             )
         check_same_images(first.config, run.config)
+        _check_repeats(next(each for each, _ in ended if each.name == run.name), run)
+
+
+def _check_repeats(first: RecordedRun, run: RecordedRun) -> None:
+    here, there = first.config.alike(), run.config.alike()
+    for key, value in here.items():
+        if value != there[key] and key not in CHOSEN and not key.startswith(BOOKKEEPING):
+            raise UserError(
+                f"{run.name} ran with {key}={value} with seed {first.seed} and with {there[key]} "
+                f"with seed {run.seed}: its runs are not repeats of one experiment; train its "
+                f"seeds with the same settings, or in a --study of their own"
+            )

@@ -17,7 +17,7 @@ from harness.compare.verdict import Verdict, judge
 from harness.config import TrackingConfig
 from harness.errors import RunFailed
 from harness.tracking.comparison_files import ComparisonFiles
-from harness.tracking.connection import in_short
+from harness.tracking.connection import short_reason
 from harness.tracking.failure import write_failures
 from harness.tracking.record import record, way_to_see
 from harness.tracking.results import Results, Target, Terms, Variant, baseline_of, target_of
@@ -60,7 +60,7 @@ class Conclusion:
         """The comparison as text for a terminal."""
         parts = [as_text(self.frame, self.baseline, self.target)]
         if self.scored is not None:
-            meant = as_paragraphs([scores_meaning(self.results.foretold)])
+            meant = as_paragraphs([scores_meaning(self.results.predicted_before)])
             parts.append(f"{aligned(score_cells(self.scored))}\n{meant}")
         if self.ladder is not None:
             parts.append(ladder_text.as_text(self.ladder))
@@ -72,11 +72,11 @@ class Conclusion:
     def markdown(self) -> str:
         """The comparison as a Markdown page."""
         first, *rivals = sentences(self.verdict)
-        said = [f"**{first}**", "\n".join(f"* {each}" for each in rivals)]
-        parts = [f"# {self.results.title}", *filter(None, said)]
+        lines = [f"**{first}**", "\n".join(f"* {each}" for each in rivals)]
+        parts = [f"# {self.results.title}", *filter(None, lines)]
         parts.append(as_markdown(self.frame, self.baseline, self.target))
         if self.scored is not None:
-            meant = scores_meaning(self.results.foretold)
+            meant = scores_meaning(self.results.predicted_before)
             parts.append(f"{piped(score_cells(self.scored))}\n\n* {meant}")
         parts.append("\n".join(f"* {each}" for each in self._meaning))
         if self.ladder is not None:
@@ -109,7 +109,7 @@ class Conclusion:
 def conclude(results: Results, terms: Terms, folder: Path, tracking: TrackingConfig | None) -> None:
     """Prints the comparison, writes its files into `folder`, and logs them to MLflow.
 
-    `tracking` says where MLflow is; with None, nothing is logged. Raises RunFailed if the files
+    `tracking`: where MLflow is; with None, nothing is logged. Raises RunFailed if the files
     cannot be written.
     """
     found = Conclusion.of(results, terms)
@@ -134,7 +134,7 @@ def _log(tracking: TrackingConfig, found: Conclusion, files: ComparisonFiles) ->
             tracking, results.study, found.frame, files, failures=len(results.failures)
         )
     except Exception as error:  # the table is already printed and written: MLflow is optional
-        reason = in_short(error)
+        reason = short_reason(error)
         print(
             f"warning: the comparison was not logged to MLflow: {reason}",
             file=sys.stderr,

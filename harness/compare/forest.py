@@ -47,7 +47,7 @@ def _draw(axes: Axes, verdict: Verdict, question: Question, none: float) -> None
     for row, rival in enumerate(verdict.rivals):
         finding = verdict.of(rival.name, question)
         if finding is None:
-            _say(axes, row, _why_not(verdict, question, rival))
+            _write(axes, row, _why_not(verdict, question, rival))
             continue
         reach += _draw_row(axes, finding, row, found[rival.name].colour)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -81,7 +81,7 @@ def _why_not(verdict: Verdict, question: Question, rival: Variant) -> str:
     return "not compared"
 
 
-def _say(axes: Axes, row: int, text: str) -> None:
+def _write(axes: Axes, row: int, text: str) -> None:
     middle = axes.get_yaxis_transform()
     axes.text(0.5, row, text, transform=middle, ha="center", va="center", color="#444444")
 

@@ -36,14 +36,14 @@ def reopen(
 ) -> int:
     """Compares a recorded study and returns the exit code.
 
-    `predictions`, if any, replace those of the study; `recorded` says whether to log the comparison
-    to MLflow. Raises UserError for a study that cannot be read.
+    `predictions`, if any, replace those of the study; `recorded`: the comparison is logged to
+    MLflow. Raises UserError for a study that cannot be read.
     """
-    asked = tracking_in(source.uri, source.experiment)
-    study = read_study(store_uri(asked), source.study, source.experiment)
+    tracking = tracking_in(source.uri, source.experiment)
+    study = read_study(store_uri(tracking), source.study, source.experiment)
     results = study.results
     if predictions:
-        results = replace(results, predictions=predictions, foretold=False)
+        results = replace(results, predictions=predictions, predicted_before=False)
     check_comparable(study.runs)
     terms.check([variant.name for variant in results.variants])
     if not any(variant.summaries for variant in results.variants):

@@ -40,7 +40,7 @@ def read(folder: str) -> Ladder:
     return found
 
 
-def say(ladder: Ladder) -> MarkdownText:
+def describe(ladder: Ladder) -> MarkdownText:
     """The ladder's table and notes as Markdown."""
     return MarkdownText(as_markdown(ladder))
 
@@ -91,7 +91,7 @@ class _Step:
 
 
 def _draw_steps(axes: Axes, steps: Sequence[_Step], falls: bool = False) -> None:
-    """Draws all rungs; `falls` says that smaller values are better."""
+    """Draws all rungs; `falls`: smaller values are better."""
     drawn = [each.value for each in steps if each.has_value]
     if not drawn:
         draw_placeholder(axes, "not reached by any rung" if falls else "no speed was measured")

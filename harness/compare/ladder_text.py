@@ -7,7 +7,7 @@ from harness.compare.intervals import FEWEST_PAIRS, Difference, Interval
 from harness.compare.ladder import Ladder, Rung, Worth
 from harness.compare.levers import Lever
 from harness.compare.sentences import as_paragraphs
-from harness.compare.table import aligned, piped
+from harness.compare.table import SPREAD, aligned, piped
 from harness.compare.wording import format_ratio, joined, too_few
 
 TITLE = "The ladder: what each lever is worth"
@@ -106,6 +106,8 @@ def ladder_notes(ladder: Ladder) -> list[str]:
             f"Apart from levers, the rungs differ in {', '.join(ladder.differs)}: the ratios "
             f"include the effect of that"
         )
+    if not all(math.isnan(rung.images_per_second.half) for rung in ladder.rungs):
+        found.append(SPREAD)
     pairs = ladder.fewest_pairs
     if pairs < FEWEST_PAIRS:
         found.append(

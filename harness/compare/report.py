@@ -31,7 +31,7 @@ READING = (
     "number of rivals, but the verdict is: better or worse requires that the bar excludes the "
     "central line and that the corrected p is below 0.05. A hollow dot has too few seeds for a "
     "bar.",
-    "Waiting is time in which a rank stands still for others. Communication that is hidden behind "
+    "Waiting is time in which a rank only waits for others. Communication that is hidden behind "
     "computing is not waiting.",
 )
 IN_TURN = (
@@ -67,7 +67,7 @@ def write_report(
     measured = [*in_turn, results.timing or CLOCKED, *MEASURED]
     body = [
         f'<header><h1>{escape(title)}</h1><p class="about">{escape(_about(results))}</p></header>',
-        *_said(verdict, colours),
+        *_verdict(verdict, colours),
         *_pictures(results, verdict),
         *([] if ladder is None else _ladder(ladder)),
         *_numbers(results, frame, verdict, scored, colours),
@@ -100,7 +100,7 @@ def _about(results: Results) -> str:
     return " · ".join([*parts, f"{config.num_classes:,} classes of {config.dataset}"])
 
 
-def _said(verdict: Verdict, colours: Mapping[str, str]) -> list[str]:
+def _verdict(verdict: Verdict, colours: Mapping[str, str]) -> list[str]:
     lines = [
         f'<li style="--colour:{colours[each.variant]}">'
         f"<b>{escape(each.variant)}: {escape(each.head)}</b>. {escape(each.why)}</li>"
@@ -158,13 +158,12 @@ def _numbers(
     colours: dict[str, str],
 ) -> list[str]:
     speed, waits, accuracy = cell_blocks(frame)
-    said = notes(frame, verdict.baseline, verdict.target)
     found = ["<h2>Accuracy and time to it</h2>", table(accuracy, colours)]
     found += ["<h2>Speed, and where a step's time goes</h2>", table(speed, colours)]
-    found += [table(waits, colours), items(said, "notes")]
+    found += [table(waits, colours), items(notes(frame, verdict.baseline, verdict.target), "notes")]
     if scored is not None:
         found += ["<h2>Predictions and measurements</h2>", table(score_cells(scored), colours)]
-        found.append(items([scores_meaning(results.foretold)], "notes"))
+        found.append(items([scores_meaning(results.predicted_before)], "notes"))
     if len(verdict.frame):
         found += ["<h2>Tests</h2>", table(_tests(verdict), colours)]
         found.append(items(meaning(verdict), "notes"))

@@ -12,7 +12,7 @@ from harness.config import Config, load
 from harness.config.layers import override_of
 from harness.errors import UserError
 from harness.launch.environment import withheld
-from harness.launch.hosts import parse_hosts, topology_of
+from harness.launch.hosts import hosts_or_local, parse_hosts, topology_of
 from harness.launch.launch import Outcome
 from harness.launch.training import launch_training, train_command
 from harness.parallel.topology import check_classes
@@ -27,7 +27,7 @@ from harness.tracking.record import record_predictions
 from harness.tracking.recorded import RecordedRun, environments_of, variants_of
 from harness.tracking.results import Results, Terms
 from harness.tracking.run_folder import RunFolder
-from harness.tracking.study import foretold_of
+from harness.tracking.study import predictions_of
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def compare(
         variants_of(runs, planned=plan.variants),
         environments_of(runs),
         predictions,
-        foretold=before_runs,
+        predicted_before=before_runs,
         in_turn=True,
         failures=tuple(failures),
     )
@@ -126,7 +126,7 @@ def make_plan(
     if seeds < 1 or np < 1:
         raise UserError(f"found --seeds {seeds}, --np {np}; give at least one of each")
     configs = tuple(load(path, experiments.overrides) for path in paths)
-    where = ranks.hosts or f"localhost:{np}"
+    where = hosts_or_local(ranks.hosts, np)
     _check(configs, np, where)
     time = now()
     study = study or configs[0].tracking.study or f"study-{time}"
@@ -175,13 +175,13 @@ def _predictions(plan: Plan, given: tuple[Prediction, ...]) -> tuple[tuple[Predi
         return given, bool(given)
     if given:
         record_predictions(tracking, plan.study, given)
-    found, before = foretold_of(store_uri(tracking), plan.study, tracking.experiment)
+    found, before = predictions_of(store_uri(tracking), plan.study, tracking.experiment)
     return given or found, before and given in ((), found)
 
 
 def _announce(plan: Plan) -> None:
     variants, seeds = len(plan.variants), len(plan.trials) // len(plan.variants)
-    _say(
+    _print(
         f"study {plan.study}: {len(plan.trials)} run{'s' * (len(plan.trials) > 1)} "
         f"({variants} variant{'s' * (variants > 1)}, {seeds} seed{'s' * (seeds > 1)}) of "
         f"{plan.ranks} rank{'s' * (plan.ranks > 1)} on {plan.hosts}, into {plan.folder}"
@@ -189,9 +189,9 @@ def _announce(plan: Plan) -> None:
     lengths = {config.name: _length(config, plan.ranks) for config in plan.variants}
     if len(set(lengths.values())) > 1:
         each = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        _say(f"warning: the variants do not see the same number of images: {each}")
+        _print(f"warning: the variants do not see the same number of images: {each}")
     for line in withheld(plan.variants[0]):
-        _say(line)
+        _print(line)
 
 
 def _length(config: Config, ranks: int) -> str:
@@ -208,7 +208,7 @@ def _run_all(plan: Plan) -> tuple[list[RecordedRun], list[Failure], int]:
     failures: list[Failure] = []
     code = 0
     for number, trial in enumerate(plan.trials, start=1):
-        _say(f"\n[{number}/{len(plan.trials)}] {trial.config.name}, seed {trial.config.seed}")
+        _print(f"\n[{number}/{len(plan.trials)}] {trial.config.name}, seed {trial.config.seed}")
         outcome = _run(plan, trial)
         runs.append(_recorded(trial, outcome))
         if outcome.exit_code == 0:
@@ -216,7 +216,7 @@ def _run_all(plan: Plan) -> tuple[list[RecordedRun], list[Failure], int]:
         failures.append(Failure(config=trial.config, reason=outcome.reason))
         code = max(code, outcome.exit_code)
         if outcome.stopped or outcome.exit_code == 2:
-            _say("the study stops here")
+            _print("the study stops here")
             break
     return runs, failures, code
 
@@ -239,10 +239,10 @@ def _run(plan: Plan, trial: Trial) -> Outcome:
     log = plan.folder / f"{trial.folder.name}.log"
     outcome = launch_training(command, trial.config, trial.folder, plan.ranks, plan.hosts, log)
     if outcome.exit_code:
-        _say(outcome.reason)
-        _say(f"output of all ranks: {log}")
+        _print(outcome.reason)
+        _print(f"output of all ranks: {log}")
     return outcome
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

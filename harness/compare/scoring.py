@@ -15,7 +15,7 @@ HEADS = ("step ms", "images/s", "wait ms", "MB/step")
 
 
 def scores_meaning(before_runs: bool) -> str:
-    """Explains the columns; `before_runs` says whether predictions surely precede the runs."""
+    """Explains the columns; `before_runs`: the predictions are known to precede the runs."""
     when = "before the runs" if before_runs else "(possibly after the runs)"
     return (
         f"predicted {when}, measured, and the error of the prediction in % of the measurement; "

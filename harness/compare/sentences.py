@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.compare.intervals import FEWEST_PAIRS
+from harness.compare.intervals import FEWEST_PAIRS, Interval
 from harness.compare.verdict import (
     ACCURACY,
     SECONDS,
@@ -53,6 +53,7 @@ COUNTS = {_B: "more images/s", _S: "equal images/s", _W: "fewer images/s"}
 ENDS = {_B: "more accurate", _S: "equally accurate", _W: "less accurate"}
 """Headlines without times to the target, because more images/s alone are not an improvement."""
 WIDTH = 118
+"""Assumed width of a terminal."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,8 @@ def _to_target(verdict: Verdict, rival: Variant) -> str:
         )
     apart = faster_or_slower(finding.interval.estimate)
     if finding.judged is Judgement.OPEN:
-        one_side = (finding.interval.low - 1) * (finding.interval.high - 1) > 0
-        hidden = possible_range(finding) + _among(verdict, finding, one_side)
+        among = _among(verdict, finding, _excludes_one(finding.interval))
+        hidden = possible_range(finding) + among
         return f"reaches {goal} at a time not distinguishable from {baseline}'s ({hidden})"
     if finding.judged is Judgement.SAME:
         return f"reaches {goal} as fast as {baseline} ({possible_range(finding)})"
@@ -180,17 +181,24 @@ def _among(verdict: Verdict, finding: Finding, one_side: bool) -> str:
     return f", not significant: {format_p(finding.p)} corrected for {len(verdict.rivals)} rivals"
 
 
+def _excludes_one(interval: Interval) -> bool:
+    return (interval.low - 1) * (interval.high - 1) > 0
+
+
 def _throughput(verdict: Verdict, rival: Variant) -> str:
     finding = verdict.of(rival.name, THROUGHPUT)
     if finding is None:
         return ""
-    text = f"has {times(finding.interval.estimate)} the images/s"
     interval = finding.interval
-    if finding.judged is not Judgement.UNTESTED:
-        text += f" (95% CI {format_ratio(interval.low)}-{format_ratio(interval.high)}"
-        decided = finding.judged in (Judgement.BETTER, Judgement.WORSE)
-        text += f", {format_p(finding.p)})" if decided else ")"
-    return text
+    text = f"has {times(interval.estimate)} the images/s"
+    if finding.judged is Judgement.UNTESTED:
+        return text
+    spread = f"95% CI {format_ratio(interval.low)}-{format_ratio(interval.high)}"
+    if finding.judged in (Judgement.BETTER, Judgement.WORSE):
+        spread += f", {format_p(finding.p)}"
+    if finding.judged is Judgement.OPEN:
+        spread += _among(verdict, finding, _excludes_one(interval))
+    return f"{text} ({spread})"
 
 
 def meaning(verdict: Verdict) -> list[str]:
@@ -202,7 +210,18 @@ def meaning(verdict: Verdict) -> list[str]:
         f"{ACCURACY.margin:g} points of accuracy"
     ]
     if len(verdict.rivals) > 1:
-        found.append(f"p is corrected for {len(verdict.rivals)} rivals (Holm)")
+        found.append(
+            f"p of a comparison with {verdict.baseline.name} is corrected for "
+            f"{len(verdict.rivals)} rivals (Holm). Its interval is not, so p may be above 0.05 "
+            f"where the interval excludes equality. A winner's p needs no correction, because a "
+            f"winner must be ahead of every other variant with p below 0.05"
+        )
+    found += [
+        f"the runs of {each.name} chose different values of {', '.join(each.mixed)}: its means are "
+        f"over all of them, and its settings are shown as its first run had them"
+        for each in verdict.variants
+        if each.mixed
+    ]
     runs = [run for each in verdict.variants for run in each.summaries]
     grain = accuracy_grain(runs)
     if grain:

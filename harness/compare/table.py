@@ -7,15 +7,26 @@ from statistics import mean, stdev
 import pandas as pd
 
 from harness.compare.intervals import mean_interval
+from harness.compare.sentences import WIDTH, as_paragraphs
 from harness.compare.waits import WAITS, wait_ms, wait_percent, waits_measured
 from harness.config import Config
 from harness.measure.phase import Phase
 from harness.measure.summary import RunSummary
 from harness.tracking.results import PRIMARY, Target, Variant
 
-COLUMNS = 118
-"""Assumed width of a terminal."""
 PHASES = tuple(phase.value for phase in Phase)
+LEGEND = (
+    "columns, ms per step (one window), means over ranks. data: fetching images; fwd, bwd: forward "
+    "and backward pass; slice, node, exch: waiting for the slice group, inside the node, for the "
+    "exchange; optim: optimizer; other: the rest; wait = slice + node + exch",
+    "MB/step: sent by one node. Columns named after validation sets: final top-1. to target s, "
+    "training s: seconds of training until the target, and in all. img/step: images of all ranks "
+    "in a step",
+)
+"""What the columns mean."""
+SPREAD = (
+    "\N{PLUS-MINUS SIGN}: half of the 95% confidence interval of the mean over seeds (Student's t)"
+)
 
 Measure = Callable[[RunSummary], float]
 
@@ -123,7 +134,7 @@ def top1_columns(frame: pd.DataFrame) -> list[str]:
 def as_text(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> str:
     """The table as text: blocks that fit a terminal, then notes on how to read them."""
     blocks = [aligned(cells) for cells in cell_blocks(frame)]
-    return "\n\n".join([*blocks, "\n".join(notes(frame, baseline, target))])
+    return "\n\n".join([*blocks, as_paragraphs(notes(frame, baseline, target))])
 
 
 def as_markdown(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> str:
@@ -142,24 +153,19 @@ def piped(cells: Sequence[Sequence[str]]) -> str:
 def notes(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> list[str]:
     """Notes that a reader needs to understand the numbers."""
     found = [
-        f"baseline: {baseline.name}; a ratio above 1 is faster. Times are ms per step (one "
-        f"window), means over ranks",
-        "wait = slice + node + exch: waiting for other ranks. MB/step: sent by one node. "
-        "Accuracy: final top-1",
+        f"baseline: {baseline.name}; ratio: to its images/s, and how much sooner a variant is at "
+        f"the target; above 1 is faster",
+        *LEGEND,
     ]
     if target is None:
         found.append(f"no target accuracy: {baseline.name} learned nothing; set one with --target")
     else:
         set_name = _set_name((top1_columns(frame) or [PRIMARY])[0])
-        found.append(f"target: top-1 of {target.told}, on {set_name}")
+        found.append(f"target: top-1 of {target.text}, on {set_name}")
         if (frame["reached"] < frame["runs"]).any():
             found.append("'1 of 3' to target: 1 of 3 runs reached it, so there is no mean time")
     found += _caveats(frame)
-    if frame["runs"].max() > 1:
-        found.append(
-            "mean \N{PLUS-MINUS SIGN} half of its 95% confidence interval over seeds (Student's t)"
-        )
-    return found
+    return found + ([SPREAD] if frame["runs"].max() > 1 else [])
 
 
 def _caveats(frame: pd.DataFrame) -> list[str]:
@@ -266,7 +272,7 @@ def _runs(row: "pd.Series[float]", name: str) -> str:
 def aligned(rows: list[list[str]]) -> str:
     """A text table: the first column aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    gap = "  " if sum(widths) + 2 * len(widths) <= COLUMNS else " "
+    gap = "  " if sum(widths) + 2 * len(widths) <= WIDTH else " "
     return "\n".join(
         gap.join(
             cell.ljust(width) if number == 0 else cell.rjust(width)

@@ -64,7 +64,7 @@ def possible_range(finding: Finding) -> str:
     """The differences in time that the interval does not exclude."""
     low, high = finding.interval.low, finding.interval.high
     if finding.judged is Judgement.SAME:
-        return f"within \N{PLUS-MINUS SIGN}{100 * _furthest(finding.interval):.1f}%"
+        return f"95% CI within {100 * _furthest(finding.interval):.1f}% either way"
     return f"95% CI {faster_or_slower(low)} to {faster_or_slower(high)}"
 
 

@@ -164,7 +164,7 @@ class _References:
             return found[0][1:]
         value = self._named(found, place, under_way)
         if not isinstance(value, str):
-            raise UserError(f"{place}: {found[0]} is no text; let it be the whole value")
+            raise UserError(f"{place}: {found[0]} is not a text; make it the whole value")
         return value
 
     def _named(self, found: "re.Match[str]", place: str, under_way: tuple[str, ...]) -> Any:

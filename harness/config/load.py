@@ -16,6 +16,8 @@ from harness.paths import expanded
 
 ALTERNATIVES = (("train", "steps", "epochs"), ("exchange", "pieces", "max_pieces"))
 """A section and two of its keys; either one replaces the other if that comes from a lower layer."""
+OF_CLUSTERS = "product_flop_per_second"
+"""A key that the file of every cluster has."""
 DATE = re.compile(r"\d{4}-\d\d?-\d\d?")
 """Start of a text that other YAML readers take for a date, and write in another way."""
 
@@ -65,6 +67,11 @@ def load_resolved(path: Path) -> Config:
 
 def _read(path: Path, seen: tuple[Path, ...]) -> Given:
     given = read_yaml(path, "experiment")
+    if OF_CLUSTERS in given:
+        raise UserError(
+            f"{path} describes a cluster, not an experiment; give it as --cluster of harness plan, "
+            f"and name an experiment, such as experiments/lab/data_parallel.yaml"
+        )
     base, place = given.pop("base", None), given.places.get("base")
     if base is None or is_null(base):
         return given

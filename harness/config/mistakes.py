@@ -3,14 +3,13 @@
 import difflib
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from harness.config.section import Slot, is_section, keys_of, kinds_of, slot_at
-from harness.config.yaml_files import Given, read_yaml
+from harness.config.yaml_files import Given
 from harness.errors import UserError
 from harness.measure.redaction import masked
 
@@ -19,13 +18,23 @@ LONGEST_SHOWN = 60
 MOST_PROBLEMS = 6
 """Most problems in one message."""
 WORDS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "below"}
+PASSES = "exchange.backward_passes_per_step"
+OTHER_NAMES = {
+    "k": PASSES,
+    "passes": PASSES,
+    "micro_batch": PASSES,
+    "micro_batches": PASSES,
+    "accumulation": PASSES,
+    "bits": "exchange.compression",
+    "wire": "exchange.compression",
+    "d": "exchange.delay",
+    "rank": "exchange.powersgd_rank",
+    "learning_rate": "optimizer.lr",
+    "model": "backbone.name",
+}
+"""Letters and words that people use for a setting, and that are not similar to its key."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
-
-
-def read_model(path: Path, model: type[_Model], what: str) -> _Model:
-    """The model in a YAML file, which messages call `what`. Raises UserError."""
-    return validated(model, read_yaml(path, what), str(path))
 
 
 def validated(model: type[_Model], given: Mapping[str, Any], source: str) -> _Model:
@@ -52,7 +61,9 @@ def _explain(model: type[BaseModel], given: Any, source: str, problem: Any) -> s
         nearest = _nearest(model, raw)
         if len(path) < len(nearest.split(".")) and nearest == raw:
             section, _, name = key.partition(".")
-            return f"{place}: {key} is no key; write it in its section, {section}: {{{name}: ...}}"
+            return (
+                f"{place}: {key} is not a key; write it in its section, {section}: {{{name}: ...}}"
+            )
         return (
             f"{place}: unknown key {key}; the nearest known key is {nearest}; use that, or leave "
             f"it out"
@@ -168,11 +179,14 @@ def _listed(choices: tuple[Any, ...]) -> str:
 
 def _nearest(model: type[BaseModel], key: str) -> str:
     """The most similar key; the same last word in another section makes keys very similar."""
-    wanted = key.lower()
+    wanted, keys = key.lower(), list(keys_of(model))
+    other = OTHER_NAMES.get(wanted.rpartition(".")[2])
+    if other in keys:
+        return other
 
     def likeness(known: str) -> float:
         last = difflib.SequenceMatcher(None, wanted.split(".")[-1], known.split(".")[-1]).ratio()
         whole = difflib.SequenceMatcher(None, wanted, known).ratio()
         return max(whole, 0.95 * last)
 
-    return max(keys_of(model), key=likeness)
+    return max(keys, key=likeness)

@@ -75,7 +75,7 @@ def typed(kind: Any, value: Any) -> Any:
     if is_section(wanted) and isinstance(value, Plain) and not value:
         return {}  # all of its keys are commented out
     if wanted is str and not _encodable(value):
-        raise ValueError("it is no UTF-8; write it in another way")
+        raise ValueError("it is not UTF-8; write it in another way")
     return str(value)
 
 

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import yaml
 
 from harness.errors import UserError
+from harness.paths import nearest_file
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MOST_BYTES = 1 << 20
@@ -83,7 +84,11 @@ def read_text(path: Path, what: str, most_bytes: int = MOST_BYTES) -> str:
         ) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"cannot read the {what} {path}: {reason}; correct the path") from error
+        near = nearest_file(path) if isinstance(error, FileNotFoundError) else None
+        advice = f"the nearest file is {near}; use that, or correct the path"
+        raise UserError(
+            f"cannot read the {what} {path}: {reason}; {advice if near else 'correct the path'}"
+        ) from error
 
 
 def parse_yaml(text: str, source: str, lines: bool = True) -> Any:
@@ -179,7 +184,7 @@ class _Builder:
     def _key(self, event: Any, depth: int) -> str:
         key = self._value(event, depth + 1)
         if not isinstance(key, str) or is_null(key):
-            found = (key or "nothing") if isinstance(key, str) else "no text"
+            found = (key or "nothing") if isinstance(key, str) else "not a text"
             self._refuse(event, f"a key is {found}", "write a name before the colon")
         return key
 

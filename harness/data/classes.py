@@ -1,4 +1,4 @@
-"""Checks the class folders of train/ and val/: both the same, and as many as the config says."""
+"""Checks the class folders of train/ and val/: both the same, and as many as configured."""
 
 import os
 import unicodedata

@@ -18,7 +18,7 @@ from harness.data.augment import CropAndFlip
 from harness.data.classes import PARTS, common_classes
 from harness.data.images import Dataset, Part
 from harness.data.pixels import Undecodable, middle_square
-from harness.data.tree import ImageTree, in_words, shown
+from harness.data.tree import ImageTree, format_counts, shown
 from harness.errors import UserError
 
 CHANNELS = 3
@@ -48,7 +48,7 @@ def open_image_folder(config: DataConfig) -> Dataset:
         augment=CropAndFlip(config.augment),
         class_names=tuple(map(shown, classes)),
         notes=tuple(
-            f"left out of {root / part}: {in_words(found)}"
+            f"left out of {root / part}: {format_counts(found)}"
             for part, found in left_out.items()
             if found
         ),

@@ -88,7 +88,7 @@ class ArraySource:
     ) -> None:
         """`images` uint8 [N, channels, height, width], `labels` int64 [N].
 
-        `parts` says what they were made from, if that is known without reading all of them.
+        `parts`: what they were made from, if that is known without reading all of them.
         """
         if len(images) != len(labels):
             raise ValueError(f"{len(images)} images have {len(labels)} labels")

@@ -18,7 +18,7 @@ def stamp(*parts: bytes) -> int:
 class Record:
     """Stamps that outlive the run. Damage to the file only makes it forget some.
 
-    If the folder cannot be written, `problem` says so and no error is raised.
+    If the folder cannot be written, `problem` is the reason and no error is raised.
     """
 
     def __init__(self, path: Path) -> None:

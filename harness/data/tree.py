@@ -97,7 +97,7 @@ class ImageTree:
             self._stats.extend((number, status.st_size, status.st_mtime_ns))
         self._counts.append(len(self) - before)
         if len(self) == before:
-            left = in_words(self.left_out - left_before)
+            left = format_counts(self.left_out - left_before)
             raise UserError(
                 f"{shown(folder)} has no images{f' (but {left})' if left else ''}; add some, "
                 f"named {', '.join(sorted('.' + kind.decode() for kind in SUFFIXES))}, or remove "
@@ -125,7 +125,7 @@ def shown(name: bytes) -> str:
     )
 
 
-def in_words(left_out: Counter[str]) -> str:
+def format_counts(left_out: Counter[str]) -> str:
     """E.g. `files of type .heic (12), broken links (1)`; "" if nothing was left out."""
     kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))
     if len(kinds) > KINDS_NAMED:

@@ -44,16 +44,16 @@ def demo(folder: Path | None) -> int:
     with claimed(folder, Path("runs") / SLOW / now()) as place:
         try:
             with own_lab(HOSTS, SLOTS) as hosts:
-                _say(f"two hosts of {SLOTS} ranks on this machine; all output goes to {place}\n")
-                _say("1. without a limit on the link between them")
+                _print(f"two hosts of {SLOTS} ranks on this machine; all output goes to {place}\n")
+                _print("1. without a limit on the link between them")
                 pair = BASELINE, METHOD
                 unlimited = _study(hosts, UNLIMITED, place / "unlimited", pair, SHORT)
                 link = Link.for_baseline(baseline_of(unlimited))
-                _say(f"\n2. with a limit of {link} on the link")
+                _print(f"\n2. with a limit of {link} on the link")
                 set_rate(link.rate)
                 slow = _study(hosts, SLOW, place / "slow", (BASELINE, RIVAL, METHOD))
         except NoLab as reason:
-            _say(f"cannot emulate a slow link here, so the gain over one is not shown: {reason}")
+            _print(f"cannot emulate a slow link here, so the gain over one is not shown: {reason}")
             experiments = Experiments((BASELINE, METHOD), OVERRIDES)
             return compare(experiments, Ranks(HOSTS * SLOTS, EMULATED), SLOW, Terms(), place)
         store = store_uri(tracking_in(None))
@@ -79,5 +79,5 @@ def _study(
     return variants_in(folder)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

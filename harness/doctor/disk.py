@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.config import Config
-from harness.doctor.finding import Facts, Finding, Level, in_bytes, limit_lines, listed
+from harness.doctor.finding import Facts, Finding, Level, format_bytes, limit_lines, listed
 from harness.doctor.seat import Seat
 
 CHECK = "disk"
@@ -52,7 +52,7 @@ def judge_disk(seats: Sequence[Seat], facts: Sequence[DiskFacts | None]) -> list
             least = min(least, place.free_bytes)
             faults += _faults(seat.host, place)
     where = listed(place.folder for place in facts[0].places) if facts[0] else ""
-    well = f"at least {in_bytes(least)} free on every host in {where}"
+    well = f"at least {format_bytes(least)} free on every host in {where}"
     return limit_lines(faults, Finding(check=CHECK, level="ok", found=well))
 
 
@@ -67,10 +67,12 @@ def _faults(host: str, place: Place) -> list[Finding]:
     if place.free_bytes >= place.needed_bytes + SPARE_BYTES:
         return []
     level = serious if place.free_bytes < place.needed_bytes else "warn"
-    found = f"{where} has {in_bytes(place.free_bytes)} free, but this run writes about "
+    found = f"{where} has {format_bytes(place.free_bytes)} free, but this run writes about "
     advice = f"free space, or set {key} to a folder on another disk"
     return [
-        Finding(check=CHECK, level=level, found=found + in_bytes(place.needed_bytes), advice=advice)
+        Finding(
+            check=CHECK, level=level, found=found + format_bytes(place.needed_bytes), advice=advice
+        )
     ]
 
 

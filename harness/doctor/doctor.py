@@ -29,6 +29,10 @@ from harness.tracking.connection import check_store
 
 VERDICT = "doctor: "
 """Prefix of the last line of the output."""
+ALONE = (
+    "only this process on this machine was checked; to check all ranks, their hosts and the links "
+    "between them, give them: harness doctor --hosts host1:4,host2:4"
+)
 
 
 class Report:
@@ -46,6 +50,11 @@ class Report:
         if self._prints and not self._as_json:
             for finding in findings:
                 print(finding.line(), flush=True)
+
+    def note(self, line: str) -> None:
+        """Prints a line that is no finding; JSON has none."""
+        if self._prints and not self._as_json:
+            print(line, flush=True)
 
     def figures(self, name: str, values: Sequence[Any]) -> None:
         """Takes measured values, which only the JSON output contains."""
@@ -106,6 +115,8 @@ def _examine(config: Config, is_given: bool, meeting: Meeting, report: Report) -
         report.figures("links", links)
         if first:
             report.add([_store(config.tracking)])
+        if meeting.seat.rendezvous is None:
+            report.note(ALONE)
         report.conclude()
 
 

@@ -19,7 +19,7 @@ from harness.doctor.links import (
     slow_pairs,
 )
 from harness.doctor.meeting import Meeting, own_address
-from harness.doctor.messages import in_short
+from harness.doctor.messages import short_reason
 from harness.doctor.names import NameFacts, machines_of
 from harness.doctor.need import Need
 from harness.doctor.probe import Answerer, measure, name_behind
@@ -72,7 +72,7 @@ class Examination:
                     if found != leaders[host].machine:
                         unreached[host] = f"{found} answers there"
             except (OSError, ValueError) as error:
-                unreached[host] = in_short(error)
+                unreached[host] = short_reason(error)
         return unreached
 
     def compute(self, device: torch.device) -> tuple[list[Finding], list[Speed]]:

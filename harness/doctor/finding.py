@@ -58,7 +58,7 @@ def listed(names: Iterable[object]) -> str:
     return ", ".join(str(name) for name in names)
 
 
-def in_bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes with a unit (powers of 1000) and three digits, e.g. 1.25 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 999.5:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import median
 
-from harness.doctor.finding import Facts, Finding, in_bytes, limit_lines, median_of_rest
+from harness.doctor.finding import Facts, Finding, format_bytes, limit_lines, median_of_rest
 from harness.doctor.names import hosts_of, machines_of
 from harness.doctor.seat import Seat
 
@@ -121,8 +121,8 @@ def _slow_host(host: str, seats: Sequence[Seat], links: Sequence[Link]) -> Findi
     return Finding(
         check=BETWEEN,
         level="fail",
-        found=f"the link of {host}: {in_speed(out)} out and {in_speed(into)} in; the other hosts' "
-        f"median is {in_speed(usual_out)} and {in_speed(usual_in)}"
+        found=f"the link of {host}: {format_speed(out)} out and {format_speed(into)} in; the other "
+        f"hosts' median is {format_speed(usual_out)} and {format_speed(usual_in)}"
         + (f" ({errors[0]})" if errors else ""),
         advice=f"check the cable, the port and the negotiated speed of {host}, and its load",
     )
@@ -142,7 +142,9 @@ def _slow_links(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
     for number, (source, target, rate) in enumerate(ways):
         others = median_of_rest(rates, number)
         if rate < SLOW * others:
-            faults.append(_fault(source, target, f"{in_speed(rate)}; elsewhere {in_speed(others)}"))
+            faults.append(
+                _fault(source, target, f"{format_speed(rate)}; elsewhere {format_speed(others)}")
+            )
     return faults
 
 
@@ -212,7 +214,7 @@ def figures_of(links: Sequence[Link]) -> str:
     rates = [rate for link in good for rate in (link.there, link.back)]
     late = [link.latency_seconds * 1e3 for link in good]
     return (
-        f"{len(links)} pairs, {in_speed(min(rates))} to {in_speed(max(rates))}, "
+        f"{len(links)} pairs, {format_speed(min(rates))} to {format_speed(max(rates))}, "
         f"latency {min(late):.2f} to {max(late):.2f} ms"
     )
 
@@ -221,8 +223,8 @@ def because(link: Link) -> str:
     return f" ({link.error})" if link.error else ""
 
 
-def in_speed(bytes_per_second: float) -> str:
-    return f"{in_bytes(bytes_per_second)}/s"
+def format_speed(bytes_per_second: float) -> str:
+    return f"{format_bytes(bytes_per_second)}/s"
 
 
 def judge_within(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
@@ -236,8 +238,8 @@ def judge_within(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
         Finding(
             check=INSIDE,
             level="warn",
-            found=f"inside {seats[link.source].host}: {in_speed(rates[number])}; the other hosts' "
-            f"median is {in_speed(median_of_rest(rates, number))}" + because(link),
+            found=f"inside {seats[link.source].host}: {format_speed(rates[number])}; the other "
+            f"hosts' median is {format_speed(median_of_rest(rates, number))}" + because(link),
             advice=f"check {seats[link.source].host} for other load",
         )
         for number, link in enumerate(links)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
-from harness.doctor.messages import Broken, in_short, receive, send
+from harness.doctor.messages import Broken, receive, send, short_reason
 from harness.doctor.names import interface_address
 from harness.doctor.seat import Seat
 
@@ -53,7 +53,7 @@ class Meeting:
         except (OSError, ValueError) as error:
             raise Broken(
                 f"rank {self.seat.rank} on {self.seat.host} lost the first rank at step {name!r} "
-                f"({in_short(error)})"
+                f"({short_reason(error)})"
             ) from error
 
     def _collect(self, value: Any, name: str) -> list[Any]:
@@ -62,7 +62,9 @@ class Meeting:
             try:
                 at, found = receive(self._connections[rank])
             except (OSError, ValueError) as error:
-                raise Broken(f"rank {rank} left at step {name!r} ({in_short(error)})") from error
+                raise Broken(
+                    f"rank {rank} left at step {name!r} ({short_reason(error)})"
+                ) from error
             if at != name:
                 raise Broken(f"rank {rank} is at step {at!r}, the first rank at {name!r}")
             values.append(found)
@@ -145,7 +147,7 @@ def _go(seat: Seat) -> tuple[str, dict[int, socket.socket]]:
     except OSError as error:
         raise Broken(
             f"rank {seat.rank} on {seat.host} cannot reach the first rank at {host} "
-            f"({in_short(error)}); allow all ports between hosts in the firewall"
+            f"({short_reason(error)}); allow all ports between hosts in the firewall"
         ) from error
     return token, {0: connection}
 
@@ -179,7 +181,7 @@ def _request(seat: Seat, method: str, body: bytes | None) -> tuple[int, bytes]:
     except (OSError, HTTPException) as error:
         raise Broken(
             f"rank {seat.rank} on {seat.host} cannot reach the launcher at "
-            f"{seat.rendezvous[0]} ({in_short(error)})"
+            f"{seat.rendezvous[0]} ({short_reason(error)})"
         ) from error
     finally:
         connection.close()

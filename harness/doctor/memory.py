@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from harness.doctor.finding import Facts, Finding, in_bytes, limit_lines, listed
+from harness.doctor.finding import Facts, Finding, format_bytes, limit_lines, listed
 from harness.doctor.need import Need
 from harness.doctor.seat import Seat
 
@@ -60,8 +60,8 @@ def judge_memory(
         if need is not None and fact.card_free is not None:
             where = f"the card of rank {seat.rank} on {seat.host}"
             faults += _short(where, fact.card_free, need.on_card, need)
-    well = f"{in_bytes(min(hosts))} free on every host"
-    well += f", {in_bytes(min(cards))} on every card" if cards else ""
+    well = f"{format_bytes(min(hosts))} free on every host"
+    well += f", {format_bytes(min(cards))} on every card" if cards else ""
     well += f"; a rank of this run needs {_parts(need)}" if need else ""
     return limit_lines(faults, Finding(check=CHECK, level="ok", found=well))
 
@@ -77,7 +77,7 @@ def _short(where: str, free: int, total: int, need: Need, ranks: int = 1) -> lis
             check=CHECK,
             # Activations are an estimate: only memory that is certainly taken makes this a fault.
             level="fail" if ranks * need.certain > free else "warn",
-            found=f"{where} has {in_bytes(free)} free; {each}",
+            found=f"{where} has {format_bytes(free)} free; {each}",
             advice="lower train.batch_size or exchange.delay, slice the classifier "
             "(classifier.layout=node), or free memory",
         )
@@ -86,9 +86,9 @@ def _short(where: str, free: int, total: int, need: Need, ranks: int = 1) -> lis
 
 def _parts(need: Need) -> str:
     """The total, what is held all the time, and the moments of which one at a time adds to it."""
-    stays = f"model {in_bytes(need.model)}, exchange {in_bytes(need.exchange)}"
-    moments = listed(f"{name} {in_bytes(size)}" for name, size in need.moments.items() if size)
-    return f"{in_bytes(need.total)} ({stays}; one at a time: {moments})"
+    stays = f"model {format_bytes(need.model)}, exchange {format_bytes(need.exchange)}"
+    moments = listed(f"{name} {format_bytes(size)}" for name, size in need.moments.items() if size)
+    return f"{format_bytes(need.total)} ({stays}; one at a time: {moments})"
 
 
 def _left_in_container(most: int) -> int:

@@ -39,7 +39,7 @@ def receive_exactly(connection: socket.socket, count: int) -> bytes:
     return bytes(content)
 
 
-def in_short(error: Exception) -> str:
+def short_reason(error: Exception) -> str:
     """The error as one phrase, e.g. `Connection refused`, without its number."""
     if isinstance(error, TimeoutError):
         return "timed out"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from harness.doctor.links import Link
-from harness.doctor.messages import in_short, receive, send
+from harness.doctor.messages import receive, send, short_reason
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 30.0
@@ -88,7 +88,7 @@ def measure(source: int, target: int, place: tuple[str, int], token: str, second
                 back=_rate(lambda count: _pull(connection, count), seconds),
             )
     except (OSError, ValueError) as error:
-        return Link(source=source, target=target, error=in_short(error))
+        return Link(source=source, target=target, error=short_reason(error))
 
 
 def _prepare(connection: socket.socket, seconds: float = ANSWER_SECONDS) -> None:

@@ -52,11 +52,6 @@ def put_on_bridge(ports: Iterable[str], on: bool) -> None:
             links.link("set", index=_index(links, port), master=master)
 
 
-def ports_on_bridge() -> list[str]:
-    with _netlink_in(SWITCH) as links:
-        return [each.get("ifname") for each in links.get_links(master=_index(links, BRIDGE))]
-
-
 def shape(host: LabHost, bits_per_second: float | None) -> None:
     """Limits the host's link in both directions; None lifts the limit."""
     for namespace, device in ((host.namespace, "eth0"), (SWITCH, host.name)):

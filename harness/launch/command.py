@@ -56,14 +56,14 @@ def _train(
 ) -> int:
     from harness.config import load
     from harness.launch.environment import withheld
-    from harness.launch.hosts import parse_hosts, topology_of
+    from harness.launch.hosts import hosts_or_local, parse_hosts, topology_of
     from harness.launch.launch import plan_launch
     from harness.launch.training import launch_training, train_command
     from harness.parallel.topology import check_classes
     from harness.tracking.folders import claimed, new_file, now
 
     config = load(experiment, overrides)
-    topology = topology_of(parse_hosts(parsed.hosts or f"localhost:{ranks}", ranks), ranks)
+    topology = topology_of(parse_hosts(hosts_or_local(parsed.hosts, ranks), ranks), ranks)
     check_classes(topology, config.classifier.layout, config.data.num_classes)
     automatic = Path(config.tracking.folder) / f"{config.name}-s{config.seed}-{now()}"
     if parsed.dry_run:

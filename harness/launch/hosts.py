@@ -35,7 +35,7 @@ def parse_hosts(text: str, ranks: int) -> tuple[Host, ...]:
     found = _slots(hosts)
     if found < ranks:
         raise UserError(
-            f"--np {ranks} needs {ranks} slots, but --hosts {in_one_word(hosts)} has {found}; add "
+            f"--np {ranks} needs {ranks} slots, but --hosts {hosts_option(hosts)} has {found}; add "
             f"hosts or slots"
         )
     for host in hosts:
@@ -47,6 +47,11 @@ def parse_hosts(text: str, ranks: int) -> tuple[Host, ...]:
                 f"add it to /etc/hosts"
             ) from error
     return hosts
+
+
+def hosts_or_local(hosts: str | None, ranks: int) -> str:
+    """The hosts as they were given; without any, this machine with a slot for each rank."""
+    return hosts or f"localhost:{ranks}"
 
 
 def slots_of(hosts: str | None) -> int:
@@ -74,12 +79,12 @@ def read_hosts(text: str) -> tuple[Host, ...]:
         slots[host.name] = slots.get(host.name, 0) + host.slots
     if len(slots) < len(hosts):
         twice = next(name for name in slots if sum(host.name == name for host in hosts) > 1)
-        once = in_one_word(tuple(Host(name, count) for name, count in slots.items()))
+        once = hosts_option(tuple(Host(name, count) for name, count in slots.items()))
         raise UserError(f"--hosts names {twice} more than once; write --hosts {once}")
     return hosts
 
 
-def in_one_word(hosts: tuple[Host, ...]) -> str:
+def hosts_option(hosts: tuple[Host, ...]) -> str:
     """The hosts in horovodrun's form, `h1:4,h2:4`."""
     return ",".join(f"{host.name}:{host.slots}" for host in hosts)
 

@@ -20,7 +20,8 @@ from harness.launch.environment import passed_on
 from harness.launch.hosts import (
     cores,
     host_of_each_rank,
-    in_one_word,
+    hosts_option,
+    hosts_or_local,
     interface_to,
     most_ranks_on_a_machine,
     parse_hosts,
@@ -126,8 +127,7 @@ def launch(
 
 def plan_launch(command: Sequence[str], ranks: int, hosts: str | None) -> Plan:
     """What `launch` will start. Raises UserError for hosts that cannot be used."""
-    where = hosts or f"localhost:{ranks}"
-    found = parse_hosts(where, ranks)
+    found = parse_hosts(hosts_or_local(hosts, ranks), ranks)
     # Ranks import this package from the folder that this process has imported it from.
     root = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -136,7 +136,7 @@ def plan_launch(command: Sequence[str], ranks: int, hosts: str | None) -> Plan:
         added["HOROVOD_CYCLE_TIME"] = os.environ.get("HOROVOD_CYCLE_TIME", str(CROWDED_CYCLE_MS))
     added["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([root, *filter(None, path)]))
     seconds = str(START_SECONDS)
-    options = ["--gloo", "-np", str(ranks), "-H", in_one_word(found)]
+    options = ["--gloo", "-np", str(ranks), "-H", hosts_option(found)]
     options += ["--gloo-timeout-seconds", seconds, "--start-timeout", seconds]
     # Without this option horovodrun starts servers on all hosts to find a common interface. They
     # take long, and outlive a horovodrun that is stopped in the meantime.

@@ -133,8 +133,8 @@ def refuse_others(starts_ranks: bool = False) -> None:
         _refuse("a PMIx launcher", "several", rank == 1, "use horovodrun --gloo -np N -H HOST:N")
 
 
-def _refuse(name: str, size: str, speaks: bool, advice: str) -> None:
-    if not speaks:
+def _refuse(name: str, size: str, reports: bool, advice: str) -> None:
+    if not reports:
         raise ReportedByAnotherRank
     raise UserError(
         f"{name} started {size} processes of this command, each of which would be a whole run "

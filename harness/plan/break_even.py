@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from harness.config import Config
 from harness.errors import UserError
 from harness.exchange.kinds import KindName
+from harness.plan.choice import MIN_LATE_SPEEDUP
 from harness.plan.cost_model import predict
 from harness.plan.machines import Cluster
-from harness.plan.ways import MIN_LATE_SPEEDUP, crossing, on_each_route, with_exchange
+from harness.plan.ways import crossing, on_each_route, with_exchange
 
 MOST_CLASSES = 100_000_000
 SLOWEST, FASTEST = 1e4, 1e12

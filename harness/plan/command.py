@@ -33,6 +33,25 @@ def add_plan(commands: Any) -> None:
         "--cluster experiments/clusters/h100-400g.yaml",
     )
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
+    _add_machines(parser)
+    parser.add_argument(
+        "--simulate",
+        type=count(MOST_WINDOWS),
+        default=0,
+        metavar="WINDOWS",
+        help="number of windows to simulate on nodes that vary",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="show every way of training, not only the strongest"
+    )
+    parser.add_argument("--output", type=path, help="JSON file for the experiments' predictions")
+    parser.add_argument(
+        "--study", type=text, help="log the predictions to MLflow for compare --study of this name"
+    )
+    parser.set_defaults(command=_plan)
+
+
+def _add_machines(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster", type=path, help="file with a cluster's figures, as in experiments/clusters/"
     )
@@ -55,18 +74,6 @@ def add_plan(commands: Any) -> None:
         type=count(MOST_RANKS),
         help="number of ranks on each machine (default: the cluster's)",
     )
-    parser.add_argument(
-        "--simulate",
-        type=count(MOST_WINDOWS),
-        default=0,
-        metavar="WINDOWS",
-        help="number of windows to simulate on nodes that vary",
-    )
-    parser.add_argument("--output", type=path, help="JSON file for the experiments' predictions")
-    parser.add_argument(
-        "--study", type=text, help="log the predictions to MLflow for compare --study of this name"
-    )
-    parser.set_defaults(command=_plan)
 
 
 def _plan(parsed: argparse.Namespace) -> int:
@@ -90,7 +97,8 @@ def _plan(parsed: argparse.Namespace) -> int:
         print(f"harness: {error}", file=sys.stderr, flush=True)
         return 1
     predictions = [predict(cluster, config) for config in configs]
-    _show_plan(cluster, configs, predictions, parsed.simulate)
+    simulated = [_simulated(cluster, each, parsed.simulate) for each in configs if parsed.simulate]
+    _show_plan(cluster, configs[0], predictions, simulated, parsed.all)
     if parsed.output:
         write_predictions(predictions, parsed.output)
     if study:
@@ -103,25 +111,26 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 def _show_plan(
     cluster: "Cluster",
-    configs: Sequence["Config"],
+    config: "Config",
     predictions: Sequence["Prediction"],
-    windows: int,
+    simulated: list[str],
+    whole: bool,
 ) -> None:
-    """Prints the whole page. `windows` is the number to simulate, 0 for no simulation."""
+    """Prints the whole page. `config` is the experiment of which other ways are predicted;
+    `whole`: all of these are shown."""
     from harness.plan import text as plan_text
     from harness.plan.ladder import ladder_lines
     from harness.plan.ways import all_ways
 
-    simulated = [_simulated(cluster, config, windows) for config in configs] if windows else []
-    ways = all_ways(configs[0], cluster)
-    _show([plan_text.cluster_line(cluster), *plan_text.defaults_line(cluster)])
+    ways = all_ways(config, cluster)
+    _show([*plan_text.cluster_lines(cluster), *plan_text.defaults_line(cluster)])
     _show(plan_text.experiments_table(predictions))
     if simulated:
         _show(simulated)
-    _show(plan_text.ways_table(ways, cluster))
-    _show(plan_text.verdict(ways, cluster))
-    _show(ladder_lines(configs[0], cluster))
-    _show(plan_text.break_even(cluster, configs[0]))
+    _show(plan_text.ways_table(ways, cluster, whole))
+    _show(plan_text.advice(ways, cluster))
+    _show(ladder_lines(config, cluster))
+    _show(plan_text.break_even(cluster, config))
 
 
 def _require_writable(file: Path | None) -> None:

@@ -10,7 +10,7 @@ from harness.plan.machines import Cluster
 from harness.plan.ways import Way, way_of, with_exchange
 
 PASSES, COMPRESSION, PIECES, DELAY = 2, "int8", 2, 1
-"""How far levers are pulled if the experiment does not say."""
+"""How far levers are pulled that the experiment does not pull."""
 NOTE = (
     "time to accuracy is not predicted, because fewer bytes, rarer exchanges, local steps and "
     "lateness change what is learned from an image. To measure it, run harness compare with a "
@@ -24,21 +24,25 @@ class PlannedRung:
 
     lever: Lever | None
     """The lever that this rung adds; None for the baseline."""
+    setting: str
+    """How far the lever is pulled, as text; empty for the baseline and if there is no choice."""
     way: Way
+
+    @property
+    def name(self) -> str:
+        if self.lever is None:
+            return "baseline"
+        return f"{self.lever} ({self.setting})" if self.setting else str(self.lever)
 
 
 def planned_ladder(config: Config, cluster: Cluster) -> list[PlannedRung]:
     """The rungs from the baseline up; levers that the experiment does not pull have no rung."""
     top = _top(config, cluster)
-    order = top.in_order
-    baseline = PlannedRung(None, way_of(_climbed(config, (), top), cluster))
-    return [
-        baseline,
-        *(
-            PlannedRung(lever, way_of(_climbed(config, order[: number + 1], top), cluster))
-            for number, lever in enumerate(order)
-        ),
-    ]
+    rungs = []
+    for number, lever in enumerate((None, *top.in_order)):
+        way = way_of(_climbed(config, top.in_order[:number], top), cluster)
+        rungs.append(PlannedRung(lever, top.setting(lever) if lever else "", way))
+    return rungs
 
 
 def _top(config: Config, cluster: Cluster) -> Levers:
@@ -81,7 +85,7 @@ def ladder_lines(config: Config, cluster: Cluster) -> list[str]:
     """The lines of the ladder in `harness plan`; empty for one node, which exchanges nothing."""
     if cluster.nodes == 1:
         return []
-    rungs, top = planned_ladder(config, cluster), _top(config, cluster)
+    rungs = planned_ladder(config, cluster)
     lines = [
         "the predicted ladder: each rung keeps the levers of the rung below and adds one",
         f"{'rung':24} {'images/s':>10} {'x rung below':>17} {'x baseline':>15}",
@@ -89,23 +93,16 @@ def ladder_lines(config: Config, cluster: Cluster) -> list[str]:
     below: PlannedRung | None = None
     for before, rung in zip((None, *rungs), rungs, strict=False):
         if not rung.way.feasible:
-            lines.append(f"{_name(rung, top):24} infeasible: {rung.way.infeasible_because}")
+            lines.append(f"{rung.name:24} infeasible: {rung.way.infeasible_because}")
             continue
-        line = f"{_name(rung, top):24} {rung.way.rate:10,.0f}"
+        line = f"{rung.name:24} {rung.way.rate:10,.0f}"
         if rung.lever:
             line += f" {_ratio(rung, below):>17} {_ratio(rung, rungs[0]):>15}"
         if below is not None and before is not below:
-            line += f"  rung below: {_name(below, top)}"
+            line += f"  rung below: {below.name}"
         lines.append(line)
         below = rung
     return [*lines, NOTE]
-
-
-def _name(rung: PlannedRung, top: Levers) -> str:
-    if rung.lever is None:
-        return "baseline"
-    how_far = top.setting(rung.lever)
-    return f"{rung.lever} ({how_far})" if how_far else str(rung.lever)
 
 
 def _ratio(rung: PlannedRung, other: PlannedRung | None) -> str:

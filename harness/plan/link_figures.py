@@ -13,7 +13,7 @@ SAVED = 0.05
 
 
 def between(found: Calibration, latency: float) -> dict[str, object]:
-    """The figures of the network, which a single node says nothing about.
+    """The figures of the network, which cannot be measured on a single node.
 
     `latency` is that of a step inside a node, s.
     """

@@ -7,8 +7,11 @@ from typing import Any
 import yaml
 from pydantic import Field, model_validator
 
-from harness.config.mistakes import read_model
+from harness.config import Config
+from harness.config.mistakes import validated
 from harness.config.section import Section, Text
+from harness.config.yaml_files import read_yaml
+from harness.errors import UserError
 
 
 class Line(Section):
@@ -170,6 +173,16 @@ class Cluster(Section):
         path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
+OF_EXPERIMENTS = {"base", *Config.model_fields} - Cluster.model_fields.keys()
+"""Keys that only an experiment has."""
+
+
 def read_cluster(path: Path) -> Cluster:
     """Reads a cluster's file. Raises UserError if it is missing, not YAML, or not a cluster."""
-    return read_model(path, Cluster, "cluster")
+    given = read_yaml(path, "cluster")
+    if given.keys() & OF_EXPERIMENTS:
+        raise UserError(
+            f"{path} is an experiment, not a cluster; name it without --cluster, and give "
+            f"--cluster a file of figures as in experiments/clusters/"
+        )
+    return validated(Cluster, given, str(path))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from harness.compare.waits import WAITS
 from harness.config import Config
 from harness.exchange.exchange import route_of
-from harness.exchange.kinds import KindName
+from harness.exchange.kinds import KINDS, KindName
 from harness.plan.break_even import (
     FASTEST,
     MOST_CLASSES,
@@ -14,9 +14,18 @@ from harness.plan.break_even import (
     classes_for_world,
     rates_for_late,
 )
+from harness.plan.choice import (
+    FAST_ENOUGH,
+    MIN_LATE_SPEEDUP,
+    SHOWN,
+    fastest,
+    recommended,
+    short_list,
+    strongest_baseline,
+)
 from harness.plan.cost_model import predict
 from harness.plan.machines import Cluster
-from harness.plan.ways import FAST_ENOUGH, MIN_LATE_SPEEDUP, Way, recommended, strongest_baseline
+from harness.plan.ways import Way, sent_as
 from harness.tracking.prediction import Prediction
 
 HEAD = f"{'step ms':>10} {'images/s':>10} {'wait %':>7} {'memory MB':>10} {'MB/window':>10}"
@@ -29,17 +38,31 @@ ADVICE = (
 )
 
 
-def cluster_line(cluster: Cluster) -> str:
-    """One line that describes the cluster."""
+def cluster_lines(cluster: Cluster) -> list[str]:
+    """Lines that describe the cluster and the wire of late exchanges."""
     speed = cluster.product_flop_per_second / cluster.slowdown
     shared = ""
     if cluster.cores_per_node is not None:
-        shared = f", {cluster.cores_per_node:g} cores per node"
-    return (
+        many = "s" * (cluster.cores_per_node != 1)
+        shared = f", {cluster.cores_per_node:g} core{many} per node"
+    first = (
         f"{cluster.name}: {cluster.nodes} node{'s' * (cluster.nodes > 1)} x "
         f"{cluster.ranks_per_node} rank{'s' * (cluster.ranks_per_node > 1)}{shared}, "
         f"{speed / 1e9:,.1f} GFLOP/s per rank, links {format_rate(cluster.link.bytes_per_second)}"
     )
+    return [first, f"late exchanges go through the host's memory: {_late_rate(cluster)}"]
+
+
+def _late_rate(cluster: Cluster) -> str:
+    late = cluster.late
+    if late.bytes_per_second is None:
+        text = "as fast as the link"
+    else:
+        of_node = format_rate(late.bytes_per_second * cluster.ranks_per_node)
+        text = f"at most {format_rate(late.bytes_per_second)} per rank, {of_node} per node"
+    if late.copy_bytes_per_second is None:
+        return text
+    return f"{text}, copied from and to the cards at {format_rate(late.copy_bytes_per_second)}"
 
 
 def defaults_line(cluster: Cluster) -> list[str]:
@@ -75,100 +98,140 @@ def experiments_table(predictions: Sequence[Prediction]) -> list[str]:
     return lines + [f"{each.variant:{width}} {figures(each)}" for each in predictions]
 
 
-def ways_table(ways: Sequence[Way], cluster: Cluster) -> list[str]:
-    """The table of all ways of training."""
+def ways_table(ways: Sequence[Way], cluster: Cluster, whole: bool) -> list[str]:
+    """The table of ways of training, with the recommended one marked.
+
+    Unless it is `whole`, only the strongest are shown, and a last line says how many are left out.
+    """
+    shown, chosen = ways if whole else short_list(ways), recommended(ways)
     lines = [
         f"{'layout':10} {'exchange':11} {'route':12} {'K':>2} {'pieces':>6} {'sent as':7} {HEAD}"
     ]
-    for way in ways:
-        exchange = way.config.exchange
-        name = (
-            f"{way.config.classifier.layout:10} {exchange.kind:11} "
-            f"{route_of(exchange, cluster.nodes, cluster.ranks_per_node):12} "
-            f"{exchange.backward_passes_per_step:2d} {exchange.pieces:6d} "
-            f"{_sent_as(exchange.compression):7}"
-        )
+    for way in shown:
         cells = figures(way.prediction) if way.prediction is not None else ""
+        remark = "  <- recommended" if way is chosen else ""
+        remark += "" if way.feasible else f"  infeasible: {way.infeasible_because}"
+        lines.append(f"{_settings(way, cluster)} {cells}{remark}")
+    if left := len(ways) - len(shown):
         lines.append(
-            f"{name} {cells}{'' if way.feasible else f'  infeasible: {way.infeasible_because}'}"
+            f"{left} of {len(ways)} ways are left out: of each layout and exchange the {SHOWN} "
+            f"fastest are shown, and those that are named below; --all shows every way"
         )
     return lines
 
 
-def verdict(ways: Sequence[Way], cluster: Cluster) -> list[str]:
+def _settings(way: Way, cluster: Cluster) -> str:
+    exchange = way.config.exchange
+    return (
+        f"{way.config.classifier.layout:10} {exchange.kind:11} "
+        f"{route_of(exchange, cluster.nodes, cluster.ranks_per_node):12} "
+        f"{way.passes:2d} {exchange.pieces:6d} {sent_as(exchange.compression):7}"
+    )
+
+
+def advice(ways: Sequence[Way], cluster: Cluster) -> list[str]:
     """The recommendation, the strongest forms of the baseline, and what is not predicted."""
     chosen = recommended(ways)
     if chosen is None:
         return ["no recommendation: every way is infeasible here, for the reasons given above"]
-    fastest = max(ways, key=lambda way: way.rate)
+    quickest = max(ways, key=lambda way: way.rate)
     lines = [
-        f"recommended: {chosen.overrides}",
-        f"  {chosen.rate:,.0f} images/s, {chosen.rate / fastest.rate:.2f} of the fastest way "
-        f"(K = {fastest.config.exchange.backward_passes_per_step}, "
-        f"{_sent_as(fastest.config.exchange.compression)}, "
-        f"{fastest.config.classifier.layout} {fastest.config.exchange.kind}"
-        f"{_in_pieces(fastest.config.exchange.pieces)})",
-        f"  chosen: least expected accuracy cost among ways with at least {FAST_ENOUGH:g} of the "
-        f"highest images/s; late ways qualify only with {MIN_LATE_SPEEDUP:g}x the images/s of "
-        f"every synchronous way with the same K",
+        f"recommended: {chosen.text}, with {chosen.rate:,.0f} images/s predicted. "
+        f"{_lateness(chosen, ways)} Of all ways with at least {FAST_ENOUGH:g} of the highest "
+        f"images/s ({_with_rate(quickest)}), the recommended one is expected to cost the least "
+        f"accuracy.",
+        f"  its settings: {chosen.overrides}",
     ]
-    passes = chosen.config.exchange.backward_passes_per_step
-    for name, each in (
-        (f"strongest synchronous data parallelism with K = {passes}", passes),
-        ("strongest synchronous data parallelism with any K", None),
-    ):
-        rival = strongest_baseline(ways, each)
+    for name, passes in ((f"K = {chosen.passes}", chosen.passes), ("any K", None)):
+        rival = strongest_baseline(ways, passes)
         if rival is not None:
-            exchange = rival.config.exchange
             lines.append(
-                f"{name}: {rival.rate:,.0f} images/s (K = {exchange.backward_passes_per_step}, "
-                f"{_sent_as(exchange.compression)}); the recommended way has "
-                f"{chosen.rate / rival.rate:.2f}x that"
+                f"strongest synchronous data parallelism with {name}: {rival.rate:,.0f} images/s "
+                f"(K = {rival.passes}, {sent_as(rival.config.exchange.compression)}); the "
+                f"recommended way has {chosen.rate / rival.rate:.2f}x that"
             )
-    # Fewer classes than a node has ranks cannot be sliced over it.
-    few = chosen.config.data.num_classes < cluster.ranks_per_node
-    alone = chosen.config.with_nodes_apart("replicated" if few else "node", passes=1)
-    ceiling = predict(cluster, alone).images_per_second
-    which = "replicated classes" if few else "slices over a node"
-    lines.append(
-        f"for comparison, {which} without any exchange between nodes, K = 1: {ceiling:,.0f} "
-        f"images/s (a larger K or another layout can be faster)"
+    return [*lines, _ceiling(chosen.config, cluster), ADVICE]
+
+
+def _lateness(chosen: Way, ways: Sequence[Way]) -> str:
+    """Why the recommended way is late, or why it waits."""
+    waiting, late = (fastest(ways, chosen.passes, waits) for waits in (True, False))
+    if waiting is None:
+        return "Every way that waits for its exchange is infeasible here."
+    if late is None:
+        return "It waits for its exchange, because every late way is infeasible here."
+    if not chosen.waits:
+        return (
+            f"Lateness pays here: that is {chosen.rate / waiting.rate:.2f}x the images/s of the "
+            f"fastest way that waits with the same K ({_with_rate(waiting)})."
+        )
+    ratio = f"{late.rate / waiting.rate:.2f}x the images/s of the fastest way that waits"
+    if late.rate < MIN_LATE_SPEEDUP * waiting.rate:
+        return (
+            f"Lateness does not pay here: the fastest late way with the same K "
+            f"({_with_rate(late)}) has {ratio} ({_with_rate(waiting)}), and less than "
+            f"{MIN_LATE_SPEEDUP:g}x is not worth its cost in accuracy."
+        )
+    return (
+        f"Lateness would pay: the fastest late way with the same K ({_with_rate(late)}) has "
+        f"{ratio} ({_with_rate(waiting)}); but the recommended way is "
+        f"fast enough without."
     )
-    return [*lines, ADVICE]
+
+
+def _with_rate(way: Way) -> str:
+    return f"{way.text}: {way.rate:,.0f} images/s"
+
+
+def _ceiling(config: Config, cluster: Cluster) -> str:
+    """The speed of ranks whose nodes exchange nothing."""
+    # Fewer classes than a node has ranks cannot be sliced over it.
+    few = config.data.num_classes < cluster.ranks_per_node
+    alone = config.with_nodes_apart("replicated" if few else "node", passes=1)
+    which = "replicated classes" if few else "slices over a node"
+    return (
+        f"for comparison, {which} without any exchange between nodes, K = 1: "
+        f"{predict(cluster, alone).images_per_second:,.0f} images/s (a larger K or another layout "
+        f"can be faster)"
+    )
 
 
 def break_even(cluster: Cluster, config: Config) -> list[str]:
-    """The break-even points between ways of training, for this cluster, batch and K."""
+    """The break-even points between ways of training, each named by its settings."""
     if not applies(cluster, config):
         return []
-    lines = []
     kinds: tuple[KindName, ...] = ("synchronous", "delayed")
-    for kind in kinds:
-        classes = classes_for_world(cluster, config, kind)
-        where = f"at no number of classes up to {MOST_CLASSES:,}"
-        if classes is not None:
-            where = f"from {classes:,} classes on"
-        lines.append(f"{kind}: slices over the world are faster than over a node {where}")
-    for layout, name in (
-        ("replicated", "synchronous data parallelism"),
-        ("node", "synchronous slices"),
-    ):
-        rates = rates_for_late(cluster, config, layout)
-        if rates is None:
-            lines.append(f"a late exchange is {MIN_LATE_SPEEDUP:g}x as fast as {name} on no link")
-            continue
-        top = "any faster link" if rates.fastest >= FASTEST else format_rate(rates.fastest)
-        bottom = "any slower link" if rates.slowest <= SLOWEST else format_rate(rates.slowest)
-        lines.append(
-            f"a late exchange is more than {MIN_LATE_SPEEDUP:g}x as fast as {name} from {bottom} "
-            f"to {top}, at most {rates.best:.2f}x"
-        )
-    return lines
+    passes = config.exchange.backward_passes_per_step
+    return [
+        f"break-even points of exchange.backward_passes_per_step={passes} "
+        f"exchange.compression=none, on the faster route:",
+        *(_classes(cluster, config, kind) for kind in kinds),
+        *(_rates(cluster, config, layout) for layout in ("replicated", "node")),
+    ]
 
 
-def _in_pieces(pieces: int) -> str:
-    return f" in {pieces} pieces" if pieces > 1 else ""
+def _classes(cluster: Cluster, config: Config, kind: KindName) -> str:
+    classes = classes_for_world(cluster, config, kind)
+    where = f"from data.num_classes={classes} on"
+    if classes is None:
+        where = f"at no data.num_classes up to {MOST_CLASSES}"
+    return f"  {_exchange(kind)}: classifier.layout=world is faster than node {where}"
 
 
-def _sent_as(compression: str) -> str:
-    return "fp32" if compression == "none" else compression
+def _rates(cluster: Cluster, config: Config, layout: str) -> str:
+    rates = rates_for_late(cluster, config, layout)
+    compared = (
+        f"  classifier.layout=node {_exchange('delayed')} is at least {MIN_LATE_SPEEDUP:g}x as "
+        f"fast as classifier.layout={layout} {_exchange('synchronous')}"
+    )
+    if rates is None:
+        return f"{compared} on no link"
+    top = "any faster link" if rates.fastest >= FASTEST else format_rate(rates.fastest)
+    bottom = "any slower link" if rates.slowest <= SLOWEST else format_rate(rates.slowest)
+    return f"{compared} on links from {bottom} to {top}, and {rates.best:.2f}x at most"
+
+
+def _exchange(kind: KindName) -> str:
+    """The settings of an exchange of this kind; a late one is one window late."""
+    delay = " exchange.delay=1" if KINDS[kind].late else ""
+    return f"exchange.kind={kind}{delay}"

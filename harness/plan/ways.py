@@ -1,12 +1,12 @@
-"""Predicts every way of training an experiment on a cluster, and recommends one of them."""
+"""Predicts every way of training an experiment on a cluster."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.compare.levers import COMPRESSIONS
 from harness.config import Config
-from harness.doctor.finding import in_bytes
+from harness.doctor.finding import format_bytes
 from harness.errors import UserError
 from harness.exchange.kinds import KINDS, PLANNED, KindName
 from harness.plan.cost_model import predict
@@ -32,10 +32,6 @@ OVERRIDDEN = (
     "outer_momentum",
 )
 """Exchange settings of the experiment that a way overrides."""
-MIN_LATE_SPEEDUP = 1.05
-"""Speed-up from which a way is said to pay; less is within the variation of times."""
-FAST_ENOUGH = 0.9
-"""Fraction of the highest images/s that is fast enough: the rest costs more accuracy than time."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,15 @@ class Way:
         """Images per second; 0 if the way is infeasible."""
         found = self.prediction
         return found.images_per_second if found is not None and self.feasible else 0.0
+
+    @property
+    def text(self) -> str:
+        """The way in the words of the table's columns."""
+        exchange = self.config.exchange
+        words = [f"{self.config.classifier.layout} {exchange.kind}", f"K = {self.passes}"]
+        words.append(sent_as(exchange.compression))
+        words += [f"{exchange.pieces} pieces"] if exchange.pieces > 1 else []
+        return ", ".join(words)
 
     @property
     def overrides(self) -> str:
@@ -152,43 +157,16 @@ def way_of(config: Config, cluster: Cluster) -> Way:
     except UserError as error:
         return Way(config, None, str(error))
     if found.memory_mb * 1e6 > cluster.memory_bytes:
-        has = in_bytes(cluster.memory_bytes)
-        return Way(config, found, f"needs {in_bytes(found.memory_mb * 1e6)}, but a rank has {has}")
+        has = format_bytes(cluster.memory_bytes)
+        return Way(
+            config, found, f"needs {format_bytes(found.memory_mb * 1e6)}, but a rank has {has}"
+        )
     return Way(config, found)
 
 
-def recommended(ways: Sequence[Way]) -> Way | None:
-    """The way with the least accuracy cost among those that are fast enough; None if none fits.
-
-    A late way qualifies only if it pays compared with every synchronous one with the same K.
-    """
-    feasible = [way for way in ways if way.feasible]
-    if not feasible:
-        return None
-    fastest = max(way.rate for way in feasible)
-    enough = [way for way in feasible if way.rate >= FAST_ENOUGH * fastest and _pays(way, feasible)]
-    least = min(way.accuracy_cost for way in enough)
-    return max((way for way in enough if way.accuracy_cost == least), key=lambda way: way.rate)
-
-
-def _pays(way: Way, feasible: Sequence[Way]) -> bool:
-    if way.waits:
-        return True
-    waiting = [other.rate for other in feasible if other.waits and other.passes == way.passes]
-    return way.rate >= MIN_LATE_SPEEDUP * max(waiting, default=0.0)
-
-
-def strongest_baseline(ways: Sequence[Way], passes: int | None = None) -> Way | None:
-    """The fastest synchronous data-parallel way with this K, or with any if `passes` is None."""
-    found = [
-        way
-        for way in ways
-        if way.feasible
-        and way.config.classifier.layout == "replicated"
-        and way.waits
-        and passes in (None, way.passes)
-    ]
-    return max(found, key=lambda way: way.rate, default=None)
+def sent_as(compression: str) -> str:
+    """The encoding of what crosses between nodes; without compression that of the parameters."""
+    return "fp32" if compression == "none" else compression
 
 
 def crossing(

@@ -29,7 +29,7 @@ class ComparisonFiles:
     def in_folder(
         cls, folder: Path, ladder: bool, predictions: bool, failures: bool
     ) -> "ComparisonFiles":
-        """The files in `folder`; the flags tell which optional ones the study has."""
+        """The files in `folder`; the flags: which optional ones the study has."""
         table = folder / TABLE_FILE
         return cls(
             table,

@@ -117,10 +117,10 @@ def still_answering(uri: str, does: str = "does not complete a request") -> Iter
     try:
         yield
     except (MlflowException, OSError) as error:
-        raise UserError(f"the MLflow store {masked(uri)} {does} ({in_short(error)})") from error
+        raise UserError(f"the MLflow store {masked(uri)} {does} ({short_reason(error)})") from error
 
 
-def in_short(error: Exception) -> str:
+def short_reason(error: Exception) -> str:
     """MLflow's page of text as one short phrase, with secrets masked."""
     if isinstance(error, OSError) and error.strerror:
         return masked(f"{error.strerror}: {error.filename}" if error.filename else error.strerror)
@@ -158,7 +158,7 @@ def set_status(uri: str, run_id: str, status: Status) -> None:
     try:
         connect(uri).set_terminated(run_id, status)
     except Exception as error:
-        log.warning("cannot mark run %s as %s: %s", run_id, status, in_short(error))
+        log.warning("cannot mark run %s as %s: %s", run_id, status, short_reason(error))
 
 
 def _answering(uri: str) -> "MlflowClient":
@@ -240,7 +240,7 @@ def _sqlite(file: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _unopened(uri: str, error: Exception) -> UserError:
-    shown, short = masked(uri), in_short(error)
+    shown, short = masked(uri), short_reason(error)
     if any(sign in short for sign in SCHEMA):
         return UserError(
             f"the MLflow store {shown} was made by another version of MLflow ({short}); use that "

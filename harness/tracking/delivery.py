@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.tracking import signs_of_life
-from harness.tracking.connection import AWAY, Status, in_short
+from harness.tracking.connection import AWAY, Status, short_reason
 from harness.tracking.outbox import Outbox, Refused
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Troubles:
         """The function that an outbox of such items calls for each error and its item."""
 
         def warn(error: Exception, item: object) -> None:
-            short = in_short(error)
+            short = short_reason(error)
             away = isinstance(error, TimeoutError) or short in AWAY.values()
             kind = "away" if away else what
             if kind in self._warned:

@@ -42,7 +42,7 @@ def _last_metric(client: "MlflowClient", run: "Run") -> float:
 
 
 def _kept(tags: dict[str, str]) -> str:
-    """Where the summary is kept, if the tags tell."""
+    """Where the summary is kept, if the tags have it."""
     process = Process.parse(tags.get(PROCESS_TAG, ""))
     if process is None or FOLDER_TAG not in tags:
         return ""

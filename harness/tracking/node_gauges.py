@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from harness.config import Config
 from harness.measure.redaction import masked
 from harness.tracking.address import sqlite_file, store_uri
-from harness.tracking.connection import connect, in_short
+from harness.tracking.connection import connect, short_reason
 from harness.tracking.delivery import Point, RunInStore, Tag
 from harness.tracking.outbox import Outbox
 
@@ -65,13 +65,13 @@ class _Gauges:
         self._outbox.close(SAMPLES_FINISH_SECONDS)
         # On node 0 the tracker has already warned.
         if self._troubles and self._node and not self._outbox.delivered:
-            _warn(self._node, in_short(self._troubles[0]))
+            _warn(self._node, short_reason(self._troubles[0]))
 
     def _run(self) -> None:
         try:
             self._sample()
         except Exception as error:  # samples are not worth a failed run, or a traceback
-            _warn(self._node, in_short(error))
+            _warn(self._node, short_reason(error))
 
     def _sample(self) -> None:
         # The first sample comes after at most 1 s, so that short runs have one.
@@ -106,7 +106,7 @@ def _open(config: Config, run_id: str | None, node: int) -> _Gauges | None:
         # MLflow's own loop ends for good once the store does not answer; ours keeps the samples.
         monitor = SystemMetricsMonitor(run_id, node_id=f"node_{node}", tracking_uri=uri)
     except Exception as error:  # samples are not worth a failed run
-        _warn(node, in_short(error))
+        _warn(node, short_reason(error))
         return None
     return _Gauges(RunInStore(client, run_id, masked(uri)), monitor, node, seconds)
 

@@ -1,7 +1,7 @@
 """A recorded training, and a study's trainings grouped by variant."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,9 @@ from harness.measure.summary import RunSummary
 from harness.tracking.failure import Failure
 from harness.tracking.results import Variant
 from harness.tracking.run_folder import CONFIG, RunFolder
+
+CHOSEN = ("exchange.route", "exchange.pieces", "exchange.max_pieces")
+"""Settings that a run may choose by measured times, so that seeds of one experiment may differ."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,16 @@ def _variant(
         summaries,
         (*failures, *(each.reason for each in lost)),
         running=sum(run.running for run in by_seed),
+        mixed=tuple(_mixed([run.config for run in by_seed if run.summary is not None])),
     )
+
+
+def _mixed(configs: Sequence[Config]) -> Iterator[str]:
+    values = [config.flattened() for config in configs]
+    for key in CHOSEN:
+        found = dict.fromkeys(str(each[key]) for each in values)
+        if len(found) > 1:
+            yield f"{key} ({', '.join(found)})"
 
 
 def environments_of(runs: Sequence[RecordedRun]) -> tuple[Mapping[str, Any], ...]:

@@ -28,6 +28,8 @@ class Variant:
     """Reasons of the other runs that have ended."""
     running: int = 0
     """Number of runs that are not known to have ended."""
+    mixed: tuple[str, ...] = ()
+    """Settings that its completed runs chose differently, with their values by seed."""
 
     @property
     def name(self) -> str:
@@ -59,7 +61,7 @@ class Target:
 
     top1: float
     """Share of correct answers on the primary validation set."""
-    told: str
+    text: str
     """The target and where it comes from, for users."""
 
 
@@ -72,7 +74,7 @@ class Results:
     environments: tuple[Mapping[str, Any], ...] = ()
     """Facts about machines and versions that the runs recorded."""
     predictions: tuple[Prediction, ...] = ()
-    foretold: bool = False
+    predicted_before: bool = False
     """Whether the predictions are known to be older than the first run."""
     in_turn: bool = False
     """Whether the variants are known to have run in turn on the same hosts, in both orders."""

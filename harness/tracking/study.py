@@ -4,6 +4,7 @@ Each run has its config, its summary and all its metrics as artifacts, so that a
 runs takes a few files to read instead of thousands of requests.
 """
 
+import difflib
 import math
 import os
 import re
@@ -50,7 +51,7 @@ class Study:
     runs: tuple[RecordedRun, ...]
     predictions: tuple[Prediction, ...] = ()
     """The latest predictions that were logged before the first run, else the latest."""
-    foretold: bool = False
+    predicted_before: bool = False
     """Whether the predictions were logged before the first run."""
     failures: tuple[Failure, ...] = ()
     """Failed runs that ended before they were recorded in MLflow."""
@@ -86,7 +87,7 @@ class Study:
             self.variants,
             environments_of(self.runs),
             self.predictions,
-            foretold=self.foretold,
+            predicted_before=self.predicted_before,
         )
 
 
@@ -114,10 +115,10 @@ def read_study(uri: str, name: str, experiment: str | None = None) -> Study:
             )
         latest = {(run.data.tags["variant"], run.data.tags["seed"]): run for run in trainings}
         runs = tuple(_recorded(client, run, file) for run in latest.values())
-        predictions, foretold = _predictions(client, found, file)
+        predictions, predicted_before = _predictions(client, found, file)
         lost = _lost(client, found, file)
         failures = tuple(each for key, each in lost.items() if key not in latest)
-    return Study(name, uri, places.pop(), runs, predictions, foretold, failures)
+    return Study(name, uri, places.pop(), runs, predictions, predicted_before, failures)
 
 
 def place_of(uri: str, name: str) -> str:
@@ -134,7 +135,7 @@ def place_of(uri: str, name: str) -> str:
     return str(found[-1].info.experiment_id)
 
 
-def foretold_of(uri: str, name: str, experiment: str) -> tuple[tuple[Prediction, ...], bool]:
+def predictions_of(uri: str, name: str, experiment: str) -> tuple[tuple[Prediction, ...], bool]:
     """Predictions of a study that is about to run, and whether they precede all its runs so far."""
     file = sqlite_file(uri)
     if file is not None and not os.path.exists(file):
@@ -161,7 +162,9 @@ def _of_study(client: "MlflowClient", experiments: list[str], name: str) -> list
 def _unknown(client: "MlflowClient", experiments: list[str], name: str, uri: str) -> UserError:
     tags = [run.data.tags for run in _search(client, experiments, "")]
     known = sorted({each["study"] for each in tags if each.get("study")})
+    near = difflib.get_close_matches(name, known, n=1)
     advice = f"give one of {', '.join(known[:8])}" if known else "the store has none; give another"
+    advice = f"the nearest is {near[0]}; {advice}" if near else advice
     return UserError(f"no study {name!r} in {masked(uri)}; {advice}")
 
 

@@ -178,8 +178,8 @@ def _journal(config: Config, folder: Path, world: World) -> Iterator[RunJournal 
             commit = facts["git_commit"]
             tracker = Tracker.start(config, folder, facts)
     run_id = world.broadcast(tracker.run_id, "run id")
-    speaks = world.topology.local_rank == 0
-    gauges = monitor_node(config, run_id, world.topology.node) if speaks else nullcontext()
+    watches = world.topology.local_rank == 0
+    gauges = monitor_node(config, run_id, world.topology.node) if watches else nullcontext()
     status: Status = "FAILED"
     journal = RunJournal(folder, tracker, commit) if world.is_first else OtherRank()
     try:

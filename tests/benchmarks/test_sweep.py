@@ -79,7 +79,7 @@ def test_no_momentum_is_an_end_and_no_edge() -> None:
     found = {(lr, 0.0): [result(lr, 0.0, 10, 0.9)] for lr in (1.0, 3.0)}
     found[2.0, 0.0] = [result(2.0, 0.0, 10, 0.99)]
     found[1.6, 0.2] = [result(1.6, 0.2, 10, 0.9)]
-    assert beyond(found, set(found)) == []
+    assert beyond(RULE, found, set(found)) == []
 
 
 def finished(best: float) -> list[Result]:
@@ -123,8 +123,24 @@ def asked_after(made: Sweep, results: list[Result]) -> list[tuple[float, float, 
 
 def test_a_rate_that_grows_without_end_fails() -> None:
     found = {(lr, 0.8): [result(lr, 0.8, 10, 0.9 + lr / 100)] for lr in (1.0, 4.0, 7.0)}
-    with pytest.raises(NoBestPoint, match=r"momentum 0\.8 is 7"):
-        beyond(found, set(found))
+    with pytest.raises(NoBestPoint, match=r"data_parallel with momentum 0\.8 is 7"):
+        beyond(RULE, found, set(found))
+
+
+def test_the_table_is_shown_with_a_line_for_a_rule_at_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Sweep(tmp_path / "sweep", [RULE])
+    rates = [*RATES, *(RATES[-1] * 1.5**steps for steps in range(1, 7))]
+    assert rates[-1] < sweep.MOST_RATE < 1.5 * rates[-1]
+    write(made, [result(lr, 0.8, SEEDS[0], 0.8 + lr / 100) for lr in rates])
+    monkeypatch.setattr("sys.argv", ["sweep", "--show", "--folder", str(made.folder)])
+    assert sweep.main() == 0
+    out, err = capsys.readouterr()
+    assert f"| {RULE} | 7.97" in out
+    assert "(unfinished)" in out
+    assert err.count("\n") == 1
+    assert err.startswith(f"sweep: the best rate of {RULE} with momentum 0.8 is 7.97")
 
 
 def test_fewer_images_to_the_target_beat_a_higher_end() -> None:

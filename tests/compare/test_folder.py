@@ -74,7 +74,7 @@ def test_a_study_that_tells_of_its_machine_is_not_shipped(study: Path, tmp_path:
 def test_its_ladder_is_drawn_and_told(study: Path) -> None:
     found = ladder_chart.read(str(study))
     assert [rung.variant.name for rung in found.rungs] == list(RUNGS)
-    assert "int8_k2" in ladder_chart.say(found)
+    assert "int8_k2" in ladder_chart.describe(found)
     assert ladder_chart.draw(found).png().startswith(b"\x89PNG")
 
 

@@ -118,7 +118,7 @@ def test_predictions_of_the_study_are_found_and_scored(
     record_predictions(settings.tracking, "which", [prediction("base", 110.0)])
     found = read_study("sqlite:///mlflow.db", "which")
     assert found.predictions == (prediction("base", 110.0),)
-    assert not found.foretold
+    assert not found.predicted_before
 
     words = ["--no-record", "--folder", "again"]
     assert main(["compare", "--from-study", "which", *words]) == 0
@@ -215,7 +215,7 @@ def test_a_given_file_of_predictions_is_kept_with_the_study(
     assert "predicted before the runs, measured" in capfd.readouterr().out
     found = read_study(f"sqlite:///{fresh}/mlflow.db", "which")
     assert found.predictions == (prediction("base", 120.0),)
-    assert found.foretold
+    assert found.predicted_before
 
 
 def test_a_run_that_died_before_mlflow_knew_it_is_found_again(
@@ -236,19 +236,19 @@ def test_a_run_that_died_before_mlflow_knew_it_is_found_again(
 
 
 def other_run(here: Path, name: str, **changes: object) -> None:
-    """One more run of the study, elsewhere or on other images."""
-    data = changes.pop("data", {})
-    values = {
+    """One more run of the study, elsewhere, on other images or with other settings."""
+    sections = {each: changes.pop(each, {}) for each in ("data", "optimizer", "exchange")}
+    values = sections | {
         "name": name,
-        "seed": 5,
-        "data": data,
+        "seed": 7,
+        "classifier": {"layout": "node"},
         "train": {"steps": 300},
         "tracking": {"experiment": "recorded", "study": "which"},
     }
     folder = here / f"{name}-run"
     folder.mkdir()
     tracker = Tracker.start(Config.model_validate(values), folder, {})
-    RunFolder(folder).write_summary(summary(name, seed=5).model_copy(update=changes))
+    RunFolder(folder).write_summary(summary(name, seed=7).model_copy(update=changes))
     tracker.artifact(folder / "summary.json")
     tracker.finish("FINISHED")
 
@@ -256,8 +256,8 @@ def other_run(here: Path, name: str, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"ranks": 8}, "with 4 ranks on 2 nodes, other with seed 5 with 8 ranks on 2 nodes"),
-        ({"nodes": 4}, "with 4 ranks on 2 nodes, other with seed 5 with 4 ranks on 4 nodes"),
+        ({"ranks": 8}, "with 4 ranks on 2 nodes, other with seed 7 with 8 ranks on 2 nodes"),
+        ({"nodes": 4}, "with 4 ranks on 2 nodes, other with seed 7 with 4 ranks on 4 nodes"),
         ({"data": {"num_classes": 500}}, "data.num_classes=1000, other has 500"),
         ({"data": {"validation_fonts": ["a.ttf"]}}, "data.validation_fonts="),
         ({"data": {"image_size": 48}}, "data.image_size=32, other has 48"),
@@ -271,3 +271,22 @@ def test_runs_that_do_not_compare_are_not_compared(
     (line,) = capfd.readouterr().err.splitlines()
     assert expected in line
     assert not (here / "again").exists()
+
+
+def test_runs_of_one_variant_with_other_settings_are_not_compared(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other_run(here, "fast", optimizer={"lr": 0.3})
+    assert main(["compare", "--from-study", "which", "--folder", "again"]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "fast ran with optimizer.lr=0.1 with seed 5 and with 0.3 with seed 7" in line
+    assert not (here / "again").exists()
+
+
+def test_runs_of_one_variant_may_have_chosen_different_routes(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other_run(here, "fast", exchange={"route": "hierarchical"})
+    assert main(["compare", "--from-study", "which", "--no-record", "--folder", "again"]) == 0
+    out = " ".join(capfd.readouterr().out.split())
+    assert "the runs of fast chose different values of exchange.route (auto, hierarchical)" in out

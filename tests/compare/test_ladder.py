@@ -354,6 +354,9 @@ def test_the_table_and_the_closing_sentence_by_hand() -> None:
         "hierarchical route contributes 2.00x (1.39-2.88) and fewer bytes 2.50x (1.91-3.26)."
     )
     assert "95% CI: paired seeds (3 or more), Student's t of logarithms." in ladder_notes(ladder)
+    meant = "\N{PLUS-MINUS SIGN}: half of the 95% confidence interval of the mean"
+    assert any(note.startswith(meant) for note in ladder_notes(ladder))
+    assert not any(note.startswith(meant) for note in ladder_notes(found(WHOLE)))
 
 
 def test_what_an_interval_leaves_open_is_said() -> None:

@@ -1,11 +1,12 @@
 """The numbers of a comparison against arithmetic by hand, and the text they become."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
 
-from harness.compare.table import as_markdown, as_text, comparison
+from harness.compare.table import LEGEND, SPREAD, as_markdown, as_text, cell_blocks, comparison
 from harness.tracking.results import baseline_of, target_of
 from tests.recorded import PHASES_MS, summary, variant
 
@@ -96,9 +97,25 @@ def test_seeds_are_averaged_and_one_that_missed_the_target_is_not_left_out() -> 
     quantile = 12.7062  # Student's t for 95 %, of two values; divided by the root of 2
     assert row["images_per_second_ci"] == pytest.approx(quantile * 100, rel=1e-5)
     assert "1100\N{PLUS-MINUS SIGN}1271" in text
+    assert f"\n{SPREAD}" in text
     assert "91.00\N{PLUS-MINUS SIGN}12.71" in text
     missed = next(line for line in text.split("\n\n")[2].splitlines() if "hybrid_async" in line)
     assert " 1 of 2 " in missed
+
+
+def test_the_legend_explains_the_columns_and_fits_a_terminal() -> None:
+    target = target_of(BASE, None)
+    frame = comparison((BASE, HYBRID), BASE, target)
+    plain = {"variant", "images/s", "ratio", "step ms", "wait ms", "wait %", "images", "runs"}
+    sets = {"unseen_design %", "unseen_weight %"}
+    explained = " ".join(LEGEND)
+    for block in cell_blocks(frame):
+        for column in set(block[0]) - plain - sets:
+            assert re.search(rf"\b{re.escape(column)}[,:]", explained), column
+    text = as_text(frame, BASE, target)
+    assert " ".join(text.split()).count(explained) == 1
+    assert max(map(len, text.splitlines())) <= 118
+    assert SPREAD not in text, "one seed has no interval"
 
 
 def test_a_failed_variant_is_shown_as_failed() -> None:

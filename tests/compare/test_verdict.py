@@ -27,7 +27,7 @@ def test_two_identical_variants_are_no_different() -> None:
     assert first.startswith("No difference among the best by time to 90.00%: ")
     assert other.startswith("other: no difference. It reaches 90.00% as fast as data_parallel")
     # The largest difference that the interval does not exclude.
-    assert "(within \N{PLUS-MINUS SIGN}2.3%)" in other
+    assert "(95% CI within 2.3% either way)" in other
     assert "is equally accurate (+0.01 points, 95% CI -0.12 to +0.15)" in other
     assert {each.judged for each in found.findings} == {Judgement.SAME}
 
@@ -167,7 +167,7 @@ def test_the_winner_is_compared_with_the_next_best_not_only_the_baseline() -> No
     found = verdict(near, nearer)
     first = sentences(found)[0]
     assert "the best" in first
-    assert "near (within" in first or "nearer (within" in first
+    assert "near (95% CI within" in first or "nearer (95% CI within" in first
     assert "data_parallel" not in first.partition("No difference")[2]
     against = [(each.variant, each.against) for each in found.contest]
     assert ("nearer", "near") in against or ("near", "nearer") in against
@@ -180,7 +180,29 @@ def test_several_rivals_have_their_p_corrected() -> None:
         finding = found.of(each.name, THROUGHPUT)
         assert finding is not None
         assert finding.p == pytest.approx(min(1.0, 3 * finding.difference.p), rel=1e-6)
-    assert any("corrected for 3 rivals" in line for line in meaning(found))
+    (note,) = (line for line in meaning(found) if "corrected for 3 rivals (Holm)" in line)
+    assert "Its interval is not" in note
+    assert not any("Holm" in line for line in meaning(verdict(rivals[0])))
+
+
+def test_an_interval_beside_a_corrected_p_that_does_not_follow_from_it_is_explained() -> None:
+    speeds = [1.3, 1.0, 1.2, 1.05, 1.25]
+    rivals = [trainings(name, speeds, OTHER_ENDS) for name in ("a", "b", "c")]
+    found = verdict(*rivals)
+    finding = found.of("a", THROUGHPUT)
+    assert finding is not None
+    assert finding.difference.p < 0.05 < finding.p
+    assert finding.interval.low > 1
+    line = next(each for each in sentences(found) if each.startswith("a: "))
+    assert (
+        f"not significant: p = {finding.p:.2g} corrected for 3 rivals" in line.split("images/s")[-1]
+    )
+
+
+def test_runs_that_chose_differently_are_named() -> None:
+    mixed = replace(trainings("rival"), mixed=("exchange.route (flat, hierarchical)",))
+    (note,) = (line for line in meaning(verdict(mixed)) if "chose different" in line)
+    assert "the runs of rival chose different values of exchange.route (flat, hierarchical)" in note
 
 
 def test_a_time_is_no_finer_than_evaluations_are_apart() -> None:

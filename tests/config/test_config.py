@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from harness.config import Config, Section, load, load_resolved, load_with_notes
+from harness.config.load import OF_CLUSTERS
+from harness.config.mistakes import OTHER_NAMES
 from harness.config.section import keys_of
 from harness.errors import UserError
 from harness.exchange.kinds import KINDS
+from harness.plan.machines import Cluster
 
 
 def write(folder: Path, file: str = "run.yaml", **values: Any) -> Path:
@@ -75,6 +78,19 @@ def test_an_override_has_a_key_and_a_value(run: Path, override: str) -> None:
         ("lr=1", "lr", "optimizer.lr"),
         ("batch_size=1", "batch_size", "train.batch_size"),
         ("exchange.lr=1", "exchange.lr", "optimizer.lr"),
+        ("K=4", "K", "exchange.backward_passes_per_step"),
+        ("exchange.K=4", "exchange.K", "exchange.backward_passes_per_step"),
+        ("micro_batches=4", "micro_batches", "exchange.backward_passes_per_step"),
+        ("d=1", "d", "exchange.delay"),
+        ("delay=1", "delay", "exchange.delay"),
+        ("wire=int8", "wire", "exchange.compression"),
+        ("bits=8", "bits", "exchange.compression"),
+        ("rank=16", "rank", "exchange.powersgd_rank"),
+        ("optimizer.learning_rate=1", "optimizer.learning_rate", "optimizer.lr"),
+        ("classes=10", "classes", "data.num_classes"),
+        ("batch=4", "batch", "train.batch_size"),
+        ("layout=node", "layout", "classifier.layout"),
+        ("model=resnet18", "model", "backbone.name"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(
@@ -83,6 +99,29 @@ def test_an_unknown_key_names_the_nearest(
     message = message_of(run, override)
     assert message.startswith(f"command line: unknown key {unknown}; the nearest known key is ")
     assert message.endswith(f"{nearest}; use that, or leave it out")
+
+
+def test_every_other_name_leads_to_a_setting() -> None:
+    assert set(OTHER_NAMES.values()) <= set(keys_of(Config))
+    assert not set(OTHER_NAMES) & {key.rpartition(".")[2] for key in keys_of(Config)}
+
+
+def test_a_misspelt_path_names_the_nearest_file(run: Path) -> None:
+    missing = run.with_name("runn.yaml")
+    assert message_of(missing) == (
+        f"cannot read the experiment {missing}: No such file or directory; the nearest file is "
+        f"{run}; use that, or correct the path"
+    )
+    assert message_of(run.with_name("x.yaml")).endswith("directory; correct the path")
+
+
+def test_a_cluster_is_no_experiment() -> None:
+    message = message_of(Path("experiments/clusters/h100-400g.yaml"), "train.steps=4")
+    assert message.startswith(
+        "experiments/clusters/h100-400g.yaml describes a cluster, not an experiment; give it as "
+        "--cluster of harness plan"
+    )
+    assert Cluster.model_fields[OF_CLUSTERS].is_required()
 
 
 def test_an_unknown_key_in_the_file_is_found_too(tmp_path: Path) -> None:
@@ -95,7 +134,7 @@ def test_an_unknown_key_in_the_file_is_found_too(tmp_path: Path) -> None:
 def test_a_dotted_key_in_a_file_is_shown_its_section(tmp_path: Path) -> None:
     path = tmp_path / "dotted.yaml"
     path.write_text("train.steps: 4\n")
-    said = "train.steps is no key; write it in its section, train: {steps: ...}"
+    said = "train.steps is not a key; write it in its section, train: {steps: ...}"
     assert message_of(path).startswith(f"{path}, line 1: {said}")
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from harness.data.folder import open_image_folder
-from harness.data.tree import ImageTree, class_folders, in_words, shown
+from harness.data.tree import ImageTree, class_folders, format_counts, shown
 from harness.errors import UserError
 from tests.data.test_folder import config, write_tree
 from tests.horovodrun import ROOT
@@ -83,13 +83,13 @@ def test_what_is_left_out_is_counted_by_its_reason(tmp_path):
         "links to folders already read": 1,
         "pipes, sockets and devices": 2,
     }
-    assert in_words(found.left_out).startswith(
+    assert format_counts(found.left_out).startswith(
         "broken links (3), files without a type (3), files of"
     )
 
 
 def test_many_reasons_are_one_line():
-    words = in_words(Counter({f"files of type .{i}": 1 for i in range(40)}))
+    words = format_counts(Counter({f"files of type .{i}": 1 for i in range(40)}))
     assert words.endswith(", others (34)")
 
 

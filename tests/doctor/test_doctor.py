@@ -41,7 +41,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_one_process_without_a_launcher(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
-    *lines, last = capfd.readouterr().out.splitlines()
+    *lines, scope, last = capfd.readouterr().out.splitlines()
+    assert scope.startswith("only this process on this machine was checked; to check all ranks")
     assert [line.split()[:2] for line in lines] == [["ok", check] for check in CHECKS]
     assert last == "doctor: 10 ok, 0 warn, 0 fail"
     assert [path.name for path in here.iterdir()] == ["small.yaml"], "something was left behind"
@@ -117,6 +118,7 @@ def test_it_starts_horovodrun_itself(here: Path, capfd: pytest.CaptureFixture[st
     code = main(["doctor", "--hosts", "localhost:1,127.0.0.1:1"])
     out, err = capfd.readouterr()
     assert "names      2 ranks on 2 hosts, all on this machine" in out
+    assert "only this process" not in out
     assert out.splitlines()[-1].startswith("doctor: ")
     assert code == int(", 0 fail" not in out)
     assert err == ""

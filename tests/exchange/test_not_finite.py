@@ -20,7 +20,7 @@ from tests.grid import lossy_group
 from tests.ranks import run_on_ranks
 from tests.table import on_threads
 
-COMPRESSIONS = ("none", "fp16", "int8", "int4")
+COMPRESSIONS = ("none", "fp16", "int8", "int4", "sign")
 BAD = (math.nan, math.inf, -math.inf)
 SIZES = (0, 1, BLOCK - 1, BLOCK, BLOCK + 1)
 WINDOWS, WORST = 8, 3
@@ -73,10 +73,15 @@ def run(carrier: Carrier, case: Case, spoilt: bool) -> Run:
     means, owed, under_way = [], [], []
     for window in range(WINDOWS):
         part = case.part(carrier.index, window)
-        if window == WORST and carrier.index == case.node and case.elements:
+        bad_one = window == WORST and carrier.index == case.node and case.elements
+        if bad_one:
             nothing = 0.0 if over.unsent is None else -over.unsent[case.place]
             part[case.place] = case.bad if spoilt else nothing
         under_way.append(over.launch(part, window % parts.slots))
+        if bad_one and not spoilt and over.unsent is not None:
+            # No sign stands for nothing: the magnitude of the block is sent in its place, and must
+            # not be owed, as nothing is owed for a value that is not finite.
+            over.unsent[case.place] = 0.0
         owed.append(like if over.unsent is None else over.unsent.clone())
         if len(under_way) > case.delay:
             means.append(torch.empty(case.elements, dtype=torch.float64))
@@ -164,14 +169,20 @@ def movements(compression: str, bad: float) -> Pair:
     def with_one(value: float) -> list[Tensor]:
         wire, found = make_wire(compression, WireParts(2 * BLOCK, like), group, "movement"), []
         for window in range(2):
-            movement = torch.full((2 * BLOCK,), float(group.index + 1), dtype=torch.float64)
+            movement = torch.full((2 * BLOCK,), float(2**group.index), dtype=torch.float64)
             if window == 0 and group.index == 1:
                 movement[5] = value
             found.append(torch.empty_like(movement))
             wire.launch(movement, 0).correction(found[-1])
         return found
 
-    return Pair(with_one(bad), with_one(0.0))
+    return Pair(with_one(bad), with_one(in_its_place(compression)))
+
+
+def in_its_place(compression: str) -> float:
+    """What node 1 sends exactly as it sends a bad value: nothing, and as a sign the magnitude of
+    its other values."""
+    return 2.0 if compression == "sign" else 0.0
 
 
 def buckets(compression: str, bad: float) -> Pair:
@@ -184,7 +195,7 @@ def buckets(compression: str, bad: float) -> Pair:
         exchange = Synchronous([direct(flat, group, compression)], 1e6, passes=1)
         for window in range(2):
             flat.grads.zero_()
-            gradient = torch.full((2 * BLOCK,), float(group.index + 1), dtype=torch.float64)
+            gradient = torch.full((2 * BLOCK,), float(2**group.index), dtype=torch.float64)
             if window == 0 and group.index == 1:
                 gradient[5] = value
             (weight * gradient).sum().backward()
@@ -192,7 +203,7 @@ def buckets(compression: str, bad: float) -> Pair:
             found.append(flat.grads.clone())
         return found
 
-    return Pair(with_one(bad), with_one(0.0))
+    return Pair(with_one(bad), with_one(in_its_place(compression)))
 
 
 SHOWN = [(compression, bad) for compression in COMPRESSIONS for bad in BAD]

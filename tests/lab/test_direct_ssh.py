@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from harness.lab import direct_ssh, direct_sshd
-from tests.labs import wait_for, words_of
+from tests.labs import words_of
+from tests.waiting import wait_for
 
 PATIENCE = 20
 LISTENER = """

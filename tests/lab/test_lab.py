@@ -28,8 +28,8 @@ from tests.labs import (
     in_ways,
     lab_of,
     processes_with,
-    wait_for,
 )
+from tests.waiting import wait_for
 
 TRANSFER = Path(__file__).with_name("transfer.py")
 HOSTS = ("h1", "h2", "h3")

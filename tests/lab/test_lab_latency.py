@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute
 
-from harness.lab.host import SWITCH, processes
-from harness.lab.links import ports_on_bridge
+from harness.lab.host import NAMESPACES, SWITCH, processes
+from harness.lab.links import BRIDGE
+from harness.lab.namespaces import network
 from tests.labs import HERE, USER, Way, in_ways, lab_of
 
 ROUND_TRIPS = Path(__file__).with_name("round_trips.py")
@@ -107,7 +109,10 @@ def test_without_latency_the_hosts_are_on_the_bridge_again(lab: Way) -> None:
 
 def in_switch() -> tuple[int, int]:
     """The number of relays and of ports on the bridge."""
-    return len(processes(SWITCH)), len(ports_on_bridge())
+    with network(NAMESPACES / SWITCH), IPRoute() as links:
+        (bridge,) = links.link_lookup(ifname=BRIDGE)
+        ports = list(links.get_links(master=bridge))
+    return len(processes(SWITCH)), len(ports)
 
 
 @in_ways(HERE, USER)

@@ -29,9 +29,9 @@ from tests.labs import (
     require_lab,
     traces,
     unable,
-    wait_for,
     words_of,
 )
+from tests.waiting import wait_for
 
 
 @in_ways(*EVERY_WAY)

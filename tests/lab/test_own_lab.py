@@ -16,8 +16,8 @@ from tests.labs import (
     in_ways,
     traces,
     unable,
-    wait_for,
 )
+from tests.waiting import wait_for
 
 USING = """
 import sys

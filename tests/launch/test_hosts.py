@@ -13,7 +13,7 @@ from harness.errors import UserError
 from harness.launch.environment import passed_on, withheld
 from harness.launch.hosts import (
     Host,
-    in_one_word,
+    hosts_option,
     most_ranks_on_a_machine,
     parse_hosts,
     read_hosts,
@@ -99,7 +99,7 @@ def test_credentials_that_ranks_will_miss_are_named(monkeypatch: pytest.MonkeyPa
 )
 def test_hosts_may_be_divided_as_people_and_schedulers_do(text: str) -> None:
     assert read_hosts(text) == (Host("h1", 4), Host("h2", 4))
-    assert in_one_word(read_hosts(text)) == "h1:4,h2:4"
+    assert hosts_option(read_hosts(text)) == "h1:4,h2:4"
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ def test_any_text_is_hosts_or_a_users_mistake(text: str) -> None:
         return
     hosts = read_hosts(text)
     # The list is read as horovodrun reads it.
-    assert horovodruns_hosts(in_one_word(hosts)) == (
+    assert horovodruns_hosts(hosts_option(hosts)) == (
         [host.name for host in hosts],
         {host.name: host.slots for host in hosts},
     )
-    assert read_hosts(in_one_word(hosts)) == hosts
+    assert read_hosts(hosts_option(hosts)) == hosts

@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -14,6 +12,7 @@ import pytest
 
 from harness.errors import UserError
 from harness.launch.launch import MARK, Outcome, launch
+from tests.waiting import wait_for
 
 RANK = Path(__file__).with_name("rank.py")
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,13 +123,6 @@ def stop_when_ready(mode: str, folder: Path, number: signal.Signals) -> str:
     finally:
         process.send_signal(number)
     return process.communicate(timeout=60)[0]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.launch import leash
-from tests.labs import processes_with, wait_for
+from tests.labs import processes_with
+from tests.waiting import wait_for
 
 LEASH = [sys.executable, str(Path(leash.__file__))]
 

@@ -57,9 +57,23 @@ def _without_block(lines: list[str], head: str) -> list[str]:
 def test_no_file_and_no_cluster(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read the cluster"):
         read_cluster(tmp_path / "none.yaml")
+    cluster().write(tmp_path / "fast.yaml")
+    with pytest.raises(UserError, match=r"the nearest file is .*/fast.yaml; use that"):
+        read_cluster(tmp_path / "fasst.yaml")
     (tmp_path / "list.yaml").write_text("[1, 2]")
     with pytest.raises(UserError, match="holds a list, not keys and values"):
         read_cluster(tmp_path / "list.yaml")
+
+
+EXPERIMENTS = sorted(Path("experiments").rglob("*.yaml"))
+EXPERIMENTS = [path for path in EXPERIMENTS if path.parent.name != "clusters"]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
+def test_an_experiment_is_no_cluster(path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        read_cluster(path)
+    assert str(error.value).startswith(f"{path} is an experiment, not a cluster; name it without")
 
 
 def test_sharing_cores_slows_ranks_down() -> None:

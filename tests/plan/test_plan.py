@@ -11,21 +11,19 @@ from harness.compare.levers import Lever, levers_of
 from harness.config import load
 from harness.errors import UserError
 from harness.plan.break_even import classes_for_world, rates_for_late
+from harness.plan.choice import (
+    FAST_ENOUGH,
+    SHOWN,
+    recommended,
+    short_list,
+    strongest_baseline,
+)
 from harness.plan.cost_model import predict
 from harness.plan.from_doctor import cluster_of_doctor
 from harness.plan.ladder import ladder_lines, planned_ladder
 from harness.plan.machines import Late, Line, Link, read_cluster
-from harness.plan.ways import (
-    FAST_ENOUGH,
-    Way,
-    all_ways,
-    crossing,
-    on_each_route,
-    quickest_way,
-    recommended,
-    strongest_baseline,
-    with_exchange,
-)
+from harness.plan.text import advice, cluster_lines
+from harness.plan.ways import Way, all_ways, crossing, on_each_route, quickest_way, with_exchange
 from harness.tracking.prediction import read_predictions
 from tests.plan.clusters import cluster, exchanging, experiment
 
@@ -53,19 +51,21 @@ def test_the_whole_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     )
     page = capsys.readouterr().out
     assert code == 0
-    rows = [
-        line
-        for line in page.splitlines()
-        if line.split()[:1] in (["replicated"], ["node"], ["world"])
-    ]
-    assert len(rows) == (6 + 2 * 2) * 4 * 4  # what averages also in two pieces
+    whole = (6 + 2 * 2) * 4 * 4  # what averages also in two pieces
+    shown = len(rows_of(page))
+    assert 8 * SHOWN < shown < 8 * SHOWN + 5
     for words in (
-        "recommended: classifier.layout=",
+        "cluster: 2 nodes x 2 ranks, 50.0 GFLOP/s per rank, links 400 Mbit/s",
+        "late exchanges go through the host's memory: as fast as the link",
+        f"{whole - shown} of {whole} ways are left out",
+        "its settings: classifier.layout=",
         "strongest synchronous data parallelism with any K",
         "throughput is not time to accuracy",
         "the predicted ladder",
-        "slices over the world are faster than over a node",
-        "a late exchange is more than 1.05x as fast as synchronous data parallelism from ",
+        "break-even points of exchange.backward_passes_per_step=1 exchange.compression=none",
+        "exchange.kind=synchronous: classifier.layout=world is faster than node from data.num_cla",
+        "classifier.layout=node exchange.kind=delayed exchange.delay=1 is at least 1.05x as fast "
+        "as classifier.layout=replicated exchange.kind=synchronous on links from ",
         "data_parallel, simulated over 8 windows",
     ):
         assert words in page
@@ -74,6 +74,29 @@ def test_the_whole_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     config = load(EXPERIMENT, ["data.num_classes=2000"])
     assert stored[0] == predict(read_cluster(tmp_path / "c.yaml"), config)
     assert sum(stored[0].phases_ms.values()) == pytest.approx(stored[0].step_ms)
+
+
+def rows_of(page: str) -> list[str]:
+    """The rows of the table of ways."""
+    first = (["replicated"], ["node"], ["world"])
+    return [line for line in page.splitlines() if line.split()[:1] in first]
+
+
+def test_every_way_is_shown_if_asked_for_and_one_is_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    SLOW.write(tmp_path / "c.yaml")
+    assert plan(EXPERIMENT, "--cluster", str(tmp_path / "c.yaml")) == 0
+    short = capsys.readouterr().out
+    assert plan(EXPERIMENT, "--cluster", str(tmp_path / "c.yaml"), "--all") == 0
+    page = capsys.readouterr().out
+    assert len(rows_of(page)) == 160
+    assert "left out" not in page
+    assert set(rows_of(short)) < set(rows_of(page))
+    for each in (short, page):
+        (marked,) = (row for row in rows_of(each) if row.endswith("  <- recommended"))
+        layout, kind, _, passes, *_ = marked.split()
+        assert f"\nrecommended: {layout} {kind}, K = {passes}, " in each
 
 
 @pytest.mark.parametrize(
@@ -172,6 +195,46 @@ def test_a_late_way_has_to_pay_beside_what_waits(late: float, chosen: str) -> No
     found = recommended([waiting, way("delayed", 1, "none", late)])
     assert found is not None
     assert found.config.exchange.kind == chosen
+
+
+def test_a_short_list_has_the_fastest_of_each_kind_and_all_that_is_named() -> None:
+    slow = way("synchronous", 1, "none", 60, "replicated")
+    fast = [way("synchronous", passes, "int4", 70 + passes, "replicated") for passes in (2, 4, 8)]
+    late = way("delayed", 1, "none", 75)
+    ways = [slow, *fast, late]
+    chosen = recommended(ways)
+    assert chosen is late
+    # The fastest that waits with K = 1 is compared with, so it is shown; K = 2 is nobody's rival.
+    assert short_list(ways) == [slow, *fast[1:], late]
+
+
+def said_of(*ways: Way) -> str:
+    return advice(ways, cluster())[0]
+
+
+def test_the_recommendation_gives_its_reason() -> None:
+    waiting = way("synchronous", 1, "int8", 100, "replicated")
+    pays = said_of(waiting, way("delayed", 1, "none", 120))
+    assert pays.startswith("recommended: node delayed, K = 1, fp32, with 120 images/s predicted. ")
+    rival = "replicated synchronous, K = 1, int8: 100 images/s"
+    assert "Lateness pays here: that is 1.20x the images/s of the fastest way" in pays
+    assert f"that waits with the same K ({rival})" in pays
+    useless = said_of(waiting, way("delayed", 1, "none", 103))
+    assert useless.startswith("recommended: replicated synchronous, K = 1, int8, with 100")
+    assert "Lateness does not pay here: the fastest late way with the same K" in useless
+    assert f"has 1.03x the images/s of the fastest way that waits ({rival})" in useless
+    needless = said_of(way("synchronous", 1, "none", 100), way("delayed", 1, "none", 108))
+    assert "Lateness would pay: " in needless
+    assert "least accuracy" in pays
+
+
+def test_the_wire_of_late_exchanges_is_shown() -> None:
+    late = Late(bytes_per_second=1e8, copy_bytes_per_second=1e9)
+    _, line = cluster_lines(cluster(late=late))
+    assert line == (
+        "late exchanges go through the host's memory: at most 800 Mbit/s per rank, 1.6 Gbit/s per "
+        "node, copied from and to the cards at 8 Gbit/s"
+    )
 
 
 def test_a_late_way_does_not_have_to_beat_rarer_steps() -> None:

@@ -64,16 +64,14 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("how", ["immediate", "exclusive"])
-def test_a_store_that_stays_locked_is_one_line_within_seconds(
+def test_a_store_that_stays_locked_is_one_line(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "LOCKED_SECONDS", 1.0)
     uri = new_store(tmp_path)
-    with locked(tmp_path / "mlflow.db", how):
-        started = time.monotonic()
-        with pytest.raises(UserError, match=r"does not answer \(database is locked\)"):
-            begin(tmp_path / "run", uri)
-        assert time.monotonic() - started < 15
+    told = pytest.raises(UserError, match=r"does not answer \(database is locked\)")
+    with locked(tmp_path / "mlflow.db", how), told:
+        begin(tmp_path / "run", uri)
     assert list((tmp_path / "run").iterdir()) == []
     assert runs(uri) == []
 
@@ -247,14 +245,12 @@ def test_messages_name_what_was_set(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 @pytest.mark.parametrize("uri", ["databricks", "databricks://none", "postgresql://127.0.0.1:9/x"])
-def test_what_is_not_to_be_reached_is_one_line_within_seconds(
+def test_what_is_not_to_be_reached_is_one_line(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    started = time.monotonic()
     with pytest.raises(UserError, match="does not answer") as error:
         open_store(store_uri(config(uri).tracking))
-    assert time.monotonic() - started < 30
     assert "\n" not in str(error.value)
 
 

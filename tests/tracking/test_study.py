@@ -113,6 +113,8 @@ def test_what_is_not_there_is_said(store: Path) -> None:
     train(store, "fast", 0)
     with pytest.raises(UserError, match=r"no study 'what' in .*give one of which"):
         read_study(f"sqlite:///{store}", "what")
+    with pytest.raises(UserError, match=r"no study 'wich' in .*; the nearest is which; give one"):
+        read_study(f"sqlite:///{store}", "wich")
     with pytest.raises(UserError, match="there is no MLflow store"):
         read_study(f"sqlite:///{store.parent}/none.db", "which")
     assert not (store.parent / "none.db").exists()

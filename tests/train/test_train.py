@@ -166,7 +166,9 @@ def test_times_and_rates_fit_each_other(trained: Trained) -> None:
     assert phases == pytest.approx(summary.step_ms.mean, rel=1e-9)
     images_per_window = summary.images / summary.windows
     fastest = images_per_window / summary.step_ms.mean * 1e3
-    assert 0 < summary.images_per_second <= 1.01 * fastest
+    # The timed windows take at least the phases' time, and at most that of the whole training.
+    slowest = summary.timed_windows * images_per_window / summary.train_seconds
+    assert slowest <= summary.images_per_second <= 1.01 * fastest
     timed_seconds = summary.timed_windows * summary.step_ms.mean / 1e3
     assert timed_seconds <= summary.train_seconds
     for name in ("data", "forward", "backward", "optimizer"):
@@ -180,14 +182,16 @@ def test_what_each_rank_did_with_its_time(trained: Trained) -> None:
     assert [cost.node for cost in costs] == ([0] if summary.ranks == 1 else [0, 0, 1, 1])
     for cost in costs:
         assert sum(cost.percent(phase) for phase in Phase) == pytest.approx(100)
-        assert 0 < cost.computed_percent < 100
-        assert cost.counter_percent is not None
-        # The first rank of a node also samples it, and the run's first sends the metrics; a rank
-        # has its share of the cores, and takes what others leave.
-        own = min(1, len(os.sched_getaffinity(0)) / summary.ranks)
-        assert 0 < own * cost.counter_percent < (115 if cost.rank % 2 else 250)
+        times = cost.phases_ms
+        computed = times["forward"] + times["backward"] + times["optimizer"]
+        assert cost.computed_percent == pytest.approx(100 * computed / sum(times.values()))
         assert cost.matmul_percent is not None
         assert cost.matmul_percent > 0  # under load it has no upper bound
+    counters = [cost.counter_percent for cost in costs]
+    assert min(counters) > 0
+    # Each is a share of the rank's own cores; together they are no more than the machine has.
+    cores = len(os.sched_getaffinity(0))
+    assert sum(counters) * min(1, cores / summary.ranks) <= 1.05 * 100 * cores
     steps = [cost.step_ms for cost in costs]
     assert sum(steps) / len(steps) == pytest.approx(summary.step_ms.mean)
     flop = micro_batch_flops(
@@ -204,12 +208,14 @@ def test_what_each_rank_did_with_its_time(trained: Trained) -> None:
 
 
 def test_each_nodes_useful_share_stands_beside_its_counter(trained: Trained) -> None:
-    costs = trained.summary.per_rank
-    for node in range(trained.summary.nodes):
-        for name in ("computed_percent", "counter_percent"):
-            (*_, (_, value)) = trained.metric(f"utilisation/node_{node}_{name}")
-            own = min(1, len(os.sched_getaffinity(0)) / trained.summary.ranks)
-            assert 0 < value < (250 / own if "counter" in name else 100)
+    costs, nodes = trained.summary.per_rank, range(trained.summary.nodes)
+    for name in ("computed_percent", "counter_percent"):
+        of_nodes = [dict(trained.metric(f"utilisation/node_{node}_{name}")) for node in nodes]
+        whole = trained.metric(f"utilisation/{name}")
+        assert whole
+        for window, value in whole:
+            # All nodes have as many ranks, so the mean over ranks is the mean over nodes.
+            assert value == pytest.approx(sum(each[window] for each in of_nodes) / len(of_nodes))
     bars = dict(trained.rows("select key, value from metrics where key like 'summary/%'"))
     mean = sum(cost.computed_percent for cost in costs) / len(costs)
     assert bars["summary/computed_percent"] == pytest.approx(mean)
@@ -310,7 +316,6 @@ def test_the_last_evaluation_equals_a_dense_one(trained: Trained) -> None:
     assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-4)
     assert found["val/top1"] == found["val/unseen_design/top1"]
     assert found["val/loss"] == found["val/unseen_design/loss"]
-    assert 0 < found["val/unseen_weight/top5"] <= 1
 
 
 def test_evaluations_come_as_often_as_they_should(one: Trained, four: Trained) -> None:
@@ -526,7 +531,8 @@ def test_windows_that_follow_a_pause_of_a_late_exchange_are_not_timed(
     step = make_step(config, open_dataset(config.data), world_of_one())
     summary = Training(step, tmp_path).run(Record())
     assert summary.timed_windows == timed
-    assert summary.images_per_second > 0
+    images = summary.images_per_second * summary.train_seconds
+    assert images > 12 * timed, "the timed windows alone take less than the whole training"
     seconds = [each.train_seconds for each in summary.evaluations]
     assert seconds == sorted(seconds)
     assert seconds[-1] == summary.train_seconds

@@ -122,8 +122,8 @@ def test_a_variant_without_a_result_has_its_fate_in_every_figure(
     assert fate in [text.get_text() for text in figures["phases"].axes[0].texts]
     assert fate in [text.get_text() for text in figures["traffic"].axes[0].texts]
     wanted = f"* `hybrid_async`: {without_result(found.variants[1])}"
-    assert wanted in phases.say(found)
-    assert wanted in accuracy.say(found)
+    assert wanted in phases.describe(found)
+    assert wanted in accuracy.describe(found)
 
 
 def test_phases_are_means_over_seeds_of_each_rank_spread() -> None:
@@ -196,7 +196,7 @@ def test_shares_that_a_run_recorded_come_before_mlflows(tmp_path: Path) -> None:
     assert list(by_node[1].computed) == [40.0] * 3
     assert list(by_node[1].computed.index) == [0.0, 10.0, 20.0]
     assert utilisation.means(by_node) == (90.0, 45.0)
-    assert "the counter shows 90 %, 45 % of a step is computing" in utilisation.say(found)
+    assert "the counter shows 90 %, 45 % of a step is computing" in utilisation.describe(found)
 
 
 def test_a_panel_varies_one_thing(tables: Path, tmp_path: Path) -> None:
@@ -206,8 +206,8 @@ def test_a_panel_varies_one_thing(tables: Path, tmp_path: Path) -> None:
     assert set(scaling.series(frame, "classes")["table"]) == {"slow", "more"}
     assert scaling.series(frame, "ranks").empty
     found = many(tmp_path, ["data_parallel"], seeds=1)
-    assert "of 1 point of the tables are off by 10% (median)" in scaling.say(tables, found)
-    assert "of the study which are off by 25%" in scaling.say(tables, foreseen(found, 960.0))
+    assert "of 1 point of the tables are off by 10% (median)" in scaling.describe(tables, found)
+    assert "of the study which are off by 25%" in scaling.describe(tables, foreseen(found, 960.0))
     figure = scaling.draw(tables, found)
     hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
     drawn = [y for line in hollow for y in line.get_ydata() if not math.isnan(y)]
@@ -231,7 +231,7 @@ def test_what_waits_in_its_backward_pass_is_not_shown_as_computing(tmp_path: Pat
         found = utilisation.nodes(study(run), run)
         assert sorted(found) == [0, 1]
         assert all(len(node.computed) == 0 and len(node.counter) == 2 for node in found.values())
-        assert "so computing cannot be separated" in utilisation.say(study(run))
+        assert "so computing cannot be separated" in utilisation.describe(study(run))
         assert utilisation.draw(study(run)).axes
 
 
@@ -275,14 +275,16 @@ def test_a_run_lies_where_its_rate_and_curvature_put_it(tmp_path: Path) -> None:
     lines.append((30, {"train/loss_nonfinite": 1.0}))
     (lost,) = staleness.points(study(recorded(tmp_path, "b", 0, None, lines)))
     assert math.isinf(lost.loss)
-    assert "its loss is not finite" in staleness.say(study(recorded(tmp_path, "c", 0, None, lines)))
+    assert "its loss is not finite" in staleness.describe(
+        study(recorded(tmp_path, "c", 0, None, lines))
+    )
 
 
 def test_a_wait_that_was_not_measured_is_not_said_to_be_none(tmp_path: Path) -> None:
     untimed = summary("short", phases_ms=dict.fromkeys(PHASES_MS, 0.0))
     ddp = recorded(tmp_path, "ddp", 0, summary("ddp"), exchange={"kind": "ddp_powersgd"})
     found = study(recorded(tmp_path, "short", 0, untimed), ddp)
-    said = phases.say(found)
+    said = phases.describe(found)
     assert "`short`: the time that it waits was not measured" in said
     assert "`ddp`: the time that it waits was not measured" in said
     labels = [text.get_text() for text in phases.draw(found).axes[0].texts]

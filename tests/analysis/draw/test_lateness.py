@@ -57,7 +57,7 @@ def test_time_to_accuracy_is_images_by_throughput(tables: Path) -> None:
 
 
 def test_the_table_names_both_and_the_link(tables: Path) -> None:
-    lines = lateness.say(tables, IMAGES).splitlines()
+    lines = lateness.describe(tables, IMAGES).splitlines()
     assert lines[-1] == (
         "| 1,000 | 500 Mbit/s, no latency | 20% | hybrid_averaging, 13.3 s | data_parallel, 12.5 s "
         "| 0.94x |"

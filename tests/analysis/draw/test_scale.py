@@ -54,7 +54,7 @@ def test_the_figure_is_readable_and_has_units() -> None:
 
 
 def test_what_does_not_fit_is_said() -> None:
-    text = scale.say(scale.read(SWEEP))
+    text = scale.describe(scale.read(SWEEP))
     assert "`data_parallel_int8` does not fit from 10M classes on" in text
 
 
