@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.launch.launch import launch
+from harness.launch.launch import Outcome, launch
 from harness.leaving import VICTIM
 from tests.horovodrun import ROOT, horovodrun
 
@@ -62,27 +62,44 @@ def test_the_cause_comes_last_after_one_line_of_every_other_rank(
         assert said[1:] == [(1, "harness: an image is broken; replace it")]
 
 
-def test_a_stopped_rank_is_named(here: Path) -> None:
-    """The others wait for it as long as the timeouts of Gloo, which are short here."""
+def stop_rank_1(here: Path, *overrides: str) -> tuple[Outcome, str]:
+    """The outcome of a training whose second rank stops, and what the screen showed."""
     program = [sys.executable, "-m", "tests.failing_program", "stop", "1"]
     screen = io.StringIO()
     with pytest.MonkeyPatch.context() as patched:
-        # The others notice after this: closing Horovod waits for a stopped rank as well.
-        patched.setattr("harness.launch.launch.START_SECONDS", 40)
         patched.setenv("PYTHONPATH", str(ROOT))
         patched.setenv("OMP_NUM_THREADS", "1")
         outcome = launch(
-            [*program, "train", "tiny.yaml"],
+            [*program, "train", "tiny.yaml", *overrides],
             2,
             "localhost:1,127.0.0.1:1",
             here / "log.txt",
             screen,
         )
-    first, *rest = outcome.reason.splitlines()
     assert outcome.exit_code == 1
+    return outcome, screen.getvalue()
+
+
+def test_a_stopped_rank_is_named(here: Path) -> None:
+    """By what the leashes report, long before the timeouts of Gloo."""
+    outcome, screen = stop_rank_1(here, "train.stuck_seconds=5")
+    first, *ranks, _ = outcome.reason.splitlines()
+    assert first.startswith("rank 1 on 127.0.0.1 did not move (its process is stopped), and others")
+    assert re.match(r"  rank 1 on 127.0.0.1: \w+ of window 3 for \d+ s", ranks[-1])
+    assert "rank 1: leash: this rank's process is stopped" in screen
+    assert "most recent call first" in outcome.log.read_text()
+
+
+def test_a_stopped_rank_is_named_after_the_others_timeouts(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait for it as long as the timeouts of Gloo, which are short here."""
+    # The others notice after this: closing Horovod waits for a stopped rank as well.
+    monkeypatch.setattr("harness.launch.launch.START_SECONDS", 40)
+    outcome, _ = stop_rank_1(here, "train.stuck_seconds=0")
+    first, *rest = outcome.reason.splitlines()
     # Horovod's own timeout, or torch's where its closing is what waits.
     assert re.fullmatch(
         r"rank 1 on 127.0.0.1 did not answer for (8|40) s \(its process is stopped\)", first
     ), outcome.reason
     assert all(VICTIM.match(line) for line in rest)
-    assert "rank 1: leash: this rank's process is stopped" in screen.getvalue()

@@ -26,9 +26,11 @@ from harness.launch.hosts import (
     most_ranks_on_a_machine,
     parse_hosts,
 )
-from harness.launch.leash import GRACE_SECONDS
+from harness.launch.leash import GRACE_SECONDS, PULSE
 from harness.launch.output import Evidence, Log, Screen, Splitter
+from harness.launch.standstill import Standstill
 from harness.measure.redaction import masked
+from harness.parallel.pulse import parse
 from harness.signals import handled, ignore, interrupt
 
 START_SECONDS = 300
@@ -41,6 +43,8 @@ LEASH_SECONDS = GRACE_SECONDS + 2.0
 cut the connections at once, and this process would return before ranks on other hosts are gone."""
 STOP_SECONDS = 12.0
 """Time for horovodrun to stop: it terminates its ranks, waits 5 s, kills them, and waits 5 s."""
+LOOK_SECONDS = 1.0
+"""Time between two questions whether a rank stands still."""
 LEFTOVER_SECONDS = 3.0
 """Time for processes that are left over to end after SIGTERM."""
 MARK = "HARNESS_LAUNCH"
@@ -82,7 +86,7 @@ class Plan:
 
     def held(self) -> list[str]:
         """The command that is started, with each rank held by a leash."""
-        leash = [sys.executable, "-m", "harness.launch.leash"]
+        leash = [sys.executable, "-m", "harness.launch.leash", PULSE]
         return [sys.executable, "-m", "horovod.runner.launch", *self.options, *leash, *self.command]
 
 
@@ -107,14 +111,17 @@ def launch(
         start_new_session=True,
     )
     evidence = Evidence(plan.hosts)
+    standstill = Standstill(plan.hosts)
     reader = threading.Thread(
-        target=_read, args=(process, record, _screen(screen), evidence), daemon=True
+        target=_read,
+        args=(process, record, _screen(screen), evidence, standstill),
+        daemon=True,
     )
-    stopped = False
+    stopped, stuck = False, ""
     try:
         with handled([signal.SIGTERM], interrupt):
             reader.start()
-            process.wait()
+            stuck = _wait(process, standstill)
     except KeyboardInterrupt:
         stopped = True
     finally:
@@ -122,7 +129,20 @@ def launch(
         with handled([signal.SIGINT, signal.SIGTERM], ignore):
             _end(process, mark)
     reader.join(LEFTOVER_SECONDS)
+    if stuck:
+        return Outcome(1, stuck, log, False)
     return _outcome(process.returncode, stopped, evidence, log)
+
+
+def _wait(process: "subprocess.Popen[bytes]", standstill: Standstill) -> str:
+    """Waits until the process ends, or until it is known which rank stands still, and returns
+    that."""
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LOOK_SECONDS)
+            return ""
+        if stuck := standstill.cause():
+            return stuck
 
 
 def plan_launch(command: Sequence[str], ranks: int, hosts: str | None) -> Plan:
@@ -156,14 +176,25 @@ def _screen(stream: TextIO | None) -> Screen:
     return Screen(stream or sys.stderr, shutil.get_terminal_size((100, 24)).columns)
 
 
-def _read(process: "subprocess.Popen[bytes]", log: Log, screen: Screen, evidence: Evidence) -> None:
+def _read(
+    process: "subprocess.Popen[bytes]",
+    log: Log,
+    screen: Screen,
+    evidence: Evidence,
+    standstill: Standstill,
+) -> None:
     assert process.stdout is not None
     splitter = Splitter()
     portion = b" "
     while portion:  # an empty read is the end of the output
         portion = os.read(process.stdout.fileno(), 1 << 16)
-        lines = splitter.feed(portion, final=not portion)
-        for line in lines:
+        lines = []
+        for line in splitter.feed(portion, final=not portion):
+            report = parse(line.text)
+            if report is not None and line.rank is not None:
+                standstill.add(line.rank, report)
+                continue
+            lines.append(line)
             screen.show(line)
             evidence.add(line)
         log.add(lines)

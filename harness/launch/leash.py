@@ -1,11 +1,13 @@
 """Runs one command and ends it, gently at first, when the process that started it is gone.
 
-`python -m harness.launch.leash COMMAND ...` on the rank's host. Its standard input is a pipe from
-the launcher, through ssh for ranks on other hosts, and ends when the launcher ends or closes it.
-This is needed because horovodrun sends no signals through ssh, and goes on if the process that
-started it is killed. ssh forwards no signals either, so a byte on standard input is the number of a
-signal for the command's process group. A line on standard error reports that the command's process
-is stopped, which the process itself cannot report.
+`python -m harness.launch.leash [--pulse] COMMAND ...` on the rank's host. Its standard input is a
+pipe from the launcher, through ssh for ranks on other hosts, and ends when the launcher ends or
+closes it. This is needed because horovodrun sends no signals through ssh, and goes on if the
+process that started it is killed. ssh forwards no signals either, so a byte on standard input is
+the number of a signal for the command's process group. A line on standard error reports that the
+command's process is stopped, which the process itself cannot report. With `--pulse`, lines on
+standard output report what a rank that shows its pulse does, and once it is stuck it is asked for
+the stacks of its threads.
 """
 
 import os
@@ -19,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from harness.parallel.pulse import STACKS, VARIABLE, Watched
+
 GRACE_SECONDS = 5.0
 """Time between SIGTERM and SIGKILL for the command."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM)
@@ -26,7 +30,8 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM)
 PASSED_ON = (*FORWARDED, signal.SIGHUP)
 """Signals that standard input may send to the command's process group."""
 LOOK_SECONDS = 2.0
-"""Time between two looks at whether the command is stopped."""
+"""Time between two looks at the command."""
+PULSE = "--pulse"
 STOPPED, RESUMED = "leash: this rank's process is stopped", "leash: this rank's process runs again"
 
 
@@ -35,7 +40,14 @@ def main(command: list[str]) -> int:
     # A shell in the background ignores these signals, and children inherit that.
     for number in FORWARDED:
         signal.signal(number, signal.SIG_DFL)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
+    watched = Watched() if command[0] == PULSE else None
+    child = subprocess.Popen(
+        command[1:] if watched else command,
+        stdin=subprocess.DEVNULL,
+        process_group=0,
+        pass_fds=[watched.descriptor] if watched else [],
+        env=os.environ | ({VARIABLE: str(watched.descriptor)} if watched else {}),
+    )
 
     def forward(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
@@ -43,7 +55,7 @@ def main(command: list[str]) -> int:
     for number in FORWARDED:
         signal.signal(number, forward)
     threading.Thread(target=_listen, args=(child,), daemon=True).start()
-    threading.Thread(target=_watch, args=(child,), daemon=True).start()
+    threading.Thread(target=_watch, args=(child, watched), daemon=True).start()
     code = child.wait()
     _signal_group(child, signal.SIGKILL)  # processes that the command leaves behind
     return code if code >= 0 else 128 - code
@@ -61,19 +73,31 @@ def _listen(child: "subprocess.Popen[bytes]") -> None:
         child.kill()
 
 
-def _watch(child: "subprocess.Popen[bytes]") -> None:
-    """Reports when the command is stopped, as by SIGSTOP or a debugger, and when it runs again.
+def _watch(child: "subprocess.Popen[bytes]", watched: Watched | None) -> None:
+    """Reports on the command until it ends.
 
-    A state counts once two looks in a row have seen it, so that short stops are not reported.
+    That it is stopped, as by SIGSTOP or a debugger, or runs again, counts once two looks in a row
+    have seen it, so that short stops are not reported.
     """
     seen, reported = False, False
     while child.poll() is None:
-        stopped = _is_stopped(child.pid)
+        stopped = _is_stopped(watched.pid if watched and watched.pid else child.pid)
         if stopped == seen and stopped != reported:
             reported = stopped
             print(STOPPED if reported else RESUMED, file=sys.stderr, flush=True)
         seen = stopped
+        if watched:
+            _report(watched, reported)
         time.sleep(LOOK_SECONDS)
+
+
+def _report(watched: Watched, stopped: bool) -> None:
+    before, report = watched.latest, watched.report(stopped)
+    if report.limit or before.limit:  # a rank that is not watched any more is reported once
+        os.write(sys.stdout.fileno(), f"{report.line()}\n".encode())
+    if report.stuck and not before.stuck:
+        with suppress(ProcessLookupError):
+            os.kill(watched.pid, STACKS)
 
 
 def _is_stopped(pid: int) -> bool:

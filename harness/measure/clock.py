@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from torch.profiler import record_function
 from harness.measure.phase import Phase
 
 UNNAMED = nullcontext()
+Show = Callable[[Phase], object]
 
 
 class Timeline(Protocol):
@@ -70,8 +71,12 @@ class Clock:
     each moment between two marks belongs to the innermost phase open at the time.
     """
 
-    def __init__(self, timeline: Timeline) -> None:
+    def __init__(
+        self, timeline: Timeline, show: Callable[[Phase], object] = lambda _: None
+    ) -> None:
+        """`show` is called with each phase as it begins, also outside windows."""
         self._timeline = timeline
+        self._show = show
         self._open: list[Phase] = []
         self._marks: list[tuple[Phase, object]] = []
         self._unread: deque[tuple[list[tuple[Phase, object]], object]] = deque()
@@ -100,7 +105,9 @@ class Clock:
     def phase(self, phase: Phase) -> Iterator[None]:
         """Counts the time spent inside the block as `phase`. Outside a window it is not counted."""
         if not self._open:
+            self._show(phase)
             yield
+            self._show(Phase.OTHER)
             return
         self._enter(phase)
         try:
@@ -108,10 +115,12 @@ class Clock:
                 yield
         finally:
             self._open.pop()
+            self._show(self._open[-1])
             self._marks.append((self._open[-1], self._timeline.mark()))
 
     def _enter(self, phase: Phase) -> None:
         self._open.append(phase)
+        self._show(phase)
         self._marks.append((phase, self._timeline.mark()))
 
     def read(self) -> list[Times]:
@@ -137,6 +146,6 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def clock_for(device: torch.device) -> Clock:
-    """A clock for the time of `device`."""
-    return Clock(CardTimeline() if device.type == "cuda" else HostTimeline())
+def clock_for(device: torch.device, show: Show = lambda _: None) -> Clock:
+    """A clock for the time of `device`; `show` as in `Clock`."""
+    return Clock(CardTimeline() if device.type == "cuda" else HostTimeline(), show)

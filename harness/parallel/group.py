@@ -19,6 +19,7 @@ from harness.measure.traffic import (
     all_to_all_bytes,
 )
 from harness.parallel.line import Line, Running, used_here
+from harness.parallel.pulse import SILENT, Pulse
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Meters:
 
     clock: Clock
     traffic: Traffic
+    pulse: Pulse = SILENT
+    """Shows outside what this rank does."""
 
 
 class Pending:

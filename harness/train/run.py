@@ -28,6 +28,7 @@ from harness.measure.utilisation import Capacity
 from harness.model.anatomy import DTYPES
 from harness.parallel.cores import Cores, cores_of
 from harness.parallel.group import Meters
+from harness.parallel.pulse import open_pulse
 from harness.parallel.ranks import launched_topology, open_ranks
 from harness.parallel.topology import Topology, check_classes
 from harness.parallel.world import World, choose_device, link
@@ -72,7 +73,10 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
         device, warning = choose_device(config.train.device, ranks)
         if warning and ranks.is_first:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
-        with link(ranks, device, Meters(clock_for(device), Traffic())) as links:
+        with (
+            open_pulse(config.train.stuck_seconds) as pulse,
+            link(ranks, device, Meters(clock_for(device, pulse.show), Traffic(), pulse)) as links,
+        ):
             return _run(config, dataset, links.world(config.classifier.layout), folder)
 
 

@@ -1,6 +1,7 @@
 """One training from its first window to its summary: the loop, its pauses, its results."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class Training:
         self._step = step
         self._config = config = step.config
         self._world = world = step.world
+        self._pulse = world.meters.pulse
         self._course = course = step.course
         resumed = step.resumed
         self._windows = course.windows
@@ -70,29 +72,39 @@ class Training:
         self._ledger.begins(journal)
         for window in range(first, self._windows):
             if self._tracing.starts(window):
-                with self._ledger.paused(window):
+                with self._paused(window):
                     self._step.watch.settle(window, journal)
                     self._tracing.start()
             self._window(window, batches, journal)
             ended = window + 1
             if self._tracing.stops(ended):
-                with self._ledger.paused(ended):
+                with self._paused(ended):
                     self._stop_tracing(ended, journal)
             if ended == self._windows:
                 self._end(ended, journal)
             elif self._pauses(ended):
-                with self._ledger.paused(ended):
+                with self._paused(ended):
                     self._pause(ended, journal)
         batches.close()
+        self._pulse.end()
         return self._ledger.summary(self._step.model.trained(), provenance)
 
     def _window(self, window: int, batches: Iterator[Batch], journal: Journal) -> None:
         """Runs one window and records it."""
+        # In the first one, libraries compile and try out variants.
+        self._pulse.window(window, slow=window == self._course.first)
         self._ledger.window_begins(window)
         for scores in self._step.window(window, batches, journal):
             self._ledger.add_scores(scores.loss, scores.top1)
         self._ledger.window_ended(window, journal)
         self._staleness.window_ended(window, self._step.exchange, journal)
+
+    @contextmanager
+    def _paused(self, ended: int) -> Iterator[None]:
+        """Inside the block training is paused, after `ended` windows."""
+        self._pulse.pause(f"the pause after {ended} windows")
+        with self._ledger.paused(ended):
+            yield
 
     def evaluate(self, limit: int = 0) -> dict[str, float]:
         """Metrics of the mean of all nodes: `val/...` of the primary set, `val/<set>/...` of each.
@@ -141,6 +153,7 @@ class Training:
 
     def _end(self, ended: int, journal: Journal) -> None:
         """Drains the exchange after the last window; the wait counts as training time."""
+        self._pulse.pause(f"the end after {ended} windows")
         divergence = self._step.exchange.divergence_before_drain()
         before = self._ledger.stopwatch.lap()
         self._step.exchange.drain(self._step.update)

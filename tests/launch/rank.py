@@ -37,6 +37,15 @@ def main(mode: str, folder: Path) -> None:
         signal.signal(signal.SIGTERM, lambda *_: _leave(folder))
         (folder / f"ready-{RANK}").touch()
         time.sleep(600)
+    elif mode in ("stuck", "halted", "waiting"):
+        from harness.parallel.pulse import open_pulse
+
+        with open_pulse(3.0) as pulse:
+            pulse.window(7, slow=False)
+            pulse.show("data" if mode == "stuck" and RANK == 1 else "exchange_wait")
+            if mode == "halted" and RANK == 1:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(600)
     elif mode == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         (folder / f"ready-{RANK}").touch()

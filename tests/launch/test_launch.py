@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,31 @@ def test_a_killed_rank_is_named(tmp_path: Path) -> None:
     outcome, _ = run("killed", tmp_path)
     assert outcome.exit_code == 1
     assert "rank 1 was killed by SIGKILL" in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("mode", "cause"),
+    [
+        ("stuck", "rank 1 on 127.0.0.1 did not move, and others wait"),
+        ("halted", "rank 1 on 127.0.0.1 did not move (its process is stopped), and others wait"),
+        ("waiting", "all ranks wait for each other, and nothing crosses the network: "),
+    ],
+)
+def test_who_stands_still_is_named_and_all_are_ended(
+    mode: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.launch.standstill.SETTLE_SECONDS", 4.0)
+    monkeypatch.setattr("harness.launch.standstill.IDLE_RATE", 10**12)  # tests use the network, too
+    outcome, screen = run(mode, tmp_path)
+    assert outcome.exit_code == 1
+    first, here, there, _ = outcome.reason.splitlines()
+    assert first.startswith(cause)
+    assert re.fullmatch(r"  rank 0 on localhost: exchange_wait of window 7 for \d+ s", here)
+    assert there.startswith(f"  rank 1 on 127.0.0.1: {'data' if mode == 'stuck' else 'exchange'}")
+    log = outcome.log.read_text()
+    # Who sleeps answers with its stack; the process that is stopped cannot.
+    assert log.count("most recent call first") == (1 if mode == "halted" else 2)
+    assert "harness-pulse" not in log + screen
 
 
 def test_ranks_may_tidy_up_when_the_user_stops_them(tmp_path: Path) -> None:

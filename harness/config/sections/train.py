@@ -32,6 +32,10 @@ class TrainConfig(Section):
     on_nonfinite: Literal["stop"] = "stop"
     """What happens if the loss, gradient norm or parameters are not finite after a window. stop:
     all ranks end the run as failed, and the last good checkpoint is kept."""
+    stuck_seconds: float = Field(default=60, ge=0, le=10**6)
+    """Seconds after which a rank that does not move, while others wait for it, is named, and all
+    ranks are ended. Ten times as long in the first window and while training pauses, for instance
+    to evaluate. 0 never ends them. Only `harness launch` and `compare` look for such ranks."""
     checkpoint_every: int = Field(default=0, ge=0, le=MAX_COUNT)
     """Windows between checkpoints; 0 writes none, or with `save` only the last."""
     save: bool = False
