@@ -231,7 +231,7 @@ def test_a_calibration_on_four_ranks(
     output = tmp_path / "here.yaml"
     hosts = ["--hosts", "localhost:2,127.0.0.1:2", "--seconds", "0.05"]
     assert main(["plan", str(experiment_file), *hosts, "--calibrate", str(output)]) == 0
-    assert "recommended: classifier.layout=" in capsys.readouterr().out
+    assert "its settings: classifier.layout=" in capsys.readouterr().out
     found = read_cluster(output)
     assert (found.name, found.nodes, found.ranks_per_node) == ("here", 2, 2)
     assert found.cores_per_node == pytest.approx(len(os.sched_getaffinity(0)) / 2)
