@@ -51,16 +51,17 @@ STRONGEST = tuple(
     f"experiments/rivals/{name}.yaml"
     for name in (
         "data_parallel_int8",
-        "data_parallel_k2_int8",
+        "data_parallel_sign",
         "data_parallel_k2_int4",
         "data_parallel_k2_sign",
-        "hybrid_averaging_on_time",
         "hybrid_averaging_on_time_sign",
         "ddp_powersgd",
         "world_sync_int8",
     )
 )
-"""The strongest rival of each kind on a slow link, against which the map is measured."""
+"""The strongest rivals of each kind on links of any speed, against which the map is measured."""
+LATE = (METHOD, *REMEDIES)
+"""The method and its variants for settings in which it is weak, for the map."""
 ON_THE_LINK = (
     BASELINE,
     METHOD,
@@ -245,8 +246,8 @@ def baseline(folder: Path, known: dict[str, Link]) -> None:
 
 def lateness(folder: Path, known: dict[str, Link]) -> None:
     """The map of where lateness pays, over rates, classes, a latency and a link with jitter."""
-    variants = (CEILING, METHOD, ASYNC, BASELINE, *STRONGEST, *REMEDIES)
-    short = ["--rounds", "3", "--micro-batches", "16", "--seconds", "2"]
+    variants = (CEILING, BASELINE, *LATE, *STRONGEST)
+    short = ["--rounds", "3", "--micro-batches", "16", "--untimed", "4", "--seconds", "2"]
     places = [(name, link, wait) for name, link in known.items() for wait in DELAYS]
     for (name, link, wait), classes in product([*places, ("unlimited", Link(), "")], (1000, 3755)):
         there = replace(link, **DELAYS[wait])

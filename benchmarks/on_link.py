@@ -20,10 +20,11 @@ Row = Mapping[str, Any]
 HOW = (
     "Training time is images / (images/s). Speeds were measured on this link, in blocks in which "
     "all variants took turns; each seed uses other rounds. Trainings ran without a limit on the "
-    "link, which does not change what is learned, because delays are counted in windows. A late "
-    "exchange is charged its delay in whole windows once, for the time until its last transfer "
-    "has landed. First windows that are synchronous, or that send whole gradients, are charged at "
-    "the speed of a variant that always does so."
+    "link, which does not change what is learned, because delays are counted in windows. Bytes are "
+    "those of the route that is faster on this link. A late exchange is charged its delay in whole "
+    "windows once, for the time until its last transfer has landed. First windows that are "
+    "synchronous, or that send whole gradients, are charged at the speed of a variant that always "
+    "does so."
 )
 
 
@@ -106,6 +107,7 @@ class _Speeds:
             update={
                 "images_per_second": self.steady,
                 "step_ms": _same(1e3 * step),
+                "cross_node_mb_per_step": row["cross_node_mb"],
                 "phases_ms": {
                     name: _same(1e3 * step * value / measured) for name, value in phases.items()
                 },

@@ -2,7 +2,8 @@
 
 `horovodrun ... python -m benchmarks.throughput EXPERIMENT.yaml ... [key=value ...]`. Ratios are
 relative to the first experiment; `EXPERIMENT.yaml,key=value,...` changes a single one. The first
-windows of a block are not timed, because exchanges of the previous block may still be in flight.
+windows of a block are not timed, because exchanges of the previous block may still be in flight;
+nor are `exchange.synchronous_windows`, before which a variant is not yet what it is later.
 Nothing is evaluated. `exchange.route=auto` is resolved by a measurement first, as in a run.
 """
 
@@ -41,6 +42,7 @@ class Variant:
     config: Config
     trial: Trial
     clock: KeepingClock
+    traffic: Traffic
     images: int
     """Images of all ranks in a window."""
 
@@ -50,6 +52,14 @@ class Variant:
         """Images per second of the last block."""
         self.times: list[Times] = []
         self.cpu: list[dict[str, float]] = []
+        self.crossed: list[float] = []
+        """Bytes that this rank sent to other nodes in a window, by block."""
+
+    def begin(self) -> None:
+        """Runs the first windows, which are synchronous or send whole gradients, so that no block
+        has any of them."""
+        for _ in range(self.config.exchange.synchronous_windows):
+            self.trial.window()
 
     def block(self, untimed: int, windows: int) -> None:
         """Runs a block of windows between two barriers of all ranks.
@@ -61,12 +71,14 @@ class Variant:
             self.trial.window()
         dist.barrier()
         self.clock.kept.clear()
+        sent = self.traffic.total
         before, started = psutil.cpu_times(), time.perf_counter()
         for _ in range(windows):
             self.trial.window()
         dist.barrier()
         self.pace = self.images * windows / (time.perf_counter() - started)
         self.rates.append(self.pace)
+        self.crossed.append((self.traffic.total - sent).cross_node / windows)
         self.times += self.clock.kept
         spent = zip(before._fields, before, psutil.cpu_times(), strict=True)
         self.cpu.append({name: (stop - start) * 1e3 / windows for name, start, stop in spent})
@@ -81,13 +93,15 @@ def loaded(given: str, overrides: Sequence[str]) -> Config:
 def variant(config: Config, links: Links) -> Variant:
     card, topology = links.device.type == "cuda", links.topology
     clock = KeepingClock(CardTimeline() if card else HostTimeline())
-    own = replace(links, meters=Meters(clock, Traffic()))
+    meters = Meters(clock, Traffic())
+    own = replace(links, meters=meters)
     world = own.world(config.classifier.layout, user=f"{config.name}.")
     dataset = open_dataset(config.data)
     config = choose_route(config, dataset, world)
     trial = Trial(config, dataset, world)
     passes = config.exchange.backward_passes_per_step
-    return Variant(config, trial, clock, config.train.batch_size * topology.world_size * passes)
+    images = config.train.batch_size * topology.world_size * passes
+    return Variant(config, trial, clock, meters.traffic, images)
 
 
 def fitting(variant: Variant, ranks: Ranks, seconds: float, first: bool, most: int) -> int:
@@ -102,11 +116,21 @@ def fitting(variant: Variant, ranks: Ranks, seconds: float, first: bool, most: i
     return max(1, min(most, int(agreed.min())))
 
 
-def report(variants: Sequence[Variant]) -> list[dict[str, object]]:
-    """Medians over blocks on this rank; `ratio` pairs neighbours in time and needs two rounds."""
+def crossing_mb(variant: Variant, ranks: Ranks) -> float:
+    """Megabytes that a node sends to others in a window. Collective over all ranks."""
+    own = torch.tensor([statistics.mean(variant.crossed)], dtype=torch.float64)
+    sent = ranks.launch_gather(own, "bytes of a variant").wait().sum()
+    return float(sent) / ranks.topology.nodes / 1e6
+
+
+def report(variants: Sequence[Variant], crossing: Sequence[float]) -> list[dict[str, object]]:
+    """Medians over blocks on this rank; `ratio` pairs neighbours in time and needs two rounds.
+
+    `crossing`: each variant's `crossing_mb`.
+    """
     first = variants[0]
     found = []
-    for each in variants:
+    for each, megabytes in zip(variants, crossing, strict=True):
         ratios = [own / other for own, other in zip(each.rates, first.rates, strict=True)]
         step = statistics.mean(sum(times.values()) for times in each.times)
         phases = {
@@ -121,6 +145,7 @@ def report(variants: Sequence[Variant]) -> list[dict[str, object]]:
                 "delay": each.config.exchange.delay,
                 "ratio": statistics.median(ratios),
                 "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
+                "cross_node_mb": megabytes,
                 "exchange_wait_percent": 100 * phases["exchange_wait"] / step,
                 "phases_ms": phases,
                 "machine_cpu_ms": {
@@ -168,6 +193,8 @@ def main() -> None:
         for number in range(chosen.rounds + 1):
             for each in variants:
                 dist.barrier()
+                if number == 0:
+                    each.begin()
                 passes = each.config.exchange.backward_passes_per_step
                 windows = chosen.micro_batches // passes
                 if math.isfinite(chosen.seconds):
@@ -178,9 +205,11 @@ def main() -> None:
                     each.rates.clear()
                     each.times.clear()
                     each.cpu.clear()
+                    each.crossed.clear()
+        crossing = [crossing_mb(each, ranks) for each in variants]
         hvd.barrier()  # the first rank that exits shuts Horovod down for all
         if topology.rank == 0:
-            found = json.dumps(report(variants))
+            found = json.dumps(report(variants, crossing))
             if chosen.output:
                 chosen.output.write_text(found)
             print(found, flush=True)

@@ -15,10 +15,17 @@ from tests.recorded import PHASES_MS, summary, variant
 
 SEEDS = (0, 1, 2)
 STEP_IMAGES = 128
+CROSSING_MB = 7.5
+"""Of a window by the route that was chosen on the link."""
 
 
 def row(name: str, *rates: float) -> dict[str, object]:
-    return {"variant": name, "rates": list(rates), "phases_ms": PHASES_MS}
+    return {
+        "variant": name,
+        "rates": list(rates),
+        "phases_ms": PHASES_MS,
+        "cross_node_mb": CROSSING_MB,
+    }
 
 
 TRAINED = (
@@ -53,6 +60,7 @@ def test_time_is_images_by_the_speed_of_the_seeds_own_rounds() -> None:
         # The table's exchange wait is 30 of 100 ms.
         assert run.phases_ms["exchange_wait"].mean == pytest.approx(300 * step)
         assert run.seconds_to(0.8) == pytest.approx(200 * step)
+        assert run.cross_node_mb_per_step == CROSSING_MB
 
 
 def test_what_is_late_is_charged_its_delay_once() -> None:
