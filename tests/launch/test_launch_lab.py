@@ -8,17 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.labs import (
-    HARNESS,
-    HERE,
-    ROOT,
-    USER,
-    Way,
-    in_ways,
-    lab_of,
-    processes_with,
-    wait_for,
-)
+from tests.labs import HARNESS, HERE, ROOT, USER, Way, in_ways, lab_of, processes_with
+from tests.waiting import wait_for
 
 RANK = Path(__file__).with_name("rank.py")
 SUM = """
