@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from harness.config import Config, Section, load, load_resolved, load_with_notes
 from harness.config.section import keys_of
 from harness.errors import UserError
-from harness.exchange.kinds import KINDS
+from harness.exchange.kinds import KINDS, Crosses
 
 
 def write(folder: Path, file: str = "run.yaml", **values: Any) -> Path:
@@ -462,6 +462,8 @@ def configs(draw: st.DrawFn) -> Config:
         values["classifier"]["layout"] = "replicated"
     elif traits.local_steps:
         values["classifier"]["layout"] = "node"
+    if traits.crosses is Crosses.FACTORS or exchange["compression"] != "none":
+        values["classifier"]["sampling"] = 1.0
     values["trace"]["horovod_timeline"] &= values["trace"]["windows"] > 0
     values["train"]["epochs" if values["train"]["steps"] is not None else "steps"] = None
     if values["train"]["steps"] is None and values["train"]["epochs"] is None:

@@ -24,6 +24,7 @@ from harness.plan.ways import (
     quickest_way,
     recommended,
     strongest_baseline,
+    way_of,
     with_exchange,
 )
 from harness.tracking.prediction import read_predictions
@@ -137,7 +138,8 @@ def test_what_is_printed_can_be_trained_whatever_the_experiment_says(path: Path)
     for layout, kind in (("node", "synchronous"), ("replicated", "delayed"), ("node", "averaging")):
         pieces = 2 if kind == "averaging" else 1
         for config in on_each_route(with_exchange(given, layout, kind, 2, "int4", pieces)):
-            assert load(path, Way(config, None).overrides.split()) == config
+            if not config.why_no_class_rests():  # then it is printed as infeasible
+                assert load(path, Way(config, None).overrides.split()) == config
 
 
 def test_the_experiments_above_are_there() -> None:
@@ -467,3 +469,18 @@ def test_what_the_doctor_did_not_say(tmp_path: Path) -> None:
     uneven = seats("h1", "h1", "h1", "h2")
     with pytest.raises(UserError, match="h1: 3, h2: 1"):
         cluster_of_doctor(doctor_s(tmp_path, seats=uneven))
+
+
+def test_a_way_in_which_classes_cannot_rest_is_infeasible() -> None:
+    sampled = experiment(classifier={"sampling": 0.1})
+    ways = {
+        (layout, kind): way_of(with_exchange(sampled, layout, kind, 1, "int8"), cluster())
+        for layout, kind in (
+            ("node", "synchronous"),
+            ("node", "delayed"),
+            ("node", "averaging"),
+            ("world", "synchronous"),
+        )
+    }
+    assert [way.feasible for way in ways.values()] == [False, False, True, True]
+    assert "when the class may rest" in ways["node", "delayed"].infeasible_because
