@@ -87,6 +87,7 @@ def _short(where: str, free: int, total: int, need: Need, ranks: int = 1) -> lis
 def _parts(need: Need) -> str:
     """The total, what is held all the time, and the moments of which one at a time adds to it."""
     stays = f"model {in_bytes(need.model)}, exchange {in_bytes(need.exchange)}"
+    stays += f", a checkpoint's copies {in_bytes(need.copies)}" if need.copies else ""
     moments = listed(f"{name} {in_bytes(size)}" for name, size in need.moments.items() if size)
     return f"{in_bytes(need.total)} ({stays}; one at a time: {moments})"
 
