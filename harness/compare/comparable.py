@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from harness.tracking.recorded import RecordedRun
 
 SAME_IMAGES = (
-    *("dataset", "num_classes", "root", "image_size"),
+    *("dataset", "num_classes", "root", "image_size", "validation_size", "recipe"),
     *("train_fonts", "validation_fonts", "synthetic_images"),
 )
 """Keys of `data` that must be equal, or accuracies mean different things."""

@@ -1,7 +1,8 @@
 """Pictures that are decoded on demand, by threads, and cut to the size that the network takes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeVar
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data.cut import Frame, middle_square
+from harness.data.cut import Cut, Frame, middle_square
 from harness.data.images import Part
 from harness.data.pixels import Undecodable
 from harness.errors import UserError
@@ -50,6 +51,11 @@ class Pictures(Protocol):
 
     @property
     def files(self) -> Files: ...
+
+    @property
+    def files_are_pictures(self) -> bool:
+        """Whether file i is picture i."""
+        ...
 
     @property
     def together(self) -> int:
@@ -119,32 +125,71 @@ class PictureSource:
     """Pictures as RGB images of one size."""
 
     def __init__(
-        self, pictures: Pictures, size: int, threads: Threads, frame: Frame = middle_square
+        self,
+        pictures: Pictures,
+        size: int,
+        threads: Threads,
+        frame: Frame = middle_square,
+        draw: Callable[[int, torch.Generator], Sequence[Cut]] | None = None,
+        skips: bool = False,
     ) -> None:
+        """`draw` is how `read_random` cuts that many pictures. With `skips`, a picture that cannot
+        be read is replaced by the next one of its class that can."""
         self.pictures = pictures
         self.size = size
         self.threads = threads
         self.labels = pictures.labels
         self._frame = frame
+        self._draw = draw
+        self._skips = skips
+        self.skipped: dict[int, str] = {}
+        """The pictures that were replaced, and why."""
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self._read(indices, [Cut(self._frame)] * len(indices))
+
+    def read_random(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """As `read`, each picture cut at random; the generator is the CPU's."""
+        assert self._draw is not None
+        return self._read(indices, self._draw(len(indices), generator))
+
+    def _read(self, indices: Tensor, cuts: Sequence[Cut]) -> tuple[Tensor, Tensor]:
         images = torch.empty(len(indices), CHANNELS, self.size, self.size, dtype=torch.uint8)
-        self.threads.map(self._fill, zip(images.numpy(), indices.tolist(), strict=True))
+        self.threads.map(self._fill, zip(images.numpy(), indices.tolist(), cuts, strict=True))
         return images, self.labels[indices]
 
     def parts(self) -> Iterator[Part]:
         return self.pictures.parts()
 
-    def _fill(self, place: tuple[np.ndarray, int]) -> None:
-        image, number = place
-        try:
-            pixels = self.pictures.cut(number, self._frame, self.size)
-        except Undecodable as error:
-            name = self.pictures.shown(number)
-            remedy = self.pictures.remedy("it")
-            raise UserError(f"cannot decode {name}: {error}; {remedy}") from error
+    def _fill(self, place: tuple[np.ndarray, int, Cut]) -> None:
+        image, number, cut = place
+        pixels = self._pixels(number, cut.frame)
         # By numpy, not by torch, whose copies would start threads of their own in each thread here.
-        np.copyto(image, pixels.transpose(2, 0, 1))
+        np.copyto(image, (np.fliplr(pixels) if cut.mirrored else pixels).transpose(2, 0, 1))
+
+    def _pixels(self, number: int, frame: Frame) -> np.ndarray:
+        try:
+            return self.pictures.cut(number, frame, self.size)
+        except Undecodable as error:
+            if not self._skips:
+                name, remedy = self.pictures.shown(number), self.pictures.remedy("it")
+                raise UserError(f"cannot decode {name}: {error}; {remedy}") from error
+            self.skipped[number] = str(error)
+        for other in self._others(number):
+            with suppress(Undecodable):
+                return self.pictures.cut(other, frame, self.size)
+        raise UserError(
+            f"no image of the class of {self.pictures.shown(number)} can be read; "
+            f"{self.pictures.remedy('them')}"
+        )
+
+    def _others(self, number: int) -> list[int]:
+        """The other pictures of the class, beginning behind this one. Classes are contiguous."""
+        label = self.labels[number]
+        first, end = (
+            int(torch.searchsorted(self.labels, label, right=right)) for right in (False, True)
+        )
+        return [*range(number + 1, end), *range(first, number)]
