@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def ours(root: Path, decoder: str, size: int, threads: int, batch_size: int) -> 
 
 def theirs(root: Path, size: int, batch_size: int) -> Iterator[Any]:
     """As torchvision's reference training of classifiers reads images."""
-    v2 = torchvision.transforms.v2
+    v2 = import_module(f"{torchvision.__name__}.transforms.v2")
     transforms = v2.Compose(
         [
             v2.RandomResizedCrop(size, antialias=True),

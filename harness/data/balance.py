@@ -15,8 +15,8 @@ class Balance:
 
     A class with n images comes in proportion to n ** (1 - share): with share 0 as often as it has
     images, with 1 as often as every other class. Its images take turns, in a seeded order, over all
-    epochs: each comes as often as the others of its class. Where a class has less than one place in
-    an epoch, chance decides in which epochs it comes.
+    epochs: each comes about as often as the others of its class. Fractions of a place are settled
+    by chance, anew in each epoch.
     """
 
     labels: Tensor

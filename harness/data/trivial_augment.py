@@ -7,6 +7,7 @@ from the global generator.
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ BINS = 31
 SHEAR, SHIFT, TURN, CHANGE = 0.99, 32.0, 135.0, 0.99
 """Largest tangent; pixels; degrees; change of a factor of 1."""
 
-functional = torchvision.transforms.v2.functional
-BILINEAR = torchvision.transforms.InterpolationMode.BILINEAR
+# Imported by the name of what was imported above, because its own import would come before that.
+v2 = import_module(f"{torchvision.__name__}.transforms.v2")
+functional, BILINEAR = v2.functional, v2.InterpolationMode.BILINEAR
 
 Operation = Callable[[Tensor, float], Tensor]
 """Images uint8 [n, channels, height, width] and a strength from 0 to 1, or from -1 if signed."""

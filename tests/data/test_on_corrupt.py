@@ -82,9 +82,10 @@ def test_a_run_reports_what_it_replaced_and_keeps_the_names(folder, monkeypatch,
     broken = spoil(folder / "train" / "bee" / "1.png")
     (folder.parent / "run.yaml").write_text(
         "name: r\n"
-        "data: {dataset: image_folder, root: photos, num_classes: 3, image_size: 16, "
-        "validation_size: 24, recipe: imagenet, extras: [trivial_augment, random_erasing], "
+        "data: {dataset: image_folder, root: photos, num_classes: 3, image_size: 32, "
+        "validation_size: 48, recipe: imagenet, extras: [trivial_augment, random_erasing], "
         "on_corrupt: skip, class_balance: 1.0, cache: cache}\n"
+        "backbone: {name: mobilenet_v3_small, feature_dim: 16}\n"
         "train: {batch_size: 4, steps: 6, matmul_seconds: 0.0}\n"
         "tracking: {enabled: false}\n"
     )
@@ -92,7 +93,8 @@ def test_a_run_reports_what_it_replaced_and_keeps_the_names(folder, monkeypatch,
     monkeypatch.setattr(logging.root, "handlers", [])
     assert main(["train", "run.yaml", "--folder", "out"]) == 0
     err = capfd.readouterr().err
-    assert "1 images could not be read; others of their class replaced them; out/skipped.tsv" in err
+    assert "warning: 1 images could not be read; others of their class replaced them; " in err
+    assert "out/skipped.tsv lists them" in err
     place, why = Path("out/skipped.tsv").read_text().rstrip("\n").split("\t")
     assert place == str(broken.relative_to(folder.parent))
     assert why
