@@ -10,21 +10,21 @@ def seeded_generator(
 ) -> torch.Generator:
     """A generator on `device` whose draws depend only on the arguments."""
     generator = torch.Generator(device=device)
-    generator.manual_seed(_hashed(seed, purpose, numbers))
+    generator.manual_seed(hashed(seed, purpose, *numbers))
     return generator
 
 
 def seed_default(seed: int, purpose: str, *numbers: int, device: torch.device) -> None:
     """Makes the next draws of torch's default generators, on the CPU and on `device`, depend only
     on the arguments. Does not wait for a card."""
-    hashed = _hashed(seed, purpose, numbers)
+    drawn = hashed(seed, purpose, *numbers)
     # Not torch.manual_seed, which takes a millisecond without a card.
-    torch.default_generator.manual_seed(hashed)
+    torch.default_generator.manual_seed(drawn)
     if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(hashed)
+        torch.cuda.default_generators[device.index].manual_seed(drawn)
 
 
-def _hashed(seed: int, purpose: str, numbers: tuple[int, ...]) -> int:
-    """A 64-bit hash, for seeds of any size."""
+def hashed(seed: int, purpose: str, *numbers: int) -> int:
+    """A signed 64-bit hash of the arguments, for seeds of any size."""
     digest = hashlib.blake2b(repr((seed, purpose, numbers)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

@@ -103,6 +103,14 @@ def refused(here: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> s
             ["train.epochs=.inf"],
             "train.epochs=.inf does not fit: give a number above 0 and at most",
         ),
+        (
+            ["classifier.sampling=0"],
+            "classifier.sampling=0 does not fit: give a number above 0 and",
+        ),
+        (
+            ["classifier.sampling=0.1", "exchange.compression=int8"],
+            "exchange.compression=int8 sends what it leaves out of a gradient with a later one",
+        ),
         (["seed=-1"], "seed=-1 does not fit: give a whole number from 0 to 9,223,372,036"),
         (["--epochs", "3"], "unrecognized arguments: --epochs 3; see harness train --help"),
         (["data.dataset=glyphs", "data.train_fonts=[none]"], "data.train_fonts names none"),

@@ -23,6 +23,7 @@ from harness.config.sections.train import TrainConfig
 from harness.config.sections.values import MAX_SEED, PerHost
 from harness.config.yaml_files import Given
 from harness.errors import UserError
+from harness.exchange.kinds import Crosses
 
 ODD_LINE_ENDS = frozenset("\x85\u2028\u2029")
 """YAML folds lines at these; PyYAML writes them unescaped unless it escapes all but ASCII."""
@@ -70,6 +71,36 @@ class Config(Section):
                 f"world, where a node has not all classes; use layout=node or kind=delayed"
             )
         return self
+
+    @model_validator(mode="after")
+    def _classes_can_rest(self) -> "Config":
+        if reason := self.why_no_class_rests():
+            raise ValueError(reason)
+        return self
+
+    def why_no_class_rests(self) -> str:
+        """Why classes cannot be sampled with this exchange, as an error says it; "" if they can."""
+        exchange, share = self.exchange, self.classifier.sampling
+        if share == 1 or self.classifier.layout == "world":
+            return ""  # slices that nobody else holds do not cross
+        found = f"classifier.sampling is {share:g}"
+        if exchange.traits.crosses is Crosses.FACTORS:
+            return (
+                f"exchange.kind={exchange.kind} sends factors of a gradient, whose product is not "
+                f"0 for classes that rest, {found}; use kind=ddp or sampling=1"
+            )
+        if exchange.traits.error_feedback and exchange.compression != "none":
+            return (
+                f"exchange.compression={exchange.compression} sends what it leaves out of a "
+                f"gradient with a later one, when the class may rest, {found}; use "
+                f"compression=none, kind=averaging or layout=world"
+            )
+        if exchange.compression == "sign":
+            return (
+                f"exchange.compression=sign has no sign for 0, so that classes that rest would "
+                f"move, {found}; use compression=int4 or sampling=1"
+            )
+        return ""
 
     def exchanging(self, **changes: Any) -> "Config":
         """The config with other settings of the exchange, which are not checked."""

@@ -1,7 +1,7 @@
 """The sizes of a run's model and its distribution over ranks, computed in one place.
 
 Letters as in the formulas: M nodes of G ranks; P elements that a node's ranks share; C classes with
-D features each, of which a rank's slice has K.
+D features each, of which a rank's slice has K, and R of these take part in a micro-batch.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import torch
 from harness.config import BackboneConfig, Config
 from harness.data.open import channels_of
 from harness.model.backbone import Backbone, make_backbone
+from harness.model.sampling import taking_part
 from harness.parallel.slices import Slice, slice_of
 from harness.parallel.topology import Layout, Topology
 
@@ -38,6 +39,8 @@ class Anatomy:
     """Each class has a bias in addition to its row of the weight."""
     dtype: torch.dtype
     """dtype of the parameters, their gradients and the optimizer's state."""
+    sampling: float = 1.0
+    """Share of the classes of a slice that take part in a micro-batch."""
 
     @property
     def topology(self) -> Topology:
@@ -67,6 +70,10 @@ class Anatomy:
     def largest_slice(self) -> int:
         """K of the rank that owns the most classes."""
         return max(own.size for own in self.slices)
+
+    def taking_part(self, positives: int) -> int:
+        """R of the largest slice, if so many images have classes of it, each another one."""
+        return taking_part(self.sampling, self.largest_slice, positives)
 
     @property
     def per_class(self) -> int:
@@ -122,6 +129,7 @@ class Anatomy:
             classes=config.data.num_classes,
             has_bias=config.classifier.margin == "none",
             dtype=DTYPES[config.train.precision],
+            sampling=config.classifier.sampling,
         )
 
 

@@ -32,7 +32,7 @@ class Workspace:
     """Buffers that tiles of at most `size` classes use in turn."""
 
     def __init__(self, given: Operands, size: int) -> None:
-        size = min(size, len(given.weight))
+        size = min(size, given.classes)
         images, features = given.features.shape
         like = given.weight
         self._given = given
@@ -45,7 +45,7 @@ class Workspace:
 
     def weight(self, tile: Tile) -> Tensor:
         """The tile's rows as the products take them, normalised for cosines, [c, D]."""
-        rows_cD = self._given.weight[tile.start : tile.stop]
+        rows_cD = tile.rows_of(self._given.weight)
         if self._weight_cD is None:
             return rows_cD
         made_cD = self._weight_cD[: len(rows_cD)]
@@ -106,7 +106,7 @@ def second_pass(
     as_is = given.scale is None and not into.add
     work = Workspace(given, size) if kept.place == "again" else None
     slope_cD = (
-        None if as_is else into.weight.new_empty(min(size, len(into.weight)), into.weight.shape[1])
+        None if as_is else into.weight.new_empty(min(size, given.classes), into.weight.shape[1])
     )
     for tile in tiles(given, size):
         shift_n = found.shifts[tile.number]
@@ -117,29 +117,29 @@ def second_pass(
             logits = work.logits(tile, work.weight(tile))
             exponentiate(logits, found, shift_n, exponentials_cn, work.partial)
         share(features_nD, shift_n, whole, slope, scaled_nD, share_n)
-        rows_cD = into.weight[tile.start : tile.stop]
+        rows = into.of(tile)
         if slope_cD is None:
-            product(exponentials_cn, scaled_nD, rows_cD)
+            product(exponentials_cn, scaled_nD, rows.weight)
         else:
-            product(exponentials_cn, scaled_nD, slope_cD[: len(rows_cD)])
-            weight_cD = given.weight[tile.start : tile.stop]
-            through_length(slope_cD, weight_cD, given.scale, rows_cD, into.add)
-        if into.bias is not None:
-            row_c = into.bias[tile.start : tile.stop]
-            bias_slopes(exponentials_cn, share_n, row_c, into.add)
+            product(exponentials_cn, scaled_nD, slope_cD[: len(rows.weight)])
+            weight_cD = tile.rows_of(given.weight)
+            through_length(slope_cD, weight_cD, given.scale, rows.weight, into.add)
+        if rows.bias is not None:
+            bias_slopes(exponentials_cn, share_n, rows.bias, into.add)
+        into.put(tile, rows)
     _add_targets(given, found, slope, into)
 
 
 def _find_targets(given: Operands, found: FirstPass) -> None:
     """Computes the targets' logits on this slice, and their slopes, from the targets' rows."""
-    inside_n, place_n = given.whole.inside, given.whole.place
-    rows_nD = given.weight[place_n]
+    inside_n, row_n = given.whole.inside, given.target_rows
+    rows_nD = given.weight[row_n]
     if given.scale is not None:
         rows_nD = rows_nD * inverse_lengths(rows_nD)[:, None]
     rows_nD = rows_nD.to(given.features.dtype).to(given.exact)
     logits_n = torch.linalg.vecdot(rows_nD, given.features.to(given.exact))
     if given.bias is not None:
-        logits_n = logits_n + given.bias[place_n]
+        logits_n = logits_n + given.bias[row_n]
     if given.scale is not None:
         logits_n = logits_n * given.scale
     found.plain = logits_n.where(inside_n, 0.0)
@@ -152,16 +152,16 @@ def _find_targets(given: Operands, found: FirstPass) -> None:
 
 def _add_targets(given: Operands, found: FirstPass, slope: Tensor, into: Gradients) -> None:
     """Subtracts `slope` times the features on the targets' rows: the 1 in softmax - 1."""
-    inside_n, place_n = given.whole.inside, given.whole.place
+    inside_n, row_n = given.whole.inside, given.target_rows
     own_n = (found.own * -slope).where(inside_n, 0.0)
     if into.bias is not None:
-        into.bias.index_add_(0, place_n, own_n.to(into.bias.dtype))
+        into.bias.index_add_(0, row_n, own_n.to(into.bias.dtype))
     own_nD = given.features.to(given.exact)
     if given.scale is not None:
         # As in `weights.through_length`: (x - (x . u) u) scale / |w| with u = w / |w|.
-        rows_nD = given.weight[place_n]
+        rows_nD = given.weight[row_n]
         inverse_n = inverse_lengths(rows_nD)
         along_n = torch.linalg.vecdot(own_nD, rows_nD) * inverse_n.square()
         own_nD = own_nD.addcmul(rows_nD, along_n[:, None], value=-1.0)
         own_n = own_n * inverse_n * given.scale
-    into.weight.index_add_(0, place_n, (own_nD * own_n[:, None]).to(into.weight.dtype))
+    into.weight.index_add_(0, row_n, (own_nD * own_n[:, None]).to(into.weight.dtype))

@@ -35,7 +35,7 @@ def micro_batch_flops(
     """Operations of matrix products and convolutions, as torch's counter counts them.
 
     `images` (B) go through the backbone; `gathered` (n) features are multiplied with the slice's
-    `classes` (K). Raises UserError if the backbone cannot be trained with B images.
+    `classes` that take part (R). Raises UserError if the backbone cannot be trained with B images.
     """
     counted = min(COUNTED_IMAGES, images)
     per_image = _backbone_flops(backbone, channels, image_size, counted) / counted

@@ -1,6 +1,6 @@
 """Where a slice's exponentials wait for the second pass, and its gradient is written.
 
-Shapes: n images of all ranks, D features, K classes of this slice, c classes of a tile.
+Shapes: n images of all ranks, D features, R classes that take part, c classes of a tile.
 """
 
 from dataclasses import dataclass
@@ -17,33 +17,34 @@ class Kept:
     """Exponentials of all tiles of `size` classes, until the gradients `into` are made of them.
 
     Row j of that gradient has room for class j's exponentials if one exponential per image takes no
-    more bytes than the row, and no other micro-batch left a gradient there. Else they take a tensor
-    of their own if it is small enough, or are computed again by a fourth product. They have the
-    precision of the products in which they are used.
+    more bytes than the row, all classes take part, and no other micro-batch left a gradient there.
+    Else they take a tensor of their own if it is small enough, or are computed again by a fourth
+    product. They have the precision of the products in which they are used.
     """
 
     def __init__(self, given: Operands, into: Gradients, size: int) -> None:
         self.into = into
         self.size = size
-        classes, features = given.weight.shape
+        classes, features = given.classes, given.weight.shape[1]
         images, product = len(given.targets), given.features.dtype
         shape = LogitShape(images, features, classes)
-        self._rows_Kn: Tensor | None = None
+        self._rows_Rn: Tensor | None = None
         self._room_cn: Tensor | None = None
         gradient = into.weight
+        occupied = into.add or given.rows is not None
         self.place = place(
-            shape, product.itemsize, gradient.dtype.itemsize, into.add, gradient.is_cuda
+            shape, product.itemsize, gradient.dtype.itemsize, occupied, gradient.is_cuda
         )
         if self.place == "gradient":
-            self._rows_Kn = into.weight.view(product)[:, :images]
+            self._rows_Rn = into.weight.view(product)[:, :images]
             self._room_cn = given.features.new_empty(min(size, classes), images)
         elif self.place == "scratch":
-            self._rows_Kn = given.features.new_empty(classes, images)
+            self._rows_Rn = given.features.new_empty(classes, images)
 
     def at(self, tile: Tile) -> Tensor | None:
         """The place where the first pass writes a tile's exponentials, [c, n]; None if they are not
         kept."""
-        return None if self._rows_Kn is None else self._rows_Kn[tile.start : tile.stop]
+        return None if self._rows_Rn is None else self._rows_Rn[tile.start : tile.stop]
 
     def keep(self, tile: Tile, exponentials_cn: Tensor) -> None:
         rows_cn = self.at(tile)
@@ -68,16 +69,18 @@ class LogitShape:
     features: int
     """D, per image."""
     classes: int
-    """K, of the slice."""
+    """R, of the slice."""
 
 
 def place(
-    shape: LogitShape, product_bytes: int, gradient_bytes: int, added: bool, cards: bool
+    shape: LogitShape, product_bytes: int, gradient_bytes: int, occupied: bool, cards: bool
 ) -> str:
-    """The place of the exponentials: `gradient`, `scratch` or `again`, which computes them
-    again."""
+    """The place of the exponentials: `gradient`, `scratch` or `again`, which computes them again.
+
+    `occupied`: the gradient's rows are not free, or not those of the classes that take part.
+    """
     # Row j of the gradient, D numbers of the weight's size, holds class j's n exponentials.
-    if shape.images * product_bytes <= shape.features * gradient_bytes and not added:
+    if shape.images * product_bytes <= shape.features * gradient_bytes and not occupied:
         return "gradient"
     budget = SCRATCH_BYTES["cuda" if cards else "cpu"]
     return "scratch" if shape.images * shape.classes * product_bytes <= budget else "again"

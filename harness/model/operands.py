@@ -1,6 +1,7 @@
 """The operands of the two passes over tiles of classes, and the result of the first.
 
-Shapes: n images of all ranks, D features, K classes of this slice, c of a tile.
+Shapes: n images of all ranks, D features, K classes of this slice, of which R take part, c of a
+tile. Without class sampling R = K.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ class Operands:
     features: Tensor
     """[n, D], in the precision of products; normalised for cosines."""
     targets: Tensor
-    """[n], counted from the slice's first class; outside 0..K-1 if another slice has the target."""
+    """[n], places among the classes that take part; outside 0..R-1 if another slice has the
+    target."""
     weight: Tensor
     """[K, D]."""
     bias: Tensor | None
@@ -28,6 +30,13 @@ class Operands:
     scale: float | None = None
     """None if logits are plain."""
     margin: Margin | None = None
+    rows: Tensor | None = None
+    """The rows of weight and bias that take part, ascending, [R]; None for all."""
+
+    @property
+    def classes(self) -> int:
+        """R."""
+        return len(self.weight) if self.rows is None else len(self.rows)
 
     @property
     def exact(self) -> torch.dtype:
@@ -36,8 +45,13 @@ class Operands:
 
     @cached_property
     def whole(self) -> "Tile":
-        """All classes as one tile."""
-        return Tile(0, 0, len(self.weight), self.targets)
+        """All classes that take part as one tile."""
+        return Tile(0, 0, self.classes, self.targets, self.rows)
+
+    @cached_property
+    def target_rows(self) -> Tensor:
+        """The targets' rows of the weight, [n]; arbitrary if another slice has the target."""
+        return self.whole.place if self.rows is None else self.rows[self.whole.place]
 
 
 @dataclass(frozen=True)
@@ -51,15 +65,56 @@ class Gradients:
     add: bool
     """Add to what earlier micro-batches left there."""
 
+    def of(self, tile: "Tile") -> "TileGradients":
+        """The rows of a tile, to be written or added to, and then `put`."""
+        weight, bias = (
+            None if whole is None else self._rows(whole, tile) for whole in (self.weight, self.bias)
+        )
+        assert weight is not None
+        return TileGradients(weight, bias)
+
+    def put(self, tile: "Tile", rows: "TileGradients") -> None:
+        """Puts rows that are no views back where they belong."""
+        if tile.drawn is None:
+            return
+        self.weight.index_copy_(0, tile.drawn, rows.weight)
+        if self.bias is not None and rows.bias is not None:
+            self.bias.index_copy_(0, tile.drawn, rows.bias)
+
+    def _rows(self, whole: Tensor, tile: "Tile") -> Tensor:
+        if tile.drawn is None:
+            return whole[tile.start : tile.stop]
+        if self.add:
+            return whole.index_select(0, tile.drawn)
+        return whole.new_empty(len(tile.drawn), *whole.shape[1:])
+
+
+@dataclass(frozen=True)
+class TileGradients:
+    """The gradients of a tile's rows: views if all classes take part, otherwise copies."""
+
+    weight: Tensor
+    """[c, D]."""
+    bias: Tensor | None
+    """[c]."""
+
 
 @dataclass(frozen=True)
 class Tile:
-    """Classes start..stop-1 of the slice."""
+    """Classes start..stop-1 of those that take part."""
 
     number: int
     start: int
     stop: int
     targets: Tensor
+    drawn: Tensor | None = None
+    """Their rows of weight and bias, [c]; None if all classes take part."""
+
+    def rows_of(self, whole: Tensor) -> Tensor:
+        """The tile's rows of weight or bias: a view if all classes take part, otherwise a copy."""
+        if self.drawn is None:
+            return whole[self.start : self.stop]
+        return whole.index_select(0, self.drawn)
 
     @cached_property
     def inside(self) -> Tensor:
@@ -73,9 +128,10 @@ class Tile:
 
 
 def tiles(given: Operands, size: int) -> Iterator[Tile]:
-    classes = len(given.weight)
-    for number, start in enumerate(range(0, classes, size)):
-        yield Tile(number, start, min(start + size, classes), given.targets)
+    for number, start in enumerate(range(0, given.classes, size)):
+        stop = min(start + size, given.classes)
+        drawn = None if given.rows is None else given.rows[start:stop]
+        yield Tile(number, start, stop, given.targets, drawn)
 
 
 @dataclass
@@ -85,7 +141,7 @@ class FirstPass:
     max: Tensor
     """The largest logit."""
     best: Tensor
-    """Its class, counted from the slice's first; the lowest one of equal logits."""
+    """The place of its class among those that take part; the lowest one of equal logits."""
     sum: Tensor
     """Sum of exp(z - max)."""
     target: Tensor

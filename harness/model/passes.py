@@ -1,6 +1,6 @@
 """Exact softmax cross entropy of a slice's classes, tile by tile, for three matrix products.
 
-Shapes: n images of all ranks, D features, K classes of this slice, c of a tile. With z_ij the logit
+Shapes: n images of all ranks, D features, c classes of a tile. With z_ij the logit
 of image i and class j, any number r_ic for each image and tile, L_i = log sum exp z_ij over all
 slices, f_ic = exp(r_ic - L_i), e_ij = exp(z_ij - r_ic) and g the gradient of the mean
 loss by an image's loss:
@@ -103,7 +103,7 @@ def exponentials(given: Operands, tile: Tile, found: FirstPass) -> Tensor:
 def _weight(given: Operands, tile: Tile) -> tuple[Tensor, Tensor | None]:
     """The tile's rows in the precision of products, and for cosines the inverse of their
     lengths."""
-    weight_cD = given.weight[tile.start : tile.stop]
+    weight_cD = tile.rows_of(given.weight)
     inverse_c = None if given.scale is None else inverse_lengths(weight_cD)
     return weight_cD.to(given.features.dtype), inverse_c
 
@@ -112,7 +112,7 @@ def _logits(given: Operands, tile: Tile, product_cD: Tensor, inverse_c: Tensor |
     """A tile's logits without a margin, [c, n]."""
     logits_cn = (product_cD @ given.features.T).to(given.exact)
     if given.bias is not None:
-        logits_cn += given.bias[tile.start : tile.stop, None]
+        logits_cn += tile.rows_of(given.bias)[:, None]
     if inverse_c is not None:
         assert given.scale is not None
         logits_cn *= (given.scale * inverse_c)[:, None]
@@ -136,7 +136,7 @@ def features_slope(given: Operands, found: FirstPass, whole: Statistics, slope: 
     `whole` are the statistics over all slices.
     """
     assert found.mixed is not None
-    own_nD = given.weight[given.whole.place]
+    own_nD = given.weight[given.target_rows]
     own_n = found.own.where(given.whole.inside, 0.0)
     if given.scale is not None:
         own_n = own_n * inverse_lengths(own_nD)
@@ -158,7 +158,8 @@ def second_pass(
             exponentials_cn = exponentials(given, tile, found).to(product)
         share_n = whole.shares(found.shifts[tile.number]) * slope
         own_n = (found.own * slope).where(tile.inside, 0.0)
-        rows_cD = into.weight[tile.start : tile.stop]
+        rows = into.of(tile)
+        rows_cD = rows.weight
         scaled_nD = (exact_nD * share_n[:, None]).to(product)
         if product == rows_cD.dtype and not into.add:
             slope_cD = torch.mm(exponentials_cn, scaled_nD, out=rows_cD)
@@ -166,17 +167,17 @@ def second_pass(
             slope_cD = (exponentials_cn @ scaled_nD).to(rows_cD.dtype)
         slope_cD.index_add_(0, tile.place, exact_nD.to(rows_cD.dtype) * -own_n[:, None])
         if given.scale is not None:
-            _through_length(slope_cD, given.weight[tile.start : tile.stop], given.scale)
+            _through_length(slope_cD, tile.rows_of(given.weight), given.scale)
         if into.add:
             rows_cD += slope_cD
         elif slope_cD is not rows_cD:
             rows_cD.copy_(slope_cD)
-        if into.bias is not None:
+        if rows.bias is not None:
             bias_c = torch.mv(exponentials_cn.to(given.exact), share_n).index_add_(
                 0, tile.place, -own_n
             )
-            row_c = into.bias[tile.start : tile.stop]
-            row_c.copy_(row_c + bias_c if into.add else bias_c)
+            rows.bias.copy_(rows.bias + bias_c if into.add else bias_c)
+        into.put(tile, rows)
 
 
 def _through_length(slope_cD: Tensor, weight_cD: Tensor, scale: float) -> None:

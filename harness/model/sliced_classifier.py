@@ -1,7 +1,7 @@
 """The classifier, sliced over ranks: linear or cosine logits and an exact softmax cross entropy.
 
 Shapes: B images of this rank, n = group size * B gathered images, D features, C classes, K classes
-of this slice.
+of this slice, of which R take part in a micro-batch: all, unless classes are sampled.
 
 Gradient convention: the loss is the mean over the n gathered images, but a rank's features get the
 gradient of the mean over its own B. So the backward pass through the gather multiplies by the
@@ -10,8 +10,6 @@ group's size. The weight's gradient is already the mean over the group's images.
 
 import copy
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,33 +18,30 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from harness.config import ClassifierConfig
-from harness.model import passes
 from harness.model.best import Best
+from harness.model.engine import engine_of
+from harness.model.gathered import gathered
+from harness.model.initial import initial_weight
 from harness.model.kept import Kept
 from harness.model.margins import margin_of
 from harness.model.operands import Gradients, Operands
 from harness.model.passes import features_slope, first_pass
+from harness.model.sampling import Sampler
 from harness.model.smoothing import Smoothing
 from harness.model.statistics import combined, loss, over_slices, raised
 from harness.parallel.group import Group
 from harness.parallel.slices import slice_of
-from harness.seeding import seeded_generator
-
-INIT_BLOCK = 1024
-"""Number of classes whose initial weights one generator draws, so that every slicing gets the same
-weights."""
 
 TILE_BYTES = {"cpu": 5_000_000, "cuda": 1 << 30}
 """Size of a tile in bytes. On a CPU its part of the weight, gradient and exponentials stay in the
 cache. On a card it is as large as memory allows, since a launch costs as much as a small tile."""
-HAS_TRITON = find_spec("triton") is not None
-"""Looked up once, because searching for a missing package reads folders."""
 MOST_ELEMENTS = 2**31
 """Upper bound of the elements of a tile on a card: the kernels count them in 32 bits."""
 
 
 class Scores(NamedTuple):
-    """Loss and hits over the slice group's images, equal on all its ranks."""
+    """Loss and hits over the slice group's images, among the classes that take part; equal on all
+    its ranks."""
 
     loss: Tensor
     """Mean cross entropy, scalar, differentiable."""
@@ -63,13 +58,21 @@ class SlicedClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.owned = slice_of(num_classes, group.size, group.index)
+        slices = [slice_of(num_classes, group.size, index) for index in range(group.size)]
+        self.owned = slices[group.index]
         self._group = group
+        self._sampler: Sampler | None = None
+        if config.sampling < 1:
+            self._sampler = Sampler(config.sampling, seed, slices, group.index)
         self._config = config
         self.in_place = False
         """Gradients are added directly to the parameters' gradients, bypassing autograd."""
         self.gradients_are_stale = False
         """The next backward pass is the first of a step and overwrites the gradients."""
+        self.micro_batch: int | None = None
+        """Number of the micro-batch, by which classes are sampled; None: all classes take part."""
+        self.drawn: list[Tensor] = []
+        """The sampled rows of each backward pass of this step."""
         self.places: list[str] = []
         """The places where exponentials were kept for the second pass, in the order of first
         use."""
@@ -100,7 +103,7 @@ class SlicedClassifier(nn.Module):
         If a logit of an image is not finite, the largest one is undefined: all its classes are -1
         and its cross entropy is NaN. Collective over the slice group.
         """
-        features_nD, labels_n = _gather(self._operand(features_BD), labels_B, self._group)
+        features_nD, labels_n = gathered(self._operand(features_BD), labels_B, self._group)
         given = replace(self.operands(features_nD, labels_n, self.weight, self.bias), margin=None)
         k = min(k, self.num_classes)
         best = Best(k, self.owned.start, len(labels_n), features_nD.new_zeros(0, dtype=given.exact))
@@ -120,6 +123,11 @@ class SlicedClassifier(nn.Module):
         losses_B = loss(*combined(*statistics_gB3.to(given.exact).unbind(2)))
         bad_B = values_Bc.isnan().any(dim=1)
         return classes_Bk.masked_fill_(bad_B[:, None], -1), losses_B.masked_fill_(bad_B, torch.nan)
+
+    def drawn_rows(self) -> Tensor:
+        """The sampled rows of all backward passes of this step; some may be there twice."""
+        none = torch.zeros(0, dtype=torch.int64, device=self.weight.device)
+        return torch.cat((none, *self.drawn))
 
     @property
     def group(self) -> Group:
@@ -148,11 +156,27 @@ class SlicedClassifier(nn.Module):
         targets_n = labels_n - self.owned.start
         return Operands(features_nD, targets_n, weight_KD, bias_K, self.scale, margin)
 
-    def smoothing(self, given: Operands, size: int) -> Smoothing | None:
+    def sampled(self, given: Operands, labels_n: Tensor) -> tuple[Operands, int]:
+        """The operands of the classes that take part in this micro-batch, and the number of these
+        classes on all slices."""
+        if self._sampler is None or self.micro_batch is None:
+            return given, self.num_classes
+        draw = self._sampler.draw(self.micro_batch, labels_n)
+        return replace(given, rows=draw.rows, targets=draw.places(given.targets)), draw.total
+
+    def smoothing(self, given: Operands, size: int, classes: int) -> Smoothing | None:
         """The label smoothing of this micro-batch; None if labels are not smoothed. `size` is a
-        tile's."""
+        tile's; `classes` take part on all slices."""
         share = self._config.label_smoothing
-        return Smoothing.of(share, self.num_classes, given, size) if share else None
+        return Smoothing.of(share, classes, given, size) if share else None
+
+    def goes_back(self, given: Operands, place: str) -> None:
+        """Records a forward pass that a backward pass follows, and the exponentials' place."""
+        if place not in self.places:
+            self.places.append(place)
+        if given.rows is not None:
+            self.drawn = [] if self.gradients_are_stale else self.drawn
+            self.drawn.append(given.rows)
 
     def tile(self, given: Operands) -> int:
         n, features = given.features.shape
@@ -162,8 +186,9 @@ class SlicedClassifier(nn.Module):
     def gradients(self, weight_KD: Tensor, bias_K: Tensor | None) -> Gradients:
         """The tensors that the next backward pass writes or adds to."""
         if not self.in_place:
-            bias = None if bias_K is None else torch.empty_like(bias_K)
-            return Gradients(torch.empty_like(weight_KD), bias, add=False)
+            # Classes that take no part have gradients of zero.
+            made = torch.empty_like if self._sampler is None else torch.zeros_like
+            return Gradients(made(weight_KD), None if bias_K is None else made(bias_K), add=False)
         assert weight_KD.grad is not None
         bias = None if bias_K is None else bias_K.grad
         return Gradients(weight_KD.grad, bias, add=not self.gradients_are_stale)
@@ -179,18 +204,6 @@ def tile_classes(
     row = images * 4 + (images + features) * product_bytes
     widest = max(images, features * weight_bytes // product_bytes)
     return max(1, min(TILE_BYTES["cuda"] // row, MOST_ELEMENTS // widest - 1))
-
-
-def initial_weight(seed: int, start: int, stop: int, features: int) -> Tensor:
-    """Rows start..stop-1, [stop - start, D]; a function of (seed, class), whatever the slicing."""
-    rows = torch.empty(stop - start, features)
-    for block in range(start // INIT_BLOCK, -(-stop // INIT_BLOCK)):
-        first = block * INIT_BLOCK
-        generator = seeded_generator(seed, "classes", block)
-        drawn = torch.randn(INIT_BLOCK, features, generator=generator) * features**-0.5
-        low, high = max(first, start), min(first + INIT_BLOCK, stop)
-        rows[low - start : high - start] = drawn[low - first : high - first]
-    return rows
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
@@ -225,20 +238,20 @@ class _CrossEntropy(torch.autograd.Function):
         asked: _Asked,
     ) -> tuple[Tensor, Tensor]:
         classifier = asked.classifier
-        features_nD, labels_n = _gather(features_BD, asked.labels, classifier.group)
+        features_nD, labels_n = gathered(features_BD, asked.labels, classifier.group)
         given = classifier.operands(features_nD, labels_n, weight_KD, bias_K)
+        given, classes = classifier.sampled(given, labels_n)
         ctx.given, ctx.size, ctx.classifier = given, classifier.tile(given), classifier
         ctx.dtype = features_BD.dtype
 
         kept = None
         if asked.goes_back:
             ctx.kept = kept = Kept(given, classifier.gradients(weight_KD, bias_K), ctx.size)
-            if kept.place not in classifier.places:
-                classifier.places.append(kept.place)
-        ctx.engine = engine = _engine(given, asked.goes_back)
+            classifier.goes_back(given, kept.place)
+        ctx.engine = engine = engine_of(given, asked.goes_back)
         ctx.found = found = engine.first_pass(given, ctx.size, kept)
         max_n, sum_n = raised(found.max, found.best, found.sum, given.targets)
-        ctx.smoothing = smoothing = classifier.smoothing(given, ctx.size)
+        ctx.smoothing = smoothing = classifier.smoothing(given, ctx.size, classes)
         pull_n = None
         if smoothing is not None:
             pull_n, found.own = smoothing.pull(given, found), smoothing.own(found)
@@ -274,26 +287,3 @@ class _CrossEntropy(torch.autograd.Function):
         classifier.gradients_are_stale = False
         # autograd still calls the hooks of the parameters, although it has no gradient for them.
         return features_slope_BD.wait(), None, None, None
-
-
-def _engine(given: Operands, goes_back: bool) -> ModuleType:
-    """The module whose passes are used: the card's kernels or torch."""
-    if goes_back and given.weight.is_cuda and given.exact == torch.float32 and HAS_TRITON:
-        from harness.model import card_passes
-
-        return card_passes
-    return passes
-
-
-def _gather(features_BD: Tensor, labels_B: Tensor, group: Group) -> tuple[Tensor, Tensor]:
-    """Features [n, D] and labels [n] of all ranks of the group, in one collective."""
-    if group.size == 1:
-        return features_BD, labels_B
-    # Labels are packed as bits: an integer of w bytes is viewed as w / s floats of s bytes, so a
-    # label is one more feature column in float32 and float64, and two in bfloat16. A gather copies
-    # bits and does no arithmetic, so any bit pattern, NaN included, survives.
-    wide = torch.int64 if features_BD.element_size() == 8 else torch.int32
-    bits = labels_B.to(wide)[:, None].view(features_BD.dtype)
-    gathered = group.all_gather(torch.cat((features_BD, bits), dim=1))
-    features_nD, bits = gathered.split((features_BD.shape[1], bits.shape[1]), dim=1)
-    return features_nD.contiguous(), bits.contiguous().view(wide)[:, 0].long()

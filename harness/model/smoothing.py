@@ -1,7 +1,7 @@
-"""Label smoothing over all classes, however they are sliced.
+"""Label smoothing over all classes that take part, however they are sliced.
 
-With e = `classifier.label_smoothing`, C classes and z the logits including the margin, an image's
-loss is L - t with
+With e = `classifier.label_smoothing`, C classes that take part and z the logits including the
+margin, an image's loss is L - t with
 
     t = (1 - e) z_y + (e / C) sum_j z_j.
 
@@ -9,9 +9,12 @@ The sum needs no second reading of the logits: sum_j z_j = scale x . v + b + (mo
 where v is the sum of the slice's rows (normalised rows for cosines) and b the sum of its biases. So
 each slice computes its own part of t, and the gradients of t by x, w_j and b_j follow from these
 terms.
+
+With class sampling C is smaller by about the share r, so that e / C is 1 / r times as large; and a
+class takes part a share r of the time. So on the mean a class is drawn to as much as without.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -36,12 +39,14 @@ class Smoothing:
         """`classes` counts those of all slices; `size` is the number of classes in a tile."""
         rows_D = given.features.new_zeros(given.features.shape[1], dtype=given.exact)
         for tile in tiles(given, size):
-            weight_cD = given.weight[tile.start : tile.stop]
+            weight_cD = tile.rows_of(given.weight)
             if given.scale is None:
                 rows_D += weight_cD.sum(dim=0)
             else:
                 rows_D += weight_cD.T @ inverse_lengths(weight_cD)
-        bias = rows_D.new_zeros(()) if given.bias is None else given.bias.sum()
+        bias = rows_D.new_zeros(())
+        if given.bias is not None:
+            bias = given.whole.rows_of(given.bias).sum()
         return cls(share, share / classes, rows_D, bias)
 
     def pull(self, given: Operands, found: FirstPass) -> Tensor:
@@ -65,16 +70,22 @@ class Smoothing:
         """Adds the gradient of -`slope` (e / C) sum_j z_j, summed over images, to the
         parameters'."""
         features_D = given.features.to(given.exact).sum(dim=0) * (-self.each * slope)
-        if into.bias is not None:
-            into.bias.sub_(self.each * slope * len(given.targets))
-        if given.scale is None:
-            into.weight.add_(features_D)
-            return
+        added = replace(into, add=True)
         for tile in tiles(given, size):
-            weight_cD = given.weight[tile.start : tile.stop]
-            inverse_c = inverse_lengths(weight_cD)
-            along_c = weight_cD @ features_D * inverse_c.square()
-            inverse_c *= given.scale
-            rows_cD = into.weight[tile.start : tile.stop]
-            rows_cD += features_D * inverse_c[:, None]
-            rows_cD.addcmul_(weight_cD, (along_c * inverse_c)[:, None], value=-1.0)
+            rows = added.of(tile)
+            if rows.bias is not None:
+                rows.bias.sub_(self.each * slope * len(given.targets))
+            if given.scale is None:
+                rows.weight.add_(features_D)
+            else:
+                _add_by_length(rows.weight, features_D, tile.rows_of(given.weight), given.scale)
+            added.put(tile, rows)
+
+
+def _add_by_length(rows_cD: Tensor, slope_D: Tensor, weight_cD: Tensor, scale: float) -> None:
+    """Adds a gradient by the rows' directions, the same for all, turned into one by the rows."""
+    inverse_c = inverse_lengths(weight_cD)
+    along_c = weight_cD @ slope_D * inverse_c.square()
+    inverse_c *= scale
+    rows_cD += slope_D * inverse_c[:, None]
+    rows_cD.addcmul_(weight_cD, (along_c * inverse_c)[:, None], value=-1.0)

@@ -229,6 +229,48 @@ def test_what_only_averaging_knows(run: Path, own: str) -> None:
     load(run, ["exchange.kind=averaging", f"exchange.{own}"])
 
 
+@pytest.mark.parametrize("share", ["0", "-0.1", "1.01", "nan", "many"])
+def test_a_share_of_classes_is_above_0_and_at_most_1(run: Path, share: str) -> None:
+    message = message_of(run, f"classifier.sampling={share}")
+    assert (
+        f"classifier.sampling={share} does not fit: give a number above 0 and at most 1" in message
+    )
+    assert load(run, ["classifier.sampling=0.1"]).classifier.sampling == 0.1
+    assert load(run).classifier.sampling == 1
+
+
+@pytest.mark.parametrize(
+    ("exchange", "reason"),
+    [
+        ({"kind": "ddp_powersgd"}, "is not 0 for classes that rest"),
+        ({"compression": "fp16"}, "with a later one, when the class may rest"),
+        ({"kind": "delayed", "delay": 1, "compression": "int8"}, "when the class may rest"),
+        ({"kind": "averaging", "compression": "sign"}, "sign has no sign for 0"),
+    ],
+)
+def test_classes_that_rest_need_a_way_that_sends_zeros(
+    run: Path, exchange: dict[str, object], reason: str
+) -> None:
+    given = {"kind": "synchronous", "delay": 0} | exchange
+    changes = [f"exchange.{key}={value}" for key, value in given.items()]
+    message = message_of(run, *changes, "classifier.sampling=0.1")
+    assert reason in message
+    assert ", classifier.sampling is 0.1; use " in message
+    load(run, [*changes, "classifier.sampling=1"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["exchange.kind=ddp", "exchange.compression=fp16", "exchange.delay=0"],
+        ["exchange.kind=averaging", "exchange.compression=int8"],
+        ["exchange.kind=delayed", "exchange.compression=sign", "classifier.layout=world"],
+    ],
+)
+def test_other_wires_send_zeros_or_no_slices(run: Path, changes: list[str]) -> None:
+    assert load(run, [*changes, "classifier.sampling=0.1"]).classifier.sampling == 0.1
+
+
 @pytest.mark.parametrize("kind", ["averaging", "isolated"])
 def test_nodes_that_step_alone_have_all_classes(run: Path, kind: str) -> None:
     message = message_of(

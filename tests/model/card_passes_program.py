@@ -30,6 +30,8 @@ class Case:
     scratch: int
     spoilt: float = 0.0
     """Added to one bias or weight."""
+    drawn: int = 0
+    """Classes that take part; 0: all."""
 
     @property
     def name(self) -> str:
@@ -49,6 +51,11 @@ CASES = [
         ),
     )
 ] + [Case("none", 20, 30, False, 0, spoilt) for spoilt in (math.nan, math.inf)]
+CASES += [
+    Case(margin, 20, 12, add, scratch, drawn=41)
+    for margin in ("none", "arcface")
+    for add, scratch in ((False, 1 << 20), (True, 1 << 20), (True, 0))
+]
 
 
 def found_by(engine: object, case: Case) -> dict[str, Tensor]:
@@ -56,8 +63,9 @@ def found_by(engine: object, case: Case) -> dict[str, Tensor]:
     features, weight = torch.randn(case.images, FEATURES), torch.randn(CLASSES, FEATURES)
     bias = torch.randn(CLASSES) if case.margin == "none" else None
     # Some of another slice, on both sides.
-    targets = torch.randint(-9, CLASSES + 9, (case.images,))
+    targets = torch.randint(-9, (case.drawn or CLASSES) + 9, (case.images,))
     targets[0] = 0
+    rows = torch.randperm(CLASSES)[: case.drawn].sort().values if case.drawn else None
     if bias is not None:
         bias[5] += case.spoilt
         weight[11] = weight[3]
@@ -66,7 +74,7 @@ def found_by(engine: object, case: Case) -> dict[str, Tensor]:
         features = functional.normalize(features)
     scale = None if bias is not None else SCALE
     config = ClassifierConfig(margin=case.margin, margin_size=0.4)
-    given = Operands(features, targets, weight, bias, scale, margin_of(config))
+    given = Operands(features, targets, weight, bias, scale, margin_of(config), rows)
     into = Gradients(torch.randn(CLASSES, FEATURES), torch.randn(CLASSES), case.add)
     if bias is None:
         into = Gradients(into.weight, None, case.add)

@@ -17,7 +17,8 @@ from harness.measure import traffic as formulas
 from harness.measure.phase import Phase
 from harness.measure.traffic import Traffic
 from harness.model import sliced_classifier
-from harness.model.sliced_classifier import INIT_BLOCK, SlicedClassifier, initial_weight
+from harness.model.initial import INIT_BLOCK, initial_weight
+from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.group import Group
 from harness.parallel.slices import slice_of
 from tests.alone import group_of_one, meters

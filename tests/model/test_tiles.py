@@ -234,7 +234,7 @@ def test_where_exponentials_are_kept() -> None:
 
     def found(images: int, product_bytes: int, added: bool) -> str:
         shape = LogitShape(images, features=512, classes=100_000)
-        return place(shape, product_bytes, gradient_bytes=4, added=added, cards=False)
+        return place(shape, product_bytes, gradient_bytes=4, occupied=added, cards=False)
 
     assert found(128, product_bytes=4, added=False) == "gradient"
     assert found(512, product_bytes=4, added=False) == "gradient"

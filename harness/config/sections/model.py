@@ -32,6 +32,10 @@ class ClassifierConfig(Section):
     margin_m3: float = Field(default=0.2, ge=0, le=10)
     """combined: m3."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of each training label that is spread evenly over all classes."""
+    """Share of each training label that is spread evenly over all classes that take part."""
     margin_slope: Literal["exact", "straight_through"] = "exact"
     """straight_through: the gradient omits the derivative of the margin, as some libraries do."""
+    sampling: float = Field(default=1.0, gt=0, le=1)
+    """Share of the classes of each slice that take part in a micro-batch: those of its images, and
+    others drawn at random (Partial FC). The rest have no gradient, momentum or weight decay in that
+    step. 1: all classes. Evaluations use all classes, always."""

@@ -21,7 +21,7 @@ class Logits:
         self.scale = 1.0 if given.scale is None else given.scale
         self._has_bias = given.bias is not None
         # A kernel without a bias still needs a pointer; it never reads from it.
-        self.bias = raw_cn if given.bias is None else given.bias[tile.start : tile.stop]
+        self.bias = raw_cn if given.bias is None else tile.rows_of(given.bias)
         self.blocks = blocks_of(self.classes)
 
     @property
