@@ -65,6 +65,7 @@ class Delayed:
         delay = 0 if self._window < self._synchronous_windows else self._delay
         self._window += 1
         if len(self._in_flight) <= delay:
+            self._part.clear_gradients()  # no step does it
             return False
         late = self._land()
         window = self._window - 1

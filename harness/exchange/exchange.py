@@ -22,6 +22,7 @@ from harness.exchange.torch_ddp import InBackward, PostLocal, PowerSgd
 from harness.exchange.ways import Stops, Way, direct, through_nodes
 from harness.parallel.ddp import PowerSgdErrors
 from harness.parallel.group import Group
+from harness.parallel.topology import Layout
 from harness.parallel.world import World
 
 
@@ -91,6 +92,15 @@ def steps_alone(exchange: ExchangeConfig) -> bool:
     """Whether each rank steps only its chunk of what its node shares and sends its values to the
     others; otherwise all ranks step all of it with the same gradients."""
     return exchange.traits.steps_chunks
+
+
+def steps_own_gradients(exchange: ExchangeConfig, layout: Layout) -> bool:
+    """Whether a slice steps with the gradients that its rank has just computed, which no others are
+    averaged with."""
+    if layout == "replicated":
+        return False
+    traits = exchange.traits
+    return traits.local_steps or (traits.path is Path.BUCKETS and layout == "world")
 
 
 def make_exchange(

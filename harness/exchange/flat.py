@@ -1,6 +1,6 @@
 """Parameters as views of one flat tensor, so that one collective handles all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -17,6 +17,17 @@ def order_of(shapes: Sequence[torch.Size]) -> list[int]:
     return sorted(backwards, key=lambda number: len(shapes[number]) < 2)
 
 
+def by_rows(start: int, stop: int, origin: int, width: int) -> list[tuple[int, int, int]]:
+    """Cuts elements start..stop-1 of rows of `width` that begin at `origin` into a part of a row,
+    whole rows, and a part of a row: start, stop and width of each that is not empty."""
+    first = origin + -(-(start - origin) // width) * width if width else stop
+    last = origin + (stop - origin) // width * width if width else stop
+    if first > last:  # all within one row
+        first = last = stop
+    cuts = (start, first, first - start), (first, last, width), (last, stop, stop - last)
+    return [(low, high, wide) for low, high, wide in cuts if low < high]
+
+
 class Flat:
     """Values and gradients of some parameters, each in one tensor of `chunks` equal chunks.
 
@@ -24,7 +35,8 @@ class Flat:
     Matrices and filters, which have weight decay, precede all biases and norms.
     The parameters become views: a step or a collective on the flat tensors changes them.
     `owner` is the number of the chunk that this rank steps; None steps all. `channels_last` is the
-    memory format of filters: convolutions are up to 1.7 times faster with it on a CPU.
+    memory format of filters: convolutions are up to 1.7 times faster with it on a CPU. Those of
+    `by_row`, a classifier's whose classes are sampled, are the last and step row by row.
     """
 
     def __init__(
@@ -34,6 +46,7 @@ class Flat:
         like: Tensor,
         owner: int | None = None,
         channels_last: bool = True,
+        by_row: Sequence[nn.Parameter] = (),
     ) -> None:
         ordered = [parameters[number] for number in order_of([p.shape for p in parameters])]
         self._channels_last = channels_last
@@ -47,9 +60,18 @@ class Flat:
             self._make_view(*span)
         self.owned = self._chunk(owner, len(self.values) // chunks)
         decayed = sum(parameter.numel() for parameter in ordered if parameter.dim() >= 2)
-        self.decayed = self._owned_of(0, decayed)
-        """The elements with weight decay that this rank steps, as one parameter."""
-        self.undecayed = self._owned_of(decayed, self.elements)
+        sampled = [each for each in ordered if any(each is one for one in by_row)]
+        matrices = [parameter for parameter in sampled if parameter.dim() >= 2]
+        vectors = [parameter for parameter in sampled if parameter.dim() < 2]
+        # The last parameters of a network are the first of their kind here.
+        self.decayed = self._owned_of(sum(each.numel() for each in matrices), decayed)
+        """The elements with weight decay that this rank steps as a whole, as one parameter."""
+        behind = decayed + sum(each.numel() for each in vectors)
+        self.undecayed = self._owned_of(behind, self.elements)
+        self.decayed_rows = [view for each in matrices for view in self._rows_of(each)]
+        """The elements that this rank steps row by row, as parameters [rows, width]: at most three
+        for one that is sampled, because a chunk may begin and end within a row."""
+        self.undecayed_rows = [view for each in vectors for view in self._rows_of(each)]
 
     def _chunk(self, owner: int | None, size: int) -> Slice:
         if owner is None:
@@ -61,6 +83,19 @@ class Flat:
         value = self.shaped(self.values[start:stop], parameter)
         parameter.data = value.copy_(parameter.detach())
         parameter.grad = self.shaped(self.grads[start:stop], parameter)
+
+    @property
+    def stepped(self) -> list[nn.Parameter]:
+        """All views that an optimizer steps; together they are what this rank owns."""
+        return [self.decayed, self.undecayed, *self.decayed_rows, *self.undecayed_rows]
+
+    def _rows_of(self, parameter: nn.Parameter) -> Iterator[nn.Parameter]:
+        (span,) = ((start, stop) for each, start, stop in self.spans if each is parameter)
+        start, stop = max(span[0], self.owned.start), min(span[1], self.owned.stop)
+        for low, high, width in by_rows(start, stop, span[0], parameter[:1].numel()):
+            view = nn.Parameter(self.values[low:high].view(-1, width))
+            view.grad = self.grads[low:high].view(-1, width)
+            yield view
 
     def _owned_of(self, start: int, stop: int) -> nn.Parameter:
         start, stop = max(start, self.owned.start), min(stop, self.owned.stop)

@@ -96,6 +96,11 @@ class Part:
         for own, new in zip(self._grads, gradients.split(self._sizes), strict=True):
             own.copy_(new)
 
+    def clear_gradients(self) -> None:
+        """Sets the gradients to zero, as rows that rest need them before a step."""
+        for own in self._grads:
+            own.zero_()
+
     def values(self) -> Tensor:
         """A copy of the values, [elements]."""
         return torch.cat(self._values)
@@ -114,7 +119,7 @@ class Part:
         """The mean of `values`, [elements], over nodes, as two tensors in the memory of the
         gradients.
 
-        That memory is free between windows. Collective over the part's ranks.
+        That memory is free between windows; clear it afterwards. Collective over the part's ranks.
         """
         self.put_gradients(values)
         crossing = self._grads if self.sent == self.elements else self._grads[:1]
@@ -168,6 +173,7 @@ def mean_values(parts: Sequence[Part], chunk: Chunk) -> Iterator[Tensor]:
     yield squares
     for part, values in zip(parts, own, strict=True):
         part.put(values)
+        part.clear_gradients()
     chunk.spread_values()
 
 
@@ -192,6 +198,7 @@ def divergence_of(parts: Sequence[Part]) -> Callable[[], Tensor]:
         for number, part in enumerate(parts):
             own = kept.pop(0)  # frees the memory: this may be called only once
             found += part.squares(own, part.mean_of(own, f"apart.{number}"))
+            part.clear_gradients()
         return found
 
     return squares

@@ -1,12 +1,13 @@
 """Assembles what a run trains: backbone, classifier, and their parameters in flat tensors."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from harness.config import Config
 from harness.data.images import Dataset
-from harness.exchange.exchange import steps_alone
+from harness.exchange.exchange import steps_alone, steps_own_gradients
 from harness.exchange.flat import Flat
 from harness.measure.summary import Trained
 from harness.measure.traffic import Bytes
@@ -14,6 +15,7 @@ from harness.model.anatomy import Anatomy, Sketch
 from harness.model.backbone import Backbone, make_backbone
 from harness.model.flops import micro_batch_flops
 from harness.model.network import Network
+from harness.model.sampling import taking_part
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.world import World
 from harness.train.ledger import expected_bytes
@@ -50,6 +52,13 @@ class Assembly:
         return [self.shared.values, self.sliced.values, *statistics]
 
     @property
+    def drawn(self) -> Callable[[], Tensor] | None:
+        """Returns the rows of this rank's slice whose gradients may not be zero in a step; None if
+        these are not only the rows that its own micro-batches drew."""
+        own = steps_own_gradients(self.config.exchange, self.config.classifier.layout)
+        return self.classifier.drawn_rows if own else None
+
+    @property
     def parameters_of_class(self) -> int:
         return self.anatomy.per_class
 
@@ -72,7 +81,10 @@ class Assembly:
             self.data.image_size,
             images=batch,
             gathered=batch * self.anatomy.owners,
-            classes=len(self.classifier.weight),
+            # Of a micro-batch's positives each rank of the slice group has its share.
+            classes=taking_part(
+                self.config.classifier.sampling, len(self.classifier.weight), positives=batch
+            ),
         )
         return flops.total * self.config.exchange.backward_passes_per_step
 
@@ -94,13 +106,14 @@ def assemble(config: Config, data: Dataset, world: World) -> Assembly:
     backbone = backbone.to(device=world.device, dtype=anatomy.dtype)
     classifier = classifier.to(device=world.device, dtype=anatomy.dtype)
     shared, sliced = list(backbone.parameters()), list(classifier.parameters())
+    by_row = sliced if config.classifier.sampling < 1 else []
     if anatomy.is_replicated:
         shared, sliced = shared + sliced, []
     owner = world.node.index if steps_alone(config.exchange) else None
     last = config.exchange.traits.channels_last
     flats = (
-        Flat(shared, world.node.size, shared[0], owner, channels_last=last),
-        Flat(sliced, 1, shared[0]),
+        Flat(shared, world.node.size, shared[0], owner, channels_last=last, by_row=by_row),
+        Flat(sliced, 1, shared[0], by_row=by_row),
     )
     # Different kinds of processors draw random numbers that differ in their last bits, so the first
     # rank's values are sent to all.

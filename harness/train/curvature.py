@@ -61,19 +61,27 @@ class Curvature:
         with closing(step.batches(window)) as batches, step.exchange.at_mean():
             next_ones = islice(batches, config.staleness.curvature_products)
             cast = ((step.cast(images), labels) for images, labels in next_ones)
-            return self.largest(cast, config.seed)
+            first = window * config.exchange.backward_passes_per_step
+            return self.largest(cast, config.seed, micro_batch=first)
 
-    def largest(self, batches: Iterable[Batch], seed: int, scale: float = SCALE) -> float | None:
+    def largest(
+        self,
+        batches: Iterable[Batch],
+        seed: int,
+        scale: float = SCALE,
+        micro_batch: int | None = None,
+    ) -> float | None:
         """The largest curvature, one product per batch: the mean over the last quarter and over
         nodes.
 
-        NaN if the loss is not finite; None if some rank lacks memory. Uses the current values and
-        the batch statistics of each batch. Afterwards values, running statistics and random states
-        are unchanged to the bit, and gradients are zero. Collective over the world.
+        NaN if the loss is not finite; None if some rank lacks memory. `micro_batch` is the number
+        of the first batch, by which classes are sampled; None samples none. Uses the current values
+        and the batch statistics of each batch. Afterwards values, running statistics and random
+        states are unchanged to the bit, and gradients are zero. Collective over the world.
         """
         device = self._world.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            found = self._power_iteration(batches, seed, scale)
+            found = self._power_iteration(batches, seed, scale, micro_batch)
         if found is None:
             return None
         last = found[len(found) * 3 // 4 :]
@@ -81,14 +89,15 @@ class Curvature:
         return float(rows.mean())
 
     def _power_iteration(
-        self, batches: Iterable[Batch], seed: int, scale: float
+        self, batches: Iterable[Batch], seed: int, scale: float, first: int | None
     ) -> list[float] | None:
         """The Rayleigh quotient of each batch's product.
 
         During the iteration the gradients hold the product and the values hold the direction.
         """
         found, step, before = list[float](), 0.0, None
-        for batch in batches:
+        for number, batch in enumerate(batches):
+            self._network.classifier.micro_batch = None if first is None else first + number
             if before is None:
                 before = self._rehearsed(batch, seed)
                 if before is None:

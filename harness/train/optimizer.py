@@ -1,25 +1,84 @@
 """The update rule over flat parameters, and the learning rate over the run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
 from harness.config import OptimizerConfig
 from harness.exchange.flat import Flat
+from harness.train.row_optimizer import BETA2, EPSILON, RowOptimizer
 
 
-def make_optimizer(config: OptimizerConfig, flats: Sequence[Flat]) -> torch.optim.Optimizer:
-    """The optimizer over the few flat tensors; biases and norm parameters are not decayed."""
-    decayed = [flat.decayed for flat in flats if flat.decayed.numel()]
-    undecayed = [flat.undecayed for flat in flats if flat.undecayed.numel()]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
+class Optimizer(Protocol):
+    """What training needs of an optimizer; torch's have it."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+    @property
+    def state(self) -> Mapping[Any, dict[str, Tensor]]: ...
+
+    def step(self) -> object: ...
+
+
+class Together:
+    """Several optimizers that step as one."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self._parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self._parts for group in part.param_groups]
+
+    @property
+    def state(self) -> Mapping[Any, dict[str, Tensor]]:
+        """A copy of what the parts have by now, with the same tensors."""
+        return {view: states for part in self._parts for view, states in part.state.items()}
+
+    def step(self) -> None:
+        for part in self._parts:
+            part.step()
+
+
+def make_optimizer(
+    config: OptimizerConfig,
+    flats: Sequence[Flat],
+    drawn: Callable[[], Tensor] | None = None,
+) -> Optimizer:
+    """The optimizer over the few flat tensors; biases and norm parameters are not decayed.
+
+    What flats step row by row has a `RowOptimizer`, which `drawn` is for.
+    """
+    parts: list[torch.optim.Optimizer] = []
+    whole = _groups(config, (flat.decayed for flat in flats), (flat.undecayed for flat in flats))
+    if whole:
+        parts.append(_whole(config, whole))
+    decayed = (view for flat in flats for view in flat.decayed_rows)
+    undecayed = (view for flat in flats for view in flat.undecayed_rows)
+    if rows := _groups(config, decayed, undecayed):
+        parts.append(RowOptimizer(rows, config, drawn))
+    return parts[0] if len(parts) == 1 else Together(parts)
+
+
+def _groups(
+    config: OptimizerConfig, decayed: Iterable[nn.Parameter], undecayed: Iterable[nn.Parameter]
+) -> list[dict[str, Any]]:
+    """The groups of these parameters that are not empty."""
+    groups: list[dict[str, Any]] = [
+        {"params": [each for each in decayed if each.numel()], "weight_decay": config.weight_decay},
+        {"params": [each for each in undecayed if each.numel()], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
+    return [group for group in groups if group["params"]]
+
+
+def _whole(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=True)
+        betas = config.momentum, BETA2
+        return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=EPSILON, fused=True)
     nesterov = config.nesterov and config.momentum > 0
     return torch.optim.SGD(
         groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True

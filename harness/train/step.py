@@ -25,7 +25,7 @@ from harness.train.checkpoint.meta import Meta
 from harness.train.course import Course, course_of
 from harness.train.finite import Watch, all_finite
 from harness.train.ledger import Journal
-from harness.train.optimizer import make_optimizer
+from harness.train.optimizer import Optimizer, make_optimizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Step:
     model: Assembly
     network: nn.Module
     """What forward passes go through: the network, or DistributedDataParallel around it."""
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     exchange: Exchange
     course: Course
     watch: Watch
@@ -80,6 +80,7 @@ class Step:
             if number % self.exchange.passes_per_step == 0:
                 self.model.shared.grads.zero_()
                 self.model.classifier.gradients_are_stale = True
+            self.model.classifier.micro_batch = window * passes + number
             with clock.phase(Phase.DATA):
                 images, labels = next(batches)
             with clock.phase(Phase.FORWARD), self.autocast():
@@ -139,7 +140,7 @@ def make_step(config: Config, dataset: Dataset, world: World) -> Step:
     # The estimate of the curvature reads images while the prefetching thread does.
     data = replace(dataset, train=OneAtATime(dataset.train))
     model = assemble(config, data, world)
-    optimizer = make_optimizer(config.optimizer, model.flats)
+    optimizer = make_optimizer(config.optimizer, model.flats, model.drawn)
     checkpoint = Checkpoint(model.backbone, model.classifier, model.flats, optimizer, world)
     resumed = _resumed(checkpoint, model)
     course = _course(model, resumed)

@@ -28,6 +28,12 @@ class Case:
         lossy = "exchange__compression" in changed or changed.get("exchange__powersgd_rank") == 1
         return lossy or "exchange__pieces" in changed
 
+    @property
+    def is_horovods(self) -> bool:
+        """Horovod's own optimizer does the same."""
+        sampled = "classifier__sampling" in dict(self.changes)
+        return (self.layout, self.kind) == ("replicated", "synchronous") and not sampled
+
     def without_delay(self) -> "Case":
         return replace(self, delay=0)
 
@@ -101,6 +107,45 @@ SMOOTHED = [
     )
 ]
 ALONE = [Case("node", "isolated", 2, 0)]
+
+
+def sampled(share: float, *changes: tuple[str, object]) -> tuple[tuple[str, object], ...]:
+    return (("classifier__sampling", share), *changes)
+
+
+SAMPLED = [
+    Case(layout, kind, passes, delay, route, sampled(share))
+    for share, passes in ((0.4, 2), (0.7, 1))
+    for layout, kind, delay, route in (
+        ("replicated", "synchronous", 0, "flat"),
+        ("node", "synchronous", 0, "hierarchical"),
+        ("world", "synchronous", 0, "flat"),
+        ("replicated", "delayed", 1, "auto"),
+        ("node", "delayed", 2, "auto"),
+        ("world", "delayed", 1, "auto"),
+        ("replicated", "averaging", 1, "auto"),
+        ("node", "averaging", 2, "auto"),
+        ("node", "isolated", 0, "auto"),
+    )
+] + [
+    Case("node", "slowmo", 2, 1, changes=sampled(0.4, ("exchange__outer_momentum", 0.6))),
+    Case("node", "delayed", 2, 1, changes=sampled(0.4, ("exchange__synchronous_windows", 2))),
+    Case("replicated", "ddp", 1, 0, changes=sampled(0.4)),
+    Case("replicated", "ddp_post_local_sgd", 1, 0, changes=sampled(0.4)),
+    Case("node", "averaging", 2, 1, changes=sampled(0.4, ("classifier__label_smoothing", 0.2))),
+    Case("world", "synchronous", 1, 0, changes=sampled(0.4, ("classifier__label_smoothing", 0.2))),
+    Case("node", "synchronous", 1, 0, changes=sampled(0.4, *PLAIN)),
+]
+"""Of 13 classes; slices have more positives than their share in some micro-batches."""
+SAMPLED_LOSSY = [
+    Case(layout, kind, 1, delay, changes=sampled(0.4, ("exchange__compression", wire)))
+    for layout, kind, delay, wire in (
+        ("node", "averaging", 1, "fp16"),
+        ("node", "averaging", 2, "int8"),
+        ("world", "delayed", 1, "int8"),
+        ("world", "synchronous", 0, "sign"),
+    )
+]
 IN_PIECES = [Case("node", "averaging", 1, 1, changes=(("exchange__pieces", 2),))]
 LOSSY = [
     Case(layout, kind, passes, delay, changes=(("exchange__compression", compression),))
@@ -137,6 +182,8 @@ EVERY_CASE = (
     + TORCHS
     + SMOOTHED
     + ALONE
+    + SAMPLED
+    + SAMPLED_LOSSY
     + IN_PIECES
     + LOSSY
     + LOSSY_ON_TIME
@@ -159,5 +206,8 @@ WATCHED = [
     Case("node", "averaging", 2, 1),
     Case("node", "isolated", 2, 0),
     Case("replicated", "ddp_post_local_sgd", 1, 0),
+    SAMPLED[4],
+    SAMPLED[7],
+    SAMPLED[8],
 ]
 """Trained once more, with evaluations in between."""

@@ -9,8 +9,10 @@ from torch.nn import functional
 
 from harness.config import Config
 from harness.model.backbone import make_backbone
-from harness.model.sliced_classifier import initial_weight
+from harness.model.initial import initial_weight
+from harness.parallel.slices import slice_of
 from harness.train.optimizer import lr_at
+from tests.drawn import drawn
 from tests.laws.task import CLASSES, FEATURES, SIZE, WINDOWS, world_batches
 
 
@@ -25,8 +27,16 @@ class Dense(nn.Module):
         self.smoothing = config.classifier.label_smoothing
         self.double()
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        logits = functional.linear(self.backbone(images), self.weight, self.bias)
+    def forward(self, images: Tensor, labels: Tensor, classes: Tensor | None = None) -> Tensor:
+        """The loss among these classes, which are in order; None: among all."""
+        weight, bias = self.weight, self.bias
+        if classes is not None:
+            weight, bias, labels = (
+                weight[classes],
+                bias[classes],
+                torch.searchsorted(classes, labels),
+            )
+        logits = functional.linear(self.backbone(images), weight, bias)
         return functional.cross_entropy(logits, labels, label_smoothing=self.smoothing)
 
     def sgd(self, config: Config) -> torch.optim.SGD:
@@ -47,12 +57,57 @@ class Trained:
     """Mean loss of each window's images."""
 
 
-def gradients(
-    model: Dense, batch: tuple[Tensor, Tensor], share: float
-) -> tuple[list[Tensor], float]:
-    loss = model(*batch)
-    found = torch.autograd.grad(loss, list(model.parameters()))
-    return [gradient * share for gradient in found], float(loss.detach())
+@dataclass(frozen=True)
+class Found:
+    """Of some images."""
+
+    gradients: list[Tensor]
+    loss: float
+    classes: frozenset[int]
+    """That took part."""
+
+    @classmethod
+    def mean(cls, parts: list["Found"]) -> "Found":
+        """The classes are those of any part."""
+        gradients = [
+            sum(each) / len(parts) for each in zip(*(p.gradients for p in parts), strict=True)
+        ]
+        loss = sum(part.loss for part in parts) / len(parts)
+        return cls(gradients, loss, frozenset().union(*(part.classes for part in parts)))
+
+
+Ranks = list[tuple[Tensor, Tensor]]
+"""The images and labels of each rank."""
+
+
+def gradients(model: Dense, config: Config, ranks: Ranks, number: int, owners: int) -> Found:
+    """Of the mean loss over the images of a micro-batch. `owners` ranks are a slice group, in which
+    classes are sampled."""
+    sampled = config.classifier.sampling < 1
+    group = owners if sampled else len(ranks)
+    parts = []
+    for start in range(0, len(ranks), group):
+        images, labels = joined(ranks[start : start + group])
+        classes = taking_part(config, labels.tolist(), number, owners)
+        loss = model(images, labels, torch.tensor(classes) if sampled else None)
+        found = torch.autograd.grad(loss, list(model.parameters()))
+        parts.append(Found(list(found), float(loss.detach()), frozenset(classes)))
+    return Found.mean(parts)
+
+
+def taking_part(config: Config, labels: list[int], number: int, owners: int) -> list[int]:
+    """The classes of all slices that take part in a micro-batch, in order."""
+    share = config.classifier.sampling
+    if share == 1:
+        return list(range(CLASSES))
+    slices = [slice_of(CLASSES, owners, owner) for owner in range(owners)]
+    return [each for own in slices for each in drawn(share, config.seed, number, own, labels)]
+
+
+def owners_of(config: Config, nodes: int, ranks_per_node: int) -> int:
+    """Ranks in a slice group."""
+    sizes = {"replicated": 1, "node": ranks_per_node, "world": nodes * ranks_per_node}
+    return sizes[config.classifier.layout]
 
 
 def joined(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -61,26 +116,43 @@ def joined(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     )
 
 
-def step(model: Dense, optimizer: torch.optim.SGD, grads: list[Tensor], lr: float) -> None:
+def step(model: Dense, optimizer: torch.optim.SGD, found: Found, lr: float) -> None:
+    """Classes that took no part are as they were afterwards, their momentum too."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-    for parameter, gradient in zip(model.parameters(), grads, strict=True):
+    for parameter, gradient in zip(model.parameters(), found.gradients, strict=True):
         parameter.grad = gradient
+    before = {each: each.detach().clone() for each in (model.weight, model.bias)}
+    momenta = {each: momentum_of(optimizer, each).clone() for each in before}
     optimizer.step()
+    rest = [each for each in range(CLASSES) if each not in found.classes]
+    for each in before:
+        each.data[rest] = before[each][rest]
+        momentum_of(optimizer, each)[rest] = momenta[each][rest]
 
 
-def late_gradients(config: Config, ranks: int) -> Trained:
+def momentum_of(optimizer: torch.optim.SGD, parameter: nn.Parameter) -> Tensor:
+    """Zeros if there is none, or none yet."""
+    found = optimizer.state[parameter].get("momentum_buffer")
+    return torch.zeros_like(parameter) if found is None else found
+
+
+def late_gradients(config: Config, nodes: int, ranks_per_node: int) -> Trained:
     """One process with the whole batch; a queue of `delay` gradients. delay 0 is plain SGD."""
     model = Dense(config)
-    optimizer, queue, losses = model.sgd(config), deque[list[Tensor]](), []
-    passes = config.exchange.backward_passes_per_step
+    optimizer, queue, losses = model.sgd(config), deque[Found](), []
+    passes, owners = (
+        config.exchange.backward_passes_per_step,
+        owners_of(config, nodes, ranks_per_node),
+    )
     for window in range(WINDOWS):
+        numbers = range(window * passes, (window + 1) * passes)
         found = [
-            gradients(model, joined(world_batches(ranks, window * passes + k)), 1 / passes)
-            for k in range(passes)
+            gradients(model, config, world_batches(nodes * ranks_per_node, number), number, owners)
+            for number in numbers
         ]
-        queue.append([sum(parts) for parts in zip(*(grads for grads, _ in found), strict=True)])
-        losses.append(sum(loss for _, loss in found) / passes)
+        queue.append(Found.mean(found))
+        losses.append(queue[-1].loss)
         lr = lr_at(config.optimizer, window, WINDOWS)
         waits = window < config.exchange.synchronous_windows
         if len(queue) > (0 if waits else config.exchange.delay):
@@ -98,6 +170,7 @@ def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
     queue, losses = deque[tuple[int, list[list[Tensor]]]](), []
     exchange = config.exchange
     passes, beta = exchange.backward_passes_per_step, exchange.outer_momentum
+    owners = owners_of(config, nodes, ranks_per_node)
     velocity = [torch.zeros_like(p) for p in models[0].parameters()]
 
     def values() -> list[list[Tensor]]:
@@ -121,10 +194,10 @@ def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
         for k in range(passes):
             batches = world_batches(nodes * ranks_per_node, window * passes + k)
             for node, model in enumerate(models):
-                own = joined(batches[node * ranks_per_node : (node + 1) * ranks_per_node])
-                grads, loss = gradients(model, own, 1.0)
-                step(model, optimizers[node], grads, lr)
-                window_losses.append(loss)
+                own = batches[node * ranks_per_node : (node + 1) * ranks_per_node]
+                found = gradients(model, config, own, window * passes + k, owners)
+                step(model, optimizers[node], found, lr)
+                window_losses.append(found.loss)
         losses.append(sum(window_losses) / len(window_losses))
         if not exchange.traits.meets:
             continue

@@ -56,7 +56,7 @@ def oracle(config: Config, world: World) -> tuple[Dense, list[float]]:
     if world.is_first and config.exchange.traits.local_steps:
         found = local_steps(config, topology.nodes, topology.ranks_per_node)
     elif world.is_first:
-        found = late_gradients(config, topology.world_size)
+        found = late_gradients(config, topology.nodes, topology.ranks_per_node)
     state = world.broadcast((found.model.state_dict(), found.losses) if found else None, "oracle")
     model = Dense(config)
     model.load_state_dict(state[0])
@@ -166,7 +166,7 @@ def measure(case: Case, links: Links, traffic: RecordingTraffic) -> dict[str, ob
     if config.exchange.delay:
         on_time = case.without_delay().config()
         result["from_on_time"] = deviation(step, oracle(on_time, world)[0], world)
-    if config.exchange.kind == "synchronous" and case.layout == "replicated":
+    if case.is_horovods:
         peer = distributed_optimizer(config, links.topology)
         result["from_distributed_optimizer"] = deviation(step, peer, world)
     return result

@@ -107,12 +107,9 @@ def test_phases_add_up_to_the_window(grid: str, case: Case) -> None:
     assert found["phase_sum_ms"] == pytest.approx(found["step_ms"], rel=1e-9)
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in cases_for(4) if c.kind == "synchronous" and not c.near]
-)
+@pytest.mark.parametrize("case", [c for c in cases_for(4) if c.is_horovods and not c.near])
 def test_synchronous_equals_horovods_own_optimizer(case: Case) -> None:
-    if case.layout == "replicated":
-        assert result("two nodes of two", case)["from_distributed_optimizer"] < 1e-12
+    assert result("two nodes of two", case)["from_distributed_optimizer"] < 1e-12
 
 
 def test_averaging_at_once_with_plain_sgd_is_synchronous() -> None:

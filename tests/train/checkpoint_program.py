@@ -14,6 +14,7 @@ from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology
 from harness.parallel.world import World, open_world
+from harness.train.optimizer import Optimizer
 from harness.train.step import Step, make_step
 from harness.train.training import Training
 from tests.alone import world_of_one
@@ -38,8 +39,7 @@ def made(config: Config, world: World) -> Step:
 def held(step: Step, world: World | None = None) -> dict[str, Tensor]:
     """All a rank holds by name: values, statistics, and the optimizer's state of each parameter.
 
-    The state is read where it lies: on each rank of its own chunk, of the decayed parameters, then
-    of the others. Collective over the node.
+    The state is read where it lies: on each rank of its own chunk. Collective over the node.
     """
     world = world or world_of_one()
     model = step.model
@@ -63,11 +63,11 @@ def laid_out(piece: Tensor, parameter: Tensor) -> Tensor:
     return piece.view(filters, height, width, channels).movedim(3, 1)
 
 
-def states(optimizer: torch.optim.Optimizer, flat: Flat, world: World) -> dict[str, Tensor]:
-    views = [view for view in (flat.decayed, flat.undecayed) if view.numel()]
+def states(optimizer: Optimizer, flat: Flat, world: World) -> dict[str, Tensor]:
+    views = sorted((view for view in flat.stepped if view.numel()), key=Tensor.storage_offset)
     found = {}
     for key, first in optimizer.state[views[0]].items():
-        of_each = [optimizer.state[view][key] for view in views]
+        of_each = [optimizer.state[view][key].flatten() for view in views]
         if first.dim() == 0:
             found[key] = first
             continue

@@ -17,6 +17,7 @@ class Case:
     layout: str
     exchange: dict[str, Any]
     optimizer: str = "sgd"
+    sampling: float = 1.0
 
     def config(self, **train: object) -> Config:
         values = {
@@ -28,7 +29,7 @@ class Case:
                 "synthetic_images": 100,
             },
             "backbone": {"feature_dim": 6},
-            "classifier": {"layout": self.layout},
+            "classifier": {"layout": self.layout, "sampling": self.sampling},
             "exchange": {"bucket_mb": 0.02} | self.exchange,
             "optimizer": {"name": self.optimizer, "lr": 0.02, "warmup_windows": 5},
             "train": {"batch_size": 3, "steps": WINDOWS, "precision": "fp64", "log_every": 1}
@@ -82,6 +83,14 @@ def _cases() -> list[Case]:
         ("sgd", "replicated", torchs[1] | {"synchronous_windows": 5}),
     ):
         found.append(Case("", layout, exchange, optimizer))
+    for optimizer, layout, exchange in (
+        ("sgd", "world", {"kind": "synchronous"}),
+        ("adamw", "node", {"kind": "synchronous", "backward_passes_per_step": 2}),
+        ("adamw", "replicated", {"kind": "delayed", "delay": 1}),
+        ("sgd", "node", {"kind": "averaging", "delay": 1, "backward_passes_per_step": 2}),
+        ("sgd", "replicated", {"kind": "averaging", "compression": "int8"}),
+    ):
+        found.append(Case("sampled", layout, exchange, optimizer, sampling=0.4))
     return found
 
 

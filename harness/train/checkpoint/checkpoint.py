@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from harness.tracking.folders import META
 from harness.train.checkpoint.files import Rows, Whole, put, remove, write_tensors, write_text
 from harness.train.checkpoint.meta import Meta, read_meta
 from harness.train.checkpoint.states import copy, fill, gathered, of_parameter, optimizer_strips
+from harness.train.optimizer import Optimizer
 
 BACKBONE = "backbone.safetensors"
 EXCHANGE = "exchange."
@@ -36,7 +36,7 @@ class Checkpoint:
         backbone: nn.Module,
         classifier: SlicedClassifier,
         flats: tuple[Flat, Flat],
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         world: World,
     ) -> None:
         self._backbone = backbone

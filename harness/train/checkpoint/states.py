@@ -9,17 +9,19 @@ from torch import Tensor, nn
 from harness.exchange.carried import Strip
 from harness.exchange.flat import Flat
 from harness.parallel.world import World
+from harness.train.optimizer import Optimizer
 
 
-def optimizer_strips(optimizer: torch.optim.Optimizer, flats: Sequence[Flat]) -> list[Strip]:
+def optimizer_strips(optimizer: Optimizer, flats: Sequence[Flat]) -> list[Strip]:
     """The optimizer's state of the parameters that this rank steps."""
     found = []
     for flat in flats:
-        for view in (flat.decayed, flat.undecayed):
+        for view in flat.stepped:
             start = int(view.storage_offset() - flat.values.storage_offset())
             stop = start + view.numel()
             for key, state in sorted(optimizer.state.get(view, {}).items()):
-                found.append(Strip(f"optimizer.{key}", flat, start, stop, state))
+                tensor = state.view(-1) if state.dim() else state
+                found.append(Strip(f"optimizer.{key}", flat, start, stop, tensor))
     return found
 
 
