@@ -80,22 +80,22 @@ class Config(Section):
 
     def why_no_class_rests(self) -> str:
         """Why classes cannot be sampled with this exchange, as an error says it; "" if they can."""
-        exchange, share = self.exchange, self.classifier.sampling
+        own, share = self.exchange, self.classifier.sampling
         if share == 1 or self.classifier.layout == "world":
             return ""  # slices that nobody else holds do not cross
         found = f"classifier.sampling is {share:g}"
-        if exchange.traits.crosses is Crosses.FACTORS:
+        if own.traits.crosses is Crosses.FACTORS:
             return (
-                f"exchange.kind={exchange.kind} sends factors of a gradient, whose product is not "
+                f"exchange.kind={own.kind} sends factors of a gradient, whose product is not "
                 f"0 for classes that rest, {found}; use kind=ddp or sampling=1"
             )
-        if exchange.traits.error_feedback and exchange.compression != "none":
+        if own.traits.error_feedback and own.compression != "none":
             return (
-                f"exchange.compression={exchange.compression} sends what it leaves out of a "
+                f"exchange.compression={own.compression} sends what it leaves out of a "
                 f"gradient with a later one, when the class may rest, {found}; use "
                 f"compression=none, kind=averaging or layout=world"
             )
-        if exchange.compression == "sign":
+        if own.compression == "sign":
             return (
                 f"exchange.compression=sign has no sign for 0, so that classes that rest would "
                 f"move, {found}; use compression=int4 or sampling=1"

@@ -54,8 +54,9 @@ class Assembly:
     @property
     def drawn(self) -> Callable[[], Tensor] | None:
         """Returns the rows of this rank's slice whose gradients may not be zero in a step; None if
-        these are not only the rows that its own micro-batches drew."""
-        own = steps_own_gradients(self.config.exchange, self.config.classifier.layout)
+        these are not only the rows that its own micro-batches drew, as where they draw none."""
+        sampling, layout = self.config.classifier.sampling, self.config.classifier.layout
+        own = sampling < 1 and steps_own_gradients(self.config.exchange, layout)
         return self.classifier.drawn_rows if own else None
 
     @property

@@ -30,7 +30,7 @@ def evaluate(
     An image with a logit that is not finite counts as a miss for every class; if there are any,
     `nonfinite_images` is their number and the loss is not finite either. Every rank must bring the
     same number of batches, of equal size except the last. A batch of the training's size takes no
-    more memory than a micro-batch does. Collective over the world.
+    more memory than a micro-batch of all classes does. Collective over the world.
     """
     backbone.eval()
     sums = torch.zeros(5, dtype=torch.float64, device=world.device)

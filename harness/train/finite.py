@@ -9,12 +9,12 @@ pause and at the end all sums are read.
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.config import Config
 from harness.errors import Diverged
@@ -30,6 +30,8 @@ WHAT = (
     "the parameters or batch statistics after window {window} are",
 )
 """The numbers of a look. If one is not finite, so are those after it."""
+ROWS_AT_ONCE = 256
+"""Rows of a slice's gradient that are copied together."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,15 @@ class Watch:
         world: World,
         flats: tuple[Flat, Flat],
         values: Sequence[Tensor],
+        drawn: Callable[[], Tensor] | None = None,
     ) -> None:
         """`flats` are the node's shared parameters and this rank's slice; `values` are all tensors
-        that training changes."""
+        that training changes; `drawn` is that of `make_optimizer`."""
         self._course = course
         self._world = world
         self._lag = lag_of(course.config)
-        self._grads = _counted_grads(world, *flats)
+        self._norms = _counted_norms(world, *flats, drawn)
+        self._zero = flats[0].grads.new_zeros((), dtype=torch.float64)
         self._values = values
         self._losses: list[Tensor] = []
         self._squares: list[Tensor] = []
@@ -79,7 +83,7 @@ class Watch:
 
     def add_gradients(self) -> None:
         """Adds the gradients that the optimizer is about to step with."""
-        squares = [_norm(grads).square() / copies for grads, copies in self._grads]
+        squares = [norm().square() / copies for norm, copies in self._norms]
         self._squares.append(torch.stack(squares).sum())
 
     def saved(self, folder: Path | None) -> None:
@@ -104,10 +108,9 @@ class Watch:
         self._read(up_to=ended, journal=journal)
 
     def _look(self, window: int, values: Tensor | None = None) -> None:
-        zero = self._grads[0][0].new_zeros((), dtype=torch.float64)
-        losses = torch.stack(self._losses).double().sum() if self._losses else zero
-        squares = torch.stack(self._squares).sum() if self._squares else zero
-        numbers = torch.stack((losses, squares, zero if values is None else values))
+        losses = torch.stack(self._losses).double().sum() if self._losses else self._zero
+        squares = torch.stack(self._squares).sum() if self._squares else self._zero
+        numbers = torch.stack((losses, squares, self._zero if values is None else values))
         steps = len(self._squares) if values is None else 0
         self._losses, self._squares = [], []
         copied = None
@@ -164,14 +167,35 @@ def lag_of(config: Config) -> int:
     return 1 + config.exchange.delay
 
 
-def _counted_grads(world: World, shared: Flat, sliced: Flat) -> tuple[tuple[Tensor, float], ...]:
-    """This rank's gradients, and the number of ranks that add the square of each element."""
+def _counted_norms(
+    world: World, shared: Flat, sliced: Flat, drawn: Callable[[], Tensor] | None
+) -> tuple[tuple[Callable[[], Tensor], float], ...]:
+    """The norms of this rank's gradients, and the number of ranks that add the square of each
+    element."""
     # Of N shared elements each rank steps n, so R ranks step R n in all: each element R n / N
     # times. A slice group of S ranks holds every class once, and the world has R / S such groups.
     ranks = world.topology.world_size
     own = slice(shared.owned.start, shared.owned.stop)
     copies = ranks * shared.owned.size / len(shared.values)
-    return (shared.grads[own], copies), (sliced.grads, ranks / world.slices.size)
+
+    def of_slice() -> Tensor:
+        # On a card reading all is cheap, and to leave out rows drawn twice would make it wait.
+        if drawn is None or sliced.grads.is_cuda:
+            return _norm(sliced.grads)
+        return _norm_of_rows([*sliced.decayed_rows, *sliced.undecayed_rows], drawn().unique())
+
+    return (lambda: _norm(shared.grads[own]), copies), (of_slice, ranks / world.slices.size)
+
+
+def _norm_of_rows(parameters: Sequence[nn.Parameter], rows: Tensor) -> Tensor:
+    """The norm of these rows of the parameters' gradients."""
+    found = [
+        _norm(parameter.grad.index_select(0, some))
+        for parameter in parameters
+        if parameter.grad is not None
+        for some in rows.split(ROWS_AT_ONCE)
+    ]
+    return _norm(torch.stack(found))
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -1,6 +1,5 @@
 """The update rules row by row, for a classifier of which few classes take part in a step."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,9 +11,11 @@ from harness.config import OptimizerConfig
 
 BETA2, EPSILON = 0.999, 1e-8
 """AdamW's second momentum, and the smallest root that it divides by."""
-TILE_BYTES = {"cpu": 1 << 19, "cuda": 1 << 26}
+TILE_BYTES = {"cpu": 1 << 17, "cuda": 1 << 26}
 """Size of the rows that are stepped at once, bytes of each tensor: small enough for a processor's
 cache, large enough for a card."""
+SEARCHED_TILES = 4
+"""Tiles of gradients that a processor searches at once."""
 PACKS = {"cpu": True, "cuda": False}
 """Whether rows that rest are left out of a tile. A card would have to tell the host how many there
 are; it computes them, too, and puts their old values back."""
@@ -122,14 +123,17 @@ class RowOptimizer(torch.optim.Optimizer):
         return states
 
     def _tiles(self, parameter: nn.Parameter) -> Iterator[Tensor]:
-        row_bytes = parameter[0].numel() * parameter.element_size()
-        size = max(1, TILE_BYTES[parameter.device.type] // row_bytes)
+        """All rows that may move, some at a time."""
+        size = max(1, TILE_BYTES[parameter.device.type] // parameter[:1].nbytes)
         if self._drawn is not None:
             yield from self._drawn().split(size)
-            return
-        for start in range(0, len(parameter), size):
-            stop = min(start + size, len(parameter))
-            yield torch.arange(start, stop, device=parameter.device)
+        elif PACKS[parameter.device.type]:
+            assert parameter.grad is not None
+            parts = parameter.grad.split(SEARCHED_TILES * size)
+            found = torch.cat([_moves(part) for part in parts])
+            yield from found.nonzero()[:, 0].split(size)
+        else:
+            yield from torch.arange(len(parameter), device=parameter.device).split(size)
 
     def _step(
         self, parameter: nn.Parameter, states: Tensors, rows: Tensor, group: Mapping[str, Any]
@@ -138,11 +142,11 @@ class RowOptimizer(torch.optim.Optimizer):
         whole = parameter.grad
         assert whole is not None
         gradient = whole.index_select(0, rows)
-        # Not zero if one of them is NaN.
-        moves = torch.linalg.vector_norm(gradient, ord=math.inf, dim=1) != 0
+        moves = _moves(gradient)
         packs = PACKS[parameter.device.type]
-        if packs:
-            rows, gradient = rows[moves], gradient[moves]
+        if packs and not bool(moves.all()):
+            packed = moves.nonzero()[:, 0]
+            rows, gradient = rows[packed], gradient.index_select(0, packed)
         wholes = {"values": parameter} | {name: states[name] for name in self._rule.kept}
         new = {name: each.index_select(0, rows) for name, each in wholes.items()}
         self._rule(new["values"], gradient, {**states, **new}, group)
@@ -151,3 +155,8 @@ class RowOptimizer(torch.optim.Optimizer):
                 new[name] = new[name].where(moves[:, None], each.index_select(0, rows))
             each.index_copy_(0, rows, new[name])
         whole.index_fill_(0, rows, 0.0)
+
+
+def _moves(gradient_rD: Tensor) -> Tensor:
+    """Which rows are not zero throughout, NaN included, bool [r]."""
+    return gradient_rD.abs().amax(dim=1) != 0

@@ -159,7 +159,7 @@ def make_step(config: Config, dataset: Dataset, world: World) -> Step:
         optimizer,
         exchange,
         course,
-        Watch(course, world, model.flats, model.numbers),
+        Watch(course, world, model.flats, model.numbers, model.drawn),
         checkpoint,
         resumed,
         tuple(left_out),

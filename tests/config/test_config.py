@@ -16,8 +16,8 @@ from harness.config.load import OF_CLUSTERS
 from harness.config.mistakes import OTHER_NAMES
 from harness.config.section import keys_of
 from harness.errors import UserError
-from harness.exchange.kinds import KINDS
 from harness.plan.machines import Cluster
+from harness.exchange.kinds import KINDS, Crosses
 
 
 def write(folder: Path, file: str = "run.yaml", **values: Any) -> Path:
@@ -501,6 +501,8 @@ def configs(draw: st.DrawFn) -> Config:
         values["classifier"]["layout"] = "replicated"
     elif traits.local_steps:
         values["classifier"]["layout"] = "node"
+    if traits.crosses is Crosses.FACTORS or exchange["compression"] != "none":
+        values["classifier"]["sampling"] = 1.0
     values["trace"]["horovod_timeline"] &= values["trace"]["windows"] > 0
     values["train"]["epochs" if values["train"]["steps"] is not None else "steps"] = None
     if values["train"]["steps"] is None and values["train"]["epochs"] is None:

@@ -153,7 +153,12 @@ def main() -> None:
             result = beside_dense(settings, world)
             # Running statistics are a state of their own.
             normed = settings.backbone.model_copy(update={"norm": "batch"})
-            settings_normed = settings.model_copy(update={"backbone": normed})
+            # Rows that rest would keep what an estimate left in their gradients.
+            share = 1.0 if layout == "replicated" else 0.4
+            sampled = settings.classifier.model_copy(update={"sampling": share})
+            settings_normed = settings.model_copy(
+                update={"backbone": normed, "classifier": sampled}
+            )
             quiet = trained(settings_normed, QUIET, world, folder)
             measured = trained(settings_normed, ESTIMATES, world, folder)
             with short_of_memory(world):

@@ -291,3 +291,14 @@ def test_a_summary_of_older_runs_says_that_they_diverged() -> None:
         diverged = whole.model_copy(update={"evaluations": (*whole.evaluations[:-1], bad)})
         again = RunSummary.model_validate(json.loads(diverged.model_dump_json()))
         assert again.diverged == "the validation loss after window 300 is not finite"
+
+
+def test_the_norm_of_drawn_rows_is_that_of_the_whole_gradient(tmp_path: Path) -> None:
+    """In two micro-batches of a step, which draw some rows twice. A slice of all classes reads the
+    rows that it drew; a replicated classifier reads all."""
+    found = []
+    for layout in ("world", "replicated"):
+        settings = config(layout, "synchronous", 2, 0, classifier__sampling=0.7)
+        heard = trained(settings, None, tmp_path / layout)
+        found.append([norm for _, norm in heard.metrics["train/gradient_norm"]])
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
