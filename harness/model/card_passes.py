@@ -122,7 +122,8 @@ def second_pass(
             product(exponentials_cn, scaled_nD, rows.weight)
         else:
             product(exponentials_cn, scaled_nD, slope_cD[: len(rows.weight)])
-            weight_cD = tile.rows_of(given.weight)
+            # Without a scale it is only counted, not read.
+            weight_cD = rows.weight if given.scale is None else tile.rows_of(given.weight)
             through_length(slope_cD, weight_cD, given.scale, rows.weight, into.add)
         if rows.bias is not None:
             bias_slopes(exponentials_cn, share_n, rows.bias, into.add)

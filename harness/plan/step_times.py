@@ -9,6 +9,9 @@ from harness.plan.workload import Workload
 
 OPTIMIZER_PASSES = {"sgd": 5, "adamw": 7}
 """Passes over memory of an optimizer step: values, gradients and states, read and written."""
+ROW_COST, SEARCH_PASSES = 6.5, 3
+"""Time of an element in a row that steps by itself, relative to one of a whole tensor; and passes
+over memory of a search for rows whose gradient is not zero. Both measured on a processor."""
 ENCODING_PASSES = 10
 """Passes over memory of packing and unpacking, if the cost of encoding was not measured."""
 POWER_SGD_PASSES = 12
@@ -164,8 +167,10 @@ class _Costs:
 
     def optimizer(self) -> float:
         """Seconds of an optimizer step, which is limited by memory bandwidth."""
-        passes = OPTIMIZER_PASSES[self._work.config.optimizer.name]
-        return self._memory(passes * self._work.owned)
+        work = self._work
+        passes = OPTIMIZER_PASSES[work.config.optimizer.name]
+        stepped = work.owned + ROW_COST * work.rows.moving
+        return self._memory(passes * stepped + SEARCH_PASSES * work.rows.searched)
 
     def encode(self) -> float:
         """Seconds per window of packing and unpacking.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from harness.config import Config
 from harness.doctor.need import Need, need_of, products_of
 from harness.exchange.buckets import cut
-from harness.exchange.exchange import route_of, steps_alone
+from harness.exchange.exchange import route_of, steps_alone, steps_own_gradients
 from harness.exchange.flat import order_of
 from harness.measure.traffic import Bytes, Sizes, bucket_bytes, slice_bytes
 from harness.model.anatomy import Anatomy, anatomy_of
@@ -27,6 +27,31 @@ class Bucket:
     """Bytes that a rank sends."""
     of_slice: bool = False
     """Whether it is averaged only over the ranks of other nodes that own the same slice."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Elements of the classes that a rank steps row by row, because they are sampled."""
+
+    held: float = 0.0
+    moving: float = 0.0
+    """Those that take part in a micro-batch of a step, and so step themselves."""
+    searched: float = 0.0
+    """Those whose gradients are read in a step to find the rows that move."""
+
+    @classmethod
+    def of(cls, config: Config, anatomy: Anatomy) -> "Rows":
+        exchange, layout = config.exchange, config.classifier.layout
+        if anatomy.sampling == 1:
+            return cls()
+        held = float(anatomy.sliced_elements)
+        if anatomy.is_replicated:
+            ranks = anatomy.ranks_per_node if steps_alone(exchange) else 1
+            held = anatomy.classifier_elements / ranks
+        passes = 1 if exchange.traits.local_steps else exchange.backward_passes_per_step
+        share = passes * anatomy.taking_part(config.train.batch_size) / anatomy.largest_slice
+        searched = 0.0 if steps_own_gradients(exchange, layout) else held
+        return cls(held, held * min(1.0, share), searched)
 
 
 @dataclass(frozen=True)
@@ -53,6 +78,7 @@ class Workload:
     """Gradients averaged during the backward pass, in the order they are sent, slices first."""
     need: Need
     """Memory."""
+    rows: Rows
 
     @property
     def passes(self) -> int:
@@ -103,10 +129,9 @@ class Workload:
 
     @property
     def owned(self) -> float:
-        """Elements that a rank's optimizer updates."""
-        if self.overlaps:
-            return float(self.shared + self.sliced)
-        return self.shared / self.ranks_per_node + self.sliced
+        """Elements that a rank's optimizer updates, without those that step row by row."""
+        shared = self.shared if self.overlaps else self.shared / self.ranks_per_node
+        return shared + self.sliced - self.rows.held
 
     @property
     def gathered(self) -> Bytes:
@@ -132,12 +157,14 @@ def workload_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = F
     sizes = sizes_of(config, anatomy)
     gathered = anatomy.owners * config.train.batch_size
     products = products_of(config, nodes, ranks_per_node, cards)
+    # Of a micro-batch's positives each rank of the slice group has its share.
+    classes = anatomy.taking_part(positives=config.train.batch_size)
     return Workload(
         config=config,
         nodes=nodes,
         ranks_per_node=ranks_per_node,
         backbone_flops=backbone.flops_per_image * config.train.batch_size,
-        classifier_flops=products * 2.0 * gathered * anatomy.largest_slice * anatomy.features,
+        classifier_flops=products * 2.0 * gathered * classes * anatomy.features,
         shared=anatomy.shared_elements,
         sliced=anatomy.sliced_elements,
         element_bytes=anatomy.element_bytes,
@@ -148,6 +175,7 @@ def workload_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = F
             *_buckets(config, anatomy, backbone.arrivals, sizes),
         ),
         need=need_of(config, nodes, ranks_per_node, cards),
+        rows=Rows.of(config, anatomy),
     )
 
 

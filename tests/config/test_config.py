@@ -16,8 +16,8 @@ from harness.config.load import OF_CLUSTERS
 from harness.config.mistakes import OTHER_NAMES
 from harness.config.section import keys_of
 from harness.errors import UserError
-from harness.plan.machines import Cluster
 from harness.exchange.kinds import KINDS, Crosses
+from harness.plan.machines import Cluster
 
 
 def write(folder: Path, file: str = "run.yaml", **values: Any) -> Path:

@@ -1,5 +1,9 @@
 """The memory that is counted for a rank, beside what its tensors really take, to the byte."""
 
+import tempfile
+from functools import cache
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -110,23 +114,49 @@ CASES: dict[str, tuple[Config, int, int]] = {
         1,
     ),
 }
+MANY = {"data__num_classes": 160_000, "classifier__sampling": 0.3}
+SAMPLED: dict[str, tuple[Config, int, int]] = {
+    "sampled": (config("replicated", classifier__sampling=0.3), 1, 1),
+    "sampled, margin": (
+        config("replicated", classifier__sampling=0.3, classifier__margin="cosface"),
+        1,
+        1,
+    ),
+    "sampled, margin, bf16, several micro-batches": (
+        config(
+            "replicated",
+            classifier__sampling=0.3,
+            classifier__margin="arcface",
+            train__precision="bf16",
+            exchange__backward_passes_per_step=2,
+        ),
+        1,
+        1,
+    ),
+    "sampled, slices of the world": (config("world", **MANY), 2, 4),
+    "sampled, slices of a node, late": (config("node", **MANY, **LATE), 2, 4),
+}
 BELOW, ABOVE = 0.02, 0.12
 """By how much less and more may be counted, as shares of what is measured. Above: what is counted
 of activations is an estimate, and moments that come one after the other are taken together."""
 
 
-@pytest.fixture(scope="module", params=CASES)
-def case(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Need, Measured]:
-    given, nodes, ranks = CASES[request.param]
+@cache
+def measured_case(name: str) -> tuple[Need, Measured]:
+    given, nodes, ranks = (CASES | SAMPLED)[name]
     torch.set_num_threads(1)
     world = wide_world(nodes, ranks, given.classifier.layout)
-    return need_of(given, nodes, ranks), measured(given, world, tmp_path_factory.mktemp("run"))
+    with tempfile.TemporaryDirectory() as folder:
+        return need_of(given, nodes, ranks), measured(given, world, Path(folder))
 
 
-def test_what_is_counted_lives_at_the_peak(case: tuple[Need, Measured]) -> None:
-    need, found = case
+EACH_CASE = pytest.mark.parametrize("name", CASES)
+"""Those in which training has all classes, as evaluations have."""
+
+
+@pytest.mark.parametrize("name", CASES | SAMPLED)
+def test_what_is_counted_lives_at_the_peak(name: str) -> None:
+    need, found = measured_case(name)
     counted = {
         "resting": 0,
         "training": need.training,
@@ -135,22 +165,22 @@ def test_what_is_counted_lives_at_the_peak(case: tuple[Need, Measured]) -> None:
         "saving": need.saving,
     }
     always = need.certain + need.images
-    off = {name: (always + size) / getattr(found, name) - 1 for name, size in counted.items()}
-    assert {name: share for name, share in off.items() if not -BELOW < share < ABOVE} == {}
+    off = {key: (always + size) / getattr(found, key) - 1 for key, size in counted.items()}
+    assert {key: share for key, share in off.items() if not -BELOW < share < ABOVE} == {}
 
 
-def test_an_evaluation_takes_no_more_than_training(case: tuple[Need, Measured]) -> None:
-    need, found = case
+@EACH_CASE
+def test_an_evaluation_takes_no_more_than_training(name: str) -> None:
+    need, found = measured_case(name)
     assert found.evaluation - need.evaluation_on_host <= found.training
     # Nodes that differ keep their own part beside their mean.
     assert found.evaluation <= 1.02 * max(found.training, found.resting + need.evaluation_on_host)
 
 
-def test_an_estimate_takes_a_copy_of_the_parameters_more_at_the_most(
-    case: tuple[Need, Measured],
-) -> None:
+@EACH_CASE
+def test_an_estimate_takes_a_copy_of_the_parameters_more_at_the_most(name: str) -> None:
     """And on a card nothing more, where that copy is in the host's memory."""
-    need, found = case
+    need, found = measured_case(name)
     own = found.estimate - need.estimate_on_host
     assert own <= 1.02 * max(found.training, found.evaluation)
 

@@ -23,7 +23,15 @@ from harness.plan.from_doctor import cluster_of_doctor
 from harness.plan.ladder import ladder_lines, planned_ladder
 from harness.plan.machines import Late, Line, Link, read_cluster
 from harness.plan.text import advice, cluster_lines
-from harness.plan.ways import Way, all_ways, crossing, on_each_route, quickest_way, with_exchange
+from harness.plan.ways import (
+    Way,
+    all_ways,
+    crossing,
+    on_each_route,
+    quickest_way,
+    way_of,
+    with_exchange,
+)
 from harness.tracking.prediction import read_predictions
 from tests.plan.clusters import cluster, exchanging, experiment
 
@@ -160,7 +168,8 @@ def test_what_is_printed_can_be_trained_whatever_the_experiment_says(path: Path)
     for layout, kind in (("node", "synchronous"), ("replicated", "delayed"), ("node", "averaging")):
         pieces = 2 if kind == "averaging" else 1
         for config in on_each_route(with_exchange(given, layout, kind, 2, "int4", pieces)):
-            assert load(path, Way(config, None).overrides.split()) == config
+            if not config.why_no_class_rests():  # then it is printed as infeasible
+                assert load(path, Way(config, None).overrides.split()) == config
 
 
 def test_the_experiments_above_are_there() -> None:
@@ -530,3 +539,18 @@ def test_what_the_doctor_did_not_say(tmp_path: Path) -> None:
     uneven = seats("h1", "h1", "h1", "h2")
     with pytest.raises(UserError, match="h1: 3, h2: 1"):
         cluster_of_doctor(doctor_s(tmp_path, seats=uneven))
+
+
+def test_a_way_in_which_classes_cannot_rest_is_infeasible() -> None:
+    sampled = experiment(classifier={"sampling": 0.1})
+    ways = {
+        (layout, kind): way_of(with_exchange(sampled, layout, kind, 1, "int8"), cluster())
+        for layout, kind in (
+            ("node", "synchronous"),
+            ("node", "delayed"),
+            ("node", "averaging"),
+            ("world", "synchronous"),
+        )
+    }
+    assert [way.feasible for way in ways.values()] == [False, False, True, True]
+    assert "when the class may rest" in ways["node", "delayed"].infeasible_because

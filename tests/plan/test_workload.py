@@ -26,6 +26,50 @@ def test_operations_are_those_of_a_micro_batch() -> None:
     assert work.classifier_flops == expected.classifier
 
 
+@pytest.mark.parametrize(("share", "images", "taking_part"), [(0.5, 8, 25), (0.5, 30, 30)])
+def test_operations_are_those_of_the_classes_that_take_part(
+    share: float, images: int, taking_part: int
+) -> None:
+    """Of 50 in a slice; a rank's share of the positives is its number of images."""
+    train = {"steps": 1, "batch_size": images}
+    sampled = experiment(classifier={"layout": "node", "sampling": share}, train=train)
+    work = workload_of(sampled, 2, 2)
+    assert work.classifier_flops == 3 * 2 * 2 * images * taking_part * 256
+    assembly = assemble(sampled, noise(sampled), wide_world(2, 2, "node"))
+    assert assembly.flop_per_window() == work.backbone_flops + work.classifier_flops
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout", "moving", "searched"),
+    [
+        # In each of two micro-batches 13 of 50, 25 of 100 and, because of 8 images, 8 of 25.
+        ("synchronous", "replicated", 50 / 100, 100),
+        ("synchronous", "node", 26 / 50, 50),
+        ("synchronous", "world", 16 / 25, 0),
+        ("delayed", "replicated", 50 / 100, 50),
+        ("delayed", "world", 16 / 25, 25),
+        ("averaging", "node", 13 / 50, 0),
+        ("averaging", "replicated", 25 / 100, 50),
+    ],
+)
+def test_an_optimizer_steps_few_rows_one_by_one(
+    kind: str, layout: str, moving: float, searched: int
+) -> None:
+    """It reads the gradients of all where others' may be among them. Owners step their chunks."""
+    exchange = {"kind": kind, "backward_passes_per_step": 2}
+    found = [
+        workload_of(
+            experiment(classifier={"layout": layout, "sampling": share}, exchange=exchange), 2, 2
+        )
+        for share in (1.0, 0.25)
+    ]
+    classes = {"replicated": 100, "node": 50, "world": 25}[layout]
+    classes /= 2 if layout == "replicated" and kind != "synchronous" else 1
+    assert found[0].owned - found[1].owned == classes * 257
+    assert found[1].rows.moving == pytest.approx(moving * classes * 257)
+    assert [work.rows.searched for work in found] == [0, searched * 257]
+
+
 @pytest.mark.parametrize("bucket_mb", [0.05, 1.0, 4.0])
 def test_buckets_are_those_of_the_exchange(bucket_mb: float) -> None:
     config = experiment(exchange={"bucket_mb": bucket_mb})

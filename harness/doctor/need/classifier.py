@@ -7,6 +7,8 @@ from harness.measure.traffic import gathers_statistics
 from harness.model.kept import LogitShape, place
 from harness.model.sliced_classifier import tile_classes
 
+NUMBER_BYTES = 8
+"""Size of a whole number, as keys and rows of sampled classes are."""
 PREDICTED = 5
 """Classes per image that an evaluation keeps."""
 
@@ -27,21 +29,25 @@ class ClassifierScratch:
         """Where exponentials wait for the second pass: `gradient`, `scratch` or `again`."""
         sizes = self.sizes
         return place(
-            LogitShape(self.images, sizes.features, sizes.classes),
+            LogitShape(self.images, sizes.features, self.classes),
             self.product_bytes,
             sizes.element_bytes,
-            adds,
+            adds or sizes.sampled,
             sizes.cards,
         )
 
     @property
+    def classes(self) -> int:
+        """R, the classes that take part."""
+        return self.sizes.taking_part(self.images)
+
+    @property
     def tile(self) -> int:
-        """Classes in a tile."""
+        """Most classes in a tile."""
         sizes = self.sizes
-        size = tile_classes(
+        return tile_classes(
             self.images, sizes.features, sizes.element_bytes, self.product_bytes, sizes.cards
         )
-        return min(size, sizes.classes)
 
     def training(self, adds: bool) -> int:
         """Bytes of both passes: a tile, the slopes of the features, exponentials that wait in a
@@ -52,8 +58,16 @@ class ClassifierScratch:
         sizes, features_bytes = self.sizes, self.sizes.features * self.sizes.element_bytes
         given = sizes.classes * features_bytes if sizes.config.exchange.is_torchs else 0
         in_scratch = self.place(adds) == "scratch"
-        kept = self.images * sizes.classes * self.product_bytes if in_scratch else 0
-        return self.tile * self._per_class(adds) + 4 * self.images * features_bytes + given + kept
+        kept = self.images * self.classes * self.product_bytes if in_scratch else 0
+        passes = min(self.tile, self.classes) * self._per_class(adds) + given + kept
+        return max(passes, self._drawing) + 4 * self.images * features_bytes
+
+    @property
+    def _drawing(self) -> int:
+        """Bytes of a draw: three numbers a class while keys are made, or a key and the drawn rows
+        and their keys, in order and not."""
+        keys = NUMBER_BYTES * self.sizes.classes
+        return self.sizes.sampled * max(3 * keys, keys + 4 * NUMBER_BYTES * self.classes)
 
     def _per_class(self, adds: bool) -> int:
         """Bytes per class of a tile: the saved gradient row, and the larger of the two passes."""
@@ -71,6 +85,9 @@ class ClassifierScratch:
             logits = images * s + half * 2 * (images + features) * product
             slopes = half * features * product + features * s * (half or adds)
             slopes += features * s * margin
+        if self.sizes.sampled:  # copies of the rows that take part, and of their gradients
+            logits += features * s
+            slopes += features * s * (1 + margin)
         return room + max(logits, slopes + (logits if again else 0))
 
     @property
@@ -86,6 +103,8 @@ class ClassifierScratch:
         """Bytes of an evaluation's predictions: logits of a tile, the weight as products take it,
         the features, and the best classes three times: of a tile, of all tiles, of all slices."""
         s, width, images = self.sizes.element_bytes, self.sizes.features, self.images
-        of_tile = self.tile * (images * s + (2 * images + 2 * width) * self.half)
+        of_tile = min(self.tile, self.sizes.classes) * (
+            images * s + (2 * images + 2 * width) * self.half
+        )
         found = 3 * (2 * PREDICTED + 3) * images * 8
         return of_tile + found + 3 * images * width * s

@@ -34,7 +34,7 @@ class Exponentials:
             "scratch": "wait in a tensor of their own",
             "again": "are computed twice, a fourth product beside three",
         }
-        classes = self.sizes.classes
+        classes = self.sizes.taking_part(images)
         found = f"exponentials of {images:,} images x {classes:,} classes {wait[places[0]]}"
         if places[-1] == places[0]:
             return found

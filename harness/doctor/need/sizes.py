@@ -62,6 +62,15 @@ class Sizes:
         """K of the largest slice."""
         return self.anatomy.largest_slice
 
+    def taking_part(self, images: int) -> int:
+        """R of the largest slice in a micro-batch of `images` gathered images, at the most."""
+        return self.anatomy.taking_part(images)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether classes are sampled."""
+        return self.anatomy.sampling < 1
+
     @property
     def features(self) -> int:
         """D."""
