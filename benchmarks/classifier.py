@@ -7,6 +7,7 @@ loss does not support slices, so it does the work of one rank: its half of the c
 import argparse
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -27,6 +28,8 @@ from harness.parallel.world import open_world
 
 MARGINS = ("none", "cosface", "arcface")
 SCALE = 32.0
+SHARE = 0.1
+"""Share of the classes that take part in the sampled variant."""
 
 
 class Task:
@@ -43,13 +46,14 @@ class Task:
         self.classifiers = {margin: self._classifier(margin) for margin in MARGINS}
         plain = self.classifiers["none"]
         self.owned, self.weight = plain.owned, plain.weight
+        self.sampled = self._classifier("none", SHARE)
         self.gathered = torch.cat([self.features.detach()] * group.size)
         self.targets = torch.randint(self.owned.size, (images,), generator=generator)
 
-    def _classifier(self, margin: str) -> SlicedClassifier:
-        config = ClassifierConfig(margin=margin, margin_scale=SCALE)
+    def _classifier(self, margin: str, sampling: float = 1.0) -> SlicedClassifier:
+        config = ClassifierConfig(margin=margin, margin_scale=SCALE, sampling=sampling)
         made = SlicedClassifier(self.features.shape[1], self.classes, config, self.group, seed=0)
-        if margin != MARGINS[0]:
+        if (margin, sampling) != (MARGINS[0], 1.0):
             made.weight = self.classifiers_weight
         else:
             self.classifiers_weight = made.weight
@@ -59,10 +63,12 @@ class Task:
         made.in_place = True
         return made
 
-    def sliced(self, margin: str) -> Callable[[], None]:
-        classifier = self.classifiers[margin]
+    def sliced(self, classifier: SlicedClassifier) -> Callable[[], None]:
+        """Each micro-batch draws classes of its own, if they are sampled."""
+        numbers = count()
 
         def step() -> None:
+            classifier.micro_batch = next(numbers)
             classifier.gradients_are_stale, self.features.grad = True, None
             classifier(self.features, self.labels).loss.backward()
 
@@ -163,7 +169,8 @@ def main() -> None:
     meters = Meters(clock_for(device), Traffic())
     with open_world(topology, "node", device, meters) as world:
         task = Task(world.slices, chosen.classes, chosen.features, chosen.images)
-        ours = {f"harness, {margin}": task.sliced(margin) for margin in MARGINS}
+        ours = {f"harness, {name}": task.sliced(own) for name, own in task.classifiers.items()}
+        ours[f"sliced classifier, sampling {SHARE:g}"] = task.sliced(task.sampled)
         options = torch.nn.LinearCrossEntropyOptions(
             batch_chunk_size=chosen.images, chunking_method=None
         )

@@ -39,7 +39,7 @@ def is_one(parameter: torch.Tensor, of: list[torch.nn.Parameter]) -> bool:
 
 def bytes_per_element(flat: Flat, optimizer: torch.optim.Optimizer) -> int:
     """Allocated bytes per element of values, gradients and optimizer states."""
-    views = [view for view in (flat.decayed, flat.undecayed) if view.numel()]
+    views = [view for view in flat.stepped if view.numel()]
     states = [
         state.untyped_storage().nbytes()
         for view in views
