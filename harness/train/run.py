@@ -39,7 +39,7 @@ from harness.tracking.connection import Status, check_store
 from harness.tracking.folders import check_free, claim, now
 from harness.tracking.node_gauges import monitor_node
 from harness.tracking.tracker import Tracker
-from harness.train.checkpoint.meta import read_meta
+from harness.train.checkpoint.choice import Chosen, choose_checkpoint
 from harness.train.choose_pieces import choose_pieces
 from harness.train.routing import choose_route
 from harness.train.run_journal import OtherRank, RunJournal
@@ -70,6 +70,7 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
         ranks.raise_together(problem)
         assert dataset is not None
         agree_on_data(dataset, ranks)
+        chosen = choose_checkpoint(config, ranks)
         device, warning = choose_device(config.train.device, ranks)
         if warning and ranks.is_first:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -77,12 +78,15 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
             open_pulse(config.train.stuck_seconds) as pulse,
             link(ranks, device, Meters(clock_for(device, pulse.show), Traffic(), pulse)) as links,
         ):
-            return _run(config, dataset, links.world(config.classifier.layout), folder)
+            world = links.world(config.classifier.layout)
+            return _run(_resuming(config, chosen), dataset, world, folder, chosen)
 
 
-def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) -> RunSummary:
-    """The rest of `run`, once all ranks have agreed on settings and data. Collective over the
-    world."""
+def _run(
+    config: Config, dataset: Dataset, world: World, folder: Path | None, chosen: Chosen | None
+) -> RunSummary:
+    """The rest of `run`, once all ranks have agreed on settings, data and the checkpoint.
+    Collective over the world."""
     check_before_training(config, world)
     cores = cores_of(world)
     torch.set_num_threads(cores.threads(config.train.threads))
@@ -96,6 +100,8 @@ def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) ->
         with _journal(config, own, world) as journal:
             if notes:
                 journal.warn("data", "; ".join(notes))
+            if chosen and chosen.note:
+                journal.warn("resume_choice", chosen.note)
             summary = training.run(journal, journal.provenance)
             journal.conclude(summary)
             training.check_saved()
@@ -109,8 +115,6 @@ def _prepare(config: Config, topology: Topology, folder: Path | None) -> Dataset
     communicating."""
     check_classes(topology, config.classifier.layout, config.data.num_classes)
     check_trace(config.trace, topology.world_size)
-    if config.train.resume:
-        read_meta(Path(config.train.resume), config.data.num_classes)
     if topology.rank == 0 and folder is not None:
         check_free(folder)
     if topology.rank == 0 and config.tracking.enabled:
@@ -119,6 +123,14 @@ def _prepare(config: Config, topology: Topology, folder: Path | None) -> Dataset
     share = (config.train.batch_size, topology.rank, topology.world_size, config.seed)
     BatchSplit(len(dataset.train), *share)
     return dataset
+
+
+def _resuming(config: Config, chosen: Chosen | None) -> Config:
+    """The config with the chosen checkpoint instead of the run that holds it."""
+    if chosen is None:
+        return config
+    train = config.train.model_copy(update={"resume": str(chosen.folder)})
+    return config.model_copy(update={"train": train})
 
 
 def _capacity(config: Config, world: World, cores: Cores) -> Capacity:

@@ -55,7 +55,7 @@ class Training:
         self._tracing = Tracing(config.trace, traced, world, folder)
         warned = resumed.next_warning if resumed else None
         self._staleness = StalenessLedger(config, world, course, warned)
-        self._saves = Saves(config.train, course.windows, folder, step.checkpoint)
+        self._saves = Saves(config.train, course.windows, folder, step.checkpoint, world)
 
     def run(self, journal: Journal, provenance: Provenance = UNRECORDED) -> RunSummary:
         """Runs all windows, evaluating in between and, on the drained model, at the end.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import harness.model.backbone
 import harness.train.assembly
-import harness.train.checkpoint.checkpoint
+import harness.train.checkpoint.writing
 from harness.config import BackboneConfig, Config
 from harness.data.open import open_dataset
 from harness.doctor.shared_folder import check_shared_folder
@@ -66,7 +66,7 @@ def differing(case: Case, links: Links, folder: Path) -> list[str]:
 @contextmanager
 def full_disk(rank: int, window: int | None) -> Iterator[None]:
     """On one rank nothing more can be written; of one window's checkpoint, or of all."""
-    write = harness.train.checkpoint.checkpoint.write_tensors
+    write = harness.train.checkpoint.writing.write_tensors
 
     def failing(path: Path, tensors: dict[str, Tensor]) -> None:
         write(path, tensors)
@@ -74,7 +74,7 @@ def full_disk(rank: int, window: int | None) -> Iterator[None]:
         if here and (window is None or path.parent.name.startswith(f"{window:09d}")):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    with mock.patch("harness.train.checkpoint.checkpoint.write_tensors", failing):
+    with mock.patch("harness.train.checkpoint.writing.write_tensors", failing):
         yield
 
 

@@ -41,8 +41,9 @@ class TrainConfig(Section):
     save: bool = False
     """Write the drained model into the run's folder at the end."""
     resume: Annotated[PathText | None, PerHost()] = None
-    """Checkpoint folder to resume from, written by any number of ranks. With another number of
-    ranks, batch size or K the order of images goes on; `steps` counts windows, `epochs` images."""
+    """Checkpoint to resume from, or a run for its newest good one, written by any number of ranks.
+    With another number of ranks, batch size or K the order of images goes on; `steps` counts
+    windows, `epochs` images."""
     matmul_seconds: float = Field(default=0.3, ge=0, le=3600)
     """Seconds of plain matrix products on all ranks before training, to which the FLOP/s of the
     training are compared; 0 disables them."""

@@ -1,7 +1,7 @@
 """Saves and loads a model with everything that its training needs to continue."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,12 +13,11 @@ from harness.exchange.carried import Strip
 from harness.exchange.flat import Flat
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.world import World
-from harness.tracking.folders import META
-from harness.train.checkpoint.files import Rows, Whole, put, remove, write_tensors, write_text
-from harness.train.checkpoint.meta import Meta, read_meta
+from harness.train.checkpoint.files import BACKBONE, Rows, Whole, slice_file
+from harness.train.checkpoint.meta import Meta
 from harness.train.checkpoint.states import copy, fill, gathered, of_parameter, optimizer_strips
+from harness.train.checkpoint.writing import Copies, reason
 
-BACKBONE = "backbone.safetensors"
 EXCHANGE = "exchange."
 """Prefix of the states of an exchange; a run with another exchange ignores them."""
 
@@ -45,58 +44,23 @@ class Checkpoint:
         self._optimizer = optimizer
         self._world = world
 
-    def save(self, folder: Path, meta: Meta, carried: Sequence[Strip] = ()) -> str:
-        """Writes into a partial folder and renames it to `folder`. Collective over the world.
-
-        Returns the reason, on all ranks, if it cannot be written, and then leaves nothing behind;
-        "" if the checkpoint is complete and on the disk.
-        """
-        partial = folder.with_name(folder.name + ".partial")
+    def copies(self, carried: Sequence[Strip] = ()) -> Copies:
+        """Copies of all that this rank writes, which training does not change. Collective over the
+        world."""
         strips = [*optimizer_strips(self._optimizer, self._flats), *carried]
         states = gathered(strips, self._flats, self._world)
+        found = {}
+        if self._world.is_first:
+            buffers = _on_host(dict(self._backbone.named_buffers()))
+            found[BACKBONE] = self._tensors(self._backbone, states) | buffers
+        if self._world.topology.rank == self._writer():
+            found[slice_file(self._classifier.owned)] = self._tensors(self._classifier, states)
+        return found
 
-        def begin() -> None:
-            if self._world.is_first:
-                remove(partial)  # an interrupted run may have left one, perhaps with other slices
-                partial.mkdir(parents=True)
-
-        def write() -> None:
-            if self._world.is_first:
-                buffers = _on_host(dict(self._backbone.named_buffers()))
-                write_tensors(partial / BACKBONE, self._tensors(self._backbone, states) | buffers)
-            if self._world.topology.rank == self._writer():
-                owned = self._classifier.owned
-                name = f"classifier-{owned.start:09d}-{owned.stop:09d}.safetensors"
-                write_tensors(partial / name, self._tensors(self._classifier, states))
-
-        def end() -> None:
-            if self._world.is_first:
-                write_text(partial / META, meta.to_json())
-                put(partial, folder)
-
-        for step in (begin, write, end):
-            if problem := self._problem(step):
-                if self._world.is_first:
-                    with suppress(OSError):  # if it cannot be removed, the next save reports it
-                        remove(partial)
-                return problem
-        return ""
-
-    def rewrite_meta(self, folder: Path, meta: Meta) -> str:
-        """Rewrites the metadata of an existing checkpoint. The first rank writes, and returns the
-        reason if it cannot; "" otherwise."""
-        try:
-            if self._world.is_first:
-                write_text(folder / META, meta.to_json())
-        except OSError as error:
-            return _reason(error)
-        return ""
-
-    def load(self, folder: Path) -> Meta:
-        """Reads this rank's part and returns the metadata. Raises UserError for a bad folder."""
-        meta = read_meta(folder, self._classifier.num_classes)
+    def load(self, folder: Path, meta: Meta) -> None:
+        """Reads this rank's part. Raises UserError if a file is bad or does not fit."""
         with _fitting(folder):
-            stored = _Stored(folder, self._backbone, self._classifier)
+            stored = self._stored(folder, meta)
             for name, target, found in stored.values():
                 copy(found, target, name)
             self._make_states()
@@ -106,36 +70,27 @@ class Checkpoint:
             known = {strip.key for strip in strips}
             if left := [name for name in stored.others(known) if not name.startswith(EXCHANGE)]:
                 raise ValueError(f"it also contains {min(left)}")
-        return meta
 
-    def load_carried(self, folder: Path, carried: Sequence[Strip]) -> list[str]:
+    def load_carried(self, folder: Path, meta: Meta, carried: Sequence[Strip]) -> list[str]:
         """Fills the state of an exchange with what the checkpoint has of it; returns the names that
-        it has no use for. Raises UserError for a bad folder."""
+        it has no use for. Raises UserError if a file is bad or does not fit."""
         with _fitting(folder):
-            stored = _Stored(folder, self._backbone, self._classifier)
+            stored = self._stored(folder, meta)
             for strip in carried:
                 fill(strip, stored.known)
             others = stored.others({strip.key for strip in carried})
         left = [name.split(".")[:2] for name in others if name.startswith(EXCHANGE)]
         return sorted({".".join(parts) for parts in left})
 
+    def _stored(self, folder: Path, meta: Meta) -> "_Stored":
+        rows = Rows(folder, meta.names_in(folder), self._classifier.owned)
+        files = (Whole(folder / BACKBONE), self._backbone), (rows, self._classifier)
+        return _Stored(files)
+
     def _writer(self) -> int:
         """The lowest rank that owns this slice."""
         topology = self._world.topology
         return self._world.slices.index % topology.world_size
-
-    def _problem(self, step: Callable[[], None]) -> str:
-        """Runs `step`; the error of the first rank that could not write, "" if all could.
-
-        It also makes ranks wait for each other's files. Collective over the world.
-        """
-        problem = ""
-        try:
-            step()
-        except OSError as error:
-            problem = _reason(error)
-        found = self._world.gather_objects(problem, "checkpoint")
-        return next((each for each in found if each), "")
 
     def _tensors(self, module: nn.Module, states: Sequence[Strip]) -> dict[str, Tensor]:
         tensors = {}
@@ -162,11 +117,7 @@ class Checkpoint:
 class _Stored:
     """The files of a checkpoint and the parameters that each of them holds."""
 
-    def __init__(self, folder: Path, backbone: nn.Module, classifier: SlicedClassifier) -> None:
-        files = (
-            (Whole(folder / BACKBONE), backbone),
-            (Rows(folder, classifier.owned), classifier),
-        )
+    def __init__(self, files: Sequence[tuple[Whole | Rows, nn.Module]]) -> None:
         self._files = files
         self._place = {
             parameter: (file, name)
@@ -207,7 +158,7 @@ def _fitting(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"the checkpoint {folder} cannot be read ({_reason(error)}); fix that, or resume from "
+            f"the checkpoint {folder} cannot be read ({reason(error)}); fix that, or resume from "
             f"another window"
         ) from error
     except (
@@ -219,15 +170,10 @@ def _fitting(folder: Path) -> Iterator[None]:
         ValueError,
         MemoryError,
     ) as error:
-        reason = one_line(error, 160)
         raise UserError(
-            f"the checkpoint {folder} does not fit this model ({reason}); resume with the config "
-            f"that it was written with, or from another window if one of its files is damaged"
+            f"the checkpoint {folder} does not fit this model ({one_line(error, 160)}); resume "
+            f"with the config that it was written with, or from another window"
         ) from error
-
-
-def _reason(error: OSError) -> str:
-    return one_line(error, 200)
 
 
 def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

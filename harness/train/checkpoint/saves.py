@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.config import TrainConfig
 from harness.errors import RunFailed
 from harness.exchange.carried import Strip
+from harness.parallel.world import World
+from harness.tracking.folders import META
 from harness.tracking.run_folder import RunFolder
 from harness.train.checkpoint.checkpoint import Checkpoint
+from harness.train.checkpoint.files import write_text
 from harness.train.checkpoint.meta import Meta
+from harness.train.checkpoint.writing import Unwritten, Writer, reason
 from harness.train.ledger import Journal
 
 
@@ -16,13 +21,15 @@ class Saves:
     """The saves of one run, in its folder `checkpoints/<windows>`."""
 
     def __init__(
-        self, config: TrainConfig, windows: int, folder: Path, checkpoint: Checkpoint
+        self, config: TrainConfig, windows: int, folder: Path, checkpoint: Checkpoint, world: World
     ) -> None:
         self._config = config
         self._windows = windows
         self._folder = folder
         self._checkpoint = checkpoint
-        self._saved: int | None = None
+        self._world = world
+        self._writer = Writer(self._gather, world.is_first)
+        self._saved: Meta | None = None
         self._unsaved = ""
 
     @property
@@ -39,32 +46,36 @@ class Saves:
     def save(self, meta: Meta, carried: Sequence[Strip], journal: Journal) -> None:
         """Saves the model. A failed save prints a warning and training continues. Collective over
         the world."""
-        folder = self._folder_of(meta.window)
-        problem = self._checkpoint.save(folder, meta, carried)
-        if not problem:
-            self._saved = meta.window
-            return
-        line = f"the checkpoint {folder} cannot be written ({problem})"
-        if meta.window == self._windows:
-            self._unsaved = line
-        else:
-            line += "; training continues without it"
-        journal.warn("checkpoint", f"{line}; free space, or make the folder writable")
+        folder = self._folder_of(meta)
+        try:
+            self._saved = self._writer.write(folder, self._checkpoint.copies(carried), meta)
+        except Unwritten as error:
+            line = f"the checkpoint {folder} cannot be written ({error})"
+            if meta.window == self._windows:
+                self._unsaved = line
+            else:
+                line += "; training continues without it"
+            journal.warn("checkpoint", f"{line}; free space, or make the folder writable")
 
     def rewrite(self, meta: Meta, journal: Journal) -> None:
         """Rewrites the metadata of the last save."""
-        if self._saved != meta.window:
+        if self._saved is None or self._saved.window != meta.window:
             return
-        if problem := self._checkpoint.rewrite_meta(self._folder_of(meta.window), meta):
-            journal.warn(
-                "checkpoint",
-                f"{self._folder_of(meta.window)} was saved without its evaluation ({problem})",
-            )
+        folder, files = self._folder_of(meta), self._saved.files
+        try:
+            if self._world.is_first:
+                write_text(folder / META, meta.model_copy(update={"files": files}).to_json())
+        except OSError as error:
+            line = f"{folder} was saved without its evaluation ({reason(error)})"
+            journal.warn("checkpoint", line)
 
     def check_last(self) -> None:
         """Raises RunFailed, on all ranks, if the model could not be saved at the end."""
         if self._unsaved:
             raise RunFailed(f"{self._unsaved}; the run has ended and its model is not saved")
 
-    def _folder_of(self, window: int) -> Path:
-        return RunFolder(self._folder).checkpoint(window)
+    def _folder_of(self, meta: Meta) -> Path:
+        return RunFolder(self._folder).checkpoint(meta.window)
+
+    def _gather(self, value: Any) -> list[Any]:
+        return self._world.gather_objects(value, "checkpoint")

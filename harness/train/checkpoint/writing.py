@@ -1,0 +1,99 @@
+"""Writes a checkpoint from copies, on all ranks together: it is complete everywhere or nowhere."""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from harness.errors import one_line
+from harness.tracking.folders import META
+from harness.train.checkpoint.files import PARTIAL, put, remove, write_tensors, write_text
+from harness.train.checkpoint.manifest import StoredFile, stored
+from harness.train.checkpoint.meta import Meta
+
+Copies = Mapping[str, Mapping[str, Tensor]]
+"""The tensors, in host memory, of each file that this rank writes, by the file's name."""
+
+
+class Unwritten(Exception):
+    """Some rank could not write its part; the message is its reason."""
+
+
+class Writer:
+    """Writes checkpoints. Every method is collective over the ranks that `gather` gathers from.
+
+    `gather` returns the value of every rank on all of them; one rank `leads` and makes the folder.
+    """
+
+    def __init__(self, gather: Callable[[Any], list[Any]], leads: bool) -> None:
+        self._gather = gather
+        self._leads = leads
+
+    def write(self, folder: Path, copies: Copies, meta: Meta) -> Meta:
+        """Writes into a partial folder and renames it to `folder`: then it is complete and on the
+        disk. Returns the metadata with the list of all files.
+
+        Raises Unwritten, on all ranks, if that fails on one, and then leaves nothing behind.
+        """
+        partial = folder.with_name(folder.name + PARTIAL)
+        try:
+            self._begin(partial)
+            listed = meta.model_copy(update={"files": self._write_files(partial, copies)})
+            self._end(partial, folder, listed)
+        except Unwritten:
+            if self._leads:
+                with suppress(OSError):  # if it cannot be removed, the next save reports it
+                    remove(partial)
+            raise
+        return listed
+
+    def _begin(self, partial: Path) -> None:
+        def begin() -> None:
+            if self._leads:
+                remove(partial)  # an interrupted run may have left one, perhaps with other slices
+                partial.mkdir(parents=True)
+
+        self._together(begin)
+
+    def _write_files(self, partial: Path, copies: Copies) -> dict[str, StoredFile]:
+        """Writes this rank's files; returns all ranks'."""
+
+        def write() -> dict[str, StoredFile]:
+            found = {}
+            for name, tensors in copies.items():
+                write_tensors(partial / name, tensors)
+                found[name] = stored(partial / name)
+            return found
+
+        every = self._together(write)
+        return {name: file for found in every for name, file in sorted(found.items())}
+
+    def _end(self, partial: Path, folder: Path, meta: Meta) -> None:
+        def end() -> None:
+            if self._leads:
+                write_text(partial / META, meta.to_json())
+                put(partial, folder)
+
+        self._together(end)
+
+    def _together(self, step: Callable[[], Any]) -> list[Any]:
+        """What `step` returns on every rank. Raises Unwritten on all of them if it fails on one.
+
+        It also makes ranks wait for each other's files.
+        """
+        problem, made = "", None
+        try:
+            made = step()
+        except OSError as error:
+            problem = reason(error)
+        every = self._gather((problem, made))
+        for problem, _ in every:
+            if problem:
+                raise Unwritten(problem)
+        return [made for _, made in every]
+
+
+def reason(error: OSError) -> str:
+    return one_line(error, 200)
