@@ -181,12 +181,13 @@ class Training:
             limit = 0 if ended == self._windows else self._config.train.evaluate_images
             metrics = self.evaluate(limit) | divergence_before
             self._ledger.evaluated(ended, metrics, journal)
-            if self._saves.due(ended):
-                self._saves.rewrite(self._meta(ended), journal)
         elif divergence_before:
             journal.log(ended, divergence_before)
-        if self._saves.due(ended) and not any(name.endswith(NONFINITE) for name in metrics):
-            self._step.watch.saved(self._saves.last)
+        if self._saves.due(ended):
+            good = not any(name.endswith(NONFINITE) for name in metrics)
+            self._saves.judged(self._meta(ended), good, journal)
+            if good:
+                self._step.watch.saved(self._saves.last)
 
     def _meta(self, ended: int) -> Meta:
         return Meta(

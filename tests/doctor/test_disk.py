@@ -60,6 +60,13 @@ def test_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert len(disk_facts(config, 100, first=False).places) == 1
 
 
+@pytest.mark.parametrize(("keep", "most"), [(0, 6), (1, 2), (4, 5), (9, 6)])
+def test_checkpoints_that_are_removed_need_no_room(keep: int, most: int) -> None:
+    train = {"steps": 10, "checkpoint_every": 2, "save": True, "keep_checkpoints": keep}
+    config = Config.model_validate({"train": train})
+    assert disk_facts(config, checkpoint_bytes=100, first=True).places[1].needed_bytes == most * 100
+
+
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
     values = {"train": {"steps": 1}, "tracking": {"folder": str(tmp_path / "runs" / "x")}}

@@ -38,6 +38,9 @@ class TrainConfig(Section):
     to evaluate. 0 never ends them. Only `harness launch` and `compare` look for such ranks."""
     checkpoint_every: int = Field(default=0, ge=0, le=MAX_COUNT)
     """Windows between checkpoints; 0 writes none, or with `save` only the last."""
+    keep_checkpoints: int = Field(default=0, ge=0, le=MAX_COUNT)
+    """Good checkpoints of a run that are kept, the last ones; 0 keeps all. An older one is removed
+    once a newer one is complete on the disk."""
     save: bool = False
     """Write the drained model into the run's folder at the end."""
     resume: Annotated[PathText | None, PerHost()] = None

@@ -18,6 +18,8 @@ from harness.parallel.slices import Slice
 BACKBONE = "backbone.safetensors"
 PARTIAL = ".partial"
 """Behind the name of what is being written, and of what was when its writing was interrupted."""
+OLD = ".old"
+"""Behind the name of what is being replaced or removed."""
 SLICE = re.compile(r"classifier-(\d{9,})-(\d{9,})\.safetensors", re.ASCII)
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """Errors of file systems that have no fsync for folders."""
@@ -48,7 +50,7 @@ def write_text(path: Path, text: str) -> None:
 def put(new: Path, place: Path) -> None:
     """Renames a folder into place; the old one is removed last, and restored if renaming fails."""
     _to_disk(new)
-    old = place.with_name(place.name + ".old")
+    old = place.with_name(place.name + OLD)
     remove(old)
     if os.path.exists(place):
         place.replace(old)
@@ -59,6 +61,14 @@ def put(new: Path, place: Path) -> None:
             old.replace(place)
         raise
     _to_disk(place.parent)
+    remove(old)
+
+
+def retire(folder: Path) -> None:
+    """Removes a folder; a reader sees all of it, or that it is gone."""
+    old = folder.with_name(folder.name + OLD)
+    remove(old)
+    folder.replace(old)
     remove(old)
 
 

@@ -11,7 +11,7 @@ from harness.parallel.world import World
 from harness.tracking.folders import META
 from harness.tracking.run_folder import RunFolder
 from harness.train.checkpoint.checkpoint import Checkpoint
-from harness.train.checkpoint.files import write_text
+from harness.train.checkpoint.files import retire, write_text
 from harness.train.checkpoint.meta import Meta
 from harness.train.checkpoint.writing import Unwritten, Writer, reason
 from harness.train.ledger import Journal
@@ -30,6 +30,8 @@ class Saves:
         self._world = world
         self._writer = Writer(self._gather, world.is_first)
         self._saved: Meta | None = None
+        self._kept: list[Path] = []
+        """Good checkpoints of this run, the oldest first."""
         self._unsaved = ""
 
     @property
@@ -57,17 +59,31 @@ class Saves:
                 line += "; training continues without it"
             journal.warn("checkpoint", f"{line}; free space, or make the folder writable")
 
-    def rewrite(self, meta: Meta, journal: Journal) -> None:
-        """Rewrites the metadata of the last save."""
-        if self._saved is None or self._saved.window != meta.window:
+    def judged(self, meta: Meta, good: bool, journal: Journal) -> None:
+        """Adds to the save of this window what was measured after it. If it is `good`, those before
+        it are removed that are not to be kept."""
+        if self._saved is None or self._saved.window != meta.window or not self._world.is_first:
             return
         folder, files = self._folder_of(meta), self._saved.files
         try:
-            if self._world.is_first:
+            if meta.progress != self._saved.progress:
                 write_text(folder / META, meta.model_copy(update={"files": files}).to_json())
         except OSError as error:
             line = f"{folder} was saved without its evaluation ({reason(error)})"
             journal.warn("checkpoint", line)
+        if good:
+            self._kept.append(folder)
+            self._remove_old(journal)
+
+    def _remove_old(self, journal: Journal) -> None:
+        keep = self._config.keep_checkpoints
+        while keep and len(self._kept) > keep:
+            try:
+                retire(self._kept[0])
+            except OSError as error:  # it is tried again after the next save
+                journal.warn("old_checkpoint", f"{self._kept[0]} stays ({reason(error)})")
+                return
+            del self._kept[0]
 
     def check_last(self) -> None:
         """Raises RunFailed, on all ranks, if the model could not be saved at the end."""
