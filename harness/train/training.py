@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from harness.data.loader import Batch
+from harness.errors import Diverged
 from harness.measure.summary import UNRECORDED, Provenance, RunSummary
 from harness.measure.utilisation import UNKNOWN, Capacity
 from harness.tracing.gather import Tracing
@@ -60,8 +61,19 @@ class Training:
     def run(self, journal: Journal, provenance: Provenance = UNRECORDED) -> RunSummary:
         """Runs all windows, evaluating in between and, on the drained model, at the end.
 
-        An evaluation does not change the training and is not counted in its time.
+        An evaluation does not change the training and is not counted in its time. If the training
+        diverges, the error says what it can go back to.
         """
+        try:
+            self._run(journal)
+        except Diverged as error:
+            self._saves.settle(journal)
+            raise Diverged(error.found, f"{error.advice}; {self._saves.advice()}") from error
+        finally:
+            self._saves.close()
+        return self._ledger.summary(self._step.model.trained(), provenance)
+
+    def _run(self, journal: Journal) -> None:
         self._say_what_changed(journal)
         first = self._course.first
         batches = self._step.batches(first)
@@ -73,7 +85,7 @@ class Training:
         for window in range(first, self._windows):
             if self._tracing.starts(window):
                 with self._paused(window):
-                    self._step.watch.settle(window, journal)
+                    self._settle(window, journal)
                     self._tracing.start()
             self._window(window, batches, journal)
             ended = window + 1
@@ -86,8 +98,8 @@ class Training:
                 with self._paused(ended):
                     self._pause(ended, journal)
         batches.close()
+        self._saves.settle(journal)
         self._pulse.end()
-        return self._ledger.summary(self._step.model.trained(), provenance)
 
     def _window(self, window: int, batches: Iterator[Batch], journal: Journal) -> None:
         """Runs one window and records it."""
@@ -98,6 +110,7 @@ class Training:
             self._ledger.add_scores(scores.loss, scores.top1)
         self._ledger.window_ended(window, journal)
         self._staleness.window_ended(window, self._step.exchange, journal)
+        self._saves.look(journal)
 
     @contextmanager
     def _paused(self, ended: int) -> Iterator[None]:
@@ -185,9 +198,7 @@ class Training:
             journal.log(ended, divergence_before)
         if self._saves.due(ended):
             good = not any(name.endswith(NONFINITE) for name in metrics)
-            self._saves.judged(self._meta(ended), good, journal)
-            if good:
-                self._step.watch.saved(self._saves.last)
+            self._saves.judged(self._meta(ended), good)
 
     def _meta(self, ended: int) -> Meta:
         return Meta(
@@ -213,7 +224,12 @@ class Training:
             journal.warn("resume_exchange", line)
 
     def _stop_tracing(self, ended: int, journal: Journal) -> None:
-        # A Gloo collective that ends after the profiler it began under writes into freed memory.
-        self._step.watch.settle(ended, journal)
+        self._settle(ended, journal)
         for file in self._tracing.stop():
             journal.attach(file, TRACES)
+
+    def _settle(self, ended: int, journal: Journal) -> None:
+        """Ends all that is under way beside the windows."""
+        # A Gloo collective that ends after the profiler it began under writes into freed memory.
+        self._step.watch.settle(ended, journal)
+        self._saves.settle(journal)

@@ -15,7 +15,14 @@ from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.world import World
 from harness.train.checkpoint.files import BACKBONE, Rows, Whole, slice_file
 from harness.train.checkpoint.meta import Meta
-from harness.train.checkpoint.states import copy, fill, gathered, of_parameter, optimizer_strips
+from harness.train.checkpoint.states import (
+    copy,
+    fill,
+    gathered,
+    of_module,
+    on_host,
+    optimizer_strips,
+)
 from harness.train.checkpoint.writing import Copies, reason
 
 EXCHANGE = "exchange."
@@ -47,14 +54,22 @@ class Checkpoint:
     def copies(self, carried: Sequence[Strip] = ()) -> Copies:
         """Copies of all that this rank writes, which training does not change. Collective over the
         world."""
+        modules = self._written_here()
+        found = {name: _values(module) for name, module in modules.items()}
         strips = [*optimizer_strips(self._optimizer, self._flats), *carried]
-        states = gathered(strips, self._flats, self._world)
-        found = {}
+        for state in gathered(strips, self._flats, self._world):
+            for name, module in modules.items():
+                found[name] |= of_module(module, state)
+        return found
+
+    def _written_here(self) -> dict[str, nn.Module]:
+        """What this rank writes, by the name of the file."""
+        topology, slices = self._world.topology, self._world.slices
+        found: dict[str, nn.Module] = {}
         if self._world.is_first:
-            buffers = _on_host(dict(self._backbone.named_buffers()))
-            found[BACKBONE] = self._tensors(self._backbone, states) | buffers
-        if self._world.topology.rank == self._writer():
-            found[slice_file(self._classifier.owned)] = self._tensors(self._classifier, states)
+            found[BACKBONE] = self._backbone
+        if topology.rank == slices.index:  # the lowest rank that owns this slice
+            found[slice_file(self._classifier.owned)] = self._classifier
         return found
 
     def load(self, folder: Path, meta: Meta) -> None:
@@ -86,19 +101,6 @@ class Checkpoint:
         rows = Rows(folder, meta.names_in(folder), self._classifier.owned)
         files = (Whole(folder / BACKBONE), self._backbone), (rows, self._classifier)
         return _Stored(files)
-
-    def _writer(self) -> int:
-        """The lowest rank that owns this slice."""
-        topology = self._world.topology
-        return self._world.slices.index % topology.world_size
-
-    def _tensors(self, module: nn.Module, states: Sequence[Strip]) -> dict[str, Tensor]:
-        tensors = {}
-        for name, parameter in module.named_parameters():
-            tensors[name] = parameter.detach()
-            for key, state in of_parameter(parameter, states):
-                tensors[f"{key}.{name}"] = state
-        return _on_host(tensors)
 
     def _make_states(self) -> None:
         """Makes the optimizer create its state, by a step with lr 0 and zero gradients."""
@@ -176,5 +178,7 @@ def _fitting(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _on_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+def _values(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of a module's parameters and buffers."""
+    values = (*module.named_parameters(), *module.named_buffers())
+    return {name: on_host(value.detach()) for name, value in values}

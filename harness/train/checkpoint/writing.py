@@ -9,7 +9,14 @@ from torch import Tensor
 
 from harness.errors import one_line
 from harness.tracking.folders import META
-from harness.train.checkpoint.files import PARTIAL, put, remove, write_tensors, write_text
+from harness.train.checkpoint.files import (
+    PARTIAL,
+    put,
+    remove,
+    retire,
+    write_tensors,
+    write_text,
+)
 from harness.train.checkpoint.manifest import StoredFile, stored
 from harness.train.checkpoint.meta import Meta
 
@@ -22,7 +29,8 @@ class Unwritten(Exception):
 
 
 class Writer:
-    """Writes checkpoints. Every method is collective over the ranks that `gather` gathers from.
+    """Writes checkpoints, in whatever thread. Every method is collective over the ranks that
+    `gather` gathers from.
 
     `gather` returns the value of every rank on all of them; one rank `leads` and makes the folder.
     """
@@ -48,6 +56,24 @@ class Writer:
                     remove(partial)
             raise
         return listed
+
+    def rewrite(self, folder: Path, meta: Meta) -> None:
+        """Replaces the metadata of a checkpoint. Raises Unwritten, on all ranks."""
+
+        def rewrite() -> None:
+            if self._leads:
+                write_text(folder / META, meta.to_json())
+
+        self._together(rewrite)
+
+    def remove(self, folder: Path) -> None:
+        """Removes a checkpoint. Raises Unwritten, on all ranks."""
+
+        def remove() -> None:
+            if self._leads:
+                retire(folder)
+
+        self._together(remove)
 
     def _begin(self, partial: Path) -> None:
         def begin() -> None:
@@ -86,7 +112,7 @@ class Writer:
         problem, made = "", None
         try:
             made = step()
-        except OSError as error:
+        except Exception as error:  # whatever it is: the other ranks wait to hear of it
             problem = reason(error)
         every = self._gather((problem, made))
         for problem, _ in every:
@@ -95,5 +121,5 @@ class Writer:
         return [made for _, made in every]
 
 
-def reason(error: OSError) -> str:
-    return one_line(error, 200)
+def reason(error: Exception) -> str:
+    return one_line(error, 200) or type(error).__name__
