@@ -36,9 +36,12 @@ class DiskFacts(Facts):
 
 
 def disk_facts(config: Config, checkpoint_bytes: int, first: bool) -> DiskFacts:
-    """Facts of one host: every host has a cache of images, the first rank's also a run's files."""
+    """Facts of one host: every host has a cache of images, the first rank's also a run's files.
+
+    Checkpoints may go to every host; only the first knows how large they are.
+    """
     places = [_place("cache", Path(config.data.cache), _cache_bytes(config))]
-    if first:
+    if first or config.train.saves:
         needed = checkpoint_bytes * _checkpoints(config)
         places.append(_place("run's folder", Path(config.tracking.folder), needed))
     return DiskFacts(places=places)

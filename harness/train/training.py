@@ -13,7 +13,8 @@ from harness.measure.summary import UNRECORDED, Provenance, RunSummary
 from harness.measure.utilisation import UNKNOWN, Capacity
 from harness.tracing.gather import Tracing
 from harness.tracking.run_folder import TRACES
-from harness.train.checkpoint.meta import STARTED, Meta
+from harness.train.checkpoint.meta import STARTED, Meta, Origin
+from harness.train.checkpoint.places import Places
 from harness.train.checkpoint.saves import Saves
 from harness.train.checkpoint.states import optimizer_strips
 from harness.train.course import what_changed
@@ -34,9 +35,15 @@ from harness.train.windows import traced_windows
 class Training:
     """One training on one rank. Every method is collective over the world."""
 
-    def __init__(self, step: Step, folder: Path, capacity: Capacity = UNKNOWN) -> None:
+    def __init__(
+        self,
+        step: Step,
+        folder: Path,
+        capacity: Capacity = UNKNOWN,
+        places: Places | None = None,
+    ) -> None:
         """`capacity` describes this rank's processor; the operations of a window are filled in
-        here."""
+        here. `places`: None if all ranks see the same folder."""
         self._step = step
         self._config = config = step.config
         self._world = world = step.world
@@ -56,7 +63,7 @@ class Training:
         self._tracing = Tracing(config.trace, traced, world, folder)
         warned = resumed.next_warning if resumed else None
         self._staleness = StalenessLedger(config, world, course, warned)
-        self._saves = Saves(config.train, course.windows, folder, step.checkpoint, world)
+        self._saves = Saves(step, folder, places or Places.shared(world.topology.world_size))
 
     def run(self, journal: Journal, provenance: Provenance = UNRECORDED) -> RunSummary:
         """Runs all windows, evaluating in between and, on the drained model, at the end.
@@ -201,12 +208,14 @@ class Training:
             self._saves.judged(self._meta(ended), good)
 
     def _meta(self, ended: int) -> Meta:
+        data = self._step.model.data
         return Meta(
             window=ended,
-            num_classes=self._step.model.data.num_classes,
+            num_classes=data.num_classes,
             progress=self._ledger.progress(),
             passed=self._course.passed(ended),
             next_warning=self._staleness.next_warning,
+            origin=Origin.of(self._config, self._world.topology, data.channels),
         )
 
     def check_saved(self) -> None:

@@ -27,6 +27,7 @@ from harness.train.checkpoint.checkpoint import Checkpoint
 from harness.train.checkpoint.choice import choose_checkpoint
 from harness.train.checkpoint.files import write_tensors
 from harness.train.checkpoint.meta import Meta, resumed_meta
+from harness.train.checkpoint.places import Places
 from harness.train.checkpoint.writing import Writer
 from harness.train.course import Passed
 from harness.train.optimizer import make_optimizer
@@ -100,7 +101,8 @@ def whole(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     meta["progress"] = {"train_seconds": 1.5, "evaluations": [evaluation.model_dump()]}
     folder = tmp_path_factory.mktemp("whole") / "000000012"
     writer = Writer(lambda value: [value], leads=True)
-    writer.write(folder, model.checkpoint.copies(model.carried()), Meta.model_validate(meta))
+    copies = model.checkpoint.copies(Places.shared(1), model.carried())
+    writer.write(folder, copies, Meta.model_validate(meta))
     assert model.load(folder) == ""
     return folder
 

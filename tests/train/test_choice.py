@@ -80,7 +80,7 @@ def lose_file(run: Path, window: int) -> str:
 
 def lose_meta(run: Path, window: int) -> str:
     (checkpoint_at(run, window) / "checkpoint.json").unlink()
-    return "it is not a checkpoint (no readable checkpoint.json)"
+    return "checkpoint.json is missing"
 
 
 def change_meta(run: Path, window: int) -> str:

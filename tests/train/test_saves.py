@@ -1,7 +1,7 @@
 """A thread writes what was copied: training goes on, and what it changes is not what is written."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from harness.errors import RunFailed
 from harness.exchange.carried import Strip
 from harness.train.checkpoint.checkpoint import Checkpoint
 from harness.train.checkpoint.files import write_tensors
-from harness.train.checkpoint.writing import Copies
+from harness.train.checkpoint.places import Places
 from harness.train.training import Training
 from tests.alone import world_of_one
 from tests.train.checkpoint_program import Journal, made
@@ -20,7 +20,6 @@ from tests.train.test_checkpoint import WRITE, checkpoint_at, experiment
 
 LONG_SECONDS = 60.0
 """For what must happen; if it does not, the test fails."""
-Write = Callable[[Path, Mapping[str, Tensor]], None]
 
 
 class Windows(Journal):
@@ -73,10 +72,12 @@ def test_training_goes_on_and_the_copies_stay(
 def test_a_second_save_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copies, second, met = Checkpoint.copies, threading.Event(), list[bool]()
 
-    def copied(checkpoint: Checkpoint, carried: tuple[Strip, ...] = ()) -> Copies:
+    def copied(
+        checkpoint: Checkpoint, places: Places, carried: Sequence[Strip] = ()
+    ) -> dict[str, dict[str, Tensor]]:
         if (tmp_path / "checkpoints").exists():
             second.set()
-        return copies(checkpoint, carried)
+        return copies(checkpoint, places, carried)
 
     def waits(path: Path, tensors: Mapping[str, Tensor]) -> None:
         if path.parent.name.startswith("000000002") and not met:

@@ -51,6 +51,11 @@ class TrainConfig(Section):
     """Seconds of plain matrix products on all ranks before training, to which the FLOP/s of the
     training are compared; 0 disables them."""
 
+    @property
+    def saves(self) -> bool:
+        """Whether the run writes checkpoints."""
+        return self.save or self.checkpoint_every > 0
+
     @model_validator(mode="after")
     def _one_length(self) -> "TrainConfig":
         if (self.steps is None) == (self.epochs is None):

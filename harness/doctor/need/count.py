@@ -22,7 +22,7 @@ def need_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = False
     """
     sizes = Sizes(config, nodes, ranks_per_node, cards)
     estimates = makes_estimates(sizes)
-    saves = config.train.save or config.train.checkpoint_every > 0
+    saves = config.train.saves
     return Need(
         model=sizes.model,
         exchange=ExchangeMemory(sizes).resting,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.world import World
 from harness.train.checkpoint.files import BACKBONE, Rows, Whole, slice_file
 from harness.train.checkpoint.meta import Meta
+from harness.train.checkpoint.places import Places
 from harness.train.checkpoint.states import (
     copy,
     fill,
@@ -23,7 +25,7 @@ from harness.train.checkpoint.states import (
     on_host,
     optimizer_strips,
 )
-from harness.train.checkpoint.writing import Copies, reason
+from harness.train.checkpoint.writing import reason
 
 EXCHANGE = "exchange."
 """Prefix of the states of an exchange; a run with another exchange ignores them."""
@@ -32,9 +34,10 @@ EXCHANGE = "exchange."
 class Checkpoint:
     """Saves and loads a drained model, its optimizer's state and the state of its exchange.
 
-    One rank writes each slice as `classifier-<start>-<stop>.safetensors`, so any other slicing can
-    read the rows that it needs; states are stored beside their parameters. All nodes must hold
-    equal values and states by then: see `Exchange.agree_on`.
+    In each folder one rank writes each slice that ranks there own, as
+    `classifier-<start>-<stop>.safetensors`, so any other slicing can read the rows that it needs;
+    states are stored beside their parameters. All nodes must hold equal values and states by then:
+    see `Exchange.agree_on`.
     """
 
     def __init__(
@@ -51,24 +54,25 @@ class Checkpoint:
         self._optimizer = optimizer
         self._world = world
 
-    def copies(self, carried: Sequence[Strip] = ()) -> Copies:
-        """Copies of all that this rank writes, which training does not change. Collective over the
-        world."""
-        modules = self._written_here()
+    def copies(self, places: Places, carried: Sequence[Strip] = ()) -> dict[str, dict[str, Tensor]]:
+        """Copies of all that this rank writes, by file and name, which training does not change.
+        Collective over the world."""
+        modules = self._written_here(places)
         found = {name: _values(module) for name, module in modules.items()}
         strips = [*optimizer_strips(self._optimizer, self._flats), *carried]
-        for state in gathered(strips, self._flats, self._world):
+        nodes = places.leading_nodes(self._world.topology)
+        for state in gathered(strips, self._flats, self._world, nodes):
             for name, module in modules.items():
                 found[name] |= of_module(module, state)
         return found
 
-    def _written_here(self) -> dict[str, nn.Module]:
+    def _written_here(self, places: Places) -> dict[str, nn.Module]:
         """What this rank writes, by the name of the file."""
-        topology, slices = self._world.topology, self._world.slices
+        rank, owners = self._world.topology.rank, self._world.slices.size
         found: dict[str, nn.Module] = {}
-        if self._world.is_first:
+        if places.leads(rank):
             found[BACKBONE] = self._backbone
-        if topology.rank == slices.index:  # the lowest rank that owns this slice
+        if places.writes_slice(rank, owners):
             found[slice_file(self._classifier.owned)] = self._classifier
         return found
 
@@ -82,7 +86,7 @@ class Checkpoint:
             strips = optimizer_strips(self._optimizer, self._flats)
             for strip in strips:
                 fill(strip, stored.needed)
-            known = {strip.key for strip in strips}
+            known = product(stored.parameters, {strip.key for strip in strips})
             if left := [name for name in stored.others(known) if not name.startswith(EXCHANGE)]:
                 raise ValueError(f"it also contains {min(left)}")
 
@@ -93,7 +97,10 @@ class Checkpoint:
             stored = self._stored(folder, meta)
             for strip in carried:
                 fill(strip, stored.known)
-            others = stored.others({strip.key for strip in carried})
+            filled = [strip for strip in carried if strip.start < strip.stop]
+            others = stored.others(
+                (parameter, strip.key) for strip in filled for parameter, *_ in strip.flat.spans
+            )
         left = [name.split(".")[:2] for name in others if name.startswith(EXCHANGE)]
         return sorted({".".join(parts) for parts in left})
 
@@ -143,14 +150,20 @@ class _Stored:
         file, name = self._place[parameter]
         return self.needed(parameter, key) if f"{key}.{name}" in file.names else None
 
-    def others(self, keys: Iterable[str]) -> list[str]:
-        """Names of stored tensors that are neither values nor states with one of these keys."""
-        found: list[str] = []
-        for file, module in self._files:
-            values = {name for name, _ in (*module.named_buffers(), *module.named_parameters())}
-            states = {f"{key}.{name}" for key in keys for name in values}
-            found += file.names - values - states
-        return found
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self._place)
+
+    def others(self, states: Iterable[tuple[nn.Parameter, str]]) -> list[str]:
+        """Names of stored tensors that are neither values nor these states of parameters."""
+        known = {
+            file: {name for name, _ in (*module.named_buffers(), *module.named_parameters())}
+            for file, module in self._files
+        }
+        for parameter, key in states:
+            file, name = self._place[parameter]
+            known[file].add(f"{key}.{name}")
+        return [name for file, names in known.items() for name in file.names - names]
 
 
 @contextmanager

@@ -2,19 +2,19 @@
 
 import os
 import re
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.config import Config
 from harness.errors import UserError
+from harness.parallel.launcher import launched
 from harness.parallel.ranks import Ranks
 from harness.parallel.slices import slice_of
 from harness.tracking.folders import META
 from harness.tracking.run_folder import CHECKPOINTS
 from harness.train.checkpoint.files import BACKBONE, PARTIAL, slices_in
-from harness.train.checkpoint.manifest import BadCheckpoint, check_file, check_there
+from harness.train.checkpoint.manifest import BadCheckpoint, check_file
 from harness.train.checkpoint.meta import Meta, read_meta
 
 NAME = re.compile(rf"(\d{{9,18}})({re.escape(PARTIAL)})?", re.ASCII)
@@ -52,7 +52,7 @@ def choose_checkpoint(config: Config, ranks: Ranks) -> Chosen | None:
     for name in newest_first(names):
         folder = holder(given) / name
         looks = ranks.gather_objects(readers.look(folder), "checkpoint")
-        problem = readers.problem(looks)
+        problem = readers.problem(looks, folder, ranks)
         if not problem:
             _check_classes(config, looks[0], ranks)
             return Chosen(folder, _note(config, folder, skipped, looks[0]))
@@ -91,6 +91,8 @@ class _Look:
     identity: str = ""
     num_classes: int = 0
     verified: bool = False
+    missing: str = ""
+    """A file that ranks here will read and that is not there."""
 
 
 @dataclass(frozen=True)
@@ -105,20 +107,22 @@ class _Readers:
 
     @classmethod
     def of(cls, config: Config, given: Path, ranks: Ranks) -> "_Readers":
-        places = ranks.gather_objects((socket.gethostname(), str(given)), "checkpoint readers")
+        places = ranks.gather_objects((launched().host, str(given)), "checkpoint readers")
         topology = ranks.topology
         owners = len(topology.slice_group(config.classifier.layout))
         return cls(tuple(places), topology.rank, owners)
 
     def look(self, folder: Path) -> _Look:
+        if folder.name.endswith(PARTIAL):
+            return _Look("it is incomplete: its writing was interrupted, or goes on")
+        if not os.path.exists(folder / META):
+            return _Look(f"{META} is missing", missing=META)
         try:
-            if folder.name.endswith(PARTIAL):
-                raise BadCheckpoint("it is incomplete: its writing was interrupted, or goes on")
             meta = read_meta(folder)
             for name in self._share(meta, folder):
-                if meta.files is None:
-                    check_there(folder / name)
-                else:
+                if not os.path.exists(folder / name):
+                    return _Look(f"{name} is missing", missing=name)
+                if meta.files is not None:
                     check_file(folder / name, meta.files.get(name))
         except BadCheckpoint as error:
             return _Look(str(error))
@@ -138,12 +142,21 @@ class _Readers:
             raise BadCheckpoint(str(error)) from error
         return sorted(files)[here.index(self.rank) :: len(here)]
 
-    def problem(self, looks: Sequence[_Look]) -> str:
-        """What is wrong with a checkpoint, by what all ranks found of it; "" if it is good."""
+    def problem(self, looks: Sequence[_Look], folder: Path, ranks: Ranks) -> str:
+        """What is wrong with a checkpoint, by what all ranks found of it; "" if it is good.
+
+        Collective over the world, by what `looks` say.
+        """
         hosts = [host for host, _ in self.places]
         for host, look in zip(hosts, looks, strict=True):
-            if look.problem:
-                return look.problem + (f" (on {host})" if len(set(self.places)) > 1 else "")
+            if not look.problem:
+                continue
+            if len(set(self.places)) == 1:
+                return look.problem
+            there = bool(look.missing) and os.path.exists(folder / look.missing)
+            having = ranks.gather_objects(there, "checkpoint holders")
+            others = dict.fromkeys(name for name, has in zip(hosts, having, strict=True) if has)
+            return f"{look.problem} (on {host}{'; it is on ' if others else ''}{', '.join(others)})"
         for host, look in zip(hosts, looks, strict=True):
             if look.identity != looks[0].identity:
                 return f"{host} and {hosts[0]} have different ones; copy one of them to both"

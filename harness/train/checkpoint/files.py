@@ -16,6 +16,8 @@ from torch import Tensor
 from harness.parallel.slices import Slice
 
 BACKBONE = "backbone.safetensors"
+CLASSES = "classes.json"
+"""The list of the classes' names, if they have any."""
 PARTIAL = ".partial"
 """Behind the name of what is being written, and of what was when its writing was interrupted."""
 OLD = ".old"
@@ -25,17 +27,23 @@ CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """Errors of file systems that have no fsync for folders."""
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors to a file on the disk. Raises OSError if it cannot be written."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None
+) -> Path:
+    """Writes tensors, and texts `about` them, to a file on the disk; returns its path.
+
+    Raises OSError if it cannot be written.
+    """
     path.touch()
     mode = path.stat().st_mode
     try:
-        save_file(dict(tensors), path)
+        save_file(dict(tensors), path, dict(about) if about else None)
     except SafetensorError as error:
         raise OSError(str(error)) from error
     if path.stat().st_mode != mode:
         path.chmod(mode)  # safetensors makes files private, whatever the umask
     _to_disk(path)
+    return path
 
 
 def write_text(path: Path, text: str) -> None:
@@ -60,7 +68,8 @@ def put(new: Path, place: Path) -> None:
         if os.path.exists(old):
             old.replace(place)
         raise
-    _to_disk(place.parent)
+    for folder in (place.parent, place.parent.parent):  # both may be new
+        _to_disk(folder)
     remove(old)
 
 

@@ -33,36 +33,24 @@ def stored(path: Path) -> StoredFile:
     return StoredFile(bytes=path.stat().st_size, sha256=_sha256(path))
 
 
-def check_there(path: Path) -> int:
-    """The file's size in bytes. Raises BadCheckpoint if it is not there."""
+def check_file(path: Path, expected: StoredFile | None) -> None:
+    """Raises BadCheckpoint if a file is not as it was written; None: it was not."""
+    if expected is None:
+        raise BadCheckpoint(f"{path.name} is not in its list of files")
     try:
-        return plain_file(path).stat().st_size
+        size = plain_file(path).stat().st_size
+        if size != expected.bytes:
+            raise BadCheckpoint(f"{path.name} has {size:,} bytes instead of {expected.bytes:,}")
+        found = _sha256(path)
     except FileNotFoundError:
         raise BadCheckpoint(f"{path.name} is missing") from None
     except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def check_file(path: Path, expected: StoredFile | None) -> None:
-    """Raises BadCheckpoint if a file is not as it was written; None: it was not."""
-    size = check_there(path)
-    if expected is None:
-        raise BadCheckpoint(f"{path.name} is not in its list of files")
-    if size != expected.bytes:
-        raise BadCheckpoint(f"{path.name} has {size:,} bytes instead of {expected.bytes:,}")
-    try:
-        found = _sha256(path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+        raise BadCheckpoint(f"{path.name} cannot be read ({error.strerror})") from error
     if found != expected.sha256:
         raise BadCheckpoint(
             f"{path.name} has other content than was written "
             f"(sha256 {found[:8]}... instead of {expected.sha256[:8]}...)"
         )
-
-
-def _unreadable(path: Path, error: OSError) -> BadCheckpoint:
-    return BadCheckpoint(f"{path.name} cannot be read ({error.strerror})")
 
 
 def sha256_of(text: str) -> str:

@@ -8,8 +8,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.config import Config
+from harness.data.loader import DEVIATION, MEAN
 from harness.errors import UserError
+from harness.measure.redaction import masked
 from harness.measure.summary import Evaluation
+from harness.parallel.topology import Topology
 from harness.tracking.folders import META
 from harness.train.checkpoint.files import plain_file
 from harness.train.checkpoint.manifest import BadCheckpoint, StoredFile, sha256_of
@@ -33,6 +36,36 @@ class Progress(BaseModel):
 STARTED = Progress(train_seconds=0.0)
 
 
+class Origin(BaseModel):
+    """The run that wrote a checkpoint, and what the model must be given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: dict[str, Any]
+    """Its settings by their dotted keys, with secrets masked."""
+    nodes: int
+    ranks_per_node: int
+    channels: int
+    mean: float
+    """Pixels in [0, 1] less this, divided by `deviation`, are what the model takes."""
+    deviation: float
+
+    @classmethod
+    def of(cls, config: Config, topology: Topology, channels: int) -> "Origin":
+        values = {
+            key: masked(value) if isinstance(value, str) else value
+            for key, value in config.flattened().items()
+        }
+        return cls(
+            config=values,
+            nodes=topology.nodes,
+            ranks_per_node=topology.ranks_per_node,
+            channels=channels,
+            mean=MEAN,
+            deviation=DEVIATION,
+        )
+
+
 class Meta(BaseModel):
     """The file that makes a folder a checkpoint; it is written last."""
 
@@ -47,6 +80,8 @@ class Meta(BaseModel):
     next_warning: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Ratio of lr to the largest stable lr at which staleness is warned of next; None: the initial
     one."""
+    origin: Origin | None = None
+    """None if unknown: the checkpoint is older than this field."""
     files: dict[FileName, StoredFile] | None = None
     """All files beside this one. None if the checkpoint is older than this field: then nothing
     shows whether they are as they were written."""

@@ -1,20 +1,24 @@
 """When a run saves its model, and what happens if a save fails; a thread writes."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
-from harness.config import TrainConfig
+from torch import Tensor
+
 from harness.errors import RunFailed
 from harness.exchange.carried import Strip
-from harness.parallel.world import World
 from harness.tracking.run_folder import RunFolder
-from harness.train.checkpoint.checkpoint import Checkpoint
+from harness.train.checkpoint.files import BACKBONE, CLASSES
 from harness.train.checkpoint.meta import Meta
-from harness.train.checkpoint.writing import Unwritten, Writer
+from harness.train.checkpoint.places import Places
+from harness.train.checkpoint.writing import Copies, Unwritten, Writer
 from harness.train.ledger import Journal
+from harness.train.step import Step
 
 LEAVE_SECONDS = 30.0
 """Longest wait for a checkpoint under way if the run ends with an error."""
@@ -45,15 +49,12 @@ class Saves:
     second save waits for the first. Every method is collective over the world.
     """
 
-    def __init__(
-        self, config: TrainConfig, windows: int, folder: Path, checkpoint: Checkpoint, world: World
-    ) -> None:
-        self._config = config
-        self._windows = windows
+    def __init__(self, step: Step, folder: Path, places: Places) -> None:
+        self._step = step
+        self._places = places
+        self._config = step.config.train
         self._folder = folder
-        self._checkpoint = checkpoint
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._world = world
         self._under_way: _Save | None = None
         self._kept: list[Path] = []
         """Good checkpoints of this run, the oldest first; the thread's own."""
@@ -62,21 +63,32 @@ class Saves:
 
     @cached_property
     def _writer(self) -> Writer:
-        return Writer(self._world.gathers("checkpoint"), self._world.is_first)
+        world = self._step.world
+        return Writer(world.gathers("checkpoint"), self._places.leads(world.topology.rank))
 
     def due(self, ended: int) -> bool:
         """Whether the model is saved after `ended` windows."""
         every = self._config.checkpoint_every
         regular = bool(every) and ended % every == 0
-        return regular or (self._config.save and ended == self._windows)
+        return regular or (self._config.save and ended == self._step.course.windows)
 
     def save(self, meta: Meta, carried: Sequence[Strip], journal: Journal) -> None:
         """Saves the model. If that fails, a warning is printed later and training continues."""
         self.settle(journal)
         folder = RunFolder(self._folder).checkpoint(meta.window)
-        copies = self._checkpoint.copies(carried)
-        written = self._thread.submit(partial(self._writer.write, folder, copies, meta))
-        self._under_way = _Save(folder, meta, meta.window == self._windows, written)
+        written = self._thread.submit(
+            partial(self._writer.write, folder, self._copies(carried), meta)
+        )
+        self._under_way = _Save(folder, meta, meta.window == self._step.course.windows, written)
+
+    def _copies(self, carried: Sequence[Strip]) -> Copies:
+        found: dict[str, Mapping[str, Tensor] | str] = {
+            **self._step.checkpoint.copies(self._places, carried)
+        }
+        names = self._step.model.data.class_names
+        if names and BACKBONE in found:
+            found[CLASSES] = json.dumps(names)
+        return found
 
     def judged(self, meta: Meta, good: bool) -> None:
         """Adds to the save under way what was measured after it. If it is `good`, those before it
@@ -92,7 +104,7 @@ class Saves:
         if save.written.exception() is not None:
             return ""
         try:
-            if meta.progress != save.meta.progress:
+            if len(meta.progress.evaluations) > len(save.meta.progress.evaluations):
                 files = save.written.result().files
                 self._writer.rewrite(save.folder, meta.model_copy(update={"files": files}))
             if good:
@@ -137,7 +149,8 @@ class Saves:
     def close(self) -> None:
         """Lets the save under way end, also after an error. Does not wait for others forever."""
         if self._under_way:
-            wait([self._under_way.judged or self._under_way.written], LEAVE_SECONDS)
+            last: Future[Any] = self._under_way.judged or self._under_way.written
+            wait([last], LEAVE_SECONDS)
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def check_last(self) -> None:

@@ -1,6 +1,6 @@
 """Optimizer and exchange states as strips: gathered for writing, filled after reading."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,12 +32,14 @@ class _Held:
     elements: int
 
 
-def gathered(strips: Sequence[Strip], flats: Sequence[Flat], world: World) -> Iterator[Strip]:
+def gathered(
+    strips: Sequence[Strip], flats: Sequence[Flat], world: World, nodes: Container[int]
+) -> Iterator[Strip]:
     """Each state in full, in host memory, on the ranks that write it; one after the other, because
     they take much. Collective over the world.
 
     What the ranks of a node hold in parts, as chunks or as shares of buckets, is put together on
-    the first node only, because the other nodes hold the same.
+    the given nodes only, because the other nodes hold the same.
     """
     own: dict[tuple[str, int], _Held] = {}
     for strip in strips:
@@ -54,7 +56,7 @@ def gathered(strips: Sequence[Strip], flats: Sequence[Flat], world: World) -> It
             yield Strip(key, flat, 0, flat.elements, torch.tensor(held[0].single))
             continue
         in_parts = _in_chunks(flat) or max(each.elements for each in held) < flat.elements
-        if not in_parts or world.topology.node == 0:
+        if not in_parts or world.topology.node in nodes:
             own_strips = [each for each in strips if each.key == key and each.flat is flat]
             whole = _whole(own_strips, flat, world, in_parts)
             yield Strip(key, flat, 0, len(whole), whole)

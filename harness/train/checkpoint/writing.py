@@ -20,8 +20,9 @@ from harness.train.checkpoint.files import (
 from harness.train.checkpoint.manifest import StoredFile, stored
 from harness.train.checkpoint.meta import Meta
 
-Copies = Mapping[str, Mapping[str, Tensor]]
-"""The tensors, in host memory, of each file that this rank writes, by the file's name."""
+Copies = Mapping[str, Mapping[str, Tensor] | str]
+"""The content of each file that this rank writes, by the file's name: tensors in host memory, or a
+text."""
 
 
 class Unwritten(Exception):
@@ -32,7 +33,9 @@ class Writer:
     """Writes checkpoints, in whatever thread. Every method is collective over the ranks that
     `gather` gathers from.
 
-    `gather` returns the value of every rank on all of them; one rank `leads` and makes the folder.
+    `gather` returns the value of every rank on all of them. In each folder, one or several of the
+    same name on different hosts, one rank `leads`: it makes the folder. Files of the same name in
+    several folders must be alike to the bit.
     """
 
     def __init__(self, gather: Callable[[Any], list[Any]], leads: bool) -> None:
@@ -88,13 +91,20 @@ class Writer:
 
         def write() -> dict[str, StoredFile]:
             found = {}
-            for name, tensors in copies.items():
-                write_tensors(partial / name, tensors)
+            for name, content in copies.items():
+                if isinstance(content, str):
+                    write_text(partial / name, content)
+                else:
+                    write_tensors(partial / name, content)
                 found[name] = stored(partial / name)
             return found
 
-        every = self._together(write)
-        return {name: file for found in every for name, file in sorted(found.items())}
+        files: dict[str, StoredFile] = {}
+        for found in self._together(write):
+            for name, file in sorted(found.items()):
+                if files.setdefault(name, file) != file:
+                    raise Unwritten(f"hosts wrote different contents of {name}")
+        return files
 
     def _end(self, partial: Path, folder: Path, meta: Meta) -> None:
         def end() -> None:
