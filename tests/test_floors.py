@@ -20,7 +20,7 @@ FLOORS = [
     "launch train.stability train.evaluation",
     "doctor lab",
     "train",
-    "calibrate compare",
+    "calibrate checkpoint compare",
     "plan demo",
     "cli __main__",
 ]
