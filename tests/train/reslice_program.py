@@ -21,31 +21,39 @@ from harness.train.training import Training
 from tests.train.checkpoint_program import Journal
 from tests.train.resume_cases import Case
 
-LAYOUTS: tuple[Layout, ...] = ("replicated", "node", "world")
+KINDS: dict[str, dict[str, object]] = {
+    "late": {"kind": "delayed", "delay": 1, "compression": "int8"},
+    "outer": {"kind": "averaging", "delay": 1, "outer_lr": 0.7, "outer_momentum": 0.9},
+}
+"""A lossy wire that owes something to every element that crosses; an outer optimizer's velocity."""
+LAYOUTS: dict[str, tuple[Layout, ...]] = {
+    "late": ("replicated", "node", "world"),
+    "outer": ("replicated", "node"),
+}
+WRITTEN = [(kind, layout) for kind, layouts in LAYOUTS.items() for layout in layouts]
 FIRST = 3
 """The window of the checkpoints that are loaded."""
 
 
-def configured(layout: Layout, **train: object) -> Config:
-    """Momentum, and a lossy wire that owes something to every element that crosses."""
-    exchange = {"kind": "delayed", "delay": 1, "compression": "int8"}
-    return Case("", layout, exchange).config(checkpoint_every=0, **train)
+def configured(kind: str, layout: Layout, **train: object) -> Config:
+    return Case("", layout, KINDS[kind]).config(checkpoint_every=0, **train)
 
 
-def trained(layout: Layout, world: World, folder: Path) -> float:
+def trained(kind: str, layout: Layout, world: World, folder: Path) -> float:
     """Trains a few windows and saves. Returns the loss of all validation images."""
-    step = make_step(
-        configured(layout, steps=FIRST, save=True), open_dataset(configured(layout).data), world
-    )
+    config = configured(kind, layout, steps=FIRST, save=True)
+    step = make_step(config, open_dataset(config.data), world)
     training = Training(step, folder)
     summary = training.run(Journal())
     training.check_saved()
     return summary.final["val/loss"]
 
 
-def saved_again(layout: Layout, world: World, source: Path, folder: Path) -> dict[str, object]:
+def saved_again(
+    kind: str, layout: Layout, world: World, source: Path, folder: Path
+) -> dict[str, object]:
     """Loads, judges and saves without a step. Returns the loss, and what cannot be used."""
-    config = configured(layout, resume=str(source))
+    config = configured(kind, layout, resume=str(source))
     step = make_step(config, open_dataset(config.data), world)
     journal, training = Journal(), Training(step, folder)
     loss = training.evaluate()["val/loss"]
@@ -64,15 +72,15 @@ def main(folder: Path, first: bool) -> None:
     device, topology = torch.device("cpu"), launched_topology()
     found: dict[str, object] = {}
     with open_links(topology, device, Meters(clock_for(device), Traffic())) as links:
-        for written in LAYOUTS:
-            source = folder / written
+        for kind, written in WRITTEN:
+            source = folder / f"{kind} {written}"
             if first:
-                found[written] = trained(written, links.world(written), source)
-            for layout in LAYOUTS:
-                name = f"{written} {layout} {topology.world_size}"
-                checkpoint = source / "checkpoints" / f"{FIRST:09d}"
-                again = saved_again(layout, links.world(layout), checkpoint, folder / name)
-                found[name] = again
+                found[source.name] = trained(kind, written, links.world(written), source)
+            checkpoint = source / "checkpoints" / f"{FIRST:09d}"
+            for layout in LAYOUTS[kind]:
+                name = f"{kind} {written} {layout} {topology.world_size}"
+                world = links.world(layout)
+                found[name] = saved_again(kind, layout, world, checkpoint, folder / name)
     if topology.rank == 0:
         print(json.dumps(found), flush=True)
 

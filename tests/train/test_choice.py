@@ -120,7 +120,7 @@ def test_a_newer_bad_one_is_skipped_and_named(run: Path, damage: Damage) -> None
     said = damage(run, 6)
     found = chosen(run)
     assert found.folder == checkpoint_at(run, 4)
-    assert found.note.startswith(f"train.resume={run}: 000000004; skipped 000000006")
+    assert found.note.startswith(f"train.resume={run} takes 000000004; skipped 000000006")
     assert f": {said}" in found.note
     assert "\n" not in found.note
 
@@ -165,8 +165,8 @@ def test_one_from_before_checksums(run: Path) -> None:
     path.write_text(json.dumps(meta))
     assert chosen(run) == Chosen(
         checkpoint_at(run, 6),
-        f"train.resume={run}: 000000006; it is older than checksums, so nobody can tell whether "
-        f"its files are whole",
+        f"train.resume={run} takes 000000006; it is older than checksums, so nobody can tell "
+        f"whether its files are whole",
     )
     lose_file(run, 6)
     assert chosen(run).folder == checkpoint_at(run, 4)

@@ -29,9 +29,10 @@ from harness.train.checkpoint.writing import Writer
 from harness.train.optimizer import make_optimizer
 from tests.alone import meters, world_of_one
 from tests.horovodrun import horovodrun
-from tests.train.reslice_program import FIRST, LAYOUTS, saved_again
+from tests.train.reslice_program import FIRST, KINDS, LAYOUTS, saved_again
 
-PAIRS = list(product(LAYOUTS, LAYOUTS))
+WAYS = [(kind, *pair) for kind in KINDS for pair in product(LAYOUTS[kind], LAYOUTS[kind])]
+"""The exchange, the layout that saved, the layout that loads."""
 OWED = "exchange.unsent."
 RANKS = (4, 3, 1)
 """Two nodes of two ranks; one node of three, whose slices are uneven; one process."""
@@ -64,22 +65,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
         )
         (line,) = [line for line in ended.lines(0) if line[:1] == "{"]
         found |= json.loads(line)
-    for written, layout in PAIRS:
-        source, name = checkpoint_in(folder / written), f"{written} {layout} 1"
-        found[name] = saved_again(layout, world_of_one(), source, folder / name)
+    for kind, written, layout in WAYS:
+        source, name = checkpoint_in(folder / f"{kind} {written}"), f"{kind} {written} {layout} 1"
+        found[name] = saved_again(kind, layout, world_of_one(), source, folder / name)
     return folder, found
 
 
 @pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize(("written", "layout"), PAIRS)
+@pytest.mark.parametrize(("kind", "written", "layout"), WAYS)
 def test_nothing_is_lost_on_the_way(
-    runs: tuple[Path, dict[str, Any]], written: str, layout: str, ranks: int
+    runs: tuple[Path, dict[str, Any]], kind: str, written: str, layout: str, ranks: int
 ) -> None:
     folder, found = runs
-    before = contents(checkpoint_in(folder / written))
-    after = contents(checkpoint_in(folder / f"{written} {layout} {ranks}"))
-    assert any(OWED in name for name in before)
-    assert any("optimizer.momentum_buffer." in name for name in before)
+    before = contents(checkpoint_in(folder / f"{kind} {written}"))
+    after = contents(checkpoint_in(folder / f"{kind} {written} {layout} {ranks}"))
+    for state in ("optimizer.momentum_buffer.", OWED if kind == "late" else "exchange.velocity."):
+        assert any(state in name and before[name].any() for name in before)
     of_wires = {name for name in before.keys() | after.keys() if OWED in name}
     assert before.keys() - of_wires == after.keys() - of_wires
     both = before.keys() & after.keys()
@@ -90,18 +91,19 @@ def test_nothing_is_lost_on_the_way(
     crossing = {name for name in of_wires if layout != "world" or "classifier" not in name}
     assert after.keys() & of_wires == (crossing if ranks == 4 else set())
     lost = before.keys() - after.keys()
-    again = found[f"{written} {layout} {ranks}"]
+    again = found[f"{kind} {written} {layout} {ranks}"]
     assert list(again["left out"]) == (["exchange.unsent"] if lost else [])
 
 
 @pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize(("written", "layout"), PAIRS)
+@pytest.mark.parametrize(("kind", "written", "layout"), WAYS)
 def test_the_function_is_the_same(
-    runs: tuple[Path, dict[str, Any]], written: str, layout: str, ranks: int
+    runs: tuple[Path, dict[str, Any]], kind: str, written: str, layout: str, ranks: int
 ) -> None:
     """The loss of all validation images, but for the order in which it is added up."""
     _, found = runs
-    assert found[f"{written} {layout} {ranks}"]["loss"] == pytest.approx(found[written], rel=1e-12)
+    again, expected = found[f"{kind} {written} {layout} {ranks}"], found[f"{kind} {written}"]
+    assert again["loss"] == pytest.approx(expected, rel=1e-12)
 
 
 class Rank:

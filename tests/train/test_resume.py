@@ -77,7 +77,7 @@ def test_hosts_that_share_no_folder_keep_what_they_own(
         # The second host loses its second slice.
         lost = f"{PARTS[layout][1][1]} is missing (on 127.0.0.1"
         lost += "; it is on localhost)" if layout == "node" else ")"
-        assert f": 000000004; skipped 000000006: {lost}" in of_rank["skipped"]
+        assert f" takes 000000004; skipped 000000006: {lost}" in of_rank["skipped"]
     told = [of_rank["refused"] for of_rank in of_ranks]
     assert "is missing (on 127.0.0.1" in told[0]
     assert told[1:] == ["said by another"] * 3

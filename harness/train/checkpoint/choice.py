@@ -179,7 +179,8 @@ def _note(config: Config, folder: Path, skipped: Sequence[str], look: _Look) -> 
         parts.append(f"skipped {', '.join(skipped)}")
     if not look.verified:
         parts.append("it is older than checksums, so nobody can tell whether its files are whole")
-    return f"train.resume={config.train.resume}: {folder.name}; {'; '.join(parts)}" if parts else ""
+    taken = f"train.resume={config.train.resume} takes {folder.name}"
+    return "; ".join([taken, *parts]) if parts else ""
 
 
 def _refusal(skipped: Sequence[str]) -> str:
