@@ -8,7 +8,7 @@ from torch import Tensor
 from harness.checkpoint.shelf import described, shelf
 from harness.checkpoint.verify import whole
 from harness.config import Config
-from harness.doctor.finding import in_bytes
+from harness.doctor.finding import format_bytes
 from harness.errors import UserError, one_line
 from harness.model.backbone import head_of
 from harness.parallel.slices import Slice
@@ -40,7 +40,9 @@ def export(folder: Path, output: Path) -> int:
         raise UserError(
             f"cannot write {output} ({one_line(error)}); free space, or give another --output"
         ) from error
-    print(f"{output}: {len(tensors)} tensors of {checkpoint}, {in_bytes(output.stat().st_size)}")
+    print(
+        f"{output}: {len(tensors)} tensors of {checkpoint}, {format_bytes(output.stat().st_size)}"
+    )
     return 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.checkpoint.shelf import described, shelf
-from harness.doctor.finding import in_bytes
+from harness.doctor.finding import format_bytes
 from harness.train.checkpoint.manifest import BadCheckpoint
 from harness.train.checkpoint.meta import Meta, Origin
 
@@ -34,7 +34,7 @@ def show(folder: Path) -> int:
 
 def _in_a_line(meta: Meta) -> str:
     images = f", {meta.passed.images:,} images" if meta.passed else ""
-    size = f", {in_bytes(_size(meta))}" if meta.files else ""
+    size = f", {format_bytes(_size(meta))}" if meta.files else ""
     return f"{meta.window:,} windows{images}{size}"
 
 
@@ -49,7 +49,7 @@ def content(meta: Meta) -> Iterator[tuple[str, str]]:
         metrics = (f"{name} {value:.4g}" for name, value in sorted(last.metrics.items()))
         yield "evaluation", f"after {last.window:,} windows: {', '.join(metrics)}"
     for name, file in sorted((meta.files or {}).items()):
-        yield "file", f"{name} {in_bytes(file.bytes)}"
+        yield "file", f"{name} {format_bytes(file.bytes)}"
 
 
 def _of_origin(origin: Origin, classes: int) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from harness.checkpoint.shelf import described, shelf
-from harness.doctor.finding import in_bytes
+from harness.doctor.finding import format_bytes
 from harness.train.checkpoint.manifest import BadCheckpoint, check_file
 
 
@@ -26,5 +26,5 @@ def whole(checkpoint: Path) -> str:
         raise BadCheckpoint("it is older than checksums, so nobody can tell whether it is whole")
     for name, expected in sorted(files.items()):
         check_file(checkpoint / name, expected)
-    size = in_bytes(sum(each.bytes for each in files.values()))
+    size = format_bytes(sum(each.bytes for each in files.values()))
     return f"good: {len(files)} files, {size}, are as they were written"
