@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from harness.calibrate.command import add_calibrate
+from harness.checkpoint.command import add_checkpoint
 from harness.compare.command import add_compare
 from harness.demo.command import add_demo
 from harness.doctor.command import add_doctor
@@ -77,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add_train(commands)
     add_launch(commands)
     add_compare(commands)
+    add_checkpoint(commands)
     add_doctor(commands)
     add_plan(commands)
     add_calibrate(commands)

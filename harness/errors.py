@@ -63,3 +63,4 @@ class Diverged(RunFailed):
         super().__init__(f"{DIVERGED}: {found}; {advice}")
         self.found = found
         """What is not finite, and in which window."""
+        self.advice = advice

@@ -44,6 +44,7 @@ def measured(config: Config, world: World, folder: Path) -> Measured:
         training._estimate_curvature(FIRST + 2, journal)
     with live_bytes() as saving:
         training._saves.save(training._meta(FIRST + 2), step.exchange.carried(), journal)
+    training._saves.settle(journal)
     return Measured(
         resting,
         resting + windows.peak,

@@ -20,7 +20,7 @@ FLOORS = [
     "launch train.stability train.evaluation train.row_optimizer",
     "doctor lab",
     "train",
-    "calibrate compare",
+    "calibrate checkpoint compare",
     "plan demo",
     "cli __main__",
 ]

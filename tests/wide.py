@@ -129,6 +129,9 @@ class WideWorld(World):
     def gather_objects(self, value: Any, name: str) -> list[Any]:
         return [value]
 
+    def gathers(self, purpose: str) -> Callable[[Any], list[Any]]:
+        return lambda value: [value]
+
     def line(self, purpose: str) -> Line:
         return self._late.setdefault(purpose, LateLine())
 

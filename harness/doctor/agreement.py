@@ -1,4 +1,4 @@
-"""Do all ranks train the same? Compares config, checkpoint and data before the training."""
+"""Do all ranks train the same? Compares config and data before the training."""
 
 import hashlib
 import json
@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.config import Config
@@ -14,13 +13,11 @@ from harness.data.images import Dataset, ImageSource, Part
 from harness.errors import UserError
 from harness.parallel.launcher import launched
 from harness.parallel.ranks import Ranks
-from harness.tracking.folders import META
 
 VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 """Environment variables that change matrix products and that no library compares over ranks."""
 SHOWN_LETTERS = 80
 """Longest value that a message quotes in full."""
-CHECKPOINT = "the checkpoint of train.resume"
 
 Items = TypeVar("Items", dict[str, str], list[str])
 
@@ -62,7 +59,7 @@ def agree_on_settings(config: Config, ranks: Ranks) -> None:
             )
             raise UserError(
                 f"ranks would train differently: {found.key} is {odd} and {usual}; "
-                f"{_advice(found.key)}"
+                f"start all ranks with the same experiment, key=value arguments and variables"
             )
 
 
@@ -101,17 +98,7 @@ def agree_on_data(dataset: Dataset, ranks: Ranks) -> None:
 
 def settings_of(config: Config) -> dict[str, Any]:
     """Settings that must be the same on all ranks; compared before any rank looks at its data."""
-    found = config.alike()
-    found |= {name: os.environ.get(name) for name in VARIABLES}
-    if config.train.resume:
-        found[CHECKPOINT] = _digest_of(Path(config.train.resume) / META)
-    return found
-
-
-def _advice(key: str) -> str:
-    if key == CHECKPOINT:
-        return "copy the checkpoint's folder to every host"
-    return "start all ranks with the same experiment, key=value arguments and variables"
+    return config.alike() | {name: os.environ.get(name) for name in VARIABLES}
 
 
 def contents_of(source: ImageSource) -> Contents:
@@ -177,13 +164,6 @@ def _only(these: Iterable[str], those: Iterable[str]) -> str:
 def _digest(items: Iterable[str]) -> str:
     text = "\n".join(items)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _digest_of(file: Path) -> str:
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
-    except OSError:
-        return "missing"
 
 
 def _place(hosts: Sequence[str], rank: int) -> str:

@@ -36,9 +36,12 @@ class DiskFacts(Facts):
 
 
 def disk_facts(config: Config, checkpoint_bytes: int, first: bool) -> DiskFacts:
-    """Facts of one host: every host has a cache of images, the first rank's also a run's files."""
+    """Facts of one host: every host has a cache of images, the first rank's also a run's files.
+
+    Checkpoints may go to every host; only the first knows how large they are.
+    """
     places = [_place("cache", Path(config.data.cache), _cache_bytes(config))]
-    if first:
+    if first or config.train.saves:
         needed = checkpoint_bytes * _checkpoints(config)
         places.append(_place("run's folder", Path(config.tracking.folder), needed))
     return DiskFacts(places=places)
@@ -96,7 +99,11 @@ def _cache_bytes(config: Config) -> int:
 
 
 def _checkpoints(config: Config) -> int:
-    train = config.train
-    regular = train.steps // train.checkpoint_every if train.checkpoint_every and train.steps else 0
+    """The most checkpoints that are on the disk at once."""
+    train, keep = config.train, config.train.keep_checkpoints
+    if not train.checkpoint_every:
+        return int(train.save)
     # A run measured in epochs has an unknown number of windows here: count at least one checkpoint.
-    return regular + bool(train.save or (train.checkpoint_every and not train.steps))
+    found = train.steps // train.checkpoint_every + train.save if train.steps else keep + 1
+    # An older one goes when the next is complete.
+    return min(found, keep + 1) if keep else found

@@ -16,8 +16,8 @@ TIGHT = 0.8
 CONTROL_GROUPS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     (
-        "memory/memory.limit_in_bytes",
-        "memory/memory.usage_in_bytes",
+        "memory/memory.limit_format_bytes",
+        "memory/memory.usage_format_bytes",
         "memory/memory.stat",
         "total_inactive_file",
     ),
@@ -87,6 +87,7 @@ def _short(where: str, free: int, total: int, need: Need, ranks: int = 1) -> lis
 def _parts(need: Need) -> str:
     """The total, what is held all the time, and the moments of which one at a time adds to it."""
     stays = f"model {format_bytes(need.model)}, exchange {format_bytes(need.exchange)}"
+    stays += f", a checkpoint's copies {format_bytes(need.copies)}" if need.copies else ""
     moments = listed(f"{name} {format_bytes(size)}" for name, size in need.moments.items() if size)
     return f"{format_bytes(need.total)} ({stays}; one at a time: {moments})"
 

@@ -121,10 +121,25 @@ def _torchvision_body(config: BackboneConfig, channels: int, image_size: int) ->
             f"unknown backbone.name={config.name}; use small_cnn or one of torchvision's, e.g. "
             f"resnet18; the nearest is {near}"
         )
-    builder = models.get_model_builder(config.name)
-    body = builder(weights=None, **_options(builder, config.name, image_size))
-    _take_head_off(body)
+    body = _with_head(config.name, image_size)
+    _replace(body, _head_of(body), nn.Identity())
     _fit_first_convolution(body, channels)
+    return body
+
+
+def head_of(name: str) -> str:
+    """The name, in torchvision's model, of the layer that is left out; "" in `small_cnn`."""
+    if name == "small_cnn":
+        return ""
+    with torch.device("meta"):
+        return _head_of(_with_head(name, image_size=224))
+
+
+def _with_head(name: str, image_size: int) -> nn.Module:
+    from harness.model.torchvision import torchvision
+
+    builder = torchvision.models.get_model_builder(name)
+    body: nn.Module = builder(weights=None, **_options(builder, name, image_size))
     return body
 
 
@@ -140,15 +155,15 @@ def _options(builder: Any, name: str, image_size: int) -> dict[str, Any]:
     return options
 
 
-def _take_head_off(body: nn.Module) -> None:
-    """Replaces the last layer that makes class scores, so that the features before it come out."""
+def _head_of(body: nn.Module) -> str:
+    """The last layer that makes class scores; without it the features before it come out."""
     scoring = [
         name
         for name, module in body.named_modules()
         if isinstance(module, nn.Linear)
         or (isinstance(module, nn.Conv2d) and module.out_channels == 1000)
     ]
-    _replace(body, scoring[-1], nn.Identity())
+    return scoring[-1]
 
 
 def _fit_first_convolution(body: nn.Module, channels: int) -> None:

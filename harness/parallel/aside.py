@@ -1,6 +1,8 @@
 """Lines for work beside the training thread, and process groups for their use alone."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,6 +12,9 @@ from harness.parallel.topology import Topology
 
 TIMEOUT = timedelta(minutes=10)
 """Timeout of a collective that ranks enter together."""
+DRIFT = timedelta(days=30)
+"""Timeout of a collective that a rank may enter much later than another: nodes that exchange
+nothing drift apart in time for a whole training, and so do threads that write to disks."""
 Ranks = tuple[int, ...]
 
 
@@ -32,16 +37,33 @@ class Aside:
         if len(ranks) == 1:
             return None
         if (ranks, purpose) not in self._groups:
-            self._make(ranks, purpose)
+            self._make(ranks, purpose, TIMEOUT)
         return self._groups[ranks, purpose]
 
-    def _make(self, ranks: Ranks, purpose: str) -> None:
+    def gather(self, purpose: str) -> Callable[[Any], list[Any]]:
+        """A gather of picklable values over all ranks, for one thread, which may wait long for
+        others. Collective over the world, and so is each call of it."""
+        world = self._topology.world
+        if len(world) == 1:
+            return lambda value: [value]
+        if (world, purpose) not in self._groups:
+            self._make(world, purpose, DRIFT)
+        group = self._groups[world, purpose]
+
+        def gather(value: Any) -> list[Any]:
+            found: list[Any] = [None] * len(world)
+            dist.all_gather_object(found, value, group=group)
+            return found
+
+        return gather
+
+    def _make(self, ranks: Ranks, purpose: str, timeout: timedelta) -> None:
         """Makes the groups of all ranks of this kind, on all ranks in the same order."""
         topology = self._topology
         kinds = topology.node_groups, topology.peer_groups, (topology.world,)
         kind = next(kind for kind in kinds if ranks in kind)
         for each in kind:
-            self._groups[each, purpose] = dist.new_group(list(each), timeout=TIMEOUT)
+            self._groups[each, purpose] = dist.new_group(list(each), timeout=timeout)
 
     def line(self, purpose: str, host_blocks: bool = False) -> Line:
         """The line for a purpose; see `Line`. Does not communicate."""

@@ -2,11 +2,10 @@
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
 import horovod.torch as hvd
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from harness.measure.phase import Phase
-from harness.parallel.aside import TIMEOUT, Aside
+from harness.parallel.aside import DRIFT, TIMEOUT, Aside
 from harness.parallel.cards import place, view_of
 from harness.parallel.group import Behind, Group, Hops, Meters, Pending
 from harness.parallel.launcher import launched
@@ -23,10 +22,6 @@ from harness.parallel.line import Line
 from harness.parallel.peers import PeerGroup
 from harness.parallel.ranks import Ranks, open_ranks
 from harness.parallel.topology import Layout, Topology
-
-DRIFT = timedelta(days=30)
-"""Timeout for collectives whose results are needed much later: nodes that exchange nothing drift
-apart in time for a whole training."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -70,6 +65,11 @@ class World(Ranks):
     def line(self, purpose: str) -> Line:
         """The line for one purpose of this rank, which runs steps beside training."""
         return self.aside.line(purpose)
+
+    def gathers(self, purpose: str) -> Callable[[Any], list[Any]]:
+        """`gather_objects` for one thread beside training; see `Aside.gather`. Collective over the
+        world."""
+        return self.aside.gather(purpose)
 
     def beside(self, ranks: tuple[int, ...], purpose: str) -> Group:
         """A group of a node's ranks, peers or all ranks, used for one purpose by one thread.

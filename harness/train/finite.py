@@ -11,7 +11,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +74,6 @@ class Watch:
         self._looks: deque[Look] = deque()
         """Looks that a card copies to the host while the next window runs."""
         self._under_way: deque[tuple[Look, Pending]] = deque()
-        self._good: Path | None = None
 
     def add_loss(self, loss: Tensor) -> None:
         """Adds the loss of one micro-batch."""
@@ -85,11 +83,6 @@ class Watch:
         """Adds the gradients that the optimizer is about to step with."""
         squares = [norm().square() / copies for norm, copies in self._norms]
         self._squares.append(torch.stack(squares).sum())
-
-    def saved(self, folder: Path | None) -> None:
-        """Records the last checkpoint that was written with finite values and logits; None if none
-        was."""
-        self._good = folder or self._good
 
     def window_ended(self, window: int, journal: Journal) -> None:
         """Looks at the window that ended. Raises Diverged if a window whose sum is read now was not
@@ -146,12 +139,7 @@ class Watch:
 
     def _diverged(self, window: int, what: str) -> Diverged:
         lr = self._course.lr(window - 1)
-        kept = "no checkpoint was written before; set train.checkpoint_every=N to write some"
-        if self._good is not None:
-            kept = f"the last good checkpoint is {self._good}"
-        elif resumed := self._course.config.train.resume:
-            kept = f"or resume from a checkpoint before {resumed}, which may contain the cause"
-        advice = f"lower optimizer.lr or raise optimizer.warmup_windows; {kept}"
+        advice = "lower optimizer.lr or raise optimizer.warmup_windows"
         return Diverged(f"{what} not finite (lr {lr:.3g})", advice)
 
 

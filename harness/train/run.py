@@ -18,7 +18,6 @@ from harness.data.verify import verify
 from harness.doctor.agreement import agree_on_data, agree_on_settings
 from harness.doctor.before_training import check_before_training
 from harness.doctor.compute import measure_speed
-from harness.doctor.shared_folder import check_shared_folder
 from harness.errors import Diverged, UserError
 from harness.measure.clock import clock_for
 from harness.measure.machine import environment
@@ -36,10 +35,11 @@ from harness.signals import handled
 from harness.tracing.gather import check_trace
 from harness.tracing.horovod_timeline import allow_timeline
 from harness.tracking.connection import Status, check_store
-from harness.tracking.folders import check_free, claim, now
+from harness.tracking.folders import Claim, check_free, claim, now
 from harness.tracking.node_gauges import monitor_node
 from harness.tracking.tracker import Tracker
-from harness.train.checkpoint.meta import read_meta
+from harness.train.checkpoint.choice import Chosen, choose_checkpoint
+from harness.train.checkpoint.places import Places, find_places
 from harness.train.choose_pieces import choose_pieces
 from harness.train.routing import choose_route
 from harness.train.run_journal import OtherRank, RunJournal
@@ -70,6 +70,7 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
         ranks.raise_together(problem)
         assert dataset is not None
         agree_on_data(dataset, ranks)
+        chosen = choose_checkpoint(config, ranks)
         device, warning = choose_device(config.train.device, ranks)
         if warning and ranks.is_first:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -77,25 +78,32 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
             open_pulse(config.train.stuck_seconds) as pulse,
             link(ranks, device, Meters(clock_for(device, pulse.show), Traffic(), pulse)) as links,
         ):
-            return _run(config, dataset, links.world(config.classifier.layout), folder)
+            world = links.world(config.classifier.layout)
+            return _run(_resuming(config, chosen), dataset, world, folder, chosen)
 
 
-def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) -> RunSummary:
-    """The rest of `run`, once all ranks have agreed on settings and data. Collective over the
-    world."""
+def _run(
+    config: Config, dataset: Dataset, world: World, folder: Path | None, chosen: Chosen | None
+) -> RunSummary:
+    """The rest of `run`, once all ranks have agreed on settings, data and the checkpoint.
+    Collective over the world."""
     check_before_training(config, world)
     cores = cores_of(world)
     torch.set_num_threads(cores.threads(config.train.threads))
     notes = (*dataset.notes, *verify(dataset, world, config.data))
     with _own_folder(config, folder, world) as own:
-        check_shared_folder(config.train, own, world)
+        places = _places(config, own, world)
         capacity = _capacity(config, world, cores)
         with world.together():
             config = choose_route(choose_pieces(config, dataset, world), dataset, world)
-            training = Training(make_step(config, dataset, world), own, capacity)
+            training = Training(make_step(config, dataset, world), own, capacity, places)
         with _journal(config, own, world) as journal:
             if notes:
                 journal.warn("data", "; ".join(notes))
+            if chosen and chosen.note:
+                journal.warn("resume_choice", chosen.note)
+            if places.note:
+                journal.warn("folders", places.note)
             summary = training.run(journal, journal.provenance)
             journal.conclude(summary)
             training.check_saved()
@@ -109,8 +117,6 @@ def _prepare(config: Config, topology: Topology, folder: Path | None) -> Dataset
     communicating."""
     check_classes(topology, config.classifier.layout, config.data.num_classes)
     check_trace(config.trace, topology.world_size)
-    if config.train.resume:
-        read_meta(Path(config.train.resume), config.data.num_classes)
     if topology.rank == 0 and folder is not None:
         check_free(folder)
     if topology.rank == 0 and config.tracking.enabled:
@@ -119,6 +125,14 @@ def _prepare(config: Config, topology: Topology, folder: Path | None) -> Dataset
     share = (config.train.batch_size, topology.rank, topology.world_size, config.seed)
     BatchSplit(len(dataset.train), *share)
     return dataset
+
+
+def _resuming(config: Config, chosen: Chosen | None) -> Config:
+    """The config with the chosen checkpoint instead of the run that holds it."""
+    if chosen is None:
+        return config
+    train = config.train.model_copy(update={"resume": str(chosen.folder)})
+    return config.model_copy(update={"train": train})
 
 
 def _capacity(config: Config, world: World, cores: Cores) -> Capacity:
@@ -152,9 +166,17 @@ def _matmul_speed(config: Config, device: torch.device, world: World) -> float:
     )
 
 
+def _places(config: Config, folder: Path, world: World) -> Places:
+    """Where checkpoints go, if the run saves any. Collective over the world."""
+    if not config.train.saves:
+        return Places.shared(world.topology.world_size)
+    return find_places(folder, world)
+
+
 @contextmanager
 def _own_folder(config: Config, given: Path | None, world: World) -> Iterator[Path]:
-    """The run's folder, which rank 0 makes. After an error an empty folder is removed.
+    """The run's folder, which rank 0 makes and names; other hosts may have one of their own under
+    the same name. After an error an empty folder is removed.
 
     Collective over the world.
     """
@@ -163,12 +185,12 @@ def _own_folder(config: Config, given: Path | None, world: World) -> Iterator[Pa
     with world.together():
         if world.is_first:
             own = claim(given, Path(config.tracking.folder) / name)
-    folder: Path = world.broadcast(own.folder if own else None, "folder")
+    name = world.broadcast(own.folder.name if own else None, "folder")
+    folder = (given or Path(config.tracking.folder) / name).absolute()
     try:
         yield folder
     except BaseException:
-        if own:
-            own.give_back()
+        (own or Claim(folder, (folder,))).give_back()
         raise
 
 

@@ -21,7 +21,7 @@ from harness.parallel.world import World
 from harness.seeding import seed_default
 from harness.train.assembly import Assembly, assemble
 from harness.train.checkpoint.checkpoint import Checkpoint
-from harness.train.checkpoint.meta import Meta
+from harness.train.checkpoint.meta import Meta, resumed_meta
 from harness.train.course import Course, course_of
 from harness.train.finite import Watch, all_finite
 from harness.train.ledger import Journal
@@ -146,8 +146,9 @@ def make_step(config: Config, dataset: Dataset, world: World) -> Step:
     course = _course(model, resumed)
     network, exchange = _connected(model, course.first)
     left_out: list[str] = []
-    if config.train.resume:
-        left_out = checkpoint.load_carried(Path(config.train.resume), exchange.carried())
+    if config.train.resume and resumed:
+        folder = Path(config.train.resume)
+        left_out = checkpoint.load_carried(folder, resumed, exchange.carried())
     if course.first >= course.windows:
         raise UserError(
             f"train.resume={config.train.resume} is at window {course.first} and the run ends at "
@@ -174,7 +175,9 @@ def _resumed(checkpoint: Checkpoint, model: Assembly) -> Meta | None:
     """
     resume = model.config.train.resume
     with model.world.together():
-        found = checkpoint.load(Path(resume)) if resume else None
+        found = resumed_meta(model.config)
+        if resume and found:
+            checkpoint.load(Path(resume), found)
         if found and not all_finite(model.numbers):
             raise UserError(
                 f"train.resume={resume} contains values that are not finite: its training had "

@@ -8,11 +8,13 @@ from pathlib import Path
 from torch import Tensor
 
 from harness.data.loader import Batch
+from harness.errors import Diverged
 from harness.measure.summary import UNRECORDED, Provenance, RunSummary
 from harness.measure.utilisation import UNKNOWN, Capacity
 from harness.tracing.gather import Tracing
 from harness.tracking.run_folder import TRACES
-from harness.train.checkpoint.meta import STARTED, Meta
+from harness.train.checkpoint.meta import STARTED, Meta, Origin
+from harness.train.checkpoint.places import Places
 from harness.train.checkpoint.saves import Saves
 from harness.train.checkpoint.states import optimizer_strips
 from harness.train.course import what_changed
@@ -33,9 +35,15 @@ from harness.train.windows import traced_windows
 class Training:
     """One training on one rank. Every method is collective over the world."""
 
-    def __init__(self, step: Step, folder: Path, capacity: Capacity = UNKNOWN) -> None:
+    def __init__(
+        self,
+        step: Step,
+        folder: Path,
+        capacity: Capacity = UNKNOWN,
+        places: Places | None = None,
+    ) -> None:
         """`capacity` describes this rank's processor; the operations of a window are filled in
-        here."""
+        here. `places`: None if all ranks see the same folder."""
         self._step = step
         self._config = config = step.config
         self._world = world = step.world
@@ -55,13 +63,24 @@ class Training:
         self._tracing = Tracing(config.trace, traced, world, folder)
         warned = resumed.next_warning if resumed else None
         self._staleness = StalenessLedger(config, world, course, warned)
-        self._saves = Saves(config.train, course.windows, folder, step.checkpoint)
+        self._saves = Saves(step, folder, places or Places.shared(world.topology.world_size))
 
     def run(self, journal: Journal, provenance: Provenance = UNRECORDED) -> RunSummary:
         """Runs all windows, evaluating in between and, on the drained model, at the end.
 
-        An evaluation does not change the training and is not counted in its time.
+        An evaluation does not change the training and is not counted in its time. If the training
+        diverges, the error says what it can go back to.
         """
+        try:
+            self._run(journal)
+        except Diverged as error:
+            self._saves.settle(journal)
+            raise Diverged(error.found, f"{error.advice}; {self._saves.advice()}") from error
+        finally:
+            self._saves.close()
+        return self._ledger.summary(self._step.model.trained(), provenance)
+
+    def _run(self, journal: Journal) -> None:
         self._say_what_changed(journal)
         first = self._course.first
         batches = self._step.batches(first)
@@ -73,7 +92,7 @@ class Training:
         for window in range(first, self._windows):
             if self._tracing.starts(window):
                 with self._paused(window):
-                    self._step.watch.settle(window, journal)
+                    self._settle(window, journal)
                     self._tracing.start()
             self._window(window, batches, journal)
             ended = window + 1
@@ -86,8 +105,8 @@ class Training:
                 with self._paused(ended):
                     self._pause(ended, journal)
         batches.close()
+        self._saves.settle(journal)
         self._pulse.end()
-        return self._ledger.summary(self._step.model.trained(), provenance)
 
     def _window(self, window: int, batches: Iterator[Batch], journal: Journal) -> None:
         """Runs one window and records it."""
@@ -98,6 +117,7 @@ class Training:
             self._ledger.add_scores(scores.loss, scores.top1)
         self._ledger.window_ended(window, journal)
         self._staleness.window_ended(window, self._step.exchange, journal)
+        self._saves.look(journal)
 
     @contextmanager
     def _paused(self, ended: int) -> Iterator[None]:
@@ -181,20 +201,21 @@ class Training:
             limit = 0 if ended == self._windows else self._config.train.evaluate_images
             metrics = self.evaluate(limit) | divergence_before
             self._ledger.evaluated(ended, metrics, journal)
-            if self._saves.due(ended):
-                self._saves.rewrite(self._meta(ended), journal)
         elif divergence_before:
             journal.log(ended, divergence_before)
-        if self._saves.due(ended) and not any(name.endswith(NONFINITE) for name in metrics):
-            self._step.watch.saved(self._saves.last)
+        if self._saves.due(ended):
+            good = not any(name.endswith(NONFINITE) for name in metrics)
+            self._saves.judged(self._meta(ended), good)
 
     def _meta(self, ended: int) -> Meta:
+        data = self._step.model.data
         return Meta(
             window=ended,
-            num_classes=self._step.model.data.num_classes,
+            num_classes=data.num_classes,
             progress=self._ledger.progress(),
             passed=self._course.passed(ended),
             next_warning=self._staleness.next_warning,
+            origin=Origin.of(self._config, self._world.topology, data.channels),
         )
 
     def check_saved(self) -> None:
@@ -212,7 +233,12 @@ class Training:
             journal.warn("resume_exchange", line)
 
     def _stop_tracing(self, ended: int, journal: Journal) -> None:
-        # A Gloo collective that ends after the profiler it began under writes into freed memory.
-        self._step.watch.settle(ended, journal)
+        self._settle(ended, journal)
         for file in self._tracing.stop():
             journal.attach(file, TRACES)
+
+    def _settle(self, ended: int, journal: Journal) -> None:
+        """Ends all that is under way beside the windows."""
+        # A Gloo collective that ends after the profiler it began under writes into freed memory.
+        self._step.watch.settle(ended, journal)
+        self._saves.settle(journal)

@@ -60,17 +60,11 @@ def test_the_one_that_is_not_as_most_is_the_odd_one(
     assert first_difference(values) == expected
 
 
-def test_variables_and_the_checkpoint_are_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = Config(train=TrainConfig(steps=1, resume=str(tmp_path)))
+def test_variables_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(train=TrainConfig(steps=1))
     before = settings_of(config)
     monkeypatch.setenv(VARIABLES[0], "1")
     assert first_difference([before, settings_of(config)]) == Difference(VARIABLES[0], 0, 1)
-    before = settings_of(config)
-    (tmp_path / "checkpoint.json").write_text("{}")
-    found = first_difference([before, settings_of(config)])
-    assert found == Difference("the checkpoint of train.resume", 0, 1)
 
 
 def make_images(root: Path) -> None:

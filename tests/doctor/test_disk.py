@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.config import Config
+from harness.config import Config, TrainConfig
 from harness.doctor.disk import DiskFacts, Place, disk_facts, judge_disk
 from tests.doctor.seats import FOUR, seats
 
@@ -57,7 +57,16 @@ def test_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert cache.free_bytes == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.1)
     assert run.needed_bytes == 300
     assert cache.needed_bytes == 8 * 1000 * 32 * 32
-    assert len(disk_facts(config, 100, first=False).places) == 1
+    assert len(disk_facts(config, 0, first=False).places) == 2, "hosts may keep their own parts"
+    silent = config.model_copy(update={"train": TrainConfig(steps=10)})
+    assert len(disk_facts(silent, 0, first=False).places) == 1
+
+
+@pytest.mark.parametrize(("keep", "most"), [(0, 6), (1, 2), (4, 5), (9, 6)])
+def test_checkpoints_that_are_removed_need_no_room(keep: int, most: int) -> None:
+    train = {"steps": 10, "checkpoint_every": 2, "save": True, "keep_checkpoints": keep}
+    config = Config.model_validate({"train": train})
+    assert disk_facts(config, checkpoint_bytes=100, first=True).places[1].needed_bytes == most * 100
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:

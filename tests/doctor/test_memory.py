@@ -30,6 +30,7 @@ def test_enough() -> None:
         (need(model=GB, training=20 * GB), "warn"),
         (need(model=GB, evaluation=20 * GB, training=GB), "warn"),
         (need(model=GB, saving=20 * GB), "warn"),
+        (need(model=GB, copies=6 * GB, training=4 * GB), "warn"),
     ],
 )
 def test_one_host_is_short(wanted: Need, level: str) -> None:

@@ -162,7 +162,7 @@ def test_what_is_counted_lives_at_the_peak(name: str) -> None:
         "training": need.training,
         "evaluation": need.evaluation,
         "estimate": need.estimate,
-        "saving": need.saving,
+        "saving": need.copies + need.saving,
     }
     always = need.certain + need.images
     off = {key: (always + size) / getattr(found, key) - 1 for key, size in counted.items()}
@@ -273,7 +273,7 @@ def test_an_evaluation_on_many_slices_keeps_what_they_find_in_a_ranks_own_images
 def test_nothing_is_counted_for_what_a_run_does_not_do() -> None:
     quiet = config(train__save=False, staleness__curvature_every=0)
     need = need_of(quiet, 2, 2)
-    assert (need.estimate, need.saving) == (0, 0)
+    assert (need.estimate, need.copies, need.saving) == (0, 0, 0)
     late = config(**LATE, train__save=False, staleness__curvature_every=0)
     assert need_of(late, 2, 2).estimate > 0
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.config import Config
+from harness.parallel.topology import Layout
 
 WINDOWS, SAVED = 7, 4
 """Saved at a window that is no multiple of the pieces or of the slots, and not at the end, where
@@ -14,10 +15,11 @@ CLASSES = 13
 @dataclass(frozen=True)
 class Case:
     name: str
-    layout: str
+    layout: Layout
     exchange: dict[str, Any]
     optimizer: str = "sgd"
     sampling: float = 1.0
+    precision: str = "fp64"
 
     def config(self, **train: object) -> Config:
         values = {
@@ -32,7 +34,8 @@ class Case:
             "classifier": {"layout": self.layout, "sampling": self.sampling},
             "exchange": {"bucket_mb": 0.02} | self.exchange,
             "optimizer": {"name": self.optimizer, "lr": 0.02, "warmup_windows": 5},
-            "train": {"batch_size": 3, "steps": WINDOWS, "precision": "fp64", "log_every": 1}
+            "train": {"batch_size": 3, "steps": WINDOWS, "log_every": 1}
+            | {"precision": self.precision}
             | {"checkpoint_every": SAVED}
             | train,
         }
@@ -72,6 +75,16 @@ def _cases() -> list[Case]:
         ("adamw", "replicated", {"delay": 2, "compression": "int4"} | outer),
     ):
         found.append(Case("averaging", layout, {"kind": "averaging"} | exchange, optimizer))
+    slow = {"kind": "slowmo", "outer_lr": 0.7, "outer_momentum": 0.5}
+    for layout, exchange, precision in (
+        ("node", {"kind": "delayed", "delay": 1, "compression": "int8"}, "bf16"),
+        ("node", {"kind": "averaging", "delay": 1, "pieces": 3, "compression": "int4"}, "bf16"),
+        ("world", {"kind": "delayed", "delay": 2, "compression": "fp16"}, "bf16"),
+        ("replicated", {"compression": "int8"}, "bf16"),
+        ("replicated", {"kind": "ddp"}, "fp32"),
+        ("node", slow | {"delay": 1}, "fp32"),
+    ):
+        found.append(Case(precision, layout, exchange, "sgd", precision))
     torchs = {"kind": "ddp_powersgd", "powersgd_rank": 1}, {"kind": "ddp_post_local_sgd"}
     for optimizer, layout, exchange in (
         ("sgd", "node", {"kind": "isolated", "backward_passes_per_step": 2}),
@@ -97,3 +110,6 @@ def _cases() -> list[Case]:
 CASES = {
     f"{case.name} {case.layout} {case.optimizer} {case.exchange}".strip(): case for case in _cases()
 }
+
+APART: tuple[Layout, ...] = ("world", "node")
+"""Layouts in which nodes that share no folder save and resume."""

@@ -13,21 +13,23 @@ from torch import Tensor, nn
 
 import harness.model.backbone
 import harness.train.assembly
-import harness.train.checkpoint.checkpoint
+import harness.train.checkpoint.writing
 from harness.config import BackboneConfig, Config
 from harness.data.open import open_dataset
-from harness.doctor.shared_folder import check_shared_folder
 from harness.errors import ReportedByAnotherRank, RunFailed, UserError
 from harness.measure.clock import clock_for
 from harness.measure.traffic import Traffic
 from harness.model.backbone import Backbone, make_backbone
 from harness.parallel.group import Meters
 from harness.parallel.ranks import launched_topology
+from harness.parallel.topology import Layout
 from harness.parallel.world import Links, World, open_links
+from harness.train.checkpoint.choice import Chosen, choose_checkpoint
+from harness.train.checkpoint.places import Places, find_places
 from harness.train.step import make_step
 from harness.train.training import Training
 from tests.train.checkpoint_program import Journal, held
-from tests.train.resume_cases import CASES, SAVED, WINDOWS, Case
+from tests.train.resume_cases import APART, CASES, SAVED, WINDOWS, Case
 
 
 def with_dropout(config: BackboneConfig, channels: int, image_size: int, seed: int) -> Backbone:
@@ -36,11 +38,13 @@ def with_dropout(config: BackboneConfig, channels: int, image_size: int, seed: i
     return backbone
 
 
-def trained(config: Config, world: World, folder: Path) -> tuple[dict[str, Tensor], Journal]:
+def trained(
+    config: Config, world: World, folder: Path, places: Places | None = None
+) -> tuple[dict[str, Tensor], Journal]:
     """All that a rank holds when the run has ended, and what it said."""
     journal = Journal()
     step = make_step(config, open_dataset(config.data), world)
-    Training(step, folder).run(journal)
+    Training(step, folder, places=places).run(journal)
     found = held(step, world)
     for number, strip in enumerate(step.exchange.carried()):
         found[f"{number} {strip.key}"] = strip.tensor.clone()
@@ -66,7 +70,7 @@ def differing(case: Case, links: Links, folder: Path) -> list[str]:
 @contextmanager
 def full_disk(rank: int, window: int | None) -> Iterator[None]:
     """On one rank nothing more can be written; of one window's checkpoint, or of all."""
-    write = harness.train.checkpoint.checkpoint.write_tensors
+    write = harness.train.checkpoint.writing.write_tensors
 
     def failing(path: Path, tensors: dict[str, Tensor]) -> None:
         write(path, tensors)
@@ -74,7 +78,7 @@ def full_disk(rank: int, window: int | None) -> Iterator[None]:
         if here and (window is None or path.parent.name.startswith(f"{window:09d}")):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    with mock.patch("harness.train.checkpoint.checkpoint.write_tensors", failing):
+    with mock.patch("harness.train.checkpoint.writing.write_tensors", failing):
         yield
 
 
@@ -100,27 +104,67 @@ def disks(links: Links, folder: Path) -> dict[str, object]:
     return found
 
 
-def folders(links: Links, folder: Path) -> dict[str, str]:
-    """What a rank is told before a training of which every node writes a part."""
-    world, found = links.world("world"), {}
+def apart(layout: Layout, links: Links, folder: Path) -> dict[str, object]:
+    """A run whose nodes share no folder: what each keeps, and what is resumed of it."""
+    world = links.world(layout)
+    own = folder / f"node {world.topology.node}"
+    case = Case("", layout, {"kind": "delayed", "delay": 1, "compression": "int8"}, "adamw")
+    places = find_places(own / "run", world)
+    every = {"checkpoint_every": 2, "keep_checkpoints": 2}
+    whole, _ = trained(case.config(**every), world, own / "run", places)
+    found: dict[str, object] = {"note": places.note, "files": files(own / "run")}
+
+    def chosen(of: str = "run") -> Chosen:
+        taken = choose_checkpoint(case.config(resume=str(own / of)), world)
+        assert taken is not None
+        return taken
+
+    newest = chosen()
+    again = case.config(resume=str(newest.folder), **every)
+    resumed, _ = trained(again, world, own / "resumed", places)
+    found["taken"] = [newest.folder.name, newest.note]
+    found["differing"] = [name for name in whole if not torch.equal(whole[name], resumed[name])]
+    if world.topology.rank == 2:
+        max((own / "run" / "checkpoints" / "000000006").glob("classifier-*")).unlink()
+    world.gather_objects(None, "one file less")
+    found["skipped"] = chosen().note
+    try:
+        chosen("run/checkpoints/000000006")
+    except UserError as error:
+        found["refused"] = str(error)
+    except ReportedByAnotherRank:
+        found["refused"] = "said by another"
+    return found
+
+
+def files(run: Path) -> dict[str, list[str]]:
+    return {
+        folder.name: sorted(path.name for path in folder.iterdir())
+        for folder in (run / "checkpoints").iterdir()
+    }
+
+
+def folders(links: Links, folder: Path) -> dict[str, object]:
+    """Which folders ranks find to be one, and what they leave in them."""
+    world = links.world("node")
     own = folder / f"of node {world.topology.node}"
-    own.mkdir(exist_ok=True)
-    config = Case("", "world", {}).config(save=True).train
-    silent = Case("", "world", {}).config(checkpoint_every=0).train
-    for name, train, place in (
-        ("shared", config, folder / "runs" / "run"),
-        ("apart", config, own / "run"),
-        ("apart, nothing saved", silent, own / "run"),
-    ):
-        found[name] = ""
-        place.mkdir(parents=True, exist_ok=True)
-        try:
-            check_shared_folder(train, place, world)
-        except UserError as error:
-            found[name] = str(error)
-        except ReportedByAnotherRank:
-            found[name] = "said by another"
-    found["left"] = str(sorted(path.name for path in folder.rglob(".*")))
+    shared, private = folder / "runs" / "run", own / "run"
+    found: dict[str, object] = {
+        "shared": find_places(shared, world).leaders,
+        "apart": find_places(private, world).leaders,
+    }
+    world.gather_objects(None, "all have tidied up")
+    found["left"] = [sorted(path.name for path in each.iterdir()) for each in (shared, private)]
+    world.gather_objects(None, "all have looked")
+    if world.topology.rank == 2:
+        (private / "checkpoints").mkdir()
+    world.gather_objects(None, "a former run on one host")
+    try:
+        find_places(private, world)
+    except UserError as error:
+        found["taken"] = str(error).replace(str(own), "")
+    except ReportedByAnotherRank:
+        found["taken"] = "said by another"
     return found
 
 
@@ -137,6 +181,9 @@ def main(folder: Path) -> None:
             print(json.dumps({"case": name, "differing": wrong}), flush=True)
         print(json.dumps({"case": "disks", **disks(links, folder / "disks")}), flush=True)
         print(json.dumps({"case": "folders", **folders(links, folder)}), flush=True)
+        for layout in APART:
+            found = apart(layout, links, folder / layout)
+            print(json.dumps({"case": f"apart {layout}", **found}), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import errno
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.group import Group
 from harness.train.checkpoint.checkpoint import Checkpoint
 from harness.train.checkpoint.files import write_tensors
+from harness.train.checkpoint.manifest import BadCheckpoint
 from harness.train.checkpoint.meta import read_meta
 from harness.train.optimizer import make_optimizer
 from harness.train.step import Step
@@ -97,7 +98,7 @@ def slice_loaded(
     )
     optimizer = make_optimizer(config.optimizer, flats)
     checkpoint = Checkpoint(step.model.backbone, classifier, flats, optimizer, world_of_one())
-    assert checkpoint.load(checkpoint_at(folder, STEPS)).window == STEPS
+    checkpoint.load(checkpoint_at(folder, STEPS), read_meta(checkpoint_at(folder, STEPS)))
     (state,) = [
         state.view_as(classifier.weight)
         for key, state in optimizer.state[flats[1].decayed].items()
@@ -186,7 +187,7 @@ def test_time_goes_on_where_the_run_before_ended(tmp_path: Path) -> None:
     file = experiment(tmp_path)
     summary = Training(made(load(file, ["train.steps=3"]), world_of_one()), tmp_path).run(Losses())
     folder = checkpoint_at(tmp_path, 3)
-    meta = read_meta(folder, CLASSES)
+    meta = read_meta(folder)
     assert meta.progress.train_seconds == pytest.approx(summary.train_seconds)
     (last,) = meta.progress.evaluations
     assert last.metrics == summary.final
@@ -194,7 +195,7 @@ def test_time_goes_on_where_the_run_before_ended(tmp_path: Path) -> None:
     progress = meta.progress.model_copy(update={"evaluations": (lost,)})
     saved = meta.model_copy(update={"progress": progress}).to_json()
     (folder / "checkpoint.json").write_text(saved)
-    (read,) = read_meta(folder, CLASSES).progress.evaluations
+    (read,) = read_meta(folder).progress.evaluations
     assert math.isnan(read.metrics["val/loss"])
     resumed = load(file, [f"train.resume={folder}"])
     further = Training(made(resumed, world_of_one()), tmp_path).run(Losses())
@@ -205,7 +206,7 @@ def test_time_goes_on_where_the_run_before_ended(tmp_path: Path) -> None:
     unknown = Training(made(resumed, world_of_one()), tmp_path).run(Losses())
     assert not unknown.train_seconds_known
     assert unknown.seconds_to(0.0) is None
-    assert read_meta(checkpoint_at(tmp_path, 6), CLASSES).progress.train_seconds is None
+    assert read_meta(checkpoint_at(tmp_path, 6)).progress.train_seconds is None
 
 
 def damage_nothing(folder: Path) -> None:
@@ -243,7 +244,7 @@ def damage_rows(folder: Path) -> None:
     path.rename(path.with_name("classifier-000000000-000000001.safetensors"))
 
 
-NO_CHECKPOINT = "is not a checkpoint (no readable checkpoint.json); give a folder checkpoints/"
+NO_CHECKPOINT = "it is not a checkpoint (no readable checkpoint.json); give another checkpoint"
 DAMAGED = "its checkpoint.json is damaged, or was written by another version"
 NO_FIT = "does not fit this model"
 
@@ -257,8 +258,8 @@ NO_FIT = "does not fit this model"
         (damage_kind, [], DAMAGED),
         (damage_key, [], DAMAGED),
         (damage_backbone, [], NO_FIT),
-        (damage_classifier, [], NO_FIT),
-        (damage_rows, [], NO_FIT),
+        (damage_classifier, [], "cannot be read ([Errno 2] no such file"),
+        (damage_rows, [], "cannot be read ([Errno 2] no such file"),
         (None, ["data.num_classes=12"], "has 13 classes, but data.num_classes is 12"),
         (None, ["backbone.feature_dim=7"], NO_FIT),
         (None, ["backbone.norm=group"], NO_FIT),
@@ -293,17 +294,19 @@ def test_a_missing_slice_is_not_made_up_from_the_row_that_is_there(tmp_path: Pat
     }
     path.unlink()
     write_tensors(folder / "classifier-000000000-000000001.safetensors", halved)
+    listed = read_meta(folder).model_copy(update={"files": None})
+    (folder / "checkpoint.json").write_text(listed.to_json())
     with pytest.raises(UserError, match="class 1 is in no file"):
         made(load(file, ["data.num_classes=2", f"train.resume={folder}"]), world_of_one())
 
 
-def cannot_write(path: Path, tensors: dict[str, Tensor]) -> None:
+def cannot_write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_tensors(path, tensors)
     if path.name.startswith("classifier"):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
 
-WRITE = "harness.train.checkpoint.checkpoint.write_tensors"
+WRITE = "harness.train.checkpoint.writing.write_tensors"
 
 
 def test_one_that_cannot_be_written_is_told_and_ends_nothing_but_the_last(
@@ -369,8 +372,8 @@ def test_one_that_is_interrupted_is_not_there(
         with pytest.raises(KeyboardInterrupt):
             trained(config, tmp_path)
     assert not folder.exists()
-    with pytest.raises(UserError, match="is not a checkpoint"):
-        read_meta(partial, CLASSES)
+    with pytest.raises(BadCheckpoint, match="is not a checkpoint"):
+        read_meta(partial)
     (partial / "classifier-000000000-000000006.safetensors").write_bytes(b"of two ranks")
     trained(config, tmp_path)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -409,7 +412,7 @@ def test_an_evaluation_that_fails_leaves_the_model(
     with pytest.raises(RuntimeError, match="out of memory"):
         training.run(Losses())
     folder = checkpoint_at(tmp_path / "run", window)
-    evaluated = [each.window for each in read_meta(folder, CLASSES).progress.evaluations]
+    evaluated = [each.window for each in read_meta(folder).progress.evaluations]
     assert evaluated == list(range(3, window, 3))
     if window == STEPS:
         again = load(file, [f"train.resume={folder}", "train.steps=7"])
@@ -422,10 +425,7 @@ def test_an_evaluation_that_fails_leaves_the_model(
 def test_an_evaluation_is_added_to_the_checkpoint_of_its_window(tmp_path: Path) -> None:
     trained(load(experiment(tmp_path), ["train.evaluate_every=2"]), tmp_path)
     evaluated = [
-        [
-            each.window
-            for each in read_meta(checkpoint_at(tmp_path, at), CLASSES).progress.evaluations
-        ]
+        [each.window for each in read_meta(checkpoint_at(tmp_path, at)).progress.evaluations]
         for at in (3, 6)
     ]
     assert evaluated == [[2], [2, 4, 6]]

@@ -38,14 +38,23 @@ class TrainConfig(Section):
     to evaluate. 0 never ends them. Only `harness launch` and `compare` look for such ranks."""
     checkpoint_every: int = Field(default=0, ge=0, le=MAX_COUNT)
     """Windows between checkpoints; 0 writes none, or with `save` only the last."""
+    keep_checkpoints: int = Field(default=0, ge=0, le=MAX_COUNT)
+    """Good checkpoints of a run that are kept, the last ones; 0 keeps all. An older one is removed
+    once a newer one is complete on the disk."""
     save: bool = False
     """Write the drained model into the run's folder at the end."""
     resume: Annotated[PathText | None, PerHost()] = None
-    """Checkpoint folder to resume from, written by any number of ranks. With another number of
-    ranks, batch size or K the order of images goes on; `steps` counts windows, `epochs` images."""
+    """Checkpoint to resume from, or a run for its newest good one, written by any number of ranks.
+    With another number of ranks, batch size or K the order of images goes on; `steps` counts
+    windows, `epochs` images."""
     matmul_seconds: float = Field(default=0.3, ge=0, le=3600)
     """Seconds of plain matrix products on all ranks before training, to which the FLOP/s of the
     training are compared; 0 disables them."""
+
+    @property
+    def saves(self) -> bool:
+        """Whether the run writes checkpoints."""
+        return self.save or self.checkpoint_every > 0
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainConfig":

@@ -1,4 +1,4 @@
-"""Size of a checkpoint, and the host memory that writing one takes."""
+"""Size of a checkpoint, and the host memory that its copies take."""
 
 from harness.doctor.need.sizes import Sizes
 from harness.exchange.kinds import Crosses
@@ -11,13 +11,19 @@ def _exchange_states(sizes: Sizes) -> int:
     return int(exchange.has_outer or (loses and exchange.traits.error_feedback))
 
 
-def saving_bytes(sizes: Sizes) -> int:
-    """Host memory taken while writing: all states of the node, and a copy of a file's content."""
+def copies_bytes(sizes: Sizes) -> int:
+    """Host memory of the copies that a thread writes while training goes on: of the rank that
+    writes the backbone and its slice."""
     anatomy = sizes.anatomy
-    states = sizes.optimizer_states + _exchange_states(sizes)
+    states = 1 + sizes.optimizer_states + _exchange_states(sizes)
     of_slice = sizes.classes * anatomy.per_class
-    file = (1 + states) * max(anatomy.backbone_elements, of_slice)
-    return states * sizes.parameters + (file + sizes.backbone.largest) * sizes.element_bytes
+    return states * (anatomy.backbone_elements + of_slice) * sizes.element_bytes
+
+
+def saving_bytes(sizes: Sizes) -> int:
+    """Host memory taken beside the copies while they are made: one state of the node in full."""
+    states = sizes.optimizer_states + _exchange_states(sizes)
+    return max(sizes.shared, sizes.sliced) * sizes.element_bytes if states else 0
 
 
 def checkpoint_bytes(sizes: Sizes) -> int:

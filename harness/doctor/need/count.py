@@ -7,7 +7,7 @@ from harness.doctor.need.at_mean import (
     makes_estimates,
     own_on_host,
 )
-from harness.doctor.need.checkpoint import checkpoint_bytes, saving_bytes
+from harness.doctor.need.checkpoint import checkpoint_bytes, copies_bytes, saving_bytes
 from harness.doctor.need.exchange import ExchangeMemory
 from harness.doctor.need.exponentials import Exponentials
 from harness.doctor.need.micro_batch import training_bytes
@@ -22,7 +22,7 @@ def need_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = False
     """
     sizes = Sizes(config, nodes, ranks_per_node, cards)
     estimates = makes_estimates(sizes)
-    saves = config.train.save or config.train.checkpoint_every > 0
+    saves = config.train.saves
     return Need(
         model=sizes.model,
         exchange=ExchangeMemory(sizes).resting,
@@ -31,6 +31,7 @@ def need_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = False
         estimate=estimate_bytes(sizes) if estimates else 0,
         evaluation_on_host=own_on_host(sizes),
         estimate_on_host=own_on_host(sizes) + sizes.parameters if estimates else 0,
+        copies=copies_bytes(sizes) if saves else 0,
         saving=saving_bytes(sizes) if saves else 0,
         images=sizes.images,
         read_ahead=sizes.images * config.data.prefetch,

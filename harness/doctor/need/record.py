@@ -20,8 +20,11 @@ class Need(Facts):
     """Temporary memory of a curvature estimate; 0 if the run makes none."""
     estimate_on_host: int = 0
     """Part of `estimate` that a run on GPUs keeps in host memory."""
+    copies: int = 0
+    """Copies in host memory that a thread writes into a checkpoint while training goes on; 0 if the
+    run writes none."""
     saving: int = 0
-    """Host memory taken while a checkpoint is written; 0 if the run writes none."""
+    """Host memory taken beside the copies while they are made."""
     images: int = 0
     """Images of a micro-batch."""
     read_ahead: int = 0
@@ -41,13 +44,13 @@ class Need(Facts):
             "training": self.training,
             "an evaluation": self.evaluation,
             "the curvature's estimate": self.estimate,
-            "a checkpoint": self.saving,
+            "copying for a checkpoint": self.saving,
         }
 
     @property
     def total(self) -> int:
         """Peak if everything is in one memory, as in a run without GPUs."""
-        return self.certain + self.images + max(self.moments.values())
+        return self.certain + self.copies + self.images + max(self.moments.values())
 
     @property
     def on_card(self) -> int:

@@ -2,8 +2,9 @@
 
 import errno
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,26 +15,40 @@ from torch import Tensor
 
 from harness.parallel.slices import Slice
 
+BACKBONE = "backbone.safetensors"
+CLASSES = "classes.json"
+"""The list of the classes' names, if they have any."""
+PARTIAL = ".partial"
+"""Behind the name of what is being written, and of what was when its writing was interrupted."""
+OLD = ".old"
+"""Behind the name of what is being replaced or removed."""
+SLICE = re.compile(r"classifier-(\d{9,})-(\d{9,})\.safetensors", re.ASCII)
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """Errors of file systems that have no fsync for folders."""
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors to a file on the disk. Raises OSError if it cannot be written."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None
+) -> Path:
+    """Writes tensors, and texts `about` them, to a file on the disk; returns its path.
+
+    Raises OSError if it cannot be written.
+    """
     path.touch()
     mode = path.stat().st_mode
     try:
-        save_file(dict(tensors), path)
+        save_file(dict(tensors), path, dict(about) if about else None)
     except SafetensorError as error:
         raise OSError(str(error)) from error
     if path.stat().st_mode != mode:
         path.chmod(mode)  # safetensors makes files private, whatever the umask
     _to_disk(path)
+    return path
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a partial file and renames it, so a reader sees the old text or the new one."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     partial.write_text(text, encoding="utf-8")
     _to_disk(partial)
     partial.replace(path)
@@ -43,7 +58,7 @@ def write_text(path: Path, text: str) -> None:
 def put(new: Path, place: Path) -> None:
     """Renames a folder into place; the old one is removed last, and restored if renaming fails."""
     _to_disk(new)
-    old = place.with_name(place.name + ".old")
+    old = place.with_name(place.name + OLD)
     remove(old)
     if os.path.exists(place):
         place.replace(old)
@@ -53,7 +68,16 @@ def put(new: Path, place: Path) -> None:
         if os.path.exists(old):
             old.replace(place)
         raise
-    _to_disk(place.parent)
+    for folder in (place.parent, place.parent.parent):  # both may be new
+        _to_disk(folder)
+    remove(old)
+
+
+def retire(folder: Path) -> None:
+    """Removes a folder; a reader sees all of it, or that it is gone."""
+    old = folder.with_name(folder.name + OLD)
+    remove(old)
+    folder.replace(old)
     remove(old)
 
 
@@ -103,38 +127,53 @@ class Whole:
             yield file
 
 
-class Rows:
-    """Reads the rows of the owned classes from whatever files hold them.
+def slice_file(owned: Slice) -> str:
+    """The name of the file with the rows of these classes."""
+    return f"classifier-{owned.start:09d}-{owned.stop:09d}.safetensors"
 
-    Files are named `classifier-<start>-<stop>.safetensors`. Raises ValueError if they omit a class
-    or hold one twice.
+
+def slices_in(names: Iterable[str], owned: Slice) -> list[tuple[str, Slice]]:
+    """The files that hold rows of the owned classes, in the order of classes, each with its slice.
+
+    Raises ValueError if a class is in none of them, or in two.
+    """
+    found = []
+    for name in names:
+        if match := SLICE.fullmatch(name):
+            found.append((name, Slice(*map(int, match.groups()))))
+    needed, reached = [], owned.start
+    for name, whole in sorted(found, key=lambda each: (each[1].start, each[1].stop)):
+        low, high = max(whole.start, owned.start), min(whole.stop, owned.stop)
+        if low >= high:
+            continue
+        if low != reached:
+            raise ValueError(f"class {min(low, reached)} is in no file, or in two files")
+        needed.append((name, whole))
+        reached = high
+    if reached != owned.stop:
+        raise ValueError(f"class {reached} is in no file")
+    return needed
+
+
+class Rows:
+    """Reads the rows of the owned classes from those of the named files that hold them.
+
+    Raises ValueError if they omit a class or hold one twice.
     """
 
-    def __init__(self, folder: Path, owned: Slice) -> None:
-        self._files: list[tuple[Path, Slice, Slice]] = []
-        found = []
-        for path in folder.glob("classifier-*.safetensors"):
-            start, stop = (int(part) for part in path.stem.split("-")[1:])
-            found.append((Slice(start, stop), plain_file(path)))
-        reached = owned.start
-        for whole, path in sorted(found, key=lambda each: (each[0].start, each[0].stop)):
-            low, high = max(whole.start, owned.start), min(whole.stop, owned.stop)
-            if low >= high:
-                continue
-            if low != reached:
-                raise ValueError(f"class {min(low, reached)} is in no file, or in two files")
-            self._files.append((path, whole, Slice(low - whole.start, high - whole.start)))
-            reached = high
-        if reached != owned.stop:
-            raise ValueError(f"class {reached} is in no file")
-        names = [frozenset(Whole(path).names) for path, _, _ in self._files]
-        if len(set(names)) != 1:
+    def __init__(self, folder: Path, names: Iterable[str], owned: Slice) -> None:
+        self._owned = owned
+        self._files = [
+            (plain_file(folder / name), whole) for name, whole in slices_in(names, owned)
+        ]
+        found = [Whole(path).names for path, _ in self._files]
+        if len(set(found)) != 1:
             raise ValueError("its files contain different tensors")
-        (self.names,) = set(names)
+        (self.names,) = set(found)
 
     def read(self, name: str) -> Tensor:
         pieces = []
-        for path, whole, rows in self._files:
+        for path, whole in self._files:
             with safe_open(path, framework="pt") as file:
                 stored = file.get_slice(name)
                 shape = stored.get_shape()
@@ -142,5 +181,6 @@ class Rows:
                     return torch.as_tensor(file.get_tensor(name))
                 if shape[0] != whole.size:
                     raise ValueError(f"{path.name} has {shape[0]} rows of {name}")
-                pieces.append(stored[rows.start : rows.stop])
+                low, high = max(whole.start, self._owned.start), min(whole.stop, self._owned.stop)
+                pieces.append(stored[low - whole.start : high - whole.start])
         return torch.cat(pieces)

@@ -1,16 +1,26 @@
-"""The metadata of a checkpoint."""
+"""The metadata of a checkpoint: its progress, and the list of its files."""
 
 import json
+import os
 from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.config import Config
+from harness.data.loader import DEVIATION, MEAN
 from harness.errors import UserError
+from harness.measure.redaction import masked
 from harness.measure.summary import Evaluation
+from harness.parallel.topology import Topology
 from harness.tracking.folders import META
 from harness.train.checkpoint.files import plain_file
+from harness.train.checkpoint.manifest import BadCheckpoint, StoredFile, sha256_of
 from harness.train.course import Passed
+
+CHECKSUM = "sha256"
+"""The key in the metadata's file with the checksum of all others."""
+FileName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 
 
 class Progress(BaseModel):
@@ -24,6 +34,36 @@ class Progress(BaseModel):
 
 
 STARTED = Progress(train_seconds=0.0)
+
+
+class Origin(BaseModel):
+    """The run that wrote a checkpoint, and what the model must be given."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    config: dict[str, Any]
+    """Its settings by their dotted keys, with secrets masked."""
+    nodes: int
+    ranks_per_node: int
+    channels: int
+    mean: float
+    """Pixels in [0, 1] less this, divided by `deviation`, are what the model takes."""
+    deviation: float
+
+    @classmethod
+    def of(cls, config: Config, topology: Topology, channels: int) -> "Origin":
+        values = {
+            key: masked(value) if isinstance(value, str) else value
+            for key, value in config.flattened().items()
+        }
+        return cls(
+            config=values,
+            nodes=topology.nodes,
+            ranks_per_node=topology.ranks_per_node,
+            channels=channels,
+            mean=MEAN,
+            deviation=DEVIATION,
+        )
 
 
 class Meta(BaseModel):
@@ -40,38 +80,73 @@ class Meta(BaseModel):
     next_warning: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Ratio of lr to the largest stable lr at which staleness is warned of next; None: the initial
     one."""
+    origin: Origin | None = None
+    """None if unknown: the checkpoint is older than this field."""
+    files: dict[FileName, StoredFile] | None = None
+    """All files beside this one. None if the checkpoint is older than this field: then nothing
+    shows whether they are as they were written."""
 
     def to_json(self) -> str:
         # Not pydantic's own JSON: json.dumps writes NaN, and a NaN loss must be read back as NaN.
-        return json.dumps(self.model_dump())
+        values = self.model_dump()
+        return json.dumps(values | {CHECKSUM: _checksum(values)})
+
+    def names_in(self, folder: Path) -> list[str]:
+        """The names of its files; those in the folder if it lists none. Raises OSError."""
+        return os.listdir(folder) if self.files is None else list(self.files)
+
+    @property
+    def identity(self) -> str:
+        """The same for all copies of a checkpoint, whatever was evaluated after it."""
+        files = {name: each.sha256 for name, each in sorted((self.files or {}).items())}
+        return sha256_of(json.dumps([self.window, self.num_classes, files]))
 
 
-def read_meta(folder: Path, num_classes: int) -> Meta:
-    """Reads a checkpoint's metadata. Raises UserError if there is none, or it is for another
-    task."""
+def read_meta(folder: Path) -> Meta:
+    """Reads a checkpoint's metadata. Raises BadCheckpoint if there is none, or it is damaged."""
     try:
-        meta = Meta.model_validate_json(plain_file(folder / META).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"train.resume={folder} is not a checkpoint (no readable {META}); "
-            f"give a folder checkpoints/<window> of a run"
+        text = plain_file(folder / META).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(f"it is not a checkpoint (no readable {META})") from error
+    try:
+        values = json.loads(text)
+        written = values.pop(CHECKSUM, None) if isinstance(values, dict) else None
+        meta = Meta.model_validate(values)
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(
+            f"its {META} is damaged, or was written by another version of this harness"
         ) from error
-    except ValueError as error:
+    if written != _checksum(values) and (written is not None or meta.files is not None):
+        raise BadCheckpoint(f"its {META} is damaged: it does not match its own checksum")
+    return meta
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return sha256_of(json.dumps(values))
+
+
+def resumed_meta(config: Config) -> Meta | None:
+    """The metadata of the checkpoint that the config resumes, if any.
+
+    Raises UserError if there is none, or it is for another task.
+    """
+    resume, classes = config.train.resume, config.data.num_classes
+    if resume is None:
+        return None
+    try:
+        meta = read_meta(Path(resume))
+    except BadCheckpoint as error:
+        raise UserError(f"train.resume={resume}: {error}; give another checkpoint") from error
+    if meta.num_classes != classes:
         raise UserError(
-            f"train.resume={folder} cannot be read (its {META} is damaged, or was written by "
-            f"another version of this harness); give another checkpoint or use that version"
-        ) from error
-    if meta.num_classes != num_classes:
-        raise UserError(
-            f"train.resume={folder} has {meta.num_classes} classes, but data.num_classes is "
-            f"{num_classes}; set data.num_classes={meta.num_classes}"
+            f"train.resume={resume} has {meta.num_classes} classes, but data.num_classes is "
+            f"{classes}; set data.num_classes={meta.num_classes}"
         )
     return meta
 
 
 def passed_alike(config: Config, ranks: int) -> Passed | None:
     """The progress of the checkpoint that the config resumes; None unless it had `ranks` ranks."""
-    if config.train.resume is None:
-        return None
-    passed = read_meta(Path(config.train.resume), config.data.num_classes).passed
+    meta = resumed_meta(config)
+    passed = meta.passed if meta else None
     return passed if passed and passed.ranks == ranks else None

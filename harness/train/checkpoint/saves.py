@@ -1,70 +1,167 @@
-"""When a run saves its model, and what happens if a save fails."""
+"""When a run saves its model, and what happens if a save fails; a thread writes."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
-from harness.config import TrainConfig
+from torch import Tensor
+
 from harness.errors import RunFailed
 from harness.exchange.carried import Strip
 from harness.tracking.run_folder import RunFolder
-from harness.train.checkpoint.checkpoint import Checkpoint
+from harness.train.checkpoint.files import BACKBONE, CLASSES
 from harness.train.checkpoint.meta import Meta
+from harness.train.checkpoint.places import Places
+from harness.train.checkpoint.writing import Copies, Unwritten, Writer
 from harness.train.ledger import Journal
+from harness.train.step import Step
+
+LEAVE_SECONDS = 30.0
+"""Longest wait for a checkpoint under way if the run ends with an error."""
+
+
+@dataclass(frozen=True)
+class _Save:
+    """A save under way."""
+
+    folder: Path
+    meta: Meta
+    last: bool
+    """Whether it is the run's last one."""
+    written: Future[Meta]
+    judged: Future[str] | None = None
+    """Reason why older ones are still there or the evaluation is not in the metadata, or ""."""
+    good: bool = False
+
+    @property
+    def done(self) -> bool:
+        return self.judged is not None and self.judged.done()
 
 
 class Saves:
-    """The saves of one run, in its folder `checkpoints/<windows>`."""
+    """The saves of one run, in its folder `checkpoints/<windows>`.
 
-    def __init__(
-        self, config: TrainConfig, windows: int, folder: Path, checkpoint: Checkpoint
-    ) -> None:
-        self._config = config
-        self._windows = windows
+    Training stands still only while it copies what it will change; a thread writes the copies. A
+    second save waits for the first. Every method is collective over the world.
+    """
+
+    def __init__(self, step: Step, folder: Path, places: Places) -> None:
+        self._step = step
+        self._places = places
+        self._config = step.config.train
         self._folder = folder
-        self._checkpoint = checkpoint
-        self._saved: int | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._under_way: _Save | None = None
+        self._kept: list[Path] = []
+        """Good checkpoints of this run, the oldest first; the thread's own."""
+        self._good: Path | None = None
         self._unsaved = ""
 
-    @property
-    def last(self) -> Path | None:
-        """The last checkpoint that this run has written; None if there is none."""
-        return None if self._saved is None else self._folder_of(self._saved)
+    @cached_property
+    def _writer(self) -> Writer:
+        world = self._step.world
+        return Writer(world.gathers("checkpoint"), self._places.leads(world.topology.rank))
 
     def due(self, ended: int) -> bool:
         """Whether the model is saved after `ended` windows."""
         every = self._config.checkpoint_every
         regular = bool(every) and ended % every == 0
-        return regular or (self._config.save and ended == self._windows)
+        return regular or (self._config.save and ended == self._step.course.windows)
 
     def save(self, meta: Meta, carried: Sequence[Strip], journal: Journal) -> None:
-        """Saves the model. A failed save prints a warning and training continues. Collective over
-        the world."""
-        folder = self._folder_of(meta.window)
-        problem = self._checkpoint.save(folder, meta, carried)
-        if not problem:
-            self._saved = meta.window
-            return
-        line = f"the checkpoint {folder} cannot be written ({problem})"
-        if meta.window == self._windows:
-            self._unsaved = line
-        else:
-            line += "; training continues without it"
-        journal.warn("checkpoint", f"{line}; free space, or make the folder writable")
+        """Saves the model. If that fails, a warning is printed later and training continues."""
+        self.settle(journal)
+        folder = RunFolder(self._folder).checkpoint(meta.window)
+        written = self._thread.submit(
+            partial(self._writer.write, folder, self._copies(carried), meta)
+        )
+        self._under_way = _Save(folder, meta, meta.window == self._step.course.windows, written)
 
-    def rewrite(self, meta: Meta, journal: Journal) -> None:
-        """Rewrites the metadata of the last save."""
-        if self._saved != meta.window:
+    def _copies(self, carried: Sequence[Strip]) -> Copies:
+        found: dict[str, Mapping[str, Tensor] | str] = {
+            **self._step.checkpoint.copies(self._places, carried)
+        }
+        names = self._step.model.data.class_names
+        if names and BACKBONE in found:
+            found[CLASSES] = json.dumps(names)
+        return found
+
+    def judged(self, meta: Meta, good: bool) -> None:
+        """Adds to the save under way what was measured after it. If it is `good`, those before it
+        are removed that are not to be kept."""
+        save = self._under_way
+        assert save is not None
+        assert save.meta.window == meta.window
+        judged = self._thread.submit(partial(self._judge, save, meta, good))
+        self._under_way = _Save(save.folder, save.meta, save.last, save.written, judged, good)
+
+    def _judge(self, save: _Save, meta: Meta, good: bool) -> str:
+        """The thread runs it after the writing."""
+        if save.written.exception() is not None:
+            return ""
+        try:
+            if len(meta.progress.evaluations) > len(save.meta.progress.evaluations):
+                files = save.written.result().files
+                self._writer.rewrite(save.folder, meta.model_copy(update={"files": files}))
+            if good:
+                self._kept.append(save.folder)
+            keep = self._config.keep_checkpoints
+            while good and keep and len(self._kept) > keep:
+                self._writer.remove(self._kept[0])
+                del self._kept[0]  # otherwise it is tried again after the next save
+        except Unwritten as error:
+            return str(error)
+        return ""
+
+    def look(self, journal: Journal) -> None:
+        """Tells what became of the save under way if it has ended. Does not wait."""
+        if self._under_way and self._under_way.done:
+            self.settle(journal)
+
+    def settle(self, journal: Journal) -> None:
+        """Waits for the save under way and tells what became of it."""
+        save, self._under_way = self._under_way, None
+        if save is None:
             return
-        if problem := self._checkpoint.rewrite_meta(self._folder_of(meta.window), meta):
+        try:
+            save.written.result()
+        except Unwritten as error:
+            line = f"the checkpoint {save.folder} cannot be written ({error})"
+            if save.last:
+                self._unsaved = line
+            else:
+                line += "; training continues without it"
+            journal.warn("checkpoint", f"{line}; free space, or make the folder writable")
+            return
+        if save.good:
+            self._good = save.folder
+        if save.judged and (problem := save.judged.result()):
             journal.warn(
-                "checkpoint",
-                f"{self._folder_of(meta.window)} was saved without its evaluation ({problem})",
+                "after_checkpoint",
+                f"{save.folder} is complete, but what follows it failed ({problem}): its "
+                f"evaluation is not in it, or an older one is still there",
             )
+
+    def close(self) -> None:
+        """Lets the save under way end, also after an error. Does not wait for others forever."""
+        if self._under_way:
+            last: Future[Any] = self._under_way.judged or self._under_way.written
+            wait([last], LEAVE_SECONDS)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def check_last(self) -> None:
         """Raises RunFailed, on all ranks, if the model could not be saved at the end."""
         if self._unsaved:
             raise RunFailed(f"{self._unsaved}; the run has ended and its model is not saved")
 
-    def _folder_of(self, window: int) -> Path:
-        return RunFolder(self._folder).checkpoint(window)
+    def advice(self) -> str:
+        """What a run that diverged can go back to. The save under way must be settled."""
+        if self._good:
+            return f"the last good checkpoint is {self._good}"
+        if resumed := self._config.resume:
+            return f"or resume from a checkpoint before {resumed}, which may contain the cause"
+        return "no checkpoint was written before; set train.checkpoint_every=N to write some"

@@ -1,6 +1,6 @@
 """Optimizer and exchange states as strips: gathered for writing, filled after reading."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,11 +34,14 @@ class _Held:
     elements: int
 
 
-def gathered(strips: Sequence[Strip], flats: Sequence[Flat], world: World) -> list[Strip]:
-    """Each state in full, in host memory, on the ranks that write it. Collective over the world.
+def gathered(
+    strips: Sequence[Strip], flats: Sequence[Flat], world: World, nodes: Container[int]
+) -> Iterator[Strip]:
+    """Each state in full, in host memory, on the ranks that write it; one after the other, because
+    they take much. Collective over the world.
 
     What the ranks of a node hold in parts, as chunks or as shares of buckets, is put together on
-    the first node only, because the other nodes hold the same.
+    the given nodes only, because the other nodes hold the same.
     """
     own: dict[tuple[str, int], _Held] = {}
     for strip in strips:
@@ -48,19 +51,18 @@ def gathered(strips: Sequence[Strip], flats: Sequence[Flat], world: World) -> li
             single = None if strip.tensor.dim() else float(strip.tensor)
             own[place] = _Held(single, before + strip.stop - strip.start)
     everyone = world.gather_objects(own, "checkpoint states")
-    found = []
     for key, number in sorted({place for each in everyone for place in each}):
         flat = flats[number]
         held = [each[key, number] for each in everyone if (key, number) in each]
         if held[0].single is not None:
-            found.append(Strip(key, flat, 0, flat.elements, torch.tensor(held[0].single)))
+            yield Strip(key, flat, 0, flat.elements, torch.tensor(held[0].single))
             continue
         in_parts = _in_chunks(flat) or max(each.elements for each in held) < flat.elements
-        if not in_parts or world.topology.node == 0:
+        if not in_parts or world.topology.node in nodes:
             own_strips = [each for each in strips if each.key == key and each.flat is flat]
             whole = _whole(own_strips, flat, world, in_parts)
-            found.append(Strip(key, flat, 0, len(whole), whole))
-    return found
+            yield Strip(key, flat, 0, len(whole), whole)
+            del whole  # before the next one is made
 
 
 def _in_chunks(flat: Flat) -> bool:
@@ -88,14 +90,21 @@ def _put(strips: Sequence[Strip], before: int, into: Tensor) -> None:
         into[strip.start - before : strip.stop - before] = strip.tensor.cpu()
 
 
-def of_parameter(parameter: nn.Parameter, strips: Sequence[Strip]) -> Iterator[tuple[str, Tensor]]:
-    """The states of one parameter by key, shaped like it, or the single number."""
-    for strip in strips:
-        for spanned, start, stop in strip.flat.spans:
-            if spanned is parameter:
-                one = strip.tensor.dim() == 0
-                piece = strip.tensor if one else strip.tensor[start:stop]
-                yield strip.key, piece if one else strip.flat.shaped(piece, parameter)
+def of_module(module: nn.Module, strip: Strip) -> dict[str, Tensor]:
+    """Copies of one state of a module's parameters, shaped like these, or the single number."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    found = {}
+    for parameter, start, stop in strip.flat.spans:
+        if parameter in names:
+            one = strip.tensor.dim() == 0
+            piece = strip.tensor if one else strip.flat.shaped(strip.tensor[start:stop], parameter)
+            found[f"{strip.key}.{names[parameter]}"] = on_host(piece)
+    return found
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """A contiguous copy in host memory."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
 
 
 def fill(strip: Strip, read: Callable[[nn.Parameter, str], Tensor | None]) -> None:

@@ -1,0 +1,1 @@
+"""Looks at checkpoints, and takes models out of them."""

@@ -1,0 +1,133 @@
+"""A thread writes what was copied: training goes on, and what it changes is not what is written."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from harness.config import Config, load
+from harness.errors import RunFailed
+from harness.exchange.carried import Strip
+from harness.train.checkpoint.checkpoint import Checkpoint
+from harness.train.checkpoint.files import write_tensors
+from harness.train.checkpoint.places import Places
+from harness.train.training import Training
+from tests.alone import world_of_one
+from tests.train.checkpoint_program import Journal, made
+from tests.train.test_checkpoint import WRITE, checkpoint_at, experiment
+
+LONG_SECONDS = 60.0
+"""For what must happen; if it does not, the test fails."""
+
+
+class Windows(Journal):
+    """Lets others wait for a window of the training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended = {window: threading.Event() for window in range(1, 7)}
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        super().log(step, metrics)
+        self._ended[step].set()
+
+    def wait_for(self, window: int) -> bool:
+        return self._ended[window].wait(LONG_SECONDS)
+
+
+def run(config: Config, folder: Path, journal: Journal) -> Training:
+    training = Training(made(config, world_of_one()), folder)
+    training.run(journal)
+    return training
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+def test_training_goes_on_and_the_copies_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of window 2 is written once window 4 has ended, to the same bits."""
+    config = load(experiment(tmp_path), ["train.checkpoint_every=2", "train.steps=5"])
+    run(config, tmp_path / "at once", Journal())
+    journal, late = Windows(), []
+
+    def waits(path: Path, tensors: Mapping[str, Tensor]) -> None:
+        if path.parent.name.startswith("000000002"):
+            # With log_every=1 a window's metrics are logged when the next one has ended.
+            late.append(journal.wait_for(3))
+        write_tensors(path, tensors)
+
+    monkeypatch.setattr(WRITE, waits)
+    run(config, tmp_path / "late", journal)
+    assert late == [True, True]
+    expected = files(checkpoint_at(tmp_path / "at once", 2))
+    assert len(expected) == 2
+    assert files(checkpoint_at(tmp_path / "late", 2)) == expected
+
+
+def test_a_second_save_waits_for_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies, second, met = Checkpoint.copies, threading.Event(), list[bool]()
+
+    def copied(
+        checkpoint: Checkpoint, places: Places, carried: Sequence[Strip] = ()
+    ) -> dict[str, dict[str, Tensor]]:
+        if (tmp_path / "checkpoints").exists():
+            second.set()
+        return copies(checkpoint, places, carried)
+
+    def waits(path: Path, tensors: Mapping[str, Tensor]) -> None:
+        if path.parent.name.startswith("000000002") and not met:
+            met.append(second.wait(0.5))
+        write_tensors(path, tensors)
+
+    monkeypatch.setattr(Checkpoint, "copies", copied)
+    monkeypatch.setattr(WRITE, waits)
+    config = load(experiment(tmp_path), ["train.checkpoint_every=2", "train.steps=4"])
+    run(config, tmp_path, Journal())
+    assert met == [False], "the second save began while the first was written"
+    assert second.is_set()
+
+
+def test_whatever_ends_the_writing_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other ranks wait for what a rank's thread says, so nothing may end it silently."""
+
+    def fails(path: Path, tensors: Mapping[str, Tensor]) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(WRITE, fails)
+    journal = Journal()
+    training = run(load(experiment(tmp_path)), tmp_path, journal)
+    assert [name for name, _ in journal.warnings] == ["checkpoint"] * 2
+    assert all("cannot be written (MemoryError)" in line for _, line in journal.warnings)
+    with pytest.raises(RunFailed, match="its model is not saved"):
+        training.check_saved()
+
+
+def test_a_failed_save_is_told_of_when_the_next_window_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only when the next one is due."""
+
+    def fails(path: Path, tensors: Mapping[str, Tensor]) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr(WRITE, fails)
+    journal, step = Journal(), made(load(experiment(tmp_path)), world_of_one())
+    training, batches = Training(step, tmp_path), step.batches()
+    training._window(0, batches, journal)
+    training._saves.save(training._meta(1), (), journal)
+    training._saves.judged(training._meta(1), good=True)
+    under_way = training._saves._under_way
+    assert under_way is not None
+    assert under_way.judged is not None
+    under_way.judged.result(LONG_SECONDS)
+    assert journal.warnings == []
+    training._window(1, batches, journal)
+    ((_, line),) = journal.warnings
+    assert "000000001 cannot be written (no); training continues without it" in line
