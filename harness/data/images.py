@@ -62,6 +62,8 @@ class Dataset:
     """The names of the labels 0, 1, ..., if classes have names."""
     notes: tuple[str, ...] = ()
     """Notes for the user from opening the data set, one line each."""
+    decodes: bool = False
+    """Whether reading an image takes so much work that it is done ahead, also on processors."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a set without images, or with labels outside the classes."""

@@ -9,7 +9,7 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from harness.config import DataConfig
 from harness.data import pixels
-from harness.data.folder import ImageFiles
 from harness.data.images import Dataset
+from harness.data.picture_source import PictureSource
 from harness.data.record import Record, stamp
 from harness.data.tree import shown
 from harness.errors import UserError
@@ -30,8 +30,6 @@ from harness.parallel.world import World
 ROUND_SECONDS = 1.0
 """Seconds between two reports of all ranks, for the progress bar and because Horovod warns of a
 silent rank."""
-CHUNK = 128
-"""Files checked between two looks at the clock."""
 NAMED = 3
 """Unreadable files named in the message; all are listed in a file."""
 
@@ -46,7 +44,7 @@ def verify(dataset: Dataset, world: World, config: DataConfig) -> tuple[str, ...
     sources = [
         source
         for source in (dataset.train, *dataset.validation.values())
-        if isinstance(source, ImageFiles)
+        if isinstance(source, PictureSource)
     ]
     if config.verify == "none" or not sources:
         return ()
@@ -64,7 +62,7 @@ def verify(dataset: Dataset, world: World, config: DataConfig) -> tuple[str, ...
     if not found:
         whole = np.array([part.stamp() for part in parts], np.uint64)
         record.add(whole[~record.knows(whole)])
-    problem = UserError(_message(found, record, sum(map(len, sources)))) if found else None
+    problem = UserError(_message(found, record, parts)) if found else None
     world.raise_together(problem if world.is_first else None)
     return (record.problem,) if record.problem else ()
 
@@ -88,14 +86,14 @@ class _Share:
 class _Part:
     """One source, and how closely its files are checked."""
 
-    def __init__(self, source: ImageFiles, decode: bool) -> None:
-        self._source, self._files = source, source.files
-        self._check = pixels.middle_square if decode else pixels.check_file
+    def __init__(self, source: PictureSource, closely: bool) -> None:
+        self.pictures, self._threads, self._closely = source.pictures, source.threads, closely
+        self._files = source.pictures.files
         # Another version of Pillow or of our rule may refuse what this one reads.
-        self._salt = f"{self._check.__name__} {pixels.VERSION} {PIL.__version__}".encode()
-        self._root = os.path.abspath(source.files.root)
+        self._salt = f"{closely} {pixels.VERSION} {PIL.__version__}".encode()
+        self._root = os.path.abspath(self._files.root)
         self.key = hashlib.sha256(self._root).hexdigest()[:16]
-        self.identity = source.files.identity()
+        self.identity = self._files.identity()
 
     def stamp(self) -> int:
         """The stamp of all files in their current state."""
@@ -118,14 +116,14 @@ class _Part:
 
     def unreadable(self, indices: np.ndarray) -> list[_Unreadable | None]:
         """For each file, what is wrong with it, or None."""
-        return self._source.decoders.map(self._problem, indices.tolist())
+        return self._threads.map(self._problem, indices.tolist())
 
     def _problem(self, i: int) -> _Unreadable | None:
-        path = self._files[i]
         try:
-            self._check(path, self._source.image_size)
+            self.pictures.check(i, self._closely)
         except pixels.Undecodable as error:
-            return _Unreadable(shown(os.fsencode(path)), str(error), socket.gethostname())
+            path = shown(os.fsencode(self._files[i]))
+            return _Unreadable(path, str(error), socket.gethostname())
         return None
 
 
@@ -153,14 +151,15 @@ def _check_in_rounds(shares: list[_Share], record: Record, world: World) -> list
 def _check(shares: list[_Share], record: Record) -> Iterator[tuple[int, list[_Unreadable]]]:
     """For each chunk, the number of files checked and those that are unreadable."""
     for share in shares:
-        for start in range(0, len(share.indices), CHUNK):
-            chunk = slice(start, start + CHUNK)
+        together = share.part.pictures.together
+        for start in range(0, len(share.indices), together):
+            chunk = slice(start, start + together)
             problems = share.part.unreadable(share.indices[chunk])
             record.add(share.stamps[chunk][[problem is None for problem in problems]])
             yield len(problems), [problem for problem in problems if problem is not None]
 
 
-def _message(found: list[_Unreadable], record: Record, files: int) -> str:
+def _message(found: list[_Unreadable], record: Record, parts: Sequence[_Part]) -> str:
     hosts = {each.host for each in found}
     named = "; ".join(
         f"{each.host + ':' if len(hosts) > 1 else ''}{each.path} ({each.why})"
@@ -176,5 +175,6 @@ def _message(found: list[_Unreadable], record: Record, files: int) -> str:
         except OSError as error:
             named += f"; the list of all cannot be written to {listed} ({error.strerror})"
     return (
-        f"{len(found):,} of {files:,} image files cannot be read: {named}; replace or remove them"
+        f"{len(found):,} of {sum(len(part.pictures.files) for part in parts):,} image files cannot "
+        f"be read: {named}; {parts[0].pictures.remedy('them')}"
     )

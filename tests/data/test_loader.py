@@ -3,6 +3,7 @@
 import itertools
 import threading
 import traceback
+from dataclasses import replace
 
 import pytest
 import torch
@@ -145,6 +146,34 @@ def test_a_caller_that_fails_ends_the_thread():
 
     with pytest.raises(KeyError):
         fail()
+    assert not reading_threads()
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_decoding_ahead_changes_no_number(dataset, prefetch):
+    ahead = batches_of(replace(dataset, decodes=True), start=5, prefetch=prefetch)
+    next(ahead)
+    assert len(reading_threads()) == (prefetch > 0)
+    assert_equal(first(ahead, 30), first(batches_of(dataset, start=6), 30))
+    assert not reading_threads()
+
+
+def test_a_processor_does_not_read_ahead_what_is_ready(dataset):
+    batches = batches_of(dataset, prefetch=3)
+    next(batches)
+    assert not reading_threads()
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_evaluating_ahead_changes_no_number(dataset, prefetch):
+    source = dataset.validation["validation"]
+    share = {"rank": 1, "world_size": 2, "batch_size": 1, "device": CPU}
+    whole, ahead = (
+        list(evaluation_batches(source, **share, prefetch=each)) for each in (0, prefetch)
+    )
+    assert len(whole) > prefetch
+    for one, other in zip(whole, ahead, strict=True):
+        assert all(map(torch.equal, one, other))
     assert not reading_threads()
 
 

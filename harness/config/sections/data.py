@@ -28,7 +28,11 @@ class DataConfig(Section):
     verify: Literal["headers", "full", "none"] = "headers"
     """image_folder: check of the image files before training. headers: opens each file, reads it to
     its end if it is not where it was before, and decodes those of val/. full: decodes all files."""
+    decoder: Literal["auto", "pillow", "simplejpeg"] = "auto"
+    """image_folder: program that decodes JPEGs. All give the same pixels to the bit; auto is
+    simplejpeg, the faster one, where it is installed."""
     synthetic_images: int = Field(default=65536, ge=1, le=10**9)
     """Synthetic: images in an epoch."""
     prefetch: int = Field(default=2, ge=0, le=1000)
-    """Micro-batches that a thread reads ahead for a GPU; 0 reads them within the step."""
+    """Micro-batches that are read ahead of the step for a GPU, and decoded ahead of it for any
+    device; 0 reads them within the step."""

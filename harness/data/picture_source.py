@@ -1,0 +1,150 @@
+"""Pictures that are decoded on demand, by threads, and cut to the size that the network takes."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.data.cut import Frame, middle_square
+from harness.data.images import Part
+from harness.data.pixels import Undecodable
+from harness.errors import UserError
+
+CHANNELS = 3
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Files(Protocol):
+    """The files that pictures come from, as far as a check of them takes it."""
+
+    root: bytes
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> str:
+        """The file's path."""
+        ...
+
+    def name(self, number: int, /) -> bytes:
+        """The file's path below the root."""
+        ...
+
+    @property
+    def stats(self) -> np.ndarray:
+        """[files, 3]: inode, size in bytes, time of the last change in ns."""
+        ...
+
+    def identity(self) -> str:
+        """A digest that is equal only if two processes see the very same files."""
+        ...
+
+
+class Pictures(Protocol):
+    """Labelled pictures of any size, by number."""
+
+    @property
+    def files(self) -> Files: ...
+
+    @property
+    def together(self) -> int:
+        """Files that are checked in one go, within a second or so."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [pictures], on the CPU."""
+        ...
+
+    def cut(self, number: int, frame: Frame, size: int) -> np.ndarray:
+        """What `frame` cuts out of a picture, uint8 [size, size, 3]; for any thread.
+
+        Raises Undecodable.
+        """
+        ...
+
+    def shown(self, number: int) -> str:
+        """The picture's place on the disk, for messages."""
+        ...
+
+    def check(self, number: int, closely: bool) -> None:
+        """Raises Undecodable for a file that cannot be read; `closely` reads all of it."""
+        ...
+
+    def remedy(self, them: str) -> str:
+        """What the user can do about files that cannot be read: `it` or `them`."""
+        ...
+
+    def parts(self) -> Iterator[Part]:
+        """As in `ImageSource`."""
+        ...
+
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """Pictures to train on and to validate on."""
+
+    train: Pictures
+    val: Pictures
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class Threads:
+    """Threads that decode, shared by the parts of a data set.
+
+    They start with the first picture; their number is torch's number of threads at that time, a
+    rank's share of the machine's cores. Two parts may use them at the same time, first come, first
+    served.
+    """
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """Applies the function to each item, in order. It should release the GIL, as decoders
+        do."""
+        return list(self._pool.map(function, items))
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(torch.get_num_threads(), "decode")
+
+
+class PictureSource:
+    """Pictures as RGB images of one size."""
+
+    def __init__(
+        self, pictures: Pictures, size: int, threads: Threads, frame: Frame = middle_square
+    ) -> None:
+        self.pictures = pictures
+        self.size = size
+        self.threads = threads
+        self.labels = pictures.labels
+        self._frame = frame
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        images = torch.empty(len(indices), CHANNELS, self.size, self.size, dtype=torch.uint8)
+        self.threads.map(self._fill, zip(images.numpy(), indices.tolist(), strict=True))
+        return images, self.labels[indices]
+
+    def parts(self) -> Iterator[Part]:
+        return self.pictures.parts()
+
+    def _fill(self, place: tuple[np.ndarray, int]) -> None:
+        image, number = place
+        try:
+            pixels = self.pictures.cut(number, self._frame, self.size)
+        except Undecodable as error:
+            name = self.pictures.shown(number)
+            remedy = self.pictures.remedy("it")
+            raise UserError(f"cannot decode {name}: {error}; {remedy}") from error
+        # By numpy, not by torch, whose copies would start threads of their own in each thread here.
+        np.copyto(image, pixels.transpose(2, 0, 1))
