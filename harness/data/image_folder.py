@@ -1,4 +1,4 @@
-"""The data set `image_folder`: photographs by class, from a folder."""
+"""The data set `image_folder`: photographs by class, from a folder or from a pack of one."""
 
 import os
 import warnings
@@ -9,16 +9,19 @@ from harness.data.augment import CropAndFlip
 from harness.data.decoder import open_decoder
 from harness.data.folder import read_folder
 from harness.data.images import Dataset
+from harness.data.pack import is_pack
+from harness.data.packed import read_pack
 from harness.data.picture_source import CHANNELS, PictureSource, Threads
 from harness.errors import UserError
 
 
 def open_image_folder(config: DataConfig) -> Dataset:
-    """RGB images of the tree at `data.root`."""
+    """RGB images of the tree or pack at `data.root`."""
     root = required_root(config)
     # A warning of Pillow for each odd but readable file would bury everything else.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    found = read_folder(root, config.num_classes, open_decoder(config.decoder))
+    read = read_pack if is_pack(root) else read_folder
+    found = read(root, config.num_classes, open_decoder(config.decoder))
     threads = Threads()
     return Dataset(
         num_classes=config.num_classes,
