@@ -17,7 +17,7 @@ FLOORS = [
     "config arguments terminal",
     "parallel leaving",
     "model data exchange tracing tracking",
-    "launch train.stability train.evaluation",
+    "launch train.stability train.evaluation pack",
     "doctor lab",
     "train",
     "calibrate compare",

@@ -1,6 +1,7 @@
 """Cuts a rectangle out of a picture and scales it to the size that the network takes."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +15,14 @@ Box = tuple[int, int, int, int]
 Frame = Callable[[int, int], Box]
 """Where to cut an upright picture, given its width and height. It is asked again for the reduced
 picture where a JPEG is reduced while it is decoded."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a picture becomes an image."""
+
+    frame: Frame
+    mirrored: bool = False
 
 
 def middle_square(width: int, height: int) -> Box:

@@ -2,16 +2,27 @@
 
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 
 from harness.config import DataConfig
 from harness.data.augment import CropAndFlip
+from harness.data.cut import middle_square
 from harness.data.decoder import open_decoder
 from harness.data.folder import read_folder
 from harness.data.images import Dataset
 from harness.data.pack import is_pack
 from harness.data.packed import read_pack
 from harness.data.picture_source import CHANNELS, PictureSource, Threads
+from harness.data.recipe import (
+    LEVELS,
+    Alteration,
+    OneAfterAnother,
+    RandomErasing,
+    Recipe,
+    centre,
+    random_cuts,
+)
 from harness.errors import UserError
 
 
@@ -22,18 +33,39 @@ def open_image_folder(config: DataConfig) -> Dataset:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     read = read_pack if is_pack(root) else read_folder
     found = read(root, config.num_classes, open_decoder(config.decoder))
-    threads = Threads()
+    recipe = _recipe(config)
+    open_source = partial(PictureSource, threads=Threads(), frame=recipe.frame)
+    train = open_source(found.train, config.image_size, draw=recipe.draw)
     return Dataset(
         num_classes=config.num_classes,
         channels=CHANNELS,
         image_size=config.image_size,
-        train=PictureSource(found.train, config.image_size, threads),
-        validation={"validation": PictureSource(found.val, config.image_size, threads)},
-        augment=CropAndFlip(config.augment),
+        validation_size=config.size_in_validation,
+        train=train,
+        validation={"validation": open_source(found.val, config.size_in_validation)},
+        read_random=train.read_random if recipe.draw else None,
+        alter=recipe.alter,
+        augment=recipe.augment,
+        levels=recipe.levels,
         class_names=found.classes,
         notes=found.notes,
         decodes=True,
     )
+
+
+def _recipe(config: DataConfig) -> Recipe:
+    if config.recipe == "own":
+        return Recipe(middle_square, CropAndFlip(config.augment))
+    alterations: list[Alteration] = []
+    if "trivial_augment" in config.extras:
+        # Imported here because torchvision takes seconds to import.
+        from harness.data.trivial_augment import trivial_augment
+
+        alterations.append(trivial_augment)
+    if "random_erasing" in config.extras:
+        alterations.append(RandomErasing())
+    alter = OneAfterAnother(alterations) if alterations else None
+    return Recipe(centre, alter=alter, draw=random_cuts, levels=LEVELS)
 
 
 def required_root(config: DataConfig) -> Path:

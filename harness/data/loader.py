@@ -12,18 +12,12 @@ import torch
 from torch import Tensor
 
 from harness.data.images import Dataset, ImageSource
+from harness.data.levels import HALF, Levels
 from harness.data.shares import BatchSplit, evaluation_share
 from harness.seeding import seeded_generator
 
-MEAN, DEVIATION = 0.5, 0.5
-
 Item = TypeVar("Item")
 Batch = tuple[Tensor, Tensor]
-
-
-def normalise(images: Tensor) -> Tensor:
-    """Maps images from [0, 1] to [-1, 1], as the backbone takes them; in place."""
-    return images.sub_(MEAN).div_(DEVIATION)
 
 
 @dataclass(frozen=True)
@@ -36,6 +30,10 @@ class Augmentation:
     def generator(self, t: int, device: torch.device) -> torch.Generator:
         """The random generator of micro-batch `t`: a batch is the same wherever a run resumes."""
         return seeded_generator(self.seed, "augment", t, self.rank, device=device)
+
+    def on_cpu(self, purpose: str, t: int) -> torch.Generator:
+        """A generator of the CPU, so that its draws are the same for every device."""
+        return seeded_generator(self.seed, purpose, t, self.rank)
 
 
 def train_batches(
@@ -55,17 +53,25 @@ def train_batches(
     thread are raised here. Closing the iterator ends the thread.
     """
 
-    def augmented(images: Tensor, t: int) -> Tensor:
-        if augmentation is None:
-            return images
-        return dataset.augment(images, augmentation.generator(t, device))
+    def read(t: int) -> Batch:
+        if augmentation is None or dataset.read_random is None:
+            return dataset.train.read(shares.indices(t))
+        return dataset.read_random(shares.indices(t), augmentation.on_cpu("cut", t))
 
-    read = (dataset.train.read(shares.indices(t)) for t in count(start))
+    def augmented(images: Tensor, t: int) -> Tensor:
+        if augmentation is not None and dataset.alter is not None:
+            images = dataset.alter(images, augmentation.on_cpu("alter", t))
+        if augmentation is None or dataset.augment is None:
+            return dataset.levels.of_bytes(images)
+        generator = augmentation.generator(t, device)
+        return dataset.levels.of_floats(dataset.augment(images.float().div_(255), generator))
+
+    batches = (read(t) for t in count(start))
     if device.type == "cuda" and prefetch:
-        made = _made_batches(read, device, augmented, start)
+        made = _made_batches(batches, device, augmented, start)
         return _ready_on_card(read_ahead(_on_side_stream(made, device), prefetch), device)
     ahead = prefetch if dataset.decodes else 0
-    return _made_batches(ahead_of(read, ahead), device, augmented, start)
+    return _made_batches(ahead_of(batches, ahead), device, augmented, start)
 
 
 def evaluation_batches(
@@ -77,6 +83,7 @@ def evaluation_batches(
     device: torch.device,
     limit: int = 0,
     prefetch: int = 0,
+    levels: Levels = HALF,
 ) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
     """This rank's images, labels and validity, in the same number of batches on every rank.
 
@@ -87,7 +94,7 @@ def evaluation_batches(
     with closing(ahead_of(read, prefetch)) as batches:
         for batch, valid in batches:
             images, labels = _moved(batch, device)
-            yield normalise(images.float().div_(255)), labels, valid.to(device)
+            yield levels.of_bytes(images), labels, valid.to(device)
 
 
 def _made_batches(
@@ -99,7 +106,7 @@ def _made_batches(
     with closing(read):
         for t, batch in enumerate(read, start):
             images, labels = _moved(batch, device)
-            yield normalise(augmented(images.float().div_(255), t)), labels
+            yield augmented(images, t), labels
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:

@@ -1,6 +1,6 @@
 """Pictures that are decoded on demand, by threads, and cut to the size that the network takes."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data.cut import Frame, middle_square
+from harness.data.cut import Cut, Frame, middle_square
 from harness.data.images import Part
 from harness.data.pixels import Undecodable
 from harness.errors import UserError
@@ -119,32 +119,46 @@ class PictureSource:
     """Pictures as RGB images of one size."""
 
     def __init__(
-        self, pictures: Pictures, size: int, threads: Threads, frame: Frame = middle_square
+        self,
+        pictures: Pictures,
+        size: int,
+        threads: Threads,
+        frame: Frame = middle_square,
+        draw: Callable[[int, torch.Generator], Sequence[Cut]] | None = None,
     ) -> None:
+        """`draw` is how `read_random` cuts that many pictures."""
         self.pictures = pictures
         self.size = size
         self.threads = threads
         self.labels = pictures.labels
         self._frame = frame
+        self._draw = draw
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self._read(indices, [Cut(self._frame)] * len(indices))
+
+    def read_random(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """As `read`, each picture cut at random; the generator is the CPU's."""
+        assert self._draw is not None
+        return self._read(indices, self._draw(len(indices), generator))
+
+    def _read(self, indices: Tensor, cuts: Sequence[Cut]) -> tuple[Tensor, Tensor]:
         images = torch.empty(len(indices), CHANNELS, self.size, self.size, dtype=torch.uint8)
-        self.threads.map(self._fill, zip(images.numpy(), indices.tolist(), strict=True))
+        self.threads.map(self._fill, zip(images.numpy(), indices.tolist(), cuts, strict=True))
         return images, self.labels[indices]
 
     def parts(self) -> Iterator[Part]:
         return self.pictures.parts()
 
-    def _fill(self, place: tuple[np.ndarray, int]) -> None:
-        image, number = place
+    def _fill(self, place: tuple[np.ndarray, int, Cut]) -> None:
+        image, number, cut = place
         try:
-            pixels = self.pictures.cut(number, self._frame, self.size)
+            pixels = self.pictures.cut(number, cut.frame, self.size)
         except Undecodable as error:
-            name = self.pictures.shown(number)
-            remedy = self.pictures.remedy("it")
+            name, remedy = self.pictures.shown(number), self.pictures.remedy("it")
             raise UserError(f"cannot decode {name}: {error}; {remedy}") from error
         # By numpy, not by torch, whose copies would start threads of their own in each thread here.
-        np.copyto(image, pixels.transpose(2, 0, 1))
+        np.copyto(image, (np.fliplr(pixels) if cut.mirrored else pixels).transpose(2, 0, 1))

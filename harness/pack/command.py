@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 from harness.arguments import add_command, count, path
@@ -49,6 +50,8 @@ def _pack(parsed: argparse.Namespace) -> int:
     # Imported here because torch takes seconds to import.
     from harness.pack.packing import pack
 
-    target = parsed.to or parsed.source.with_name(f"{parsed.source.name}.pack")
-    print(pack(parsed.source, target, parsed.side, parsed.keep, parsed.processes), flush=True)
+    source = parsed.source
+    named = source.resolve() if source.name in ("", "..") else source
+    target = parsed.to or Path(f"{named}.pack")
+    print(pack(source, target, parsed.side, parsed.keep, parsed.processes), flush=True)
     return 0

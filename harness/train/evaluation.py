@@ -83,6 +83,7 @@ def evaluate_sets(
             device=world.device,
             limit=limit,
             prefetch=prefetch if data.decodes else 0,
+            levels=data.levels,
         )
         cast = ((images.to(dtype), labels, valid) for images, labels, valid in batches)
         found = evaluate(network.backbone, network.classifier, cast, world)

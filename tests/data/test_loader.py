@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from harness.config import DataConfig
+from harness.data.levels import Levels
 from harness.data.loader import (
     Augmentation,
     evaluation_batches,
-    normalise,
     read_ahead,
     train_batches,
 )
@@ -57,7 +57,7 @@ def test_images_are_those_of_the_shares_in_the_backbones_range(dataset):
 
 
 def test_normalise_maps_black_and_white_to_the_ends():
-    assert normalise(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-1, 0, 1]
+    assert Levels().of_floats(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-1, 0, 1]
 
 
 def test_starting_later_gives_the_same_as_going_on(dataset):

@@ -3,6 +3,7 @@
 import io
 import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -78,6 +79,23 @@ def tiff(bits, sample_format, data, white_is_one=1, order="<"):
     return start + b"".join(packed) + bytes(4) + data
 
 
+def png(colour_type, channels):
+    """A PNG of 16 bits per channel, which Pillow cannot write in colour."""
+    values = np.repeat(SIXTEEN[:, :, None], channels, axis=2)
+    if channels in (2, 4):
+        values[:, :, -1] = 65535
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", SIZE, SIZE, 16, colour_type, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
 def twelve_bits():
     pairs = TWELVE.reshape(-1, 2).astype(int)
     packed = [(a >> 4, (a & 15) << 4 | b >> 8, b & 255) for a, b in pairs]
@@ -111,6 +129,9 @@ ALIKE = {
     "opaque": saved(GREY.convert("RGBA"), "PNG"),
     "grey and alpha": saved(GREY.convert("LA"), "PNG"),
     "16-bit PNG": saved(Image.fromarray(SIXTEEN), "PNG"),
+    "48-bit PNG": png(2, 3),
+    "64-bit PNG": png(6, 4),
+    "16-bit grey and alpha": png(4, 2),
     "16-bit TIFF": saved(Image.fromarray(SIXTEEN), "TIFF"),
     "16-bit compressed TIFF": saved(Image.fromarray(SIXTEEN), "TIFF", compression="tiff_lzw"),
     "16-bit big-endian TIFF": tiff(16, 1, SIXTEEN.astype(">u2").tobytes(), order=">"),

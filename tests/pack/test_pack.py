@@ -20,6 +20,7 @@ from harness.errors import UserError
 from harness.pack import parallel
 from harness.pack.packing import pack
 from harness.pack.shard import make_shard
+from harness.seeding import seeded_generator
 from tests.alone import world_of_one
 from tests.data.test_folder import config
 
@@ -64,6 +65,12 @@ def everything(dataset: Dataset) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [source.read(torch.arange(len(source))) for source in sources]
 
 
+def parts_at_random(root: Path) -> torch.Tensor:
+    dataset = opened(root, recipe="imagenet")
+    assert dataset.read_random is not None
+    return dataset.read_random(torch.arange(15), seeded_generator(0, "cut"))[0]
+
+
 def content(root: Path) -> dict[str, bytes]:
     return {
         path.name: path.read_bytes() for path in root.iterdir() if not path.name.startswith(".")
@@ -82,6 +89,7 @@ def test_a_pack_gives_the_numbers_of_its_folder(folder, tmp_path, kind):
     ):
         assert torch.equal(one, other)
         assert torch.equal(labels, other_labels)
+    assert torch.equal(parts_at_random(folder), parts_at_random(tmp_path / "p"))
     assert [len(packed.train), len(packed.validation["validation"])] == [15, 6]
 
 
