@@ -49,7 +49,7 @@ def notes_of(root: Path, classes: Classes, left_out: dict[str, Counter[str]]) ->
 class FilePictures:
     """The image files of a tree of class folders."""
 
-    together = 128
+    files_are_pictures, together = True, 128
 
     def __init__(self, files: ImageTree, labels: Tensor, decoder: Decoder) -> None:
         """`labels`: of each class of the tree, int64."""

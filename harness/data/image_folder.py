@@ -34,7 +34,9 @@ def open_image_folder(config: DataConfig) -> Dataset:
     read = read_pack if is_pack(root) else read_folder
     found = read(root, config.num_classes, open_decoder(config.decoder))
     recipe = _recipe(config)
-    open_source = partial(PictureSource, threads=Threads(), frame=recipe.frame)
+    open_source = partial(
+        PictureSource, threads=Threads(), frame=recipe.frame, skips=config.on_corrupt == "skip"
+    )
     train = open_source(found.train, config.image_size, draw=recipe.draw)
     return Dataset(
         num_classes=config.num_classes,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeVar
@@ -50,6 +51,11 @@ class Pictures(Protocol):
 
     @property
     def files(self) -> Files: ...
+
+    @property
+    def files_are_pictures(self) -> bool:
+        """Whether file i is picture i."""
+        ...
 
     @property
     def together(self) -> int:
@@ -125,14 +131,19 @@ class PictureSource:
         threads: Threads,
         frame: Frame = middle_square,
         draw: Callable[[int, torch.Generator], Sequence[Cut]] | None = None,
+        skips: bool = False,
     ) -> None:
-        """`draw` is how `read_random` cuts that many pictures."""
+        """`draw` is how `read_random` cuts that many pictures. With `skips`, a picture that cannot
+        be read is replaced by the next one of its class that can."""
         self.pictures = pictures
         self.size = size
         self.threads = threads
         self.labels = pictures.labels
         self._frame = frame
         self._draw = draw
+        self._skips = skips
+        self.skipped: dict[int, str] = {}
+        """The pictures that were replaced, and why."""
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -155,10 +166,30 @@ class PictureSource:
 
     def _fill(self, place: tuple[np.ndarray, int, Cut]) -> None:
         image, number, cut = place
-        try:
-            pixels = self.pictures.cut(number, cut.frame, self.size)
-        except Undecodable as error:
-            name, remedy = self.pictures.shown(number), self.pictures.remedy("it")
-            raise UserError(f"cannot decode {name}: {error}; {remedy}") from error
+        pixels = self._pixels(number, cut.frame)
         # By numpy, not by torch, whose copies would start threads of their own in each thread here.
         np.copyto(image, (np.fliplr(pixels) if cut.mirrored else pixels).transpose(2, 0, 1))
+
+    def _pixels(self, number: int, frame: Frame) -> np.ndarray:
+        try:
+            return self.pictures.cut(number, frame, self.size)
+        except Undecodable as error:
+            if not self._skips:
+                name, remedy = self.pictures.shown(number), self.pictures.remedy("it")
+                raise UserError(f"cannot decode {name}: {error}; {remedy}") from error
+            self.skipped[number] = str(error)
+        for other in self._others(number):
+            with suppress(Undecodable):
+                return self.pictures.cut(other, frame, self.size)
+        raise UserError(
+            f"no image of the class of {self.pictures.shown(number)} can be read; "
+            f"{self.pictures.remedy('them')}"
+        )
+
+    def _others(self, number: int) -> list[int]:
+        """The other pictures of the class, beginning behind this one. Classes are contiguous."""
+        label = self.labels[number]
+        first, end = (
+            int(torch.searchsorted(self.labels, label, right=right)) for right in (False, True)
+        )
+        return [*range(number + 1, end), *range(first, number)]

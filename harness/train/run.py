@@ -14,6 +14,7 @@ from harness.config import Config
 from harness.data.images import Dataset
 from harness.data.open import open_dataset
 from harness.data.shares import BatchSplit
+from harness.data.skipped import skipped_pictures
 from harness.data.verify import verify
 from harness.doctor.agreement import agree_on_data, agree_on_settings
 from harness.doctor.before_training import check_before_training
@@ -96,7 +97,10 @@ def _run(config: Config, dataset: Dataset, world: World, folder: Path | None) ->
         with _journal(config, own, world) as journal:
             if notes:
                 journal.warn("data", "; ".join(notes))
+            journal.name_classes(dataset.class_names)
             summary = training.run(journal, journal.provenance)
+            if config.data.on_corrupt == "skip":
+                journal.report_skipped(skipped_pictures(dataset, world))
             journal.conclude(summary)
             training.check_saved()
             if summary.diverged:

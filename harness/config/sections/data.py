@@ -39,6 +39,9 @@ class DataConfig(Section):
     verify: Literal["headers", "full", "none"] = "headers"
     """image_folder: check of the image files before training. headers: opens each file, reads it to
     its end if it is not where it was before, and decodes those of val/. full: decodes all files."""
+    on_corrupt: Literal["stop", "skip"] = "stop"
+    """image_folder: what an image file that cannot be read does. stop: ends the run, before the
+    training where `verify` finds it. skip: the next readable file of its class replaces it."""
     decoder: Literal["auto", "pillow", "simplejpeg"] = "auto"
     """image_folder: program that decodes JPEGs. All give the same pixels to the bit; auto is
     simplejpeg, the faster one, where it is installed."""
