@@ -42,6 +42,9 @@ class DataConfig(Section):
     on_corrupt: Literal["stop", "skip"] = "stop"
     """image_folder: what an image file that cannot be read does. stop: ends the run, before the
     training where `verify` finds it. skip: the next readable file of its class replaces it."""
+    class_balance: float = Field(default=0.0, ge=0, le=1)
+    """How far rare classes come as often as others: a class with n images comes in proportion to
+    n ** (1 - class_balance). 0: every image once in an epoch; 1: all classes equally often."""
     decoder: Literal["auto", "pillow", "simplejpeg"] = "auto"
     """image_folder: program that decodes JPEGs. All give the same pixels to the bit; auto is
     simplejpeg, the faster one, where it is installed."""
