@@ -15,6 +15,7 @@ from harness.errors import AlikeOnAllRanks
 from harness.lab.command import add_lab
 from harness.launch.command import add_launch
 from harness.leaving import leave
+from harness.pack.command import add_pack
 from harness.parallel.launcher import refuse_others
 from harness.plan.command import add_plan
 from harness.terminal import lasting_output
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add_doctor(commands)
     add_plan(commands)
     add_calibrate(commands)
+    add_pack(commands)
     add_lab(commands)
     add_demo(commands)
     add_ui(commands)

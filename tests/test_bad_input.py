@@ -116,6 +116,17 @@ def refused(here: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> s
         (["data.dataset=glyphs", "data.train_fonts=[none]"], "data.train_fonts names none"),
         (["data.dataset=image_folder"], "set data.root to it"),
         (["data.dataset=fashion_mnist", "data.root=none"], "data.root=none is not a folder"),
+        (["data.recipe=imagenet"], "data.recipe=imagenet belongs to data.dataset=image_folder"),
+        (["data.validation_size=64"], "data.validation_size=64 belongs to data.dataset=image_f"),
+        (["data.extras=[random_erasing]"], "data.extras belongs to data.recipe=imagenet"),
+        (
+            ["data.dataset=image_folder", "data.recipe=imagenet", "data.augment=2"],
+            "data.recipe=imagenet has no strength: data.augment is 2",
+        ),
+        (
+            ["data.dataset=image_folder", "data.recipe=imagenet", "data.extras=[mixup]"],
+            "data.extras=mixup gives an image two labels, and the loss over sliced classes takes",
+        ),
         (["train.batch_size=65"], "lower train.batch_size or use fewer ranks"),
         (["train.batch_size=1"], "train.batch_size=1 gives batch norm one value per channel"),
         (

@@ -17,7 +17,7 @@ FLOORS = [
     "config arguments terminal",
     "parallel leaving",
     "model data exchange tracing tracking",
-    "launch train.stability train.evaluation train.row_optimizer",
+    "launch train.stability train.evaluation train.row_optimizer pack",
     "doctor lab",
     "train",
     "calibrate checkpoint compare",

@@ -8,7 +8,7 @@ from harness.errors import UserError
 from harness.tracking.recorded import CHOSEN, RecordedRun
 
 SAME_IMAGES = (
-    *("dataset", "num_classes", "root", "image_size"),
+    *("dataset", "num_classes", "root", "image_size", "validation_size", "recipe"),
     *("train_fonts", "validation_fonts", "synthetic_images"),
 )
 """Keys of `data` that must be equal, or accuracies mean different things."""

@@ -1,10 +1,14 @@
-"""Checks the class folders of train/ and val/: both the same, and as many as configured."""
+"""The class folders of train/ and val/: the same ones in both, or fewer in val/."""
 
 import os
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from harness.data.tree import class_folders, shown, visible
 from harness.errors import UserError
@@ -12,29 +16,61 @@ from harness.errors import UserError
 PARTS = ("train", "val")
 
 
-def common_classes(
-    root: Path, num_classes: int, left_out: Mapping[str, Counter[str]]
-) -> list[bytes]:
-    """The class folders' names, sorted by their bytes. Counts other entries in `left_out[part]`.
+@dataclass(frozen=True)
+class Classes:
+    """The names of class folders, sorted by their bytes."""
 
-    Raises UserError if they are not the same `num_classes` classes in both parts.
+    train: list[bytes]
+    """Label 0 is the first of them, and so on."""
+    val: list[bytes]
+    """All of `train`, or some of them."""
+
+    def of(self, part: str) -> list[bytes]:
+        return self.train if part == PARTS[0] else self.val
+
+    def labels(self, part: str) -> Tensor:
+        """The label of each class of a part, int64."""
+        numbers = {name: number for number, name in enumerate(self.train)}
+        return torch.tensor([numbers[name] for name in self.of(part)])
+
+    def note(self) -> str:
+        """One line if validation has fewer classes; else empty."""
+        missing = sorted(set(self.train) - set(self.val))
+        if not missing:
+            return ""
+        return (
+            f"val/ has {len(self.val):,} of the {len(self.train):,} classes of train/, so accuracy "
+            f"is measured on these; it lacks {', '.join(map(shown, missing[:3]))}"
+            f"{' ...' if len(missing) > 3 else ''}"
+        )
+
+
+def classes_of(root: Path, left_out: Mapping[str, Counter[str]]) -> Classes:
+    """The class folders of both parts. Counts other entries in `left_out[part]`.
+
+    Raises UserError if there are fewer than two, if val/ has one that train/ lacks, or if two look
+    the same.
     """
     train, val = (_class_folders(root, part, left_out[part]) for part in PARTS)
     for part, names in zip(PARTS, (train, val), strict=True):
         _check_lookalikes(root / part, names)
-    if train != val:
+    if not set(val) <= set(train):
         raise UserError(_differing(root, set(train), set(val)))
     if len(train) < 2:
         raise UserError(
             f"{root / 'train'} has one class folder, {shown(train[0])}; a classifier needs at "
             f"least two, each directly in train/ and val/"
         )
-    if len(train) != num_classes:
+    return Classes(train, val)
+
+
+def check_number(where: Path, found: int, num_classes: int) -> None:
+    """Raises UserError if `where` has another number of classes than the config says."""
+    if found != num_classes:
         raise UserError(
-            f"{root / 'train'} has {len(train)} class folders, but data.num_classes is "
-            f"{num_classes}; set data.num_classes={len(train)}"
+            f"{where} has {found} classes, but data.num_classes is {num_classes}; "
+            f"set data.num_classes={found}"
         )
-    return train
 
 
 def _class_folders(root: Path, part: str, left_out: Counter[str]) -> list[bytes]:
@@ -83,8 +119,8 @@ def _differing(root: Path, train: set[bytes], val: set[bytes]) -> str:
         if names
     )
     return (
-        f"{root} has {len(train ^ val)} classes in only one of train/ and val/ ({missing}); give "
-        f"both the same class folders"
+        f"{root} has {len(train ^ val)} classes in only one of train/ and val/ ({missing}); every "
+        f"class of val/ must be in train/ too"
     )
 
 

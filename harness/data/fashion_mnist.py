@@ -13,7 +13,7 @@ from torch import Tensor
 
 from harness.config import DataConfig
 from harness.data.augment import CropAndFlip
-from harness.data.folder import required_root
+from harness.data.image_folder import required_root
 from harness.data.images import ArraySource, Dataset, WrappedSource
 from harness.errors import UserError
 

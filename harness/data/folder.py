@@ -1,122 +1,86 @@
-"""Any folder of images by class: root/train/CLASS/*.jpg and root/val/CLASS/*.jpg."""
+"""A folder of image files by class: root/train/CLASS/*.jpg and root/val/CLASS/*.jpg."""
 
 import os
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from harness.config import DataConfig
-from harness.data.augment import CropAndFlip
-from harness.data.classes import PARTS, common_classes
-from harness.data.images import Dataset, Part
-from harness.data.pixels import Undecodable, middle_square
+from harness.data.classes import PARTS, Classes, check_number, classes_of
+from harness.data.cut import Frame, picture
+from harness.data.decoder import Decoder
+from harness.data.images import Part
+from harness.data.picture_source import PictureFolder
+from harness.data.pixels import check_file, content_of, most_reduced, upright
 from harness.data.tree import ImageTree, format_counts, shown
-from harness.errors import UserError
-
-CHANNELS = 3
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
-def open_image_folder(config: DataConfig) -> Dataset:
-    """RGB images of the tree at `data.root`; classes are the folders of train/, in sorted order."""
-    root = required_root(config)
-    # A warning of Pillow for each odd but readable file would bury everything else.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
+def read_folder(root: Path, num_classes: int, decoder: Decoder) -> PictureFolder:
+    """Raises UserError for a folder that does not fit, and for another number of classes."""
     left_out: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
-    classes = common_classes(root, config.num_classes, left_out)
-    decoders = Decoders()
-    sources = []
-    for part in PARTS:
-        tree = ImageTree(str(root / part), classes)
+    classes = classes_of(root, left_out)
+    check_number(root / PARTS[0], len(classes.train), num_classes)
+    trees = trees_of(root, classes, left_out)
+    train, val = (FilePictures(tree, classes.labels(part), decoder) for part, tree in trees.items())
+    names = tuple(map(shown, classes.train))
+    return PictureFolder(train, val, names, notes_of(root, classes, left_out))
+
+
+def trees_of(
+    root: Path, classes: Classes, left_out: dict[str, Counter[str]]
+) -> dict[str, ImageTree]:
+    """The files of each part. Counts what is no image in `left_out`."""
+    trees = {part: ImageTree(str(root / part), classes.of(part)) for part in PARTS}
+    for part, tree in trees.items():
         left_out[part] += tree.left_out
-        sources.append(ImageFiles(tree, tree.labels, config.image_size, decoders))
-    return Dataset(
-        num_classes=config.num_classes,
-        channels=CHANNELS,
-        image_size=config.image_size,
-        train=sources[0],
-        validation={"validation": sources[1]},
-        augment=CropAndFlip(config.augment),
-        class_names=tuple(map(shown, classes)),
-        notes=tuple(
-            f"left out of {root / part}: {format_counts(found)}"
-            for part, found in left_out.items()
-            if found
-        ),
-    )
+    return trees
 
 
-def required_root(config: DataConfig) -> Path:
-    """The folder `data.root`. Raises UserError if there is none."""
-    if config.root is None:
-        raise UserError(f"data.dataset={config.dataset} reads a folder; set data.root to it")
-    root = Path(config.root)
-    if not os.path.isdir(root):
-        raise UserError(f"data.root={config.root} is not a folder; correct it")
-    return root
+def notes_of(root: Path, classes: Classes, left_out: dict[str, Counter[str]]) -> tuple[str, ...]:
+    """What the user should know about the folder, one line each."""
+    notes = [
+        f"left out of {root / part}: {format_counts(found)}"
+        for part, found in left_out.items()
+        if found
+    ]
+    return (*notes, *filter(None, [classes.note()]))
 
 
-class Decoders:
-    """Threads that decode images, shared by the parts of a data set.
+class FilePictures:
+    """The image files of a tree of class folders."""
 
-    They start with the first image; their number is torch's number of threads at that time, a
-    rank's share of the machine's cores. Two parts may use them at the same time, first come, first
-    served.
-    """
+    files_are_pictures, together = True, 128
 
-    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """Applies the function to each item, in order. It should release the GIL, as Pillow
-        does."""
-        return list(self._pool.map(function, items))
-
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(torch.get_num_threads(), "decode")
-
-
-class ImageFiles:
-    """Image files that are decoded on demand: RGB, the middle square, resized."""
-
-    def __init__(
-        self,
-        files: ImageTree,
-        labels: Tensor,
-        image_size: int,
-        decoders: Decoders | None = None,
-    ) -> None:
+    def __init__(self, files: ImageTree, labels: Tensor, decoder: Decoder) -> None:
+        """`labels`: of each class of the tree, int64."""
         self.files = files
-        self.labels = labels
-        self.image_size = image_size
-        self.decoders = decoders or Decoders()
+        self.labels = labels[files.labels]
+        self._decoder = decoder
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        paths = [self.files[i] for i in indices.tolist()]
-        images_BHWC = np.stack(self.decoders.map(self._decoded, paths))
-        images = torch.from_numpy(images_BHWC).permute(0, 3, 1, 2).contiguous()
-        return images, self.labels[indices]
+    def cut(self, number: int, frame: Frame, size: int) -> np.ndarray:
+        return picture(content_of(self.files[number]), frame, size, self._decoder)
+
+    def shown(self, number: int) -> str:
+        return shown(os.fsencode(self.files[number]))
+
+    def check(self, number: int, closely: bool) -> None:
+        """Raises Undecodable for a file that cannot be read; `closely` decodes it."""
+        if closely:
+            upright(content_of(self.files[number]), most_reduced, self._decoder)
+        else:
+            check_file(self.files[number])
+
+    def remedy(self, them: str) -> str:
+        return f"replace or remove {them}"
 
     def parts(self) -> Iterator[Part]:
+        yield self._decoder.part
         sizes = self.files.stats[:, 1].tolist()
         for number, size in enumerate(sizes):
             name, _, inside = self.files.name(number).partition(b"/")
             yield Part(shown(name), f"{shown(inside)} ({size} bytes)")
-
-    def _decoded(self, path: str) -> np.ndarray:
-        try:
-            return middle_square(path, self.image_size)
-        except Undecodable as error:
-            raise UserError(
-                f"cannot decode {shown(os.fsencode(path))}: {error}; replace or remove it"
-            ) from error

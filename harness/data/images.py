@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from harness.data.levels import HALF, Levels
 from harness.errors import UserError
 
 
@@ -55,13 +56,25 @@ class Dataset:
     train: ImageSource
     validation: Mapping[str, ImageSource]
     """Sets that are never trained on, by name; the first is the primary one."""
-    augment: Callable[[Tensor, torch.Generator], Tensor]
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None
     """The augmentation of float images in [0, 1], [B, channels, height, width] on any device, drawn
-    from a generator of that device. It may reuse the memory of its input."""
+    from a generator of that device. It may reuse the memory of its input. None: none."""
+    validation_size: int | None = None
+    """Height and width of the images that are validated on; None: those of training."""
+    read_random: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]] | None = None
+    """Reads training images as `train.read` does, each cut at random by a generator of the CPU; for
+    any thread. None: there is nothing random about reading."""
+    alter: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    """Alters uint8 images on their device, before `augment`, by draws from a generator of the CPU;
+    in place."""
+    levels: Levels = HALF
+    """What images are normalised by."""
     class_names: tuple[str, ...] = ()
     """The names of the labels 0, 1, ..., if classes have names."""
     notes: tuple[str, ...] = ()
     """Notes for the user from opening the data set, one line each."""
+    decodes: bool = False
+    """Whether reading an image takes so much work that it is done ahead, also on processors."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a set without images, or with labels outside the classes."""

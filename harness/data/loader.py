@@ -1,4 +1,4 @@
-"""Batches on their device: read in the step on a CPU, by a thread and a side stream on a card."""
+"""Batches on their device: decoded ahead by threads; for a card, copied ahead on a side stream."""
 
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -12,18 +12,12 @@ import torch
 from torch import Tensor
 
 from harness.data.images import Dataset, ImageSource
+from harness.data.levels import HALF, Levels
 from harness.data.shares import BatchSplit, evaluation_share
 from harness.seeding import seeded_generator
 
-MEAN, DEVIATION = 0.5, 0.5
-
 Item = TypeVar("Item")
 Batch = tuple[Tensor, Tensor]
-
-
-def normalise(images: Tensor) -> Tensor:
-    """Maps images from [0, 1] to [-1, 1], as the backbone takes them; in place."""
-    return images.sub_(MEAN).div_(DEVIATION)
 
 
 @dataclass(frozen=True)
@@ -36,6 +30,10 @@ class Augmentation:
     def generator(self, t: int, device: torch.device) -> torch.Generator:
         """The random generator of micro-batch `t`: a batch is the same wherever a run resumes."""
         return seeded_generator(self.seed, "augment", t, self.rank, device=device)
+
+    def on_cpu(self, purpose: str, t: int) -> torch.Generator:
+        """A generator of the CPU, so that its draws are the same for every device."""
+        return seeded_generator(self.seed, purpose, t, self.rank)
 
 
 def train_batches(
@@ -50,19 +48,30 @@ def train_batches(
     """Endless micro-batches from `start` on: float32 images [B, C, H, W], labels [B].
 
     For a card, a thread keeps up to `prefetch` of them ready, copied and augmented on its own
-    stream. With 0, or on a CPU, they are read in the step. Errors of the thread are raised here.
-    Closing the iterator ends the thread.
+    stream. On a CPU, a thread keeps as many decoded if the data set decodes, and the step augments
+    them. With 0 all is done in the step. The images are the same in every case. Errors of the
+    thread are raised here. Closing the iterator ends the thread.
     """
 
-    def augmented(images: Tensor, t: int) -> Tensor:
-        if augmentation is None:
-            return images
-        return dataset.augment(images, augmentation.generator(t, device))
+    def read(t: int) -> Batch:
+        if augmentation is None or dataset.read_random is None:
+            return dataset.train.read(shares.indices(t))
+        return dataset.read_random(shares.indices(t), augmentation.on_cpu("cut", t))
 
-    made = _made_batches(dataset.train, shares, device, augmented, start)
-    if device.type != "cuda" or not prefetch:
-        return made
-    return _ready_on_card(read_ahead(_on_side_stream(made, device), prefetch), device)
+    def augmented(images: Tensor, t: int) -> Tensor:
+        if augmentation is not None and dataset.alter is not None:
+            images = dataset.alter(images, augmentation.on_cpu("alter", t))
+        if augmentation is None or dataset.augment is None:
+            return dataset.levels.of_bytes(images)
+        generator = augmentation.generator(t, device)
+        return dataset.levels.of_floats(dataset.augment(images.float().div_(255), generator))
+
+    batches = (read(t) for t in count(start))
+    if device.type == "cuda" and prefetch:
+        made = _made_batches(batches, device, augmented, start)
+        return _ready_on_card(read_ahead(_on_side_stream(made, device), prefetch), device)
+    ahead = prefetch if dataset.decodes else 0
+    return _made_batches(ahead_of(batches, ahead), device, augmented, start)
 
 
 def evaluation_batches(
@@ -73,23 +82,31 @@ def evaluation_batches(
     batch_size: int,
     device: torch.device,
     limit: int = 0,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """This rank's images, labels and validity, in the same number of batches on every rank."""
-    for indices, valid in evaluation_share(len(source), rank, world_size, batch_size, limit):
-        images, labels = _moved(source.read(indices), device)
-        yield normalise(images.float().div_(255)), labels, valid.to(device)
+    prefetch: int = 0,
+    levels: Levels = HALF,
+) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
+    """This rank's images, labels and validity, in the same number of batches on every rank.
+
+    A thread reads up to `prefetch` of them ahead.
+    """
+    share = evaluation_share(len(source), rank, world_size, batch_size, limit)
+    read = ((source.read(indices), valid) for indices, valid in share)
+    with closing(ahead_of(read, prefetch)) as batches:
+        for batch, valid in batches:
+            images, labels = _moved(batch, device)
+            yield levels.of_bytes(images), labels, valid.to(device)
 
 
 def _made_batches(
-    source: ImageSource,
-    shares: BatchSplit,
+    read: Generator[Batch, None, None],
     device: torch.device,
     augmented: Callable[[Tensor, int], Tensor],
     start: int,
 ) -> Generator[Batch, None, None]:
-    for t in count(start):
-        images, labels = _moved(source.read(shares.indices(t)), device)
-        yield normalise(augmented(images.float().div_(255), t)), labels
+    with closing(read):
+        for t, batch in enumerate(read, start):
+            images, labels = _moved(batch, device)
+            yield augmented(images, t), labels
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
@@ -138,6 +155,11 @@ class _Failed:
 
 
 _ENDED = object()
+
+
+def ahead_of(items: Generator[Item, None, None], depth: int) -> Generator[Item, None, None]:
+    """The same items, prepared ahead by a thread unless `depth` is 0."""
+    return read_ahead(items, depth) if depth else items
 
 
 def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:

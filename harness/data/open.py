@@ -1,10 +1,10 @@
 """Opens the data set that the config names."""
 
 from harness.config import DataConfig
-from harness.data import fashion_mnist, folder, glyphs, synthetic
+from harness.data import fashion_mnist, glyphs, picture_source, synthetic
 from harness.data.fashion_mnist import open_fashion_mnist
-from harness.data.folder import open_image_folder
 from harness.data.glyphs import open_glyphs
+from harness.data.image_folder import open_image_folder
 from harness.data.images import Dataset
 from harness.data.synthetic import open_synthetic
 
@@ -16,7 +16,7 @@ OPENERS = {
 }
 CHANNELS = {
     "glyphs": glyphs.CHANNELS,
-    "image_folder": folder.CHANNELS,
+    "image_folder": picture_source.CHANNELS,
     "fashion_mnist": fashion_mnist.CHANNELS,
     "synthetic": synthetic.CHANNELS,
 }

@@ -12,27 +12,40 @@
 """
 
 import os
+from collections.abc import Callable
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-VERSION = 1
+from harness.data.decoder import PILLOW, Decoder
+
+REDUCTIONS = (8, 4, 2)
+"""Factors by which a JPEG can be reduced while it is decoded, which is much faster."""
+Reduction = Callable[[int, int], int]
+"""The factor for a JPEG of a width and a height: one of REDUCTIONS, or 1."""
+
+VERSION = 2
 """Version of the rules; incremented whenever a file would be refused or accepted differently."""
 
 ORIENTATION, UPRIGHT = 0x0112, 1
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+SIDEWAYS = (5, 6, 7, 8)
+"""Orientations of images that are stored lying on a side."""
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: np.fliplr,
+    3: partial(np.rot90, k=2),
+    4: np.flipud,
+    5: partial(np.swapaxes, axis1=0, axis2=1),
+    6: partial(np.rot90, k=3),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: np.rot90,
 }
 """The operation that undoes each EXIF orientation except 1, which is upright."""
 
+JPEGS = ("JPEG", "MPO")
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 """Numbers of TIFF tags."""
 WHITE_IS_ZERO, SIGNED = 0, 2
@@ -51,22 +64,33 @@ class Undecodable(Exception):
     """Raised if a file gives no image; the message says why, without the file's name."""
 
 
-def middle_square(path: str | Path, size: int) -> np.ndarray:
-    """The middle of the image as it is shown, uint8 [size, size, 3].
+def upright(content: bytes, reduction: Reduction, decoder: Decoder = PILLOW) -> np.ndarray:
+    """The pixels of an image file as they are shown, uint8 [height, width, 3].
 
     Raises Undecodable.
     """
     try:
-        # Given a name, Pillow maps plain TIFFs into memory and mixes up the rows of those that its
-        # reader has to turn by a quarter; given an open file, it reads them correctly.
-        with open(path, "rb") as file, Image.open(file) as image:
-            return _square(image, size)
+        with Image.open(BytesIO(content)) as image:
+            return _upright(image, content, reduction, decoder)
     except Exception as error:  # Pillow raises errors of any type for damaged files
         raise Undecodable(_why(error)) from error
 
 
-def check_file(path: str | Path, size: int) -> None:
-    """Like `middle_square`, but decodes only if a look at both ends of the file leaves doubt.
+def most_reduced(width: int, height: int) -> int:
+    """The reduction that only looks whether a file decodes."""
+    return REDUCTIONS[0]
+
+
+def content_of(path: str | Path) -> bytes:
+    """The bytes of a file. Raises Undecodable."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise Undecodable(_why(error)) from error
+
+
+def check_file(path: str | Path) -> None:
+    """Like `upright`, but decodes only if a look at both ends of the file leaves doubt.
 
     Finds files that cannot be opened, have a refused mode or were cut short. Does not find bytes
     altered in the middle of a JPEG, PNG, GIF or WebP file. Raises Undecodable.
@@ -74,7 +98,9 @@ def check_file(path: str | Path, size: int) -> None:
     try:
         with open(path, "rb") as file, Image.open(file) as image:
             if image.mode == "F" or not _ends_well(file, image.format or ""):
-                _square(image, size)
+                image.draft("RGB", (1, 1))
+                image.load()
+                as_rgb(image)
     except Exception as error:  # as above
         raise Undecodable(_why(error)) from error
 
@@ -93,17 +119,22 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _square(image: Image.Image, size: int) -> np.ndarray:
-    # A JPEG can be decoded at a half, a quarter or an eighth, much faster.
-    image.draft("RGB", (size, size))
-    # Loaded before the orientation is read: TIFF's reader turns the pixels while loading, and PNG's
-    # EXIF block may come after the pixels.
-    image.load()
-    shown, turn = as_rgb(image), TURNS.get(_orientation(image))
-    if turn is not None:
-        shown = shown.transpose(turn)
-    box = _middle(shown.size)
-    return np.asarray(shown.resize((size, size), Image.Resampling.BILINEAR, box))
+def _upright(
+    image: Image.Image, content: bytes, reduction: Reduction, decoder: Decoder
+) -> np.ndarray:
+    pixels = None
+    if image.format in JPEGS:
+        lying = _orientation(image) in SIDEWAYS
+        factor = reduction(*(image.size[::-1] if lying else image.size))
+        pixels = decoder.pixels(image, content, factor)
+        image.draft("RGB", (image.width // factor, image.height // factor))
+    if pixels is None:
+        # Loaded before the orientation is read: TIFF's reader turns the pixels while loading, and
+        # PNG's EXIF block may come after the pixels.
+        image.load()
+        pixels = np.array(as_rgb(image))
+    turn = TURNS.get(_orientation(image))
+    return pixels if turn is None else turn(pixels)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -111,14 +142,6 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ORIENTATION, UPRIGHT))
     except Exception:  # a damaged EXIF block makes Pillow raise errors of any type
         return UPRIGHT
-
-
-def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The largest square in the middle of an image: left, top, right, bottom."""
-    width, height = size
-    side = min(size)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
 
 
 def _from_integers(image: Image.Image) -> Image.Image:

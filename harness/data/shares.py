@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from harness.data.balance import Balance
 from harness.errors import UserError
 from harness.seeding import seeded_generator
 
@@ -42,6 +43,8 @@ class BatchSplit:
     world_size: int
     seed: int
     begun: Place = Place()
+    balance: Balance | None = None
+    """Which images an epoch consists of; None: of each image once."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world_size:
@@ -71,7 +74,8 @@ class BatchSplit:
         """This rank's images in micro-batch `t`, which must not be before `first`: int64 [B]."""
         place = self.place(t)
         start = place.images + self.rank * self.batch_size
-        return epoch_order(self.length, self.seed, place.epoch)[start : start + self.batch_size]
+        order = epoch_order(self.length, self.seed, place.epoch)[start : start + self.batch_size]
+        return order if self.balance is None else self.balance.images(place.epoch)[order]
 
     @property
     def first(self) -> int:

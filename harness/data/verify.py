@@ -9,7 +9,7 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from harness.config import DataConfig
 from harness.data import pixels
-from harness.data.folder import ImageFiles
 from harness.data.images import Dataset
+from harness.data.picture_source import PictureSource
 from harness.data.record import Record, stamp
 from harness.data.tree import shown
 from harness.errors import UserError
@@ -30,8 +30,6 @@ from harness.parallel.world import World
 ROUND_SECONDS = 1.0
 """Seconds between two reports of all ranks, for the progress bar and because Horovod warns of a
 silent rank."""
-CHUNK = 128
-"""Files checked between two looks at the clock."""
 NAMED = 3
 """Unreadable files named in the message; all are listed in a file."""
 
@@ -39,20 +37,20 @@ NAMED = 3
 def verify(dataset: Dataset, world: World, config: DataConfig) -> tuple[str, ...]:
     """Raises UserError, on all ranks together, if an image file of the data set cannot be read.
 
-    `config.verify` decides how closely files are checked. Returns notes for the user, one line
-    each. Data sets of other kinds check their files when they are opened. Collective over the
-    world.
+    `config.verify` decides how closely files are checked, `config.on_corrupt` whether one that
+    cannot be read is only listed. Returns notes for the user, one line each. Data sets of other
+    kinds check their files when they are opened. Collective over the world.
     """
     sources = [
         source
         for source in (dataset.train, *dataset.validation.values())
-        if isinstance(source, ImageFiles)
+        if isinstance(source, PictureSource)
     ]
     if config.verify == "none" or not sources:
         return ()
     # Validation images are read last, when all training is done, so they are decoded now.
     parts = [
-        _Part(source, number > 0 or config.verify == "full")
+        _Part(number, source, number > 0 or config.verify == "full")
         for number, source in enumerate(sources)
     ]
     record = Record(Path(config.cache) / f"readable-{parts[0].key}.stamps")
@@ -64,13 +62,21 @@ def verify(dataset: Dataset, world: World, config: DataConfig) -> tuple[str, ...
     if not found:
         whole = np.array([part.stamp() for part in parts], np.uint64)
         record.add(whole[~record.knows(whole)])
-    problem = UserError(_message(found, record, sum(map(len, sources)))) if found else None
+    skips = config.on_corrupt == "skip"
+    message = _message(found, record, parts, listed=skips) if found else ""
+    problem = None
+    if found and not (skips and _replaceable(found, parts)):
+        problem = UserError(f"{message}; {parts[0].pictures.remedy('them')}")
     world.raise_together(problem if world.is_first else None)
-    return (record.problem,) if record.problem else ()
+    replaced = f"{message}; the next one of its class that can be read replaces each"
+    return tuple(filter(None, (record.problem, replaced if found else "")))
 
 
 @dataclass(frozen=True)
 class _Unreadable:
+    part: int
+    """0 for training, then the validation sets."""
+    number: int
     path: str
     why: str
     host: str
@@ -88,14 +94,15 @@ class _Share:
 class _Part:
     """One source, and how closely its files are checked."""
 
-    def __init__(self, source: ImageFiles, decode: bool) -> None:
-        self._source, self._files = source, source.files
-        self._check = pixels.middle_square if decode else pixels.check_file
+    def __init__(self, number: int, source: PictureSource, closely: bool) -> None:
+        self._number = number
+        self.pictures, self._threads, self._closely = source.pictures, source.threads, closely
+        self._files = source.pictures.files
         # Another version of Pillow or of our rule may refuse what this one reads.
-        self._salt = f"{self._check.__name__} {pixels.VERSION} {PIL.__version__}".encode()
-        self._root = os.path.abspath(source.files.root)
+        self._salt = f"{closely} {pixels.VERSION} {PIL.__version__}".encode()
+        self._root = os.path.abspath(self._files.root)
         self.key = hashlib.sha256(self._root).hexdigest()[:16]
-        self.identity = source.files.identity()
+        self.identity = self._files.identity()
 
     def stamp(self) -> int:
         """The stamp of all files in their current state."""
@@ -118,14 +125,14 @@ class _Part:
 
     def unreadable(self, indices: np.ndarray) -> list[_Unreadable | None]:
         """For each file, what is wrong with it, or None."""
-        return self._source.decoders.map(self._problem, indices.tolist())
+        return self._threads.map(self._problem, indices.tolist())
 
     def _problem(self, i: int) -> _Unreadable | None:
-        path = self._files[i]
         try:
-            self._check(path, self._source.image_size)
+            self.pictures.check(i, self._closely)
         except pixels.Undecodable as error:
-            return _Unreadable(shown(os.fsencode(path)), str(error), socket.gethostname())
+            path = shown(os.fsencode(self._files[i]))
+            return _Unreadable(self._number, i, path, str(error), socket.gethostname())
         return None
 
 
@@ -153,28 +160,48 @@ def _check_in_rounds(shares: list[_Share], record: Record, world: World) -> list
 def _check(shares: list[_Share], record: Record) -> Iterator[tuple[int, list[_Unreadable]]]:
     """For each chunk, the number of files checked and those that are unreadable."""
     for share in shares:
-        for start in range(0, len(share.indices), CHUNK):
-            chunk = slice(start, start + CHUNK)
+        together = share.part.pictures.together
+        for start in range(0, len(share.indices), together):
+            chunk = slice(start, start + together)
             problems = share.part.unreadable(share.indices[chunk])
             record.add(share.stamps[chunk][[problem is None for problem in problems]])
             yield len(problems), [problem for problem in problems if problem is not None]
 
 
-def _message(found: list[_Unreadable], record: Record, files: int) -> str:
+def _replaceable(found: list[_Unreadable], parts: Sequence[_Part]) -> bool:
+    """Whether every class keeps an image that can be read."""
+    for number, part in enumerate(parts):
+        lost = {each.number for each in found if each.part == number}
+        if not lost:
+            continue
+        if not part.pictures.files_are_pictures:
+            return False
+        labels = part.pictures.labels
+        affected, images = labels[sorted(lost)], labels.bincount()
+        remaining = images - affected.bincount(minlength=len(images))
+        if bool((remaining[affected] == 0).any()):
+            return False
+    return True
+
+
+def _message(found: list[_Unreadable], record: Record, parts: Sequence[_Part], listed: bool) -> str:
     hosts = {each.host for each in found}
     named = "; ".join(
         f"{each.host + ':' if len(hosts) > 1 else ''}{each.path} ({each.why})"
         for each in found[:NAMED]
     )
-    if len(found) > NAMED:
-        listed = record.path.with_suffix(".unreadable.txt")
-        try:
-            listed.parent.mkdir(parents=True, exist_ok=True)
-            lines = (f"{each.host}\t{each.path}\t{each.why}\n" for each in found)
-            listed.write_text("".join(lines), "utf-8")
-            named += f"; all of them are listed in {listed}"
-        except OSError as error:
-            named += f"; the list of all cannot be written to {listed} ({error.strerror})"
-    return (
-        f"{len(found):,} of {files:,} image files cannot be read: {named}; replace or remove them"
-    )
+    if len(found) > NAMED or listed:
+        named += _list_all(found, record.path.with_suffix(".unreadable.txt"))
+    files = sum(len(part.pictures.files) for part in parts)
+    return f"{len(found):,} of {files:,} image files cannot be read: {named}"
+
+
+def _list_all(found: list[_Unreadable], path: Path) -> str:
+    """Lists all files in `path`; returns words that say so."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = (f"{each.host}\t{each.path}\t{each.why}\n" for each in found)
+        path.write_text("".join(lines), "utf-8")
+    except OSError as error:
+        return f"; the list of all cannot be written to {path} ({error.strerror})"
+    return f"; all of them are listed in {path}"

@@ -17,7 +17,9 @@ from harness.measure.redaction import without_secrets
 
 Fact = TypeVar("Fact")
 
-PACKAGES = ("torch", "torchvision", "horovod", "mlflow", "numpy", "pandas")
+PACKAGES = (
+    *("torch", "torchvision", "horovod", "mlflow", "numpy", "pandas", "pillow", "simplejpeg"),
+)
 RECORDED_VARIABLES = ("HOROVOD_", "OMP_", "NCCL_", "GLOO_", "CUDA_VISIBLE_DEVICES")
 """Prefixes of variables that configure the libraries underneath."""
 

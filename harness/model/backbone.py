@@ -50,6 +50,23 @@ def make_backbone(config: BackboneConfig, channels: int, image_size: int, seed: 
         return Backbone(body, features, config)
 
 
+def check_size(backbone: Backbone, config: BackboneConfig, channels: int, size: int) -> None:
+    """Raises UserError if the backbone, made for training images, takes no images of `size`."""
+    training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            fits = backbone(torch.zeros(1, channels, size, size)).shape[1] == backbone.features
+    except (RuntimeError, AssertionError, ValueError):
+        fits = False
+    backbone.train(training)
+    if not fits:
+        raise UserError(
+            f"backbone.name={config.name} is made for images of data.image_size and cannot take "
+            f"data.validation_size={size}; leave data.validation_size out, or use another backbone"
+        )
+
+
 def _advice(config: BackboneConfig, channels: int, image_size: int) -> str:
     """Advice on image sizes near this one that work, found on tensors without memory."""
     # Networks need multiples of a patch, of their stride, or of both times a window's side.

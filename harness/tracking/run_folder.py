@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
+CLASSES = "classes.txt"
+"""The names of the labels 0, 1, ..., one a line, where classes have names."""
+SKIPPED = "skipped.tsv"
+"""Images that could not be read, and why; the run replaced them."""
 MLFLOW = "mlflow.json"
 """Where the run is in MLflow; this file is in the run's folder only."""
 CHECKPOINTS = "checkpoints"
@@ -94,13 +99,24 @@ class RunFolder:
         """Opens an empty file of metrics, which is flushed after each line."""
         return (self.path / METRICS).open("w", buffering=1, encoding="utf-8")
 
+    def write_classes(self, names: Sequence[str]) -> Path:
+        path = self.path / CLASSES
+        path.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        return path
+
+    def write_skipped(self, skipped: Sequence[tuple[str, str]]) -> Path:
+        """Writes places of images with the reasons."""
+        path = self.path / SKIPPED
+        path.write_text("".join(f"{place}\t{why}\n" for place, why in skipped), encoding="utf-8")
+        return path
+
     def write_mlflow(self, where: dict[str, str]) -> None:
         """Writes where the run is in MLflow; `where` must have a `run_id`."""
         (self.path / MLFLOW).write_text(json.dumps(where, indent=2))
 
     def unmake(self) -> None:
         """Removes the files of a run that could not start."""
-        for name in (CONFIG, ENVIRONMENT, METRICS, MLFLOW):
+        for name in (CONFIG, ENVIRONMENT, METRICS, CLASSES, MLFLOW):
             (self.path / name).unlink(missing_ok=True)
 
     def _json(self, name: str) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from harness.exchange.flat import Flat
 from harness.measure.summary import Trained
 from harness.measure.traffic import Bytes
 from harness.model.anatomy import Anatomy, Sketch
-from harness.model.backbone import Backbone, make_backbone
+from harness.model.backbone import Backbone, check_size, make_backbone
 from harness.model.flops import micro_batch_flops
 from harness.model.network import Network
 from harness.model.sampling import taking_part
@@ -100,6 +100,8 @@ def assemble(config: Config, data: Dataset, world: World) -> Assembly:
     Raises UserError for a backbone that cannot take the images. Collective over the world.
     """
     backbone = make_backbone(config.backbone, data.channels, data.image_size, config.seed)
+    if data.validation_size not in (None, data.image_size):
+        check_size(backbone, config.backbone, data.channels, data.validation_size)
     anatomy = Anatomy.of(config, world.topology, Sketch.of(backbone, data.channels))
     classifier = SlicedClassifier(
         backbone.features, data.num_classes, config.classifier, world.slices, config.seed

@@ -1,11 +1,12 @@
 """The course of a run: its length, its images and its learning rate, window by window."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.config import Config
+from harness.data.balance import Balance
 from harness.data.shares import BatchSplit, Place
 from harness.train.optimizer import lr_at, scheduled_lr
 
@@ -106,7 +107,13 @@ class Course:
 
 
 def course_of(
-    config: Config, length: int, rank: int, ranks: int, first: int = 0, passed: Passed | None = None
+    config: Config,
+    length: int,
+    rank: int,
+    ranks: int,
+    first: int = 0,
+    passed: Passed | None = None,
+    balance: Balance | None = None,
 ) -> Course:
     """The course of one rank's run over `length` training images, from window `first` on.
 
@@ -114,11 +121,11 @@ def course_of(
     windows are then assumed to have had this run's size.
     """
     batch_size, passes = config.train.batch_size, config.exchange.backward_passes_per_step
-    new = BatchSplit(length, batch_size, rank, ranks, config.seed)
+    new = BatchSplit(length, batch_size, rank, ranks, config.seed, balance=balance)
     per_window = new.world_batch_size * passes
     before = passed.images if passed else first * per_window
     place = Place(passed.epoch, passed.epoch_images) if passed else new.place(first * passes)
-    shares = BatchSplit(length, batch_size, rank, ranks, config.seed, place)
+    shares = replace(new, begun=place)
     warmup_images = before + (config.optimizer.warmup_windows - first) * per_window
     if passed and config.optimizer.warmup_windows <= first:
         warmup_images = before if passed.warmup_images is None else passed.warmup_images

@@ -1,13 +1,13 @@
 """Accuracy and loss on validation sets: images spread over ranks, logits over slices."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from harness.data.images import ImageSource
+from harness.data.images import Dataset
 from harness.data.loader import evaluation_batches
 from harness.model.network import Network
 from harness.model.sliced_classifier import SlicedClassifier
@@ -61,11 +61,12 @@ def evaluate(
 
 def evaluate_sets(
     network: Network,
-    sets: Mapping[str, ImageSource],
+    data: Dataset,
     world: World,
     dtype: torch.dtype,
     batch_size: int,
     limit: int,
+    prefetch: int,
 ) -> dict[str, float]:
     """Metrics `val/<set>/...` of each set and `val/...` of the first; images are cast to `dtype`.
 
@@ -73,7 +74,7 @@ def evaluate_sets(
     """
     metrics: dict[str, float] = {}
     topology = world.topology
-    for number, (name, source) in enumerate(sets.items()):
+    for number, (name, source) in enumerate(data.validation.items()):
         batches = evaluation_batches(
             source,
             rank=topology.rank,
@@ -81,6 +82,8 @@ def evaluate_sets(
             batch_size=batch_size,
             device=world.device,
             limit=limit,
+            prefetch=prefetch if data.decodes else 0,
+            levels=data.levels,
         )
         cast = ((images.to(dtype), labels, valid) for images, labels, valid in batches)
         found = evaluate(network.backbone, network.classifier, cast, world)

@@ -14,6 +14,7 @@ from harness.config import Config
 from harness.data.images import Dataset
 from harness.data.open import open_dataset
 from harness.data.shares import BatchSplit
+from harness.data.skipped import skipped_pictures
 from harness.data.verify import verify
 from harness.doctor.agreement import agree_on_data, agree_on_settings
 from harness.doctor.before_training import check_before_training
@@ -104,7 +105,10 @@ def _run(
                 journal.warn("resume_choice", chosen.note)
             if places.note:
                 journal.warn("folders", places.note)
+            journal.name_classes(dataset.class_names)
             summary = training.run(journal, journal.provenance)
+            if config.data.on_corrupt == "skip":
+                journal.report_skipped(skipped_pictures(dataset, world))
             journal.conclude(summary)
             training.check_saved()
             if summary.diverged:

@@ -1,6 +1,7 @@
 """Where a run's metrics and summary go: tracker, terminal, folder."""
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -8,7 +9,7 @@ from tqdm import tqdm
 from harness.errors import RunFailed
 from harness.measure.summary import DIVERGED_TAG, UNRECORDED, Provenance, RunSummary
 from harness.measure.utilisation import summary_bars, utilisation_line
-from harness.tracking.run_folder import RunFolder
+from harness.tracking.run_folder import SKIPPED, RunFolder
 from harness.tracking.tracker import Tracker
 from harness.train.ledger import NullJournal
 
@@ -17,6 +18,12 @@ class OtherRank(NullJournal):
     """The journal of every rank except the first; it records nothing."""
 
     provenance = UNRECORDED
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        return None
+
+    def report_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
+        return None
 
     def conclude(self, summary: RunSummary) -> None:
         return None
@@ -52,6 +59,24 @@ class RunJournal:
     def attach(self, path: Path, folder: str) -> None:
         """Sends a file of the run to the tracker while training continues."""
         self._tracker.large_artifact(path, folder)
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Keeps the names of the classes, if they have names."""
+        if names:
+            self._keep("classes", lambda: RunFolder(self._folder).write_classes(names))
+
+    def report_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
+        """Lists images that were replaced because they could not be read, and says so."""
+        if skipped:
+            self._keep("skipped", lambda: RunFolder(self._folder).write_skipped(skipped))
+            line = f"{len(skipped):,} images could not be read; others of their class replaced them"
+            self.warn("skipped", f"{line}; {self._folder / SKIPPED} lists them")
+
+    def _keep(self, name: str, write: Callable[[], Path]) -> None:
+        try:
+            self._tracker.artifact(write())
+        except OSError as error:
+            self.warn(name, f"cannot write to {self._folder}: {error.strerror}; free space there")
 
     def conclude(self, summary: RunSummary) -> None:
         """Writes the summary file, logs `summary/*` once and prints the closing report.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config import Config
+from harness.data.balance import balance_of
 from harness.data.images import Dataset, OneAtATime
 from harness.data.loader import Augmentation, Batch, train_batches
 from harness.errors import UserError
@@ -196,6 +197,7 @@ def _course(model: Assembly, resumed: Meta | None) -> Course:
         topology.world_size,
         resumed.window if resumed else 0,
         resumed.passed if resumed else None,
+        balance_of(model.data.train.labels, model.config.data.class_balance, model.config.seed),
     )
 
 

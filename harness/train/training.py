@@ -140,11 +140,12 @@ class Training:
         ):
             metrics = evaluate_sets(
                 model.network,
-                model.data.validation,
+                model.data,
                 self._world,
                 dtype=model.shared.values.dtype,
                 batch_size=self._config.train.batch_size,
                 limit=limit,
+                prefetch=self._config.data.prefetch,
             )
         return metrics | distance(squares, self._world)
 

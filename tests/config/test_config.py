@@ -15,6 +15,7 @@ from harness.config import Config, Section, load, load_resolved, load_with_notes
 from harness.config.load import OF_CLUSTERS
 from harness.config.mistakes import OTHER_NAMES
 from harness.config.section import keys_of
+from harness.config.sections.data import TWO_LABELS
 from harness.errors import UserError
 from harness.exchange.kinds import KINDS, Crosses
 from harness.plan.machines import Cluster
@@ -503,6 +504,11 @@ def configs(draw: st.DrawFn) -> Config:
         values["classifier"]["layout"] = "node"
     if traits.crosses is Crosses.FACTORS or exchange["compression"] != "none":
         values["classifier"]["sampling"] = 1.0
+    data = values["data"]
+    if data["dataset"] != "image_folder":
+        data |= {"recipe": "own", "validation_size": None}
+    data["extras"] = [each for each in data["extras"] if each not in TWO_LABELS]
+    data |= {"extras": ()} if data["recipe"] == "own" else {"augment": 1.0}
     values["trace"]["horovod_timeline"] &= values["trace"]["windows"] > 0
     values["train"]["epochs" if values["train"]["steps"] is not None else "steps"] = None
     if values["train"]["steps"] is None and values["train"]["epochs"] is None:

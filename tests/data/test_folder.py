@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from harness.config import DataConfig
-from harness.data.folder import open_image_folder
+from harness.data.image_folder import open_image_folder
 from harness.errors import UserError
 
 CLASSES = ["ant", "bee", "cat"]
@@ -64,6 +64,17 @@ def test_grey_and_palette_images_become_rgb(tmp_path):
     assert (images[0] == 99).all()
 
 
+def test_validation_may_lack_classes(tmp_path):
+    shutil.rmtree(write_tree(tmp_path) / "val" / "ant")
+    dataset = open_image_folder(config(tmp_path))
+    assert dataset.validation["validation"].labels.tolist() == [1, 1, 2, 2]
+    (note,) = dataset.notes
+    assert note.startswith(
+        "val/ has 2 of the 3 classes of train/, so accuracy is measured on these"
+    )
+    assert note.endswith("it lacks ant")
+
+
 def test_no_root():
     with pytest.raises(UserError, match=r"set data\.root"):
         open_image_folder(DataConfig(dataset="image_folder"))
@@ -80,14 +91,16 @@ def test_a_tree_without_train(tmp_path):
 
 
 def test_another_number_of_classes(tmp_path):
-    with pytest.raises(UserError, match=r"3 class folders.* is 4; set data.num_classes=3"):
+    with pytest.raises(
+        UserError, match=r"train has 3 classes, but .* is 4; set data.num_classes=3"
+    ):
         open_image_folder(config(write_tree(tmp_path), num_classes=4))
 
 
 def test_validation_with_other_classes(tmp_path):
     write_tree(tmp_path)
     (tmp_path / "val" / "bee").rename(tmp_path / "val" / "dog")
-    message = r"2 classes in only one of train/ and val/ \(only in train/: bee; only in val/: dog\)"
+    message = r"in only one of train/ and val/ \(only in train/: bee; only in val/: dog\); every"
     with pytest.raises(UserError, match=message):
         open_image_folder(config(tmp_path))
 
@@ -168,16 +181,16 @@ def test_a_file_that_does_not_decode_is_named(tmp_path):
 
 def test_both_parts_decode_in_the_same_threads_as_many_as_torch_computes_with(tmp_path):
     dataset = open_image_folder(config(write_tree(tmp_path)))
-    decoders = dataset.train.decoders
-    assert decoders is dataset.validation["validation"].decoders
+    threads = dataset.train.threads
+    assert threads is dataset.validation["validation"].threads
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         together = threading.Barrier(3, timeout=60)
-        decoders.map(lambda _: together.wait(), range(3))
+        threads.map(lambda _: together.wait(), range(3))
     finally:
         torch.set_num_threads(before)
-    assert len([each for each in threading.enumerate() if each in decoders._pool._threads]) == 3
+    assert len([each for each in threading.enumerate() if each in threads._pool._threads]) == 3
 
 
 def test_validation_is_read_while_training_reads(tmp_path):

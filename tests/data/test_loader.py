@@ -3,15 +3,16 @@
 import itertools
 import threading
 import traceback
+from dataclasses import replace
 
 import pytest
 import torch
 
 from harness.config import DataConfig
+from harness.data.levels import Levels
 from harness.data.loader import (
     Augmentation,
     evaluation_batches,
-    normalise,
     read_ahead,
     train_batches,
 )
@@ -56,7 +57,7 @@ def test_images_are_those_of_the_shares_in_the_backbones_range(dataset):
 
 
 def test_normalise_maps_black_and_white_to_the_ends():
-    assert normalise(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-1, 0, 1]
+    assert Levels().of_floats(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-1, 0, 1]
 
 
 def test_starting_later_gives_the_same_as_going_on(dataset):
@@ -145,6 +146,34 @@ def test_a_caller_that_fails_ends_the_thread():
 
     with pytest.raises(KeyError):
         fail()
+    assert not reading_threads()
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_decoding_ahead_changes_no_number(dataset, prefetch):
+    ahead = batches_of(replace(dataset, decodes=True), start=5, prefetch=prefetch)
+    next(ahead)
+    assert len(reading_threads()) == (prefetch > 0)
+    assert_equal(first(ahead, 30), first(batches_of(dataset, start=6), 30))
+    assert not reading_threads()
+
+
+def test_a_processor_does_not_read_ahead_what_is_ready(dataset):
+    batches = batches_of(dataset, prefetch=3)
+    next(batches)
+    assert not reading_threads()
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_evaluating_ahead_changes_no_number(dataset, prefetch):
+    source = dataset.validation["validation"]
+    share = {"rank": 1, "world_size": 2, "batch_size": 1, "device": CPU}
+    whole, ahead = (
+        list(evaluation_batches(source, **share, prefetch=each)) for each in (0, prefetch)
+    )
+    assert len(whole) > prefetch
+    for one, other in zip(whole, ahead, strict=True):
+        assert all(map(torch.equal, one, other))
     assert not reading_threads()
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from harness.config import DataConfig
-from harness.data.folder import open_image_folder
+from harness.data.image_folder import open_image_folder
 from harness.data.images import Dataset
 from harness.data.verify import verify
 from harness.errors import UserError

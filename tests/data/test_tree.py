@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.data.folder import open_image_folder
+from harness.data.image_folder import open_image_folder
 from harness.data.tree import ImageTree, class_folders, format_counts, shown
 from harness.errors import UserError
 from tests.data.test_folder import config, write_tree

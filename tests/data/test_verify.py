@@ -13,8 +13,8 @@ from PIL import Image
 
 from harness.cli import main
 from harness.config import DataConfig
-from harness.data import pixels
-from harness.data.folder import open_image_folder
+from harness.data.folder import FilePictures
+from harness.data.image_folder import open_image_folder
 from harness.data.images import ArraySource, Dataset
 from harness.data.synthetic import open_synthetic
 from harness.data.verify import verify
@@ -33,22 +33,16 @@ def config(root: Path, **changes) -> DataConfig:
 
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The files that are looked at, headers and whole."""
+    """The files that are looked at: opened, or decoded."""
     seen: list[str] = []
+    check = FilePictures.check
 
-    def spy(name):
-        look = getattr(pixels, name)
-
-        def looking(path, size):
-            seen.append(f"{name} {path}")
-            return look(path, size)
-
-        looking.__name__ = name
-        return looking
+    def looking(pictures: FilePictures, number: int, closely: bool) -> None:
+        seen.append(f"{'decoded' if closely else 'opened'} {pictures.files[number]}")
+        check(pictures, number, closely)
 
     with monkeypatch.context() as patched:
-        for name in ("check_file", "middle_square"):
-            patched.setattr(pixels, name, spy(name))
+        patched.setattr(FilePictures, "check", looking)
         yield seen
 
 
@@ -98,7 +92,7 @@ def test_only_new_and_changed_files_are_opened_again(tmp_path, monkeypatch):
     dataset = open_image_folder(config(write_tree(tmp_path)))
     with counted(monkeypatch) as seen:
         verify(dataset, world_of_one(), config(tmp_path))
-    assert sorted(line.split()[0] for line in seen) == ["check_file"] * 12 + ["middle_square"] * 6
+    assert sorted(line.split()[0] for line in seen) == ["decoded"] * 6 + ["opened"] * 12
     with counted(monkeypatch) as seen:
         verify(open_image_folder(config(tmp_path)), world_of_one(), config(tmp_path))
     assert seen == []
@@ -108,7 +102,7 @@ def test_only_new_and_changed_files_are_opened_again(tmp_path, monkeypatch):
     Image.new("RGB", (9, 9)).save(changed)
     with counted(monkeypatch) as seen:
         verify(open_image_folder(config(tmp_path)), world_of_one(), config(tmp_path))
-    assert seen == [f"check_file {new}", f"middle_square {changed}"]
+    assert seen == [f"opened {new}", f"decoded {changed}"]
 
 
 def test_a_broken_file_is_not_on_record(tmp_path, monkeypatch):
@@ -117,7 +111,7 @@ def test_a_broken_file_is_not_on_record(tmp_path, monkeypatch):
     Image.new("RGB", (9, 9)).save(broken)
     with counted(monkeypatch) as seen:
         verify(open_image_folder(config(tmp_path)), world_of_one(), config(tmp_path))
-    assert seen == [f"check_file {broken}"]
+    assert seen == [f"opened {broken}"]
 
 
 def test_how_closely_files_are_looked_at(tmp_path, monkeypatch):
@@ -213,8 +207,8 @@ PROGRAM = """
 import json, os, sys, torch
 from pathlib import Path
 from harness.config import DataConfig
-from harness.data import pixels
-from harness.data.folder import open_image_folder
+from harness.data.folder import FilePictures
+from harness.data.image_folder import open_image_folder
 from harness.data.verify import verify
 from harness.errors import ReportedByAnotherRank, UserError
 from harness.parallel.ranks import launched_topology
@@ -222,11 +216,12 @@ from harness.parallel.world import open_world
 from tests.alone import CPU, meters
 
 seen = []
-look = pixels.check_file
-def check_file(path, size):
-    seen.append(path)
-    return look(path, size)
-pixels.check_file = check_file
+look = FilePictures.check
+def check(pictures, number, closely):
+    if not closely:
+        seen.append(pictures.files[number])
+    return look(pictures, number, closely)
+FilePictures.check = check
 
 def tried(root, cache):
     seen.clear()

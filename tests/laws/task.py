@@ -4,7 +4,7 @@ import torch
 
 from harness.config import Config
 from harness.data.images import ArraySource, Dataset
-from harness.data.loader import normalise
+from harness.data.levels import Levels
 from harness.data.shares import BatchSplit
 
 SIZE, CLASSES, FEATURES, IMAGES, BATCH, WINDOWS = 8, 13, 6, 96, 3, 6
@@ -59,5 +59,5 @@ def world_batches(ranks: int, micro_batch: int) -> list[tuple[torch.Tensor, torc
         images, labels = source.read(
             BatchSplit(IMAGES, BATCH, rank, ranks, seed=0).indices(micro_batch)
         )
-        batches.append((normalise(images.float().div_(255)).double(), labels))
+        batches.append((Levels().of_bytes(images).double(), labels))
     return batches

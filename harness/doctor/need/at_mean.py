@@ -26,10 +26,11 @@ def evaluation_bytes(sizes: Sizes) -> int:
     batch, s = sizes.config.train.batch_size, sizes.element_bytes
     met = MET_AT_ONCE * sizes.owners * batch
     predicted = ClassifierScratch(sizes, met, sizes.product_bytes).evaluation
-    seen = sizes.backbone.of(batch).seen * (s // 4)
+    larger = sizes.activations(sizes.half, sizes.config.data.size_in_validation)
+    seen = larger.of(batch).seen * (s // 4)
     # Autocast keeps a copy of every weight in half precision.
     halves = 2 * sizes.anatomy.backbone_elements if sizes.half else 0
-    return _own_values(sizes) + sizes.images + halves + max(predicted, seen)
+    return _own_values(sizes) + sizes.validated + halves + max(predicted, seen)
 
 
 def makes_estimates(sizes: Sizes) -> bool:

@@ -119,8 +119,15 @@ class Sizes:
     @property
     def images(self) -> int:
         """Bytes of a micro-batch's images."""
-        size, batch = self.config.data.image_size, self.config.train.batch_size
-        return self.anatomy.channels * size**2 * batch * 4
+        return self._images(self.config.data.image_size)
+
+    @property
+    def validated(self) -> int:
+        """Bytes of a batch of images in an evaluation."""
+        return self._images(self.config.data.size_in_validation)
+
+    def _images(self, size: int) -> int:
+        return self.anatomy.channels * size**2 * self.config.train.batch_size * 4
 
     @property
     def adds_gradients(self) -> bool:
@@ -129,13 +136,16 @@ class Sizes:
         each = exchange.traits.local_steps or exchange.is_torchs
         return exchange.backward_passes_per_step > 1 and not each
 
-    def activations(self, half: bool) -> Activations:
-        """What the backbone keeps of its images. Raises UserError if it cannot train on them."""
+    def activations(self, half: bool, size: int | None = None) -> Activations:
+        """What the backbone keeps of its images, or of images of `size`.
+
+        Raises UserError if it cannot train on them.
+        """
         config = self.config
         return activations_of(
             config.backbone,
             self.anatomy.channels,
-            config.data.image_size,
+            size or config.data.image_size,
             min(2, config.train.batch_size),
             half,
         )

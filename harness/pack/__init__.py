@@ -1,0 +1,1 @@
+"""Packs an image folder: decoded and resized once, in a few files."""

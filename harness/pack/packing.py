@@ -1,0 +1,223 @@
+"""Packs a folder into shards. A finished shard survives an interruption, and is not made again."""
+
+import fcntl
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from harness.data.classes import PARTS, Classes, classes_of
+from harness.data.folder import notes_of, trees_of
+from harness.data.pack import (
+    DESCRIPTION,
+    FORMAT,
+    LEFT_OUT,
+    Description,
+    Kind,
+    Shard,
+    ShardFile,
+    read_description,
+)
+from harness.data.tree import ImageTree, shown
+from harness.errors import RunFailed, UserError
+from harness.pack.parallel import make_shards
+from harness.pack.shard import Job, record_of
+
+IMAGES = 4096
+"""Pictures of a shard: a million make 245 files of about a gigabyte."""
+ASPECT = 4 / 3
+"""Longer side over shorter side, as most cameras have it: for an estimate of the disk."""
+SHARE_OF_JPEG = 0.2
+"""Size of a JPEG relative to its pixels, roughly."""
+
+
+def pack(
+    source: Path, target: Path, side: int, kind: Kind, processes: int, images: int = IMAGES
+) -> str:
+    """Packs the folder `source` into the folder `target`, or what is not packed yet.
+
+    `side` is the shorter side that larger pictures are reduced to, `images` the number of pictures
+    of a shard. Returns a sentence on the result. Raises UserError, before anything is written, for
+    a folder that does not fit, and RunFailed if the disk fails.
+    """
+    left_out: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
+    _check_folders(source, target)
+    classes = classes_of(source, left_out)
+    trees = trees_of(source, classes, left_out)
+    jobs = [job for part in PARTS for job in _jobs(part, trees[part], classes, side, kind, images)]
+    with _locked(target):
+        made = _finished(target, jobs)
+        missing = [job for job in jobs if job.name not in made]
+        _check_room(target, missing)
+        try:
+            if missing:
+                (target / DESCRIPTION).unlink(missing_ok=True)
+                made |= make_shards(missing, target, processes)
+            found = Description(
+                format=FORMAT,
+                kind=kind,
+                side=side,
+                classes=tuple(map(shown, classes.train)),
+                notes=notes_of(source, classes, left_out),
+                shards={part: _shards(part, jobs, made) for part in PARTS},
+            )
+            _finish(target, found)
+        except OSError as error:
+            raise RunFailed(
+                f"cannot write the pack {target}: {error.strerror}; free space there and run the "
+                f"same command again: what is finished is kept"
+            ) from error
+    return _sentence(target, found)
+
+
+def _shards(part: str, jobs: list[Job], made: dict[str, Shard]) -> tuple[Shard, ...]:
+    return tuple(made[job.name] for job in jobs if job.part == part)
+
+
+def _check_folders(source: Path, target: Path) -> None:
+    if not source.is_dir():
+        raise UserError(f"{source} is not a folder; name one that contains train/ and val/")
+    if (source / DESCRIPTION).exists():
+        raise UserError(f"{source} is a pack already; name the folder that it was made from")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file; give the pack another name with --to")
+    foreign = [
+        entry.name
+        for entry in (target.iterdir() if target.exists() else ())
+        if not entry.name.startswith((*PARTS, ".")) and entry.name not in (DESCRIPTION, LEFT_OUT)
+    ]
+    if foreign or any((target / part).is_dir() for part in PARTS):
+        raise UserError(f"{target} holds other files; give the pack a folder of its own with --to")
+
+
+def _jobs(
+    part: str, tree: ImageTree, classes: Classes, side: int, kind: Kind, images: int
+) -> Iterator[Job]:
+    labels = classes.labels(part)[tree.labels].tolist()
+    for number, first in enumerate(range(0, len(tree), images)):
+        of = range(first, min(first + images, len(tree)))
+        yield Job(
+            part=part,
+            number=number,
+            root=os.fsdecode(tree.root),
+            files=tuple(map(tree.name, of)),
+            labels=tuple(labels[of.start : of.stop]),
+            # Without the inode: a copy of the folder may continue the pack.
+            stats=tree.stats[of.start : of.stop, 1:].tobytes(),
+            side=side,
+            kind=kind,
+        )
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Inside the block no other process packs into `target`."""
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        lock = (target / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target}: {error.strerror}; give the pack another place with --to"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another harness pack is writing {target}; wait for it") from error
+        yield
+
+
+def _finished(target: Path, jobs: list[Job]) -> dict[str, Shard]:
+    """The shards that are there, made of the same files in the same way, by the jobs' names."""
+    known: dict[str, Shard] = {}
+    if (target / DESCRIPTION).exists():
+        shards = read_description(target).shards.values()
+        known = {Path(shard.name).stem: shard for of in shards for shard in of}
+    for job in jobs:
+        try:
+            known[job.name] = Shard.model_validate_json(record_of(target, job).read_text("utf-8"))
+        except (OSError, ValidationError):
+            continue
+    return {
+        job.name: known[job.name]
+        for job in jobs
+        if job.name in known
+        and known[job.name].key == job.key
+        and _size(target / known[job.name].name) == known[job.name].bytes
+    }
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+def _check_room(target: Path, jobs: list[Job]) -> None:
+    """Raises UserError if the disk is too small for pictures of the usual shape."""
+    if not jobs:
+        return
+    share = 1.0 if jobs[0].kind == "pixels" else SHARE_OF_JPEG
+    needed = sum(len(job.files) for job in jobs) * jobs[0].side ** 2 * ASPECT * 3 * share
+    free = shutil.disk_usage(target).free
+    if needed > free:
+        raise UserError(
+            f"the pack takes up to {needed / 1e9:,.1f} GB, and {target} has {free / 1e9:,.1f} GB "
+            f"free; lower --side, use --keep jpeg, or give it another disk with --to"
+        )
+
+
+def _check_classes(pack: Description, target: Path) -> None:
+    """Raises UserError for a class that has no readable picture to train on."""
+    for part in PARTS:
+        shards = [ShardFile(target, shard) for shard in pack.shards[part]]
+        found = np.unique(np.concatenate([shard.index["label"] for shard in shards]))
+        needed = np.arange(len(pack.classes)) if part == "train" else found
+        lacking = np.setdiff1d(needed, found).tolist()
+        if not len(found) or lacking:
+            which = f"class {pack.classes[lacking[0]]} of train/" if lacking else "val/"
+            raise UserError(
+                f"{which} has no image that can be read; they are listed in {target / LEFT_OUT}: "
+                f"replace them and run the same command again"
+            )
+
+
+def _write_left_out(pack: Description, target: Path) -> None:
+    lines = [
+        f"{path}\t{why}\n"
+        for shards in pack.shards.values()
+        for shard in shards
+        for path, why in shard.left_out
+    ]
+    (target / LEFT_OUT).write_text("".join(lines), "utf-8")
+
+
+def _finish(target: Path, pack: Description) -> None:
+    """Writes the list of what was left out and the description, then removes what is no part of the
+    pack."""
+    _write_left_out(pack, target)
+    _check_classes(pack, target)
+    partial = target / f"{DESCRIPTION}.partial"
+    partial.write_text(pack.model_dump_json(indent=1), "utf-8")
+    partial.replace(target / DESCRIPTION)
+    kept = {shard.name for shards in pack.shards.values() for shard in shards}
+    for entry in target.iterdir():
+        if entry.name.startswith(PARTS) and entry.name not in kept:
+            entry.unlink()
+
+
+def _sentence(target: Path, pack: Description) -> str:
+    shards = [shard for of in pack.shards.values() for shard in of]
+    size, left_out = sum(each.bytes for each in shards), sum(len(each.left_out) for each in shards)
+    classes = len(pack.classes)
+    sentence = (
+        f"{pack.images('train'):,} + {pack.images('val'):,} images of {classes:,} classes are "
+        f"packed in {target}: {size / 1e9:.2f} GB in {len(shards)} files; read them by "
+        f"data.dataset=image_folder data.root={target} data.num_classes={classes}"
+    )
+    if left_out:
+        sentence += f"\n{left_out:,} files could not be read; {target / LEFT_OUT} lists them"
+    return sentence
