@@ -216,7 +216,7 @@ class Training:
             progress=self._ledger.progress(),
             passed=self._course.passed(ended),
             next_warning=self._staleness.next_warning,
-            origin=Origin.of(self._config, self._world.topology, data.channels),
+            origin=Origin.of(self._config, self._world.topology, data.channels, data.levels),
         )
 
     def check_saved(self) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.config import Config
-from harness.data.loader import DEVIATION, MEAN
+from harness.data.levels import Levels
 from harness.errors import UserError
 from harness.measure.redaction import masked
 from harness.measure.summary import Evaluation
@@ -46,12 +46,13 @@ class Origin(BaseModel):
     nodes: int
     ranks_per_node: int
     channels: int
-    mean: float
-    """Pixels in [0, 1] less this, divided by `deviation`, are what the model takes."""
-    deviation: float
+    mean: tuple[float, ...]
+    """Pixels in [0, 1] less this, divided by `deviation`, are what the model takes: one number for
+    all channels, or one for each."""
+    deviation: tuple[float, ...]
 
     @classmethod
-    def of(cls, config: Config, topology: Topology, channels: int) -> "Origin":
+    def of(cls, config: Config, topology: Topology, channels: int, levels: Levels) -> "Origin":
         values = {
             key: masked(value) if isinstance(value, str) else value
             for key, value in config.flattened().items()
@@ -61,8 +62,8 @@ class Origin(BaseModel):
             nodes=topology.nodes,
             ranks_per_node=topology.ranks_per_node,
             channels=channels,
-            mean=MEAN,
-            deviation=DEVIATION,
+            mean=levels.mean,
+            deviation=levels.deviation,
         )
 
 
