@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from harness.cli import main
 from harness.config import Config, load
-from harness.data.loader import normalise
+from harness.data.levels import HALF
 from harness.data.open import open_dataset
 from harness.train.step import Step, make_step
 from harness.train.training import Training
@@ -202,7 +202,7 @@ def test_the_page_s_lines_load_it(
     model, names = made["model"], made["names"]
     assert isinstance(model, torch.nn.Module)
     assert callable(names)
-    found = model(normalise(pixels.clone()))
+    found = model(HALF.of_floats(pixels.clone()))
     # After one window batch statistics are far off and logits are large; convolutions round
     # otherwise in another memory format.
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
@@ -214,5 +214,5 @@ def test_the_page_s_lines_load_it(
 def logits(step: Step, pixels: Tensor) -> Tensor:
     model = step.model
     model.backbone.eval()
-    features = model.backbone(normalise(pixels.clone()))
+    features = model.backbone(HALF.of_floats(pixels.clone()))
     return functional.linear(features, model.classifier.weight, model.classifier.bias)
