@@ -84,7 +84,7 @@ def _cases() -> list[Case]:
         ("replicated", {"kind": "ddp"}, "fp32"),
         ("node", slow | {"delay": 1}, "fp32"),
     ):
-        found.append(Case(precision, layout, exchange, "sgd", precision))
+        found.append(Case(precision, layout, exchange, precision=precision))
     torchs = {"kind": "ddp_powersgd", "powersgd_rank": 1}, {"kind": "ddp_post_local_sgd"}
     for optimizer, layout, exchange in (
         ("sgd", "node", {"kind": "isolated", "backward_passes_per_step": 2}),
