@@ -159,5 +159,6 @@ def wide_world(nodes: int, ranks_per_node: int, layout: Layout) -> World:
         everyone=_group(topology.world_size, counted),
         replicas=_group(len(topology.replica_group(layout)), counted),
         peers=WidePeers(nodes),  # type: ignore[arg-type]
+        across=_group(nodes, counted),
         aside=Aside(topology, CPU),
     )

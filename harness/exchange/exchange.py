@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
@@ -20,6 +21,7 @@ from harness.exchange.slowmo import SlowMomentum
 from harness.exchange.synchronous import Synchronous
 from harness.exchange.torch_ddp import InBackward, PostLocal, PowerSgd
 from harness.exchange.ways import Stops, Way, direct, through_nodes
+from harness.exchange.wire import Carrier
 from harness.parallel.ddp import PowerSgdErrors
 from harness.parallel.group import Group
 from harness.parallel.topology import Layout
@@ -138,7 +140,11 @@ class _Given:
     def part(self, number: int = 0, pieces: int = 1) -> Part:
         """The part that this rank exchanges with its peers, or one of several pieces of it."""
         own = self.parameters
-        return Part(own.shared, own.sliced, own.slice_crosses, self.world.peers, number, pieces)
+        return Part(own.shared, own.sliced, own.slice_crosses, self._peers, number, pieces)
+
+    @cached_property
+    def _peers(self) -> Carrier:
+        return carrier_of(self.exchange, self.world)
 
     def meter(self) -> LatenessMeter:
         return LatenessMeter(self.sample_every)
@@ -225,6 +231,16 @@ def _way_of_shared(exchange: ExchangeConfig, shared: Flat, world: World) -> Way:
         waiting=world.everyone.waiting,
     )
     return through_nodes(shared, stops, exchange.compression)
+
+
+def carrier_of(exchange: ExchangeConfig, world: World) -> Carrier:
+    """What carries a rank's part to its peers on the other nodes. Collective over the world.
+
+    Late results come through Horovod, whose ranks agree in the background on what to send. A window
+    that waits for its own result would wait for these messages, too, so torch.distributed carries
+    it, as it does in the synchronous exchange.
+    """
+    return world.peers if exchange.delay else _over(world.across, exchange, world, "peers")
 
 
 def _over(group: Group, exchange: ExchangeConfig, world: World, purpose: str) -> Group:

@@ -40,6 +40,8 @@ class World(Ranks):
     """The ranks that own the same slice; for its synchronous averages."""
     peers: PeerGroup
     """The ranks with the same local rank, through Horovod; for late averages."""
+    across: Group
+    """The same ranks, through torch.distributed; for averages that every window waits for."""
     aside: Aside
     """Lines and groups that exchanges use beside the training thread."""
 
@@ -59,6 +61,7 @@ class World(Ranks):
             everyone=group,
             replicas=group,
             peers=PeerGroup(1, 0, None, meters),
+            across=group,
             aside=Aside(topology, device),
         )
 
@@ -199,6 +202,7 @@ class Links:
                 ),
                 user,
             ),
+            across=self._group(peers, Phase.EXCHANGE_WAIT),
             aside=self.aside,
         )
 

@@ -39,7 +39,7 @@ class Link(Section):
 
 
 class Late(Section):
-    """Horovod's background thread, which carries late and hierarchical exchanges."""
+    """Horovod's background thread, which carries late exchanges."""
 
     start_seconds: float = Field(default=2e-3, ge=0)
     """From a launch until bytes move: half a cycle, and the ranks' agreement on it, s."""

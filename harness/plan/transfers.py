@@ -201,18 +201,17 @@ class Transfers:
         work, cluster = self._work, self._cluster
         if not work.exchanged:
             return Transfer()
+        if not self._exchange.delay:  # through torch.distributed, and from card to card
+            steps = crossing_steps(work.nodes, self._lossy, cluster.on_cards)
+            return self._flat(Bytes(cross_node=work.exchanged), self._quickest(steps))
         late, link = cluster.late, cluster.link
         step = link.step_seconds if late.step_seconds is None else late.step_seconds
         (turns,) = crossing_steps(work.nodes, self._lossy, on_cards=False)  # by Horovod
-        waits = self._exchange.delay == 0
-        cpu = link.cpu_seconds_per_byte if waits else late.cpu_seconds_per_byte
         thread = work.exchanged / (late.bytes_per_second or math.inf)
-        # A copy out of the card, and, in a blocking exchange, one back into it.
-        copies = (2 if waits else 1) * self._copy()
         return Transfer(
-            start=late.start_seconds + turns.across * step + copies,
+            start=late.start_seconds + turns.across * step + self._copy(),
             wire=work.exchanged * work.ranks_per_node / link.bytes_per_second,
-            own=max(thread, cluster.slowdown * cpu * work.exchanged),
+            own=max(thread, cluster.slowdown * late.cpu_seconds_per_byte * work.exchanged),
             burst=link.burst_seconds,
         )
 

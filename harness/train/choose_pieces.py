@@ -6,6 +6,7 @@ import sys
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.exchange.compression import WireParts, make_wire
+from harness.exchange.exchange import carrier_of
 from harness.exchange.pieces import PieceTimes
 from harness.measure.clock import now
 from harness.parallel.world import World
@@ -56,7 +57,8 @@ def _transfer_ms(config: Config, trial: Trial, world: World) -> float:
     shared, sliced = trial.step.model.flats
     part = shared.values.new_zeros(shared.owned.size + len(sliced.values))
     parts = WireParts(len(part), part)
-    wire = make_wire(config.exchange.compression, parts, world.peers, "pace transfer")
+    carrier = carrier_of(config.exchange, world)
+    wire = make_wire(config.exchange.compression, parts, carrier, "pace transfer")
     times = []
     for _ in range(TRANSFERS):
         started = now(world.device)
