@@ -3,41 +3,21 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from harness.compare.colours import VariantStyle, styles_of
-from harness.compare.folder import variants_in
 from harness.compare.intervals import Difference
 from harness.compare.ladder import Ladder, Rung
 from harness.compare.ladder_text import as_markdown, labels, ratio_text
 from harness.compare.style import MarkdownText, Picture, draw_placeholder, picture, plot_style
-from harness.errors import UserError
-from harness.tracking.results import baseline_of, target_of
 
 RAIL = "#9a9a9a"
 """Colour of the line from the end of one step to the start of the next."""
 TALL = 0.5
 """Thickness of a step, as a fraction of the distance between two."""
-
-
-def read(folder: str) -> Ladder:
-    """Reads the ladder of the runs in a study's folder, for the default baseline and target.
-
-    Raises UserError if the variants do not form a ladder.
-    """
-    variants = variants_in(Path(folder))
-    baseline = baseline_of(variants)
-    found = Ladder.of(variants, baseline, target_of(baseline, None))
-    if found is None:
-        raise UserError(
-            f"the variants in {folder} do not form a ladder; it takes three, each with all levers "
-            f"of the one below and one more"
-        )
-    return found
 
 
 def describe(ladder: Ladder) -> MarkdownText:
