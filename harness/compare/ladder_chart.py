@@ -69,6 +69,17 @@ class _Step:
     def has_value(self) -> bool:
         return math.isfinite(self.value) and self.value > 0
 
+    def whisker(self, falls: bool) -> list[float]:
+        """The values that correspond to both ends of the ratio's interval.
+
+        With the rung below fixed at value / estimate, an end of the ratio gives
+        value * end / estimate. `falls`: smaller values are better.
+        """
+        if self.ratio is None or not self.ratio.tested:
+            return []
+        interval = self.ratio.interval.through(-1) if falls else self.ratio.interval
+        return [self.value * end / interval.estimate for end in (interval.low, interval.high)]
+
 
 def _draw_steps(axes: Axes, steps: Sequence[_Step], falls: bool = False) -> None:
     """Draws all rungs; `falls`: smaller values are better."""
@@ -76,7 +87,8 @@ def _draw_steps(axes: Axes, steps: Sequence[_Step], falls: bool = False) -> None
     if not drawn:
         draw_placeholder(axes, "not reached by any rung" if falls else "no speed was measured")
         return
-    _scale(axes, min(drawn), max(drawn))
+    ends = [end for each in steps if each.has_value for end in each.whisker(falls)]
+    _scale(axes, min([*drawn, *ends]), max([*drawn, *ends]))
     for row, step in enumerate(steps):
         if not step.has_value:
             _say_why(axes, row, step.rung, falls)
@@ -121,7 +133,7 @@ def _draw_value(axes: Axes, row: int, step: _Step, falls: bool, edges: Sequence[
     }
     value = step.value
     axes.plot([value], [row], **own, markersize=8, zorder=5)
-    ends = _whisker(value, step.ratio, falls)
+    ends = step.whisker(falls)
     if ends:  # a black line with a white outline is visible on light and on dark bars
         axes.plot(ends, [row, row], color="white", linewidth=4, zorder=3)
         axes.plot(ends, [row, row], color="black", linewidth=1.6, zorder=6)
@@ -129,17 +141,6 @@ def _draw_value(axes: Axes, row: int, step: _Step, falls: bool, edges: Sequence[
     text += "" if step.ratio is None else f"   {ratio_text(step.ratio.interval)}"
     edge = max([*edges, *ends])
     axes.annotate(text, (edge, row), xytext=(8, 0), textcoords="offset points", va="center")
-
-
-def _whisker(value: float, ratio: Difference | None, falls: bool) -> list[float]:
-    """The values that correspond to both ends of the ratio's interval.
-
-    With the rung below fixed at value / estimate, an end of the ratio gives value * end / estimate.
-    """
-    if ratio is None or not ratio.tested:
-        return []
-    interval = ratio.interval.through(-1) if falls else ratio.interval
-    return [value * end / interval.estimate for end in (interval.low, interval.high)]
 
 
 def _scale(axes: Axes, low: float, high: float) -> None:
