@@ -26,6 +26,7 @@ QUESTIONS = (
     "staleness",
     "scale",
     "predictions",
+    "ladder",
 )
 NOTEBOOKS = tuple(HERE / f"{number}_{name}.ipynb" for number, name in enumerate(QUESTIONS, start=1))
 TIMEOUT_SECONDS = 300

@@ -3,41 +3,21 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from harness.compare.colours import VariantStyle, styles_of
-from harness.compare.folder import variants_in
 from harness.compare.intervals import Difference
 from harness.compare.ladder import Ladder, Rung
 from harness.compare.ladder_text import as_markdown, labels, ratio_text
 from harness.compare.style import MarkdownText, Picture, draw_placeholder, picture, plot_style
-from harness.errors import UserError
-from harness.tracking.results import baseline_of, target_of
 
 RAIL = "#9a9a9a"
 """Colour of the line from the end of one step to the start of the next."""
 TALL = 0.5
 """Thickness of a step, as a fraction of the distance between two."""
-
-
-def read(folder: str) -> Ladder:
-    """Reads the ladder of the runs in a study's folder, for the default baseline and target.
-
-    Raises UserError if the variants do not form a ladder.
-    """
-    variants = variants_in(Path(folder))
-    baseline = baseline_of(variants)
-    found = Ladder.of(variants, baseline, target_of(baseline, None))
-    if found is None:
-        raise UserError(
-            f"the variants in {folder} do not form a ladder; it takes three, each with all levers "
-            f"of the one below and one more"
-        )
-    return found
 
 
 def describe(ladder: Ladder) -> MarkdownText:
@@ -89,6 +69,17 @@ class _Step:
     def has_value(self) -> bool:
         return math.isfinite(self.value) and self.value > 0
 
+    def whisker(self, falls: bool) -> list[float]:
+        """The values that correspond to both ends of the ratio's interval.
+
+        With the rung below fixed at value / estimate, an end of the ratio gives
+        value * end / estimate. `falls`: smaller values are better.
+        """
+        if self.ratio is None or not self.ratio.tested:
+            return []
+        interval = self.ratio.interval.through(-1) if falls else self.ratio.interval
+        return [self.value * end / interval.estimate for end in (interval.low, interval.high)]
+
 
 def _draw_steps(axes: Axes, steps: Sequence[_Step], falls: bool = False) -> None:
     """Draws all rungs; `falls`: smaller values are better."""
@@ -96,7 +87,8 @@ def _draw_steps(axes: Axes, steps: Sequence[_Step], falls: bool = False) -> None
     if not drawn:
         draw_placeholder(axes, "not reached by any rung" if falls else "no speed was measured")
         return
-    _scale(axes, min(drawn), max(drawn))
+    ends = [end for each in steps if each.has_value for end in each.whisker(falls)]
+    _scale(axes, min([*drawn, *ends]), max([*drawn, *ends]))
     for row, step in enumerate(steps):
         if not step.has_value:
             _say_why(axes, row, step.rung, falls)
@@ -141,7 +133,7 @@ def _draw_value(axes: Axes, row: int, step: _Step, falls: bool, edges: Sequence[
     }
     value = step.value
     axes.plot([value], [row], **own, markersize=8, zorder=5)
-    ends = _whisker(value, step.ratio, falls)
+    ends = step.whisker(falls)
     if ends:  # a black line with a white outline is visible on light and on dark bars
         axes.plot(ends, [row, row], color="white", linewidth=4, zorder=3)
         axes.plot(ends, [row, row], color="black", linewidth=1.6, zorder=6)
@@ -149,17 +141,6 @@ def _draw_value(axes: Axes, row: int, step: _Step, falls: bool, edges: Sequence[
     text += "" if step.ratio is None else f"   {ratio_text(step.ratio.interval)}"
     edge = max([*edges, *ends])
     axes.annotate(text, (edge, row), xytext=(8, 0), textcoords="offset points", va="center")
-
-
-def _whisker(value: float, ratio: Difference | None, falls: bool) -> list[float]:
-    """The values that correspond to both ends of the ratio's interval.
-
-    With the rung below fixed at value / estimate, an end of the ratio gives value * end / estimate.
-    """
-    if ratio is None or not ratio.tested:
-        return []
-    interval = ratio.interval.through(-1) if falls else ratio.interval
-    return [value * end / interval.estimate for end in (interval.low, interval.high)]
 
 
 def _scale(axes: Axes, low: float, high: float) -> None:

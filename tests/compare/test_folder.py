@@ -6,7 +6,6 @@ import pytest
 
 from analysis.draw import lateness
 from analysis.shipping import NotFit, ship_study
-from harness.compare import ladder_chart
 from harness.compare.folder import variants_in
 from harness.config import Config
 from harness.errors import UserError
@@ -69,19 +68,6 @@ def test_a_study_that_tells_of_its_machine_is_not_shipped(study: Path, tmp_path:
     (study / "comparison.md").write_text(f"# made in {study}\n")
     with pytest.raises(NotFit, match=r"comparison\.md"):
         ship_study(study, tmp_path / "shipped")
-
-
-def test_its_ladder_is_drawn_and_told(study: Path) -> None:
-    found = ladder_chart.read(str(study))
-    assert [rung.variant.name for rung in found.rungs] == list(RUNGS)
-    assert "int8_k2" in ladder_chart.describe(found)
-    assert ladder_chart.draw(found).png().startswith(b"\x89PNG")
-
-
-def test_variants_that_are_no_rungs_have_no_ladder(tmp_path: Path) -> None:
-    keep(tmp_path, "data_parallel", 0)
-    with pytest.raises(UserError, match=r"do not form a ladder"):
-        ladder_chart.read(str(tmp_path))
 
 
 def test_images_to_the_target_of_its_own_baseline(study: Path) -> None:

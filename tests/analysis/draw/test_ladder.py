@@ -1,0 +1,50 @@
+"""The ladder of trainings that are timed by the speeds of a link."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from analysis.draw import ladder
+from harness.config import Config
+from harness.errors import UserError
+from harness.tracking.run_folder import CONFIG, RunFolder
+from tests.recorded import summary
+
+INT8 = {"exchange": {"route": "hierarchical", "compression": "int8"}}
+ROW = {"cross_node_mb": 1.0, "delay": 0, "phases_ms": {"forward": 1.0}}
+RUNGS = {
+    "data_parallel": {},
+    "int8": INT8,
+    "int8_k2": {"exchange": INT8["exchange"] | {"backward_passes_per_step": 2}},
+}
+
+
+def kept(folder: Path, names: list[str]) -> tuple[Path, Path]:
+    """Trainings of these variants, at 1,000 images/s each, and a table of other speeds."""
+    for name in names:
+        for seed in range(3):
+            run = folder / "trainings" / f"{name}-s{seed}"
+            run.mkdir(parents=True)
+            given = {"name": name, "seed": seed, "train": {"steps": 300}} | RUNGS[name]
+            (run / CONFIG).write_text(Config.model_validate(given).to_yaml())
+            RunFolder(run).write_summary(summary(name, seed=seed, images_per_second=1000.0))
+    table = folder / "headline.json"
+    rates = {name: [100.0 * 2**number] * 3 for number, name in enumerate(names)}
+    rows = [{"variant": name, "rates": each} | ROW for name, each in rates.items()]
+    table.write_text(json.dumps(rows))
+    return folder / "trainings", table
+
+
+def test_each_rung_has_the_speed_of_the_table(tmp_path: Path) -> None:
+    found = ladder.read(*kept(tmp_path, list(RUNGS)))
+    assert [rung.variant.name for rung in found.rungs] == list(RUNGS)
+    speeds = [rung.images_per_second.estimate for rung in found.rungs]
+    assert speeds == pytest.approx([100.0, 200.0, 400.0])
+    assert "int8_k2" in ladder.describe(found)
+    assert ladder.draw(found).png().startswith(b"\x89PNG")
+
+
+def test_variants_that_are_no_rungs_have_no_ladder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"do not form a ladder"):
+        ladder.read(*kept(tmp_path, ["data_parallel"]))
