@@ -69,6 +69,30 @@ def test_the_faster_route_is_taken_and_of_equals_the_one_that_sends_less(
     )
 
 
+@pytest.mark.parametrize(("flat", "rounds"), [(160.0, 1), (110.0, 2)])
+def test_a_clear_difference_needs_one_round(
+    flat: float, rounds: int, experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[str] = []
+
+    class Stub:
+        def __init__(self, config: Config, dataset: Dataset, world: World) -> None:
+            self.route = config.exchange.route
+
+        def window_ms(self, windows: int) -> float:
+            return flat if self.route == "flat" else 100.0
+
+        def close(self) -> None:
+            timed.append(self.route)
+
+    monkeypatch.setattr(routing, "Trial", Stub)
+    monkeypatch.setattr(routing, "slowest", lambda times, world: times)
+    config = load(experiment, [])
+    found = routing.measured_ms(config, open_dataset(config.data), two_by_two())
+    assert found == {"hierarchical": 100.0, "flat": flat}
+    assert timed == ["hierarchical", "flat"] * rounds
+
+
 def test_a_route_that_is_given_is_kept(
     experiment: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
