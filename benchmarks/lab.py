@@ -151,7 +151,7 @@ def accuracy(folder: Path, known: dict[str, Link]) -> None:
     """Trains all variants without a limit; concludes for each link from speeds measured there."""
     variants = _trained(folder / "trainings", Link(), EVERYONE)
     everyone = (CEILING, *with_early(EVERYONE))
-    many = ["--rounds", f"{len(SEEDS)}", "--micro-batches", "6", "--seconds", "3"]
+    many = ["--rounds", f"{len(SEEDS)}", "--micro-batches", "16", "--untimed", "4", "--seconds", "3"]
     for name, link in (
         ("slow", known["slow"]),
         ("slower", known["slower"]),
@@ -250,7 +250,7 @@ def baseline(folder: Path, known: dict[str, Link]) -> None:
 def lateness(folder: Path, known: dict[str, Link]) -> None:
     """The map of where lateness pays, over rates, classes, a latency and a link with jitter."""
     variants = (CEILING, BASELINE, *LATE, *STRONGEST)
-    short = ["--rounds", "3", "--micro-batches", "4", "--untimed", "2", "--seconds", "2"]
+    short = ["--rounds", "3", "--micro-batches", "16", "--untimed", "2", "--seconds", "2"]
     places = [(name, link, wait) for name, link in known.items() for wait in DELAYS]
     for (name, link, wait), classes in product([*places, ("unlimited", Link(), "")], (1000, 3755)):
         there = replace(link, **DELAYS[wait])
