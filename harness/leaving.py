@@ -52,7 +52,8 @@ def leave(command: Callable[[], int]) -> int:
     except ReportedByAnotherRank as error:
         return _leave_last(2, error.otherwise)
     except RunFailed as error:
-        return _tell(error, 1) if is_first() else _leave_last(1, seconds=LAST_WORDS_SECONDS)
+        code = error.exit_code
+        return _tell(error, code) if is_first() else _leave_last(code, seconds=LAST_WORDS_SECONDS)
     except KeyboardInterrupt:
         return _tell("stopped", 1) if is_first() else 1
     except Exception as error:

@@ -190,6 +190,13 @@ class Evidence:
         errors = [line for rank, line in self._user_errors.items() if codes.get(rank, 2) == 2]
         return errors[0] if errors and 2 in codes.values() else None
 
+    def early_end(self) -> str:
+        """What a rank said that ended early, as asked; "" if none did."""
+        if 3 not in self.exit_codes().values():
+            return ""
+        lines = [line for line in self._user_errors.values() if "ended early" in line]
+        return lines[0] if lines else "ended early"
+
     def cause(self) -> str:
         """The cause of the failure: a stopped rank, a signal, or the first rank's traceback.
 
