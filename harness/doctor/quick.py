@@ -41,10 +41,12 @@ def _disk(folder: Path) -> str:
 def _compute(cards: int) -> str:
     """One product on every card that ranks will use, or on the processor."""
     try:
-        import horovod.torch
         import torch
 
-        del horovod
+        from harness.doctor.versions import horovod_build
+
+        if error := horovod_build().error:
+            return f"its Horovod cannot be used ({error})"
         found = torch.cuda.device_count()
         if found < cards:
             return f"{found} cards answer instead of {cards}"

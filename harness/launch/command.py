@@ -7,9 +7,18 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from harness.arguments import MOST_RANKS, SUFFIXES, Arguments, add_command, count, is_override, path
+from harness.arguments import (
+    MOST_RANKS,
+    SUFFIXES,
+    Arguments,
+    add_command,
+    add_continue,
+    check_continue,
+    count,
+    is_override,
+    path,
+)
 from harness.errors import UserError
-from harness.train.command import add_continue, check_continue
 
 MOST_RESTARTS = 10_000
 """More than a run of a year has failures."""

@@ -110,21 +110,11 @@ def launch(
     plan = plan_launch(command, ranks, hosts)
     mark = uuid.uuid4().hex
     record = Log(log)
-    process = subprocess.Popen(
-        plan.held(),
-        env=_environment(mark, plan.added),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    process = _started(plan, mark)
     evidence = Evidence(plan.hosts)
     standstill = Standstill(plan.hosts)
-    reader = threading.Thread(
-        target=_read,
-        args=(process, record, _screen(screen), evidence, standstill),
-        daemon=True,
-    )
+    told = process, record, _screen(screen), evidence, standstill
+    reader = threading.Thread(target=_read, args=told, daemon=True)
     stopped, stuck, warning = False, "", Warned(process, grace_seconds)
     try:
         with handled(WARNINGS, warning.arrives):
@@ -142,6 +132,17 @@ def launch(
     if warning.arrived and not stopped:
         return _ended_after_warning(process.returncode, evidence, log)
     return _outcome(process.returncode, stopped, evidence, log)
+
+
+def _started(plan: Plan, mark: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        plan.held(),
+        env=_environment(mark, plan.added),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def _wait(process: "subprocess.Popen[bytes]", standstill: Standstill, warning: Warned) -> str:

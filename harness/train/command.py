@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from harness.arguments import Arguments, add_command, path
-from harness.errors import UserError, alike_on_all_ranks
+from harness.arguments import Arguments, add_command, add_continue, check_continue, path
+from harness.errors import alike_on_all_ranks
 from harness.parallel.launcher import is_first
 
 ABOUT = (
@@ -25,22 +25,6 @@ def add_train(commands: Any) -> None:
     parser.add_argument("--folder", type=path, help="folder for this run's files")
     add_continue(parser)
     parser.set_defaults(command=_train)
-
-
-def add_continue(parser: argparse.ArgumentParser) -> None:
-    """The option --continue."""
-    parser.add_argument(
-        "--continue",
-        dest="goes_on",
-        action="store_true",
-        help="if FOLDER holds this run, go on from its newest good checkpoint",
-    )
-
-
-def check_continue(parsed: argparse.Namespace) -> None:
-    """Raises UserError if it is not known which run goes on."""
-    if parsed.goes_on and parsed.folder is None:
-        raise UserError("--continue goes on with the run of a folder; name it with --folder")
 
 
 def _train(parsed: argparse.Namespace) -> int:
