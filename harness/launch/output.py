@@ -25,6 +25,7 @@ USER_ERROR = "harness: "
 CONSEQUENCES = re.compile(
     r"HorovodInternalError|Timed out waiting|Application timeout|"
     r"Connection (closed|reset|refused)|Broken pipe|"
+    r"Process set provided does not exist|"
     r"DistBackendError|DistNetworkError|Stopped|KeyboardInterrupt"
 )
 """Errors that a rank raises because another rank is gone."""

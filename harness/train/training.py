@@ -79,6 +79,9 @@ class Training:
             self._run(journal)
         except Diverged as error:
             self._saves.settle(journal)
+            # All ranks find it in the same window, but not at the same time, and one that leaves
+            # ends Horovod for those that still wait for results of this window.
+            self._world.gather_objects(None, "diverged")
             advice = f"{error.advice}; {self._saves.advice()}"
             raise Diverged(error.found, advice, error.window) from error
         finally:
