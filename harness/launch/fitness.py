@@ -52,7 +52,7 @@ def _start(host: Host, folder: Path, cards: int) -> "subprocess.Popen[str]":
     path = os.pathsep.join(dict.fromkeys([root, *filter(None, sys.path)]))
     command = ["env", f"PYTHONPATH={path}", sys.executable, "-m", "harness.doctor.quick"]
     command += [str(folder), str(cards)]
-    if not is_here(host):
+    if not _is_here(host):
         command = [*SSH, host.name, shlex.join(command)]
     return subprocess.Popen(
         command,
@@ -62,6 +62,13 @@ def _start(host: Host, folder: Path, cards: int) -> "subprocess.Popen[str]":
         text=True,
         errors="replace",
     )
+
+
+def _is_here(host: Host) -> bool:
+    try:
+        return is_here(host)
+    except OSError:  # its name does not resolve any more: ssh will say so
+        return False
 
 
 def _fault(check: "subprocess.Popen[str]", end: float) -> str:

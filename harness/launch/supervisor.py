@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.config import Config
 from harness.errors import UserError
 from harness.launch.fitness import Checked, check_hosts
-from harness.launch.hosts import Host, hosts_option, hosts_or_local, parse_hosts, topology_of
+from harness.launch.hosts import Host, hosts_option, hosts_or_local, read_hosts, topology_of
 from harness.launch.launch import Outcome
 from harness.launch.training import launch_training, train_command
 from harness.launch.warned import WARNINGS
@@ -104,7 +104,7 @@ def placed(training: Training, policy: Policy) -> Training:
     Raises UserError if it cannot go on there.
     """
     config = training.config
-    given = parse_hosts(hosts_or_local(training.hosts, training.ranks), training.ranks)
+    given = read_hosts(hosts_or_local(training.hosts, training.ranks))
     used = _used(given, training.ranks)
     spares = [host for host in policy.spares if host not in used]
     checked = check_hosts([*used, *spares], training.folder, config.train.device == "cuda")

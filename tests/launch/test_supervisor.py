@@ -67,24 +67,30 @@ GONE = "127.0.0.2"
 """An address of this machine at which no ssh answers."""
 
 
+@pytest.mark.parametrize("gone", [GONE, "no-such-host.invalid"])
 @pytest.mark.parametrize(
     ("spares", "hosts", "ranks"),
     [("", "localhost:1", 1), ("127.0.0.1:3", "localhost:1,127.0.0.1:1", 2)],
 )
 def test_a_host_that_is_gone_is_left_out_or_replaced(
-    spares: str, hosts: str, ranks: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    spares: str,
+    hosts: str,
+    ranks: int,
+    gone: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = Config.model_validate({"train": {"steps": 1}})
-    training = Training(tmp_path / "x.yaml", (), config, tmp_path, 2, f"localhost:1,{GONE}:1")
+    training = Training(tmp_path / "x.yaml", (), config, tmp_path, 2, f"localhost:1,{gone}:1")
     found = placed(training, Policy(1, read_hosts(spares) if spares else ()))
     assert (found.hosts, found.ranks) == (hosts, ranks)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"harness: {GONE} is left out: ")
+    assert line.startswith(f"harness: {gone} is left out: ")
     if not spares:
         with pytest.raises(UserError, match="a comparison needs the same ranks"):
             placed(training, Policy(1, same_ranks=True))
         with pytest.raises(UserError, match="no host passed"):
-            placed(replace(training, hosts=f"{GONE}:2"), Policy(1))
+            placed(replace(training, hosts=f"{gone}:2"), Policy(1))
 
 
 def test_where_all_hosts_pass_nothing_changes(tmp_path: Path) -> None:
