@@ -106,7 +106,8 @@ def placed(training: Training, policy: Policy) -> Training:
     config = training.config
     given = read_hosts(hosts_or_local(training.hosts, training.ranks))
     used = _used(given, training.ranks)
-    spares = [host for host in policy.spares if host not in used]
+    names = {host.name for host in used}
+    spares = [host for host in policy.spares if host.name not in names]
     checked = check_hosts([*used, *spares], training.folder, config.train.device == "cuda")
     for each in checked:
         if each.fault:

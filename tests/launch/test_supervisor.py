@@ -97,3 +97,10 @@ def test_where_all_hosts_pass_nothing_changes(tmp_path: Path) -> None:
     config = Config.model_validate({"train": {"steps": 1}})
     training = Training(tmp_path / "x.yaml", (), config, tmp_path, 2, None)
     assert placed(training, Policy(1)) is training
+
+
+def test_a_spare_that_is_used_already_is_no_spare(tmp_path: Path) -> None:
+    config = Config.model_validate({"train": {"steps": 1}})
+    training = Training(tmp_path / "x.yaml", (), config, tmp_path, 2, f"localhost:1,{GONE}:1")
+    found = placed(training, Policy(1, read_hosts("localhost:4")))
+    assert (found.hosts, found.ranks) == ("localhost:1", 1)
