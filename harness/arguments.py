@@ -39,6 +39,22 @@ def add_command(
     return parser
 
 
+def add_continue(parser: argparse.ArgumentParser) -> None:
+    """The option --continue."""
+    parser.add_argument(
+        "--continue",
+        dest="goes_on",
+        action="store_true",
+        help="if FOLDER holds this run, go on from its newest good checkpoint",
+    )
+
+
+def check_continue(parsed: argparse.Namespace) -> None:
+    """Raises UserError if it is not known which run goes on."""
+    if parsed.goes_on and parsed.folder is None:
+        raise UserError("--continue goes on with the run of a folder; name it with --folder")
+
+
 @dataclass(frozen=True)
 class Arguments:
     """The arguments of a command without its options, each kind in the given order."""

@@ -48,8 +48,10 @@ class ReportedByAnotherRank(Exception):
 class RunFailed(Exception):
     """A training that cannot continue, found by all ranks alike; its message is one line.
 
-    The command line prints it on rank 0, without a traceback, and exits with code 1.
+    The command line prints it on rank 0, without a traceback, and exits with its code.
     """
+
+    exit_code = 1
 
 
 DIVERGED = "training diverged"
@@ -59,8 +61,10 @@ DIVERGED = "training diverged"
 class Diverged(RunFailed):
     """A training whose loss, gradients or parameters are no longer finite."""
 
-    def __init__(self, found: str, advice: str) -> None:
+    def __init__(self, found: str, advice: str, window: int | None = None) -> None:
         super().__init__(f"{DIVERGED}: {found}; {advice}")
         self.found = found
         """What is not finite, and in which window."""
         self.advice = advice
+        self.window = window
+        """Windows after which it was not finite; None if that is only known of the end."""

@@ -30,6 +30,8 @@ UNANSWERED = re.compile(
     r"Watchdog caught collective operation timeout|wait timeout after"
 )
 """Errors of Horovod, Gloo and NCCL if a rank has ended, and if a rank does not answer."""
+UNREGISTERED = "Process set provided does not exist"
+"""What Horovod says to a rank that launches something after another one has ended it."""
 VICTIM = re.compile(r"^harness: rank \d+ on \S+: stopped because another rank ")
 """The message of a rank that is not the cause."""
 CARRIERS = ("HorovodInternalError", "DistBackendError", "DistNetworkError", "DistStoreError")
@@ -52,7 +54,8 @@ def leave(command: Callable[[], int]) -> int:
     except ReportedByAnotherRank as error:
         return _leave_last(2, error.otherwise)
     except RunFailed as error:
-        return _tell(error, 1) if is_first() else _leave_last(1, seconds=LAST_WORDS_SECONDS)
+        code = error.exit_code
+        return _tell(error, code) if is_first() else _leave_last(code, seconds=LAST_WORDS_SECONDS)
     except KeyboardInterrupt:
         return _tell("stopped", 1) if is_first() else 1
     except Exception as error:
@@ -64,9 +67,11 @@ def leave(command: Callable[[], int]) -> int:
 def consequence(error: BaseException) -> str | None:
     """What happened to another rank, if the error only shows that; None if this rank is the
     cause."""
+    text = str(error)
+    if type(error) is ValueError and UNREGISTERED in text:
+        return "another rank ended"
     if not (type(error).__name__ in CARRIERS or type(error) is RuntimeError):
         return None
-    text = str(error)
     if UNANSWERED.search(text):
         return "another rank did not answer"
     return "another rank ended" if ENDED.search(text) else None

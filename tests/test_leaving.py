@@ -51,6 +51,7 @@ def left(error: BaseException) -> int:
         (HorovodInternalError(TIMED_OUT), "another rank did not answer"),
         (RuntimeError("Application timeout caused pair closure"), "another rank did not answer"),
         (torch.distributed.DistBackendError("NCCL: remote process exited"), "another rank ended"),
+        (ValueError("Allgather: Process set provided does not exist, or"), "another rank ended"),
         # Of this rank's own making, whatever the words.
         (HorovodInternalError("Mismatched allreduce tensor shapes"), None),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from harness.measure.phase import Phase
 from harness.parallel.aside import Aside
-from harness.parallel.group import Group, Meters, Pending
+from harness.parallel.group import Group, Meters
 from harness.parallel.line import Line, Running
 from harness.parallel.peers import Sum
+from harness.parallel.pending import Pending
 from harness.parallel.ranks import Gathered
 from harness.parallel.rehearsal import Rehearsal
 from harness.parallel.topology import Layout, Topology

@@ -21,7 +21,8 @@ from harness.model.backbone import make_backbone
 from harness.model.flops import Flops, micro_batch_flops
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.cores import Cores
-from harness.parallel.group import Group, Pending
+from harness.parallel.group import Group
+from harness.parallel.pending import Pending
 from harness.parallel.world import World
 from harness.train.course import course_of
 from harness.train.optimizer import make_optimizer

@@ -5,8 +5,9 @@ from typing import Any
 
 from harness.arguments import MOST_RANKS, MOST_SEEDS, Arguments, add_command, count, path, text
 from harness.errors import UserError
+from harness.launch.command import add_restarts
 
-RUNNING = ("np", "hosts", "seeds", "study")
+RUNNING = ("np", "hosts", "seeds", "study", "restarts")
 """Options that only apply if experiments are run."""
 READING = ("uri", "experiment", "no_record")
 """Options that only apply if a recorded study is read."""
@@ -42,6 +43,7 @@ def _add_runs(compare: argparse.ArgumentParser) -> None:
         type=count(MOST_SEEDS),
         help="number of seeds per variant (default: 1); a verdict needs at least 3",
     )
+    add_restarts(compare)
     compare.add_argument("--study", type=text, help="tag that joins the runs in MLflow")
 
 
@@ -107,7 +109,7 @@ def _compare(parsed: argparse.Namespace) -> int:
     seeds = 1 if parsed.seeds is None else parsed.seeds
     return compare(
         Experiments(given.experiments, given.overrides, seeds),
-        Ranks(parsed.np or slots_of(parsed.hosts), parsed.hosts),
+        Ranks(parsed.np or slots_of(parsed.hosts), parsed.hosts, parsed.restarts or 0),
         study=study_name(parsed.study) if parsed.study else None,
         terms=terms,
         folder=parsed.folder,

@@ -14,7 +14,7 @@ from harness.errors import UserError
 from harness.launch.environment import withheld
 from harness.launch.hosts import hosts_or_local, parse_hosts, topology_of
 from harness.launch.launch import Outcome
-from harness.launch.training import launch_training, train_command
+from harness.launch.supervisor import Policy, Training, supervise
 from harness.parallel.topology import check_classes
 from harness.paths import folder_name
 from harness.tracking.address import store_uri
@@ -50,6 +50,7 @@ class Plan:
     hosts: str
     variants: tuple[Config, ...]
     trials: tuple[Trial, ...]
+    restarts: int = 0
 
     def at(self, folder: Path) -> "Plan":
         """The same plan in another folder."""
@@ -75,6 +76,8 @@ class Ranks:
     number: int
     hosts: str | None = None
     """As `--hosts` takes them; None: this machine."""
+    restarts: int = 0
+    """Times that a training that fails goes on, on the same ranks."""
 
 
 def compare(
@@ -134,7 +137,7 @@ def make_plan(
     if os.path.exists(place / TABLE_FILE):
         raise UserError(f"{place} already contains a comparison; give another --folder")
     trials = tuple(_trials(experiments, configs, study, place))
-    return Plan(study, place, np, where, configs, trials)
+    return Plan(study, place, np, where, configs, trials, ranks.restarts)
 
 
 def _trials(
@@ -235,12 +238,13 @@ def _recorded(trial: Trial, outcome: Outcome) -> RecordedRun:
 
 
 def _run(plan: Plan, trial: Trial) -> Outcome:
-    command = train_command(trial.experiment, trial.overrides, trial.folder)
+    given = trial.experiment, trial.overrides, trial.config, trial.folder
     log = plan.folder / f"{trial.folder.name}.log"
-    outcome = launch_training(command, trial.config, trial.folder, plan.ranks, plan.hosts, log)
+    policy = Policy(plan.restarts, same_ranks=True)
+    outcome = supervise(Training(*given, plan.ranks, plan.hosts), policy, log)
     if outcome.exit_code:
         _print(outcome.reason)
-        _print(f"output of all ranks: {log}")
+        _print(f"output of all ranks: {outcome.log}")
     return outcome
 
 

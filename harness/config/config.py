@@ -14,6 +14,7 @@ from harness.config.section import Section, kind_at
 from harness.config.sections.data import DataConfig
 from harness.config.sections.doctor import DoctorConfig
 from harness.config.sections.exchange import ExchangeConfig
+from harness.config.sections.launch import LaunchConfig
 from harness.config.sections.model import BackboneConfig, ClassifierConfig
 from harness.config.sections.optimizer import OptimizerConfig
 from harness.config.sections.staleness import StalenessConfig
@@ -45,6 +46,7 @@ class Config(Section):
     staleness: StalenessConfig = StalenessConfig()
     tracking: TrackingConfig = TrackingConfig()
     doctor: DoctorConfig = DoctorConfig()
+    launch: LaunchConfig = LaunchConfig()
     trace: TraceConfig = TraceConfig()
 
     @model_validator(mode="after")
@@ -60,6 +62,16 @@ class Config(Section):
                 f"exchange.kind={own.kind} is torch's own: it needs delay=0, route=auto, "
                 f"classifier.layout=replicated, compression={' or '.join(wires)}, and "
                 f"backward_passes_per_step=1 unless it is ddp_post_local_sgd"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_can_be_dropped(self) -> "Config":
+        if self.train.on_nonfinite == "skip" and self.exchange.is_torchs:
+            raise ValueError(
+                f"train.on_nonfinite=skip drops what is not sent yet, and "
+                f"exchange.kind={self.exchange.kind} sends it inside torch; use "
+                f"train.on_nonfinite=stop or another kind"
             )
         return self
 

@@ -58,6 +58,7 @@ class Averaging:
     """
 
     passes_per_step = 1
+    averages_in_backward = False
 
     def __init__(
         self,
@@ -87,6 +88,10 @@ class Averaging:
         if self._steps % self._passes == 0:
             self._window_ended(self._steps // self._passes - 1)
         self._chunk.spread_values()
+
+    def dropped(self) -> bool:
+        self.after_step()  # what the window's other steps moved is sent
+        return False
 
     def at_mean(self) -> AbstractContextManager[Tensor | None]:
         # What is in flight cancels out in the mean.

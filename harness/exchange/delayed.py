@@ -30,6 +30,8 @@ class Delayed:
     delay 0.
     """
 
+    averages_in_backward = False
+
     def __init__(
         self,
         chunk: Chunk,
@@ -62,9 +64,17 @@ class Delayed:
         self._part.take_gradients(out=gradients)
         sent = self._wire.launch(gradients[: self._part.sent], slot)
         self._in_flight.append(InFlight(self._window, gradients, sent))
+        return self._land_what_is_due()
+
+    def dropped(self) -> bool:
+        return self._land_what_is_due()
+
+    def _land_what_is_due(self) -> bool:
+        """Ends the window; returns whether there is a gradient to step with."""
         delay = 0 if self._window < self._synchronous_windows else self._delay
         self._window += 1
-        if len(self._in_flight) <= delay:
+        due = self._window - 1 - delay
+        if not self._in_flight or self._in_flight[0].window > due:
             self._part.clear_gradients()  # no step does it
             return False
         late = self._land()
@@ -104,6 +114,8 @@ class Delayed:
         oldest.sent.mean(into=oldest.gradients[: self._part.sent])
         self._part.put_gradients(oldest.gradients)
         self._meter.landed(self._window - 1 - oldest.window)
+        while self._sampled and self._sampled[0][0] < oldest.window:
+            self._sampled.popleft()  # its own gradient was dropped
         if self._sampled and self._sampled[0][0] == oldest.window:
             self._compare(self._sampled.popleft()[1], oldest.gradients)
         return oldest.gradients

@@ -37,12 +37,21 @@ class Exchange(Protocol):
     passes_per_step: int
     """Backward passes whose gradients are added up before a step."""
 
+    averages_in_backward: bool
+    """Whether gradients are sent during the backward pass, before anybody can know whether they are
+    finite."""
+
     def gradients_ready(self, last: bool) -> bool:
         """Called after each backward pass; `last` is true for the last one of its window. Returns
         True if the gradients are ready for a step."""
 
     def after_step(self) -> None:
         """Called after each step that `gradients_ready` asked for."""
+
+    def dropped(self) -> bool:
+        """Called instead of `gradients_ready` for a step that is dropped on all ranks, whose
+        gradients nobody sends; not called if it `averages_in_backward`. Returns True if there are
+        gradients of an earlier window to step with."""
 
     def at_mean(self) -> AbstractContextManager[Tensor | None]:
         """Inside the block all nodes hold the mean of their values, to be evaluated; afterwards

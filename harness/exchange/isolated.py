@@ -17,6 +17,7 @@ class Isolated:
     """
 
     passes_per_step = 1
+    averages_in_backward = False
 
     def __init__(self, chunk: Chunk, part: Part) -> None:
         self._chunk = chunk
@@ -28,6 +29,9 @@ class Isolated:
 
     def after_step(self) -> None:
         self._chunk.spread_values()
+
+    def dropped(self) -> bool:
+        return False
 
     def at_mean(self) -> AbstractContextManager[Tensor | None]:
         return mean_values([self._part], self._chunk)

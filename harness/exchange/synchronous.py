@@ -15,6 +15,11 @@ class NothingInFlight:
     """The methods of an exchange with nothing in flight after a step and equal values on all
     nodes."""
 
+    averages_in_backward = True
+
+    def dropped(self) -> bool:
+        return False
+
     def after_step(self) -> None:
         return None
 

@@ -13,8 +13,9 @@ from harness.exchange.compression import WireParts, make_wire
 from harness.exchange.feedback import Feedback
 from harness.exchange.flat import Flat
 from harness.exchange.wire import Carrier, Launched, Sent
-from harness.parallel.group import Group, Pending
+from harness.parallel.group import Group
 from harness.parallel.line import Line, Running
+from harness.parallel.pending import Pending
 from harness.parallel.slices import padded
 
 

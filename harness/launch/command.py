@@ -3,11 +3,25 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from harness.arguments import MOST_RANKS, SUFFIXES, Arguments, add_command, count, is_override, path
+from harness.arguments import (
+    MOST_RANKS,
+    SUFFIXES,
+    Arguments,
+    add_command,
+    add_continue,
+    check_continue,
+    count,
+    is_override,
+    path,
+)
 from harness.errors import UserError
+
+MOST_RESTARTS = 10_000
+"""More than a run of a year has failures."""
 
 
 def add_launch(commands: Any) -> None:
@@ -28,9 +42,23 @@ def add_launch(commands: Any) -> None:
         type=path,
         help="folder for the run's files; the output of its ranks goes to FOLDER.log",
     )
+    add_continue(parser)
+    add_restarts(parser)
+    parser.add_argument(
+        "--spares", help="host:slots,...: hosts that replace those that fail, with --restarts"
+    )
     parser.add_argument("--dry-run", action="store_true", help="only print the command line")
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
     parser.set_defaults(command=_launch)
+
+
+def add_restarts(parser: argparse.ArgumentParser) -> None:
+    """The option --restarts."""
+    parser.add_argument(
+        "--restarts",
+        type=count(MOST_RESTARTS, least=0),
+        help="times that a run that fails goes on from its newest good checkpoint (default: 0)",
+    )
 
 
 def _launch(parsed: argparse.Namespace) -> int:
@@ -43,6 +71,8 @@ def _launch(parsed: argparse.Namespace) -> int:
     if first.endswith(SUFFIXES) or is_override(first):
         given = Arguments.split(parsed.arguments)
         return _train(parsed, given.only_experiment("launch"), given.overrides, ranks)
+    if parsed.restarts or parsed.spares or parsed.goes_on:
+        raise UserError("--restarts, --spares and --continue need an experiment's checkpoints")
     _announce(plan_launch(parsed.arguments, ranks, parsed.hosts).line())
     if parsed.dry_run:
         return 0
@@ -56,15 +86,21 @@ def _train(
 ) -> int:
     from harness.config import load
     from harness.launch.environment import withheld
-    from harness.launch.hosts import hosts_or_local, parse_hosts, topology_of
+    from harness.launch.hosts import hosts_or_local, parse_hosts, read_hosts, topology_of
     from harness.launch.launch import plan_launch
-    from harness.launch.training import launch_training, train_command
+    from harness.launch.supervisor import Policy, Training, supervise
+    from harness.launch.training import train_command
     from harness.parallel.topology import check_classes
     from harness.tracking.folders import claimed, new_file, now
 
     config = load(experiment, overrides)
     topology = topology_of(parse_hosts(hosts_or_local(parsed.hosts, ranks), ranks), ranks)
     check_classes(topology, config.classifier.layout, config.data.num_classes)
+    policy = Policy(parsed.restarts or 0, read_hosts(parsed.spares) if parsed.spares else ())
+    if policy.spares and not policy.restarts:
+        raise UserError("--spares replaces hosts when a run is started again; add --restarts N")
+    if policy.restarts and not config.train.saves:
+        _announce("warning: train.checkpoint_every is 0: a restart begins with the first window")
     automatic = Path(config.tracking.folder) / f"{config.name}-s{config.seed}-{now()}"
     if parsed.dry_run:
         shown = (parsed.folder or automatic).absolute()
@@ -73,12 +109,15 @@ def _train(
         return 0
     for line in withheld(config):
         _announce(line)
-    with claimed(parsed.folder, automatic) as folder:
-        command = train_command(experiment, overrides, folder)
-        _announce(plan_launch(command, ranks, parsed.hosts).line())
+    check_continue(parsed)
+    goes_on: bool = parsed.goes_on
+    with nullcontext(parsed.folder) if goes_on else claimed(parsed.folder, automatic) as given:
+        folder = given.absolute()
+        training = Training(experiment, tuple(overrides), config, folder, ranks, parsed.hosts)
+        _announce(plan_launch(training.command(goes_on), ranks, parsed.hosts).line())
         log = new_file(folder.with_name(f"{folder.name}.log"))
-        outcome = launch_training(command, config, folder, ranks, parsed.hosts, log)
-        return _end(outcome.exit_code, outcome.reason, log)
+        outcome = supervise(training, policy, log, goes_on)
+        return _end(outcome.exit_code, outcome.reason, outcome.log)
 
 
 def _announce(line: str) -> None:

@@ -29,9 +29,10 @@ from harness.launch.hosts import (
 from harness.launch.leash import GRACE_SECONDS, PULSE
 from harness.launch.output import Evidence, Log, Screen, Splitter
 from harness.launch.standstill import Standstill
+from harness.launch.warned import WARNINGS, Warned
 from harness.measure.redaction import masked
 from harness.parallel.pulse import parse
-from harness.signals import handled, ignore, interrupt
+from harness.signals import handled, ignore
 
 START_SECONDS = 300
 """Time for ranks to start: if they outnumber the cores, importing torch takes long."""
@@ -56,13 +57,14 @@ class Outcome:
     """How a launch ended."""
 
     exit_code: int
-    """0: success, 1: failed or stopped, 2: a user error."""
+    """0: success, 1: failed or stopped, 2: a user error, 3: ended early as asked, after a
+    checkpoint."""
     reason: str
     """Empty after success; one line for a user error; else the cause, as far as it is known."""
     log: Path
     """File of everything that all ranks printed."""
     stopped: bool
-    """Whether Ctrl-C or SIGTERM ended it."""
+    """Whether Ctrl-C, SIGTERM or SIGUSR1 ended it."""
 
 
 @dataclass(frozen=True)
@@ -91,18 +93,49 @@ class Plan:
 
 
 def launch(
-    command: Sequence[str], ranks: int, hosts: str | None, log: Path, screen: TextIO | None = None
+    command: Sequence[str],
+    ranks: int,
+    hosts: str | None,
+    log: Path,
+    screen: TextIO | None = None,
+    grace_seconds: float = 0.0,
 ) -> Outcome:
     """Runs `command` (program and arguments) on `ranks` ranks and waits for all of them.
 
-    Ctrl-C or SIGTERM ends all ranks and is reported in the outcome. Raises UserError for hosts that
+    Ctrl-C, SIGTERM or SIGUSR1 ends all ranks and is reported in the outcome. Before the latter two
+    do so, a training has `grace_seconds` to save and end by itself. Raises UserError for hosts that
     cannot be used and for a log that cannot be written. Call it from the main thread, the only one
     that can handle signals.
     """
     plan = plan_launch(command, ranks, hosts)
     mark = uuid.uuid4().hex
     record = Log(log)
-    process = subprocess.Popen(
+    process = _started(plan, mark)
+    evidence = Evidence(plan.hosts)
+    standstill = Standstill(plan.hosts)
+    told = process, record, _screen(screen), evidence, standstill
+    reader = threading.Thread(target=_read, args=told, daemon=True)
+    stopped, stuck, warning = False, "", Warned(process, grace_seconds)
+    try:
+        with handled(WARNINGS, warning.arrives):
+            reader.start()
+            stuck = _wait(process, standstill, warning)
+    except KeyboardInterrupt:
+        stopped = True
+    finally:
+        # Ending the ranks takes seconds; a second Ctrl-C meanwhile would leave some of them behind.
+        with handled([signal.SIGINT, *WARNINGS], ignore):
+            _end(process, mark)
+    reader.join(LEFTOVER_SECONDS)
+    if stuck and not warning.arrived:
+        return Outcome(1, stuck, log, False)
+    if warning.arrived and not stopped:
+        return _ended_after_warning(process.returncode, evidence, log)
+    return _outcome(process.returncode, stopped, evidence, log)
+
+
+def _started(plan: Plan, mark: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
         plan.held(),
         env=_environment(mark, plan.added),
         stdin=subprocess.PIPE,
@@ -110,37 +143,16 @@ def launch(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    evidence = Evidence(plan.hosts)
-    standstill = Standstill(plan.hosts)
-    reader = threading.Thread(
-        target=_read,
-        args=(process, record, _screen(screen), evidence, standstill),
-        daemon=True,
-    )
-    stopped, stuck = False, ""
-    try:
-        with handled([signal.SIGTERM], interrupt):
-            reader.start()
-            stuck = _wait(process, standstill)
-    except KeyboardInterrupt:
-        stopped = True
-    finally:
-        # Ending the ranks takes seconds; a second Ctrl-C meanwhile would leave some of them behind.
-        with handled([signal.SIGINT, signal.SIGTERM], ignore):
-            _end(process, mark)
-    reader.join(LEFTOVER_SECONDS)
-    if stuck:
-        return Outcome(1, stuck, log, False)
-    return _outcome(process.returncode, stopped, evidence, log)
 
 
-def _wait(process: "subprocess.Popen[bytes]", standstill: Standstill) -> str:
+def _wait(process: "subprocess.Popen[bytes]", standstill: Standstill, warning: Warned) -> str:
     """Waits until the process ends, or until it is known which rank stands still, and returns
     that."""
     while True:
         with suppress(subprocess.TimeoutExpired):
             process.wait(LOOK_SECONDS)
             return ""
+        warning.check()
         if stuck := standstill.cause():
             return stuck
 
@@ -237,6 +249,16 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         return
+
+
+def _ended_after_warning(code: int, evidence: Evidence, log: Path) -> Outcome:
+    """How a run ended that was asked to: it may have ended by itself, or failed, meanwhile."""
+    if code == 0:
+        return Outcome(0, "", log, False)
+    early = evidence.early_end()
+    if early:
+        return Outcome(3, early, log, True)
+    return Outcome(1, f"stopped, without a checkpoint: {evidence.cause()}", log, True)
 
 
 def _outcome(code: int, stopped: bool, evidence: Evidence, log: Path) -> Outcome:

@@ -27,8 +27,9 @@ GRACE_SECONDS = 5.0
 """Time between SIGTERM and SIGKILL for the command."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM)
 """Signals that this process forwards to the command."""
-PASSED_ON = (*FORWARDED, signal.SIGHUP)
-"""Signals that standard input may send to the command's process group."""
+PASSED_ON = (*FORWARDED, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that standard input may send to the command's process group. Of the leashes on one host,
+which share a pipe, one gets it."""
 LOOK_SECONDS = 2.0
 """Time between two looks at the command."""
 PULSE = "--pulse"

@@ -25,6 +25,7 @@ USER_ERROR = "harness: "
 CONSEQUENCES = re.compile(
     r"HorovodInternalError|Timed out waiting|Application timeout|"
     r"Connection (closed|reset|refused)|Broken pipe|"
+    r"Process set provided does not exist|"
     r"DistBackendError|DistNetworkError|Stopped|KeyboardInterrupt"
 )
 """Errors that a rank raises because another rank is gone."""
@@ -189,6 +190,13 @@ class Evidence:
         # printed a line, too.
         errors = [line for rank, line in self._user_errors.items() if codes.get(rank, 2) == 2]
         return errors[0] if errors and 2 in codes.values() else None
+
+    def early_end(self) -> str:
+        """What a rank said that ended early, as asked; "" if none did."""
+        if 3 not in self.exit_codes().values():
+            return ""
+        lines = [line for line in self._user_errors.values() if "ended early" in line]
+        return lines[0] if lines else "ended early"
 
     def cause(self) -> str:
         """The cause of the failure: a stopped rank, a signal, or the first rank's traceback.

@@ -95,7 +95,9 @@ class Standstill:
         lines = [f"{what}; all ranks are ended (train.stuck_seconds)"]
         for rank, seen in sorted(self._seen.items())[: 2 * SHOWN]:
             place = f"{seen.report.phase} of {seen.report.stage}"
+            last = seen.report.collective
             lines.append(
                 f"  rank {rank} on {self._hosts[rank]}: {place} for {seen.report.seconds:.0f} s"
+                f"{', last collective ' * bool(last)}{last}"
             )
         return "\n".join([*lines, "the stacks of ranks that still answer are in the log"])

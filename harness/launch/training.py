@@ -11,17 +11,20 @@ from harness.tracking.connection import Status, set_status
 from harness.tracking.run_folder import RunFolder
 
 
-def train_command(experiment: Path, overrides: Sequence[str], folder: Path) -> list[str]:
-    """Program and arguments of each rank."""
+def train_command(
+    experiment: Path, overrides: Sequence[str], folder: Path, goes_on: bool = False
+) -> list[str]:
+    """Program and arguments of each rank; `goes_on`: it may hold the run, to be continued."""
     program = [sys.executable, "-m", "harness", "train", str(experiment)]
-    return [*program, *overrides, "--folder", str(folder)]
+    return [*program, *overrides, "--folder", str(folder), *(["--continue"] if goes_on else [])]
 
 
 def launch_training(
     command: Sequence[str], config: Config, folder: Path, ranks: int, hosts: str | None, log: Path
 ) -> Outcome:
     """Runs the `train_command` of this config and folder on `ranks` ranks."""
-    outcome = launch(command, ranks, hosts, log)
+    grace = config.launch.grace_seconds
+    outcome = launch(command, ranks, hosts, log, grace_seconds=grace)
     run_id = RunFolder(folder).mlflow_run_id if outcome.exit_code else None
     if run_id is not None:
         status: Status = "KILLED" if outcome.stopped else "FAILED"

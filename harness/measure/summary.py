@@ -12,6 +12,8 @@ from harness.measure.traffic import Bytes
 
 COMPUTED = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)
 """The useful phases of a step; the rest is waiting, loading and bookkeeping."""
+RESTARTS_TAG = "restarts"
+"""MLflow tag of a run that was started again after a failure: how often."""
 DIVERGED_TAG = "diverged"
 """MLflow tag of a diverged run: what was not finite, and in which window."""
 
@@ -94,13 +96,25 @@ class Evaluation(Record):
 
 
 @dataclass(frozen=True)
+class Restarts:
+    """How often a run was started again after a failure, and what that cost."""
+
+    number: int = 0
+    lost_seconds: float = 0.0
+
+
+UNDISTURBED = Restarts()
+
+
+@dataclass(frozen=True)
 class Provenance:
-    """Where the record of a run is kept, and which code ran."""
+    """Where the record of a run is kept, which code ran, and how often it was started again."""
 
     mlflow_run_id: str | None = None
     """None if nothing goes to MLflow."""
     commit: str | None = None
     """None if unknown; only the first rank looks it up."""
+    restarts: Restarts = UNDISTURBED
 
 
 UNRECORDED = Provenance()
@@ -166,6 +180,11 @@ class RunSummary(Record):
     exponentials: str = ""
     """Where the classifier's exponentials waited for the second pass; empty in records older than
     this field."""
+    restarts: int = 0
+    """How often the run was started again after a failure."""
+    lost_seconds: float = 0.0
+    """Wall time that failures cost, in no other number here: windows that were trained twice, the
+    time until the failure was noticed, and the start."""
     mlflow_run_id: str | None
     commit: str | None
     per_rank: tuple[RankCost, ...] = ()

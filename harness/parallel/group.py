@@ -18,7 +18,9 @@ from harness.measure.traffic import (
     all_reduce_bytes,
     all_to_all_bytes,
 )
-from harness.parallel.line import Line, Running, used_here
+from harness.parallel.line import Line
+from harness.parallel.order import Order
+from harness.parallel.pending import Done, Pending, Reducing
 from harness.parallel.pulse import SILENT, Pulse
 
 
@@ -30,40 +32,8 @@ class Meters:
     traffic: Traffic
     pulse: Pulse = SILENT
     """Shows outside what this rank does."""
-
-
-class Pending:
-    """A collective in flight; `wait` returns its result once the current stream may use it."""
-
-    def __init__(
-        self,
-        work: dist.Work | None,
-        result: Tensor,
-        waiting: AbstractContextManager[None],
-        finish: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self._work = work
-        self._result = result
-        self._waiting = waiting
-        self._finish = finish
-        self._follow: Callable[[Tensor], Tensor] | None = None
-
-    def then(self, follow: Callable[[Tensor], Tensor]) -> "Pending":
-        """Applies `follow` to the result when it is waited for."""
-        self._follow = follow
-        return self
-
-    def wait(self) -> Tensor:
-        if self._work is not None:
-            with self._waiting:
-                self._work.wait()
-            self._work = None
-            if self._finish is not None:
-                self._result = self._finish(self._result)
-        if self._follow is not None:
-            follow, self._follow = self._follow, None
-            self._result = follow(self._result)
-        return used_here(self._result)
+    order: Order | None = None
+    """Remembers the collectives, to compare them over ranks; None: nobody does."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +115,7 @@ class Group:
         gathered = into
         if gathered is None:
             gathered = block.new_empty((self.size * block.shape[0], *block.shape[1:]))
-        self._count(all_gather_bytes, block)
+        self._count("all_gather", all_gather_bytes, block)
         work = dist.all_gather_single(gathered, block, group=self.process_group, async_op=True)
         return self._pending(work, gathered)
 
@@ -168,7 +138,7 @@ class Group:
         blocks = blocks.contiguous()
         if blocks.is_cuda:
             own = blocks.new_empty((blocks.shape[0] // self.size, *blocks.shape[1:]))
-            self._count(all_gather_bytes, own)
+            self._count("reduce_scatter", all_gather_bytes, own)
             work = dist.reduce_scatter_single(own, blocks, group=self.process_group, async_op=True)
             return self._pending(work, own)
         if self._hops is not None:
@@ -206,7 +176,7 @@ class Group:
         finish: Callable[[Tensor], Tensor] | None = None,
         waiting: AbstractContextManager[None] | None = None,
     ) -> Pending:
-        self._count(all_to_all_bytes, blocks[: blocks.shape[0] // self.size])
+        self._count("all_to_all", all_to_all_bytes, blocks[: blocks.shape[0] // self.size])
         received = torch.empty_like(blocks)
         work = dist.all_to_all_single(received, blocks, group=self.process_group, async_op=True)
         return Pending(work, received, waiting or self.waiting(), finish)
@@ -224,7 +194,7 @@ class Group:
 
     def launch_reduce(
         self, rows: Tensor, reduce: Callable[[Tensor], Tensor], name: str = ""
-    ) -> "Reducing":
+    ) -> Reducing:
         """Starts reducing rows [size, b], one for each rank, and gathering the results, [size, b].
 
         Each rank receives the row that every rank has for it and applies `reduce`, from [size, b]
@@ -232,7 +202,7 @@ class Group:
         of these calls; torch needs no name. Collective over the group.
         """
         if self.process_group is None:
-            return Reducing(_Done(reduce(rows)[None]), self.waiting())
+            return Reducing(Done(reduce(rows)[None]), self.waiting())
         assert self._behind is not None, "launch_reduce needs a line to continue on"
         second = self._behind.group
         arriving = self._exchanged(rows.contiguous(), waiting=nullcontext())
@@ -260,11 +230,16 @@ class Group:
     ) -> Pending:
         if self.process_group is None:
             return self._pending(None, tensor)
-        self._count(all_reduce_bytes, tensor)
+        self._count("all_reduce", all_reduce_bytes, tensor)
         work = dist.all_reduce(tensor, operation, group=self.process_group, async_op=True)
         return self._pending(work, tensor, finish)
 
-    def _count(self, formula: Callable[[float, int, int], Bytes], tensor: Tensor) -> None:
+    def _count(
+        self, operation: str, formula: Callable[[float, int, int], Bytes], tensor: Tensor
+    ) -> None:
+        if self._meters.order is not None and self.process_group is not None:
+            name = self.process_group.group_name
+            self._meters.order.add(operation, name, self.ranks, tensor)
         sent = tensor.numel() * tensor.element_size()
         self._meters.traffic.add(formula(sent, self.size, self._nodes))
 
@@ -275,26 +250,3 @@ class Group:
         finish: Callable[[Tensor], Tensor] | None = None,
     ) -> Pending:
         return Pending(work, result, self.waiting(), finish)
-
-
-class Reducing:
-    """A `launch_reduce` in flight."""
-
-    def __init__(self, followed: Running["Pending"], waiting: AbstractContextManager[None]) -> None:
-        self._followed = followed
-        self._waiting = waiting
-
-    def wait(self) -> Tensor:
-        """The result, [size, b], once the current stream may use it."""
-        with self._waiting:
-            return self._followed.result().wait()
-
-
-@dataclass(frozen=True)
-class _Done:
-    """The result of a group of one rank, available at once."""
-
-    made: Tensor
-
-    def result(self) -> Pending:
-        return Pending(None, self.made, nullcontext())

@@ -58,6 +58,7 @@ class PeerGroup:
         """
         if self.process_set is None:
             return _Done(buffer)
+        self._remember("all_reduce", name, buffer)
         sent = buffer.numel() * buffer.element_size()
         self.meters.traffic.add(all_reduce_bytes(sent, self.size, self.size))
         if not buffer.is_cuda:
@@ -79,6 +80,7 @@ class PeerGroup:
         """
         if self.process_set is None:
             return _Done(row)
+        self._remember("all_gather", name, row)
         sent = row.numel() * row.element_size()
         self.meters.traffic.add(all_gather_bytes(sent, self.size, self.size))
         if not row.is_cuda:
@@ -98,6 +100,7 @@ class PeerGroup:
         if self.process_set is None:
             return _Followed(_Done(reduce(rows)[None]), self._waiting())
         assert self.lines is not None
+        self._remember("all_to_all", name, rows)
         first, second = self.lines
         row = rows[0].numel() * rows.element_size()
         # Both hops are counted now, because the window of the second launch is not known.
@@ -122,6 +125,12 @@ class PeerGroup:
             return finish(self._gather(made, name + ".made"), FOLLOW_SECONDS)
 
         return _Followed(second.run(follow), self._waiting())
+
+    def _remember(self, operation: str, name: str, tensor: Tensor) -> None:
+        if self.meters.order is not None and self.process_set is not None:
+            ranks = self.process_set.ranks or range(self.size)
+            label = f"{operation} {self.user}{name}"
+            self.meters.order.add(label, f"horovod {','.join(map(str, ranks))}", ranks, tensor)
 
     def _sum(self, buffer: Tensor, name: str) -> int:
         name = self.user + name

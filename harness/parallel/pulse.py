@@ -19,9 +19,10 @@ from dataclasses import asdict, dataclass
 
 VARIABLE = "HARNESS_PULSE"
 """Variable with the number of the inherited file of the page."""
-LAYOUT = struct.Struct("<qdd16s48s")
+LAYOUT = struct.Struct("<qdd16s48s112s")
 """The rank's process id; when it last moved and how long it may stay so, in seconds of the host's
-monotonic clock; its phase; its stage. A rank that is not watched has a limit of 0."""
+monotonic clock; its phase; its stage; its last collective, if these are remembered. A rank that is
+not watched has a limit of 0."""
 SLOW = 10
 """Times as long a rank may stay in a slow stage: one that evaluates, saves, or warms up."""
 SPARE = 5
@@ -42,7 +43,7 @@ class Pulse:
         self._seconds = seconds
         self._times, self._in_window = 0, False
         self._moved = time.monotonic()
-        self._phase, self._stage = b"", b""
+        self._phase, self._stage, self._collective = b"", b"", b""
 
     def window(self, number: int, slow: bool) -> None:
         """Begins a window; `slow`: it may take SLOW times as long as others."""
@@ -61,6 +62,11 @@ class Pulse:
         self._phase = phase.encode()
         self._write()
 
+    def collective(self, text: str) -> None:
+        """Shows the collective that the rank launches now."""
+        self._collective = text.encode()
+        self._write()
+
     def _begin(self, stage: str, times: int, in_window: bool) -> None:
         self._write()
         self._stage, self._times, self._in_window = stage.encode(), times, in_window
@@ -73,7 +79,7 @@ class Pulse:
         if self._in_window:
             self._seconds = max(self._seconds, SPARE * (now - self._moved))
         self._moved = now
-        values = now, self._times * self._seconds, self._phase, self._stage
+        values = now, self._times * self._seconds, self._phase, self._stage, self._collective
         LAYOUT.pack_into(self._page, 0, os.getpid(), *values)
 
 
@@ -111,6 +117,8 @@ class Report:
     """Whether its process is stopped."""
     crossed: int
     """Bytes through the network interfaces that the rank sees, since its host started."""
+    collective: str = ""
+    """The last one that it launched; empty unless `train.check_collectives` is set."""
 
     @property
     def stuck(self) -> bool:
@@ -142,7 +150,7 @@ class Watched:
 
     def report(self, stopped: bool) -> Report:
         """A new report, the `latest` from now on."""
-        pid, moved, limit, phase, stage = LAYOUT.unpack_from(self._page)
+        pid, moved, limit, phase, stage, collective = LAYOUT.unpack_from(self._page)
         self.latest = Report(
             seconds=time.monotonic() - moved,
             limit=limit,
@@ -150,6 +158,7 @@ class Watched:
             stage=stage.rstrip(b"\0").decode(),
             stopped=stopped,
             crossed=_crossed(pid),
+            collective=collective.rstrip(b"\0").decode(errors="replace"),
         )
         return self.latest
 

@@ -5,7 +5,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harness.measure.phase import Phase
-from harness.parallel.group import Group, Meters, Pending
+from harness.parallel.group import Group, Meters
+from harness.parallel.pending import Pending
 
 
 class Rehearsal(Group):

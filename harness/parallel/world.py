@@ -16,10 +16,11 @@ from torch._C._distributed_c10d import TCPStore
 from harness.measure.phase import Phase
 from harness.parallel.aside import DRIFT, TIMEOUT, Aside
 from harness.parallel.cards import place, view_of
-from harness.parallel.group import Behind, Group, Hops, Meters, Pending
+from harness.parallel.group import Behind, Group, Hops, Meters
 from harness.parallel.launcher import launched
 from harness.parallel.line import Line
 from harness.parallel.peers import PeerGroup
+from harness.parallel.pending import Pending
 from harness.parallel.ranks import Ranks, open_ranks
 from harness.parallel.topology import Layout, Topology
 

@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.arguments import MOST_RANKS, Arguments, add_command, count, path, text
+from harness.arguments import MOST_RANKS, Arguments, add_command, count, path, positive, text
 from harness.calibrate.command import add_seconds
 from harness.errors import UserError
 
 if TYPE_CHECKING:
     from harness.config import Config
+    from harness.plan.failures import Failures
     from harness.plan.machines import Cluster
     from harness.tracking.prediction import Prediction
 
 
 MOST_WINDOWS = 100_000
+MOST_HOURS = 1e6
+"""Longer than machines last; seconds, too."""
 
 
 def add_plan(commands: Any) -> None:
@@ -44,11 +47,33 @@ def add_plan(commands: Any) -> None:
     parser.add_argument(
         "--all", action="store_true", help="show every way of training, not only the strongest"
     )
+    _add_failures(parser)
     parser.add_argument("--output", type=path, help="JSON file for the experiments' predictions")
     parser.add_argument(
         "--study", type=text, help="log the predictions to MLflow for compare --study of this name"
     )
     parser.set_defaults(command=_plan)
+
+
+def _add_failures(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--hours-between-failures",
+        type=positive(MOST_HOURS),
+        metavar="H",
+        help="mean time between failures of the whole run: adds how often to save",
+    )
+    parser.add_argument(
+        "--save-seconds",
+        type=positive(MOST_HOURS),
+        metavar="S",
+        help="time that training stands still for a checkpoint (default: 1)",
+    )
+    parser.add_argument(
+        "--restart-seconds",
+        type=positive(MOST_HOURS),
+        metavar="S",
+        help="time from a failure until training goes on (default: 60)",
+    )
 
 
 def _add_machines(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +104,7 @@ def _add_machines(parser: argparse.ArgumentParser) -> None:
 def _plan(parsed: argparse.Namespace) -> int:
     from harness.config import load, study_name
     from harness.plan.cost_model import predict
+    from harness.plan.failures import advice
     from harness.plan.from_calibration import CalibrationFailed
     from harness.tracking.prediction import write_predictions
     from harness.tracking.record import record_predictions
@@ -89,6 +115,7 @@ def _plan(parsed: argparse.Namespace) -> int:
         raise UserError(f"no experiment among {' '.join(parsed.arguments)}; name a YAML file")
     configs = [load(each, overrides) for each in experiments]
     study = study_name(parsed.study) if parsed.study else None
+    failures = _failures(parsed)
     for file in (parsed.output, parsed.calibrate):
         _require_writable(file)
     try:
@@ -99,6 +126,10 @@ def _plan(parsed: argparse.Namespace) -> int:
     predictions = [predict(cluster, config) for config in configs]
     simulated = [_simulated(cluster, each, parsed.simulate) for each in configs if parsed.simulate]
     _show_plan(cluster, configs[0], predictions, simulated, parsed.all)
+    if failures:
+        for each in predictions:
+            lines = advice(failures, each.step_ms / 1e3)
+            _show([f"how often {each.variant} should save: {lines[0]}", *lines[1:]])
     if parsed.output:
         write_predictions(predictions, parsed.output)
     if study:
@@ -131,6 +162,18 @@ def _show_plan(
     _show(plan_text.advice(ways, cluster))
     _show(ladder_lines(config, cluster))
     _show(plan_text.break_even(cluster, config))
+
+
+def _failures(parsed: argparse.Namespace) -> "Failures | None":
+    """What failures cost, if their rate is given."""
+    from harness.plan.failures import Failures
+
+    hours = parsed.hours_between_failures
+    if hours is not None:
+        return Failures(3600 * hours, parsed.save_seconds or 1.0, parsed.restart_seconds or 60.0)
+    if parsed.save_seconds or parsed.restart_seconds:
+        raise UserError("--save-seconds and --restart-seconds need --hours-between-failures H")
+    return None
 
 
 def _require_writable(file: Path | None) -> None:

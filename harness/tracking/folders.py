@@ -9,10 +9,7 @@ from itertools import count
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.tracking.run_folder import CONFIG, METRICS, SUMMARY
-
-META = "checkpoint.json"
-"""The file that makes a folder a checkpoint."""
+from harness.tracking.run_folder import CONFIG, META, METRICS, SUMMARY
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,11 @@ from harness.tracking.delivery import Point, RunInStore, Tag
 from harness.tracking.outbox import Outbox
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+SAMPLED = "cpu_utilization_percentage"
+"""A value of every sample."""
 SAMPLES_FINISH_SECONDS = 2.0
 """Time that the end of a run waits for a node's last samples."""
 
@@ -44,11 +47,17 @@ def monitor_node(config: Config, run_id: str | None, node: int) -> Iterator[None
 
 class _Gauges:
     def __init__(
-        self, run: RunInStore, monitor: "SystemMetricsMonitor", node: int, seconds: float
+        self,
+        run: RunInStore,
+        monitor: "SystemMetricsMonitor",
+        node: int,
+        seconds: float,
+        first: int,
     ) -> None:
         self._monitor = monitor
         self._node = node
         self._seconds = seconds
+        self._first = first
         self._troubles: list[Exception] = []
         self._outbox: Outbox[Point | Tag] = Outbox(
             run.values, lambda error, _: self._troubles.append(error)
@@ -75,7 +84,7 @@ class _Gauges:
 
     def _sample(self) -> None:
         # The first sample comes after at most 1 s, so that short runs have one.
-        pause, step = min(1.0, self._seconds), 0
+        pause, step = min(1.0, self._seconds), self._first
         self._monitor.collect_metrics()
         while True:
             last = self._stop.wait(pause)
@@ -108,7 +117,17 @@ def _open(config: Config, run_id: str | None, node: int) -> _Gauges | None:
     except Exception as error:  # samples are not worth a failed run
         _warn(node, short_reason(error))
         return None
-    return _Gauges(RunInStore(client, run_id, masked(uri)), monitor, node, seconds)
+    first = _next_step(client, run_id, node)
+    return _Gauges(RunInStore(client, run_id, masked(uri)), monitor, node, seconds, first)
+
+
+def _next_step(client: "MlflowClient", run_id: str, node: int) -> int:
+    """The step of the next sample: a run that goes on after a failure has some already."""
+    try:
+        found = client.get_metric_history(run_id, f"system/node_{node}/{SAMPLED}")
+        return 1 + max((point.step for point in found), default=-1)
+    except Exception:
+        return 0
 
 
 def _warn(node: int, reason: str) -> None:

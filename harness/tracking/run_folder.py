@@ -22,9 +22,16 @@ CLASSES = "classes.txt"
 """The names of the labels 0, 1, ..., one a line, where classes have names."""
 SKIPPED = "skipped.tsv"
 """Images that could not be read, and why; the run replaced them."""
+RESTARTS = "restarts.jsonl"
+"""One line each time that the run was started again after a failure."""
 MLFLOW = "mlflow.json"
 """Where the run is in MLflow; this file is in the run's folder only."""
 CHECKPOINTS = "checkpoints"
+META = "checkpoint.json"
+"""The file that makes a folder a checkpoint."""
+BAD = "BAD"
+"""File in a checkpoint that must not be resumed; it holds the reason. Whoever removes it allows
+that again."""
 TRACES = "traces"
 RECORD = (CONFIG, ENVIRONMENT, SUMMARY, METRICS)
 """The files that a study is read from: MLflow keeps them, and a shipped run consists of them."""
@@ -74,6 +81,16 @@ class RunFolder:
         """The folder of the checkpoint after `window` windows."""
         return self.path / CHECKPOINTS / f"{window:09d}"
 
+    def checkpoints(self) -> list[int]:
+        """Windows of its complete checkpoints that are not marked bad, the oldest first. Does not
+        compare checksums."""
+        places = [path for path in (self.path / CHECKPOINTS).glob("*") if path.name.isdecimal()]
+        return sorted(
+            int(path.name)
+            for path in places
+            if os.path.exists(path / META) and not os.path.exists(path / BAD)
+        )
+
     def read_summary(self) -> RunSummary:
         """The summary. Raises OSError if there is none."""
         text = (self.path / SUMMARY).read_text(encoding="utf-8")
@@ -98,6 +115,38 @@ class RunFolder:
     def open_metrics(self) -> IO[str]:
         """Opens an empty file of metrics, which is flushed after each line."""
         return (self.path / METRICS).open("w", buffering=1, encoding="utf-8")
+
+    def cut_metrics(self, window: int) -> list[dict[str, Any]]:
+        """Leaves out all lines of metrics of later windows, which will be trained again, and those
+        of an end; returns the rest."""
+        kept = [
+            point
+            for point in self.points()
+            if point["step"] <= window and not any(map(_of_an_end, point["metrics"]))
+        ]
+        partial = self.path / f"{METRICS}.partial"
+        partial.write_text("".join(f"{json.dumps(each)}\n" for each in kept), encoding="utf-8")
+        partial.replace(self.path / METRICS)
+        return kept
+
+    def append_metrics(self) -> IO[str]:
+        """Opens the file of metrics at its end."""
+        return (self.path / METRICS).open("a", buffering=1, encoding="utf-8")
+
+    def began(self) -> float:
+        """When the run first began, in seconds since 1970."""
+        return (self.path / CONFIG).stat().st_mtime
+
+    def restarts(self) -> list[dict[str, Any]]:
+        """The lines of restarts."""
+        if not self.has(RESTARTS):
+            return []
+        text = (self.path / RESTARTS).read_text(encoding="utf-8")
+        return [from_json(line) for line in text.splitlines()]
+
+    def add_restart(self, line: str) -> None:
+        with (self.path / RESTARTS).open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
 
     def write_classes(self, names: Sequence[str]) -> Path:
         path = self.path / CLASSES
@@ -124,3 +173,7 @@ class RunFolder:
             return None
         found: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
         return found
+
+
+def _of_an_end(name: str) -> bool:
+    return name.startswith("summary/")

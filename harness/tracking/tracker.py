@@ -5,16 +5,21 @@ import logging
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from harness.config import Config
 from harness.errors import UserError
+from harness.tracking import signs_of_life
 from harness.tracking.connection import Status
 from harness.tracking.delivery import Artifact, Delivery, Point, Tag
 from harness.tracking.folders import holds_run
 from harness.tracking.opening import open_run
+from harness.tracking.reopening import Held, reopen_run
 from harness.tracking.run_folder import CONFIG, ENVIRONMENT, METRICS, RunFolder
+
+NOTHING = Held()
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +36,15 @@ class Tracker:
         file: IO[str] | None,
         delivery: Delivery | None = None,
         run_id: str | None = None,
+        held: Held = NOTHING,
     ) -> None:
+        """`held`: what MLflow has of a run that goes on."""
         self.run_id = run_id
         """The run's id in MLflow; None if nothing is sent to MLflow."""
         self._delivery = delivery
         self._metrics = metrics
         self._file = file
+        self._held = held
         self._nonfinite: Counter[str] = Counter()
 
     @classmethod
@@ -64,6 +72,49 @@ class Tracker:
         tracker.artifact(folder / ENVIRONMENT)
         return tracker
 
+    @classmethod
+    def go_on(
+        cls, config: Config, folder: Path, environment: dict[str, Any], window: int
+    ) -> "Tracker":
+        """Opens the record in `folder` again, for a run that goes on after `window` windows.
+
+        What was recorded of later windows is left out of the folder. In MLflow it stays, because
+        nothing can be removed there; these windows are not sent to it a second time, and what had
+        not reached it is sent now. Raises UserError if the files cannot be written.
+        """
+        own = RunFolder(folder)
+        try:
+            if not own.has(CONFIG):  # it is on a host that is gone
+                own.write_config(config)
+            before = own.points()
+            kept = own.cut_metrics(window)
+            own.write_environment(environment)
+            metrics = own.append_metrics()
+        except OSError as error:
+            raise _unwritten(folder, error) from error
+        if not config.tracking.enabled:
+            return cls(folder / METRICS, metrics)
+        run_id = own.mlflow_run_id
+        if run_id is None:
+            log.warning("%s does not name its run in MLflow: a new one begins there", folder)
+            run, held = open_run(config, folder, environment), NOTHING
+        else:
+            names = sorted({name for point in before for name in point["metrics"]})
+            reopened = reopen_run(config, run_id, names)
+            run, held = reopened.run, reopened.held
+        tracker = cls(folder / METRICS, metrics, Delivery(run, folder), run.run_id, held)
+        tracker._catch_up(kept)
+        return tracker
+
+    def _catch_up(self, kept: Sequence[dict[str, Any]]) -> None:
+        """Sends what MLflow lacks of these lines, and who trains now."""
+        if self._delivery is None:
+            return
+        for point in self._held.missing(kept):
+            self._delivery.put(point)
+        for name, value in signs_of_life.tags().items():
+            self.tag(name, value)
+
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Records metrics of a window; values that are not finite count as `<name>_nonfinite`."""
         values = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
@@ -72,8 +123,8 @@ class Tracker:
             values[f"{name}_nonfinite"] = float(self._nonfinite[name])
         now = time.time()
         self._write({"step": step, "time": round(now, 3), "metrics": values})
-        if self._delivery is not None:
-            self._delivery.put(Point(step, int(now * 1000), values))
+        if self._delivery is not None and (lacking := self._held.lacking(step, values)):
+            self._delivery.put(Point(step, int(now * 1000), lacking))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Copies the file into the run's artifacts in MLflow, into `folder`.

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from harness.arguments import Arguments, add_command, path
+from harness.arguments import Arguments, add_command, add_continue, check_continue, path
 from harness.errors import alike_on_all_ranks
 from harness.parallel.launcher import is_first
 
@@ -23,6 +23,7 @@ def add_train(commands: Any) -> None:
     )
     parser.add_argument("arguments", nargs="*", metavar="EXPERIMENT.yaml|key=value")
     parser.add_argument("--folder", type=path, help="folder for this run's files")
+    add_continue(parser)
     parser.set_defaults(command=_train)
 
 
@@ -32,11 +33,12 @@ def _train(parsed: argparse.Namespace) -> int:
     with alike_on_all_ranks():
         given = Arguments.split(parsed.arguments)
         loaded = load_with_notes(given.only_experiment("train"), given.overrides)
+        check_continue(parsed)
     # Imported here because torch and Horovod take seconds to import.
     from harness.train.run import run
 
     if is_first():
         for note in loaded.notes:
             print(f"harness: {note}", flush=True)
-    run(loaded.config, parsed.folder)
+    run(loaded.config, parsed.folder, parsed.goes_on)
     return 0

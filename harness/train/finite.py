@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from harness.config import Config
 from harness.errors import Diverged
 from harness.exchange.flat import Flat
-from harness.parallel.group import Pending
+from harness.parallel.pending import Pending
 from harness.parallel.world import World
 from harness.train.course import Course
 from harness.train.ledger import Journal
@@ -43,7 +43,8 @@ class Look:
     """Optimizer steps whose squared gradients are in the numbers; 0 for a look that includes the
     values and belongs to no window."""
     numbers: Tensor
-    """[3], float64; on the host once the event `copied` has passed."""
+    """[4], float64, the last of which counts the ranks that were asked to end the run; on the host
+    once the event `copied` has passed."""
     copied: torch.cuda.Event | None
 
 
@@ -74,6 +75,14 @@ class Watch:
         self._looks: deque[Look] = deque()
         """Looks that a card copies to the host while the next window runs."""
         self._under_way: deque[tuple[Look, Pending]] = deque()
+        self._asks = False
+        self.must_end = False
+        """Whether some rank has asked to end the run; it becomes true after the same window on all
+        ranks."""
+
+    def ask_to_end(self) -> None:
+        """Asks, on this rank alone, to end the run on all."""
+        self._asks = True
 
     def add_loss(self, loss: Tensor) -> None:
         """Adds the loss of one micro-batch."""
@@ -103,7 +112,8 @@ class Watch:
     def _look(self, window: int, values: Tensor | None = None) -> None:
         losses = torch.stack(self._losses).double().sum() if self._losses else self._zero
         squares = torch.stack(self._squares).sum() if self._squares else self._zero
-        numbers = torch.stack((losses, squares, self._zero if values is None else values))
+        asks = self._zero + 1 if self._asks else self._zero
+        numbers = torch.stack((losses, squares, self._zero if values is None else values, asks))
         steps = len(self._squares) if values is None else 0
         self._losses, self._squares = [], []
         copied = None
@@ -125,7 +135,8 @@ class Watch:
     def _read(self, up_to: int, journal: Journal) -> None:
         while self._under_way and self._under_way[0][0].window <= up_to:
             look, pending = self._under_way.popleft()
-            numbers = pending.wait().tolist()
+            *numbers, asking = pending.wait().tolist()
+            self.must_end |= asking > 0
             for what, number in zip(WHAT, numbers, strict=True):
                 if not math.isfinite(number):
                     raise self._diverged(look.window, what.format(window=look.window))
@@ -140,7 +151,7 @@ class Watch:
     def _diverged(self, window: int, what: str) -> Diverged:
         lr = self._course.lr(window - 1)
         advice = "lower optimizer.lr or raise optimizer.warmup_windows"
-        return Diverged(f"{what} not finite (lr {lr:.3g})", advice)
+        return Diverged(f"{what} not finite (lr {lr:.3g})", advice, window)
 
 
 def lag_of(config: Config) -> int:

@@ -172,14 +172,15 @@ class Ledger:
 
     def _send_interval(self, ended: int, journal: Journal) -> None:
         """Starts gathering this interval's tally and logs the one before, so that nobody waits."""
-        self._log_under_way(journal)
+        self.settle(journal)
         gathered = self._world.launch_gather(self._interval.vector(), "interval")
         self._under_way = (ended, gathered)
         self._interval = Tally(self._capacity)
         if ended == self._course.windows:
-            self._log_under_way(journal)
+            self.settle(journal)
 
-    def _log_under_way(self, journal: Journal) -> None:
+    def settle(self, journal: Journal) -> None:
+        """Logs the interval whose numbers are under way. Collective over the world."""
         if self._under_way is None:
             return
         ended, gathered = self._under_way
@@ -233,6 +234,8 @@ class Ledger:
             evaluations=progress.evaluations,
             validation_images=dict(trained.validation_images),
             exponentials=trained.exponentials,
+            restarts=provenance.restarts.number,
+            lost_seconds=provenance.restarts.lost_seconds,
             mlflow_run_id=provenance.mlflow_run_id,
             commit=provenance.commit,
             per_rank=totals.per_rank,

@@ -22,13 +22,14 @@ from harness.doctor.compute import measure_speed
 from harness.errors import Diverged, UserError
 from harness.measure.clock import clock_for
 from harness.measure.machine import environment
-from harness.measure.summary import DIVERGED_TAG, RunSummary
+from harness.measure.summary import DIVERGED_TAG, RESTARTS_TAG, UNDISTURBED, RunSummary
 from harness.measure.traffic import Traffic
 from harness.measure.utilisation import Capacity
 from harness.model.anatomy import DTYPES
 from harness.parallel.cores import Cores, cores_of
 from harness.parallel.group import Meters
-from harness.parallel.pulse import open_pulse
+from harness.parallel.order import Order
+from harness.parallel.pulse import Pulse, open_pulse
 from harness.parallel.ranks import launched_topology, open_ranks
 from harness.parallel.topology import Topology, check_classes
 from harness.parallel.world import World, choose_device, link
@@ -39,9 +40,10 @@ from harness.tracking.connection import Status, check_store
 from harness.tracking.folders import Claim, check_free, claim, now
 from harness.tracking.node_gauges import monitor_node
 from harness.tracking.tracker import Tracker
-from harness.train.checkpoint.choice import Chosen, choose_checkpoint
 from harness.train.checkpoint.places import Places, find_places
 from harness.train.choose_pieces import choose_pieces
+from harness.train.early_end import EarlyEnd, EndedEarly
+from harness.train.going_on import Place, Start, begin_again, check_alike, choose_start, condemn
 from harness.train.routing import choose_route
 from harness.train.run_journal import OtherRank, RunJournal
 from harness.train.step import make_step
@@ -52,16 +54,17 @@ class Stopped(KeyboardInterrupt):
     """Raised when SIGTERM or SIGHUP arrives; ends a run as Ctrl-C does."""
 
 
-def run(config: Config, folder: Path | None = None) -> RunSummary:
+def run(config: Config, folder: Path | None = None, goes_on: bool = False) -> RunSummary:
     """Trains as `config` describes; leaves config, metrics and summary in the run's folder.
 
-    Raises UserError for mistakes that the user can fix, on every rank and before anything is
-    written.
+    If the folder holds this run and it `goes_on`, it does so from its newest good checkpoint, in
+    the same files and the same run in MLflow. Raises UserError for mistakes that the user can fix,
+    on every rank and before anything is written.
     """
     topology = launched_topology()
-    dataset, problem = None, None
+    dataset, problem, place = None, None, Place(folder, goes_on)
     try:
-        dataset = _prepare(config, topology, folder)
+        dataset = _prepare(config, topology, place)
     except UserError as error:
         problem = error
     if config.trace.horovod_timeline:
@@ -71,20 +74,21 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
         ranks.raise_together(problem)
         assert dataset is not None
         agree_on_data(dataset, ranks)
-        chosen = choose_checkpoint(config, ranks)
+        start = choose_start(config, place, ranks)
         device, warning = choose_device(config.train.device, ranks)
         if warning and ranks.is_first:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
         with (
+            EarlyEnd().listening() as early_end,
             open_pulse(config.train.stuck_seconds) as pulse,
-            link(ranks, device, Meters(clock_for(device, pulse.show), Traffic(), pulse)) as links,
+            link(ranks, device, _meters(config, device, pulse)) as links,
         ):
             world = links.world(config.classifier.layout)
-            return _run(_resuming(config, chosen), dataset, world, folder, chosen)
+            return _run(start.given(config), dataset, world, start, early_end)
 
 
 def _run(
-    config: Config, dataset: Dataset, world: World, folder: Path | None, chosen: Chosen | None
+    config: Config, dataset: Dataset, world: World, start: Start, early_end: EarlyEnd
 ) -> RunSummary:
     """The rest of `run`, once all ranks have agreed on settings, data and the checkpoint.
     Collective over the world."""
@@ -92,17 +96,18 @@ def _run(
     cores = cores_of(world)
     torch.set_num_threads(cores.threads(config.train.threads))
     notes = (*dataset.notes, *verify(dataset, world, config.data))
-    with _own_folder(config, folder, world) as own:
-        places = _places(config, own, world)
+    with _own_folder(config, start.place, world) as own:
+        places = _places(config, own, world, start.place.goes_on)
         capacity = _capacity(config, world, cores)
         with world.together():
             config = choose_route(choose_pieces(config, dataset, world), dataset, world)
-            training = Training(make_step(config, dataset, world), own, capacity, places)
-        with _journal(config, own, world) as journal:
+            step = make_step(config, dataset, world)
+            training = Training(step, own, capacity, places, early_end)
+        with _journal(config, own, world, start) as journal:
             if notes:
                 journal.warn("data", "; ".join(notes))
-            if chosen and chosen.note:
-                journal.warn("resume_choice", chosen.note)
+            if start.chosen and start.chosen.note:
+                journal.warn("resume_choice", start.chosen.note)
             if places.note:
                 journal.warn("folders", places.note)
             journal.name_classes(dataset.class_names)
@@ -116,27 +121,27 @@ def _run(
             return summary
 
 
-def _prepare(config: Config, topology: Topology, folder: Path | None) -> Dataset:
+def _meters(config: Config, device: torch.device, pulse: Pulse) -> Meters:
+    order = Order(pulse.collective) if config.train.check_collectives else None
+    return Meters(clock_for(device, pulse.show), Traffic(), pulse, order)
+
+
+def _prepare(config: Config, topology: Topology, place: Place) -> Dataset:
     """Opens the images. Raises UserError for all mistakes that can be found before
     communicating."""
     check_classes(topology, config.classifier.layout, config.data.num_classes)
     check_trace(config.trace, topology.world_size)
-    if topology.rank == 0 and folder is not None:
-        check_free(folder)
-    if topology.rank == 0 and config.tracking.enabled:
+    if topology.rank == 0 and place.folder is not None:
+        if place.holds_run:
+            check_alike(config, place.folder)
+        else:
+            check_free(place.folder)
+    if topology.rank == 0 and config.tracking.enabled and not place.holds_run:
         check_store(config.tracking)
     dataset = open_dataset(config.data)
     share = (config.train.batch_size, topology.rank, topology.world_size, config.seed)
     BatchSplit(len(dataset.train), *share)
     return dataset
-
-
-def _resuming(config: Config, chosen: Chosen | None) -> Config:
-    """The config with the chosen checkpoint instead of the run that holds it."""
-    if chosen is None:
-        return config
-    train = config.train.model_copy(update={"resume": str(chosen.folder)})
-    return config.model_copy(update={"train": train})
 
 
 def _capacity(config: Config, world: World, cores: Cores) -> Capacity:
@@ -170,25 +175,26 @@ def _matmul_speed(config: Config, device: torch.device, world: World) -> float:
     )
 
 
-def _places(config: Config, folder: Path, world: World) -> Places:
+def _places(config: Config, folder: Path, world: World, goes_on: bool) -> Places:
     """Where checkpoints go, if the run saves any. Collective over the world."""
     if not config.train.saves:
         return Places.shared(world.topology.world_size)
-    return find_places(folder, world)
+    return find_places(folder, world, goes_on)
 
 
 @contextmanager
-def _own_folder(config: Config, given: Path | None, world: World) -> Iterator[Path]:
+def _own_folder(config: Config, place: Place, world: World) -> Iterator[Path]:
     """The run's folder, which rank 0 makes and names; other hosts may have one of their own under
     the same name. After an error an empty folder is removed.
 
     Collective over the world.
     """
     name = f"{config.name}-s{config.seed}-{now()}"
-    own = None
+    own, given = None, place.folder
     with world.together():
         if world.is_first:
-            own = claim(given, Path(config.tracking.folder) / name)
+            held = Claim(given.absolute()) if place.goes_on and given else None
+            own = held or claim(given, Path(config.tracking.folder) / name)
     name = world.broadcast(own.folder.name if own else None, "folder")
     folder = (given or Path(config.tracking.folder) / name).absolute()
     try:
@@ -199,28 +205,38 @@ def _own_folder(config: Config, given: Path | None, world: World) -> Iterator[Pa
 
 
 @contextmanager
-def _journal(config: Config, folder: Path, world: World) -> Iterator[RunJournal | OtherRank]:
+def _journal(
+    config: Config, folder: Path, world: World, start: Start
+) -> Iterator[RunJournal | OtherRank]:
     """Opens tracking on rank 0 and each node's gauges, and records how the run ended."""
-    tracker, commit, hosts = Tracker.silent(), None, world.hosts()
+    tracker, commit, hosts, restarts = Tracker.silent(), None, world.hosts(), UNDISTURBED
     with world.together():
         if world.is_first:
             facts = environment(world.horovod_build()) | {"hosts": hosts}
             commit = facts["git_commit"]
-            tracker = Tracker.start(config, folder, facts)
+            if start.place.goes_on:
+                tracker = Tracker.go_on(config, folder, facts, start.window)
+                restarts = begin_again(folder, start.own, world.topology.world_size)
+                tracker.tag(RESTARTS_TAG, str(restarts.number))
+            else:
+                tracker = Tracker.start(config, folder, facts)
     run_id = world.broadcast(tracker.run_id, "run id")
     watches = world.topology.local_rank == 0
     gauges = monitor_node(config, run_id, world.topology.node) if watches else nullcontext()
     status: Status = "FAILED"
-    journal = RunJournal(folder, tracker, commit) if world.is_first else OtherRank()
+    first = world.is_first
+    journal = RunJournal(folder, tracker, commit, restarts) if first else OtherRank()
     try:
         with _stop_signals(), gauges:
             yield journal
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EndedEarly):
         status = "KILLED"
         raise
     except Diverged as error:
         tracker.tag(DIVERGED_TAG, error.found)
+        if line := condemn(start.own, error, leads=watches):
+            journal.warn("bad_checkpoint", line)
         raise
     finally:
         journal.close()

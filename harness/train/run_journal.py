@@ -7,7 +7,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from harness.errors import RunFailed
-from harness.measure.summary import DIVERGED_TAG, UNRECORDED, Provenance, RunSummary
+from harness.measure.summary import (
+    DIVERGED_TAG,
+    UNDISTURBED,
+    UNRECORDED,
+    Provenance,
+    Restarts,
+    RunSummary,
+)
 from harness.measure.utilisation import summary_bars, utilisation_line
 from harness.tracking.run_folder import SKIPPED, RunFolder
 from harness.tracking.tracker import Tracker
@@ -36,8 +43,14 @@ class RunJournal:
     """The journal of rank 0: metrics to the tracker, progress to the terminal, the summary to the
     folder."""
 
-    def __init__(self, folder: Path, tracker: Tracker, commit: str | None) -> None:
-        self.provenance = Provenance(tracker.run_id, commit)
+    def __init__(
+        self,
+        folder: Path,
+        tracker: Tracker,
+        commit: str | None,
+        restarts: Restarts = UNDISTURBED,
+    ) -> None:
+        self.provenance = Provenance(tracker.run_id, commit, restarts)
         self._folder = folder
         self._tracker = tracker
         self._progress = tqdm(unit="window", mininterval=1.0, dynamic_ncols=True, delay=1e-3)
@@ -113,6 +126,11 @@ def summary_metrics(summary: RunSummary) -> dict[str, float]:
         "summary/train_seconds": summary.train_seconds,
         "summary/cross_node_mb_per_step": summary.cross_node_mb_per_step,
     }
+    if summary.restarts:
+        found |= {
+            "summary/restarts": summary.restarts,
+            "summary/lost_seconds": summary.lost_seconds,
+        }
     found |= {f"summary/{name}_ms": spread.mean for name, spread in summary.phases_ms.items()}
     found |= summary_bars(summary.per_rank)
     found |= {f"summary/{name.replace('/', '_')}": value for name, value in summary.final.items()}
@@ -130,6 +148,7 @@ def closing_report(summary: RunSummary, folder: Path) -> str:
         f"{name} {value:.2%}" for name, value in summary.final.items() if name.endswith("/top1")
     )
     accuracy += f"; diverged: {summary.diverged}" if summary.diverged else ""
+    lost = f"{summary.restarts}, which cost {summary.lost_seconds:,.1f} s"
     return "\n".join(
         (
             f"{summary.name}, seed {summary.seed}: {summary.ranks} ranks on {summary.nodes} nodes, "
@@ -141,6 +160,7 @@ def closing_report(summary: RunSummary, folder: Path) -> str:
             f"  sent         {summary.cross_node_mb_per_step:.2f} MB through a node's link, "
             f"{summary.in_node_mb_per_step:.2f} MB by a rank inside its node, per window",
             f"  accuracy     {accuracy}",
+            *([f"  restarts     {lost}"] if summary.restarts else ()),
             f"  in           {folder}",
         )
     )

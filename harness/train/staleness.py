@@ -58,7 +58,7 @@ class StalenessLedger:
         ended = window + 1
         if ended % self._config.train.log_every and ended != self._windows:
             return
-        self._log_under_way(journal)
+        self.settle(journal)
         found = exchange.lateness()
         if found.landings:
             age = found.windows / found.landings
@@ -67,9 +67,10 @@ class StalenessLedger:
             products = found.products.cpu()
             self._under_way = ended, self._world.launch_gather(products, "staleness")
         if ended == self._windows:
-            self._log_under_way(journal)
+            self.settle(journal)
 
-    def _log_under_way(self, journal: Journal) -> None:
+    def settle(self, journal: Journal) -> None:
+        """Logs the cosine that is under way. Collective over the world."""
         if self._under_way is not None:
             ended, gathered = self._under_way
             self._under_way = None

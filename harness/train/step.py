@@ -1,6 +1,6 @@
 """Runs the windows of one training: micro-batches, the exchange and the optimizer's steps."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from harness.train.assembly import Assembly, assemble
 from harness.train.checkpoint.checkpoint import Checkpoint
 from harness.train.checkpoint.meta import Meta, resumed_meta
 from harness.train.course import Course, course_of
+from harness.train.dropping import Dropper
 from harness.train.finite import Watch, all_finite
 from harness.train.ledger import Journal
 from harness.train.optimizer import Optimizer, make_optimizer
@@ -46,6 +47,8 @@ class Step:
     """Metadata of the checkpoint that the training resumes from."""
     left_out: tuple[str, ...] = ()
     """State of the checkpoint's exchange that this run's exchange cannot use."""
+    dropper: Dropper | None = None
+    """Drops steps that are not finite; None: the watch ends the run."""
 
     @property
     def config(self) -> Config:
@@ -66,7 +69,10 @@ class Step:
         finite.
         """
         with self.world.meters.clock.window():
+            dropped = self.dropper.dropped if self.dropper else 0
             scores = self._micro_batches(window, batches)
+            if self.dropper and self.dropper.dropped > dropped:
+                journal.log(window + 1, {"train/dropped_steps": float(self.dropper.dropped)})
             self.watch.window_ended(window, journal)
         return scores
 
@@ -75,12 +81,11 @@ class Step:
         rank, device = self.world.topology.rank, self.world.device
         seed_default(self.config.seed, "window", window, rank, device=device)
         self._set_lr(self.course.lr(window))
-        found = []
+        found: list[Scores] = []
         for number in range(passes):
-            last = number == passes - 1
             if number % self.exchange.passes_per_step == 0:
-                self.model.shared.grads.zero_()
-                self.model.classifier.gradients_are_stale = True
+                self._step_begins()
+                kept = len(found)
             self.model.classifier.micro_batch = window * passes + number
             with clock.phase(Phase.DATA):
                 images, labels = next(batches)
@@ -88,13 +93,38 @@ class Step:
                 scores = self.network(self.cast(images), labels)
             with clock.phase(Phase.BACKWARD):
                 (scores.loss / self.exchange.passes_per_step).backward()
-            if self.exchange.gradients_ready(last):
-                self.update()
-                self.exchange.after_step()
-            self.watch.add_loss(scores.loss)
             # Detached: the graph would keep its memory until the window ends.
             found.append(Scores(scores.loss.detach(), scores.top1.detach()))
+            ends_step = (number + 1) % self.exchange.passes_per_step == 0
+            if not self._step(window, ends_step, last=number == passes - 1, scores=found[kept:]):
+                del found[kept:]
+        for each in found:
+            self.watch.add_loss(each.loss)
         return found
+
+    def _step_begins(self) -> None:
+        self.model.shared.grads.zero_()
+        self.model.classifier.gradients_are_stale = True
+        if self.dropper:
+            self.dropper.step_begins()
+
+    def _step(self, window: int, ends_step: bool, last: bool, scores: Sequence[Scores]) -> bool:
+        """Steps if the exchange has gradients for it. Returns False if this step's own, from these
+        micro-batches, are dropped."""
+        exchange, judges = self.exchange, self.dropper is not None and ends_step
+        sent = exchange.averages_in_backward
+        ready = exchange.gradients_ready(last) if sent or not judges else False
+        good = not judges or self._accepted(window, scores)
+        if judges and not sent:
+            ready = exchange.gradients_ready(last) if good else exchange.dropped()
+        if ready and (good or not sent):
+            self.update()
+            exchange.after_step()
+        return good
+
+    def _accepted(self, window: int, scores: Sequence[Scores]) -> bool:
+        assert self.dropper is not None
+        return self.dropper.accepts(window, [each.loss for each in scores])
 
     def update(self) -> None:
         """One optimizer step with the current gradients."""
@@ -165,6 +195,7 @@ def make_step(config: Config, dataset: Dataset, world: World) -> Step:
         checkpoint,
         resumed,
         tuple(left_out),
+        Dropper(model, exchange) if config.train.on_nonfinite == "skip" else None,
     )
 
 

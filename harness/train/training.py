@@ -1,5 +1,6 @@
 """One training from its first window to its summary: the loop, its pauses, its results."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from harness.data.loader import Batch
-from harness.errors import Diverged
+from harness.errors import Diverged, RunFailed
 from harness.measure.summary import UNRECORDED, Provenance, RunSummary
 from harness.measure.utilisation import UNKNOWN, Capacity
 from harness.tracing.gather import Tracing
@@ -19,6 +20,7 @@ from harness.train.checkpoint.saves import Saves
 from harness.train.checkpoint.states import optimizer_strips
 from harness.train.course import what_changed
 from harness.train.curvature import Curvature
+from harness.train.early_end import EarlyEnd, EndedEarly
 from harness.train.evaluation import (
     NONFINITE,
     average_statistics,
@@ -41,9 +43,10 @@ class Training:
         folder: Path,
         capacity: Capacity = UNKNOWN,
         places: Places | None = None,
+        early_end: EarlyEnd | None = None,
     ) -> None:
         """`capacity` describes this rank's processor; the operations of a window are filled in
-        here. `places`: None if all ranks see the same folder."""
+        here. `places`: None if all ranks see the same folder. `early_end`: a request to end."""
         self._step = step
         self._config = config = step.config
         self._world = world = step.world
@@ -51,6 +54,7 @@ class Training:
         self._course = course = step.course
         resumed = step.resumed
         self._windows = course.windows
+        self._early_end = early_end or EarlyEnd()
         self._curvature = Curvature(step)
         self._ledger = Ledger(
             config,
@@ -75,7 +79,11 @@ class Training:
             self._run(journal)
         except Diverged as error:
             self._saves.settle(journal)
-            raise Diverged(error.found, f"{error.advice}; {self._saves.advice()}") from error
+            # All ranks find it in the same window, but not at the same time, and one that leaves
+            # ends Horovod for those that still wait for results of this window.
+            self._world.gather_objects(None, "diverged")
+            advice = f"{error.advice}; {self._saves.advice()}"
+            raise Diverged(error.found, advice, error.window) from error
         finally:
             self._saves.close()
         return self._ledger.summary(self._step.model.trained(), provenance)
@@ -104,6 +112,9 @@ class Training:
             elif self._pauses(ended):
                 with self._paused(ended):
                     self._pause(ended, journal)
+            if self._step.watch.must_end and ended < self._windows:
+                with self._paused(ended):
+                    self._end_early(ended, journal)
         batches.close()
         self._saves.settle(journal)
         self._pulse.end()
@@ -112,12 +123,25 @@ class Training:
         """Runs one window and records it."""
         # In the first one, libraries compile and try out variants.
         self._pulse.window(window, slow=window == self._course.first)
+        if self._early_end.asked:
+            self._step.watch.ask_to_end()
         self._ledger.window_begins(window)
         for scores in self._step.window(window, batches, journal):
             self._ledger.add_scores(scores.loss, scores.top1)
         self._ledger.window_ended(window, journal)
+        self._check_order(window + 1)
         self._staleness.window_ended(window, self._step.exchange, journal)
         self._saves.look(journal)
+
+    def _check_order(self, ended: int) -> None:
+        """Raises RunFailed, on all ranks, if they have launched different collectives."""
+        order, every = self._world.meters.order, self._config.train.check_collectives
+        if (
+            order is not None
+            and ended % every == 0
+            and (found := order.difference(self._world.gather_objects))
+        ):
+            raise RunFailed(f"{found}; seen after window {ended} (train.check_collectives)")
 
     @contextmanager
     def _paused(self, ended: int) -> Iterator[None]:
@@ -193,10 +217,7 @@ class Training:
         self._step.watch.settle(ended, journal)
         divergence_before = distance(divergence() if divergence else None, self._world)
         if self._saves.due(ended):
-            strips = optimizer_strips(self._step.optimizer, self._step.model.flats)
-            self._step.exchange.agree_on([strip.tensor for strip in strips if strip.tensor.dim()])
-            average_statistics(self._step.model.backbone, self._world)
-            self._saves.save(self._meta(ended), self._step.exchange.carried(), journal)
+            self._save_drained(ended, journal)
         metrics = divergence_before
         if self._evaluates(ended):
             limit = 0 if ended == self._windows else self._config.train.evaluate_images
@@ -208,11 +229,32 @@ class Training:
             good = not any(name.endswith(NONFINITE) for name in metrics)
             self._saves.judged(self._meta(ended), good)
 
+    def _save_drained(self, ended: int, journal: Journal) -> None:
+        """Begins to save the model, of which nothing may be in flight."""
+        # A run that goes on from this checkpoint does not measure its windows again.
+        self._ledger.settle(journal)
+        self._staleness.settle(journal)
+        strips = optimizer_strips(self._step.optimizer, self._step.model.flats)
+        self._step.exchange.agree_on([strip.tensor for strip in strips if strip.tensor.dim()])
+        average_statistics(self._step.model.backbone, self._world)
+        self._saves.save(self._meta(ended), self._step.exchange.carried(), journal)
+
+    def _end_early(self, ended: int, journal: Journal) -> None:
+        """Saves, unless that has just been done or the run saves nothing, and raises EndedEarly."""
+        if self._config.train.saves and not self._saves.due(ended):
+            self._step.exchange.drain(self._step.update)
+            self._step.watch.settle(ended, journal)
+            self._save_drained(ended, journal)
+            self._saves.judged(self._meta(ended), good=True)
+        self._saves.settle(journal)
+        raise EndedEarly(ended, self._windows, self._saves.has(ended))
+
     def _meta(self, ended: int) -> Meta:
         data = self._step.model.data
         return Meta(
             window=ended,
             num_classes=data.num_classes,
+            at=time.time(),
             progress=self._ledger.progress(),
             passed=self._course.passed(ended),
             next_warning=self._staleness.next_warning,

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from harness.cli import main
-from harness.compare import run_all as study
 from harness.compare.report import IN_TURN
 from harness.compare.run_all import Experiments, Ranks, compare
 from harness.config import Config, load
+from harness.launch import supervisor
 from harness.tracking.connection import open_store
 from harness.tracking.prediction import Prediction, write_predictions
 from harness.tracking.record import record_predictions
@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setattr(study, "train_command", fake_command)
+        patch.setattr(supervisor, "train_command", fake_command)
         open_store(f"sqlite:///{here}/mlflow.db")
         more = "tracking: {experiment: recorded}"
         paths = [experiment(here, name, more) for name in ("fast", "base")]
@@ -182,7 +182,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with an empty store, in which trainings are stand-ins."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(study, "train_command", fake_command)
+    monkeypatch.setattr(supervisor, "train_command", fake_command)
     open_store(f"sqlite:///{tmp_path}/mlflow.db")
     return tmp_path
 

@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from harness.compare import run_all as study
 from harness.compare.run_all import Experiments, Ranks, compare, make_plan
 from harness.errors import UserError
+from harness.launch import supervisor
 from harness.tracking.connection import connect
 from harness.tracking.results import Terms
 
@@ -23,7 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 HOSTS = "localhost:1,127.0.0.1:1"
 
 
-def fake_command(experiment: Path, overrides: Sequence[str], folder: Path) -> list[str]:
+def fake_command(
+    experiment: Path, overrides: Sequence[str], folder: Path, goes_on: bool
+) -> list[str]:
     fake = [sys.executable, "-m", "tests.compare.fake_train"]
     return [*fake, str(experiment), *overrides, "--folder", str(folder)]
 
@@ -34,7 +37,7 @@ def here(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(study, "train_command", fake_command)
+    monkeypatch.setattr(supervisor, "train_command", fake_command)
     return tmp_path
 
 
@@ -138,9 +141,10 @@ COMPARE = """
 import sys
 from pathlib import Path
 from harness.compare import run_all as study
+from harness.launch import supervisor
 from harness.tracking.results import Terms
 from tests.compare.test_run_all import HOSTS, fake_command
-study.train_command = fake_command
+supervisor.train_command = fake_command
 paths = [Path(path) for path in sys.argv[1:]]
 given = study.Experiments(paths), study.Ranks(2, HOSTS)
 sys.exit(study.compare(*given, "which", Terms(), Path("place")))

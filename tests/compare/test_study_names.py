@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.cli import main
-from harness.compare import run_all as study
 from harness.compare.run_all import Experiments, Ranks, make_plan
 from harness.errors import UserError
+from harness.launch import supervisor
 from harness.paths import folder_name
 from harness.tracking.connection import open_store
 from harness.tracking.study import read_study
@@ -29,7 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place.mkdir()
     monkeypatch.chdir(place)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(study, "train_command", fake_command)
+    monkeypatch.setattr(supervisor, "train_command", fake_command)
     return place
 
 

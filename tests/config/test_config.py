@@ -500,6 +500,7 @@ def configs(draw: st.DrawFn) -> Config:
     if traits.is_torchs:
         exchange |= {"compression": "none", "backward_passes_per_step": 1}
         values["classifier"]["layout"] = "replicated"
+        values["train"]["on_nonfinite"] = "stop"
     elif traits.local_steps:
         values["classifier"]["layout"] = "node"
     if traits.crosses is Crosses.FACTORS or exchange["compression"] != "none":

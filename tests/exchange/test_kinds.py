@@ -27,7 +27,8 @@ from harness.exchange.torch_ddp import PowerSgd, through_ddp
 from harness.measure.phase import Phase
 from harness.measure.traffic import Bytes
 from harness.model.network import Network
-from harness.parallel.group import Group, Pending
+from harness.parallel.group import Group
+from harness.parallel.pending import Pending
 from harness.parallel.world import World
 from harness.train.assembly import Assembly, assemble
 from harness.train.optimizer import make_optimizer

@@ -22,7 +22,7 @@ from harness.exchange.flat import Flat
 from harness.measure.summary import Evaluation
 from harness.model.backbone import make_backbone
 from harness.model.sliced_classifier import SlicedClassifier
-from harness.tracking.folders import META
+from harness.tracking.run_folder import META
 from harness.train.checkpoint.checkpoint import Checkpoint
 from harness.train.checkpoint.choice import choose_checkpoint
 from harness.train.checkpoint.files import write_tensors

@@ -29,13 +29,20 @@ class TrainConfig(Section):
     """First windows left out of throughput and times (caches, allocators and pools warm up)."""
     log_every: int = Field(default=10, ge=1, le=MAX_COUNT)
     """Windows between two lines of metrics."""
-    on_nonfinite: Literal["stop"] = "stop"
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     """What happens if the loss, gradient norm or parameters are not finite after a window. stop:
-    all ranks end the run as failed, and the last good checkpoint is kept."""
+    all ranks end the run as failed, and the last good checkpoint is kept. skip: a step whose loss
+    or gradient is not finite on some rank is dropped on all of them, which costs a wait in each
+    step; five in a row, or parameters that are not finite, end the run."""
     stuck_seconds: float = Field(default=60, ge=0, le=10**6)
     """Seconds after which a rank that does not move, while others wait for it, is named, and all
     ranks are ended. Ten times as long in the first window and while training pauses, for instance
     to evaluate. 0 never ends them. Only `harness launch` and `compare` look for such ranks."""
+    check_collectives: int = Field(default=0, ge=0, le=MAX_COUNT)
+    """Windows between two checks that the ranks of each group have launched the same collectives,
+    of the same types and shapes, in the same order; 0 checks never, and costs nothing. If they have
+    not, all ranks end with a line that names the first that differs. If a collective never ends,
+    the last ones of all ranks are told (`stuck_seconds`)."""
     checkpoint_every: int = Field(default=0, ge=0, le=MAX_COUNT)
     """Windows between checkpoints; 0 writes none, or with `save` only the last."""
     keep_checkpoints: int = Field(default=0, ge=0, le=MAX_COUNT)

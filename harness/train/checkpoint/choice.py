@@ -11,11 +11,11 @@ from harness.errors import UserError
 from harness.parallel.launcher import launched
 from harness.parallel.ranks import Ranks
 from harness.parallel.slices import slice_of
-from harness.tracking.folders import META
-from harness.tracking.run_folder import CHECKPOINTS
+from harness.tracking.run_folder import CHECKPOINTS, META
 from harness.train.checkpoint.files import BACKBONE, PARTIAL, slices_in
 from harness.train.checkpoint.manifest import BadCheckpoint, check_file
 from harness.train.checkpoint.meta import Meta, read_meta
+from harness.train.checkpoint.verdict import why_bad
 
 NAME = re.compile(rf"(\d{{9,18}})({re.escape(PARTIAL)})?", re.ASCII)
 ITSELF = "."
@@ -43,7 +43,22 @@ def choose_checkpoint(config: Config, ranks: Ranks) -> Chosen | None:
     """
     if config.train.resume is None:
         return None
-    given = Path(config.train.resume)
+    source = f"train.resume={config.train.resume}"
+    found, skipped = newest_good(Path(config.train.resume), source, config, ranks)
+    with ranks.together():
+        if found is None and ranks.is_first:
+            raise UserError(f"{source} {_refusal(skipped)}")
+    return found
+
+
+def newest_good(
+    given: Path, source: str, config: Config, ranks: Ranks
+) -> tuple[Chosen | None, list[str]]:
+    """The newest good checkpoint of a run's folder, or the one that the folder is, and what was
+    wrong with those that were skipped. `source` names the folder in messages.
+
+    Collective over the world.
+    """
     readers = _Readers.of(config, given, ranks)
     names = set().union(*ranks.gather_objects(names_in(given), "checkpoints"))
     if ITSELF in names:
@@ -54,13 +69,10 @@ def choose_checkpoint(config: Config, ranks: Ranks) -> Chosen | None:
         looks = ranks.gather_objects(readers.look(folder), "checkpoint")
         problem = readers.problem(looks, folder, ranks)
         if not problem:
-            _check_classes(config, looks[0], ranks)
-            return Chosen(folder, _note(config, folder, skipped, looks[0]))
+            _check_classes(source, looks[0], config, ranks)
+            return Chosen(folder, _note(source, folder, skipped, looks[0])), skipped
         skipped.append(problem if name == ITSELF else f"{name}: {problem}")
-    with ranks.together():
-        if ranks.is_first:
-            raise UserError(f"train.resume={config.train.resume} {_refusal(skipped)}")
-    return None
+    return None, skipped
 
 
 def holder(given: Path) -> Path:
@@ -117,6 +129,8 @@ class _Readers:
             return _Look("it is incomplete: its writing was interrupted, or goes on")
         if not os.path.exists(folder / META):
             return _Look(f"{META} is missing", missing=META)
+        if bad := why_bad(folder):
+            return _Look(bad)
         try:
             meta = read_meta(folder)
             for name in self._share(meta, folder):
@@ -163,23 +177,23 @@ class _Readers:
         return ""
 
 
-def _check_classes(config: Config, look: _Look, ranks: Ranks) -> None:
+def _check_classes(source: str, look: _Look, config: Config, ranks: Ranks) -> None:
     with ranks.together():
         if ranks.is_first and look.num_classes != config.data.num_classes:
             raise UserError(
-                f"train.resume={config.train.resume} has {look.num_classes} classes, but "
+                f"{source} has {look.num_classes} classes, but "
                 f"data.num_classes is {config.data.num_classes}; "
                 f"set data.num_classes={look.num_classes}"
             )
 
 
-def _note(config: Config, folder: Path, skipped: Sequence[str], look: _Look) -> str:
+def _note(source: str, folder: Path, skipped: Sequence[str], look: _Look) -> str:
     parts = []
     if skipped:
         parts.append(f"skipped {', '.join(skipped)}")
     if not look.verified:
         parts.append("it is older than checksums, so nobody can tell whether its files are whole")
-    taken = f"train.resume={config.train.resume} takes {folder.name}"
+    taken = f"{source} takes {folder.name}"
     return "; ".join([taken, *parts]) if parts else ""
 
 

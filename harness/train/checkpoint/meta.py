@@ -13,7 +13,7 @@ from harness.errors import UserError
 from harness.measure.redaction import masked
 from harness.measure.summary import Evaluation
 from harness.parallel.topology import Topology
-from harness.tracking.folders import META
+from harness.tracking.run_folder import META
 from harness.train.checkpoint.files import plain_file
 from harness.train.checkpoint.manifest import BadCheckpoint, StoredFile, sha256_of
 from harness.train.course import Passed
@@ -75,6 +75,9 @@ class Meta(BaseModel):
     window: int = Field(ge=0, le=2**53)
     """Windows trained before it was written."""
     num_classes: int
+    at: float | None = Field(default=None, allow_inf_nan=False)
+    """When it was copied, or evaluated after that, in seconds since 1970. None if the checkpoint is
+    older than this field."""
     progress: Progress = Progress(train_seconds=None)
     passed: Passed | None = None
     """None if unknown: the checkpoint is older than this field."""

@@ -45,11 +45,12 @@ class Places:
         return {leader // topology.ranks_per_node for leader in self.leaders}
 
 
-def find_places(folder: Path, world: World) -> Places:
+def find_places(folder: Path, world: World, goes_on: bool = False) -> Places:
     """Finds out which ranks see the same `folder`, and makes it where it is missing.
 
     The first rank of each node makes a file in it, and all ranks look for these. Raises UserError
-    if it cannot be made, or has checkpoints. Collective over the world.
+    if it cannot be made, or has checkpoints, unless they are of this run, which `goes_on`.
+    Collective over the world.
     """
     topology = world.topology
     if topology.nodes == 1:
@@ -60,7 +61,7 @@ def find_places(folder: Path, world: World) -> Places:
         if topology.local_rank == 0:
             _make(own)
     with world.together():
-        if os.path.exists(folder / CHECKPOINTS):
+        if not goes_on and os.path.exists(folder / CHECKPOINTS):
             raise holds_run(folder)
     first_of_nodes = [ranks[0] for ranks in topology.node_groups]
     leader = _lowest_seen([(rank, folder / f".{token}-{rank}") for rank in first_of_nodes])

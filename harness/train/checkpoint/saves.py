@@ -56,10 +56,20 @@ class Saves:
         self._folder = folder
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._under_way: _Save | None = None
-        self._kept: list[Path] = []
+        self._kept = self._before()
         """Good checkpoints of this run, the oldest first; the thread's own."""
         self._good: Path | None = None
         self._unsaved = ""
+
+    def _before(self) -> list[Path]:
+        """The checkpoints up to the resumed one, if they are of this run, which goes on. What the
+        first rank sees decides: ranks remove them together."""
+        resumed, runs, world = self._step.resumed, RunFolder(self._folder), self._step.world
+        if resumed is None:
+            return []
+        found = runs.checkpoints() if world.is_first else []
+        windows = world.broadcast(found, "kept checkpoints")
+        return [runs.checkpoint(each) for each in windows if each <= resumed.window]
 
     @cached_property
     def _writer(self) -> Writer:
@@ -71,6 +81,10 @@ class Saves:
         every = self._config.checkpoint_every
         regular = bool(every) and ended % every == 0
         return regular or (self._config.save and ended == self._step.course.windows)
+
+    def has(self, ended: int) -> bool:
+        """Whether the last good checkpoint, as far as it is settled, is of these windows."""
+        return self._good == RunFolder(self._folder).checkpoint(ended)
 
     def save(self, meta: Meta, carried: Sequence[Strip], journal: Journal) -> None:
         """Saves the model. If that fails, a warning is printed later and training continues."""

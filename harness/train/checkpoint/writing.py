@@ -1,5 +1,6 @@
 """Writes a checkpoint from copies, on all ranks together: it is complete everywhere or nowhere."""
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.errors import one_line
-from harness.tracking.folders import META
+from harness.tracking.run_folder import META
 from harness.train.checkpoint.files import (
     PARTIAL,
     put,
@@ -70,10 +71,10 @@ class Writer:
         self._together(rewrite)
 
     def remove(self, folder: Path) -> None:
-        """Removes a checkpoint. Raises Unwritten, on all ranks."""
+        """Removes a checkpoint; a host may not have it. Raises Unwritten, on all ranks."""
 
         def remove() -> None:
-            if self._leads:
+            if self._leads and os.path.exists(folder):
                 retire(folder)
 
         self._together(remove)

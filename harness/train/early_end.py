@@ -1,0 +1,43 @@
+"""The request to save and end before the last window: a signal to any one rank asks all of them."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from harness.errors import RunFailed
+from harness.signals import handled
+
+REQUEST = signal.SIGUSR1
+"""The signal that asks for it. SIGTERM cannot: horovodrun ends ranks with it, in a few seconds."""
+
+
+class EarlyEnd:
+    """Whether this rank has been asked to end early.
+
+    A rank must not act alone, since others would wait for it: the watch for values that are not
+    finite, which adds up numbers of every window over all ranks, also adds up who was asked.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator["EarlyEnd"]:
+        """Inside the block the signal is a request."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self.asked = True
+
+        with handled([REQUEST], ask):
+            yield self
+
+
+class EndedEarly(RunFailed):
+    """A run that was asked to end, and did so on all ranks after the same window."""
+
+    exit_code = 3
+
+    def __init__(self, window: int, windows: int, saved: bool) -> None:
+        goes_on = "it goes on with --continue" if saved else "nothing was saved"
+        super().__init__(f"ended early after {window} of {windows} windows, as asked; {goes_on}")

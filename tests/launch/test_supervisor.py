@@ -1,0 +1,106 @@
+"""Which hosts take part again after a failure, and from where a run goes on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.config import Config
+from harness.errors import UserError
+from harness.launch.fitness import Checked, check_hosts
+from harness.launch.hosts import Host, read_hosts
+from harness.launch.supervisor import Policy, Training, newest_window, placed, replaced
+from harness.train.checkpoint.verdict import mark_bad
+
+H1, H2, H3 = Host("h1", 4), Host("h2", 4), Host("h3", 4)
+
+
+@pytest.mark.parametrize(
+    ("bad", "spares", "expected"),
+    [
+        ((), (), (H1, H2)),
+        ((H2,), (), (H1,)),
+        ((H1,), (H3,), (H3, H2)),
+        ((H1, H2), (H3,), (H3,)),
+        ((H1, H3), (H3,), (H2,)),
+        ((H2,), (Host("small", 2),), (H1,)),
+        ((H2,), (Host("large", 8),), (H1, Host("large", 4))),
+        ((H1, H2), (), ()),
+    ],
+)
+def test_a_spare_takes_the_place_of_a_host_that_failed(
+    bad: tuple[Host, ...], spares: tuple[Host, ...], expected: tuple[Host, ...]
+) -> None:
+    def checked(hosts: tuple[Host, ...]) -> list[Checked]:
+        return [Checked(host, "broken" if host in bad else "") for host in hosts]
+
+    assert replaced(checked((H1, H2)), checked(spares)) == expected
+
+
+def test_this_machine_passes_and_a_folder_that_cannot_be_written_does_not(tmp_path: Path) -> None:
+    here = (Host("localhost", 1), Host("127.0.0.1", 1))
+    assert [each.fault for each in check_hosts(here, tmp_path / "new", cards=False)] == ["", ""]
+    file = tmp_path / "file"
+    file.touch()
+    (found,) = check_hosts(here[:1], file / "below", cards=False)
+    assert found.fault == f"cannot write {file / 'below'} (Not a directory)"
+
+
+def test_a_host_without_enough_cards_fails(tmp_path: Path) -> None:
+    (found,) = check_hosts((Host("localhost", 99),), tmp_path, cards=True)
+    assert found.fault.endswith("cards answer instead of 99")
+
+
+def test_the_newest_checkpoint_that_is_whole_and_not_bad_counts(tmp_path: Path) -> None:
+    assert newest_window(tmp_path) == 0
+    for name in ("000000020", "000000040", "000000060", "000000080.partial"):
+        folder = tmp_path / "checkpoints" / name
+        folder.mkdir(parents=True)
+        if name != "000000060":
+            (folder / "checkpoint.json").touch()
+    assert newest_window(tmp_path) == 40
+    mark_bad(tmp_path / "checkpoints" / "000000040", "the loss of window 43 is not finite")
+    assert newest_window(tmp_path) == 20
+
+
+GONE = "127.0.0.2"
+"""An address of this machine at which no ssh answers."""
+
+
+@pytest.mark.parametrize("gone", [GONE, "no-such-host.invalid"])
+@pytest.mark.parametrize(
+    ("spares", "hosts", "ranks"),
+    [("", "localhost:1", 1), ("127.0.0.1:3", "localhost:1,127.0.0.1:1", 2)],
+)
+def test_a_host_that_is_gone_is_left_out_or_replaced(
+    spares: str,
+    hosts: str,
+    ranks: int,
+    gone: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = Config.model_validate({"train": {"steps": 1}})
+    training = Training(tmp_path / "x.yaml", (), config, tmp_path, 2, f"localhost:1,{gone}:1")
+    found = placed(training, Policy(1, read_hosts(spares) if spares else ()))
+    assert (found.hosts, found.ranks) == (hosts, ranks)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"harness: {gone} is left out: ")
+    if not spares:
+        with pytest.raises(UserError, match="a comparison needs the same ranks"):
+            placed(training, Policy(1, same_ranks=True))
+        with pytest.raises(UserError, match="no host passed"):
+            placed(replace(training, hosts=f"{gone}:2"), Policy(1))
+
+
+def test_where_all_hosts_pass_nothing_changes(tmp_path: Path) -> None:
+    config = Config.model_validate({"train": {"steps": 1}})
+    training = Training(tmp_path / "x.yaml", (), config, tmp_path, 2, None)
+    assert placed(training, Policy(1)) is training
+
+
+def test_a_spare_that_is_used_already_is_no_spare(tmp_path: Path) -> None:
+    config = Config.model_validate({"train": {"steps": 1}})
+    training = Training(tmp_path / "x.yaml", (), config, tmp_path, 2, f"localhost:1,{GONE}:1")
+    found = placed(training, Policy(1, read_hosts("localhost:4")))
+    assert (found.hosts, found.ranks) == ("localhost:1", 1)

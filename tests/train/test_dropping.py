@@ -1,0 +1,52 @@
+"""A window that is not finite on one rank is dropped on all, and leaves no trace."""
+
+import json
+from functools import cache
+from typing import Any
+
+import pytest
+
+from harness.config import Config
+from tests.horovodrun import horovodrun
+from tests.train.dropping_program import CASES, SPOILT, Dropped
+
+
+@cache
+def results() -> dict[str, Any]:
+    """Two nodes of two ranks, one launch."""
+    found = horovodrun(
+        ["-m", "tests.train.dropping_program"],
+        timeout=400,
+        environment={"HOROVOD_CYCLE_TIME": "5"},
+    )
+    lines = [json.loads(line) for line in found.lines(0) if line.startswith("{")]
+    return {line["case"]: line for line in lines}
+
+
+@pytest.mark.timeout(500)
+@pytest.mark.parametrize("dropped", CASES, ids=lambda each: each.name)
+def test_a_dropped_window_leaves_no_trace(dropped: Dropped) -> None:
+    """Values, batch statistics, momentum and what wires owe are equal to the bit to those of a run
+    that was told to drop the same window, in which nothing was wrong."""
+    found = results()[dropped.name]
+    assert found["equal"] == [True] * 4
+    assert not found["as_if_nothing"]
+    ((window, number),) = found["dropped"]
+    assert window == SPOILT
+    # Nodes that step alone drop each step of the window.
+    alone = dropped.case.kind in ("averaging", "isolated")
+    assert number == (dropped.case.passes if alone else 1)
+
+
+@pytest.mark.timeout(500)
+def test_many_in_a_row_end_the_run_on_all_ranks_alike() -> None:
+    found = results()["hopeless"]
+    first, *others = found["said"]
+    assert first.startswith(f"{found['after']} steps in a row were dropped up to window 5")
+    assert others == [first] * 3
+
+
+def test_torchs_own_exchanges_cannot_drop() -> None:
+    values = {"train": {"steps": 1, "on_nonfinite": "skip"}, "exchange": {"kind": "ddp"}}
+    with pytest.raises(ValueError, match="sends it inside torch"):
+        Config.model_validate(values)

@@ -1,0 +1,88 @@
+"""A training that is asked to end saves first; what goes on from there is the undisturbed run."""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENT = """
+name: asked
+seed: 3
+data: {dataset: synthetic, num_classes: 13, image_size: 8, synthetic_images: 64}
+backbone: {feature_dim: 6}
+exchange: {kind: synchronous}
+optimizer: {lr: 0.05, warmup_windows: 2}
+train: {batch_size: 4, steps: 400, log_every: 10, matmul_seconds: 0, checkpoint_every: 100,
+        save: true, threads: 1}
+tracking: {enabled: false, folder: FOLDER}
+"""
+
+
+@dataclass(frozen=True)
+class Asked:
+    root: Path
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        file = self.root / "experiment.yaml"
+        file.write_text(EXPERIMENT.replace("FOLDER", str(self.root)))
+        command = [sys.executable, "-m", "harness", "train", str(file), *words]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+    def run(self, *words: str) -> int:
+        process = self.start(*words)
+        process.communicate(timeout=200)
+        return process.returncode
+
+    def checksums(self, name: str) -> dict[str, str]:
+        meta = self.root / name / "checkpoints" / "000000400" / "checkpoint.json"
+        return {key: each["sha256"] for key, each in json.loads(meta.read_text())["files"].items()}
+
+    def steps(self, name: str) -> list[int]:
+        lines = (self.root / name / "metrics.jsonl").read_text().splitlines()
+        points = [json.loads(line) for line in lines]
+        return [point["step"] for point in points if "train/loss" in point["metrics"]]
+
+
+@pytest.mark.timeout(600)
+def test_what_goes_on_after_a_request_is_the_undisturbed_run(tmp_path: Path) -> None:
+    asked = Asked(tmp_path)
+    process = asked.start("--folder", str(tmp_path / "asked"))
+    wait_for(lambda: (tmp_path / "asked" / "checkpoints" / "000000100").exists())
+    process.send_signal(signal.SIGUSR1)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 3, errors
+    said = errors.splitlines()[-1]
+    assert said.startswith("harness: ended early after ")
+    window = int(said.split()[4])
+    assert 100 < window < 400
+    assert (tmp_path / "asked" / "checkpoints" / f"{window:09d}" / "checkpoint.json").exists()
+
+    assert asked.run("--folder", str(tmp_path / "asked"), "--continue") == 0
+    assert asked.run("--folder", str(tmp_path / "whole"), "--continue") == 0
+    assert asked.checksums("asked") == asked.checksums("whole")
+    assert asked.steps("asked") == asked.steps("whole") == list(range(10, 401, 10))
+    summary = json.loads((tmp_path / "asked" / "summary.json").read_text())
+    assert summary["restarts"] == 1
+
+
+@pytest.mark.timeout(300)
+def test_another_run_is_not_continued(tmp_path: Path) -> None:
+    asked = Asked(tmp_path)
+    folder = ("--folder", str(tmp_path / "own"), "--continue")
+    assert asked.run(*folder, "train.steps=3") == 0
+    process = asked.start(*folder, "train.steps=3", "optimizer.lr=0.01")
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 2
+    assert "has optimizer.lr=0.05, and here it is 0.01" in errors
+    process = asked.start("--continue")
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 2
+    assert "name it with --folder" in errors

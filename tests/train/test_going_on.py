@@ -1,0 +1,156 @@
+"""From where a run goes on that ended early, what that has cost, and which checkpoint is bad."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from harness.checkpoint.verify import verify
+from harness.config import Config, load
+from harness.errors import Diverged, UserError
+from harness.tracking.run_folder import BAD, RunFolder
+from harness.train.checkpoint.meta import CHECKSUM, read_meta
+from harness.train.checkpoint.verdict import mark_bad
+from harness.train.going_on import (
+    FIRST_WINDOWS,
+    Place,
+    Start,
+    begin_again,
+    check_alike,
+    choose_start,
+    condemn,
+)
+from tests.alone import world_of_one
+from tests.train.test_checkpoint import checkpoint_at, experiment, trained
+
+SAID = "the loss of window 7 is not finite"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that saved three times."""
+    folder = tmp_path_factory.mktemp("original")
+    config = load(experiment(folder), ["train.checkpoint_every=2"])
+    trained(config, folder)
+    RunFolder(folder).write_config(config)
+    return folder
+
+
+@pytest.fixture
+def run(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "run"))
+
+
+def config_of(run: Path, *changes: str) -> Config:
+    return load(run / "sgd.yaml", ["train.checkpoint_every=2", *changes])
+
+
+def start(run: Path, *changes: str, goes_on: bool = True) -> Start:
+    return choose_start(config_of(run, *changes), Place(run, goes_on), world_of_one())
+
+
+def window(found: Start) -> int:
+    return 0 if found.own is None else read_meta(found.own).window
+
+
+def test_the_newest_good_checkpoint_of_the_own_folder_is_taken(run: Path) -> None:
+    assert window(start(run)) == 6
+    mark_bad(checkpoint_at(run, 6), SAID)
+    (checkpoint_at(run, 4) / "backbone.safetensors").write_bytes(b"half")
+    found = start(run)
+    assert window(found) == 2
+    assert found.chosen is not None
+    assert f"000000006: it is marked bad ({SAID}; its file BAD" in found.chosen.note
+    assert found.given(config_of(run)).train.resume == str(checkpoint_at(run, 2))
+
+
+def test_verify_tells_of_the_mark(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mark_bad(checkpoint_at(run, 4), SAID)
+    assert verify(run) == 1
+    told = [line for line in capsys.readouterr().out.splitlines() if "bad: " in line]
+    assert told == [
+        f"{checkpoint_at(run, 4)}: bad: it is marked bad ({SAID}; its file BAD can be removed)"
+    ]
+
+
+def test_without_a_good_one_it_begins_as_it_did_the_first_time(
+    run: Path, original: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(run / "checkpoints")
+    found = start(run)
+    assert (found.chosen, found.own, found.window) == (None, None, 0)
+    assert "has no good checkpoint; the run begins again from the first window" in (
+        capsys.readouterr().out
+    )
+    other = start(run, f"train.resume={checkpoint_at(original, 4)}")
+    assert other.own is None
+    assert other.window == 4
+
+
+def test_a_folder_without_a_run_begins_one(run: Path, tmp_path: Path) -> None:
+    found = choose_start(config_of(run), Place(tmp_path / "new", goes_on=True), world_of_one())
+    assert not found.place.goes_on
+    assert found.chosen is None
+    assert not start(run, goes_on=False).place.goes_on
+
+
+def test_only_the_same_settings_go_on(run: Path) -> None:
+    check_alike(config_of(run, "train.threads=1"), run)
+    with pytest.raises(UserError, match=r"has seed=\d+, and here it is 99; continue it with"):
+        check_alike(config_of(run, "seed=99"), run)
+
+
+@pytest.mark.parametrize(("after", "bad"), [(1, True), (FIRST_WINDOWS, True), (11, False)])
+def test_who_diverges_soon_after_a_load_has_loaded_the_cause(
+    run: Path, after: int, bad: bool
+) -> None:
+    own = start(run).own
+    error = Diverged(SAID, "lower optimizer.lr", 6 + after)
+    assert condemn(own, error, leads=False).startswith("the checkpoint 000000006" if bad else "")
+    assert not (checkpoint_at(run, 6) / BAD).exists()
+    condemn(own, error, leads=True)
+    assert (checkpoint_at(run, 6) / BAD).exists() == bad
+    assert window(start(run)) == (4 if bad else 6)
+
+
+def test_a_checkpoint_of_another_run_is_never_condemned() -> None:
+    assert condemn(None, Diverged(SAID, "", 1), leads=True) == ""
+
+
+def copied_at(run: Path, number: int, at: float) -> Path:
+    """Changes when a checkpoint was copied."""
+    folder = checkpoint_at(run, number)
+    meta = read_meta(folder).model_copy(update={"at": at})
+    (folder / "checkpoint.json").write_text(meta.to_json())
+    assert CHECKSUM in json.loads(meta.to_json())
+    return folder
+
+
+def lost(run: Path, checkpoints: Sequence[Path | None], times: Sequence[float]) -> list[float]:
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        for checkpoint, now in zip(checkpoints, times, strict=True):
+            patch.setattr(time, "time", lambda now=now: now)
+            found.append(begin_again(run, checkpoint, ranks=2).lost_seconds)
+    return found
+
+
+def test_lost_is_all_time_that_led_to_nothing(run: Path) -> None:
+    """The run begins at 1,000; it saves at 1,100 and, after the first restart at 1,130, at 1,200.
+    It goes on from there at 1,210, diverges, and goes on from the older one at 1,250."""
+    os.utime(run / "config.yaml", (1000, 1000))
+    first, second = copied_at(run, 2, 1100), copied_at(run, 4, 1200)
+    found = lost(run, [first, second, first], [1130, 1210, 1250])
+    # 30; 30 + 10; all since 1,100.
+    assert found == [30, 40, 150]
+    assert [line["restart"] for line in RunFolder(run).restarts()] == [1, 2, 3]
+    assert [line["window"] for line in RunFolder(run).restarts()] == [2, 4, 2]
+
+
+def test_without_a_checkpoint_everything_is_lost(run: Path) -> None:
+    os.utime(run / "config.yaml", (1000, 1000))
+    assert lost(run, [None, None], [1040, 1100]) == [40, 100]
