@@ -73,6 +73,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _ranks_share_something(self) -> "Config":
+        own, layout = self.backbone, self.classifier.layout
+        if own.frozen == "body" and not own.feature_dim and layout != "replicated":
+            raise ValueError(
+                f"backbone.frozen=body with backbone.feature_dim=0 leaves only classes to train, "
+                f"and classifier.layout={layout} slices them; set feature_dim, or use "
+                f"layout=replicated"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _classes_can_rest(self) -> "Config":
         if reason := self.why_no_class_rests():
             raise ValueError(reason)

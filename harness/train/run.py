@@ -42,6 +42,7 @@ from harness.tracking.tracker import Tracker
 from harness.train.checkpoint.choice import Chosen, choose_checkpoint
 from harness.train.checkpoint.places import Places, find_places
 from harness.train.choose_pieces import choose_pieces
+from harness.train.pretrained import agree_on_weights, check_weights
 from harness.train.routing import choose_route
 from harness.train.run_journal import OtherRank, RunJournal
 from harness.train.step import make_step
@@ -71,6 +72,7 @@ def run(config: Config, folder: Path | None = None) -> RunSummary:
         ranks.raise_together(problem)
         assert dataset is not None
         agree_on_data(dataset, ranks)
+        agree_on_weights(config, ranks)
         chosen = choose_checkpoint(config, ranks)
         device, warning = choose_device(config.train.device, ranks)
         if warning and ranks.is_first:
@@ -97,7 +99,10 @@ def _run(
         capacity = _capacity(config, world, cores)
         with world.together():
             config = choose_route(choose_pieces(config, dataset, world), dataset, world)
-            training = Training(make_step(config, dataset, world), own, capacity, places)
+            step = make_step(config, dataset, world)
+            training = Training(step, own, capacity, places)
+        if world.is_first and step.model.begun.fit:
+            print(step.model.begun.fit.line, file=sys.stderr, flush=True)
         with _journal(config, own, world) as journal:
             if notes:
                 journal.warn("data", "; ".join(notes))
@@ -128,6 +133,7 @@ def _prepare(config: Config, topology: Topology, folder: Path | None) -> Dataset
     dataset = open_dataset(config.data)
     share = (config.train.batch_size, topology.rank, topology.world_size, config.seed)
     BatchSplit(len(dataset.train), *share)
+    check_weights(config, dataset)
     return dataset
 
 

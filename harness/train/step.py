@@ -26,7 +26,7 @@ from harness.train.checkpoint.meta import Meta, resumed_meta
 from harness.train.course import Course, course_of
 from harness.train.finite import Watch, all_finite
 from harness.train.ledger import Journal
-from harness.train.optimizer import Optimizer, make_optimizer
+from harness.train.optimizer import Optimizer, make_optimizer, set_lr
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class Step:
         clock, passes = self.world.meters.clock, self.config.exchange.backward_passes_per_step
         rank, device = self.world.topology.rank, self.world.device
         seed_default(self.config.seed, "window", window, rank, device=device)
-        self._set_lr(self.course.lr(window))
+        set_lr(self.optimizer, self.course.lr(window))
         found = []
         for number in range(passes):
             last = number == passes - 1
@@ -101,10 +101,6 @@ class Step:
         with self.world.meters.clock.phase(Phase.OPTIMIZER):
             self.watch.add_gradients()
             self.optimizer.step()
-
-    def _set_lr(self, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
 
     def cast(self, images: Tensor) -> Tensor:
         """The images in the parameters' precision."""
@@ -141,7 +137,9 @@ def make_step(config: Config, dataset: Dataset, world: World) -> Step:
     # The estimate of the curvature reads images while the prefetching thread does.
     data = replace(dataset, train=OneAtATime(dataset.train))
     model = assemble(config, data, world)
-    optimizer = make_optimizer(config.optimizer, model.flats, model.drawn)
+    optimizer = make_optimizer(
+        config.optimizer, model.flats, model.drawn, loaded=config.backbone.lr_factor
+    )
     checkpoint = Checkpoint(model.backbone, model.classifier, model.flats, optimizer, world)
     resumed = _resumed(checkpoint, model)
     course = _course(model, resumed)
