@@ -46,17 +46,19 @@ def measured(config: Config, dataset: Dataset, world: World) -> PieceTimes:
     """
     trial = Trial(config.with_nodes_apart(), dataset, world)
     trial.window_ms(WARM_WINDOWS)
-    times = [trial.window_ms(TIMED_WINDOWS), _transfer_ms(config, trial, world)]
+    compression = config.exchange.compression
+    times = [trial.window_ms(TIMED_WINDOWS), transfer_ms(compression, trial, world)]
     trial.close()
-    compute_ms, transfer_ms = slowest(times, world)
-    return PieceTimes(compute_ms, transfer_ms)
+    return PieceTimes(*slowest(times, world))
 
 
-def _transfer_ms(config: Config, trial: Trial, world: World) -> float:
+def transfer_ms(compression: str, trial: Trial, world: World) -> float:
+    """Milliseconds of sending this rank's part to its peers and waiting for the mean. Collective
+    over the world."""
     shared, sliced = trial.step.model.flats
     part = shared.values.new_zeros(shared.owned.size + len(sliced.values))
     parts = WireParts(len(part), part)
-    wire = make_wire(config.exchange.compression, parts, world.peers, "pace transfer")
+    wire = make_wire(compression, parts, world.peers, f"pace transfer {compression}")
     times = []
     for _ in range(TRANSFERS):
         started = now(world.device)

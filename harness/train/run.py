@@ -41,6 +41,7 @@ from harness.tracking.node_gauges import monitor_node
 from harness.tracking.tracker import Tracker
 from harness.train.checkpoint.choice import Chosen, choose_checkpoint
 from harness.train.checkpoint.places import Places, find_places
+from harness.train.choose_kind import choose_kind
 from harness.train.choose_pieces import choose_pieces
 from harness.train.pretrained import agree_on_weights, check_weights
 from harness.train.routing import choose_route
@@ -98,7 +99,9 @@ def _run(
         places = _places(config, own, world)
         capacity = _capacity(config, world, cores)
         with world.together():
-            config = choose_route(choose_pieces(config, dataset, world), dataset, world)
+            config = choose_route(
+                choose_pieces(choose_kind(config, dataset, world), dataset, world), dataset, world
+            )
             step = make_step(config, dataset, world)
             training = Training(step, own, capacity, places)
         if world.is_first and step.model.begun.fit:
