@@ -12,6 +12,7 @@ from harness.compare.command import add_compare
 from harness.demo.command import add_demo
 from harness.doctor.command import add_doctor
 from harness.errors import AlikeOnAllRanks
+from harness.evaluate.command import add_evaluate
 from harness.lab.command import add_lab
 from harness.launch.command import add_launch
 from harness.leaving import leave
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add_launch(commands)
     add_compare(commands)
     add_checkpoint(commands)
+    add_evaluate(commands)
     add_doctor(commands)
     add_plan(commands)
     add_calibrate(commands)

@@ -20,7 +20,7 @@ FLOORS = [
     "launch train.stability train.evaluation train.row_optimizer pack",
     "doctor lab",
     "train",
-    "calibrate checkpoint compare",
+    "calibrate checkpoint compare evaluate",
     "plan demo",
     "cli __main__",
 ]

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     ROOT / "README.md",
     ROOT / "analysis/README.md",
+    ROOT / "deploy/README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "harness").rglob("README.md")),
 ]
@@ -301,9 +302,9 @@ def test_the_front_page_names_every_command() -> None:
     assert set(re.findall(r"^\| \[harness (\w+)\]", text, flags=re.MULTILINE)) == set(parsers())
 
 
-PAGE_OF = {name: name for name in ("train", "launch", "compare", "doctor", "plan", "pack")} | {
-    "ui": "tracking"
-}
+PAGE_OF = {
+    name: name for name in ("train", "launch", "compare", "doctor", "plan", "pack", "evaluate")
+} | {"ui": "tracking"}
 
 
 @pytest.mark.parametrize("name", PAGE_OF)

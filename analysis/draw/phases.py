@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from harness.compare.colours import VariantStyle, styles_of
 from harness.compare.step_bars import draw_times, scale, steps_differ, waiting_share
 from harness.compare.style import MarkdownText, Picture, line, picture, plot_style
-from harness.compare.table import PHASES, phase_ms
-from harness.compare.waits import WAITS
+from harness.compare.table import PHASES
+from harness.compare.waits import WAITS, phase_ms
 from harness.compare.wording import without_result
 from harness.tracking.results import Variant
 from harness.tracking.study import Study

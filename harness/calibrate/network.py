@@ -65,7 +65,7 @@ class NetworkPasses:
         backbone = make_backbone(config.backbone, dataset.channels, data.image_size, config.seed)
         self.backbone = backbone.to(device)
         # Flattened as in training, so that filters have the same memory layout.
-        self._flat = Flat(list(self.backbone.parameters()), 1, torch.zeros(1, device=device))
+        self._flat = Flat(self.backbone.trained, 1, torch.zeros(1, device=device))
         topology = world.topology
         course = course_of(config, len(dataset.train), topology.rank, topology.world_size)
         with closing(micro_batches(dataset, course, world)) as batches:
@@ -93,7 +93,9 @@ class NetworkPasses:
 
     def _backbone_pass(self) -> None:
         began = now(self._world.device)
-        self._features().sum().backward()
+        features = self._features()
+        if features.requires_grad:
+            features.sum().backward()
         self._seconds.append(now(self._world.device) - began)
 
     def _features(self) -> Tensor:

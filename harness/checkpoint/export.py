@@ -12,12 +12,17 @@ from harness.doctor.finding import format_bytes
 from harness.errors import UserError, one_line
 from harness.model.backbone import head_of
 from harness.parallel.slices import Slice
-from harness.train.checkpoint.files import BACKBONE, CLASSES, PARTIAL, Rows, Whole, write_tensors
+from harness.train.checkpoint.files import (
+    BACKBONE,
+    CLASSES,
+    PARTIAL,
+    STATES,
+    Rows,
+    Whole,
+    write_tensors,
+)
 from harness.train.checkpoint.manifest import BadCheckpoint
 from harness.train.checkpoint.meta import Meta
-
-STATES = ("optimizer.", "exchange.")
-"""Prefixes of what training needs and a model does not."""
 
 
 def export(folder: Path, output: Path) -> int:

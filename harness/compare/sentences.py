@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from harness.compare.intervals import FEWEST_PAIRS, Interval
 from harness.compare.verdict import (
@@ -14,6 +15,7 @@ from harness.compare.verdict import (
     Verdict,
     accuracy_grain,
 )
+from harness.compare.waits import phase_ms, waits_measured
 from harness.compare.winner import overall
 from harness.compare.wording import (
     faster_or_slower,
@@ -27,6 +29,7 @@ from harness.compare.wording import (
     too_few,
     without_result,
 )
+from harness.measure.data_bound import bound_by_data
 from harness.tracking.results import Variant
 
 _B, _W, _S, _O = Judgement.BETTER, Judgement.WORSE, Judgement.SAME, Judgement.OPEN
@@ -201,8 +204,19 @@ def _throughput(verdict: Verdict, rival: Variant) -> str:
     return f"{text} ({spread})"
 
 
+def _bound_by_data(variant: Variant) -> str:
+    """As `bound_by_data` says of the mean over the runs of a variant whose waits are measured."""
+    if not variant.summaries or not waits_measured(variant.config):
+        return ""
+    names = {name for run in variant.summaries for name in run.phases_ms}
+    return bound_by_data(
+        {name: fmean(phase_ms(run, name) for run in variant.summaries) for name in names}
+    )
+
+
 def meaning(verdict: Verdict) -> list[str]:
-    """Notes on the tests: pairing, margins, correction, and the resolution of accuracy."""
+    """Notes on the tests: pairing, margins, correction, who waits for images, and the resolution of
+    accuracy."""
     found = [
         f"verdict: paired seeds, Student's t (of logarithms for times and speeds), 95% confidence "
         f"intervals, at least {FEWEST_PAIRS} seeds. 'No difference' and 'equally' mean that the "
@@ -216,6 +230,12 @@ def meaning(verdict: Verdict) -> list[str]:
             f"where the interval excludes equality. A winner's p needs no correction, because a "
             f"winner must be ahead of every other variant with p below 0.05"
         )
+    found += [
+        f"{each.name} is bound by data: {shares}. Its images/s say more of how it reads than of "
+        f"how nodes agree; see harness pack"
+        for each in verdict.variants
+        if (shares := _bound_by_data(each))
+    ]
     found += [
         f"the runs of {each.name} chose different values of {', '.join(each.mixed)}: its means are "
         f"over all of them, and its settings are shown as its first run had them"

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from harness.compare.colours import PHASE_STYLES, VariantStyle
-from harness.compare.table import PHASES, images_per_step, phase_ms
-from harness.compare.waits import wait_percent
+from harness.compare.table import PHASES, images_per_step
+from harness.compare.waits import phase_ms, wait_percent
 from harness.measure.summary import RunSummary
 from harness.tracking.results import Variant
 

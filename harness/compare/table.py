@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.compare.intervals import mean_interval
 from harness.compare.sentences import WIDTH, as_paragraphs
-from harness.compare.waits import WAITS, wait_ms, wait_percent, waits_measured
+from harness.compare.waits import WAITS, phase_ms, wait_ms, wait_percent, waits_measured
 from harness.config import Config
 from harness.measure.phase import Phase
 from harness.measure.summary import RunSummary
@@ -29,11 +29,6 @@ SPREAD = (
 )
 
 Measure = Callable[[RunSummary], float]
-
-
-def phase_ms(run: RunSummary, phase: str) -> float:
-    """Milliseconds of the phase in a step, mean over ranks; 0 if the run has no such phase."""
-    return run.phases_ms[phase].mean if phase in run.phases_ms else 0.0
 
 
 def images_per_step(run: RunSummary) -> float:

@@ -3,11 +3,8 @@
 import math
 
 from harness.config import Config
-from harness.measure.phase import Phase
+from harness.measure.data_bound import WAITS
 from harness.measure.summary import RunSummary
-
-WAITS: tuple[str, ...] = (Phase.SLICE_WAIT, Phase.NODE_WAIT, Phase.EXCHANGE_WAIT)
-"""Phases in which a rank waits for others."""
 
 
 def waits_measured(config: Config) -> bool:
@@ -15,11 +12,16 @@ def waits_measured(config: Config) -> bool:
     return not config.exchange.traits.waits_in_backward
 
 
+def phase_ms(run: RunSummary, phase: str) -> float:
+    """Milliseconds of the phase in a step, mean over ranks; 0 if the run has no such phase."""
+    return run.phases_ms[phase].mean if phase in run.phases_ms else 0.0
+
+
 def wait_ms(config: Config, run: RunSummary) -> float:
     """Milliseconds of a step spent waiting; NaN if waits cannot be separated from computing."""
     if not waits_measured(config):
         return math.nan
-    return sum(run.phases_ms[phase].mean for phase in WAITS if phase in run.phases_ms)
+    return sum(phase_ms(run, phase) for phase in WAITS)
 
 
 def wait_percent(config: Config, run: RunSummary) -> float:

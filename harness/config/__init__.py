@@ -12,7 +12,7 @@ from harness.config.load import (
 from harness.config.section import Section
 from harness.config.sections.data import DataConfig
 from harness.config.sections.doctor import DoctorConfig
-from harness.config.sections.exchange import BUCKET_MB, TORCHS_BUCKET_MB, ExchangeConfig
+from harness.config.sections.exchange import AUTO, BUCKET_MB, TORCHS_BUCKET_MB, ExchangeConfig
 from harness.config.sections.model import BackboneConfig, ClassifierConfig
 from harness.config.sections.optimizer import OptimizerConfig
 from harness.config.sections.staleness import StalenessConfig
@@ -21,6 +21,7 @@ from harness.config.sections.tracking import TrackingConfig
 from harness.config.sections.train import TrainConfig
 
 __all__ = [
+    "AUTO",
     "BUCKET_MB",
     "TORCHS_BUCKET_MB",
     "BackboneConfig",

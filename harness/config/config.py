@@ -13,7 +13,7 @@ from harness.config.mistakes import validated
 from harness.config.section import Section, kind_at
 from harness.config.sections.data import DataConfig
 from harness.config.sections.doctor import DoctorConfig
-from harness.config.sections.exchange import ExchangeConfig
+from harness.config.sections.exchange import AUTO, ExchangeConfig
 from harness.config.sections.launch import LaunchConfig
 from harness.config.sections.model import BackboneConfig, ClassifierConfig
 from harness.config.sections.optimizer import OptimizerConfig
@@ -24,7 +24,7 @@ from harness.config.sections.train import TrainConfig
 from harness.config.sections.values import MAX_SEED, PerHost
 from harness.config.yaml_files import Given
 from harness.errors import UserError
-from harness.exchange.kinds import Crosses
+from harness.exchange.kinds import KINDS, Crosses
 
 ODD_LINE_ENDS = frozenset("\x85\u2028\u2029")
 """YAML folds lines at these; PyYAML writes them unescaped unless it escapes all but ASCII."""
@@ -81,6 +81,35 @@ class Config(Section):
             raise ValueError(
                 f"exchange.kind={self.exchange.kind} lets nodes step alone, classifier.layout is "
                 f"world, where a node has not all classes; use layout=node or kind=delayed"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_share_something(self) -> "Config":
+        own, layout = self.backbone, self.classifier.layout
+        if own.frozen == "body" and not own.feature_dim and layout != "replicated":
+            raise ValueError(
+                f"backbone.frozen=body with backbone.feature_dim=0 leaves only classes to train, "
+                f"and classifier.layout={layout} slices them; set feature_dim, or use "
+                f"layout=replicated"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _auto_has_a_choice(self) -> "Config":
+        own = self.exchange
+        if own.kind != AUTO:
+            return self
+        if own.backward_passes_per_step > 1 and self.train.epochs is None:
+            raise ValueError(
+                f"exchange.kind=auto chooses K up to exchange.backward_passes_per_step="
+                f"{own.backward_passes_per_step}, and train.steps counts windows of K "
+                f"micro-batches; give train.epochs instead"
+            )
+        if self.classifier.layout == "world" and all(KINDS[k].local_steps for k in own.kinds):
+            raise ValueError(
+                f"exchange.kinds={','.join(own.kinds)} lets nodes step alone, classifier.layout is "
+                f"world, where a node has not all classes; add another kind"
             )
         return self
 

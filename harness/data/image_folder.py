@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.config import DataConfig
 from harness.data.augment import CropAndFlip
-from harness.data.cut import middle_square
+from harness.data.cut import Frame, middle_square
 from harness.data.decoder import open_decoder
 from harness.data.folder import read_folder
 from harness.data.images import Dataset
@@ -68,6 +68,11 @@ def _recipe(config: DataConfig) -> Recipe:
         alterations.append(RandomErasing())
     alter = OneAfterAnother(alterations) if alterations else None
     return Recipe(centre, alter=alter, draw=random_cuts, levels=LEVELS)
+
+
+def validation_frame(config: DataConfig) -> Frame:
+    """Which part of a picture validation takes."""
+    return _recipe(config).frame
 
 
 def required_root(config: DataConfig) -> Path:

@@ -25,6 +25,8 @@ class Kept:
     """Peak of the backward pass, with the gradients of a layer's output and input."""
     seen: int
     """Peak of a forward pass without autograd."""
+    frozen: int = 0
+    """Peak of the forward pass of a frozen body, of which nothing is kept."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Activations:
     """Bytes of each kept tensor, in the order of the forward pass."""
     per_image: tuple[int, ...]
     """Bytes that each of them grows by per image."""
+    thawed: "Activations | None" = None
+    """The same of the whole backbone, if its body is frozen and its forward pass keeps nothing."""
 
     def of(self, images: int) -> Kept:
         """Memory for any number of images, to which the kept tensors are extrapolated."""
@@ -50,8 +54,12 @@ class Activations:
         # When the backward pass reaches layer i, the layers behind it have freed their tensors:
         # s_1 + ... + s_i are alive, and two gradients of size s_i are added.
         moments = [alive + 2 * size for alive, size in zip(before, sizes, strict=True)]
+        kept, way_back = sum(sizes), max(moments, default=0)
+        if self.thawed is not None:
+            seen = self.thawed.of(images).seen
+            return Kept(kept, way_back, seen, frozen=seen)
         seen = 3 * max(sizes) if self.half else 2 * max(sizes) + 4 * self.largest
-        return Kept(kept=before[-1], way_back=max(moments), seen=seen)
+        return Kept(kept, way_back, seen)
 
 
 @cache
@@ -62,14 +70,18 @@ def activations_of(
 
     Raises UserError if the backbone cannot be trained with so few.
     """
-    backbone = make_backbone(config, channels, size, seed=0)
+    backbone, thawed = make_backbone(config, channels, size, seed=0), None
+    if backbone.frozen:
+        whole = config.model_copy(update={"frozen": "none"})
+        thawed = activations_of(whole, channels, size, images, half)
     few, more = (_kept_sizes(backbone, channels, size, n, half) for n in (images, images + 1))
     return Activations(
-        largest=max(parameter.numel() for parameter in backbone.parameters()),
+        largest=max((parameter.numel() for parameter in backbone.trained), default=0),
         half=half,
         images=images,
         sizes=tuple(few),
         per_image=tuple(b - a for a, b in zip(few, more, strict=True)),
+        thawed=thawed,
     )
 
 

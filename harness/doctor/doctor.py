@@ -110,6 +110,8 @@ def _examine(config: Config, is_given: bool, meeting: Meeting, report: Report) -
         findings, speeds = examination.compute(device)
         report.add(findings)
         report.figures("speeds", speeds)
+        if is_given:
+            report.add(examination.reading(speeds))
         findings, links = examination.links()
         report.add(findings)
         report.figures("links", links)

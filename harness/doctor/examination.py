@@ -20,11 +20,13 @@ from harness.doctor.links import (
 )
 from harness.doctor.meeting import Meeting, own_address
 from harness.doctor.messages import short_reason
-from harness.doctor.names import NameFacts, machines_of
+from harness.doctor.names import NameFacts, hosts_of, machines_of
 from harness.doctor.need import Need
 from harness.doctor.probe import Answerer, measure, name_behind
+from harness.doctor.reading import image_flops, judge_reading, measure_reading, reads_files
 from harness.doctor.seat import Seat
 from harness.doctor.static import judge_static, static_facts
+from harness.errors import UserError
 
 ROUNDS, ROUND_SECONDS = 5, 0.3
 """Rounds of matrix products, and their length: several periods (0.1 s) of a processor limit."""
@@ -89,6 +91,19 @@ class Examination:
             if not slow_ranks(best):
                 break
         return judge_compute(self.seats, best), best
+
+    def reading(self, speeds: Sequence[Speed]) -> list[Finding]:
+        """Reads images on all ranks at the same time, if they come from files. Collective."""
+        config, seats = self._config, self.seats
+        if not reads_files(config):
+            return []
+        readings = self._gather(measure_reading(config, self._meeting.seat), "reading")
+        nodes = len(hosts_of(seats))
+        try:
+            flops = image_flops(config, nodes, max(1, len(seats) // nodes))
+        except UserError:
+            return []  # `config` says so
+        return [judge_reading(seats, readings, speeds, flops)]
 
     def links(self) -> tuple[list[Finding], list[Link]]:
         """Measures all pairs of hosts, one at a time, slow ones twice; then links inside hosts.

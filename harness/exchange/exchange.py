@@ -128,7 +128,7 @@ def make_exchange(
     `errors` are those of `through_ddp`. Collective over the world.
     """
     given = _Given(exchange, parameters, world, first_window, sample_every, errors)
-    return MAKERS[exchange.kind](given)
+    return MAKERS[exchange.chosen_kind](given)
 
 
 @dataclass(frozen=True)

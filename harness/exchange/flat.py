@@ -1,6 +1,6 @@
 """Parameters as views of one flat tensor, so that one collective handles all of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from harness.parallel.slices import Slice, padded
 from harness.parallel.topology import Layout
+
+Span = tuple[nn.Parameter, int, int]
+"""A parameter with its first element and the one behind its last."""
 
 
 def order_of(shapes: Sequence[torch.Size]) -> list[int]:
@@ -36,7 +39,8 @@ class Flat:
     The parameters become views: a step or a collective on the flat tensors changes them.
     `owner` is the number of the chunk that this rank steps; None steps all. `channels_last` is the
     memory format of filters: convolutions are up to 1.7 times faster with it on a CPU. Those of
-    `by_row`, a classifier's whose classes are sampled, are the last and step row by row.
+    `by_row`, a classifier's whose classes are sampled, are the last and step row by row. Those of
+    `loaded`, a backbone's that weights were read for, have a learning rate of their own.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Flat:
         owner: int | None = None,
         channels_last: bool = True,
         by_row: Sequence[nn.Parameter] = (),
+        loaded: Sequence[nn.Parameter] = (),
     ) -> None:
         ordered = [parameters[number] for number in order_of([p.shape for p in parameters])]
         self._channels_last = channels_last
@@ -54,24 +59,23 @@ class Flat:
         self.values = like.new_zeros(padded(self.elements, chunks))
         self.grads = torch.zeros_like(self.values)
         stops = list(accumulate(parameter.numel() for parameter in ordered))
-        self.spans = list(zip(ordered, [0, *stops], stops, strict=False))
-        """Each parameter with its first element and the one behind its last."""
+        self.spans: list[Span] = list(zip(ordered, [0, *stops], stops, strict=False))
         for span in self.spans:
             self._make_view(*span)
         self.owned = self._chunk(owner, len(self.values) // chunks)
-        decayed = sum(parameter.numel() for parameter in ordered if parameter.dim() >= 2)
-        sampled = [each for each in ordered if any(each is one for one in by_row)]
-        matrices = [parameter for parameter in sampled if parameter.dim() >= 2]
-        vectors = [parameter for parameter in sampled if parameter.dim() < 2]
-        # The last parameters of a network are the first of their kind here.
-        self.decayed = self._owned_of(sum(each.numel() for each in matrices), decayed)
-        """The elements with weight decay that this rank steps as a whole, as one parameter."""
-        behind = decayed + sum(each.numel() for each in vectors)
-        self.undecayed = self._owned_of(behind, self.elements)
-        self.decayed_rows = [view for each in matrices for view in self._rows_of(each)]
+        rows, slow = set(map(id, by_row)), set(map(id, loaded))
+        whole = [span for span in self.spans if id(span[0]) not in rows]
+        self.decayed, self.undecayed = self._both(s for s in whole if id(s[0]) not in slow)
+        """The elements with weight decay that this rank steps as a whole, and those without: one
+        parameter each, unless some of `loaded` lie between."""
+        self.decayed_loaded, self.undecayed_loaded = self._both(
+            s for s in whole if id(s[0]) in slow
+        )
+        sampled = [parameter for parameter in ordered if id(parameter) in rows]
+        self.decayed_rows = [v for p in sampled if p.dim() >= 2 for v in self._rows_of(p)]
         """The elements that this rank steps row by row, as parameters [rows, width]: at most three
         for one that is sampled, because a chunk may begin and end within a row."""
-        self.undecayed_rows = [view for each in vectors for view in self._rows_of(each)]
+        self.undecayed_rows = [v for p in sampled if p.dim() < 2 for v in self._rows_of(p)]
 
     def _chunk(self, owner: int | None, size: int) -> Slice:
         if owner is None:
@@ -87,7 +91,21 @@ class Flat:
     @property
     def stepped(self) -> list[nn.Parameter]:
         """All views that an optimizer steps; together they are what this rank owns."""
-        return [self.decayed, self.undecayed, *self.decayed_rows, *self.undecayed_rows]
+        loaded = *self.decayed_loaded, *self.undecayed_loaded
+        rows = *self.decayed_rows, *self.undecayed_rows
+        return [*self.decayed, *self.undecayed, *loaded, *rows]
+
+    def _both(self, spans: Iterable[Span]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """What this rank owns of matrices and filters, and of all others; neighbours are one
+        view."""
+        runs: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+        for parameter, start, stop in spans:
+            of_kind = runs[parameter.dim() < 2]
+            if of_kind and of_kind[-1][1] == start:
+                start, _ = of_kind.pop()
+            of_kind.append((start, stop))
+        decayed, undecayed = ([self._owned_of(*run) for run in of_kind] for of_kind in runs)
+        return decayed, undecayed
 
     def _rows_of(self, parameter: nn.Parameter) -> Iterator[nn.Parameter]:
         (span,) = ((start, stop) for each, start, stop in self.spans if each is parameter)

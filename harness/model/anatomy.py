@@ -28,7 +28,7 @@ class Anatomy:
     nodes: int
     ranks_per_node: int
     backbone: tuple[torch.Size, ...]
-    """Shapes of the backbone's parameters, in the network's order."""
+    """Shapes of the backbone's parameters that are trained, in the network's order."""
     features: int
     """D, the number of features of an image."""
     channels: int
@@ -41,6 +41,8 @@ class Anatomy:
     """dtype of the parameters, their gradients and the optimizer's state."""
     sampling: float = 1.0
     """Share of the classes of a slice that take part in a micro-batch."""
+    frozen: int = 0
+    """Parameters of the backbone that every rank holds and none trains."""
 
     @property
     def topology(self) -> Topology:
@@ -130,6 +132,7 @@ class Anatomy:
             has_bias=config.classifier.margin == "none",
             dtype=DTYPES[config.train.precision],
             sampling=config.classifier.sampling,
+            frozen=sketch.frozen,
         )
 
 
@@ -138,15 +141,18 @@ class Sketch:
     """The properties of a backbone that sizes depend on."""
 
     shapes: tuple[torch.Size, ...]
-    """Shapes of its parameters."""
+    """Shapes of its parameters that are trained."""
     features: int
     channels: int
     """Channels of the images that it takes."""
+    frozen: int
+    """Parameters that are not trained."""
 
     @classmethod
     def of(cls, backbone: Backbone, channels: int) -> "Sketch":
-        shapes = tuple(parameter.shape for parameter in backbone.parameters())
-        return cls(shapes, backbone.features, channels)
+        shapes = tuple(parameter.shape for parameter in backbone.trained)
+        frozen = sum(each.numel() for each in backbone.parameters() if not each.requires_grad)
+        return cls(shapes, backbone.features, channels, frozen)
 
 
 def anatomy_of(config: Config, nodes: int, ranks_per_node: int) -> Anatomy:

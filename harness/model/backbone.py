@@ -21,6 +21,27 @@ class Backbone(nn.Module):
         self.body = body
         self.features = config.feature_dim or body_features
         self.embedding = embedding(body_features, config) if config.feature_dim else nn.Identity()
+        self.frozen = config.frozen == "body"
+        if self.frozen:
+            body.requires_grad_(False).eval()
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that training changes."""
+        return [each for each in self.parameters() if each.requires_grad]
+
+    @property
+    def statistics(self) -> list[Tensor]:
+        """The batch statistics that training changes."""
+        changing = self.embedding if self.frozen else self
+        return [each for each in changing.buffers() if each.is_floating_point()]
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """A frozen body stays in evaluation, so that its batch statistics stay as they are."""
+        super().train(mode)
+        if self.frozen:
+            self.body.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         return self.embedding(self.body(images).flatten(1))

@@ -48,7 +48,9 @@ def micro_batch_flops(
 def _backbone_flops(backbone: Backbone, channels: int, image_size: int, images: int) -> int:
     twin = copy.deepcopy(backbone)
     with FlopCounterMode(display=False) as counter:
-        training_pass(twin, channels, image_size, images).sum().backward()
+        features = training_pass(twin, channels, image_size, images)
+        if features.requires_grad:
+            features.sum().backward()
     return int(counter.get_total_flops())
 
 
@@ -59,15 +61,17 @@ class Backward:
     flops_per_image: float
     """Operations of forward and backward pass."""
     arrivals: tuple[float, ...]
-    """For each parameter, the share of the backward pass's operations done when its gradient is
-    ready."""
+    """For each trained parameter, the share of the backward pass's operations done when its
+    gradient is ready."""
+    forward_share: float
+    """Share of the operations that are the forward pass."""
 
 
 @cache
 def backward_of(config: BackboneConfig, channels: int, image_size: int) -> Backward:
     """Measured in one forward and backward pass of a few images."""
     backbone = make_backbone(config, channels, image_size, seed=0).train()
-    parameters = list(backbone.parameters())
+    parameters = backbone.trained
     arrived: dict[int, int] = {}
     with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
         output = backbone(torch.zeros(COUNTED_IMAGES, channels, image_size, image_size)).sum()
@@ -78,9 +82,11 @@ def backward_of(config: BackboneConfig, channels: int, image_size: int) -> Backw
 
         for number, parameter in enumerate(parameters):
             parameter.register_post_accumulate_grad_hook(lambda _, number=number: note(number))
-        output.backward()
+        if parameters:
+            output.backward()
         backward = max(1, counter.get_total_flops() - forward)
     return Backward(
         flops_per_image=(forward + backward) / COUNTED_IMAGES,
         arrivals=tuple(arrived.get(n, backward) / backward for n in range(len(parameters))),
+        forward_share=forward / (forward + backward),
     )

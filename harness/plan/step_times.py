@@ -128,11 +128,12 @@ class _Costs:
         plain = cluster.product_flop_per_second / self.slowdown
         backbone = work.backbone_flops / plain / cluster.backbone_efficiency
         classifier = work.classifier_flops / plain / cluster.classifier_efficiency
-        backbone_backward = backbone * (1 - cluster.forward_share)
+        share = cluster.forward_share if work.forward_share is None else work.forward_share
+        backbone_backward = backbone * (1 - share)
         if self._traits.crosses is Crosses.FACTORS:
             backbone_backward += self._power_sgd()
         # One of the classifier's three matrix products is in the forward pass, two in backward.
-        forward = backbone * cluster.forward_share + classifier / 3
+        forward = backbone * share + classifier / 3
         return forward, classifier * 2 / 3 + backbone_backward, backbone_backward
 
     def _power_sgd(self) -> float:

@@ -6,6 +6,7 @@ from harness.compare.waits import WAITS
 from harness.config import Config
 from harness.exchange.exchange import route_of
 from harness.exchange.kinds import KINDS, KindName
+from harness.measure.data_bound import bound_by_data
 from harness.plan.break_even import (
     FASTEST,
     MOST_CLASSES,
@@ -92,10 +93,15 @@ def figures(found: Prediction) -> str:
 
 
 def experiments_table(predictions: Sequence[Prediction]) -> list[str]:
-    """The table of the given experiments."""
+    """The table of the given experiments, and a line for each that waits for its images."""
     width = max(10, *(len(each.variant) for each in predictions))
     lines = [f"{'experiment':{width}} {HEAD}"]
-    return lines + [f"{each.variant:{width}} {figures(each)}" for each in predictions]
+    lines += [f"{each.variant:{width}} {figures(each)}" for each in predictions]
+    return lines + [
+        f"{each.variant} is bound by data: {shares}; read a pack, or give each rank more cores"
+        for each in predictions
+        if (shares := bound_by_data(each.phases_ms))
+    ]
 
 
 def ways_table(ways: Sequence[Way], cluster: Cluster, whole: bool) -> list[str]:

@@ -63,6 +63,8 @@ class Workload:
     ranks_per_node: int
     backbone_flops: float
     """Operations of the backbone in a micro-batch, forward and backward."""
+    forward_share: float | None
+    """Share of them that is the forward pass; None: the usual one, since all of it is trained."""
     classifier_flops: float
     """Operations of the classifier in a micro-batch, forward and backward."""
     shared: int
@@ -164,6 +166,7 @@ def workload_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = F
         nodes=nodes,
         ranks_per_node=ranks_per_node,
         backbone_flops=backbone.flops_per_image * config.train.batch_size,
+        forward_share=backbone.forward_share if anatomy.frozen else None,
         classifier_flops=products * 2.0 * gathered * classes * anatomy.features,
         shared=anatomy.shared_elements,
         sliced=anatomy.sliced_elements,

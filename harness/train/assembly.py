@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from harness.config import Config
@@ -19,6 +20,7 @@ from harness.model.sampling import taking_part
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.world import World
 from harness.train.ledger import expected_bytes
+from harness.train.pretrained import Begun, begin
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Assembly:
     """Parameters that all ranks of a node hold."""
     sliced: Flat
     """Parameters that only this rank of the node owns."""
+    begun: Begun
+    """What the backbone began with."""
 
     @property
     def flats(self) -> tuple[Flat, Flat]:
@@ -48,8 +52,7 @@ class Assembly:
     @property
     def numbers(self) -> list[Tensor]:
         """All tensors that training changes: the parameters and the batch statistics."""
-        statistics = [each for each in self.backbone.buffers() if each.is_floating_point()]
-        return [self.shared.values, self.sliced.values, *statistics]
+        return [self.shared.values, self.sliced.values, *self.backbone.statistics]
 
     @property
     def drawn(self) -> Callable[[], Tensor] | None:
@@ -102,24 +105,30 @@ def assemble(config: Config, data: Dataset, world: World) -> Assembly:
     backbone = make_backbone(config.backbone, data.channels, data.image_size, config.seed)
     if data.validation_size not in (None, data.image_size):
         check_size(backbone, config.backbone, data.channels, data.validation_size)
+    with world.together():
+        begun = begin(backbone, config)
     anatomy = Anatomy.of(config, world.topology, Sketch.of(backbone, data.channels))
     classifier = SlicedClassifier(
         backbone.features, data.num_classes, config.classifier, world.slices, config.seed
     )
     backbone = backbone.to(device=world.device, dtype=anatomy.dtype)
     classifier = classifier.to(device=world.device, dtype=anatomy.dtype)
-    shared, sliced = list(backbone.parameters()), list(classifier.parameters())
+    like = next(backbone.parameters())
+    loaded = begun.at_another_rate(backbone, config.backbone)
+    shared, sliced = backbone.trained, list(classifier.parameters())
     by_row = sliced if config.classifier.sampling < 1 else []
     if anatomy.is_replicated:
         shared, sliced = shared + sliced, []
     owner = world.node.index if steps_alone(config.exchange) else None
     last = config.exchange.traits.channels_last
+    if backbone.frozen and last:  # the filters of a flat lie so already
+        backbone.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     flats = (
-        Flat(shared, world.node.size, shared[0], owner, channels_last=last, by_row=by_row),
-        Flat(sliced, 1, shared[0], by_row=by_row),
+        Flat(shared, world.node.size, like, owner, last, by_row=by_row, loaded=loaded),
+        Flat(sliced, 1, like, by_row=by_row),
     )
     # Different kinds of processors draw random numbers that differ in their last bits, so the first
     # rank's values are sent to all.
     world.everyone.broadcast(flats[0].values)
     world.replicas.broadcast(flats[1].values)
-    return Assembly(config, world, data, anatomy, backbone, classifier, *flats)
+    return Assembly(config, world, data, anatomy, backbone, classifier, *flats, begun)

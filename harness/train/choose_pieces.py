@@ -3,7 +3,7 @@
 import statistics
 import sys
 
-from harness.config import Config
+from harness.config import Config, ExchangeConfig
 from harness.data.images import Dataset
 from harness.exchange.compression import WireParts, make_wire
 from harness.exchange.exchange import carrier_of
@@ -47,18 +47,20 @@ def measured(config: Config, dataset: Dataset, world: World) -> PieceTimes:
     """
     trial = Trial(config.with_nodes_apart(), dataset, world)
     trial.window_ms(WARM_WINDOWS)
-    times = [trial.window_ms(TIMED_WINDOWS), _transfer_ms(config, trial, world)]
+    times = [trial.window_ms(TIMED_WINDOWS), transfer_ms(config.exchange, trial, world)]
     trial.close()
-    compute_ms, transfer_ms = slowest(times, world)
-    return PieceTimes(compute_ms, transfer_ms)
+    return PieceTimes(*slowest(times, world))
 
 
-def _transfer_ms(config: Config, trial: Trial, world: World) -> float:
+def transfer_ms(exchange: ExchangeConfig, trial: Trial, world: World) -> float:
+    """Milliseconds of sending this rank's part to its peers and waiting for the mean. Collective
+    over the world."""
     shared, sliced = trial.step.model.flats
     part = shared.values.new_zeros(shared.owned.size + len(sliced.values))
     parts = WireParts(len(part), part)
-    carrier = carrier_of(config.exchange, world)
-    wire = make_wire(config.exchange.compression, parts, carrier, "pace transfer")
+    wire = make_wire(
+        exchange.compression, parts, carrier_of(exchange, world), f"pace {exchange.compression}"
+    )
     times = []
     for _ in range(TRANSFERS):
         started = now(world.device)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from harness.data.images import Dataset
 from harness.data.loader import evaluation_batches
+from harness.model.backbone import Backbone
 from harness.model.network import Network
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.world import World
@@ -113,19 +114,19 @@ def nonfinite_images(name: str, count: int, ended: int) -> str:
 
 
 @contextmanager
-def averaged_statistics(backbone: nn.Module, world: World) -> Iterator[None]:
+def averaged_statistics(backbone: Backbone, world: World) -> Iterator[None]:
     """Inside the block all ranks hold the mean of their batch-norm statistics; afterwards their own
     again, to the bit. Collective over the world."""
-    own = [buffer.clone() for buffer in backbone.buffers()]
+    own = [statistic.clone() for statistic in backbone.statistics]
     average_statistics(backbone, world)
     yield
-    for buffer, before in zip(backbone.buffers(), own, strict=True):
+    for buffer, before in zip(backbone.statistics, own, strict=True):
         buffer.copy_(before)
 
 
-def average_statistics(backbone: nn.Module, world: World) -> None:
+def average_statistics(backbone: Backbone, world: World) -> None:
     """Averages batch-norm statistics over ranks, in place. Collective over the world."""
-    statistics = [buffer for buffer in backbone.buffers() if buffer.is_floating_point()]
+    statistics = backbone.statistics
     if not statistics:
         return
     flat = torch.cat([buffer.flatten() for buffer in statistics])

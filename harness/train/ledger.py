@@ -246,7 +246,7 @@ def expected_bytes(config: Config, anatomy: Anatomy) -> Bytes:
     """Bytes that a window sends, by formula; the counted bytes must equal them."""
     route = route_of(config.exchange, anatomy.nodes, anatomy.ranks_per_node)
     sizes = sizes_of(config, anatomy)
-    return formula(anatomy.layout, config.exchange.kind, route, sizes)
+    return formula(anatomy.layout, config.exchange.chosen_kind, route, sizes)
 
 
 def sizes_of(config: Config, anatomy: Anatomy) -> Sizes:

@@ -11,6 +11,9 @@ from harness.config import OptimizerConfig
 from harness.exchange.flat import Flat
 from harness.train.row_optimizer import BETA2, EPSILON, RowOptimizer
 
+FACTOR = "lr_factor"
+"""The key in a group of its factor on the learning rate."""
+
 
 class Optimizer(Protocol):
     """What training needs of an optimizer; torch's have it."""
@@ -48,13 +51,25 @@ def make_optimizer(
     config: OptimizerConfig,
     flats: Sequence[Flat],
     drawn: Callable[[], Tensor] | None = None,
+    loaded: float = 1.0,
 ) -> Optimizer:
     """The optimizer over the few flat tensors; biases and norm parameters are not decayed.
 
-    What flats step row by row has a `RowOptimizer`, which `drawn` is for.
+    What flats step row by row has a `RowOptimizer`, which `drawn` is for. `loaded` is the factor on
+    the learning rate of what flats have as loaded.
     """
     parts: list[torch.optim.Optimizer] = []
-    whole = _groups(config, (flat.decayed for flat in flats), (flat.undecayed for flat in flats))
+    whole = _groups(
+        config,
+        (view for flat in flats for view in flat.decayed),
+        (view for flat in flats for view in flat.undecayed),
+    )
+    whole += _groups(
+        config,
+        (view for flat in flats for view in flat.decayed_loaded),
+        (view for flat in flats for view in flat.undecayed_loaded),
+        loaded,
+    )
     if whole:
         parts.append(_whole(config, whole))
     decayed = (view for flat in flats for view in flat.decayed_rows)
@@ -65,14 +80,24 @@ def make_optimizer(
 
 
 def _groups(
-    config: OptimizerConfig, decayed: Iterable[nn.Parameter], undecayed: Iterable[nn.Parameter]
+    config: OptimizerConfig,
+    decayed: Iterable[nn.Parameter],
+    undecayed: Iterable[nn.Parameter],
+    factor: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """The groups of these parameters that are not empty."""
+    """The groups of these parameters that are not empty, with a factor on their learning rate."""
     groups: list[dict[str, Any]] = [
         {"params": [each for each in decayed if each.numel()], "weight_decay": config.weight_decay},
         {"params": [each for each in undecayed if each.numel()], "weight_decay": 0.0},
     ]
-    return [group for group in groups if group["params"]]
+    rate = {"lr": config.lr * factor, FACTOR: factor}
+    return [group | rate for group in groups if group["params"]]
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Sets the learning rate, which each group multiplies by its own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group[FACTOR]
 
 
 def _whole(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -41,9 +41,11 @@ from harness.tracking.folders import Claim, check_free, claim, now
 from harness.tracking.node_gauges import monitor_node
 from harness.tracking.tracker import Tracker
 from harness.train.checkpoint.places import Places, find_places
+from harness.train.choose_kind import choose_kind
 from harness.train.choose_pieces import choose_pieces
 from harness.train.early_end import EarlyEnd, EndedEarly
 from harness.train.going_on import Place, Start, begin_again, check_alike, choose_start, condemn
+from harness.train.pretrained import agree_on_weights, check_weights
 from harness.train.routing import choose_route
 from harness.train.run_journal import OtherRank, RunJournal
 from harness.train.step import make_step
@@ -74,6 +76,7 @@ def run(config: Config, folder: Path | None = None, goes_on: bool = False) -> Ru
         ranks.raise_together(problem)
         assert dataset is not None
         agree_on_data(dataset, ranks)
+        agree_on_weights(config, ranks)
         start = choose_start(config, place, ranks)
         device, warning = choose_device(config.train.device, ranks)
         if warning and ranks.is_first:
@@ -100,9 +103,12 @@ def _run(
         places = _places(config, own, world, start.place.goes_on)
         capacity = _capacity(config, world, cores)
         with world.together():
+            config = choose_kind(config, dataset, world)
             config = choose_route(choose_pieces(config, dataset, world), dataset, world)
             step = make_step(config, dataset, world)
             training = Training(step, own, capacity, places, early_end)
+        if world.is_first and step.model.begun.fit:
+            print(step.model.begun.fit.line, file=sys.stderr, flush=True)
         with _journal(config, own, world, start) as journal:
             if notes:
                 journal.warn("data", "; ".join(notes))
@@ -141,6 +147,7 @@ def _prepare(config: Config, topology: Topology, place: Place) -> Dataset:
     dataset = open_dataset(config.data)
     share = (config.train.batch_size, topology.rank, topology.world_size, config.seed)
     BatchSplit(len(dataset.train), *share)
+    check_weights(config, dataset)
     return dataset
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from harness.errors import RunFailed
+from harness.measure.data_bound import bound_by_data
 from harness.measure.summary import (
     DIVERGED_TAG,
     UNDISTURBED,
@@ -137,6 +138,10 @@ def summary_metrics(summary: RunSummary) -> dict[str, float]:
     return found
 
 
+def _waits_in_backward(summary: RunSummary) -> bool:
+    return any(rank.waits_in_backward for rank in summary.per_rank)
+
+
 def closing_report(summary: RunSummary, folder: Path) -> str:
     """The report printed when a run has ended."""
     phases = " · ".join(
@@ -149,6 +154,8 @@ def closing_report(summary: RunSummary, folder: Path) -> str:
     )
     accuracy += f"; diverged: {summary.diverged}" if summary.diverged else ""
     lost = f"{summary.restarts}, which cost {summary.lost_seconds:,.1f} s"
+    means = {name: spread.mean for name, spread in summary.phases_ms.items()}
+    bound = () if _waits_in_backward(summary) else (bound_by_data(means),)
     return "\n".join(
         (
             f"{summary.name}, seed {summary.seed}: {summary.ranks} ranks on {summary.nodes} nodes, "
@@ -156,6 +163,7 @@ def closing_report(summary: RunSummary, folder: Path) -> str:
             f"  throughput   {summary.images_per_second:,.0f} images/s over "
             f"{summary.timed_windows} windows (the first {summary.untimed_windows} excluded)",
             f"  window       {summary.step_ms.mean:.1f} ms = {phases}",
+            *(f"  bound by     data: {shares}" for shares in bound if shares),
             f"  utilisation  {utilisation_line(summary.per_rank)}",
             f"  sent         {summary.cross_node_mb_per_step:.2f} MB through a node's link, "
             f"{summary.in_node_mb_per_step:.2f} MB by a rank inside its node, per window",

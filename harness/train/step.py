@@ -27,7 +27,7 @@ from harness.train.course import Course, course_of
 from harness.train.dropping import Dropper
 from harness.train.finite import Watch, all_finite
 from harness.train.ledger import Journal
-from harness.train.optimizer import Optimizer, make_optimizer
+from harness.train.optimizer import Optimizer, make_optimizer, set_lr
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class Step:
         clock, passes = self.world.meters.clock, self.config.exchange.backward_passes_per_step
         rank, device = self.world.topology.rank, self.world.device
         seed_default(self.config.seed, "window", window, rank, device=device)
-        self._set_lr(self.course.lr(window))
+        set_lr(self.optimizer, self.course.lr(window))
         found: list[Scores] = []
         for number in range(passes):
             if number % self.exchange.passes_per_step == 0:
@@ -132,10 +132,6 @@ class Step:
             self.watch.add_gradients()
             self.optimizer.step()
 
-    def _set_lr(self, lr: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-
     def cast(self, images: Tensor) -> Tensor:
         """The images in the parameters' precision."""
         return images.to(self.model.shared.values.dtype)
@@ -171,7 +167,9 @@ def make_step(config: Config, dataset: Dataset, world: World) -> Step:
     # The estimate of the curvature reads images while the prefetching thread does.
     data = replace(dataset, train=OneAtATime(dataset.train))
     model = assemble(config, data, world)
-    optimizer = make_optimizer(config.optimizer, model.flats, model.drawn)
+    optimizer = make_optimizer(
+        config.optimizer, model.flats, model.drawn, loaded=config.backbone.lr_factor
+    )
     checkpoint = Checkpoint(model.backbone, model.classifier, model.flats, optimizer, world)
     resumed = _resumed(checkpoint, model)
     course = _course(model, resumed)

@@ -258,6 +258,7 @@ class Training:
             progress=self._ledger.progress(),
             passed=self._course.passed(ended),
             next_warning=self._staleness.next_warning,
+            pretrained=self._step.model.begun.parameters,
             origin=Origin.of(self._config, self._world.topology, data.channels, data.levels),
         )
 
@@ -266,6 +267,9 @@ class Training:
         self._saves.check_last()
 
     def _say_what_changed(self, journal: Journal) -> None:
+        fit = self._step.model.begun.fit
+        if fit is not None and fit.is_odd:
+            journal.warn("weights", fit.line)
         if self._step.resumed is None:
             return
         if line := what_changed(self._course, self._step.resumed.passed):

@@ -11,7 +11,7 @@ from harness.compare.verdict import ACCURACY, SECONDS, THROUGHPUT, WAIT, Judgeme
 from harness.config import Config
 from harness.tracking.results import Target, Variant
 from tests.compare.trained import ENDS, OTHER_ENDS, OTHER_SPEEDS, SPEEDS, TARGET, trained, trainings
-from tests.recorded import variant
+from tests.recorded import PHASES_MS, summary, variant
 
 BASE = trainings("data_parallel")
 
@@ -74,6 +74,18 @@ def test_intervals_cover_the_truth_as_often_as_they_promise() -> None:
         assert finding is not None
         covered += finding.interval.low <= 0.5 <= finding.interval.high
     assert 0.92 <= covered / studies <= 0.98
+
+
+def test_a_variant_that_waits_for_its_images_is_named() -> None:
+    """Not one that waits for others even more, and none whose waits nobody can measure."""
+    slow = PHASES_MS | {"data": 60.0}
+    reading = variant("reading", summary("reading", phases_ms=slow))
+    waiting = variant("waiting", summary("waiting", phases_ms=slow | {"exchange_wait": 90.0}))
+    ddp = variant("torchs", summary("torchs", phases_ms=slow), kind="ddp")
+    named = [line for line in meaning(verdict(reading, waiting, ddp)) if "bound by data" in line]
+    (line,) = named
+    share = 100 * 60 / sum(slow.values())
+    assert line.startswith(f"reading is bound by data: images take {share:.0f} % of a step, and ")
 
 
 def test_faster_but_less_accurate() -> None:

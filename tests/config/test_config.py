@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from harness.config import Config, Section, load, load_resolved, load_with_notes
+from harness.config import AUTO, Config, Section, load, load_resolved, load_with_notes
 from harness.config.load import OF_CLUSTERS
 from harness.config.mistakes import OTHER_NAMES
 from harness.config.section import keys_of
 from harness.config.sections.data import TWO_LABELS
 from harness.errors import UserError
-from harness.exchange.kinds import KINDS, Crosses
+from harness.exchange.kinds import KINDS, PLANNED, Crosses
 from harness.plan.machines import Cluster
 
 
@@ -491,7 +491,13 @@ def configs(draw: st.DrawFn) -> Config:
     values["name"] = draw(st.from_regex(r"\A[A-Za-z0-9_.-]+\Z"))
     values["seed"] = draw(st.integers(0, 2**63 - 1))
     exchange = values["exchange"]
-    traits = KINDS[exchange["kind"]]
+    if exchange["kind"] == AUTO:
+        exchange["backward_passes_per_step"] = 1
+        exchange["kinds"] = exchange["kinds"] or ["synchronous"]
+        values["classifier"]["layout"] = "replicated"
+    else:
+        exchange["kinds"] = PLANNED
+    traits = KINDS["delayed" if exchange["kind"] == AUTO else exchange["kind"]]
     exchange["delay"] *= traits.late
     if not traits.has_routes:
         exchange["route"] = "auto"
@@ -505,6 +511,11 @@ def configs(draw: st.DrawFn) -> Config:
         values["classifier"]["layout"] = "node"
     if traits.crosses is Crosses.FACTORS or exchange["compression"] != "none":
         values["classifier"]["sampling"] = 1.0
+    backbone = values["backbone"]
+    if backbone["weights"] is None:
+        backbone |= {"lr_factor": 1.0, "frozen": "none"}
+    if backbone["frozen"] == "body":
+        backbone["feature_dim"] = 8
     data = values["data"]
     if data["dataset"] != "image_folder":
         data |= {"recipe": "own", "validation_size": None}

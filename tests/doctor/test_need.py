@@ -10,6 +10,7 @@ import torch
 from harness.config import Config
 from harness.doctor.need import Need, exponentials_of, need_of, products_of
 from harness.errors import UserError
+from tests.laws.task import weights
 from tests.measured_need import Measured, measured
 from tests.wide import wide_world
 
@@ -37,6 +38,7 @@ LATE = {"exchange__kind": "delayed", "exchange__delay": 1}
 AVERAGING = {"exchange__kind": "averaging", "exchange__delay": 1}
 PARAMETERS = {"train__batch_size": 4, "backbone__feature_dim": 256}
 """Little besides the classifier's weight."""
+FROZEN = {"backbone__weights": weights("batch", channels=3), "backbone__frozen": "body"}
 IMAGES = {"data__num_classes": 100, "data__image_size": 24, "train__batch_size": 48}
 
 CASES: dict[str, tuple[Config, int, int]] = {
@@ -114,6 +116,14 @@ CASES: dict[str, tuple[Config, int, int]] = {
         1,
     ),
 }
+FROZEN_CASES: dict[str, tuple[Config, int, int]] = {
+    "images, frozen": (config("replicated", **IMAGES, **FROZEN), 1, 1),
+    "weights, frozen, averaging, margin": (
+        config(**PARAMETERS, **AVERAGING, **FROZEN, classifier__margin="cosface"),
+        2,
+        2,
+    ),
+}
 MANY = {"data__num_classes": 160_000, "classifier__sampling": 0.3}
 SAMPLED: dict[str, tuple[Config, int, int]] = {
     "sampled": (config("replicated", classifier__sampling=0.3), 1, 1),
@@ -143,7 +153,7 @@ of activations is an estimate, and moments that come one after the other are tak
 
 @cache
 def measured_case(name: str) -> tuple[Need, Measured]:
-    given, nodes, ranks = (CASES | SAMPLED)[name]
+    given, nodes, ranks = (CASES | SAMPLED | FROZEN_CASES)[name]
     torch.set_num_threads(1)
     world = wide_world(nodes, ranks, given.classifier.layout)
     with tempfile.TemporaryDirectory() as folder:
@@ -154,7 +164,7 @@ EACH_CASE = pytest.mark.parametrize("name", CASES)
 """Those in which training has all classes, as evaluations have."""
 
 
-@pytest.mark.parametrize("name", CASES | SAMPLED)
+@pytest.mark.parametrize("name", CASES | SAMPLED | FROZEN_CASES)
 def test_what_is_counted_lives_at_the_peak(name: str) -> None:
     need, found = measured_case(name)
     counted = {

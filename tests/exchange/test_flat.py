@@ -59,9 +59,13 @@ def test_what_decays_stands_first(shapes: list[tuple[int, ...]]) -> None:
     matrices = [parameter for parameter in reversed(made) if parameter.dim() >= 2]
     vectors = [parameter for parameter in reversed(made) if parameter.dim() < 2]
     assert [p.numel() for p, _, _ in flat.spans] == [p.numel() for p in matrices + vectors]
-    assert flat.decayed.numel() == sum(p.numel() for p in matrices)
-    assert flat.undecayed.numel() == sum(p.numel() for p in vectors)
-    for view in (flat.decayed, flat.undecayed):
+    assert [view.numel() for view in flat.decayed] == [sum(p.numel() for p in matrices)][
+        : len(matrices)
+    ]
+    assert [view.numel() for view in flat.undecayed] == [sum(p.numel() for p in vectors)][
+        : len(vectors)
+    ]
+    for view in (*flat.decayed, *flat.undecayed):
         view.data.fill_(3)
         view.grad.fill_(5)
     assert (flat.values[: flat.elements] == 3).all()
@@ -99,7 +103,7 @@ def test_filters_lie_channels_last() -> None:
 def test_padding_stays_zero(momentum: float) -> None:
     weight, bias = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3))
     flat = Flat([weight, bias], 5, weight)
-    optimizer = torch.optim.SGD([flat.decayed, flat.undecayed], lr=0.1, momentum=momentum)
+    optimizer = torch.optim.SGD([*flat.decayed, *flat.undecayed], lr=0.1, momentum=momentum)
     for _ in range(3):
         (weight @ bias).square().sum().backward()
         optimizer.step()
@@ -112,7 +116,7 @@ def test_padding_stays_zero(momentum: float) -> None:
 def test_a_step_on_the_flat_tensors_is_a_step_on_the_parameters() -> None:
     made, twins = parameters([(3, 2), (2,), (4, 1, 2, 2)]), parameters([(3, 2), (2,), (4, 1, 2, 2)])
     flat = Flat(made, 4, made[0])
-    groups = [{"params": [flat.decayed], "weight_decay": 0.1}, {"params": [flat.undecayed]}]
+    groups = [{"params": flat.decayed, "weight_decay": 0.1}, {"params": flat.undecayed}]
     optimizer = torch.optim.AdamW(groups, lr=0.1, weight_decay=0.0)
     decayed = [p for p in twins if p.dim() >= 2]
     expected = torch.optim.AdamW(

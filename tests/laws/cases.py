@@ -31,8 +31,9 @@ class Case:
     @property
     def is_horovods(self) -> bool:
         """Horovod's own optimizer does the same."""
-        sampled = "classifier__sampling" in dict(self.changes)
-        return (self.layout, self.kind) == ("replicated", "synchronous") and not sampled
+        changed = {key.partition("_")[0] for key, _ in self.changes}
+        ours = "backbone" in changed or "classifier__sampling" in dict(self.changes)
+        return (self.layout, self.kind) == ("replicated", "synchronous") and not ours
 
     def without_delay(self) -> "Case":
         return replace(self, delay=0)
@@ -171,6 +172,18 @@ IN_BUCKETS = [
     for route in ("flat", "hierarchical")
 ]
 """Several buckets, of sizes that a node's ranks cannot share evenly."""
+FROZEN, SLOWER = (("backbone__frozen", "body"),), (("backbone__lr_factor", 0.3),)
+PRETRAINED = [
+    Case("replicated", "synchronous", 1, 0, "hierarchical", FROZEN),
+    Case("node", "averaging", 2, 1, changes=FROZEN),
+    Case("world", "delayed", 1, 1, changes=FROZEN),
+    Case("replicated", "ddp", 1, 0, changes=FROZEN),
+    Case("replicated", "ddp_post_local_sgd", 1, 0, changes=FROZEN),
+    Case("replicated", "synchronous", 2, 0, "flat", SLOWER),
+    Case("node", "delayed", 1, 1, changes=SLOWER),
+    Case("node", "averaging", 2, 1, changes=SLOWER),
+]
+"""The body begins with a file's weights, but for its first filters where it is slower."""
 EVERY_CASE = (
     SYNCHRONOUS
     + DELAYED
@@ -188,6 +201,7 @@ EVERY_CASE = (
     + LOSSY
     + LOSSY_ON_TIME
     + IN_BUCKETS
+    + PRETRAINED
 )
 
 

@@ -4,6 +4,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,6 +23,9 @@ class Dense(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.backbone = make_backbone(config.backbone, 1, SIZE, config.seed)
+        given = load_file(config.backbone.weights) if config.backbone.weights else {}
+        self.backbone.load_state_dict(self.backbone.state_dict() | given)
+        self.loaded = {f"backbone.{name}" for name in given}
         self.weight = nn.Parameter(initial_weight(config.seed, 0, CLASSES, FEATURES))
         self.bias = nn.Parameter(torch.zeros(CLASSES))
         self.smoothing = config.classifier.label_smoothing
@@ -39,11 +43,18 @@ class Dense(nn.Module):
         logits = functional.linear(self.backbone(images), weight, bias)
         return functional.cross_entropy(logits, labels, label_smoothing=self.smoothing)
 
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        return [p for p in self.parameters() if p.requires_grad]
+
     def sgd(self, config: Config) -> torch.optim.SGD:
-        decayed = [p for p in self.parameters() if p.dim() >= 2]
-        undecayed = [p for p in self.parameters() if p.dim() < 2]
-        decay = config.optimizer.weight_decay
-        groups = [{"params": decayed, "weight_decay": decay}, {"params": undecayed}]
+        groups = []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                decay = config.optimizer.weight_decay if parameter.dim() >= 2 else 0.0
+                factor = config.backbone.lr_factor if name in self.loaded else 1.0
+                group = {"params": [parameter], "weight_decay": decay, "factor": factor}
+                groups.append(group)
         momentum, nesterov = config.optimizer.momentum, config.optimizer.nesterov
         return torch.optim.SGD(
             groups, lr=1.0, momentum=momentum, nesterov=nesterov and momentum > 0
@@ -90,7 +101,7 @@ def gradients(model: Dense, config: Config, ranks: Ranks, number: int, owners: i
         images, labels = joined(ranks[start : start + group])
         classes = taking_part(config, labels.tolist(), number, owners)
         loss = model(images, labels, torch.tensor(classes) if sampled else None)
-        found = torch.autograd.grad(loss, list(model.parameters()))
+        found = torch.autograd.grad(loss, model.trained)
         parts.append(Found(list(found), float(loss.detach()), frozenset(classes)))
     return Found.mean(parts)
 
@@ -119,8 +130,8 @@ def joined(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def step(model: Dense, optimizer: torch.optim.SGD, found: Found, lr: float) -> None:
     """Classes that took no part are as they were afterwards, their momentum too."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
-    for parameter, gradient in zip(model.parameters(), found.gradients, strict=True):
+        group["lr"] = lr * group["factor"]
+    for parameter, gradient in zip(model.trained, found.gradients, strict=True):
         parameter.grad = gradient
     before = {each: each.detach().clone() for each in (model.weight, model.bias)}
     momenta = {each: momentum_of(optimizer, each).clone() for each in before}
@@ -171,10 +182,10 @@ def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
     exchange = config.exchange
     passes, beta = exchange.backward_passes_per_step, exchange.outer_momentum
     owners = owners_of(config, nodes, ranks_per_node)
-    velocity = [torch.zeros_like(p) for p in models[0].parameters()]
+    velocity = [torch.zeros_like(p) for p in models[0].trained]
 
     def values() -> list[list[Tensor]]:
-        return [[p.detach().clone() for p in model.parameters()] for model in models]
+        return [[p.detach().clone() for p in model.trained] for model in models]
 
     def land(sent: list[list[Tensor]]) -> None:
         for number, parts in enumerate(zip(*sent, strict=True)):
@@ -185,7 +196,7 @@ def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
                 direction = mean + beta * direction
             step_made = exchange.outer_lr * direction
             for own, model, before in zip(parts, models, sent_up_to, strict=True):
-                list(model.parameters())[number].data += step_made - own
+                model.trained[number].data += step_made - own
                 before[number] += step_made - own
 
     sent_up_to = values()
@@ -212,7 +223,7 @@ def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
     while queue:
         land(queue.popleft()[1])
     for number, parts in enumerate(zip(*values(), strict=True)):
-        list(models[0].parameters())[number].data = sum(parts) / nodes
+        models[0].trained[number].data = sum(parts) / nodes
     return Trained(models[0], losses)
 
 

@@ -1,11 +1,17 @@
 """A small exact task: images of noise, a backbone without batch statistics, float64 throughout."""
 
-import torch
+import tempfile
+from functools import cache
+from pathlib import Path
 
-from harness.config import Config
+import torch
+from safetensors.torch import save_file
+
+from harness.config import BackboneConfig, Config
 from harness.data.images import ArraySource, Dataset
 from harness.data.levels import Levels
 from harness.data.shares import BatchSplit
+from harness.model.backbone import make_backbone
 
 SIZE, CLASSES, FEATURES, IMAGES, BATCH, WINDOWS = 8, 13, 6, 96, 3, 6
 """13 classes divide by no number of ranks here; 12 images a micro-batch leave some class out."""
@@ -19,6 +25,25 @@ def dataset() -> Dataset:
     labels[labels == 5] = CLASSES - 1
     source = ArraySource(images, labels)
     return Dataset(CLASSES, 1, SIZE, source, {"same": source}, lambda images, generator: images)
+
+
+FOLDER = tempfile.TemporaryDirectory()
+"""Of this process; ranks find equal files in folders of their own."""
+
+
+@cache
+def weights(norm: str = "group", channels: int = 1, whole: bool = True) -> str:
+    """A file with the body of another seed, with or without its first convolution."""
+    config = BackboneConfig.model_validate({"feature_dim": FEATURES, "norm": norm})
+    other = make_backbone(config, channels, SIZE, seed=99)
+    body = {f"body.{name}": each for name, each in other.body.state_dict().items()}
+    for name in [name for name in body if "running" in name]:
+        body[name] = body[name] + 0.01
+    if not whole:
+        del body["body.0.weight"]
+    path = Path(FOLDER.name) / f"{norm}-{channels}-{whole}.safetensors"
+    save_file(body, path)
+    return str(path)
 
 
 def config(
@@ -48,6 +73,8 @@ def config(
     for dotted, value in changes.items():
         section, key = dotted.split("__")
         values[section][key] = value
+        if section == "backbone":
+            values[section]["weights"] = weights(whole=key == "frozen")
     return Config.model_validate(values)
 
 

@@ -22,7 +22,7 @@ from harness.plan.cost_model import predict
 from harness.plan.from_doctor import cluster_of_doctor
 from harness.plan.ladder import ladder_lines, planned_ladder
 from harness.plan.machines import Late, Line, Link, read_cluster
-from harness.plan.text import advice, cluster_lines
+from harness.plan.text import advice, cluster_lines, experiments_table
 from harness.plan.ways import (
     Way,
     all_ways,
@@ -219,6 +219,19 @@ def test_a_short_list_has_the_fastest_of_each_kind_and_all_that_is_named() -> No
 
 def said_of(*ways: Way) -> str:
     return advice(ways, cluster())[0]
+
+
+def test_an_experiment_that_waits_for_its_images_is_named() -> None:
+    fast = cluster(link=Link(bytes_per_second=1e9, step_seconds=0.0))
+    predicted = [
+        predict(fast.model_copy(update={"image_seconds": seconds}), experiment(name=name))
+        for name, seconds in (("read", 0.05), ("ahead", 0.0))
+    ]
+    table = experiments_table(predicted)
+    data = 100 * predicted[0].phases_ms["data"] / predicted[0].step_ms
+    assert 10 < data < 100
+    assert [line for line in table if "bound" in line] == table[3:]
+    assert table[3].startswith(f"read is bound by data: images take {data:.0f} % of a step, and ")
 
 
 def test_the_recommendation_gives_its_reason() -> None:

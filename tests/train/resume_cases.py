@@ -1,10 +1,11 @@
 """What a resumed run must equal the undisturbed one for, and the two runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.config import Config
 from harness.parallel.topology import Layout
+from tests.laws.task import weights
 
 WINDOWS, SAVED = 7, 4
 """Saved at a window that is no multiple of the pieces or of the slots, and not at the end, where
@@ -20,6 +21,7 @@ class Case:
     optimizer: str = "sgd"
     sampling: float = 1.0
     precision: str = "fp64"
+    backbone: dict[str, Any] = field(default_factory=dict)
 
     def config(self, **train: object) -> Config:
         values = {
@@ -30,7 +32,7 @@ class Case:
                 "image_size": 8,
                 "synthetic_images": 100,
             },
-            "backbone": {"feature_dim": 6},
+            "backbone": {"feature_dim": 6} | self._pretrained,
             "classifier": {"layout": self.layout, "sampling": self.sampling},
             "exchange": {"bucket_mb": 0.02} | self.exchange,
             "optimizer": {"name": self.optimizer, "lr": 0.02, "warmup_windows": 5},
@@ -40,6 +42,13 @@ class Case:
             | train,
         }
         return Config.model_validate(values)
+
+    @property
+    def _pretrained(self) -> dict[str, Any]:
+        if not self.backbone:
+            return {}
+        given = weights("batch", channels=3, whole="frozen" in self.backbone)
+        return self.backbone | {"weights": given}
 
 
 def _cases() -> list[Case]:
@@ -104,11 +113,24 @@ def _cases() -> list[Case]:
         ("sgd", "replicated", {"kind": "averaging", "compression": "int8"}),
     ):
         found.append(Case("sampled", layout, exchange, optimizer, sampling=0.4))
+    frozen, slower = {"frozen": "body"}, {"lr_factor": 0.3}
+    for optimizer, layout, exchange, backbone in (
+        ("adamw", "node", {"kind": "averaging", "delay": 1, "compression": "int8"}, frozen),
+        ("sgd", "replicated", {"kind": "synchronous"}, frozen),
+        ("sgd", "world", {"kind": "delayed", "delay": 1}, slower),
+        ("adamw", "replicated", {"kind": "averaging", "delay": 1}, slower),
+    ):
+        found.append(Case("pretrained", layout, exchange, optimizer, backbone=backbone))
     return found
 
 
 CASES = {
-    f"{case.name} {case.layout} {case.optimizer} {case.exchange}".strip(): case for case in _cases()
+    " ".join(
+        str(part)
+        for part in (case.name, case.layout, case.optimizer, case.exchange, case.backbone)
+        if part
+    ): case
+    for case in _cases()
 }
 
 APART: tuple[Layout, ...] = ("world", "node")

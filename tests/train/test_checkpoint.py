@@ -101,7 +101,7 @@ def slice_loaded(
     checkpoint.load(checkpoint_at(folder, STEPS), read_meta(checkpoint_at(folder, STEPS)))
     (state,) = [
         state.view_as(classifier.weight)
-        for key, state in optimizer.state[flats[1].decayed].items()
+        for key, state in optimizer.state[flats[1].decayed[0]].items()
         if key in ("momentum_buffer", "exp_avg")
     ]
     return classifier.weight.detach(), classifier.bias.detach(), state

@@ -139,7 +139,7 @@ class Rank:
     def state(self, number: int, key: str) -> Tensor:
         """Of the chunk of a flat that this rank steps, without padding."""
         flat = self.flats[number]
-        views = [view for view in (flat.decayed, flat.undecayed) if view.numel()]
+        views = [view for view in (*flat.decayed, *flat.undecayed) if view.numel()]
         return torch.cat([self.optimizer.state[view][key] for view in views] or [torch.zeros(0)])
 
 

@@ -184,7 +184,7 @@ def test_states_have_the_names_of_torchs(config: OptimizerConfig) -> None:
     assert isinstance(optimizer, Together)
     assert not optimizer.state
     optimizer.step()
-    whole, rows = optimizer.state[flat.decayed], optimizer.state[flat.decayed_rows[0]]
+    whole, rows = optimizer.state[flat.decayed[0]], optimizer.state[flat.decayed_rows[0]]
     assert whole.keys() == rows.keys()
     assert all((whole[key].dim() > 0) is (rows[key].dim() > 0) for key in whole)
     assert {id(view) for view in optimizer.state} <= {id(view) for view in flat.stepped}

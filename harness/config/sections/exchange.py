@@ -6,18 +6,26 @@ from pydantic import Field, model_validator
 
 from harness.config.section import Section
 from harness.config.sections.values import MAX_COUNT
-from harness.exchange.kinds import KINDS, KindName, Traits
+from harness.errors import UserError
+from harness.exchange.kinds import KINDS, PLANNED, KindName, Traits
 
+AUTO: Literal["auto"] = "auto"
+CHOOSABLE = Literal["synchronous", "delayed", "averaging"]
+"""Kinds that `auto` may become: those that the planner proposes."""
 BUCKET_MB, TORCHS_BUCKET_MB = 4.0, 25.0
 """Default size of a bucket of gradients, MB: ours, and that of DistributedDataParallel."""
 
 
 class ExchangeConfig(Section):
-    kind: KindName = "synchronous"
-    """How nodes agree. isolated: only for evaluations, which gives the highest possible speed.
-    slowmo: averaging whose outer optimizer has slow momentum, a heavy ball's, not Nesterov's.
-    ddp, ddp_...: torch's own DistributedDataParallel, plain (with compression=fp16: with its hook
-    for that), with its PowerSGD hook, or with its post-local SGD."""
+    kind: Literal[KindName, "auto"] = "synchronous"
+    """How nodes agree. auto: one of `kinds`, chosen by times measured before training, with K,
+    delay and compression up to those given here. isolated: only for evaluations, which gives the
+    highest possible speed. slowmo: averaging whose outer optimizer has slow momentum, a heavy
+    ball's, not Nesterov's. ddp, ddp_...: torch's own DistributedDataParallel, plain (with
+    compression=fp16: with its hook for that), with its PowerSGD hook, or with its post-local
+    SGD."""
+    kinds: tuple[CHOOSABLE, ...] = ("synchronous", "delayed", "averaging")
+    """auto: the kinds that it may become."""
     backward_passes_per_step: int = Field(default=1, ge=1, le=10**6)
     """K: micro-batches in a window, which is what one exchange covers."""
     delay: int = Field(default=0, ge=0, le=1000)
@@ -50,8 +58,19 @@ class ExchangeConfig(Section):
 
     @property
     def traits(self) -> Traits:
-        """What holds for every exchange of this kind."""
-        return KINDS[self.kind]
+        """What holds for every exchange of this kind; for `auto`, before it is chosen, what holds
+        for a late one, which fits every layout."""
+        return KINDS["delayed" if self.kind == AUTO else self.kind]
+
+    @property
+    def chosen_kind(self) -> KindName:
+        """The kind. Raises UserError for `auto`, which nothing is known of before a run."""
+        if self.kind == AUTO:
+            raise UserError(
+                "exchange.kind=auto is chosen by times that are measured when a run begins; name a "
+                "kind here"
+            )
+        return self.kind
 
     @property
     def is_torchs(self) -> bool:
@@ -67,6 +86,18 @@ class ExchangeConfig(Section):
     def bucket_bytes(self) -> float:
         """Size of a bucket of gradients."""
         return 1e6 * (self.bucket_mb or (TORCHS_BUCKET_MB if self.is_torchs else BUCKET_MB))
+
+    @model_validator(mode="after")
+    def _kinds_belong_to_auto(self) -> "ExchangeConfig":
+        if self.kind == AUTO and not self.kinds:
+            raise ValueError(
+                "exchange.kind=auto chooses among exchange.kinds, found none; name some"
+            )
+        if self.kind != AUTO and self.kinds != PLANNED:
+            raise ValueError(
+                f"exchange.kinds belongs to kind=auto, exchange.kind is {self.kind}; leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _delay_fits_kind(self) -> "ExchangeConfig":

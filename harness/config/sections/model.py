@@ -1,10 +1,11 @@
 """Sections `backbone` and `classifier`: the two parts of the model."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from harness.config.section import Section, Text
+from harness.config.section import PathText, Section, Text
+from harness.config.sections.values import PerHost
 
 
 class BackboneConfig(Section):
@@ -14,6 +15,24 @@ class BackboneConfig(Section):
     """Features per image after a linear embedding; 0 keeps the backbone's own features."""
     norm: Literal["batch", "group", "none"] = "batch"
     """small_cnn: normalisation after a convolution. Each rank has its own batch statistics."""
+    weights: Annotated[PathText | None, PerHost()] = None
+    """Weights to begin with: a state dict of torchvision's as .pth or .safetensors, a checkpoint or
+    a run of ours, or what `harness checkpoint export` wrote. The head is left out."""
+    lr_factor: float = Field(default=1.0, gt=0, le=10**6)
+    """Factor on the learning rate of the parameters that `weights` gave."""
+    frozen: Literal["none", "body"] = "none"
+    """body: the network of `weights` stays as it is, batch statistics included, and only the
+    embedding and the classifier are trained."""
+
+    @model_validator(mode="after")
+    def _belongs_to_weights(self) -> "BackboneConfig":
+        for key, usual in (("lr_factor", 1.0), ("frozen", "none")):
+            if getattr(self, key) != usual and self.weights is None:
+                raise ValueError(
+                    f"backbone.{key}={getattr(self, key)} is for a network with weights; set "
+                    f"backbone.weights to their file, or leave {key} out"
+                )
+        return self
 
 
 class ClassifierConfig(Section):

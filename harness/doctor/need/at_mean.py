@@ -28,7 +28,7 @@ def evaluation_bytes(sizes: Sizes) -> int:
     predicted = ClassifierScratch(sizes, met, sizes.product_bytes).evaluation
     larger = sizes.activations(sizes.half, sizes.config.data.size_in_validation)
     seen = larger.of(batch).seen * (s // 4)
-    # Autocast keeps a copy of every weight in half precision.
+    # Autocast keeps a copy in half precision of every weight that is trained.
     halves = 2 * sizes.anatomy.backbone_elements if sizes.half else 0
     return _own_values(sizes) + sizes.validated + halves + max(predicted, seen)
 

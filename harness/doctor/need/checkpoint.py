@@ -17,7 +17,8 @@ def copies_bytes(sizes: Sizes) -> int:
     anatomy = sizes.anatomy
     states = 1 + sizes.optimizer_states + _exchange_states(sizes)
     of_slice = sizes.classes * anatomy.per_class
-    return states * (anatomy.backbone_elements + of_slice) * sizes.element_bytes
+    trained = states * (anatomy.backbone_elements + of_slice)
+    return (trained + anatomy.frozen) * sizes.element_bytes
 
 
 def saving_bytes(sizes: Sizes) -> int:
@@ -30,4 +31,4 @@ def checkpoint_bytes(sizes: Sizes) -> int:
     """Size on disk."""
     whole = sizes.anatomy.backbone_elements + sizes.anatomy.classifier_elements
     states = 1 + sizes.optimizer_states + _exchange_states(sizes)
-    return whole * sizes.element_bytes * states
+    return (whole * states + sizes.anatomy.frozen) * sizes.element_bytes

@@ -28,7 +28,11 @@ def micro_batch_bytes(
     most = max(scratch.training(each) for each in {False, adds})
     classifier = most + scratch.statistics + 3 * images * sizes.features * s
     copies = 4 * backbone.largest * (1 if backbone.half or scale > 1 else WEIGHT_COPIES)
-    return max(found.way_back * scale + copies + arriving, found.kept * scale + classifier)
+    return max(
+        found.frozen * scale,
+        found.way_back * scale + copies + arriving,
+        found.kept * scale + classifier,
+    )
 
 
 def _stepping_bytes(sizes: Sizes) -> int:

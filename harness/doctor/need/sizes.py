@@ -108,13 +108,14 @@ class Sizes:
 
     @property
     def parameters(self) -> int:
-        """Bytes of all values that a rank holds."""
+        """Bytes of all values that a rank trains or has of what it trains."""
         return (self.shared + self.sliced) * self.element_bytes
 
     @property
     def model(self) -> int:
-        """Bytes of values, gradients and optimizer state."""
-        return 2 * self.parameters + self.optimizer_states * self.part * self.element_bytes
+        """Bytes of values, gradients and optimizer state; frozen parameters have values only."""
+        states = self.optimizer_states * self.part + self.anatomy.frozen
+        return 2 * self.parameters + states * self.element_bytes
 
     @property
     def images(self) -> int:

@@ -18,6 +18,8 @@ from harness.parallel.slices import Slice
 BACKBONE = "backbone.safetensors"
 CLASSES = "classes.json"
 """The list of the classes' names, if they have any."""
+STATES = ("optimizer.", "exchange.")
+"""Prefixes of what training needs and a model does not."""
 PARTIAL = ".partial"
 """Behind the name of what is being written, and of what was when its writing was interrupted."""
 OLD = ".old"

@@ -84,6 +84,8 @@ class Meta(BaseModel):
     next_warning: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Ratio of lr to the largest stable lr at which staleness is warned of next; None: the initial
     one."""
+    pretrained: tuple[str, ...] = ()
+    """The backbone's parameters that `backbone.weights` gave; see `backbone.lr_factor`."""
     origin: Origin | None = None
     """None if unknown: the checkpoint is older than this field."""
     files: dict[FileName, StoredFile] | None = None

@@ -1,0 +1,114 @@
+"""Pairs of images: read from a list, or drawn from a folder of classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness.errors import UserError
+from harness.evaluate.verification import FOLDS
+from harness.seeding import seeded_generator
+
+MOST_SAME = 100_000
+MOST_DIFFERENT = 1_000_000
+"""Most pairs of each kind that are drawn from a folder."""
+BLOCK = 1 << 16
+"""Pairs whose scores are computed at once."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of images, by their places in a list of images."""
+
+    first: Tensor
+    """int64 [pairs]."""
+    second: Tensor
+    same: Tensor
+    """Whether both are of one class, bool [pairs]."""
+
+    def scores(self, features: Tensor) -> Tensor:
+        """The cosine of each pair [pairs], given normalised features [images, D]."""
+        both = zip(self.first.split(BLOCK), self.second.split(BLOCK), strict=True)
+        return torch.cat([(features[a] * features[b]).sum(1) for a, b in both])
+
+
+def read_pairs(file: Path) -> tuple[list[Path], Pairs]:
+    """The images of a list, each once, and its pairs.
+
+    A line has two paths, relative to the list's folder, and 1 or 0, separated by tabs or, if there
+    are none, by blanks. Raises UserError for a line that does not fit.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the pairs in {file} ({error}); correct the path") from error
+    places: dict[str, int] = {}
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        cells = line.rstrip("\n").split("\t") if "\t" in line else line.split()
+        if len(cells) != 3 or cells[2].strip() not in ("0", "1"):
+            raise UserError(
+                f"{file}, line {number}: {line[:60]!r} does not fit; write two image files, and 1 "
+                f"if both are of one class or else 0, separated by tabs"
+            )
+        first, second = (places.setdefault(cell, len(places)) for cell in cells[:2])
+        rows.append((first, second, int(cells[2])))
+    if not rows:
+        raise UserError(f"{file} has no pairs; write one a line")
+    table = torch.tensor(rows)
+    pairs = Pairs(table[:, 0], table[:, 1], table[:, 2] == 1)
+    _check_enough(pairs.same, str(file))
+    return [file.parent / name for name in places], pairs
+
+
+def drawn_pairs(labels: Tensor, folder: Path) -> Pairs:
+    """Pairs of images with these labels: all, or so many drawn at random, the same each time.
+
+    Raises UserError if there are too few of a kind.
+    """
+    generator = seeded_generator(0, "pairs")
+    same = _within(labels, generator)
+    count = len(labels)
+    if count * (count - 1) // 2 <= MOST_DIFFERENT:
+        everything = torch.combinations(torch.arange(count), 2)
+    else:
+        everything = torch.randint(0, count, (2 * MOST_DIFFERENT, 2), generator=generator)
+    different = everything[labels[everything[:, 0]] != labels[everything[:, 1]]]
+    shuffled = different[torch.randperm(len(different), generator=generator)][:MOST_DIFFERENT]
+    whole = torch.cat((same, shuffled))
+    pairs = Pairs(whole[:, 0], whole[:, 1], torch.arange(len(whole)) < len(same))
+    _check_enough(pairs.same, str(folder))
+    return pairs
+
+
+def _within(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Pairs [pairs, 2] of one class, in random order."""
+    classes = labels.unique().tolist()
+    share = max(1, MOST_SAME // len(classes))
+    found = []
+    for label in classes:
+        own = torch.combinations((labels == label).nonzero().flatten(), 2)
+        found.append(own[torch.randperm(len(own), generator=generator)][:share])
+    whole = torch.cat(found)
+    return whole[torch.randperm(len(whole), generator=generator)]
+
+
+def _check_enough(same: Tensor, place: str) -> None:
+    counts = int(same.sum()), int((~same).sum())
+    if min(counts) < FOLDS:
+        raise UserError(
+            f"{place} has {counts[0]} pairs of one class and {counts[1]} of two, but {FOLDS} folds "
+            f"need {FOLDS} of each; add images"
+        )
+
+
+def embedded(images: Sequence[Tensor]) -> Tensor:
+    """Features of batches as one tensor [images, D]. Raises UserError if they are not finite."""
+    whole = torch.cat(list(images))
+    if not whole.isfinite().all():
+        raise UserError("the model's features are not finite: it diverged; use another checkpoint")
+    return whole

@@ -1,0 +1,116 @@
+"""How long windows of each exchange would take, by times measured in a run, and which one to take.
+
+The same formulas as the planner's, on a few measured times instead of the figures of machines.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from harness.exchange.kinds import KINDS, PLANNED, KindName
+from harness.exchange.pieces import PieceTimes
+
+WIRES = ("none", "fp16", "int8", "int4", "sign")
+"""Compressions, from the most bits to the fewest."""
+MOST_PIECES = 16
+FAST_ENOUGH = 0.9
+"""Share of the highest images/s that is fast enough: the rest costs more accuracy than time."""
+LATE_PAYS = 1.05
+"""Speed-up over the fastest that waits with the same K from which a late one pays."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An exchange that may be chosen."""
+
+    kind: KindName
+    passes: int
+    """K."""
+    delay: int
+    compression: str
+    pieces: int = 1
+
+    @property
+    def harm(self) -> tuple[int, int, int, int, int]:
+        """What it may cost in accuracy; sorts the least harmful one first, as the planner does."""
+        wire, kind = WIRES.index(self.compression), PLANNED.index(self.kind)
+        return self.passes, self.pieces, wire, kind, self.delay
+
+    @property
+    def text(self) -> str:
+        words = [f"kind={self.kind}", f"K={self.passes}", f"delay={self.delay}"]
+        words.append(f"compression={self.compression}")
+        return " ".join(words + ([f"pieces={self.pieces}"] if self.pieces > 1 else []))
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Measured times of the slowest rank, milliseconds."""
+
+    compute_ms: float
+    """A window of one micro-batch in which nodes do not communicate."""
+    transfer_ms: Mapping[str, float]
+    """Sending a rank's whole part and waiting for the result, by compression."""
+    waiting_ms: float
+    """A synchronous window of one micro-batch without compression."""
+
+    @property
+    def exposed(self) -> float:
+        """Share of a transfer that a synchronous window waits for: the rest is hidden behind the
+        backward pass."""
+        whole = self.transfer_ms["none"]
+        return min(1.0, max(0.0, self.waiting_ms - self.compute_ms) / whole) if whole else 0.0
+
+    def pieces(self, passes: int, delay: int, compression: str) -> int:
+        """The fewest pieces of which each lands in time."""
+        times = PieceTimes(passes * self.compute_ms, self.transfer_ms[compression])
+        return times.fewest_pieces(delay, MOST_PIECES)
+
+    def window_ms(self, choice: Choice) -> float:
+        """Predicted milliseconds of a window."""
+        traits = KINDS[choice.kind]
+        busy = choice.passes * self.compute_ms
+        transfer = self.transfer_ms[choice.compression] / choice.pieces
+        if not traits.late:
+            return busy + self.exposed * transfer
+        if not choice.delay:
+            return busy + transfer
+        if traits.lands_first:
+            return max(busy, transfer / choice.delay)
+        return max(busy, (busy + transfer) / (choice.delay + 1), transfer)
+
+    def rate(self, choice: Choice) -> float:
+        """Predicted micro-batches of a rank per second."""
+        return 1e3 * choice.passes / self.window_ms(choice)
+
+
+def allowed(
+    kinds: Iterable[KindName], most_passes: int, most_delay: int, narrowest: str, pace: Pace
+) -> list[Choice]:
+    """All choices within these bounds, the least harmful first. K is a power of two, or the bound;
+    late kinds are on time or as late as they may be."""
+    powers = [1 << n for n in range(most_passes.bit_length())]
+    wires = WIRES[: WIRES.index(narrowest) + 1]
+    found = []
+    for kind in kinds:
+        delays = sorted({0, most_delay}) if KINDS[kind].late else [0]
+        for passes in sorted({*powers, most_passes}):
+            for delay in delays:
+                for wire in wires:
+                    pieces = pace.pieces(passes, delay, wire) if KINDS[kind].in_pieces else 1
+                    found.append(Choice(kind, passes, delay, wire, pieces))
+    return sorted(found, key=lambda choice: choice.harm)
+
+
+def best(choices: Iterable[Choice], pace: Pace) -> Choice:
+    """The least harmful of those that are fast enough, as the planner recommends: a late one only
+    if it pays compared with all that wait with the same K."""
+    given = list(choices)
+    able = [choice for choice in given if not choice.delay or _pays(choice, given, pace)]
+    enough = FAST_ENOUGH * max(map(pace.rate, able))
+    fast = [choice for choice in able if pace.rate(choice) >= enough]
+    return min(fast, key=lambda choice: (choice.harm, -pace.rate(choice)))
+
+
+def _pays(late: Choice, given: Iterable[Choice], pace: Pace) -> bool:
+    waiting = [pace.rate(c) for c in given if not c.delay and c.passes == late.passes]
+    return not waiting or pace.rate(late) >= LATE_PAYS * max(waiting)

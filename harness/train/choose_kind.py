@@ -1,0 +1,91 @@
+"""Chooses how nodes agree from times measured in this run, within what the user allows."""
+
+import sys
+from typing import Any
+
+from harness.config import AUTO, Config
+from harness.data.images import Dataset
+from harness.exchange.kinds import KINDS, PLANNED
+from harness.exchange.pace import WIRES, Choice, Pace, allowed, best
+from harness.parallel.world import World
+from harness.train.checkpoint.meta import resumed_meta
+from harness.train.choose_pieces import TIMED_WINDOWS, WARM_WINDOWS, transfer_ms
+from harness.train.trial import Trial, slowest
+
+KEPT = ("kind", "backward_passes_per_step", "delay", "compression", "pieces")
+"""Settings that are chosen; a resumed run keeps them."""
+
+
+def choose_kind(config: Config, dataset: Dataset, world: World) -> Config:
+    """The config with its exchange chosen, if `exchange.kind` is auto.
+
+    A resumed run keeps the earlier choice. All ranks decide from the same numbers. Collective over
+    the world.
+    """
+    if config.exchange.kind != AUTO:
+        return config
+    if kept := _kept(config):
+        return config.exchanging(**kept)
+    pace = measured(config, dataset, world)
+    exchange = config.exchange
+    whole = config.classifier.layout != "world"
+    choice = best(
+        allowed(
+            [kind for kind in exchange.kinds if whole or not KINDS[kind].local_steps],
+            exchange.backward_passes_per_step,
+            exchange.delay,
+            exchange.compression,
+            pace,
+        ),
+        pace,
+    )
+    if world.is_first:
+        print(reason(choice, pace), file=sys.stderr, flush=True)
+    return config.exchanging(**settings(choice))
+
+
+def settings(choice: Choice) -> dict[str, Any]:
+    """The settings of the exchange that a choice makes."""
+    chosen = choice.kind, choice.passes, choice.delay, choice.compression, choice.pieces
+    return dict(zip(KEPT, chosen, strict=True)) | {"kinds": PLANNED}
+
+
+def reason(choice: Choice, pace: Pace) -> str:
+    """One line: the choice, and the times that it follows from."""
+    sent = ", ".join(f"{wire} {ms:.0f}" for wire, ms in pace.transfer_ms.items())
+    return (
+        f"exchange.kind=auto takes {choice.text}: a micro-batch takes {pace.compute_ms:.0f} ms, "
+        f"{pace.waiting_ms:.0f} ms if nodes wait; sending takes ms: {sent}; expected window "
+        f"{pace.window_ms(choice):.0f} ms"
+    )
+
+
+def measured(config: Config, dataset: Dataset, world: World) -> Pace:
+    """Times a few windows in which nodes are apart, a few in which they wait, and transfers.
+
+    Collective over the world.
+    """
+    wires = WIRES[: WIRES.index(config.exchange.compression) + 1]
+    apart = Trial(config.with_nodes_apart(passes=1), dataset, world)
+    apart.window_ms(WARM_WINDOWS)
+    times = [apart.window_ms(TIMED_WINDOWS)]
+    exchanges = [config.exchange.model_copy(update={"compression": wire}) for wire in wires]
+    times += [transfer_ms(each, apart, world) for each in exchanges]
+    apart.close()
+    plain = config.exchanging(
+        kind="synchronous", backward_passes_per_step=1, delay=0, compression="none"
+    )
+    waiting = Trial(plain, dataset, world)
+    waiting.window_ms(WARM_WINDOWS)
+    times.append(waiting.window_ms(TIMED_WINDOWS))
+    waiting.close()
+    compute, *sent, waited = slowest(times, world)
+    return Pace(compute, dict(zip(wires, sent, strict=True)), waited)
+
+
+def _kept(config: Config) -> dict[str, Any]:
+    """The choice of the run that wrote the checkpoint; {} if it made none."""
+    meta = resumed_meta(config)
+    values = meta.origin.config if meta and meta.origin else {}
+    found = {key: values.get(f"exchange.{key}") for key in KEPT}
+    return found | {"kinds": PLANNED} if found["kind"] in config.exchange.kinds else {}
