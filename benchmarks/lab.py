@@ -151,16 +151,8 @@ def accuracy(folder: Path, known: dict[str, Link]) -> None:
     """Trains all variants without a limit; concludes for each link from speeds measured there."""
     variants = _trained(folder / "trainings", Link(), EVERYONE)
     everyone = (CEILING, *with_early(EVERYONE))
-    many = [
-        "--rounds",
-        f"{len(SEEDS)}",
-        "--micro-batches",
-        "16",
-        "--untimed",
-        "4",
-        "--seconds",
-        "3",
-    ]
+    many = ["--rounds", f"{len(SEEDS)}", "--micro-batches", "16", "--untimed", "4"]
+    many += ["--seconds", "3"]
     for name, link in (
         ("slow", known["slow"]),
         ("slower", known["slower"]),
