@@ -73,6 +73,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _slices_have_a_pace(self) -> "Config":
+        pieces, layout = self.exchange.slice_pieces, self.classifier.layout
+        if pieces is not None and layout != "node":
+            raise ValueError(
+                f"exchange.slice_pieces={pieces} cuts the slices that cross between nodes, "
+                f"classifier.layout is {layout}; use layout=node, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _classes_can_rest(self) -> "Config":
         if reason := self.why_no_class_rests():
             raise ValueError(reason)
@@ -112,7 +122,8 @@ class Config(Section):
         `layout` and `passes` (micro-batches in a window): None keeps those of this run.
         """
         exchange = {"kind": "isolated", "route": "auto", "compression": "none", "delay": 0}
-        exchange |= {"pieces": 1, "max_pieces": 0, "outer_lr": 1.0, "outer_momentum": 0.0}
+        exchange |= {"pieces": 1, "slice_pieces": None, "max_pieces": 0}
+        exchange |= {"outer_lr": 1.0, "outer_momentum": 0.0}
         exchange["backward_passes_per_step"] = passes or self.exchange.backward_passes_per_step
         classifier = {"layout": layout or self.classifier.layout}
         apart = self.exchanging(**exchange)

@@ -1,9 +1,11 @@
 """Nodes step on their own gradients; their movements are averaged and applied late."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -37,8 +39,27 @@ class OuterNesterov:
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """Pieces that are sent in turn, one in each window."""
+
+    pieces: Sequence["MovingPiece"]
+
+    @cached_property
+    def elements(self) -> int:
+        """Elements of all its pieces."""
+        return sum(piece.part.elements for piece in self.pieces)
+
+    def launch(self, window: int) -> "InFlight":
+        """Sends what the piece whose turn it is has moved. Collective over the part's ranks."""
+        turn, number = divmod(window, len(self.pieces))
+        piece = self.pieces[number]
+        return InFlight(window, self, piece, piece.launch(turn))
+
+
+@dataclass(frozen=True)
 class InFlight:
     window: int
+    rotation: Rotation
     piece: "MovingPiece"
     sent: Sent
 
@@ -52,9 +73,10 @@ class Averaging:
     what has not landed yet (and by what a lossy wire has not sent yet). Momentum stays local. The
     first `synchronous_windows` windows use delay 0.
 
-    With several pieces each window sends one of them in turn, which loads the link evenly; each
-    piece lands after the same delay. `drain` leaves all nodes on the average of their values, equal
-    to the bit.
+    A rotation of several pieces sends one of them in each window, in turn, which loads the link
+    evenly; each piece lands after the same delay. With two rotations, of the chunk and of the
+    slice, each part has its own pace: a window sends one piece of either. `drain` leaves all nodes
+    on the average of their values, equal to the bit.
     """
 
     passes_per_step = 1
@@ -62,13 +84,15 @@ class Averaging:
     def __init__(
         self,
         chunk: Chunk,
-        pieces: Sequence["MovingPiece"],
+        rotations: Sequence[Rotation],
         config: ExchangeConfig,
         first_window: int = 0,
         meter: LatenessMeter | None = None,
     ) -> None:
         self._chunk = chunk
-        self._pieces = pieces
+        self._rotations = rotations
+        self._parts = [piece.part for each in rotations for piece in each.pieces]
+        self._elements = sum(each.elements for each in rotations)
         self._passes = config.backward_passes_per_step
         self._delay = config.delay
         self._synchronous_windows = config.synchronous_windows
@@ -90,26 +114,29 @@ class Averaging:
 
     def at_mean(self) -> AbstractContextManager[Tensor | None]:
         # What is in flight cancels out in the mean.
-        return mean_values([piece.part for piece in self._pieces], self._chunk)
+        return mean_values(self._parts, self._chunk)
 
     def divergence_before_drain(self) -> Callable[[], Tensor]:
-        return divergence_of([piece.part for piece in self._pieces])
+        return divergence_of(self._parts)
 
     def drain(self, step: Callable[[], None]) -> None:
         while self._in_flight:
             self._land(self._in_flight[-1].window)
-        for piece in self._pieces:
+        for piece in self._pieces():
             piece.agree()
         self._chunk.spread_values()
         self._drained = self._steps // self._passes
 
     def carried(self) -> list[Strip]:
-        return [strip for piece in self._pieces for strip in piece.carried()]
+        return [strip for piece in self._pieces() for strip in piece.carried()]
 
     def agree_on(self, states: Sequence[Tensor]) -> None:
         # Each node's momentum comes from its own gradients, but from now on all nodes hold the
         # mean's weights.
-        agree(states, self._pieces[0].part.peers)
+        agree(states, self._parts[0].peers)
+
+    def _pieces(self) -> Iterator["MovingPiece"]:
+        return chain.from_iterable(each.pieces for each in self._rotations)
 
     def _window_ended(self, window: int) -> None:
         """Lands what is due, and sends what has moved."""
@@ -119,8 +146,7 @@ class Averaging:
         # delay 0 this window's own movement is due, which can only land after its launch.
         delay = 0 if window < self._synchronous_windows else self._delay
         self._land_up_to(window - max(1, delay), window)
-        piece = self._pieces[window % len(self._pieces)]
-        self._in_flight.append(InFlight(window, piece, piece.launch(window // len(self._pieces))))
+        self._in_flight.extend(rotation.launch(window) for rotation in self._rotations)
         self._land_up_to(window - delay, window)
 
     def lateness(self) -> Lateness:
@@ -137,8 +163,9 @@ class Averaging:
         # The movement took place evenly over the windows since the piece was last sent; in the
         # first round after a drain that is fewer than the number of pieces. Its mean age is
         # (windows - 1) / 2 more.
-        moved_for = min(oldest.window + 1 - self._drained, len(self._pieces))
-        self._meter.landed(age + (moved_for - 1) / 2)
+        moved_for = min(oldest.window + 1 - self._drained, len(oldest.rotation.pieces))
+        share = oldest.rotation.elements / self._elements if self._elements else 1.0
+        self._meter.landed(age + (moved_for - 1) / 2, share)
 
 
 class MovingPiece:
@@ -154,7 +181,7 @@ class MovingPiece:
     ) -> None:
         self.part = part
         self._name = name
-        self._slots = config.delay // config.pieces + 1
+        self._slots = config.delay // part.pieces + 1
         self._wire = part.wire(config.compression, self._slots, name, keeps_own=True)
         self._sent_up_to = part.values()
         self._change = torch.empty_like(self._sent_up_to)
@@ -172,7 +199,8 @@ class MovingPiece:
         """
         self.part.movement(self._sent_up_to, out=self._change)
         if self._landed is not None:
-            self._meter.compare(self._landed, self._change)
+            # Each of several pieces is compared in fewer windows.
+            self._meter.compare(self._landed, self._change, self.part.pieces)
             self._landed = None
         sent = self._wire.launch(self._change, turn % self._slots)
         # `_sent_up_to` advances by what was really sent, so what a lossy wire left out counts as

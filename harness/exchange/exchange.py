@@ -8,14 +8,14 @@ from typing import Protocol
 from torch import Tensor
 
 from harness.config import ExchangeConfig
-from harness.exchange.averaging import Averaging, MovingPiece, OuterNesterov
+from harness.exchange.averaging import Averaging, MovingPiece, OuterNesterov, Rotation
 from harness.exchange.carried import Strip
 from harness.exchange.delayed import Delayed
 from harness.exchange.flat import Flat, RankParameters
 from harness.exchange.isolated import Isolated
 from harness.exchange.kinds import KindName, Path
 from harness.exchange.lateness import Lateness, LatenessMeter
-from harness.exchange.parts import Chunk, Part
+from harness.exchange.parts import WHOLE, Chunk, Cut, Part
 from harness.exchange.slowmo import SlowMomentum
 from harness.exchange.synchronous import Synchronous
 from harness.exchange.torch_ddp import InBackward, PostLocal, PowerSgd
@@ -135,10 +135,10 @@ class _Given:
     def chunk(self) -> Chunk:
         return Chunk(self.parameters.shared, self.world.node)
 
-    def part(self, number: int = 0, pieces: int = 1) -> Part:
-        """The part that this rank exchanges with its peers, or one of several pieces of it."""
+    def part(self, cut: Cut = WHOLE) -> Part:
+        """The part that this rank exchanges with its peers, or a piece of it."""
         own = self.parameters
-        return Part(own.shared, own.sliced, own.slice_crosses, self.world.peers, number, pieces)
+        return Part(own.shared, own.sliced, own.slice_crosses, self.world.peers, cut)
 
     def meter(self) -> LatenessMeter:
         return LatenessMeter(self.sample_every)
@@ -163,11 +163,28 @@ def _averaging(given: _Given, outer: type[OuterNesterov] = OuterNesterov) -> Exc
         # A single node has nobody to average with: it sends nothing and nothing lands late. An
         # outer optimizer still changes its steps.
         return _isolated(given)
-    pieces = [
-        MovingPiece(given.part(number, exchange.pieces), exchange, f"piece.{number}", meter, outer)
-        for number in range(exchange.pieces)
+    rotations = [
+        Rotation(
+            [
+                MovingPiece(given.part(cut), exchange, f"{name}.{cut.number}", meter, outer)
+                for cut in cuts
+            ]
+        )
+        for name, cuts in cuts_of(exchange).items()
     ]
-    return Averaging(given.chunk, pieces, exchange, given.first_window, meter)
+    return Averaging(given.chunk, rotations, exchange, given.first_window, meter)
+
+
+def cuts_of(exchange: ExchangeConfig) -> dict[str, list[Cut]]:
+    """By name, the pieces that are sent in turn: of chunk and slice together, or of each at a pace
+    of its own."""
+    pieces, of_slice = exchange.pieces, exchange.slice_pace
+    if of_slice is None:
+        return {"piece": [Cut(number, pieces) for number in range(pieces)]}
+    return {
+        "piece": [Cut(number, pieces, slice=False) for number in range(pieces)],
+        "slice": [Cut(number, of_slice, chunk=False) for number in range(of_slice)],
+    }
 
 
 def _slowmo(given: _Given) -> Exchange:

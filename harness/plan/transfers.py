@@ -210,7 +210,7 @@ class Transfers:
         # A copy out of the card, and, in a blocking exchange, one back into it.
         copies = (2 if waits else 1) * self._copy()
         return Transfer(
-            start=late.start_seconds + turns.across * step + copies,
+            start=work.messages * (late.start_seconds + turns.across * step) + copies,
             wire=work.exchanged * work.ranks_per_node / link.bytes_per_second,
             own=max(thread, cluster.slowdown * cpu * work.exchanged),
             burst=link.burst_seconds,
@@ -228,7 +228,8 @@ class Transfers:
         if not cluster.cores_are_busy:
             return self._copy()
         late = cluster.late
-        return cluster.slowdown * (late.cpu_seconds + late.cpu_seconds_per_byte * sent)
+        messages = self._work.messages * late.cpu_seconds
+        return cluster.slowdown * (messages + late.cpu_seconds_per_byte * sent)
 
     def _copy(self) -> float:
         """Seconds of a copy between card and host memory, one way.

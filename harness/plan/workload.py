@@ -124,8 +124,15 @@ class Workload:
     @property
     def part(self) -> float:
         """Elements that a rank exchanges with its peers on other nodes in a window."""
+        exchange = self.config.exchange
         crossing = self.sliced if self.config.classifier.layout == "node" else 0
-        return (self.shared / self.ranks_per_node + crossing) / self.config.exchange.pieces
+        chunk = self.shared / self.ranks_per_node / exchange.pieces
+        return chunk + crossing / (exchange.slice_pieces or exchange.pieces)
+
+    @property
+    def messages(self) -> int:
+        """Messages that a rank sends to each of its peers in a window, after the backward pass."""
+        return 1 if self.config.exchange.slice_pace is None else 2
 
     @property
     def owned(self) -> float:

@@ -274,6 +274,7 @@ def sizes_of(config: Config, anatomy: Anatomy) -> Sizes:
         feature_bytes=2 if config.train.precision == "bf16" else element,
         crossing=crossing,
         pieces=exchange.pieces,
+        slice_pieces=exchange.slice_pace,
         buckets=buckets(shared),
         slice_buckets=tuple(buckets(anatomy.classifier(classes)) for classes in owned),
         label_bytes=8 if element == 8 else 4,

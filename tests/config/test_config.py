@@ -222,12 +222,22 @@ def test_every_wire_goes_by_both_routes(run: Path, route: str, compression: str)
     assert {key: getattr(exchange, key) for key in given} == given
 
 
-@pytest.mark.parametrize("own", ["pieces=4", "max_pieces=4", "outer_lr=0.7", "outer_momentum=0.9"])
+@pytest.mark.parametrize(
+    "own", ["pieces=4", "slice_pieces=4", "max_pieces=4", "outer_lr=0.7", "outer_momentum=0.9"]
+)
 def test_what_only_averaging_knows(run: Path, own: str) -> None:
     assert "belong to kind=averaging or slowmo, exchange.kind is delayed" in message_of(
         run, f"exchange.{own}"
     )
-    load(run, ["exchange.kind=averaging", f"exchange.{own}"])
+    load(run, ["exchange.kind=averaging", "classifier.layout=node", f"exchange.{own}"])
+
+
+def test_only_slices_that_cross_have_a_pace(run: Path) -> None:
+    averaging = ["exchange.kind=averaging", "exchange.slice_pieces=4"]
+    assert "exchange.slice_pieces=4 cuts the slices that cross between nodes" in message_of(
+        run, *averaging, "classifier.layout=replicated"
+    )
+    assert load(run, [*averaging, "classifier.layout=node"]).exchange.slice_pieces == 4
 
 
 @pytest.mark.parametrize("share", ["0", "-0.1", "1.01", "nan", "many"])
@@ -496,7 +506,8 @@ def configs(draw: st.DrawFn) -> Config:
     if not traits.has_routes:
         exchange["route"] = "auto"
     if not traits.in_pieces:
-        exchange |= {"pieces": 1, "max_pieces": 0, "outer_lr": 1.0, "outer_momentum": 0.0}
+        exchange |= {"pieces": 1, "slice_pieces": None, "max_pieces": 0}
+        exchange |= {"outer_lr": 1.0, "outer_momentum": 0.0}
     if traits.is_torchs:
         exchange |= {"compression": "none", "backward_passes_per_step": 1}
         values["classifier"]["layout"] = "replicated"
@@ -543,6 +554,7 @@ def test_flattened_holds_every_value_by_its_dotted_key(run: Path) -> None:
         ("world", {"kind": "synchronous", "route": "flat", "backward_passes_per_step": 4}),
         ("node", {"kind": "delayed", "delay": 2, "compression": "int8"}),
         ("node", {"kind": "averaging", "delay": 1, "max_pieces": 8, "outer_momentum": 0.9}),
+        ("node", {"kind": "slowmo", "pieces": 2, "slice_pieces": 8}),
         ("replicated", {"kind": "ddp_powersgd"}),
     ],
 )

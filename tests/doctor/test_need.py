@@ -81,6 +81,17 @@ CASES: dict[str, tuple[Config, int, int]] = {
         2,
         2,
     ),
+    "weights, averaging, slices at their own pace, int8": (
+        config(
+            **PARAMETERS,
+            **AVERAGING,
+            exchange__pieces=1,
+            exchange__slice_pieces=3,
+            exchange__compression="int8",
+        ),
+        2,
+        2,
+    ),
     "weights, late by two, fp16, three nodes": (
         config(**PARAMETERS, **LATE | {"exchange__delay": 2}, exchange__compression="fp16"),
         3,

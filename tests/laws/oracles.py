@@ -14,6 +14,7 @@ from harness.parallel.slices import slice_of
 from harness.train.optimizer import lr_at
 from tests.drawn import drawn
 from tests.laws.task import CLASSES, FEATURES, SIZE, WINDOWS, world_batches
+from tests.laws.turns import Turn, turns_of
 
 
 class Dense(nn.Module):
@@ -163,12 +164,13 @@ def late_gradients(config: Config, nodes: int, ranks_per_node: int) -> Trained:
 
 
 def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
-    """One model a node. Once a window each sends what it moved since it last did, and `delay`
-    windows later adds what all sent on the mean (as the outer optimizer has it) less its own."""
+    """One model a node. Once a window each sends what it moved since it last did, of the elements
+    whose turn it is, and `delay` windows later adds what all sent on the mean (as the outer
+    optimizer has it) less its own."""
     models = [Dense(config) for _ in range(nodes)]
     optimizers = [model.sgd(config) for model in models]
     queue, losses = deque[tuple[int, list[list[Tensor]]]](), []
-    exchange = config.exchange
+    exchange, turns = config.exchange, turns_of(config, models[0], ranks_per_node)
     passes, beta = exchange.backward_passes_per_step, exchange.outer_momentum
     owners = owners_of(config, nodes, ranks_per_node)
     velocity = [torch.zeros_like(p) for p in models[0].parameters()]
@@ -176,14 +178,16 @@ def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
     def values() -> list[list[Tensor]]:
         return [[p.detach().clone() for p in model.parameters()] for model in models]
 
-    def land(sent: list[list[Tensor]]) -> None:
+    def land(window: int, sent: list[list[Tensor]]) -> None:
         for number, parts in enumerate(zip(*sent, strict=True)):
-            mean = sum(parts) / nodes
-            velocity[number] = beta * velocity[number] + mean
+            crossed, mean = in_turn(turns[number], window), sum(parts) / nodes
+            velocity[number] = torch.where(
+                crossed, beta * velocity[number] + mean, velocity[number]
+            )
             direction = velocity[number]
             if exchange.kind != "slowmo":
                 direction = mean + beta * direction
-            step_made = exchange.outer_lr * direction
+            step_made = exchange.outer_lr * direction * crossed
             for own, model, before in zip(parts, models, sent_up_to, strict=True):
                 list(model.parameters())[number].data += step_made - own
                 before[number] += step_made - own
@@ -203,17 +207,26 @@ def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
             continue
         delay = 0 if window < exchange.synchronous_windows else exchange.delay
         while queue and queue[0][0] <= window - max(1, delay):
-            land(queue.popleft()[1])
-        now = values()
-        queue.append((window, differences(now, sent_up_to)))
-        sent_up_to[:] = now
+            land(*queue.popleft())
+        sent = differences(values(), sent_up_to)
+        for parts, before in zip(sent, sent_up_to, strict=True):
+            for number, part in enumerate(parts):
+                part *= in_turn(turns[number], window)
+                before[number] += part
+        queue.append((window, sent))
         if delay == 0:
-            land(queue.popleft()[1])
+            land(*queue.popleft())
     while queue:
-        land(queue.popleft()[1])
+        land(*queue.popleft())
     for number, parts in enumerate(zip(*values(), strict=True)):
         list(models[0].parameters())[number].data = sum(parts) / nodes
     return Trained(models[0], losses)
+
+
+def in_turn(turn: Turn, window: int) -> Tensor:
+    """Which elements are sent in a window."""
+    pieces, number = turn
+    return window % pieces == number
 
 
 def differences(values: list[list[Tensor]], others: list[list[Tensor]]) -> list[list[Tensor]]:

@@ -411,5 +411,31 @@ def test_pieces_are_picked_as_a_run_picks_them() -> None:
     assert picked.pieces > 1
 
 
+def exchange_of(**settings: object) -> Transfer:
+    config = exchanging("averaging", delay=1, **settings)
+    return pieces_of(cluster(), workload_of(config, 2, 2)).exchange
+
+
+def test_a_slice_at_its_own_pace_sends_its_share_in_a_message_of_its_own() -> None:
+    alike, slow = exchange_of(pieces=2), exchange_of(pieces=2, slice_pieces=4)
+    work = workload_of(exchanging("averaging", delay=1, pieces=2), 2, 2)
+    assert slow.start == pytest.approx(2 * alike.start)
+    left = work.shared / 2 / 2 + work.sliced / 4
+    assert slow.wire / alike.wire == pytest.approx(left / work.part, rel=1e-3)
+
+
+def test_pieces_are_picked_beside_a_slice_that_has_its_own() -> None:
+    config = exchanging("averaging", delay=1, max_pieces=1000)
+    data = config.data.model_copy(update={"num_classes": 20_000})
+    config = config.model_copy(update={"data": data})
+    alone, whole, cut = (
+        with_chosen_pieces(cluster(), config.exchanging(slice_pieces=each), 2, 2).exchange
+        for each in (None, 1, 1000)
+    )
+    assert (alone.slice_pieces, whole.slice_pieces, cut.slice_pieces) == (None, 1, 1000)
+    assert whole.pieces == 1000, "a whole slice leaves no time"
+    assert 1 < cut.pieces < alone.pieces
+
+
 def test_exposed_never_takes_time_away() -> None:
     assert exposed(replace(PLAIN, exchange=TRANSFER, delay=3), BUSY) == 0.0

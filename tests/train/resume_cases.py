@@ -70,6 +70,7 @@ def _cases() -> list[Case]:
         ("sgd", "replicated", {"delay": 2, "compression": "int8"}),
         ("sgd", "node", {"delay": 1, "pieces": 3, "compression": "int8"}),
         ("adamw", "replicated", {"delay": 2, "pieces": 3}),
+        ("adamw", "node", {"delay": 1, "pieces": 2, "slice_pieces": 3, "compression": "int8"}),
         ("sgd", "node", {"delay": 0, "pieces": 3, "compression": "int4"}),
         ("sgd", "node", {"delay": 1, "pieces": 3, "synchronous_windows": 5} | outer),
         ("adamw", "replicated", {"delay": 2, "compression": "int4"} | outer),

@@ -39,6 +39,9 @@ class ExchangeConfig(Section):
     """ddp_powersgd: rank of the matrices that approximate a gradient."""
     pieces: int = Field(default=1, ge=1, le=10_000)
     """averaging, slowmo: number of pieces of the parameters; each window sends one, in turn."""
+    slice_pieces: int | None = Field(default=None, ge=1, le=10_000)
+    """averaging, slowmo: number of pieces of the slices of layout=node, if they are to have a pace
+    of their own: `pieces` are then those of the rest. null: `pieces` cuts both alike."""
     max_pieces: int = Field(default=0, ge=0, le=10_000)
     """averaging, slowmo: chooses `pieces`, up to this number, by times measured before training; 0:
     as given."""
@@ -57,6 +60,12 @@ class ExchangeConfig(Section):
     def is_torchs(self) -> bool:
         """Whether the whole exchange happens in torch's DistributedDataParallel."""
         return self.traits.is_torchs
+
+    @property
+    def slice_pace(self) -> int | None:
+        """Number of pieces of the slices if it is not that of the rest, so that they are sent in
+        messages of their own; None if one message has a piece of both."""
+        return None if self.slice_pieces == self.pieces else self.slice_pieces
 
     @property
     def has_outer(self) -> bool:
@@ -90,11 +99,12 @@ class ExchangeConfig(Section):
 
     @model_validator(mode="after")
     def _pieces_fit_kind(self) -> "ExchangeConfig":
-        averages = (self.pieces, self.max_pieces) != (1, 0) or self.has_outer
+        cut = (self.pieces, self.slice_pieces, self.max_pieces) != (1, None, 0)
+        averages = cut or self.has_outer
         if averages and not self.traits.in_pieces:
             own = " or ".join(name for name, each in KINDS.items() if each.in_pieces)
             raise ValueError(
-                f"exchange.pieces, max_pieces, outer_lr and outer_momentum belong to "
+                f"exchange.pieces, slice_pieces, max_pieces, outer_lr and outer_momentum belong to "
                 f"kind={own}, exchange.kind is {self.kind}; leave them out"
             )
         return self
