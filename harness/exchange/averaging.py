@@ -1,11 +1,11 @@
 """Nodes step on their own gradients; their movements are averaged and applied late."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -38,30 +38,61 @@ class OuterNesterov:
         movement.add_(self.velocity, alpha=self._momentum).mul_(self._lr)
 
 
-@dataclass(frozen=True)
-class Rotation:
-    """Pieces that are sent in turn, one in each window."""
+class Sender(Protocol):
+    """Sends what some of a rank's elements have moved, once in each window."""
 
-    pieces: Sequence["MovingPiece"]
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The parts that these elements make up."""
 
-    @cached_property
+    @property
     def elements(self) -> int:
-        """Elements of all its pieces."""
-        return sum(piece.part.elements for piece in self.pieces)
+        """Elements of all parts."""
+
+    @property
+    def period(self) -> int:
+        """Windows from one message of an element to the next."""
 
     def launch(self, window: int) -> "InFlight":
-        """Sends what the piece whose turn it is has moved. Collective over the part's ranks."""
-        turn, number = divmod(window, len(self.pieces))
-        piece = self.pieces[number]
-        return InFlight(window, self, piece, piece.launch(turn))
+        """Sends this window's movement. Collective over the parts' ranks."""
+
+    def agree(self) -> None:
+        """Continues from the average of the nodes' values. Collective over the parts' ranks."""
+
+    def carried(self) -> list[Strip]:
+        """State carried between windows beside the values."""
 
 
 @dataclass(frozen=True)
 class InFlight:
     window: int
-    rotation: Rotation
-    piece: "MovingPiece"
-    sent: Sent
+    sender: Sender
+    land: Callable[[bool], None]
+    """Waits, and replaces this node's own movement by the mean movement of all nodes. With True,
+    the mean movement is kept and compared with this node's own at the next launch."""
+
+
+class Rotation:
+    """Pieces that are sent in turn, one in each window."""
+
+    def __init__(self, pieces: Sequence["MovingPiece"]) -> None:
+        self._pieces = pieces
+        self.parts = [piece.part for piece in pieces]
+        self.elements = sum(part.elements for part in self.parts)
+        self.period = len(pieces)
+
+    def launch(self, window: int) -> InFlight:
+        """Sends what the piece whose turn it is has moved. Collective over the part's ranks."""
+        turn, number = divmod(window, len(self._pieces))
+        piece = self._pieces[number]
+        return InFlight(window, self, partial(piece.land, piece.launch(turn)))
+
+    def agree(self) -> None:
+        for piece in self._pieces:
+            piece.agree()
+
+    def carried(self) -> list[Strip]:
+        return [strip for piece in self._pieces for strip in piece.carried()]
 
 
 class Averaging:
@@ -74,9 +105,9 @@ class Averaging:
     first `synchronous_windows` windows use delay 0.
 
     A rotation of several pieces sends one of them in each window, in turn, which loads the link
-    evenly; each piece lands after the same delay. With two rotations, of the chunk and of the
-    slice, each part has its own pace: a window sends one piece of either. `drain` leaves all nodes
-    on the average of their values, equal to the bit.
+    evenly; each piece lands after the same delay. With two senders, of the chunk and of the slice,
+    each part has its own pace: a window sends a message of either. `drain` leaves all nodes on the
+    average of their values, equal to the bit.
     """
 
     passes_per_step = 1
@@ -84,15 +115,15 @@ class Averaging:
     def __init__(
         self,
         chunk: Chunk,
-        rotations: Sequence[Rotation],
+        senders: Sequence[Sender],
         config: ExchangeConfig,
         first_window: int = 0,
         meter: LatenessMeter | None = None,
     ) -> None:
         self._chunk = chunk
-        self._rotations = rotations
-        self._parts = [piece.part for each in rotations for piece in each.pieces]
-        self._elements = sum(each.elements for each in rotations)
+        self._senders = senders
+        self._parts = [part for each in senders for part in each.parts]
+        self._elements = sum(each.elements for each in senders)
         self._passes = config.backward_passes_per_step
         self._delay = config.delay
         self._synchronous_windows = config.synchronous_windows
@@ -122,21 +153,18 @@ class Averaging:
     def drain(self, step: Callable[[], None]) -> None:
         while self._in_flight:
             self._land(self._in_flight[-1].window)
-        for piece in self._pieces():
-            piece.agree()
+        for sender in self._senders:
+            sender.agree()
         self._chunk.spread_values()
         self._drained = self._steps // self._passes
 
     def carried(self) -> list[Strip]:
-        return [strip for piece in self._pieces() for strip in piece.carried()]
+        return [strip for sender in self._senders for strip in sender.carried()]
 
     def agree_on(self, states: Sequence[Tensor]) -> None:
         # Each node's momentum comes from its own gradients, but from now on all nodes hold the
         # mean's weights.
         agree(states, self._parts[0].peers)
-
-    def _pieces(self) -> Iterator["MovingPiece"]:
-        return chain.from_iterable(each.pieces for each in self._rotations)
 
     def _window_ended(self, window: int) -> None:
         """Lands what is due, and sends what has moved."""
@@ -146,7 +174,7 @@ class Averaging:
         # delay 0 this window's own movement is due, which can only land after its launch.
         delay = 0 if window < self._synchronous_windows else self._delay
         self._land_up_to(window - max(1, delay), window)
-        self._in_flight.extend(rotation.launch(window) for rotation in self._rotations)
+        self._in_flight.extend(sender.launch(window) for sender in self._senders)
         self._land_up_to(window - delay, window)
 
     def lateness(self) -> Lateness:
@@ -159,12 +187,12 @@ class Averaging:
     def _land(self, now: int) -> None:
         oldest = self._in_flight.popleft()
         age = now - oldest.window
-        oldest.piece.land(oldest.sent, keep=age > 0 and self._meter.samples(now))
+        oldest.land(age > 0 and self._meter.samples(now))
         # The movement took place evenly over the windows since the piece was last sent; in the
         # first round after a drain that is fewer than the number of pieces. Its mean age is
         # (windows - 1) / 2 more.
-        moved_for = min(oldest.window + 1 - self._drained, len(oldest.rotation.pieces))
-        share = oldest.rotation.elements / self._elements if self._elements else 1.0
+        moved_for = min(oldest.window + 1 - self._drained, oldest.sender.period)
+        share = oldest.sender.elements / self._elements if self._elements else 1.0
         self._meter.landed(age + (moved_for - 1) / 2, share)
 
 

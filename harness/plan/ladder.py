@@ -76,10 +76,12 @@ def _climbed(config: Config, pulled: Sequence[Lever], top: Levers) -> Config:
         top.pieces if averages else 1,
     )
     route = "hierarchical" if Lever.HIERARCHICAL in pulled else "flat"
-    paced = averages and Lever.SLICED in pulled and top.slice_pieces != top.pieces
+    sliced = averages and Lever.SLICED in pulled
+    paced = sliced and top.slice_pieces != top.pieces
     values = found.exchange.model_dump() | {
         "route": "auto" if averages else route,
         "slice_pieces": top.slice_pieces if paced else None,
+        "slice_rows": config.exchange.slice_rows if sliced else "all",
         "delay": top.delay if Lever.LATE in pulled else 0,
     }
     return found.model_copy(update={"exchange": type(found.exchange)(**values)})

@@ -220,7 +220,8 @@ def dynamics_of(config: Config, window: int, nodes: int) -> Dynamics | None:
         passes=given.backward_passes_per_step if local else 1,
         alone=local and alone,
         pieces=given.pieces if local else 1,
-        slice_pieces=given.slice_pace if local else None,
+        # Drawn rows are sent as soon as they have moved.
+        slice_pieces=(1 if given.slice_rows == "drawn" else given.slice_pace) if local else None,
         outer_lr=given.outer_lr,
         outer_momentum=given.outer_momentum,
         outer_nesterov=traits.outer_nesterov,

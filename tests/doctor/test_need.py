@@ -144,6 +144,22 @@ SAMPLED: dict[str, tuple[Config, int, int]] = {
         1,
         1,
     ),
+    "sampled, drawn rows of slices": (
+        config("node", **MANY, **AVERAGING, exchange__slice_rows="drawn"),
+        2,
+        4,
+    ),
+    "sampled, drawn rows of slices, int8": (
+        config(
+            "node",
+            **MANY,
+            **AVERAGING,
+            exchange__slice_rows="drawn",
+            exchange__compression="int8",
+        ),
+        2,
+        4,
+    ),
     "sampled, slices of the world": (config("world", **MANY), 2, 4),
     "sampled, slices of a node, late": (config("node", **MANY, **LATE), 2, 4),
 }

@@ -175,6 +175,23 @@ AT_ITS_PACE = [
     )
 ]
 """The backbone's chunk and the slice are cut differently."""
+DRAWN = [
+    Case(
+        "node",
+        "averaging",
+        passes,
+        delay,
+        changes=sampled(share, ("exchange__slice_rows", "drawn"), *changes),
+    )
+    for share, passes, delay, changes in (
+        (0.4, 1, 1, ()),
+        (0.2, 2, 2, ()),
+        (0.4, 1, 0, (("exchange__pieces", 2),)),
+        (0.4, 2, 1, ()),  # all rows of one of the slices
+        (0.4, 1, 1, (("exchange__compression", "int8"),)),
+    )
+]
+"""Of the slices, only rows that were drawn are sent."""
 LOSSY = [
     Case(layout, kind, passes, delay, changes=(("exchange__compression", compression),))
     for layout, kind, passes, delay, compression in (
@@ -214,6 +231,7 @@ EVERY_CASE = (
     + SAMPLED_LOSSY
     + IN_PIECES
     + AT_ITS_PACE
+    + DRAWN
     + LOSSY
     + LOSSY_ON_TIME
     + IN_BUCKETS

@@ -12,7 +12,7 @@ from harness.model.backbone import make_backbone
 from harness.model.initial import initial_weight
 from harness.parallel.slices import slice_of
 from harness.train.optimizer import lr_at
-from tests.drawn import drawn
+from tests.drawn import drawn, key
 from tests.laws.task import CLASSES, FEATURES, SIZE, WINDOWS, world_batches
 from tests.laws.turns import Turn, turns_of
 
@@ -175,12 +175,19 @@ def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
     owners = owners_of(config, nodes, ranks_per_node)
     velocity = [torch.zeros_like(p) for p in models[0].parameters()]
 
+    def crossing(number: int, window: int) -> Tensor:
+        if exchange.slice_rows == "drawn" and number in (0, 1):  # weight and bias
+            drawn = rows_drawn(config, window, owners)
+            shape = (CLASSES, FEATURES) if number == 0 else (CLASSES,)
+            return drawn.view(-1, *[1] * (len(shape) - 1)).expand(shape)
+        return in_turn(turns[number], window)
+
     def values() -> list[list[Tensor]]:
         return [[p.detach().clone() for p in model.parameters()] for model in models]
 
     def land(window: int, sent: list[list[Tensor]]) -> None:
         for number, parts in enumerate(zip(*sent, strict=True)):
-            crossed, mean = in_turn(turns[number], window), sum(parts) / nodes
+            crossed, mean = crossing(number, window), sum(parts) / nodes
             velocity[number] = torch.where(
                 crossed, beta * velocity[number] + mean, velocity[number]
             )
@@ -211,7 +218,7 @@ def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
         sent = differences(values(), sent_up_to)
         for parts, before in zip(sent, sent_up_to, strict=True):
             for number, part in enumerate(parts):
-                part *= in_turn(turns[number], window)
+                part *= crossing(number, window)
                 before[number] += part
         queue.append((window, sent))
         if delay == 0:
@@ -221,6 +228,24 @@ def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
     for number, parts in enumerate(zip(*values(), strict=True)):
         list(models[0].parameters())[number].data = sum(parts) / nodes
     return Trained(models[0], losses)
+
+
+def rows_drawn(config: Config, window: int, owners: int) -> Tensor:
+    """Whether each class is sent in a window: those with the largest keys of each of its
+    micro-batches, and then those with the largest keys of the last one, as many in every window."""
+    share, passes = config.classifier.sampling, config.exchange.backward_passes_per_step
+    numbers = range(window * passes, (window + 1) * passes)
+    sent = torch.zeros(CLASSES, dtype=torch.bool)
+    for owner in range(owners):
+        own = slice_of(CLASSES, owners, owner)
+        for number in numbers:
+            sent[drawn(share, config.seed, number, own, [])] = True
+        most = min(own.size, passes * len(drawn(share, config.seed, numbers[-1], own, [])))
+        rest = [each for each in range(own.start, own.stop) if not sent[each]]
+        rest.sort(key=lambda each: -key(config.seed, numbers[-1], each))
+        missing = most - int(sent[own.start : own.stop].sum())
+        sent[rest[:missing]] = True
+    return sent
 
 
 def in_turn(turn: Turn, window: int) -> Tensor:

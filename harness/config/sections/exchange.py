@@ -42,6 +42,10 @@ class ExchangeConfig(Section):
     slice_pieces: int | None = Field(default=None, ge=1, le=10_000)
     """averaging, slowmo: number of pieces of the slices of layout=node, if they are to have a pace
     of their own: `pieces` are then those of the rest. null: `pieces` cuts both alike."""
+    slice_rows: Literal["all", "drawn"] = "all"
+    """averaging with classifier.sampling: rows of the slices of layout=node that cross. drawn: in
+    each window those that were drawn for its micro-batches; a row that moved only because an image
+    has its class waits until it is drawn. all: all rows, in pieces."""
     max_pieces: int = Field(default=0, ge=0, le=10_000)
     """averaging, slowmo: chooses `pieces`, up to this number, by times measured before training; 0:
     as given."""
@@ -66,6 +70,11 @@ class ExchangeConfig(Section):
         """Number of pieces of the slices if it is not that of the rest, so that they are sent in
         messages of their own; None if one message has a piece of both."""
         return None if self.slice_pieces == self.pieces else self.slice_pieces
+
+    @property
+    def slices_apart(self) -> bool:
+        """Whether slices are sent in messages of their own."""
+        return self.slice_pace is not None or self.slice_rows == "drawn"
 
     @property
     def has_outer(self) -> bool:

@@ -16,6 +16,8 @@ class Rotation:
     sent: int
     """Elements that cross to other nodes."""
     pieces: int
+    rested: int = 0
+    """Elements of a slice that a window does not send."""
 
     @property
     def piece(self) -> int:
@@ -49,7 +51,9 @@ class ExchangeMemory:
         kept = traits.copies + exchange.has_outer
         kept += (exchange.delay + 1) * traits.copies_of_window
         wires = sum(self._wires(each) for each in self._rotations)
-        return (kept * sizes.part + self._sampled) * s + wires
+        # Of drawn rows alone the movement is kept, not of the whole slice.
+        rested = self._rotations[-1].rested
+        return (kept * sizes.part - rested + self._sampled) * s + wires
 
     def _wires(self, rotation: Rotation) -> int:
         """Bytes of the wires of a rotation's pieces."""
@@ -73,6 +77,12 @@ class ExchangeMemory:
         pieces = max(exchange.pieces, exchange.max_pieces)
         sliced = sizes.sliced if sizes.config.classifier.layout == "node" else 0
         of_slice = exchange.slice_pieces if exchange.max_pieces else exchange.slice_pace
+        if exchange.slice_rows == "drawn":
+            drawn = sizes.drawn_rows * sizes.anatomy.per_class
+            return [
+                Rotation(sizes.chunk, sizes.chunk, pieces),
+                Rotation(drawn, drawn, 1, sizes.sliced - drawn),
+            ]
         if of_slice is None:
             return [Rotation(sizes.part, sizes.chunk + sliced, pieces)]
         return [
