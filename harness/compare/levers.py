@@ -17,6 +17,7 @@ SET_BY_LEVERS = (
     "exchange.backward_passes_per_step",
     "exchange.delay",
     "exchange.pieces",
+    "exchange.slice_pieces",
     "exchange.max_pieces",
 )
 """Settings that the levers determine."""
@@ -44,6 +45,8 @@ class Levers:
     passes: int
     """K, micro-batches per step."""
     pieces: int
+    slice_pieces: int
+    """Pieces of a slice; as many as `pieces` if it has no pace of its own."""
     delay: int
     """Delay in windows."""
 
@@ -51,32 +54,34 @@ class Levers:
     def in_order(self) -> tuple[Lever, ...]:
         return tuple(lever for lever in Lever if lever in self.pulled)
 
-    def how_far(self, lever: Lever) -> int:
-        """How far the lever is pulled, comparable between configs that both pull it.
-
-        A lever with only two settings is always at 0.
-        """
-        found = {
-            Lever.FEWER_BYTES: COMPRESSIONS.index(self.compression),
-            Lever.RARER: self.passes,
-            Lever.LOCAL_STEPS: self.pieces,
-            Lever.LATE: self.delay,
+    def how_far(self, lever: Lever) -> tuple[int, ...]:
+        """How far the lever is pulled, number by number comparable between configs that both pull
+        it; empty for a lever with only two settings."""
+        found: dict[Lever, tuple[int, ...]] = {
+            Lever.FEWER_BYTES: (COMPRESSIONS.index(self.compression),),
+            Lever.RARER: (self.passes,),
+            Lever.LOCAL_STEPS: (self.pieces, self.slice_pieces),
+            Lever.LATE: (self.delay,),
         }
-        return found.get(lever, 0)
+        return found.get(lever, ())
 
     def setting(self, lever: Lever) -> str:
         """How far the lever is pulled, as text; empty for a lever with only two settings."""
         found = {
             Lever.FEWER_BYTES: self.compression,
             Lever.RARER: f"K = {self.passes}",
-            Lever.LOCAL_STEPS: f"{self.pieces} piece{'s' * (self.pieces > 1)}",
+            Lever.LOCAL_STEPS: pieces_text(self.pieces, self.slice_pieces),
             Lever.LATE: f"delay {self.delay}",
         }
         return found.get(lever, "")
 
     def above(self, lower: "Levers") -> bool:
         """Whether this pulls all levers of `lower`, at least as far, and at least one more."""
-        kept = all(self.how_far(lever) >= lower.how_far(lever) for lever in lower.pulled)
+        kept = all(
+            own >= other
+            for lever in lower.pulled
+            for own, other in zip(self.how_far(lever), lower.how_far(lever), strict=True)
+        )
         return kept and lower.pulled < self.pulled
 
     def agrees_with(self, top: "Levers") -> bool:
@@ -106,8 +111,15 @@ def levers_of(config: Config) -> Levers | None:
         exchange.compression,
         exchange.backward_passes_per_step,
         exchange.pieces,
+        exchange.slice_pieces or exchange.pieces,
         exchange.delay,
     )
+
+
+def pieces_text(pieces: int, slice_pieces: int | None) -> str:
+    """The numbers of pieces as text, that of a slice only if it has a pace of its own."""
+    found = f"{pieces} piece{'s' * (pieces > 1)}"
+    return found if slice_pieces in (None, pieces) else f"{found}, slices {slice_pieces}"
 
 
 def _hierarchical(exchange: ExchangeConfig, layout: str) -> bool:

@@ -114,6 +114,24 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _slices_have_a_pace(self) -> "Config":
+        own, layout = self.exchange, self.classifier.layout
+        if own.slice_pieces is not None and layout != "node":
+            raise ValueError(
+                f"exchange.slice_pieces={own.slice_pieces} cuts the slices that cross between "
+                f"nodes, classifier.layout is {layout}; use layout=node, or leave it out"
+            )
+        alike = (own.slice_pieces, own.has_outer, own.max_pieces) == (None, False, 0)
+        found = own.kind, layout, self.classifier.sampling < 1, alike
+        if own.slice_rows == "drawn" and found != ("averaging", "node", True, True):
+            raise ValueError(
+                "exchange.slice_rows=drawn sends sampled rows: it needs kind=averaging, "
+                "classifier.layout=node, classifier.sampling below 1, and neither slice_pieces nor "
+                "max_pieces nor an outer optimizer; use slice_rows=all"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _classes_can_rest(self) -> "Config":
         if reason := self.why_no_class_rests():
             raise ValueError(reason)
@@ -153,7 +171,8 @@ class Config(Section):
         `layout` and `passes` (micro-batches in a window): None keeps those of this run.
         """
         exchange = {"kind": "isolated", "route": "auto", "compression": "none", "delay": 0}
-        exchange |= {"pieces": 1, "max_pieces": 0, "outer_lr": 1.0, "outer_momentum": 0.0}
+        exchange |= {"pieces": 1, "slice_pieces": None, "slice_rows": "all", "max_pieces": 0}
+        exchange |= {"outer_lr": 1.0, "outer_momentum": 0.0}
         exchange["backward_passes_per_step"] = passes or self.exchange.backward_passes_per_step
         classifier = {"layout": layout or self.classifier.layout}
         apart = self.exchanging(**exchange)

@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -36,11 +38,61 @@ class OuterNesterov:
         movement.add_(self.velocity, alpha=self._momentum).mul_(self._lr)
 
 
+class Sender(Protocol):
+    """Sends what some of a rank's elements have moved, once in each window."""
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The parts that these elements make up."""
+
+    @property
+    def elements(self) -> int:
+        """Elements of all parts."""
+
+    @property
+    def period(self) -> int:
+        """Windows from one message of an element to the next."""
+
+    def launch(self, window: int) -> "InFlight":
+        """Sends this window's movement. Collective over the parts' ranks."""
+
+    def agree(self) -> None:
+        """Continues from the average of the nodes' values. Collective over the parts' ranks."""
+
+    def carried(self) -> list[Strip]:
+        """State carried between windows beside the values."""
+
+
 @dataclass(frozen=True)
 class InFlight:
     window: int
-    piece: "MovingPiece"
-    sent: Sent
+    sender: Sender
+    land: Callable[[bool], None]
+    """Waits, and replaces this node's own movement by the mean movement of all nodes. With True,
+    the mean movement is kept and compared with this node's own at the next launch."""
+
+
+class Rotation:
+    """Pieces that are sent in turn, one in each window."""
+
+    def __init__(self, pieces: Sequence["MovingPiece"]) -> None:
+        self._pieces = pieces
+        self.parts = [piece.part for piece in pieces]
+        self.elements = sum(part.elements for part in self.parts)
+        self.period = len(pieces)
+
+    def launch(self, window: int) -> InFlight:
+        """Sends what the piece whose turn it is has moved. Collective over the part's ranks."""
+        turn, number = divmod(window, len(self._pieces))
+        piece = self._pieces[number]
+        return InFlight(window, self, partial(piece.land, piece.launch(turn)))
+
+    def agree(self) -> None:
+        for piece in self._pieces:
+            piece.agree()
+
+    def carried(self) -> list[Strip]:
+        return [strip for piece in self._pieces for strip in piece.carried()]
 
 
 class Averaging:
@@ -52,9 +104,10 @@ class Averaging:
     what has not landed yet (and by what a lossy wire has not sent yet). Momentum stays local. The
     first `synchronous_windows` windows use delay 0.
 
-    With several pieces each window sends one of them in turn, which loads the link evenly; each
-    piece lands after the same delay. `drain` leaves all nodes on the average of their values, equal
-    to the bit.
+    A rotation of several pieces sends one of them in each window, in turn, which loads the link
+    evenly; each piece lands after the same delay. With two senders, of the chunk and of the slice,
+    each part has its own pace: a window sends a message of either. `drain` leaves all nodes on the
+    average of their values, equal to the bit.
     """
 
     passes_per_step = 1
@@ -63,13 +116,15 @@ class Averaging:
     def __init__(
         self,
         chunk: Chunk,
-        pieces: Sequence["MovingPiece"],
+        senders: Sequence[Sender],
         config: ExchangeConfig,
         first_window: int = 0,
         meter: LatenessMeter | None = None,
     ) -> None:
         self._chunk = chunk
-        self._pieces = pieces
+        self._senders = senders
+        self._parts = [part for each in senders for part in each.parts]
+        self._elements = sum(each.elements for each in senders)
         self._passes = config.backward_passes_per_step
         self._delay = config.delay
         self._synchronous_windows = config.synchronous_windows
@@ -95,26 +150,26 @@ class Averaging:
 
     def at_mean(self) -> AbstractContextManager[Tensor | None]:
         # What is in flight cancels out in the mean.
-        return mean_values([piece.part for piece in self._pieces], self._chunk)
+        return mean_values(self._parts, self._chunk)
 
     def divergence_before_drain(self) -> Callable[[], Tensor]:
-        return divergence_of([piece.part for piece in self._pieces])
+        return divergence_of(self._parts)
 
     def drain(self, step: Callable[[], None]) -> None:
         while self._in_flight:
             self._land(self._in_flight[-1].window)
-        for piece in self._pieces:
-            piece.agree()
+        for sender in self._senders:
+            sender.agree()
         self._chunk.spread_values()
         self._drained = self._steps // self._passes
 
     def carried(self) -> list[Strip]:
-        return [strip for piece in self._pieces for strip in piece.carried()]
+        return [strip for sender in self._senders for strip in sender.carried()]
 
     def agree_on(self, states: Sequence[Tensor]) -> None:
         # Each node's momentum comes from its own gradients, but from now on all nodes hold the
         # mean's weights.
-        agree(states, self._pieces[0].part.peers)
+        agree(states, self._parts[0].peers)
 
     def _window_ended(self, window: int) -> None:
         """Lands what is due, and sends what has moved."""
@@ -124,8 +179,7 @@ class Averaging:
         # delay 0 this window's own movement is due, which can only land after its launch.
         delay = 0 if window < self._synchronous_windows else self._delay
         self._land_up_to(window - max(1, delay), window)
-        piece = self._pieces[window % len(self._pieces)]
-        self._in_flight.append(InFlight(window, piece, piece.launch(window // len(self._pieces))))
+        self._in_flight.extend(sender.launch(window) for sender in self._senders)
         self._land_up_to(window - delay, window)
 
     def lateness(self) -> Lateness:
@@ -138,12 +192,13 @@ class Averaging:
     def _land(self, now: int) -> None:
         oldest = self._in_flight.popleft()
         age = now - oldest.window
-        oldest.piece.land(oldest.sent, keep=age > 0 and self._meter.samples(now))
+        oldest.land(age > 0 and self._meter.samples(now))
         # The movement took place evenly over the windows since the piece was last sent; in the
         # first round after a drain that is fewer than the number of pieces. Its mean age is
         # (windows - 1) / 2 more.
-        moved_for = min(oldest.window + 1 - self._drained, len(self._pieces))
-        self._meter.landed(age + (moved_for - 1) / 2)
+        moved_for = min(oldest.window + 1 - self._drained, oldest.sender.period)
+        share = oldest.sender.elements / self._elements if self._elements else 1.0
+        self._meter.landed(age + (moved_for - 1) / 2, share)
 
 
 class MovingPiece:
@@ -159,7 +214,7 @@ class MovingPiece:
     ) -> None:
         self.part = part
         self._name = name
-        self._slots = config.delay // config.pieces + 1
+        self._slots = config.delay // part.pieces + 1
         self._wire = part.wire(config.compression, self._slots, name, keeps_own=True)
         self._sent_up_to = part.values()
         self._change = torch.empty_like(self._sent_up_to)
@@ -177,7 +232,8 @@ class MovingPiece:
         """
         self.part.movement(self._sent_up_to, out=self._change)
         if self._landed is not None:
-            self._meter.compare(self._landed, self._change)
+            # Each of several pieces is compared in fewer windows.
+            self._meter.compare(self._landed, self._change, self.part.pieces)
             self._landed = None
         sent = self._wire.launch(self._change, turn % self._slots)
         # `_sent_up_to` advances by what was really sent, so what a lossy wire left out counts as

@@ -9,14 +9,16 @@ from typing import Protocol
 from torch import Tensor
 
 from harness.config import ExchangeConfig
-from harness.exchange.averaging import Averaging, MovingPiece, OuterNesterov
+from harness.errors import UserError
+from harness.exchange.averaging import Averaging, MovingPiece, OuterNesterov, Rotation, Sender
 from harness.exchange.carried import Strip
 from harness.exchange.delayed import Delayed
+from harness.exchange.drawn_rows import Draw, DrawnRows
 from harness.exchange.flat import Flat, RankParameters
 from harness.exchange.isolated import Isolated
 from harness.exchange.kinds import KindName, Path
 from harness.exchange.lateness import Lateness, LatenessMeter
-from harness.exchange.parts import Chunk, Part
+from harness.exchange.parts import WHOLE, Chunk, Cut, Part
 from harness.exchange.slowmo import SlowMomentum
 from harness.exchange.synchronous import Synchronous
 from harness.exchange.torch_ddp import InBackward, PostLocal, PowerSgd
@@ -121,13 +123,15 @@ def make_exchange(
     first_window: int = 0,
     sample_every: int = 0,
     errors: PowerSgdErrors | None = None,
+    draw: Draw | None = None,
 ) -> Exchange:
     """The exchange that the config names, over the parameters of this rank.
 
     A resumed run starts at `first_window`; lateness is sampled every `sample_every` windows;
-    `errors` are those of `through_ddp`. Collective over the world.
+    `errors` are those of `through_ddp`; `draw` is for `slice_rows=drawn`. Collective over the
+    world.
     """
-    given = _Given(exchange, parameters, world, first_window, sample_every, errors)
+    given = _Given(exchange, parameters, world, first_window, sample_every, errors, draw)
     return MAKERS[exchange.chosen_kind](given)
 
 
@@ -141,15 +145,16 @@ class _Given:
     first_window: int
     sample_every: int
     errors: PowerSgdErrors | None
+    draw: Draw | None
 
     @property
     def chunk(self) -> Chunk:
         return Chunk(self.parameters.shared, self.world.node)
 
-    def part(self, number: int = 0, pieces: int = 1) -> Part:
-        """The part that this rank exchanges with its peers, or one of several pieces of it."""
+    def part(self, cut: Cut = WHOLE) -> Part:
+        """The part that this rank exchanges with its peers, or a piece of it."""
         own = self.parameters
-        return Part(own.shared, own.sliced, own.slice_crosses, self._peers, number, pieces)
+        return Part(own.shared, own.sliced, own.slice_crosses, self._peers, cut)
 
     @cached_property
     def _peers(self) -> Carrier:
@@ -178,11 +183,53 @@ def _averaging(given: _Given, outer: type[OuterNesterov] = OuterNesterov) -> Exc
         # A single node has nobody to average with: it sends nothing and nothing lands late. An
         # outer optimizer still changes its steps.
         return _isolated(given)
-    pieces = [
-        MovingPiece(given.part(number, exchange.pieces), exchange, f"piece.{number}", meter, outer)
-        for number in range(exchange.pieces)
+    senders: list[Sender] = [
+        Rotation(
+            [
+                MovingPiece(given.part(cut), exchange, f"{name}.{cut.number}", meter, outer)
+                for cut in cuts
+            ]
+        )
+        for name, cuts in cuts_of(exchange).items()
     ]
-    return Averaging(given.chunk, pieces, exchange, given.first_window, meter)
+    if exchange.slice_rows == "drawn":
+        senders.append(_drawn_rows(given))
+    return Averaging(given.chunk, senders, exchange, given.first_window, meter)
+
+
+def _drawn_rows(given: _Given) -> DrawnRows:
+    exchange, sliced = given.exchange, given.parameters.sliced
+    if reason := why_rows_are_not_drawn(exchange, given.world.topology.nodes):
+        raise UserError(reason)
+    if given.draw is None:
+        raise ValueError("exchange.slice_rows=drawn needs the draw of a window's classes")
+    return DrawnRows(sliced, given.part(Cut(chunk=False)), exchange, given.draw)
+
+
+def why_rows_are_not_drawn(exchange: ExchangeConfig, nodes: int) -> str:
+    """Why this exchange cannot send drawn rows between so many nodes, as an error says it; "" if it
+    can."""
+    if exchange.slice_rows == "all" or exchange.compression == "none" or nodes <= 2:
+        return ""
+    return (
+        f"exchange.slice_rows=drawn with compression={exchange.compression} needs two nodes, there "
+        f"are {nodes}: among more the wire keeps remainders, which belong to rows that the next "
+        f"window does not send; use compression=none or slice_rows=all"
+    )
+
+
+def cuts_of(exchange: ExchangeConfig) -> dict[str, list[Cut]]:
+    """By name, the pieces that are sent in turn: of chunk and slice together, of each at a pace of
+    its own, or of the chunk alone, beside drawn rows of the slice."""
+    pieces, of_slice = exchange.pieces, exchange.slice_pace
+    if exchange.slice_rows == "drawn":
+        return {"piece": [Cut(number, pieces, slice=False) for number in range(pieces)]}
+    if of_slice is None:
+        return {"piece": [Cut(number, pieces) for number in range(pieces)]}
+    return {
+        "piece": [Cut(number, pieces, slice=False) for number in range(pieces)],
+        "slice": [Cut(number, of_slice, chunk=False) for number in range(of_slice)],
+    }
 
 
 def _slowmo(given: _Given) -> Exchange:

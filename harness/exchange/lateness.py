@@ -13,13 +13,14 @@ class Lateness:
 
     windows: float = 0.0
     """Sum of the ages of all results that landed: windows from launch to use."""
-    landings: int = 0
+    landings: float = 0.0
+    """Number of results that landed; one of a share of this rank's parts counts as that share."""
     products: Tensor | None = None
     """late . fresh, |late|^2 and |fresh|^2 over this rank's parts, [3], weighted so that the sum
     over all ranks counts every element equally often. None if nothing was sampled."""
 
 
-ON_TIME = Lateness(0.0, 1)
+ON_TIME = Lateness(0.0, 1.0)
 
 
 def cosine(products: Tensor) -> float:
@@ -34,20 +35,22 @@ class LatenessMeter:
     def __init__(self, every: int) -> None:
         self._every = every
         self._windows = 0.0
-        self._landings = 0
+        self._landings = 0.0
         self._products: list[Tensor] = []
 
     def samples(self, window: int) -> bool:
         """Whether what lands in this window is kept until its fresh counterpart is known."""
         return self._every > 0 and window % self._every == 0
 
-    def landed(self, windows: float) -> None:
-        """Records that a result of this age was used."""
-        self._windows += windows
-        self._landings += 1
+    def landed(self, windows: float, share: float = 1.0) -> None:
+        """Records that a result of this age was used. Where a window has several results, `share`
+        is the share of this rank's elements that results of this kind are about."""
+        self._windows += windows * share
+        self._landings += share
 
     def compare(self, late: Tensor, fresh: Tensor, share: float = 1.0) -> None:
-        """Compares parts of equal length; `share` is one over the number of ranks that hold them.
+        """Compares parts of equal length; `share` makes up for elements that are compared more
+        often or more rarely than others: on several ranks, or in some windows only.
 
         The products stay on the device.
         """
@@ -58,5 +61,5 @@ class LatenessMeter:
         """The lateness since the last call."""
         products = torch.stack(self._products).sum(0) if self._products else None
         found = Lateness(self._windows, self._landings, products)
-        self._windows, self._landings, self._products = 0.0, 0, []
+        self._windows, self._landings, self._products = 0.0, 0.0, []
         return found

@@ -6,6 +6,7 @@ and averages it only with the same part on the other nodes.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from harness.exchange.compression import WireParts, make_wire
 from harness.exchange.flat import Flat
 from harness.exchange.wire import Carrier, Wire
 from harness.parallel.group import Group
-from harness.parallel.slices import slice_of
+from harness.parallel.slices import Slice, slice_of
 
 BLOCK = 1 << 16
 """Elements of a part that are compared at once."""
@@ -42,12 +43,35 @@ class Chunk:
         self._node.launch_all_gather(self._values, self._shared.values).wait()
 
 
+@dataclass(frozen=True)
+class Cut:
+    """One of several equal pieces of a rank's chunk, of its slice, or of both."""
+
+    number: int = 0
+    pieces: int = 1
+    chunk: bool = True
+    """Whether it has elements of the chunk."""
+    slice: bool = True
+    """Whether it has elements of the slice."""
+
+    def of_chunk(self, elements: int) -> Slice:
+        """Its elements of a chunk."""
+        return slice_of(elements if self.chunk else 0, self.pieces, self.number)
+
+    def of_slice(self, elements: int) -> Slice:
+        """Its elements of a slice."""
+        return slice_of(elements if self.slice else 0, self.pieces, self.number)
+
+
+WHOLE = Cut()
+"""All of the chunk and of the slice."""
+
+
 class Part:
     """A rank's chunk and then its slice, as one tensor, for gradients and values alike.
 
-    With several `pieces` it is one of them: a piece of the chunk, then one of the slice. A slice
-    without replicas (`slice_crosses` false) comes after the `sent` elements that cross, and is not
-    sent.
+    With a `cut` it is a piece of them: a piece of the chunk, then one of the slice. A slice without
+    replicas (`slice_crosses` false) comes after the `sent` elements that cross, and is not sent.
     """
 
     def __init__(
@@ -56,11 +80,10 @@ class Part:
         sliced: Flat,
         slice_crosses: bool,
         peers: Carrier,
-        number: int = 0,
-        pieces: int = 1,
+        cut: Cut = WHOLE,
     ) -> None:
-        chunk = slice_of(shared.owned.size, pieces, number)
-        own = slice_of(len(sliced.values), pieces, number)
+        chunk = cut.of_chunk(shared.owned.size)
+        own = cut.of_slice(len(sliced.values))
         of_shared = slice(shared.owned.start + chunk.start, shared.owned.start + chunk.stop)
         of_sliced = slice(own.start, own.stop)
         self._flats = (shared, of_shared.start), (sliced, of_sliced.start)
@@ -68,6 +91,8 @@ class Part:
         self._grads = shared.grads[of_shared], sliced.grads[of_sliced]
         self._sizes = chunk.size, own.size
         self.peers = peers
+        self.pieces = cut.pieces
+        """Number of pieces of which this is one, so that it is sent in every so many'th window."""
         self.copies = peers.size
         """Number of ranks that hold the same elements of what crosses."""
         self.elements = chunk.size + own.size

@@ -14,9 +14,14 @@ class PieceTimes:
     compute_ms: float
     """Duration of a window in which nodes do not communicate."""
     transfer_ms: float
-    """Duration of sending a rank's whole part and waiting for the result."""
+    """Duration of sending what is to be cut and waiting for the result: a rank's whole part, or its
+    chunk if the slice has a pace of its own."""
+    beside_ms: float = 0.0
+    """The same of what each window sends beside it, which is a piece of that slice."""
 
     def fewest_pieces(self, delay: int, most: int) -> int:
         """The fewest pieces of which each lands in time, at most `most`."""
-        hidden_ms = SHARE * max(1, delay) * self.compute_ms
+        hidden_ms = SHARE * max(1, delay) * self.compute_ms - self.beside_ms
+        if hidden_ms <= 0:
+            return most
         return min(most, max(1, math.ceil(self.transfer_ms / hidden_ms)))

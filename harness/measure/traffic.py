@@ -93,6 +93,8 @@ class Sizes:
     """(elements, ranks, nodes) -> bytes that a rank sends to average them."""
     pieces: int = 1
     """Pieces of a part; one of them crosses per window."""
+    slice_pieces: int | None = None
+    """Pieces of a slice, if they cross in messages of their own; None: beside those of a chunk."""
     buckets: tuple[int, ...] = ()
     """Elements of each bucket of the shared parameters, if gradients are averaged beside the
     backward pass; together they make up `shared`."""
@@ -185,7 +187,18 @@ def _part_bytes(sizes: Sizes, chunk: int) -> Bytes:
     pieces."""
     total = Bytes()
     for elements in sizes.slices or (0,) * sizes.ranks_per_node:
-        for piece in range(sizes.pieces):
-            of_both = [slice_of(n, sizes.pieces, piece).size for n in (chunk, elements)]
-            total += sizes.crossing(sum(of_both), sizes.nodes, sizes.nodes)
-    return total * (1 / sizes.ranks_per_node / sizes.pieces)
+        if sizes.slice_pieces is None:
+            total += _piece_bytes(sizes, sizes.pieces, chunk, elements)
+        else:
+            total += _piece_bytes(sizes, sizes.pieces, chunk)
+            total += _piece_bytes(sizes, sizes.slice_pieces, elements)
+    return total * (1 / sizes.ranks_per_node)
+
+
+def _piece_bytes(sizes: Sizes, pieces: int, *tensors: int) -> Bytes:
+    """Bytes of a message with a piece of each tensor, mean over pieces."""
+    total = Bytes()
+    for piece in range(pieces):
+        elements = sum(slice_of(each, pieces, piece).size for each in tensors)
+        total += sizes.crossing(elements, sizes.nodes, sizes.nodes)
+    return total * (1 / pieces)

@@ -16,6 +16,13 @@ class Margin:
     """Maps the targets' cosines to the values that replace them."""
     straight_through: bool = False
     """The backward pass treats the target's cosine as if it had not been moved."""
+    parallel: bool = False
+    """The target's cosine is moved by a constant."""
+
+    @property
+    def keeps_slope(self) -> bool:
+        """Whether the target's logit grows as fast with its cosine as without the margin."""
+        return self.straight_through or self.parallel
 
 
 def margin_of(config: ClassifierConfig) -> Margin | None:
@@ -30,7 +37,7 @@ def margin_of(config: ClassifierConfig) -> Margin | None:
     if config.margin == "none":
         return None
     if config.margin == "cosface":
-        return Margin(lambda cosines: cosines - size, straight)
+        return Margin(lambda cosines: cosines - size, straight, parallel=True)
     if config.margin == "combined":
         return Margin(_combined(config.margin_m1, config.margin_m2, config.margin_m3), straight)
 

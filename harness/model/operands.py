@@ -157,6 +157,8 @@ class FirstPass:
     """[n, D], sum_j exp(z_j - max) dz_j/dx divided by `scale`, including the target's class."""
     shifts: list[Tensor]
     """r, for each tile."""
+    inverses: list[Tensor]
+    """For cosines: of each tile the inverse lengths of its rows, [c]."""
 
 
 def begun(given: Operands, goes_back: bool) -> FirstPass:
@@ -173,6 +175,7 @@ def begun(given: Operands, goes_back: bool) -> FirstPass:
         own=ones_n,
         mixed=like_n.new_zeros(n, given.features.shape[1]) if goes_back else None,
         shifts=[],
+        inverses=[],
     )
 
 

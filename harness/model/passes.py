@@ -44,6 +44,8 @@ def first_pass(
     follows.
     """
     found = begun(given, kept is not None)
+    if given.margin is not None:
+        _move_targets(given, found)
     for tile in tiles(given, size):
         _take(given, tile, found, kept, look)
     return found
@@ -54,14 +56,11 @@ def _take(
 ) -> None:
     product_cD, inverse_c = _weight(given, tile)
     logits_cn = _logits(given, tile, product_cD, inverse_c)
-    target_n = logits_cn.gather(0, tile.place[None])[0]
-    found.plain = target_n.where(tile.inside, found.plain)
     if given.margin is not None:
-        assert given.scale is not None
-        target_n, slope_n = with_margin(given.margin, target_n, given.scale)
-        found.own = found.slope = slope_n.where(tile.inside, found.slope)
-        _put(logits_cn, tile, target_n)
-    found.target = target_n.where(tile.inside, found.target)
+        _put(logits_cn, tile, found.target)
+    else:
+        target_n = logits_cn.gather(0, tile.place[None])[0]
+        found.plain = found.target = target_n.where(tile.inside, found.target)
     if look is not None:
         look(tile, logits_cn)
     max_n, best_n = logits_cn.max(dim=0)  # the lowest class wins ties
@@ -77,13 +76,15 @@ def _take(
     found.max = largest_n
     if kept is None:
         return
-    if given.margin is not None:
+    if given.margin is not None and not given.margin.keeps_slope:
         _scale_target(exponentials_cn, tile, found.slope)
+    if inverse_c is not None:
+        # For both gradients: dX has rows of length 1, and dW is divided by the row's length.
+        exponentials_cn *= inverse_c[:, None]
+        found.inverses.append(inverse_c)
     kept.keep(tile, exponentials_cn)
     found.shifts.append(max_n)
     assert found.mixed is not None
-    if inverse_c is not None:
-        exponentials_cn *= inverse_c[:, None]
     found.mixed.mul_(before_n[:, None])
     part_nD = exponentials_cn.T.to(product_cD.dtype) @ product_cD
     found.mixed.addcmul_(part_nD.to(found.mixed.dtype), own_n[:, None])
@@ -91,13 +92,31 @@ def _take(
 
 def exponentials(given: Operands, tile: Tile, found: FirstPass) -> Tensor:
     """The exponentials of the first pass, computed again, [c, n]."""
-    logits_cn = _logits(given, tile, *_weight(given, tile))
+    inverse_c = found.inverses[tile.number] if given.scale is not None else None
+    product_cD = tile.rows_of(given.weight).to(given.features.dtype)
+    logits_cn = _logits(given, tile, product_cD, inverse_c)
     if given.margin is not None:
         _put(logits_cn, tile, found.target)
     exponentials_cn = logits_cn.sub_(found.shifts[tile.number]).exp_()
-    if given.margin is not None:
+    if given.margin is not None and not given.margin.keeps_slope:
         _scale_target(exponentials_cn, tile, found.slope)
+    if inverse_c is not None:
+        exponentials_cn *= inverse_c[:, None]
     return exponentials_cn
+
+
+def _move_targets(given: Operands, found: FirstPass) -> None:
+    """The targets' logits without and with their margin, once for all tiles."""
+    assert given.margin is not None
+    assert given.scale is not None
+    rows_nD = given.weight[given.target_rows].to(given.exact)
+    cosines_n = torch.linalg.vecdot(rows_nD, given.features.to(given.exact))
+    plain_n = cosines_n * inverse_lengths(rows_nD) * given.scale
+    target_n, slope_n = with_margin(given.margin, plain_n, given.scale)
+    inside_n = given.whole.inside
+    found.plain = plain_n.where(inside_n, found.plain)
+    found.target = target_n.where(inside_n, found.target)
+    found.own = found.slope = slope_n.where(inside_n, found.slope)
 
 
 def _weight(given: Operands, tile: Tile) -> tuple[Tensor, Tensor | None]:
@@ -152,12 +171,16 @@ def second_pass(
     into = kept.into
     product = given.features.dtype
     exact_nD = given.features.to(given.exact)
+    factor = slope * (given.scale or 1.0)
+    room_cD = exact_nD.new_empty(0, dtype=into.weight.dtype)
     for tile in tiles(given, kept.size):
         exponentials_cn = kept.give(tile)
         if exponentials_cn is None:
             exponentials_cn = exponentials(given, tile, found).to(product)
-        share_n = whole.shares(found.shifts[tile.number]) * slope
-        own_n = (found.own * slope).where(tile.inside, 0.0)
+        share_n = whole.shares(found.shifts[tile.number]) * factor
+        own_n = (found.own * factor).where(tile.inside, 0.0)
+        if given.scale is not None:
+            own_n *= found.inverses[tile.number][tile.place]
         rows = into.of(tile)
         rows_cD = rows.weight
         scaled_nD = (exact_nD * share_n[:, None]).to(product)
@@ -167,7 +190,12 @@ def second_pass(
             slope_cD = (exponentials_cn @ scaled_nD).to(rows_cD.dtype)
         slope_cD.index_add_(0, tile.place, exact_nD.to(rows_cD.dtype) * -own_n[:, None])
         if given.scale is not None:
-            _through_length(slope_cD, tile.rows_of(given.weight), given.scale)
+            weight_cD, inverse_c = tile.rows_of(given.weight), found.inverses[tile.number]
+            # With u = w / |w| and d the gradient by u, divided by |w|, that by w is d - (d . u) u.
+            # Not vecdot, which takes new memory for the product of every tile.
+            products_cD = torch.mul(slope_cD, weight_cD, out=room_cD.resize_(slope_cD.shape))
+            along_c = products_cD.sum(dim=1) * inverse_c.square()
+            slope_cD.addcmul_(weight_cD, along_c[:, None], value=-1.0)
         if into.add:
             rows_cD += slope_cD
         elif slope_cD is not rows_cD:
@@ -178,15 +206,3 @@ def second_pass(
             )
             rows.bias.copy_(rows.bias + bias_c if into.add else bias_c)
         into.put(tile, rows)
-
-
-def _through_length(slope_cD: Tensor, weight_cD: Tensor, scale: float) -> None:
-    """Turns the gradient by a row's direction into that by the row: the part along the row
-    vanishes.
-
-    d_w = (d - (d . u) u) scale / |w| with u = w / |w|.
-    """
-    inverse_c = inverse_lengths(weight_cD)
-    along_c = torch.linalg.vecdot(slope_cD, weight_cD) * inverse_c.square()
-    slope_cD.addcmul_(weight_cD, along_c[:, None], value=-1.0)
-    slope_cD.mul_((scale * inverse_c)[:, None])

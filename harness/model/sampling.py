@@ -73,6 +73,20 @@ class Sampler:
         rows = keys[:-1].topk(counts[self._own], sorted=False).indices
         return Draw(rows.sort().values, sum(counts))
 
+    def rows_of_window(self, micro_batches: range) -> Tensor:
+        """The rows of this slice that may take part in a window without being a positive, and with
+        them as many others as make up `rows_in_window`; ascending. Each rank of other nodes that
+        owns the same slice finds the same rows."""
+        own, count = self._slices[self._own], self._counts[self._own]
+        keys = torch.empty(own.size, dtype=torch.int64)
+        drawn = torch.zeros(own.size, dtype=torch.bool)
+        for micro_batch in micro_batches:
+            write_keys(self._seed, micro_batch, own.start, keys)
+            drawn[keys.topk(count, sorted=False).indices] = True
+        keys[drawn] = FIRST
+        most = min(own.size, len(micro_batches) * count)  # as `rows_in_window`
+        return keys.topk(most, sorted=False).indices.sort().values
+
     def _counts_with(self, labels_n: Tensor) -> Sequence[int]:
         """R of each slice."""
         n = len(labels_n)
@@ -89,6 +103,12 @@ def least_drawn(share: float, classes: int) -> int:
     """ceil(r K), the classes that take part whatever the labels are."""
     # 0.1 * 70 is 7.000000000000001.
     return math.ceil(share * classes - 1e-9)
+
+
+def rows_in_window(share: float, classes: int, passes: int) -> int:
+    """Number of rows of a slice of `classes` that may be drawn in the `passes` micro-batches of a
+    window."""
+    return min(classes, passes * least_drawn(share, classes))
 
 
 def taking_part(share: float, classes: int, positives: int) -> int:

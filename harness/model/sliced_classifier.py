@@ -129,6 +129,13 @@ class SlicedClassifier(nn.Module):
         none = torch.zeros(0, dtype=torch.int64, device=self.weight.device)
         return torch.cat((none, *self.drawn))
 
+    def rows_of_window(self, passes: int, window: int) -> Tensor:
+        """The rows that are drawn in a window of `passes` micro-batches, ascending; see
+        `Sampler`."""
+        assert self._sampler is not None
+        rows = self._sampler.rows_of_window(range(window * passes, (window + 1) * passes))
+        return rows.to(self.weight.device)
+
     @property
     def group(self) -> Group:
         """The ranks that own the slices."""

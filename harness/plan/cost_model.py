@@ -62,7 +62,10 @@ def with_chosen_pieces(cluster: Cluster, config: Config, nodes: int, ranks_per_n
     work = workload_of(whole, nodes, ranks_per_node, cluster.on_cards)
     pieces = pieces_of(cluster, work)
     compute = pieces.passes * (pieces.micro_batch + pieces.after)
-    times = PieceTimes(compute_ms=compute * 1e3, transfer_ms=pieces.exchange.seconds * 1e3)
+    transfer_ms = pieces.exchange.seconds * 1e3
+    # A slice with a pace of its own is not cut any further.
+    cut = 1.0 if exchange.slice_pieces is None else work.shared / ranks_per_node / work.part
+    times = PieceTimes(compute * 1e3, cut * transfer_ms, (1 - cut) * transfer_ms)
     picked = times.fewest_pieces(exchange.delay, exchange.max_pieces)
     return config.exchanging(pieces=picked, max_pieces=0)
 

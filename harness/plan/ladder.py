@@ -52,14 +52,16 @@ def _top(config: Config, cluster: Cluster) -> Levers:
     """
     exchange = config.exchange
     if not (exchange.traits.on_ladder and exchange.traits.local_steps):
-        return Levers(frozenset(Lever), COMPRESSION, PASSES, PIECES, DELAY)
+        return Levers(frozenset(Lever), COMPRESSION, PASSES, PIECES, PIECES, DELAY)
     passes, compression = exchange.backward_passes_per_step, exchange.compression
     idle = {Lever.RARER} if passes == 1 else set()
     idle |= {Lever.FEWER_BYTES} if compression == "none" else set()
     pieces = with_chosen_pieces(
         cluster, config, cluster.nodes, cluster.ranks_per_node
     ).exchange.pieces
-    return Levers(frozenset(Lever) - idle, compression, passes, pieces, exchange.delay or DELAY)
+    of_slice = exchange.slice_pieces or pieces
+    delay = exchange.delay or DELAY
+    return Levers(frozenset(Lever) - idle, compression, passes, pieces, of_slice, delay)
 
 
 def _climbed(config: Config, pulled: Sequence[Lever], top: Levers) -> Config:
@@ -74,8 +76,12 @@ def _climbed(config: Config, pulled: Sequence[Lever], top: Levers) -> Config:
         top.pieces if averages else 1,
     )
     route = "hierarchical" if Lever.HIERARCHICAL in pulled else "flat"
+    sliced = averages and Lever.SLICED in pulled
+    paced = sliced and top.slice_pieces != top.pieces
     values = found.exchange.model_dump() | {
         "route": "auto" if averages else route,
+        "slice_pieces": top.slice_pieces if paced else None,
+        "slice_rows": config.exchange.slice_rows if sliced else "all",
         "delay": top.delay if Lever.LATE in pulled else 0,
     }
     return found.model_copy(update={"exchange": type(found.exchange)(**values)})

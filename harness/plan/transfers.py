@@ -203,13 +203,14 @@ class Transfers:
             return Transfer()
         if not self._exchange.delay:  # through torch.distributed, and from card to card
             steps = crossing_steps(work.nodes, self._lossy, cluster.on_cards)
-            return self._flat(Bytes(cross_node=work.exchanged), self._quickest(steps))
+            start = work.messages * self._quickest(steps)
+            return self._flat(Bytes(cross_node=work.exchanged), start)
         late, link = cluster.late, cluster.link
         step = link.step_seconds if late.step_seconds is None else late.step_seconds
         (turns,) = crossing_steps(work.nodes, self._lossy, on_cards=False)  # by Horovod
         thread = work.exchanged / (late.bytes_per_second or math.inf)
         return Transfer(
-            start=late.start_seconds + turns.across * step + self._copy(),
+            start=work.messages * (late.start_seconds + turns.across * step) + self._copy(),
             wire=work.exchanged * work.ranks_per_node / link.bytes_per_second,
             own=max(thread, cluster.slowdown * late.cpu_seconds_per_byte * work.exchanged),
             burst=link.burst_seconds,
@@ -227,7 +228,8 @@ class Transfers:
         if not cluster.cores_are_busy:
             return self._copy()
         late = cluster.late
-        return cluster.slowdown * (late.cpu_seconds + late.cpu_seconds_per_byte * sent)
+        messages = self._work.messages * late.cpu_seconds
+        return cluster.slowdown * (messages + late.cpu_seconds_per_byte * sent)
 
     def _copy(self) -> float:
         """Seconds of a copy between card and host memory, one way.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harness.compare.levers import COMPRESSIONS
+from harness.compare.levers import COMPRESSIONS, pieces_text
 from harness.config import Config
 from harness.doctor.finding import format_bytes
 from harness.errors import UserError
@@ -27,6 +27,8 @@ OVERRIDDEN = (
     "delay",
     "compression",
     "pieces",
+    "slice_pieces",
+    "slice_rows",
     "max_pieces",
     "outer_lr",
     "outer_momentum",
@@ -69,14 +71,18 @@ class Way:
         exchange = self.config.exchange
         words = [f"{self.config.classifier.layout} {exchange.kind}", f"K = {self.passes}"]
         words.append(sent_as(exchange.compression))
-        words += [f"{exchange.pieces} pieces"] if exchange.pieces > 1 else []
+        if max(exchange.pieces, exchange.slice_pieces or 1) > 1:
+            words.append(pieces_text(exchange.pieces, exchange.slice_pieces))
         return ", ".join(words)
 
     @property
     def overrides(self) -> str:
         """The overrides that turn the experiment into this way, as `harness train` takes them."""
         exchange = self.config.exchange
-        settings = [f"exchange.{key}={getattr(exchange, key)}" for key in OVERRIDDEN]
+        given = {key: getattr(exchange, key) for key in OVERRIDDEN}
+        settings = [
+            f"exchange.{key}={'null' if value is None else value}" for key, value in given.items()
+        ]
         return " ".join([f"classifier.layout={self.config.classifier.layout}", *settings])
 
     @property
@@ -90,7 +96,7 @@ class Way:
         exchange = self.config.exchange
         return (
             exchange.backward_passes_per_step,
-            exchange.pieces,
+            max(exchange.pieces, exchange.slice_pieces or 1),
             COMPRESSIONS.index(exchange.compression),
             PLANNED.index(exchange.kind),
         )
@@ -126,6 +132,8 @@ def with_exchange(
         "backward_passes_per_step": passes,
         "compression": compression,
         "pieces": pieces,
+        "slice_pieces": None,
+        "slice_rows": "all",
         "max_pieces": 0,
         "outer_lr": 1.0,
         "outer_momentum": 0.0,

@@ -5,8 +5,14 @@ from dataclasses import dataclass
 
 from harness.config import Config
 from harness.doctor.need import Need, need_of, products_of
+from harness.errors import UserError
 from harness.exchange.buckets import cut
-from harness.exchange.exchange import route_of, steps_alone, steps_own_gradients
+from harness.exchange.exchange import (
+    route_of,
+    steps_alone,
+    steps_own_gradients,
+    why_rows_are_not_drawn,
+)
 from harness.exchange.flat import order_of
 from harness.measure.traffic import Bytes, Sizes, bucket_bytes, slice_bytes
 from harness.model.anatomy import Anatomy, anatomy_of
@@ -126,8 +132,17 @@ class Workload:
     @property
     def part(self) -> float:
         """Elements that a rank exchanges with its peers on other nodes in a window."""
-        crossing = self.sliced if self.config.classifier.layout == "node" else 0
-        return (self.shared / self.ranks_per_node + crossing) / self.config.exchange.pieces
+        exchange, classifier = self.config.exchange, self.config.classifier
+        chunk = self.shared / self.ranks_per_node / exchange.pieces
+        if exchange.slice_rows == "drawn":
+            return chunk + self.sliced * min(1.0, classifier.sampling * self.passes)
+        crossing = self.sliced if classifier.layout == "node" else 0
+        return chunk + crossing / (exchange.slice_pieces or exchange.pieces)
+
+    @property
+    def messages(self) -> int:
+        """Messages that a rank sends to each of its peers in a window, after the backward pass."""
+        return 2 if self.config.exchange.slices_apart else 1
 
     @property
     def owned(self) -> float:
@@ -150,10 +165,13 @@ class Workload:
 def workload_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = False) -> Workload:
     """Computes a config's workload.
 
-    Raises UserError for an impossible backbone, or fewer classes than ranks that own them.
+    Raises UserError for an impossible backbone, fewer classes than ranks that own them, or an
+    exchange that so many nodes cannot have.
     """
     topology = Topology(0, nodes, ranks_per_node)
     check_classes(topology, config.classifier.layout, config.data.num_classes)
+    if reason := why_rows_are_not_drawn(config.exchange, nodes):
+        raise UserError(reason)
     anatomy = anatomy_of(config, nodes, ranks_per_node)
     backbone = backward_of(config.backbone, anatomy.channels, config.data.image_size)
     sizes = sizes_of(config, anatomy)

@@ -3,6 +3,8 @@
 import statistics
 import sys
 
+from torch import Tensor
+
 from harness.config import Config, ExchangeConfig
 from harness.data.images import Dataset
 from harness.exchange.compression import WireParts, make_wire
@@ -33,7 +35,7 @@ def choose_pieces(config: Config, dataset: Dataset, world: World) -> Config:
     if world.is_first:
         print(
             f"exchange.pieces={pieces}: computing a window takes {times.compute_ms:.0f} ms, "
-            f"sending a rank's whole part takes {times.transfer_ms:.0f} ms",
+            f"{_sending(times, exchange.slice_pieces)}",
             file=sys.stderr,
             flush=True,
         )
@@ -47,20 +49,42 @@ def measured(config: Config, dataset: Dataset, world: World) -> PieceTimes:
     """
     trial = Trial(config.with_nodes_apart(), dataset, world)
     trial.window_ms(WARM_WINDOWS)
-    times = [trial.window_ms(TIMED_WINDOWS), transfer_ms(config.exchange, trial, world)]
+    times = [trial.window_ms(TIMED_WINDOWS), *_transfers_ms(config.exchange, trial, world)]
     trial.close()
     return PieceTimes(*slowest(times, world))
+
+
+def _transfers_ms(exchange: ExchangeConfig, trial: Trial, world: World) -> list[float]:
+    """Of what is to be cut, and of what each window sends beside it."""
+    shared, sliced = trial.step.model.flats
+    chunk, of_slice = shared.owned.size, len(sliced.values)
+    if (pace := exchange.slice_pieces) is None:
+        return [transfer_ms(exchange, trial, world), 0.0]
+    sizes = chunk, -(-of_slice // pace)
+    return [_transfer_ms(exchange, each, shared.values, world) for each in sizes]
+
+
+def _sending(times: PieceTimes, slice_pieces: int | None) -> str:
+    if slice_pieces is None:
+        return f"sending a rank's whole part takes {times.transfer_ms:.0f} ms"
+    return (
+        f"sending a rank's chunk takes {times.transfer_ms:.0f} ms, and the piece of its slice that "
+        f"each window sends beside it {times.beside_ms:.0f} ms"
+    )
 
 
 def transfer_ms(exchange: ExchangeConfig, trial: Trial, world: World) -> float:
     """Milliseconds of sending this rank's part to its peers and waiting for the mean. Collective
     over the world."""
     shared, sliced = trial.step.model.flats
-    part = shared.values.new_zeros(shared.owned.size + len(sliced.values))
-    parts = WireParts(len(part), part)
-    wire = make_wire(
-        exchange.compression, parts, carrier_of(exchange, world), f"pace {exchange.compression}"
-    )
+    return _transfer_ms(exchange, shared.owned.size + len(sliced.values), shared.values, world)
+
+
+def _transfer_ms(exchange: ExchangeConfig, elements: int, like: Tensor, world: World) -> float:
+    part = like.new_zeros(elements)
+    parts = WireParts(elements, part)
+    name = f"pace transfer {exchange.compression} {elements}"
+    wire = make_wire(exchange.compression, parts, carrier_of(exchange, world), name)
     times = []
     for _ in range(TRANSFERS):
         started = now(world.device)

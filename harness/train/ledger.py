@@ -19,6 +19,7 @@ from harness.measure.tally import Tally, Totals
 from harness.measure.traffic import Bytes, Sizes, all_reduce_bytes, formula
 from harness.measure.utilisation import UNKNOWN, Capacity
 from harness.model.anatomy import Anatomy
+from harness.model.sampling import rows_in_window
 from harness.parallel.ddp import HALF_BYTES, power_sgd_elements
 from harness.parallel.ranks import Gathered
 from harness.parallel.world import World
@@ -253,6 +254,11 @@ def sizes_of(config: Config, anatomy: Anatomy) -> Sizes:
     """The sizes that the byte formula needs."""
     exchange, element, shared = config.exchange, anatomy.element_bytes, anatomy.shared
     owned = [each.size for each in anatomy.replicated_slices]
+    drawn = exchange.slice_rows == "drawn"
+
+    def crossing_rows(classes: int) -> int:
+        passes = exchange.backward_passes_per_step
+        return rows_in_window(anatomy.sampling, classes, passes) if drawn else classes
 
     def crossing(elements: int, ranks: int, nodes: int) -> Bytes:
         if exchange.traits.crosses is Crosses.FACTORS:
@@ -271,12 +277,13 @@ def sizes_of(config: Config, anatomy: Anatomy) -> Sizes:
         images_per_rank=config.train.batch_size,
         passes=exchange.backward_passes_per_step,
         shared=anatomy.shared_elements,
-        slices=tuple(classes * anatomy.per_class for classes in owned),
+        slices=tuple(crossing_rows(classes) * anatomy.per_class for classes in owned),
         features=anatomy.features,
         element_bytes=element,
         feature_bytes=2 if config.train.precision == "bf16" else element,
         crossing=crossing,
         pieces=exchange.pieces,
+        slice_pieces=1 if drawn else exchange.slice_pace,
         buckets=buckets(shared),
         slice_buckets=tuple(buckets(anatomy.classifier(classes)) for classes in owned),
         label_bytes=8 if element == 8 else 4,

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -248,5 +249,6 @@ def _connected(model: Assembly, first_window: int) -> tuple[nn.Module, Exchange]
         first_window,
         config.staleness.sample_every,
         through.errors,
+        partial(model.classifier.rows_of_window, config.exchange.backward_passes_per_step),
     )
     return through.network, exchange

@@ -181,6 +181,7 @@ def test_of_several_that_could_be_a_rung_the_one_like_the_top_is_taken() -> None
         rung("k3", layout="node", **RARE | {"backward_passes_per_step": 3}),
         rung("halves", **ROUTED, compression="fp16"),
         rung("whole", layout="node", **LOCAL | {"pieces": 1}),
+        rung("paced", layout="node", **LOCAL | {"slice_pieces": 4}),
     ]
     expected = [each.name for each in WHOLE]
     assert names([*decoys, *WHOLE]) == expected
@@ -527,4 +528,4 @@ def test_every_wire_that_a_config_can_name_has_its_place_on_a_ladder() -> None:
     found = [levers_of(config(wire, compression=wire)) for wire in wires]
     assert all(levers is not None for levers in found)
     places = [levers.how_far(Lever.FEWER_BYTES) for levers in found if levers is not None]
-    assert places == list(range(len(wires)))
+    assert places == [(place,) for place in range(len(wires))]

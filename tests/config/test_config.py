@@ -222,12 +222,46 @@ def test_every_wire_goes_by_both_routes(run: Path, route: str, compression: str)
     assert {key: getattr(exchange, key) for key in given} == given
 
 
-@pytest.mark.parametrize("own", ["pieces=4", "max_pieces=4", "outer_lr=0.7", "outer_momentum=0.9"])
+@pytest.mark.parametrize(
+    "own", ["pieces=4", "slice_pieces=4", "max_pieces=4", "outer_lr=0.7", "outer_momentum=0.9"]
+)
 def test_what_only_averaging_knows(run: Path, own: str) -> None:
     assert "belong to kind=averaging or slowmo, exchange.kind is delayed" in message_of(
         run, f"exchange.{own}"
     )
-    load(run, ["exchange.kind=averaging", f"exchange.{own}"])
+    load(run, ["exchange.kind=averaging", "classifier.layout=node", f"exchange.{own}"])
+
+
+def test_only_slices_that_cross_have_a_pace(run: Path) -> None:
+    averaging = ["exchange.kind=averaging", "exchange.slice_pieces=4"]
+    assert "exchange.slice_pieces=4 cuts the slices that cross between nodes" in message_of(
+        run, *averaging, "classifier.layout=replicated"
+    )
+    assert load(run, [*averaging, "classifier.layout=node"]).exchange.slice_pieces == 4
+
+
+DRAWN = [
+    *("exchange.kind=averaging", "exchange.slice_rows=drawn"),
+    *("classifier.layout=node", "classifier.sampling=0.1"),
+]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "exchange.kind=slowmo",
+        "classifier.layout=replicated",
+        "classifier.sampling=1",
+        "exchange.slice_pieces=2",
+        "exchange.max_pieces=2",
+        "exchange.outer_momentum=0.5",
+    ],
+)
+def test_what_drawn_rows_need(run: Path, other: str) -> None:
+    assert load(run, DRAWN).exchange.slice_rows == "drawn"
+    assert "exchange.slice_rows=drawn sends sampled rows: it needs kind=averaging" in message_of(
+        run, *DRAWN, other
+    )
 
 
 @pytest.mark.parametrize("share", ["0", "-0.1", "1.01", "nan", "many"])
@@ -501,8 +535,10 @@ def configs(draw: st.DrawFn) -> Config:
     exchange["delay"] *= traits.late
     if not traits.has_routes:
         exchange["route"] = "auto"
+    exchange["slice_rows"] = "all"
     if not traits.in_pieces:
-        exchange |= {"pieces": 1, "max_pieces": 0, "outer_lr": 1.0, "outer_momentum": 0.0}
+        exchange |= {"pieces": 1, "slice_pieces": None, "max_pieces": 0}
+        exchange |= {"outer_lr": 1.0, "outer_momentum": 0.0}
     if traits.is_torchs:
         exchange |= {"compression": "none", "backward_passes_per_step": 1}
         values["classifier"]["layout"] = "replicated"
@@ -555,13 +591,16 @@ def test_flattened_holds_every_value_by_its_dotted_key(run: Path) -> None:
         ("world", {"kind": "synchronous", "route": "flat", "backward_passes_per_step": 4}),
         ("node", {"kind": "delayed", "delay": 2, "compression": "int8"}),
         ("node", {"kind": "averaging", "delay": 1, "max_pieces": 8, "outer_momentum": 0.9}),
+        ("node", {"kind": "slowmo", "pieces": 2, "slice_pieces": 8}),
+        ("node", {"kind": "averaging", "slice_rows": "drawn"}),
         ("replicated", {"kind": "ddp_powersgd"}),
     ],
 )
 def test_the_same_run_with_its_nodes_apart_is_a_run_that_could_be_asked_for(
     layout: str, exchange: dict[str, object]
 ) -> None:
-    values = {"classifier": {"layout": layout}, "exchange": exchange, "train": {"steps": 5}}
+    classifier = {"layout": layout, "sampling": 0.1 if "slice_rows" in exchange else 1.0}
+    values = {"classifier": classifier, "exchange": exchange, "train": {"steps": 5}}
     config = Config.model_validate(values)
     apart = config.with_nodes_apart("node", passes=1)
     assert Config.model_validate(apart.model_dump()) == apart

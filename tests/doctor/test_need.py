@@ -83,6 +83,17 @@ CASES: dict[str, tuple[Config, int, int]] = {
         2,
         2,
     ),
+    "weights, averaging, slices at their own pace, int8": (
+        config(
+            **PARAMETERS,
+            **AVERAGING,
+            exchange__pieces=1,
+            exchange__slice_pieces=3,
+            exchange__compression="int8",
+        ),
+        2,
+        2,
+    ),
     "weights, late by two, fp16, three nodes": (
         config(**PARAMETERS, **LATE | {"exchange__delay": 2}, exchange__compression="fp16"),
         3,
@@ -142,6 +153,22 @@ SAMPLED: dict[str, tuple[Config, int, int]] = {
         ),
         1,
         1,
+    ),
+    "sampled, drawn rows of slices": (
+        config("node", **MANY, **AVERAGING, exchange__slice_rows="drawn"),
+        2,
+        4,
+    ),
+    "sampled, drawn rows of slices, int8": (
+        config(
+            "node",
+            **MANY,
+            **AVERAGING,
+            exchange__slice_rows="drawn",
+            exchange__compression="int8",
+        ),
+        2,
+        4,
     ),
     "sampled, slices of the world": (config("world", **MANY), 2, 4),
     "sampled, slices of a node, late": (config("node", **MANY, **LATE), 2, 4),

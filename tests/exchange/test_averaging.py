@@ -1,6 +1,8 @@
 """Nodes that pull apart stay as near as what they did since the last average landed."""
 
+from collections import deque
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -8,9 +10,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.config import ExchangeConfig
-from harness.exchange.averaging import Averaging, MovingPiece
+from harness.exchange.averaging import Averaging, MovingPiece, Rotation
+from harness.exchange.exchange import cuts_of
 from harness.exchange.flat import Flat
-from harness.exchange.parts import Chunk, Part
+from harness.exchange.parts import Chunk, Cut, Part
 from tests.alone import group_of_one
 from tests.grid import lossy_group
 from tests.ranks import run_on_ranks
@@ -27,10 +30,12 @@ def pulled_apart(config: ExchangeConfig, drained: bool) -> Tensor:
     parameter = nn.Parameter(torch.zeros(1, ELEMENTS, dtype=torch.float64))
     shared, sliced = Flat([parameter], 1, parameter, owner=0), Flat([], 1, parameter)
     moving = [
-        MovingPiece(Part(shared, sliced, False, peers, number, config.pieces), config, f"p{number}")
+        MovingPiece(
+            Part(shared, sliced, False, peers, Cut(number, config.pieces)), config, f"p{number}"
+        )
         for number in range(config.pieces)
     ]
-    exchange = Averaging(Chunk(shared, group_of_one()), moving, config)
+    exchange = Averaging(Chunk(shared, group_of_one()), [Rotation(moving)], config)
     found = []
     for _ in range(WINDOWS * config.backward_passes_per_step):
         shared.values += 1.0 + (-1.0) ** rank
@@ -69,6 +74,90 @@ def test_drained_they_are_where_all_steps_lead(compression: str) -> None:
         assert torch.allclose(node[-1], torch.full_like(node[-1], WINDOWS), atol=1e-9)
 
 
+PACES = list(product((1, 2, 3, 9), (1, 2, 5, 8), (0, 1, 3)))
+CHUNK, SLICE, TURNS = 7, 5, 11
+"""Some pieces of so few elements have none."""
+
+
+def steps_of(rank: int, window: int) -> Tensor:
+    """What a node's elements move by in a window."""
+    generator = torch.Generator().manual_seed(100 * rank + window)
+    return torch.randn(CHUNK + SLICE, generator=generator, dtype=torch.float64)
+
+
+def at_their_own_pace() -> list[Tensor]:
+    """Of each of PACES the values after each window, and when drained: [TURNS + 1, elements]."""
+    return [paced(*each) for each in PACES]
+
+
+def paced(pieces: int, of_slice: int, delay: int) -> Tensor:
+    rank, peers = dist.get_rank(), lossy_group()
+    one, other = (nn.Parameter(torch.zeros(1, n, dtype=torch.float64)) for n in (CHUNK, SLICE))
+    shared, sliced = Flat([one], 1, one, owner=0), Flat([other], 1, other)
+    config = ExchangeConfig(kind="averaging", delay=delay, pieces=pieces, slice_pieces=of_slice)
+    rotations = [
+        Rotation(
+            [
+                MovingPiece(Part(shared, sliced, True, peers, cut), config, f"{name}.{cut.number}")
+                for cut in cuts
+            ]
+        )
+        for name, cuts in cuts_of(config).items()
+    ]
+    exchange = Averaging(Chunk(shared, group_of_one()), rotations, config)
+    found = []
+    for window in range(TURNS):
+        moved = steps_of(rank, window)
+        shared.values += moved[:CHUNK]
+        sliced.values += moved[CHUNK:]
+        exchange.after_step()
+        found.append(torch.cat((shared.values, sliced.values)))
+    exchange.drain(lambda: None)
+    return torch.stack([*found, torch.cat((shared.values, sliced.values))])
+
+
+def sent_in(window: int, pieces: int, of_slice: int) -> list[bool]:
+    """Of each element whether it is sent in a window."""
+    cut = [(number * pieces + pieces - 1) // CHUNK for number in range(CHUNK)]
+    other = [(number * of_slice + of_slice - 1) // SLICE for number in range(SLICE)]
+    return [window % pieces == each for each in cut] + [window % of_slice == each for each in other]
+
+
+def expected(pieces: int, of_slice: int, delay: int) -> list[Tensor]:
+    """The same of both nodes, element by element."""
+    values = [torch.zeros(CHUNK + SLICE, dtype=torch.float64) for _ in range(NODES)]
+    unsent, flight = [each.clone() for each in values], deque[tuple[int, list[Tensor]]]()
+    found: list[list[Tensor]] = [[], []]
+
+    def land(last: int) -> None:
+        while flight and flight[0][0] <= last:
+            sent = flight.popleft()[1]
+            mean = (sent[0] + sent[1]) / 2
+            for own, moved in zip(values, sent, strict=True):
+                own += mean - moved
+
+    for window in range(TURNS):
+        for rank in range(NODES):
+            values[rank] += steps_of(rank, window)
+            unsent[rank] += steps_of(rank, window)
+        land(window - max(1, delay))
+        crossing = torch.tensor(sent_in(window, pieces, of_slice))
+        flight.append((window, [each * crossing for each in unsent]))
+        unsent = [each * ~crossing for each in unsent]
+        land(window - delay)
+        for rank in range(NODES):
+            found[rank].append(values[rank].clone())
+    mean = sum(steps_of(rank, window) for rank in range(NODES) for window in range(TURNS)) / NODES
+    return [torch.stack([*each, mean]) for each in found]
+
+
+def test_chunk_and_slice_each_at_its_own_pace_send_every_step_once() -> None:
+    nodes_found = run_on_ranks(at_their_own_pace, NODES)
+    for number, pace in enumerate(PACES):
+        for one, wanted in zip(nodes_found, expected(*pace), strict=True):
+            assert torch.allclose(one[number], wanted, atol=1e-12), pace
+
+
 def test_momentum_outside_goes_on_where_the_mean_went() -> None:
     """Nesterov's steady state is 1 / (1 - momentum) times as fast."""
     values = nodes(outer_momentum=0.5, outer_lr=1.0)[0][:, 0]
@@ -88,7 +177,7 @@ def distances() -> list[float]:
     shared, sliced = Flat([parameter], 1, parameter, owner=0), Flat([], 1, parameter)
     config = ExchangeConfig(kind="averaging", delay=1)
     moving = MovingPiece(Part(shared, sliced, False, peers), config, "p")
-    exchange = Averaging(Chunk(shared, group_of_one()), [moving], config)
+    exchange = Averaging(Chunk(shared, group_of_one()), [Rotation([moving])], config)
     found = []
     for told in (exchange.at_mean, None, exchange.at_mean):
         if told is None:

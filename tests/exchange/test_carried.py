@@ -11,7 +11,7 @@ from harness.exchange.codecs import BLOCK
 from harness.exchange.compression import WireParts, make_wire
 from harness.exchange.feedback import Feedback
 from harness.exchange.flat import Flat
-from harness.exchange.parts import Part
+from harness.exchange.parts import Cut, Part
 from tests.alone import group_of_one
 from tests.grid import lossy_group
 from tests.ranks import run_on_ranks
@@ -134,7 +134,7 @@ def test_strips_say_which_elements_are_a_piece_s() -> None:
     sliced = Flat([nn.Parameter(torch.zeros(5))], 1, torch.zeros(1))
     found = []
     for number in range(2):
-        part = Part(shared, sliced, True, group_of_one(), number, pieces=2)
+        part = Part(shared, sliced, True, group_of_one(), Cut(number, 2))
         found += part.strips("key", torch.arange(float(part.elements)))
     assert [(each.flat is shared, each.start, each.stop) for each in found] == [
         (True, 6, 9),

@@ -6,11 +6,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.config import ExchangeConfig
-from harness.exchange.averaging import Averaging, MovingPiece
+from harness.exchange.averaging import Averaging, MovingPiece, Rotation
 from harness.exchange.delayed import Delayed
+from harness.exchange.exchange import cuts_of
 from harness.exchange.flat import Flat
 from harness.exchange.lateness import Lateness, LatenessMeter, cosine
-from harness.exchange.parts import Chunk, Part
+from harness.exchange.parts import Chunk, Cut, Part
 from harness.measure.phase import Phase
 from harness.parallel.group import Group
 from tests.alone import group_of_one, meters, world_of_one
@@ -96,16 +97,62 @@ def moved(delay: int, pieces: int) -> list[Lateness]:
     config = ExchangeConfig(kind="averaging", delay=delay, pieces=pieces)
     meter = LatenessMeter(every=1)
     moving = [
-        MovingPiece(Part(shared, sliced, False, peers, n, pieces), config, f"p{n}", meter)
+        MovingPiece(Part(shared, sliced, False, peers, Cut(n, pieces)), config, f"p{n}", meter)
         for n in range(pieces)
     ]
-    exchange = Averaging(Chunk(shared, group_of_one()), moving, config, meter=meter)
+    exchange = Averaging(Chunk(shared, group_of_one()), [Rotation(moving)], config, meter=meter)
     found = []
     for _ in range(6):
         shared.values += 1.0 + (-1.0) ** rank
         exchange.after_step()
         found.append(exchange.lateness())
     return found
+
+
+def paced() -> tuple[list[Lateness], list[Lateness]]:
+    """Of six elements whole and of two in two pieces: one window late, and in time."""
+    return moved_apart(1), moved_apart(0)
+
+
+def moved_apart(delay: int) -> list[Lateness]:
+    """After each of six windows in which all elements move by 1 on both ranks."""
+    rank = dist.get_rank()
+    peers = Group((0, 1), rank, 2, dist.group.WORLD, meters(), Phase.EXCHANGE_WAIT)
+    parameters = [nn.Parameter(torch.zeros(1, n, dtype=torch.float64)) for n in (6, 2)]
+    shared, sliced = (
+        Flat(parameters[:1], 1, parameters[0], owner=0),
+        Flat(parameters[1:], 1, parameters[1]),
+    )
+    config = ExchangeConfig(kind="averaging", delay=delay, pieces=1, slice_pieces=2)
+    meter = LatenessMeter(every=1)
+    rotations = [
+        Rotation(
+            [
+                MovingPiece(
+                    Part(shared, sliced, True, peers, cut), config, f"{name}.{cut.number}", meter
+                )
+                for cut in cuts
+            ]
+        )
+        for name, cuts in cuts_of(config).items()
+    ]
+    exchange = Averaging(Chunk(shared, group_of_one()), rotations, config, meter=meter)
+    found = []
+    for _ in range(6):
+        shared.values += 1.0
+        sliced.values += 1.0
+        exchange.after_step()
+        found.append(exchange.lateness())
+    return found
+
+
+def test_parts_at_their_own_pace_count_by_their_elements() -> None:
+    """Of 8 elements 6 are as old as the delay, 2 half a window older."""
+    for late, in_time in run_on_ranks(paced, 2):
+        assert ages(late) == [(0.0, 0.0), (1.0, 1.0)] + [(1.125, 1.0)] * 4
+        assert ages(in_time) == [(0.0, 1.0)] + [(0.125, 1.0)] * 5
+        assert late[-1].products is not None
+        assert cosine(late[-1].products) == pytest.approx(1.0)
 
 
 def test_a_movement_is_as_old_as_its_steps_are_on_the_mean() -> None:

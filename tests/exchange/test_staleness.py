@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from harness.config import ExchangeConfig, OptimizerConfig
-from harness.exchange.averaging import Averaging, MovingPiece, OuterNesterov
+from harness.exchange.averaging import Averaging, MovingPiece, OuterNesterov, Rotation
 from harness.exchange.delayed import Delayed
 from harness.exchange.flat import Flat
-from harness.exchange.parts import Chunk, Part
+from harness.exchange.parts import Chunk, Cut, Part
 from harness.exchange.slowmo import SlowMomentum
 from harness.measure.phase import Phase
 from harness.parallel.group import Group
@@ -146,14 +146,14 @@ def averaged_trajectories(dynamics: Dynamics) -> Tensor:
     )
     moving = [
         MovingPiece(
-            Part(shared, sliced, False, peers, number, pieces),
+            Part(shared, sliced, False, peers, Cut(number, pieces)),
             config,
             f"p{number}",
             outer=OuterNesterov if dynamics.outer_nesterov else SlowMomentum,
         )
         for number in range(pieces)
     ]
-    exchange = Averaging(Chunk(shared, group_of_one()), moving, config)
+    exchange = Averaging(Chunk(shared, group_of_one()), [Rotation(moving)], config)
     settings = OptimizerConfig(
         lr=1.0, momentum=dynamics.momentum, nesterov=dynamics.nesterov, weight_decay=0.0
     )

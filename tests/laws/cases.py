@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from harness.config import Config
-from tests.laws.task import config
+from tests.laws.task import WINDOWS, config
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,7 @@ class Case:
     def near(self) -> bool:
         """Its sequential program leaves something out: it is near that, not equal."""
         changed = dict(self.changes)
-        lossy = "exchange__compression" in changed or changed.get("exchange__powersgd_rank") == 1
-        return lossy or "exchange__pieces" in changed
+        return "exchange__compression" in changed or changed.get("exchange__powersgd_rank") == 1
 
     @property
     def is_horovods(self) -> bool:
@@ -147,7 +146,53 @@ SAMPLED_LOSSY = [
         ("world", "synchronous", 0, "sign"),
     )
 ]
-IN_PIECES = [Case("node", "averaging", 1, 1, changes=(("exchange__pieces", 2),))]
+IN_PIECES = [
+    Case("node", "averaging", 1, 1, changes=(("exchange__pieces", 2),)),
+    Case("replicated", "averaging", 2, 2, changes=(("exchange__pieces", 2),)),
+]
+
+
+def timed(windows: int) -> tuple[str, object]:
+    """Counts so many windows, so that of so many pieces each is sent equally often."""
+    return "train__untimed_windows", WINDOWS - windows
+
+
+AT_ITS_PACE = [
+    Case(
+        "node",
+        kind,
+        passes,
+        delay,
+        changes=(("exchange__pieces", pieces), ("exchange__slice_pieces", of_slice), *changes),
+    )
+    for kind, passes, delay, pieces, of_slice, changes in (
+        ("averaging", 2, 1, 1, 2, ()),
+        ("averaging", 1, 3, 2, 1, ()),
+        ("averaging", 1, 0, 2, 3, (timed(6),)),
+        ("averaging", 1, 2, 1, 3, (timed(3), ("exchange__synchronous_windows", 2))),
+        ("averaging", 1, 1, 1, 3, (timed(3), ("classifier__sampling", 0.4))),
+        ("slowmo", 1, 1, 1, 2, (("exchange__outer_momentum", 0.6),)),
+        ("averaging", 1, 1, 1, 2, (("exchange__compression", "int8"),)),
+    )
+]
+"""The backbone's chunk and the slice are cut differently."""
+DRAWN = [
+    Case(
+        "node",
+        "averaging",
+        passes,
+        delay,
+        changes=sampled(share, ("exchange__slice_rows", "drawn"), *changes),
+    )
+    for share, passes, delay, changes in (
+        (0.4, 1, 1, ()),
+        (0.2, 2, 2, ()),
+        (0.4, 1, 0, (("exchange__pieces", 2),)),
+        (0.4, 2, 1, ()),  # all rows of one of the slices
+        (0.4, 1, 1, (("exchange__compression", "int8"),)),
+    )
+]
+"""Of the slices, only rows that were drawn are sent."""
 LOSSY = [
     Case(layout, kind, passes, delay, changes=(("exchange__compression", compression),))
     for layout, kind, passes, delay, compression in (
@@ -198,6 +243,8 @@ EVERY_CASE = (
     + SAMPLED
     + SAMPLED_LOSSY
     + IN_PIECES
+    + AT_ITS_PACE
+    + DRAWN
     + LOSSY
     + LOSSY_ON_TIME
     + IN_BUCKETS

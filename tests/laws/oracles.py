@@ -13,8 +13,9 @@ from harness.model.backbone import make_backbone
 from harness.model.initial import initial_weight
 from harness.parallel.slices import slice_of
 from harness.train.optimizer import lr_at
-from tests.drawn import drawn
+from tests.drawn import drawn, key
 from tests.laws.task import CLASSES, FEATURES, SIZE, WINDOWS, world_batches
+from tests.laws.turns import Turn, turns_of
 
 
 class Dense(nn.Module):
@@ -174,27 +175,37 @@ def late_gradients(config: Config, nodes: int, ranks_per_node: int) -> Trained:
 
 
 def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
-    """One model a node. Once a window each sends what it moved since it last did, and `delay`
-    windows later adds what all sent on the mean (as the outer optimizer has it) less its own."""
+    """One model a node. Once a window each sends what it moved since it last did, of the elements
+    whose turn it is, and `delay` windows later adds what all sent on the mean (as the outer
+    optimizer has it) less its own."""
     models = [Dense(config) for _ in range(nodes)]
     optimizers = [model.sgd(config) for model in models]
     queue, losses = deque[tuple[int, list[list[Tensor]]]](), []
-    exchange = config.exchange
+    exchange, turns = config.exchange, turns_of(config, models[0], ranks_per_node)
     passes, beta = exchange.backward_passes_per_step, exchange.outer_momentum
     owners = owners_of(config, nodes, ranks_per_node)
     velocity = [torch.zeros_like(p) for p in models[0].trained]
 
+    def crossing(number: int, window: int) -> Tensor:
+        if exchange.slice_rows == "drawn" and number in (0, 1):  # weight and bias
+            drawn = rows_drawn(config, window, owners)
+            shape = (CLASSES, FEATURES) if number == 0 else (CLASSES,)
+            return drawn.view(-1, *[1] * (len(shape) - 1)).expand(shape)
+        return in_turn(turns[number], window)
+
     def values() -> list[list[Tensor]]:
         return [[p.detach().clone() for p in model.trained] for model in models]
 
-    def land(sent: list[list[Tensor]]) -> None:
+    def land(window: int, sent: list[list[Tensor]]) -> None:
         for number, parts in enumerate(zip(*sent, strict=True)):
-            mean = sum(parts) / nodes
-            velocity[number] = beta * velocity[number] + mean
+            crossed, mean = crossing(number, window), sum(parts) / nodes
+            velocity[number] = torch.where(
+                crossed, beta * velocity[number] + mean, velocity[number]
+            )
             direction = velocity[number]
             if exchange.kind != "slowmo":
                 direction = mean + beta * direction
-            step_made = exchange.outer_lr * direction
+            step_made = exchange.outer_lr * direction * crossed
             for own, model, before in zip(parts, models, sent_up_to, strict=True):
                 model.trained[number].data += step_made - own
                 before[number] += step_made - own
@@ -214,17 +225,44 @@ def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
             continue
         delay = 0 if window < exchange.synchronous_windows else exchange.delay
         while queue and queue[0][0] <= window - max(1, delay):
-            land(queue.popleft()[1])
-        now = values()
-        queue.append((window, differences(now, sent_up_to)))
-        sent_up_to[:] = now
+            land(*queue.popleft())
+        sent = differences(values(), sent_up_to)
+        for parts, before in zip(sent, sent_up_to, strict=True):
+            for number, part in enumerate(parts):
+                part *= crossing(number, window)
+                before[number] += part
+        queue.append((window, sent))
         if delay == 0:
-            land(queue.popleft()[1])
+            land(*queue.popleft())
     while queue:
-        land(queue.popleft()[1])
+        land(*queue.popleft())
     for number, parts in enumerate(zip(*values(), strict=True)):
         models[0].trained[number].data = sum(parts) / nodes
     return Trained(models[0], losses)
+
+
+def rows_drawn(config: Config, window: int, owners: int) -> Tensor:
+    """Whether each class is sent in a window: those with the largest keys of each of its
+    micro-batches, and then those with the largest keys of the last one, as many in every window."""
+    share, passes = config.classifier.sampling, config.exchange.backward_passes_per_step
+    numbers = range(window * passes, (window + 1) * passes)
+    sent = torch.zeros(CLASSES, dtype=torch.bool)
+    for owner in range(owners):
+        own = slice_of(CLASSES, owners, owner)
+        for number in numbers:
+            sent[drawn(share, config.seed, number, own, [])] = True
+        most = min(own.size, passes * len(drawn(share, config.seed, numbers[-1], own, [])))
+        rest = [each for each in range(own.start, own.stop) if not sent[each]]
+        rest.sort(key=lambda each: -key(config.seed, numbers[-1], each))
+        missing = most - int(sent[own.start : own.stop].sum())
+        sent[rest[:missing]] = True
+    return sent
+
+
+def in_turn(turn: Turn, window: int) -> Tensor:
+    """Which elements are sent in a window."""
+    pieces, number = turn
+    return window % pieces == number
 
 
 def differences(values: list[list[Tensor]], others: list[list[Tensor]]) -> list[list[Tensor]]:

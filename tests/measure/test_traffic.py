@@ -247,6 +247,16 @@ NODE_STATISTICS, WORLD_STATISTICS = 3 * 6 * 4, 3 * 12 * 4
             2 * sum(132 + 4 if own == 7 else 134 + 4 for own in (7, 8, 7, 8)) / 4,
             4 * (2 * 2000 + FEATURES + LABELS + NODE_STATISTICS),
         ),
+        # Slices in messages of their own: one of 2 pieces of the chunk, and of 4 of the slice.
+        (
+            "node",
+            "averaging",
+            "hierarchical",
+            replace(SIZES, passes=4, pieces=2, slice_pieces=4, crossing=in_bytes_and_a_word),
+            # Of a chunk of 500 250 each, of the slice of 30 7, 8, 7, 8.
+            2 * (250 + 4 + 8 + 4),
+            4 * (2 * 2000 + FEATURES + LABELS + NODE_STATISTICS),
+        ),
         # Nothing but what averaging does in the node at every micro-batch.
         (
             "node",

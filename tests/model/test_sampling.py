@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harness.model.sampling import Draw, Sampler, least_drawn
+from harness.model.sampling import Draw, Sampler, least_drawn, rows_in_window
 from harness.parallel.slices import Slice, slice_of
 from tests.drawn import drawn
 
@@ -87,6 +87,29 @@ def test_more_positives_than_the_share_are_all_in_and_nothing_else() -> None:
     found = draw(0.1, 40, 2, 0, 0, labels)
     assert found.rows.tolist() == [1, 4, 7, 8]
     assert found.total == 4 + 2
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    share=st.floats(0.01, 0.99),
+    classes=st.integers(1, 60),
+    owners=st.integers(1, 4),
+    passes=st.integers(1, 4),
+    window=st.integers(0, 10**6),
+)
+def test_a_window_s_rows_are_as_many_each_time_and_hold_all_that_are_drawn(
+    share: float, classes: int, owners: int, passes: int, window: int
+) -> None:
+    slices = [slice_of(classes, owners, owner) for owner in range(owners)]
+    numbers = range(window * passes, (window + 1) * passes)
+    for owner, own in enumerate(slices):
+        rows = Sampler(share, 7, slices, owner).rows_of_window(numbers).tolist()
+        assert rows == sorted(set(rows))
+        assert len(rows) == rows_in_window(share, own.size, passes)
+        found = {own.start + row for row in rows}
+        assert found <= set(range(own.start, own.stop))
+        for number in numbers:
+            assert found >= set(drawn(share, 7, number, own, labels=[]))
 
 
 def test_places_of_targets_keep_their_order_beside_the_slice() -> None:

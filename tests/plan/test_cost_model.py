@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.errors import UserError
 from harness.measure.phase import Phase
 from harness.plan.cost_model import (
     Port,
@@ -409,6 +410,52 @@ def test_pieces_are_picked_as_a_run_picks_them() -> None:
     compute = pieces.micro_batch + pieces.after
     assert picked.pieces == min(16, math.ceil(pieces.exchange.seconds / 0.7 / compute))
     assert picked.pieces > 1
+
+
+def exchange_of(**settings: object) -> Transfer:
+    config = exchanging("averaging", delay=1, **settings)
+    return pieces_of(cluster(), workload_of(config, 2, 2)).exchange
+
+
+def test_a_slice_at_its_own_pace_sends_its_share_in_a_message_of_its_own() -> None:
+    alike, slow = exchange_of(pieces=2), exchange_of(pieces=2, slice_pieces=4)
+    work = workload_of(exchanging("averaging", delay=1, pieces=2), 2, 2)
+    assert slow.start == pytest.approx(2 * alike.start)
+    left = work.shared / 2 / 2 + work.sliced / 4
+    assert slow.wire / alike.wire == pytest.approx(left / work.part, rel=1e-3)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_drawn_rows_are_the_share_of_a_slice(passes: int) -> None:
+    given = exchanging("averaging", delay=1, backward_passes_per_step=passes)
+    sampling = given.classifier.model_copy(update={"sampling": 0.1})
+    given = given.model_copy(update={"classifier": sampling})
+    whole, drawn = (
+        workload_of(given.exchanging(slice_rows=rows), 2, 2) for rows in ("all", "drawn")
+    )
+    assert drawn.part == pytest.approx(whole.part - (1 - 0.1 * passes) * whole.sliced)
+    # By the formula whole rows cross: as many as are drawn.
+    left = drawn.exchanged / whole.exchanged
+    assert left == pytest.approx(drawn.part / whole.part, rel=0.01)
+
+
+def test_drawn_rows_are_not_compressed_among_many() -> None:
+    given = exchanging("averaging", compression="int8").exchanging(slice_rows="drawn")
+    with pytest.raises(UserError, match="needs two nodes, there are 3"):
+        workload_of(given, 3, 2)
+
+
+def test_pieces_are_picked_beside_a_slice_that_has_its_own() -> None:
+    config = exchanging("averaging", delay=1, max_pieces=1000)
+    data = config.data.model_copy(update={"num_classes": 20_000})
+    config = config.model_copy(update={"data": data})
+    alone, whole, cut = (
+        with_chosen_pieces(cluster(), config.exchanging(slice_pieces=each), 2, 2).exchange
+        for each in (None, 1, 1000)
+    )
+    assert (alone.slice_pieces, whole.slice_pieces, cut.slice_pieces) == (None, 1, 1000)
+    assert whole.pieces == 1000, "a whole slice leaves no time"
+    assert 1 < cut.pieces < alone.pieces
 
 
 def test_exposed_never_takes_time_away() -> None:

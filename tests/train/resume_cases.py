@@ -79,8 +79,10 @@ def _cases() -> list[Case]:
         ("sgd", "replicated", {"delay": 2, "compression": "int8"}),
         ("sgd", "node", {"delay": 1, "pieces": 3, "compression": "int8"}),
         ("adamw", "replicated", {"delay": 2, "pieces": 3}),
+        ("adamw", "node", {"delay": 1, "pieces": 2, "slice_pieces": 3, "compression": "int8"}),
         ("sgd", "node", {"delay": 0, "pieces": 3, "compression": "int4"}),
         ("sgd", "node", {"delay": 1, "pieces": 3, "synchronous_windows": 5} | outer),
+        ("sgd", "node", {"delay": 2, "slice_pieces": 5} | outer),
         ("adamw", "replicated", {"delay": 2, "compression": "int4"} | outer),
     ):
         found.append(Case("averaging", layout, {"kind": "averaging"} | exchange, optimizer))
@@ -111,6 +113,7 @@ def _cases() -> list[Case]:
         ("adamw", "replicated", {"kind": "delayed", "delay": 1}),
         ("sgd", "node", {"kind": "averaging", "delay": 1, "backward_passes_per_step": 2}),
         ("sgd", "replicated", {"kind": "averaging", "compression": "int8"}),
+        ("adamw", "node", {"kind": "averaging", "delay": 2, "slice_rows": "drawn", "pieces": 2}),
     ):
         found.append(Case("sampled", layout, exchange, optimizer, sampling=0.4))
     frozen, slower = {"frozen": "body"}, {"lr_factor": 0.3}

@@ -38,6 +38,19 @@ def test_each_piece_lands_in_seven_tenths_of_its_time(
     )
 
 
+@pytest.mark.parametrize(("beside_ms", "pieces"), [(0, 3), (20, 3), (40, 5), (70, 16), (90, 16)])
+def test_what_is_sent_beside_takes_its_time(beside_ms: float, pieces: int) -> None:
+    assert PieceTimes(100, 140.5, beside_ms).fewest_pieces(1, most=16) == pieces
+
+
+def test_a_slice_with_its_own_pace_is_timed_beside_the_chunk(tmp_path: Path) -> None:
+    experiment = tmp_path / "run.yaml"
+    experiment.write_text(EXPERIMENT)
+    config = load(experiment, ["data.synthetic_images=64", "exchange.slice_pieces=2"])
+    found = measured(config, open_dataset(config.data), world_of_one())
+    assert min(found.compute_ms, found.transfer_ms, found.beside_ms) > 0
+
+
 def test_an_epoch_of_few_windows_is_enough_to_measure(tmp_path: Path) -> None:
     experiment = tmp_path / "run.yaml"
     experiment.write_text(EXPERIMENT)

@@ -5,11 +5,15 @@ tests/exchange/test_staleness.py holds it against the exchanges themselves.
 
 import math
 from dataclasses import replace
+from itertools import product
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from harness.train.stability import Dynamics, largest_stable_product
 
+Array = NDArray[np.float64]
 PLAIN = Dynamics(momentum=0.0, nesterov=False)
 HEAVY_BALL = Dynamics(momentum=0.9, nesterov=False)
 NESTEROV = Dynamics(momentum=0.9, nesterov=True)
@@ -67,6 +71,64 @@ def test_a_smaller_outer_rate_lets_a_larger_inner_one_stand() -> None:
     """One step a window, at once, without momentum: the rates multiply."""
     outer = replace(PLAIN, averaging=True, outer_lr=0.1)
     assert largest_stable_product(outer) == close(20.0)
+
+
+def test_the_less_stable_pace_limits() -> None:
+    whole = Dynamics(0.9, True, 1, True, 2, pieces=1)
+    cut = replace(whole, pieces=4)
+    assert largest_stable_product(whole) < largest_stable_product(cut)
+    for one, other in ((whole, 4), (cut, 1)):
+        both = largest_stable_product(replace(one, slice_pieces=other))
+        assert both == largest_stable_product(whole)
+
+
+@pytest.mark.parametrize(("pieces", "of_slice"), [(1, 4), (2, 3), (4, 1), (1, 2)])
+@pytest.mark.parametrize("dynamics", [PLAIN, HEAVY_BALL, NESTEROV])
+@pytest.mark.parametrize(("passes", "delay"), [(1, 0), (1, 1), (2, 1), (3, 2)])
+def test_no_direction_in_both_parts_is_less_stable(
+    dynamics: Dynamics, passes: int, delay: int, pieces: int, of_slice: int
+) -> None:
+    averaging = replace(dynamics, averaging=True, passes=passes, delay=delay, pieces=pieces)
+    limit = largest_stable_product(replace(averaging, slice_pieces=of_slice))
+    for share, whole in product((0.1, 0.5, 0.9), (False, True)):
+        direction = np.zeros(pieces + of_slice)
+        for part, weight in ((slice(0, pieces), share), (slice(pieces, None), 1 - share)):
+            chosen = direction[part] if whole else direction[part][:1]
+            chosen[:] = math.sqrt(weight / len(chosen))
+        for factor in (0.1, 0.3, 0.6, 0.98):
+            found = apart_after_a_cycle(averaging, of_slice, direction, factor * limit)
+            assert np.abs(np.linalg.eigvals(found)).max() <= 1 + 1e-9
+
+
+def apart_after_a_cycle(
+    dynamics: Dynamics, of_slice: int, direction: Array, product_of_rate: float
+) -> Array:
+    """The map of a node's deviation from the mean, with curvature 1 along a direction over the
+    pieces of the chunk and then those of the slice. A window sends one of either."""
+    pieces, delay, number = dynamics.pieces, dynamics.delay, len(direction)
+    state = np.eye(2 * number + 2 * delay)
+    velocity, unsent = state[:number], state[number : 2 * number]
+    flight = [state[2 * number + 2 * age :][:2] for age in range(delay)]
+
+    def sent_in(window: int) -> list[int]:
+        return [window % pieces, pieces + window % of_slice]
+
+    values = unsent.copy()
+    for window, sent in enumerate(flight, -delay):
+        values[sent_in(window)] += sent
+    for window in range(math.lcm(pieces, of_slice)):
+        for _ in range(dynamics.passes):
+            gradient = np.outer(direction, product_of_rate * (direction @ values))
+            velocity = dynamics.momentum * velocity + gradient
+            ahead = gradient + dynamics.momentum * velocity if dynamics.nesterov else velocity
+            values, unsent = values - ahead, unsent - ahead
+        if delay:
+            values[sent_in(window - delay)] -= flight.pop(0)
+        flight.append(unsent[sent_in(window)])
+        unsent[sent_in(window)] = 0
+        if not delay:
+            values[sent_in(window)] -= flight.pop(0)
+    return np.vstack((velocity, unsent, *flight))
 
 
 def test_no_settings_are_too_much_for_it() -> None:

@@ -47,6 +47,13 @@ class ExchangeConfig(Section):
     """ddp_powersgd: rank of the matrices that approximate a gradient."""
     pieces: int = Field(default=1, ge=1, le=10_000)
     """averaging, slowmo: number of pieces of the parameters; each window sends one, in turn."""
+    slice_pieces: int | None = Field(default=None, ge=1, le=10_000)
+    """averaging, slowmo: number of pieces of the slices of layout=node, if they are to have a pace
+    of their own: `pieces` are then those of the rest. null: `pieces` cuts both alike."""
+    slice_rows: Literal["all", "drawn"] = "all"
+    """averaging with classifier.sampling: rows of the slices of layout=node that cross. drawn: in
+    each window those that were drawn for its micro-batches; a row that moved only because an image
+    has its class waits until it is drawn. all: all rows, in pieces."""
     max_pieces: int = Field(default=0, ge=0, le=10_000)
     """averaging, slowmo: chooses `pieces`, up to this number, by times measured before training; 0:
     as given."""
@@ -76,6 +83,17 @@ class ExchangeConfig(Section):
     def is_torchs(self) -> bool:
         """Whether the whole exchange happens in torch's DistributedDataParallel."""
         return self.traits.is_torchs
+
+    @property
+    def slice_pace(self) -> int | None:
+        """Number of pieces of the slices if it is not that of the rest, so that they are sent in
+        messages of their own; None if one message has a piece of both."""
+        return None if self.slice_pieces == self.pieces else self.slice_pieces
+
+    @property
+    def slices_apart(self) -> bool:
+        """Whether slices are sent in messages of their own."""
+        return self.slice_pace is not None or self.slice_rows == "drawn"
 
     @property
     def has_outer(self) -> bool:
@@ -121,11 +139,12 @@ class ExchangeConfig(Section):
 
     @model_validator(mode="after")
     def _pieces_fit_kind(self) -> "ExchangeConfig":
-        averages = (self.pieces, self.max_pieces) != (1, 0) or self.has_outer
+        cut = (self.pieces, self.slice_pieces, self.max_pieces) != (1, None, 0)
+        averages = cut or self.has_outer
         if averages and not self.traits.in_pieces:
             own = " or ".join(name for name, each in KINDS.items() if each.in_pieces)
             raise ValueError(
-                f"exchange.pieces, max_pieces, outer_lr and outer_momentum belong to "
+                f"exchange.pieces, slice_pieces, max_pieces, outer_lr and outer_momentum belong to "
                 f"kind={own}, exchange.kind is {self.kind}; leave them out"
             )
         return self

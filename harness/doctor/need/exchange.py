@@ -9,6 +9,27 @@ from harness.exchange.kinds import Crosses, Path
 
 
 @dataclass(frozen=True)
+class Rotation:
+    """Pieces that are sent in turn."""
+
+    elements: int
+    sent: int
+    """Elements that cross to other nodes."""
+    pieces: int
+    rested: int = 0
+    """Elements of a slice that a window does not send."""
+
+    @property
+    def piece(self) -> int:
+        """Elements of a piece."""
+        return self.elements // self.pieces
+
+    def slots(self, delay: int) -> int:
+        """Messages of a piece that may be under way at once."""
+        return delay // self.pieces + 1
+
+
+@dataclass(frozen=True)
 class ExchangeMemory:
     """The exchange of one rank."""
 
@@ -27,13 +48,19 @@ class ExchangeMemory:
             return BucketMemory(sizes).resting
         if not (traits.meets and self._exchanges):
             return 0
-        sent = sizes.part if sizes.config.classifier.layout == "node" else sizes.chunk
-        slots = exchange.delay // self._pieces + 1
-        under_way = exchange.delay / self._pieces
-        kept = traits.copies + exchange.has_outer + slots * traits.copies_of_window
-        wire = WireMemory(exchange.compression, s, sent, sizes.nodes)
-        of_wire = wire.buffers(slots, under_way, feedback=traits.error_feedback)
-        return (kept * sizes.part + self._sampled) * s + of_wire
+        kept = traits.copies + exchange.has_outer
+        kept += (exchange.delay + 1) * traits.copies_of_window
+        wires = sum(self._wires(each) for each in self._rotations)
+        # Of drawn rows alone the movement is kept, not of the whole slice.
+        rested = self._rotations[-1].rested
+        return (kept * sizes.part - rested + self._sampled) * s + wires
+
+    def _wires(self, rotation: Rotation) -> int:
+        """Bytes of the wires of a rotation's pieces."""
+        sizes, exchange = self.sizes, self.sizes.config.exchange
+        slots, under_way = rotation.slots(exchange.delay), exchange.delay / rotation.pieces
+        wire = WireMemory(exchange.compression, sizes.element_bytes, rotation.sent, sizes.nodes)
+        return wire.buffers(slots, under_way, feedback=exchange.traits.error_feedback)
 
     @property
     def _exchanges(self) -> bool:
@@ -43,11 +70,25 @@ class ExchangeMemory:
         return self.sizes.nodes > 1 or exchange.has_outer or not exchange.traits.local_steps
 
     @property
-    def _pieces(self) -> int:
-        """The largest number of pieces that may be chosen. Memory counted as certain ends a run,
-        and more pieces take less."""
-        exchange = self.sizes.config.exchange
-        return max(exchange.pieces, exchange.max_pieces)
+    def _rotations(self) -> list[Rotation]:
+        """What is sent in turn, with the largest number of pieces that may be chosen. Memory
+        counted as certain ends a run, and more pieces take less."""
+        sizes, exchange = self.sizes, self.sizes.config.exchange
+        pieces = max(exchange.pieces, exchange.max_pieces)
+        sliced = sizes.sliced if sizes.config.classifier.layout == "node" else 0
+        of_slice = exchange.slice_pieces if exchange.max_pieces else exchange.slice_pace
+        if exchange.slice_rows == "drawn":
+            drawn = sizes.drawn_rows * sizes.anatomy.per_class
+            return [
+                Rotation(sizes.chunk, sizes.chunk, pieces),
+                Rotation(drawn, drawn, 1, sizes.sliced - drawn),
+            ]
+        if of_slice is None:
+            return [Rotation(sizes.part, sizes.chunk + sliced, pieces)]
+        return [
+            Rotation(sizes.chunk, sizes.chunk, pieces),
+            Rotation(sliced, sliced, of_slice),
+        ]
 
     @property
     def _sampled(self) -> int:
@@ -57,8 +98,10 @@ class ExchangeMemory:
             return 0
         if exchange.traits.crosses is Crosses.GRADIENTS:
             return -(-exchange.delay // every) * self.sizes.part
-        # A piece that lands in the window in which it is sent again is compared there at once.
-        return bool(exchange.delay % self._pieces) * self.sizes.part // self._pieces
+        # A piece waits until it is sent again, which may be in the window in which it lands.
+        return sum(
+            -(-(-exchange.delay % each.pieces) // every) * each.piece for each in self._rotations
+        )
 
     @property
     def arriving(self) -> int:
@@ -74,7 +117,7 @@ class ExchangeMemory:
             return 0
         if not (exchange.traits.late and self._exchanges):
             return 0
-        return self.sizes.part // self._pieces * self.sizes.element_bytes
+        return sum(each.piece for each in self._rotations) * self.sizes.element_bytes
 
     @property
     def meeting(self) -> int:

@@ -7,6 +7,7 @@ from harness.config import Config
 from harness.doctor.activations import Activations, activations_of
 from harness.exchange.exchange import steps_alone
 from harness.model.anatomy import Anatomy, anatomy_of
+from harness.model.sampling import rows_in_window
 from harness.parallel.slices import padded
 
 
@@ -65,6 +66,12 @@ class Sizes:
     def taking_part(self, images: int) -> int:
         """R of the largest slice in a micro-batch of `images` gathered images, at the most."""
         return self.anatomy.taking_part(images)
+
+    @property
+    def drawn_rows(self) -> int:
+        """Rows of the largest slice that are drawn in a window."""
+        passes = self.config.exchange.backward_passes_per_step
+        return rows_in_window(self.anatomy.sampling, self.classes, passes)
 
     @property
     def sampled(self) -> bool:
