@@ -79,6 +79,8 @@ class Traits:
     """Takes `exchange.pieces` and the outer optimizer's settings."""
     outer_nesterov: bool = True
     """The outer optimizer's momentum is Nesterov's; else it is that of a heavy ball."""
+    drawn_rows: bool = False
+    """`exchange.slice_rows` may be drawn."""
     copies: int = 0
     """Tensors of the size of what a rank exchanges that are always kept, wires and the outer
     optimizer's state left out."""
@@ -131,6 +133,7 @@ AVERAGING = Traits(
     lands_first=True,
     local_steps=True,
     in_pieces=True,
+    drawn_rows=True,
     copies=2,  # the values up to which it has sent, and the movement since
     on_ladder=True,
     planned=True,
@@ -155,7 +158,9 @@ KINDS: dict[KindName, Traits] = {
     ),
     "averaging": AVERAGING,
     # Only its outer optimizer is another, and neither the ladder nor the planner has it.
-    "slowmo": replace(AVERAGING, outer_nesterov=False, on_ladder=False, planned=False),
+    "slowmo": replace(
+        AVERAGING, outer_nesterov=False, drawn_rows=False, on_ladder=False, planned=False
+    ),
     "isolated": Traits(Path.OWNERS, Crosses.NOTHING, local_steps=True),
     "ddp": Traits(
         Path.DDP,

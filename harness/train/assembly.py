@@ -105,8 +105,10 @@ def assemble(config: Config, data: Dataset, world: World) -> Assembly:
     backbone = make_backbone(config.backbone, data.channels, data.image_size, config.seed)
     if data.validation_size not in (None, data.image_size):
         check_size(backbone, config.backbone, data.channels, data.validation_size)
-    with world.together():
-        begun = begin(backbone, config)
+    begun = Begun()
+    if config.backbone.weights is not None:
+        with world.together():
+            begun = begin(backbone, config)
     anatomy = Anatomy.of(config, world.topology, Sketch.of(backbone, data.channels))
     classifier = SlicedClassifier(
         backbone.features, data.num_classes, config.classifier, world.slices, config.seed

@@ -167,8 +167,6 @@ class Begun:
 def begin(backbone: Backbone, config: Config) -> Begun:
     """Loads the weights that the config names, if it does not resume a checkpoint, which has all
     values. Raises UserError, as `load_weights` does."""
-    if config.backbone.weights is None:
-        return Begun()
     meta = resumed_meta(config)
     if meta is None:
         fit = load_weights(backbone, config.backbone)

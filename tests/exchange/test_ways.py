@@ -190,7 +190,7 @@ def test_bytes_are_those_of_the_formula(grid: str, route: str, wire: str) -> Non
             "train": {"precision": "fp64", "steps": 1},
         }
     )
-    sketch = Sketch(tuple(torch.Size(shape) for shape in SHAPES), features=1, channels=1)
+    sketch = Sketch(tuple(torch.Size(shape) for shape in SHAPES), features=1, channels=1, frozen=0)
     no_classes = replace(Anatomy.of(config, topology, sketch), classes=0, has_bias=False)
     found = expected_bytes(config, no_classes)
     for each in trained(grid):
