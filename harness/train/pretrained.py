@@ -189,19 +189,12 @@ def check_weights(config: Config, dataset: Dataset) -> None:
 
 
 def agree_on_weights(config: Config, ranks: Ranks) -> None:
-    """Raises UserError, on the first rank, if hosts have different weights under the same name.
+    """Raises UserError, on the first rank, if hosts have different weights, or some have none.
     Collective over the world."""
-    if config.backbone.weights is None or config.train.resume is not None:
-        return
     own = ""
     with ranks.together():
-        try:
-            with file_of(Path(config.backbone.weights)).open("rb") as file:
-                own = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise UserError(
-                f"backbone.weights={config.backbone.weights} cannot be read ({error.strerror})"
-            ) from error
+        if config.backbone.weights is not None and config.train.resume is None:
+            own = _digest(Path(config.backbone.weights))
     digests = ranks.gather_objects(own, "weights")
     odd = next((rank for rank, each in enumerate(digests) if each != digests[0]), None)
     with ranks.together():
@@ -210,3 +203,13 @@ def agree_on_weights(config: Config, ranks: Ranks) -> None:
                 f"backbone.weights={config.backbone.weights} has other content for rank {odd} than "
                 f"for rank 0; give all hosts the same file"
             )
+
+
+def _digest(weights: Path) -> str:
+    try:
+        with file_of(weights).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"backbone.weights={weights} cannot be read ({error.strerror}); correct the path"
+        ) from error

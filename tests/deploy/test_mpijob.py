@@ -175,12 +175,8 @@ def test_a_mistake_is_seen(place: tuple[str, ...], key: str, value: object) -> N
         MpiJob.model_validate(changed)
 
 
-@pytest.mark.parametrize("earlier", [False, True])
-def test_its_launcher_starts_ranks_on_the_workers(tmp_path: Path, earlier: bool) -> None:
-    """The script as it stands, in a folder in the place of /, with a program that shows what it is
-    given in the place of harness."""
-    (container,) = job().spec.mpi_replica_specs.launcher.template.spec.containers
-    (script,) = container.args
+def fill(tmp_path: Path, earlier: bool) -> None:
+    """What the operator mounts, and what earlier launchers left."""
     for folder in ("etc/ssh/ssh_config.d", "etc/mpi", "bin"):
         (tmp_path / folder).mkdir(parents=True)
     workers = "harness-worker-0.harness.default.svc slots=4\nharness-worker-1.harness slots=4\n"
@@ -193,6 +189,15 @@ def test_its_launcher_starts_ranks_on_the_workers(tmp_path: Path, earlier: bool)
             checkpoint = tmp_path / "runs" / name / "checkpoints" / f"{window:09d}"
             checkpoint.mkdir(parents=True)
             (checkpoint / "checkpoint.json").touch()
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_its_launcher_starts_ranks_on_the_workers(tmp_path: Path, earlier: bool) -> None:
+    """The script as it stands, in a folder in the place of /, with a program that shows what it is
+    given in the place of harness."""
+    (container,) = job().spec.mpi_replica_specs.launcher.template.spec.containers
+    (script,) = container.args
+    fill(tmp_path, earlier)
     for root in ("/etc/", "/runs"):
         script = script.replace(root, f"{tmp_path}{root}")
     ended = subprocess.run(

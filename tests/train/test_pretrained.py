@@ -259,6 +259,9 @@ def test_mistakes_are_found_at_once(
     assert said in line
 
 
+OTHER = "has other content for rank 1 than for rank 0; give all hosts the same file"
+
+
 def test_hosts_with_other_files(here: Path) -> None:
     whole = load_file(here / "body.safetensors")
     for rank in range(2):
@@ -266,9 +269,32 @@ def test_hosts_with_other_files(here: Path) -> None:
     own = "backbone.weights=of${oc.env:HOROVOD_RANK}.safetensors"
     command = ["-m", "harness", "train", "run.yaml", own]
     ended = horovodrun(command, np=2, hosts="localhost:2", folder=here, check=False)
-    said = "has other content for rank 1 than for rank 0; give all hosts the same file"
-    assert said in ended.output
+    assert OTHER in ended.output
     assert "Exit code: 2" in ended.output
+
+
+AGREE = """
+from harness.config import load
+from harness.errors import ReportedByAnotherRank, UserError
+from harness.parallel.ranks import launched_topology, open_ranks
+from harness.train.pretrained import agree_on_weights
+
+topology = launched_topology()
+given = ["backbone.weights=body.safetensors"] if topology.rank == 0 else []
+with open_ranks(topology) as ranks:
+    try:
+        agree_on_weights(load("run.yaml", given), ranks)
+    except (UserError, ReportedByAnotherRank) as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_a_host_without_weights(here: Path) -> None:
+    """No rank waits for one that has nothing to compare."""
+    ended = horovodrun(AGREE, np=2, hosts="localhost:2", folder=here)
+    (line,) = ended.lines(0)
+    assert line.startswith("UserError backbone.weights=body.safetensors has other content")
+    assert ended.lines(1) == ["ReportedByAnotherRank "]
 
 
 def test_weights_and_a_checkpoint_that_had_none(here: Path) -> None:
