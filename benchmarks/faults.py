@@ -46,7 +46,6 @@ class Expected:
     """A regular expression."""
     by_hand: bool = False
     """Whether the launcher ends, so that the same command with --continue starts it again."""
-    restarts: bool = True
 
 
 STANDS = rf"rank {RANK} on 127\.0\.0\.1 did not move"
@@ -59,7 +58,7 @@ EXPECTED = {
     "flip a bit": Expected(r"skipped 0+60: backbone.safetensors has other content"),
     "kill the launcher": Expected("", by_hand=True),
     "SIGTERM": Expected(rf"ended early after 7\d of {STEPS} windows, as asked", by_hand=True),
-    "stop the store": Expected(r"the MLflow store .* timed out", restarts=False),
+    "stop the store": Expected(r"the MLflow store .*timed out"),
 }
 
 
@@ -153,7 +152,8 @@ def disturbed(bench: Bench, fault: str, whole: Path) -> Found:
             lines += again.lines
         in_store = _in_store(uri, folder)
     at = json.loads((folder / MARK).read_text())["at"]
-    said = next((line for _, line in lines if re.search(expected.said, line)), "")
+    named = (line for _, line in lines if expected.said and re.search(expected.said, line))
+    said = next(named, "")
     failed = next((when for when, line in lines if line.startswith("output of all ranks")), ended)
     restarts = RunFolder(folder).restarts() if (folder / RESTARTS).exists() else []
     return Found(
@@ -165,7 +165,7 @@ def disturbed(bench: Bench, fault: str, whole: Path) -> Found:
         windows_lost=max(0, WINDOW - restarts[0]["window"]) if restarts else None,
         equal=code == 0 and checksums(folder) == checksums(whole),
         in_store=in_store,
-        said=said.strip()[:200],
+        said=said.strip().replace(f"{bench.root}/", "")[:200],
     )
 
 
