@@ -121,9 +121,8 @@ class Config(Section):
                 f"exchange.slice_pieces={own.slice_pieces} cuts the slices that cross between "
                 f"nodes, classifier.layout is {layout}; use layout=node, or leave it out"
             )
-        alike = (own.slice_pieces, own.has_outer, own.max_pieces) == (None, False, 0)
-        fits = own.traits.drawn_rows and layout == "node" and self.classifier.sampling < 1
-        if own.slice_rows == "drawn" and not (fits and alike):
+        fits = own.can_draw_rows and layout == "node" and self.classifier.sampling < 1
+        if own.slice_rows == "drawn" and not fits:
             raise ValueError(
                 "exchange.slice_rows=drawn sends sampled rows: it needs kind=averaging, "
                 "classifier.layout=node, classifier.sampling below 1, and neither slice_pieces nor "

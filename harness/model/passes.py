@@ -172,7 +172,6 @@ def second_pass(
     product = given.features.dtype
     exact_nD = given.features.to(given.exact)
     factor = slope * (given.scale or 1.0)
-    room_cD = exact_nD.new_empty(0, dtype=into.weight.dtype)
     for tile in tiles(given, kept.size):
         exponentials_cn = kept.give(tile)
         if exponentials_cn is None:
@@ -192,9 +191,7 @@ def second_pass(
         if given.scale is not None:
             weight_cD, inverse_c = tile.rows_of(given.weight), found.inverses[tile.number]
             # With u = w / |w| and d the gradient by u, divided by |w|, that by w is d - (d . u) u.
-            # Not vecdot, which takes new memory for the product of every tile.
-            products_cD = torch.mul(slope_cD, weight_cD, out=room_cD.resize_(slope_cD.shape))
-            along_c = products_cD.sum(dim=1) * inverse_c.square()
+            along_c = torch.linalg.vecdot(slope_cD, weight_cD) * inverse_c.square()
             slope_cD.addcmul_(weight_cD, along_c[:, None], value=-1.0)
         if into.add:
             rows_cD += slope_cD

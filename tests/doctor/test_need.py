@@ -206,6 +206,29 @@ def test_what_is_counted_lives_at_the_peak(name: str) -> None:
     assert {key: share for key, share in off.items() if not -BELOW < share < ABOVE} == {}
 
 
+TEN = (
+    "logits",
+    "logits, bf16",
+    "logits, margin",
+    "logits over the world, fp64",
+    "logits over a node, late",
+    "weights, late, AdamW, fp16",
+    "weights, averaging, margin",
+    "weights, averaging, slices at their own pace, int8",
+    "sampled, slices of the world",
+    "sampled, drawn rows of slices",
+)
+
+
+@pytest.mark.parametrize("name", TEN)
+def test_the_peak_of_a_run_is_predicted_within_five_percent(name: str) -> None:
+    need, found = measured_case(name)
+    moments = need.training, need.evaluation, need.estimate, need.copies + need.saving
+    predicted = need.certain + need.images + max(moments)
+    peak = max(found.training, found.evaluation, found.estimate, found.saving)
+    assert predicted == pytest.approx(peak, rel=0.05)
+
+
 @EACH_CASE
 def test_an_evaluation_takes_no_more_than_training(name: str) -> None:
     need, found = measured_case(name)

@@ -96,6 +96,12 @@ class ExchangeConfig(Section):
         return self.slice_pace is not None or self.slice_rows == "drawn"
 
     @property
+    def can_draw_rows(self) -> bool:
+        """Whether these settings of the exchange allow `slice_rows=drawn`."""
+        alike = (self.slice_pieces, self.has_outer, self.max_pieces) == (None, False, 0)
+        return self.traits.drawn_rows and alike
+
+    @property
     def has_outer(self) -> bool:
         """Whether an outer optimizer changes the mean movement of the nodes before it is used."""
         return (self.outer_lr, self.outer_momentum) != (1.0, 0.0)
