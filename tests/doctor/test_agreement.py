@@ -22,6 +22,7 @@ from harness.doctor.agreement import (
 from tests.horovodrun import horovodrun
 
 PER_HOST = {
+    "backbone.weights",
     "data.root",
     "data.cache",
     "data.train_fonts",
