@@ -12,9 +12,10 @@ from harness.config import ExchangeConfig
 from harness.errors import UserError
 from harness.exchange.averaging import Averaging, MovingPiece, OuterNesterov, Rotation, Sender
 from harness.exchange.carried import Strip
+from harness.exchange.carriers import carrier_of, over, way_of_shared
 from harness.exchange.delayed import Delayed
 from harness.exchange.drawn_rows import Draw, DrawnRows
-from harness.exchange.flat import Flat, RankParameters
+from harness.exchange.flat import RankParameters
 from harness.exchange.isolated import Isolated
 from harness.exchange.kinds import KindName, Path
 from harness.exchange.lateness import Lateness, LatenessMeter
@@ -22,10 +23,9 @@ from harness.exchange.parts import WHOLE, Chunk, Cut, Part
 from harness.exchange.slowmo import SlowMomentum
 from harness.exchange.synchronous import Synchronous
 from harness.exchange.torch_ddp import InBackward, PostLocal, PowerSgd
-from harness.exchange.ways import Stops, Way, direct, through_nodes
+from harness.exchange.ways import direct
 from harness.exchange.wire import Carrier
 from harness.parallel.ddp import PowerSgdErrors
-from harness.parallel.group import Group
 from harness.parallel.topology import Layout
 from harness.parallel.world import World
 
@@ -81,24 +81,6 @@ class Exchange(Protocol):
         """After a `drain`: makes all ranks that hold the same elements continue with the same
         state, since a checkpoint stores it once. If nodes step on their own, `states`, the
         optimizer's, become their means; so does what is `carried`."""
-
-
-def route_of(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> str:
-    """The route, `flat` or `hierarchical`, by which the gradients that all ranks hold are averaged.
-
-    If `auto` has not been measured and both routes exist, it is hierarchical, which sends the
-    fewest bytes.
-    """
-    if exchange.traits.path is not Path.BUCKETS:
-        return "flat" if exchange.is_torchs else "hierarchical"
-    if not differing_routes(exchange, nodes, ranks_per_node):
-        return "flat"
-    return "hierarchical" if exchange.route == "auto" else exchange.route
-
-
-def differing_routes(exchange: ExchangeConfig, nodes: int, ranks_per_node: int) -> bool:
-    """Whether the two routes differ. With one node, or one rank per node, they are the same."""
-    return exchange.traits.has_routes and nodes > 1 and ranks_per_node > 1
 
 
 def steps_alone(exchange: ExchangeConfig) -> bool:
@@ -166,9 +148,9 @@ class _Given:
 
 def _synchronous(given: _Given) -> Exchange:
     exchange, own, world = given.exchange, given.parameters, given.world
-    ways = [_way_of_shared(exchange, own.shared, world)]
+    ways = [way_of_shared(exchange, own.shared, world)]
     if own.slice_crosses:
-        replicas = _over(world.replicas, exchange, world, "slices")
+        replicas = over(world.replicas, exchange, world, "slices")
         ways.append(direct(own.sliced, replicas, exchange.compression))
     return Synchronous(ways, exchange.bucket_bytes, exchange.backward_passes_per_step)
 
@@ -268,38 +250,3 @@ MAKERS: dict[KindName, Callable[[_Given], Exchange]] = {
     "ddp_post_local_sgd": _post_local_sgd,
 }
 """The function that builds each kind."""
-
-
-def _way_of_shared(exchange: ExchangeConfig, shared: Flat, world: World) -> Way:
-    """The averaging of gradients that all ranks hold, on the chosen route. Collective over the
-    world."""
-    topology = world.topology
-    if route_of(exchange, topology.nodes, topology.ranks_per_node) == "flat":
-        everyone = _over(world.everyone, exchange, world, "shared")
-        return direct(shared, everyone, exchange.compression)
-    peers = topology.peer_groups[topology.local_rank]
-    stops = Stops(
-        node=world.beside(world.node.ranks, "node"),
-        across=_over(world.beside(peers, "across"), exchange, world, "across"),
-        spread=world.beside(world.node.ranks, "spread"),
-        to_across=world.line("across"),
-        to_spread=world.line("spread"),
-        waiting=world.everyone.waiting,
-    )
-    return through_nodes(shared, stops, exchange.compression)
-
-
-def carrier_of(exchange: ExchangeConfig, world: World) -> Carrier:
-    """What carries a rank's part to its peers on the other nodes. Collective over the world.
-
-    Late results come through Horovod, whose ranks agree in the background on what to send. A window
-    that waits for its own result would wait for these messages, too, so torch.distributed carries
-    it, as it does in the synchronous exchange.
-    """
-    return world.peers if exchange.delay else _over(world.across, exchange, world, "peers")
-
-
-def _over(group: Group, exchange: ExchangeConfig, world: World, purpose: str) -> Group:
-    """The group, prepared for the wire: lossy wires need `launch_reduce`. Collective over the
-    world."""
-    return group if exchange.compression == "none" else world.reducing(group, purpose)

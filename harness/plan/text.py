@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from harness.compare.waits import WAITS
 from harness.config import Config
-from harness.exchange.exchange import route_of
+from harness.exchange.carriers import route_of
 from harness.exchange.kinds import KINDS, KindName
 from harness.measure.data_bound import bound_by_data
 from harness.plan.break_even import (

@@ -7,12 +7,8 @@ from harness.config import Config
 from harness.doctor.need import Need, need_of, products_of
 from harness.errors import UserError
 from harness.exchange.buckets import cut
-from harness.exchange.exchange import (
-    route_of,
-    steps_alone,
-    steps_own_gradients,
-    why_rows_are_not_drawn,
-)
+from harness.exchange.carriers import route_of
+from harness.exchange.exchange import steps_alone, steps_own_gradients, why_rows_are_not_drawn
 from harness.exchange.flat import order_of
 from harness.measure.traffic import Bytes, Sizes, bucket_bytes, slice_bytes
 from harness.model.anatomy import Anatomy, anatomy_of

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from harness.config import Config, ExchangeConfig
 from harness.data.images import Dataset
+from harness.exchange.carriers import carrier_of
 from harness.exchange.compression import WireParts, make_wire
-from harness.exchange.exchange import carrier_of
 from harness.exchange.pieces import PieceTimes
 from harness.measure.clock import now
 from harness.parallel.world import World

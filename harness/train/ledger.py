@@ -11,8 +11,8 @@ from torch import Tensor
 
 from harness.config import Config
 from harness.exchange.buckets import bucket_sizes
+from harness.exchange.carriers import route_of
 from harness.exchange.compression import crossing_bytes
-from harness.exchange.exchange import route_of
 from harness.exchange.kinds import Crosses
 from harness.measure.summary import UNRECORDED, Evaluation, Provenance, RunSummary, Trained
 from harness.measure.tally import Tally, Totals

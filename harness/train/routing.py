@@ -4,7 +4,7 @@ import sys
 
 from harness.config import Config
 from harness.data.images import Dataset
-from harness.exchange.exchange import differing_routes
+from harness.exchange.carriers import differing_routes
 from harness.parallel.world import World
 from harness.train.checkpoint.meta import passed_alike
 from harness.train.trial import Trial, slowest

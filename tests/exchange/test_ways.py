@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.config import Config, ExchangeConfig
-from harness.exchange.exchange import Exchange, make_exchange, route_of
+from harness.exchange.carriers import route_of
+from harness.exchange.exchange import Exchange, make_exchange
 from harness.exchange.flat import Flat, RankParameters
 from harness.measure.traffic import Bytes
 from harness.model.anatomy import Anatomy, Sketch

@@ -6,7 +6,7 @@ from functools import cached_property
 from harness.doctor.need.sizes import Sizes
 from harness.doctor.need.wire import WireMemory
 from harness.exchange.buckets import bucket_sizes
-from harness.exchange.exchange import route_of
+from harness.exchange.carriers import route_of
 from harness.parallel.slices import padded
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from harness.config import ExchangeConfig
-from harness.exchange.exchange import carrier_of
+from harness.exchange.carriers import carrier_of
 
 WORLD: Any = SimpleNamespace(
     peers="Horovod",
