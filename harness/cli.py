@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints; the only place that catches what a user did wrong."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
+    # Read when MLflow is imported, which many modules do late: otherwise it writes an identity into
+    # the user's home and reports to its makers.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     refuse_others(starts_ranks=arguments[:1] not in ON_ALL_RANKS)
     parsed = _parse(arguments)
     code: int = parsed.command(parsed)
