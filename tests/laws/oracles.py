@@ -181,7 +181,7 @@ def local_steps(config: Config, nodes: int, ranks_per_node: int) -> Trained:
     models = [Dense(config) for _ in range(nodes)]
     optimizers = [model.sgd(config) for model in models]
     queue, losses = deque[tuple[int, list[list[Tensor]]]](), []
-    exchange, turns = config.exchange, turns_of(config, models[0], ranks_per_node)
+    exchange, turns = config.exchange, turns_of(config, models[0].trained, ranks_per_node)
     passes, beta = exchange.backward_passes_per_step, exchange.outer_momentum
     owners = owners_of(config, nodes, ranks_per_node)
     velocity = [torch.zeros_like(p) for p in models[0].trained]

@@ -12,13 +12,13 @@ Turn = tuple[Tensor, Tensor]
 """Of each element of a parameter: of how many pieces it is in one, and the number of that piece."""
 
 
-def turns_of(config: Config, model: torch.nn.Module, ranks_per_node: int) -> list[Turn]:
-    """In the order of the model's parameters: weight, bias, and those of the backbone.
+def turns_of(config: Config, trained: Sequence[Tensor], ranks_per_node: int) -> list[Turn]:
+    """In the order of the trained parameters: weight, bias, and those of the backbone.
 
     Each rank of a node has an equal chunk of what they share and a slice of what they slice. A
     chunk is cut into `pieces`, a slice into `slice_pieces`.
     """
-    weight, bias, *backbone = [parameter.detach() for parameter in model.parameters()]
+    weight, bias, *backbone = [parameter.detach() for parameter in trained]
     exchange, ranks = config.exchange, ranks_per_node
     of_slice = exchange.slice_pieces or exchange.pieces
     if config.classifier.layout == "replicated":
