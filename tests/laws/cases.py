@@ -169,7 +169,7 @@ AT_ITS_PACE = [
         ("averaging", 2, 1, 1, 2, ()),
         ("averaging", 1, 3, 2, 1, ()),
         ("averaging", 1, 0, 2, 3, (timed(6),)),
-        ("averaging", 1, 2, 1, 3, (timed(3), ("exchange__synchronous_windows", 1))),
+        ("averaging", 1, 2, 1, 2, (("exchange__synchronous_windows", 2),)),
         ("averaging", 1, 1, 1, 3, (timed(3), ("classifier__sampling", 0.4))),
         ("slowmo", 1, 1, 1, 2, (("exchange__outer_momentum", 0.6),)),
         ("averaging", 1, 1, 1, 2, (("exchange__compression", "int8"),)),
