@@ -58,7 +58,6 @@ RULES = {
     "hybrid_averaging_k4": "remedies/hybrid_averaging_k4",
     "hybrid_averaging_delay_2": "remedies/hybrid_averaging_delay_2",
     "world_late_int8": "rivals/world_late_int8",
-    "partial_fc": "rivals/partial_fc",
 }
 """The distinct update rules, each with the experiment that is trained for it.
 
