@@ -73,7 +73,7 @@ def config(
     for dotted, value in changes.items():
         section, key = dotted.split("__")
         values[section][key] = value
-        if section == "backbone":
+        if dotted in ("backbone__frozen", "backbone__lr_factor"):
             values[section]["weights"] = weights(whole=key == "frozen")
     return Config.model_validate(values)
 

@@ -283,6 +283,6 @@ def test_a_stopwatch_leaves_out_what_lies_between_laps() -> None:
 )
 def test_expected_bytes_follow_the_precision(precision: str, element: int, features: int) -> None:
     values = {"train": {"steps": 1, "precision": precision}, "classifier": {"layout": "node"}}
-    config, sketch = Config.model_validate(values), Sketch((torch.Size([1000]),), 16, 1)
+    config, sketch = Config.model_validate(values), Sketch((torch.Size([1000]),), 16, 1, frozen=0)
     found = expected_bytes(config, Anatomy.of(config, Topology(0, 1, 2), sketch))
     assert found == Bytes(in_node=features + 2 * 500 * element)
