@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from harness.config import Config, ExchangeConfig
-from harness.exchange.codecs import CODECS
+from harness.exchange.codecs import COMPRESSIONS
 
 BOOKKEEPING = ("name", "seed", "tracking.", "data.cache", "data.root", "train.resume", "doctor.")
 """Prefixes of settings that only name or locate things and do not change how a variant trains."""
@@ -21,8 +21,6 @@ SET_BY_LEVERS = (
     "exchange.max_pieces",
 )
 """Settings that the levers determine."""
-COMPRESSIONS = ("none", *CODECS)
-"""Compressions from the widest to the narrowest."""
 
 
 class Lever(StrEnum):

@@ -127,6 +127,8 @@ CODECS: dict[str, Codec] = {
     "sign": Signs(),
 }
 """By the name in `exchange.compression`, the widest first."""
+COMPRESSIONS = ("none", *CODECS)
+"""What `exchange.compression` may be, from the widest to the narrowest."""
 
 
 def blocks_of(elements: int) -> int:

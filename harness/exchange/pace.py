@@ -6,16 +6,12 @@ The same formulas as the planner's, on a few measured times instead of the figur
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from harness.exchange.kinds import KINDS, PLANNED, KindName
+from harness.exchange.codecs import COMPRESSIONS
+from harness.exchange.kinds import KINDS, KindName
 from harness.exchange.pieces import PieceTimes
+from harness.exchange.preference import FAST_ENOUGH, MIN_LATE_SPEEDUP, accuracy_cost
 
-WIRES = ("none", "fp16", "int8", "int4", "sign")
-"""Compressions, from the most bits to the fewest."""
 MOST_PIECES = 16
-FAST_ENOUGH = 0.9
-"""Share of the highest images/s that is fast enough: the rest costs more accuracy than time."""
-LATE_PAYS = 1.05
-"""Speed-up over the fastest that waits with the same K from which a late one pays."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +26,10 @@ class Choice:
     pieces: int = 1
 
     @property
-    def harm(self) -> tuple[int, int, int, int, int]:
-        """What it may cost in accuracy; sorts the least harmful one first, as the planner does."""
-        wire, kind = WIRES.index(self.compression), PLANNED.index(self.kind)
-        return self.passes, self.pieces, wire, kind, self.delay
+    def harm(self) -> tuple[int, ...]:
+        """What it may cost in accuracy; sorts the least harmful one first."""
+        cost = accuracy_cost(self.passes, self.pieces, self.compression, self.kind)
+        return *cost, self.delay
 
     @property
     def text(self) -> str:
@@ -83,13 +79,18 @@ class Pace:
         return 1e3 * choice.passes / self.window_ms(choice)
 
 
+def widest_first(narrowest: str) -> tuple[str, ...]:
+    """The compressions down to the narrowest that is allowed."""
+    return COMPRESSIONS[: COMPRESSIONS.index(narrowest) + 1]
+
+
 def allowed(
     kinds: Iterable[KindName], most_passes: int, most_delay: int, narrowest: str, pace: Pace
 ) -> list[Choice]:
     """All choices within these bounds, the least harmful first. K is a power of two, or the bound;
     late kinds are on time or as late as they may be."""
     powers = [1 << n for n in range(most_passes.bit_length())]
-    wires = WIRES[: WIRES.index(narrowest) + 1]
+    wires = widest_first(narrowest)
     found = []
     for kind in kinds:
         delays = sorted({0, most_delay}) if KINDS[kind].late else [0]
@@ -113,4 +114,4 @@ def best(choices: Iterable[Choice], pace: Pace) -> Choice:
 
 def _pays(late: Choice, given: Iterable[Choice], pace: Pace) -> bool:
     waiting = [pace.rate(c) for c in given if not c.delay and c.passes == late.passes]
-    return not waiting or pace.rate(late) >= LATE_PAYS * max(waiting)
+    return not waiting or pace.rate(late) >= MIN_LATE_SPEEDUP * max(waiting)

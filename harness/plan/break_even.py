@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from harness.config import Config
 from harness.errors import UserError
 from harness.exchange.kinds import KindName
-from harness.plan.choice import MIN_LATE_SPEEDUP
+from harness.exchange.preference import MIN_LATE_SPEEDUP
 from harness.plan.cost_model import predict
 from harness.plan.machines import Cluster
 from harness.plan.ways import crossing, on_each_route, with_exchange

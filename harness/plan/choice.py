@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 
+from harness.exchange.preference import FAST_ENOUGH, MIN_LATE_SPEEDUP
 from harness.plan.ways import Way
 
-MIN_LATE_SPEEDUP = 1.05
-"""Speed-up from which a late way pays; less is within the variation of times."""
-FAST_ENOUGH = 0.9
-"""Fraction of the highest images/s that is fast enough: the rest costs more accuracy than time."""
 SHOWN = 2
 """Number of ways of each layout and exchange in a short list."""
 

@@ -6,6 +6,7 @@ from harness.compare.waits import WAITS
 from harness.config import Config
 from harness.exchange.carriers import route_of
 from harness.exchange.kinds import KINDS, KindName
+from harness.exchange.preference import FAST_ENOUGH, MIN_LATE_SPEEDUP
 from harness.measure.data_bound import bound_by_data
 from harness.plan.break_even import (
     FASTEST,
@@ -16,8 +17,6 @@ from harness.plan.break_even import (
     rates_for_late,
 )
 from harness.plan.choice import (
-    FAST_ENOUGH,
-    MIN_LATE_SPEEDUP,
     SHOWN,
     fastest,
     recommended,

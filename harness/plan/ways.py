@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harness.compare.levers import COMPRESSIONS, pieces_text
+from harness.compare.levers import pieces_text
 from harness.config import Config
 from harness.doctor.finding import format_bytes
 from harness.errors import UserError
+from harness.exchange.codecs import COMPRESSIONS
 from harness.exchange.kinds import KINDS, PLANNED, KindName
+from harness.exchange.preference import accuracy_cost
 from harness.plan.cost_model import predict
 from harness.plan.machines import Cluster
 from harness.tracking.prediction import Prediction
@@ -87,19 +89,10 @@ class Way:
 
     @property
     def accuracy_cost(self) -> tuple[int, int, int, int]:
-        """The expected cost in accuracy, as a key that sorts the least costly way first.
-
-        The worst is rarer steps, then parameters averaged more rarely, in pieces, then fewer bits,
-        then staleness: the reverse of the order in which remedies are tried (hide communication,
-        then compress it, then communicate less often).
-        """
+        """The expected cost in accuracy, as a key that sorts the least costly way first."""
         exchange = self.config.exchange
-        return (
-            exchange.backward_passes_per_step,
-            max(exchange.pieces, exchange.slice_pieces or 1),
-            COMPRESSIONS.index(exchange.compression),
-            PLANNED.index(exchange.kind),
-        )
+        pieces = max(exchange.pieces, exchange.slice_pieces or 1)
+        return accuracy_cost(self.passes, pieces, exchange.compression, exchange.chosen_kind)
 
 
 def all_ways(config: Config, cluster: Cluster) -> list[Way]:

@@ -6,7 +6,7 @@ from typing import Any
 from harness.config import AUTO, Config
 from harness.data.images import Dataset
 from harness.exchange.kinds import KINDS, PLANNED
-from harness.exchange.pace import WIRES, Choice, Pace, allowed, best
+from harness.exchange.pace import Choice, Pace, allowed, best, widest_first
 from harness.parallel.world import World
 from harness.train.checkpoint.meta import resumed_meta
 from harness.train.choose_pieces import TIMED_WINDOWS, WARM_WINDOWS, transfer_ms
@@ -65,7 +65,7 @@ def measured(config: Config, dataset: Dataset, world: World) -> Pace:
 
     Collective over the world.
     """
-    wires = WIRES[: WIRES.index(config.exchange.compression) + 1]
+    wires = widest_first(config.exchange.compression)
     apart = Trial(config.with_nodes_apart(passes=1), dataset, world)
     apart.window_ms(WARM_WINDOWS)
     times = [apart.window_ms(TIMED_WINDOWS)]

@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.exchange.codecs import COMPRESSIONS as WIRES
 from harness.exchange.kinds import KINDS, PLANNED
-from harness.exchange.pace import FAST_ENOUGH, WIRES, Choice, Pace, allowed, best
+from harness.exchange.pace import Choice, Pace, allowed, best
+from harness.exchange.preference import FAST_ENOUGH
 
 
 def pace(compute: float, none: float, exposed: float = 1.0) -> Pace:

@@ -10,9 +10,9 @@ from harness.cli import main
 from harness.compare.levers import Lever, levers_of
 from harness.config import load
 from harness.errors import UserError
+from harness.exchange.preference import FAST_ENOUGH
 from harness.plan.break_even import classes_for_world, rates_for_late
 from harness.plan.choice import (
-    FAST_ENOUGH,
     SHOWN,
     recommended,
     short_list,
