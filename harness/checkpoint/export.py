@@ -14,7 +14,6 @@ from harness.model.backbone import head_of
 from harness.parallel.slices import Slice
 from harness.train.checkpoint.files import (
     BACKBONE,
-    CLASSES,
     PARTIAL,
     STATES,
     Rows,
@@ -67,23 +66,19 @@ def metadata(checkpoint: Path, meta: Meta) -> dict[str, str]:
 
     Raises BadCheckpoint if the checkpoint does not say which model it is.
     """
-    if meta.origin is None:
-        raise BadCheckpoint("it is too old to say which model it is")
-    config = Config.from_flattened(meta.origin.config, f"the config in {checkpoint}")
-    names = []
-    if meta.files and CLASSES in meta.files:
-        names = json.loads((checkpoint / CLASSES).read_text(encoding="utf-8"))
+    origin = meta.known_origin
+    config = Config.from_flattened(origin.config, f"the config in {checkpoint}")
     cosines = config.classifier.margin != "none"
     return {
         "format": "pt",
         "backbone": config.backbone.name,
         "head": head_of(config.backbone.name),
         "classes": str(meta.num_classes),
-        "class_names": json.dumps(names, ensure_ascii=False),
-        "channels": str(meta.origin.channels),
+        "class_names": json.dumps(meta.class_names(checkpoint), ensure_ascii=False),
+        "channels": str(origin.channels),
         "image_size": str(config.data.image_size),
-        "mean": json.dumps(meta.origin.mean),
-        "deviation": json.dumps(meta.origin.deviation),
+        "mean": json.dumps(origin.mean),
+        "deviation": json.dumps(origin.deviation),
         "logits": "cosine" if cosines else "linear",
         "scale": str(config.classifier.margin_scale if cosines else 1.0),
         "experiment": config.name,

@@ -1,6 +1,5 @@
 """Puts a model together from a checkpoint, for one process."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ from harness.model.network import Network
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.group import Group, Meters
 from harness.parallel.world import World
-from harness.train.checkpoint.files import CLASSES
 from harness.train.checkpoint.manifest import BadCheckpoint
 from harness.train.checkpoint.meta import Meta, Origin
 
@@ -77,21 +75,20 @@ def load_trained(folder: Path, changes: Sequence[str]) -> Trained:
     try:
         whole(checkpoint)
         meta = described(checkpoint)
-        if meta.origin is None:
-            raise BadCheckpoint("it is too old to say which model it is")
-        tensors, names = state_dict(checkpoint, meta), _class_names(checkpoint, meta)
+        origin, tensors = meta.known_origin, state_dict(checkpoint, meta)
+        names = tuple(meta.class_names(checkpoint))
     except BadCheckpoint as error:
         raise UserError(f"{checkpoint} cannot be evaluated: {error}; give another one") from error
-    config = _config(meta.origin, changes, checkpoint)
+    config = _config(origin, changes, checkpoint)
     device = torch.device("cpu")
     if config.train.device != "cpu" and torch.cuda.is_available():
         device = torch.device("cuda")
     meters = Meters(clock_for(device), Traffic())
     alone = Group((0,), 0, 1, None, meters, Phase.SLICE_WAIT)
     network = _network(config, meta, tensors, alone, checkpoint).to(device).eval()
-    levels = Levels(meta.origin.mean, meta.origin.deviation)
+    levels = Levels(origin.mean, origin.deviation)
     world = World.alone(device, meters, alone)
-    return Trained(checkpoint, config, network, world, meta.origin.channels, levels, names)
+    return Trained(checkpoint, config, network, world, origin.channels, levels, names)
 
 
 def _config(origin: Origin, changes: Sequence[str], checkpoint: Path) -> Config:
@@ -113,9 +110,8 @@ def _config(origin: Origin, changes: Sequence[str], checkpoint: Path) -> Config:
 def _network(
     config: Config, meta: Meta, tensors: dict[str, Tensor], alone: Group, checkpoint: Path
 ) -> Network:
-    assert meta.origin is not None
     size = config.data.image_size
-    backbone = make_backbone(config.backbone, meta.origin.channels, size, config.seed)
+    backbone = make_backbone(config.backbone, meta.known_origin.channels, size, config.seed)
     classifier = SlicedClassifier(
         backbone.features, meta.num_classes, config.classifier, alone, config.seed
     )
@@ -135,9 +131,3 @@ def _network(
             f"written by another version of this harness?"
         ) from error
     return network
-
-
-def _class_names(checkpoint: Path, meta: Meta) -> tuple[str, ...]:
-    if not (meta.files and CLASSES in meta.files):
-        return ()
-    return tuple(json.loads((checkpoint / CLASSES).read_text(encoding="utf-8")))

@@ -3,7 +3,7 @@
 import os
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -101,16 +101,23 @@ def _read_host(word: str) -> Host:
     return Host(found[1], int(found[2]))
 
 
+def filled(hosts: Sequence[Host], ranks: int) -> tuple[Host, ...]:
+    """The hosts that get a rank when horovodrun fills them in order, each with as many slots as it
+    gets ranks."""
+    found, left = [], ranks
+    for host in hosts:
+        if left:
+            found.append(Host(host.name, min(host.slots, left)))
+            left -= found[-1].slots
+    return tuple(found)
+
+
 def topology_of(hosts: tuple[Host, ...], ranks: int) -> Topology:
     """Topology of rank 0 when horovodrun fills the hosts in order.
 
     Raises UserError if hosts get different numbers of ranks.
     """
-    sizes, left = [], ranks
-    for host in hosts:
-        sizes.append(min(host.slots, left))
-        left -= sizes[-1]
-    used = [size for size in sizes if size]
+    used = [host.slots for host in filled(hosts, ranks)]
     # `from_horovod` refuses a host whose ranks times the hosts are not all ranks: give it such a
     # host if there is one.
     odd = next((size for size in used if size * len(used) != ranks), used[0])

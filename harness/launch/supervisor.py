@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.config import Config
 from harness.errors import UserError
 from harness.launch.fitness import Checked, check_hosts
-from harness.launch.hosts import Host, hosts_option, hosts_or_local, read_hosts, topology_of
+from harness.launch.hosts import Host, filled, hosts_option, hosts_or_local, read_hosts, topology_of
 from harness.launch.launch import Outcome
 from harness.launch.training import launch_training, train_command
 from harness.launch.warned import WARNINGS
@@ -105,7 +105,7 @@ def placed(training: Training, policy: Policy) -> Training:
     """
     config = training.config
     given = read_hosts(hosts_or_local(training.hosts, training.ranks))
-    used = _used(given, training.ranks)
+    used = filled(given, training.ranks)
     names = {host.name for host in used}
     spares = [host for host in policy.spares if host.name not in names]
     checked = check_hosts([*used, *spares], training.folder, config.train.device == "cuda")
@@ -138,16 +138,6 @@ def replaced(used: Sequence[Checked], spares: Sequence[Checked]) -> tuple[Host, 
                 host = Host(host.name, each.host.slots)
         if host is not None:
             found.append(host)
-    return tuple(found)
-
-
-def _used(hosts: Sequence[Host], ranks: int) -> tuple[Host, ...]:
-    """The hosts that get a rank, each with as many slots as it gets ranks."""
-    found, left = [], ranks
-    for host in hosts:
-        if left:
-            found.append(Host(host.name, min(host.slots, left)))
-            left -= found[-1].slots
     return tuple(found)
 
 

@@ -14,7 +14,7 @@ from harness.measure.redaction import masked
 from harness.measure.summary import Evaluation
 from harness.parallel.topology import Topology
 from harness.tracking.run_folder import META
-from harness.train.checkpoint.files import plain_file
+from harness.train.checkpoint.files import CLASSES, plain_file
 from harness.train.checkpoint.manifest import BadCheckpoint, StoredFile, sha256_of
 from harness.train.course import Passed
 
@@ -100,6 +100,20 @@ class Meta(BaseModel):
     def names_in(self, folder: Path) -> list[str]:
         """The names of its files; those in the folder if it lists none. Raises OSError."""
         return os.listdir(folder) if self.files is None else list(self.files)
+
+    def class_names(self, folder: Path) -> list[str]:
+        """The names of its classes; [] if they have none. Raises OSError."""
+        if not (self.files and CLASSES in self.files):
+            return []
+        found: list[str] = json.loads((folder / CLASSES).read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def known_origin(self) -> Origin:
+        """The run that wrote it. Raises BadCheckpoint if it does not say which."""
+        if self.origin is None:
+            raise BadCheckpoint("it is too old to say which model it is")
+        return self.origin
 
     @property
     def identity(self) -> str:
