@@ -6,29 +6,17 @@ from pathlib import Path
 import pytest
 
 from analysis.draw import ladder
-from harness.config import Config
 from harness.errors import UserError
-from harness.tracking.run_folder import CONFIG, RunFolder
-from tests.recorded import summary
+from tests.compare.test_folder import RUNGS, keep
 
-INT8 = {"exchange": {"route": "hierarchical", "compression": "int8"}}
 ROW = {"cross_node_mb": 1.0, "delay": 0, "phases_ms": {"forward": 1.0}}
-RUNGS = {
-    "data_parallel": {},
-    "int8": INT8,
-    "int8_k2": {"exchange": INT8["exchange"] | {"backward_passes_per_step": 2}},
-}
 
 
 def kept(folder: Path, names: list[str]) -> tuple[Path, Path]:
     """Trainings of these variants, at 1,000 images/s each, and a table of other speeds."""
     for name in names:
         for seed in range(3):
-            run = folder / "trainings" / f"{name}-s{seed}"
-            run.mkdir(parents=True)
-            given = {"name": name, "seed": seed, "train": {"steps": 300}} | RUNGS[name]
-            (run / CONFIG).write_text(Config.model_validate(given).to_yaml())
-            RunFolder(run).write_summary(summary(name, seed=seed, images_per_second=1000.0))
+            keep(folder / "trainings", name, seed, **RUNGS[name])
     table = folder / "headline.json"
     rates = {name: [100.0 * 2**number] * 3 for number, name in enumerate(names)}
     rows = [{"variant": name, "rates": each} | ROW for name, each in rates.items()]
