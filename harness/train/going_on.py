@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from harness.config import Config
+from harness.config import AUTO, Config
 from harness.errors import Diverged, UserError
 from harness.measure.summary import Restarts
 from harness.parallel.ranks import Ranks
@@ -15,11 +15,14 @@ from harness.train.checkpoint.choice import Chosen, choose_checkpoint, newest_go
 from harness.train.checkpoint.manifest import BadCheckpoint
 from harness.train.checkpoint.meta import read_meta
 from harness.train.checkpoint.verdict import mark_bad
+from harness.train.choose_kind import KEPT
 
 FIRST_WINDOWS = 10
 """A run that diverges within so many windows after a load has loaded the cause."""
 CHOSEN_BY_THE_RUN = ("exchange.pieces", "exchange.route")
 """Keys that a run may have filled in itself before it recorded its config."""
+CHOSEN_WITH_THE_KIND = tuple(f"exchange.{key}" for key in (*KEPT, "kinds"))
+"""The same for a run with `exchange.kind=auto`."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,11 @@ def check_alike(config: Config, folder: Path) -> None:
     if recorded is None:
         return
     before, now = recorded.alike(), config.alike()
+    chosen: tuple[str, ...] = CHOSEN_BY_THE_RUN
+    if config.exchange.kind == AUTO:
+        chosen += CHOSEN_WITH_THE_KIND
     for key, value in now.items():
-        if key not in CHOSEN_BY_THE_RUN and before.get(key) != value:
+        if key not in chosen and before.get(key) != value:
             raise UserError(
                 f"the run in {folder} has {key}={before.get(key)}, and here it is {value}; "
                 f"continue it with the same settings, or give another --folder"

@@ -12,7 +12,7 @@ import pytest
 from harness.checkpoint.verify import verify
 from harness.config import Config, load
 from harness.errors import Diverged, UserError
-from harness.tracking.run_folder import BAD, RunFolder
+from harness.tracking.run_folder import BAD, CONFIG, RunFolder
 from harness.train.checkpoint.meta import CHECKSUM, read_meta
 from harness.train.checkpoint.verdict import mark_bad
 from harness.train.going_on import (
@@ -102,6 +102,19 @@ def test_only_the_same_settings_go_on(run: Path) -> None:
     check_alike(config_of(run, "train.threads=1"), run)
     with pytest.raises(UserError, match=r"has seed=\d+, and here it is 99; continue it with"):
         check_alike(config_of(run, "seed=99"), run)
+
+
+def test_a_run_that_has_chosen_its_kind_goes_on(run: Path) -> None:
+    """It has recorded what it chose; the experiment still asks it to choose."""
+    recorded = config_of(run)
+    chosen = recorded.exchanging(kind="synchronous", compression="fp16")
+    (run / CONFIG).write_text(chosen.to_yaml())
+    asks = config_of(run, "exchange.kind=auto", "exchange.compression=int8", "exchange.delay=1")
+    check_alike(asks, run)
+    with pytest.raises(UserError, match=r"has seed=\d+, and here it is 99; continue it with"):
+        check_alike(asks.model_copy(update={"seed": 99}), run)
+    with pytest.raises(UserError, match=r"exchange\.compression=fp16, and here it is none"):
+        check_alike(recorded, run)
 
 
 @pytest.mark.parametrize(("after", "bad"), [(1, True), (FIRST_WINDOWS, True), (11, False)])
