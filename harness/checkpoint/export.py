@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from harness.checkpoint.shelf import described, shelf
+from harness.checkpoint.shelf import shelf
 from harness.checkpoint.verify import whole
 from harness.config import Config
 from harness.doctor.finding import format_bytes
@@ -21,7 +21,7 @@ from harness.train.checkpoint.files import (
     write_tensors,
 )
 from harness.train.checkpoint.manifest import BadCheckpoint
-from harness.train.checkpoint.meta import Meta
+from harness.train.checkpoint.meta import Meta, described
 
 
 def export(folder: Path, output: Path) -> int:

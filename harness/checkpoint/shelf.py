@@ -4,9 +4,6 @@ from pathlib import Path
 
 from harness.errors import UserError
 from harness.train.checkpoint.choice import holder, names_in, newest_first
-from harness.train.checkpoint.files import PARTIAL
-from harness.train.checkpoint.manifest import BadCheckpoint
-from harness.train.checkpoint.meta import Meta, read_meta
 
 
 def shelf(folder: Path) -> list[Path]:
@@ -18,10 +15,3 @@ def shelf(folder: Path) -> list[Path]:
             f"checkpoints/<window>"
         )
     return found
-
-
-def described(checkpoint: Path) -> Meta:
-    """The metadata of one of them. Raises BadCheckpoint."""
-    if checkpoint.name.endswith(PARTIAL):
-        raise BadCheckpoint("it is incomplete: its writing was interrupted, or goes on")
-    return read_meta(checkpoint)

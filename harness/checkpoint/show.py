@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint.shelf import described, shelf
+from harness.checkpoint.shelf import shelf
 from harness.doctor.finding import format_bytes
 from harness.train.checkpoint.manifest import BadCheckpoint
-from harness.train.checkpoint.meta import Meta, Origin
+from harness.train.checkpoint.meta import Meta, Origin, described
 
 
 def show(folder: Path) -> int:

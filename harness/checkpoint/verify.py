@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from harness.checkpoint.shelf import described, shelf
+from harness.checkpoint.shelf import shelf
 from harness.doctor.finding import format_bytes
 from harness.train.checkpoint.manifest import BadCheckpoint, check_file
+from harness.train.checkpoint.meta import described
 from harness.train.checkpoint.verdict import why_bad
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.checkpoint.export import state_dict
-from harness.checkpoint.shelf import described, shelf
+from harness.checkpoint.shelf import shelf
 from harness.checkpoint.verify import whole
 from harness.config import Config
 from harness.data.levels import Levels
@@ -22,7 +22,7 @@ from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.group import Group, Meters
 from harness.parallel.world import World
 from harness.train.checkpoint.manifest import BadCheckpoint
-from harness.train.checkpoint.meta import Meta, Origin
+from harness.train.checkpoint.meta import Meta, Origin, described
 
 BATCH = 64
 """Images at once."""

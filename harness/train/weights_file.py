@@ -11,9 +11,9 @@ from torch import Tensor
 
 from harness.errors import UserError, one_line
 from harness.train.checkpoint.choice import holder, names_in, newest_first
-from harness.train.checkpoint.files import BACKBONE, PARTIAL, STATES, Whole, plain_file
+from harness.train.checkpoint.files import BACKBONE, STATES, Whole, plain_file
 from harness.train.checkpoint.manifest import BadCheckpoint, check_file
-from harness.train.checkpoint.meta import read_meta
+from harness.train.checkpoint.meta import described
 
 INSIDE = ("model", "state_dict")
 """Keys under which programs put the state dict beside other things."""
@@ -44,9 +44,7 @@ def file_of(weights: Path) -> Path:
 
 def _check(folder: Path) -> None:
     """Raises BadCheckpoint if a checkpoint has no backbone as it was written."""
-    if folder.name.endswith(PARTIAL):
-        raise BadCheckpoint("it is incomplete: its writing was interrupted, or goes on")
-    files = read_meta(folder).files
+    files = described(folder).files
     if files is not None:
         check_file(folder / BACKBONE, files.get(BACKBONE))
 

@@ -14,7 +14,7 @@ from harness.measure.redaction import masked
 from harness.measure.summary import Evaluation
 from harness.parallel.topology import Topology
 from harness.tracking.run_folder import META
-from harness.train.checkpoint.files import CLASSES, plain_file
+from harness.train.checkpoint.files import CLASSES, PARTIAL, plain_file
 from harness.train.checkpoint.manifest import BadCheckpoint, StoredFile, sha256_of
 from harness.train.course import Passed
 
@@ -120,6 +120,13 @@ class Meta(BaseModel):
         """The same for all copies of a checkpoint, whatever was evaluated after it."""
         files = {name: each.sha256 for name, each in sorted((self.files or {}).items())}
         return sha256_of(json.dumps([self.window, self.num_classes, files]))
+
+
+def described(checkpoint: Path) -> Meta:
+    """The metadata of a checkpoint that is complete. Raises BadCheckpoint."""
+    if checkpoint.name.endswith(PARTIAL):
+        raise BadCheckpoint("it is incomplete: its writing was interrupted, or goes on")
+    return read_meta(checkpoint)
 
 
 def read_meta(folder: Path) -> Meta:
