@@ -55,6 +55,7 @@ class Training:
         resumed = step.resumed
         self._windows = course.windows
         self._early_end = early_end or EarlyEnd()
+        self._ends_early_after: int | None = None
         self._curvature = Curvature(step)
         self._ledger = Ledger(
             config,
@@ -97,6 +98,7 @@ class Training:
         if self._staleness.estimates(first):
             self._estimate_curvature(first, journal)
         self._ledger.begins(journal)
+        self._began = time.monotonic()
         for window in range(first, self._windows):
             if self._tracing.starts(window):
                 with self._paused(window):
@@ -113,8 +115,7 @@ class Training:
                 with self._paused(ended):
                     self._pause(ended, journal)
             if self._step.watch.must_end and ended < self._windows:
-                with self._paused(ended):
-                    self._end_early(ended, journal)
+                self._end_early_if_due(ended, journal)
         batches.close()
         self._saves.settle(journal)
         self._pulse.end()
@@ -238,6 +239,29 @@ class Training:
         self._step.exchange.agree_on([strip.tensor for strip in strips if strip.tensor.dim()])
         average_statistics(self._step.model.backbone, self._world)
         self._saves.save(self._meta(ended), self._step.exchange.carried(), journal)
+
+    def _end_early_if_due(self, ended: int, journal: Journal) -> None:
+        if self._ends_early_after is None:
+            self._ends_early_after = self._last_window(ended)
+        if ended == self._ends_early_after:
+            with self._paused(ended):
+                self._end_early(ended, journal)
+
+    def _last_window(self, ended: int) -> int:
+        """After how many windows a run ends that is asked to.
+
+        That is at the next planned checkpoint if it comes within half of the time of grace: a drain
+        that the undisturbed run does not make changes what late exchanges compute. Otherwise it is
+        now.
+        """
+        if not self._config.train.saves:
+            return ended
+        later = range(ended, self._windows)
+        planned = next((each for each in later if self._saves.due(each)), self._windows)
+        pace = (time.monotonic() - self._began) / (ended - self._course.first)
+        slowest = max(self._world.gather_objects(pace, "seconds of a window"))
+        in_time = (planned - ended) * slowest <= self._config.launch.grace_seconds / 2
+        return planned if in_time else ended
 
     def _end_early(self, ended: int, journal: Journal) -> None:
         """Saves, unless that has just been done or the run saves nothing, and raises EndedEarly."""

@@ -21,6 +21,7 @@ exchange: {kind: synchronous}
 optimizer: {lr: 0.05, warmup_windows: 2}
 train: {batch_size: 4, steps: 400, log_every: 10, matmul_seconds: 0, checkpoint_every: 100,
         save: true, threads: 1}
+launch: {grace_seconds: 0}  # too short to wait for the next planned checkpoint
 tracking: {enabled: false, folder: FOLDER}
 """
 
