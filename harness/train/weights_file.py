@@ -14,6 +14,7 @@ from harness.train.checkpoint.choice import holder, names_in, newest_first
 from harness.train.checkpoint.files import BACKBONE, STATES, Whole, plain_file
 from harness.train.checkpoint.manifest import BadCheckpoint, check_file
 from harness.train.checkpoint.meta import described
+from harness.train.checkpoint.verdict import why_bad
 
 INSIDE = ("model", "state_dict")
 """Keys under which programs put the state dict beside other things."""
@@ -43,7 +44,10 @@ def file_of(weights: Path) -> Path:
 
 
 def _check(folder: Path) -> None:
-    """Raises BadCheckpoint if a checkpoint has no backbone as it was written."""
+    """Raises BadCheckpoint if a checkpoint has no backbone as it was written, or training diverged
+    after it."""
+    if reason := why_bad(folder):
+        raise BadCheckpoint(reason)
     files = described(folder).files
     if files is not None:
         check_file(folder / BACKBONE, files.get(BACKBONE))

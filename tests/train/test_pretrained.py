@@ -17,6 +17,7 @@ from harness.model.anatomy import anatomy_of
 from harness.model.backbone import Backbone, make_backbone
 from harness.model.torchvision import torchvision
 from harness.plan.workload import workload_of
+from harness.train.checkpoint.verdict import mark_bad
 from harness.train.pretrained import Fit, load_weights
 from tests.alone import world_of_one
 from tests.horovodrun import horovodrun
@@ -166,6 +167,9 @@ def test_checkpoints_of_ours(tmp_path: Path) -> None:
     load_weights(backbone, config)
     older = load_file(checkpoint_at(tmp_path, 3) / "backbone.safetensors")
     assert all(torch.equal(e, older[n].to(e)) for n, e in backbone.state_dict().items())
+    mark_bad(checkpoint_at(tmp_path, 3), "the training loss is not finite")
+    with pytest.raises(UserError, match="000000003: it is marked bad"):
+        load_weights(backbone, config)
 
 
 @pytest.fixture
