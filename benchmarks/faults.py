@@ -1,7 +1,9 @@
-"""Injects faults into a training of four ranks on two emulated nodes, and tells what became of it.
+"""Injects faults into a training of four ranks on two nodes, and reports what became of it.
 
 `python -m benchmarks.faults --folder runs/faults --output analysis/faults` takes about half an hour
-on two cores; `--only "kill a rank"` injects one fault. The undisturbed run comes first.
+on two cores; `--only "kill a rank"` injects one fault. The undisturbed run comes first. Faults of a
+host or a link happen in a lab with a spare host, and a full disk is a small one in memory: both
+need root.
 """
 
 import argparse
@@ -12,16 +14,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.faulty_rank import EVERY, FAULTS, MARK, RANK, WINDOW
-from benchmarks.stopped_store import served, stop_for_a_while, wait_for
+from benchmarks.stopped_store import LONGEST_SECONDS, served, stop_for_a_while, wait_for
+from harness.lab.own_lab import own_lab, set_rate
 from harness.measure.machine import environment
-from harness.tracking.run_folder import RESTARTS, RunFolder
+from harness.tracking.run_folder import META, RESTARTS, RunFolder
 
-HOSTS = "localhost:2,127.0.0.1:2"
+LINK, SLOW_LINK = "100mbit", "10mbit"
 STEPS, STUCK_SECONDS = 160, 20
 EXPERIMENT = f"""name: faults
 seed: 1
@@ -34,21 +39,56 @@ train: {{batch_size: 8, steps: {STEPS}, log_every: 5, matmul_seconds: 0, threads
         checkpoint_every: {EVERY}, keep_checkpoints: 3, stuck_seconds: {STUCK_SECONDS}}}
 launch: {{grace_seconds: 60}}
 """
-RESTARTED, LONGEST_SECONDS = 2, 900.0
-"""Restarts that a run may have, and the time after which it counts as hanging."""
+RESTARTED = 2
+"""Restarts that a run may have. It counts as hanging after `LONGEST_SECONDS`."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is started."""
+
+    hosts: Sequence[str] = ("--hosts", "localhost:2,127.0.0.1:2")
+    before: Sequence[str] = ()
+    """Words before the command."""
+
+
+@contextmanager
+def on_test_hosts(folder: Path) -> Iterator[Place]:
+    """A lab of two hosts and a spare one."""
+    with own_lab(3, 2, "--rate", LINK):
+        hosts = ("--hosts", "h1:2,h2:2", "--spares", "h3:2")
+        yield Place(hosts, (sys.executable, "-m", "harness", "lab", "run", "--"))
+
+
+@contextmanager
+def on_small_disk(folder: Path) -> Iterator[Place]:
+    """The run's folder is a disk of its own, of 16 MB."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], check=True)
+    try:
+        yield Place()
+    finally:
+        kept = folder.with_name(f"{folder.name}-kept")
+        subprocess.run(["cp", "-r", folder, kept], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)
+        folder.rmdir()
+        kept.rename(folder)
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What is to be said about a fault, and how the run goes on after it."""
+    """What is to be reported about a fault, and how the run goes on after it."""
 
     said: str
     """A regular expression."""
     by_hand: bool = False
     """Whether the launcher ends, so that the same command with --continue starts it again."""
+    place: Callable[[Path], AbstractContextManager[Place]] = lambda _: nullcontext(Place())
+    """What is made for a run in this folder."""
 
 
 STANDS = rf"rank {RANK} on 127\.0\.0\.1 did not move"
+SILENT = r"nothing was heard of rank 2 on h2, rank 3 on h2 for \d+ s"
 EXPECTED = {
     "kill a rank": Expected(rf"rank {RANK} was killed by SIGKILL"),
     "stop a rank": Expected(STANDS + r" \(its process is stopped\), and others wait"),
@@ -57,8 +97,13 @@ EXPECTED = {
     "truncate a checkpoint": Expected(r"skipped 0+60: backbone.safetensors has [\d,]+ bytes"),
     "flip a bit": Expected(r"skipped 0+60: backbone.safetensors has other content"),
     "kill the launcher": Expected("", by_hand=True),
-    "SIGTERM": Expected(rf"ended early after 7\d of {STEPS} windows, as asked", by_hand=True),
+    "SIGTERM": Expected(rf"ended early after 80 of {STEPS} windows, as asked", by_hand=True),
     "stop the store": Expected(r"the MLflow store .*timed out"),
+    "fill the disk": Expected(r"0+80 cannot be written \(.*No space left", place=on_small_disk),
+    "a clock that jumps": Expected(""),
+    "slow a link": Expected("", place=on_test_hosts),
+    "cut a link": Expected(SILENT, place=on_test_hosts),
+    "kill a host": Expected(SILENT, place=on_test_hosts),
 }
 
 
@@ -98,10 +143,10 @@ class Output:
         for line in self._process.stdout:
             self.lines.append((time.time(), line.rstrip("\n")))
 
-    def end(self) -> int:
-        """Waits for the process; returns its exit code."""
+    def end(self, seconds: float = LONGEST_SECONDS) -> int:
+        """Waits so long for the process, then kills it; returns its exit code."""
         try:
-            self._process.wait(LONGEST_SECONDS)
+            self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -119,11 +164,14 @@ class Bench:
 
     root: Path
 
-    def launch(self, name: str, uri: str, program: Sequence[str], *more: str) -> Output:
+    def launch(
+        self, name: str, uri: str, program: Sequence[str], *more: str, place: Place = Place()
+    ) -> Output:
         file = self.root / "experiment.yaml"
-        command = [sys.executable, "-m", *program, "launch", "--np", "4", "--hosts", HOSTS]
-        command += ["--folder", str(self.root / name), *more, str(file), f"tracking.uri={uri}"]
-        command += [f"tracking.folder={self.root}", "tracking.system_metrics_seconds=0"]
+        command = [*place.before, sys.executable, "-m", *program, "launch", "--np", "4"]
+        command += [*place.hosts, "--folder", str(self.root / name), *more, str(file)]
+        command += [f"tracking.uri={uri}", f"tracking.folder={self.root}"]
+        command += ["tracking.system_metrics_seconds=0"]
         return Output(
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
@@ -138,11 +186,17 @@ class Bench:
 def disturbed(bench: Bench, fault: str, whole: Path) -> Found:
     """Runs a training with one fault to its end."""
     expected, folder = EXPECTED[fault], bench.folder(fault)
-    with served(bench.store(fault), fault == "stop the store") as (uri, pid):
+    with (
+        served(bench.store(fault), fault == "stop the store") as (uri, pid),
+        expected.place(folder) as place,
+    ):
         program = "benchmarks.faulty_launch", fault, str(pid)
-        output = bench.launch(folder.name, uri, program, "--restarts", str(RESTARTED))
+        restarts = "--restarts", str(RESTARTED)
+        output = bench.launch(folder.name, uri, program, *restarts, place=place)
         if pid:
             stop_for_a_while(pid, folder / MARK)
+        if fault == "slow a link" and wait_for((folder / MARK).exists, LONGEST_SECONDS):
+            set_rate(SLOW_LINK)
         code = output.end()
         lines, ended = list(output.lines), time.time()
         if expected.by_hand:
@@ -155,23 +209,23 @@ def disturbed(bench: Bench, fault: str, whole: Path) -> Found:
     named = (line for _, line in lines if expected.said and re.search(expected.said, line))
     said = next(named, "")
     failed = next((when for when, line in lines if line.startswith("output of all ranks")), ended)
-    restarts = RunFolder(folder).restarts() if (folder / RESTARTS).exists() else []
+    restarted = RunFolder(folder).restarts() if (folder / RESTARTS).exists() else []
     return Found(
         fault=fault,
         code=code,
-        ended_after=round((ended if expected.by_hand else failed) - at, 1) if restarts else None,
+        ended_after=round((ended if expected.by_hand else failed) - at, 1) if restarted else None,
         named=bool(said) if expected.said else None,
-        trained_after=round(restarts[0]["at"] - at, 1) if restarts else None,
-        windows_lost=max(0, WINDOW - restarts[0]["window"]) if restarts else None,
+        trained_after=round(restarted[0]["at"] - at, 1) if restarted else None,
+        windows_lost=max(0, WINDOW - restarted[0]["window"]) if restarted else None,
         equal=code == 0 and checksums(folder) == checksums(whole),
         in_store=in_store,
         said=said.strip().replace(f"{bench.root}/", "")[:200],
     )
 
 
-def checksums(folder: Path) -> dict[str, str]:
-    """Of the files of a run's last checkpoint."""
-    meta = folder / "checkpoints" / f"{STEPS:09d}" / "checkpoint.json"
+def checksums(folder: Path, windows: int = STEPS) -> dict[str, str]:
+    """Of the files of the checkpoint after so many windows."""
+    meta = RunFolder(folder).checkpoint(windows) / META
     return {name: each["sha256"] for name, each in json.loads(meta.read_text())["files"].items()}
 
 
@@ -242,13 +296,17 @@ def main() -> int:
     return 0
 
 
+def circumstances() -> dict[str, Any]:
+    """What is needed to judge a result: commit, versions, machine, and how busy it is."""
+    facts = environment({})
+    shown = ("git_commit", "git_dirty", "versions", "cpu", "usable_cores")
+    return {key: facts[key] for key in shown if key in facts} | {"load": os.getloadavg()}
+
+
 def write(folder: Path, found: Sequence[Found]) -> None:
     """Writes the table, the experiment, and what is needed to judge them."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = environment({})
-    shown = ("git_commit", "git_dirty", "versions", "cpu", "usable_cores")
-    record = {key: facts[key] for key in shown if key in facts}
-    record |= {"load": os.getloadavg(), "found": [asdict(each) for each in found]}
+    record = circumstances() | {"found": [asdict(each) for each in found]}
     (folder / "localhost.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     (folder / "localhost.md").write_text("\n".join(table(found)) + "\n", encoding="utf-8")
     (folder / "experiment.yaml").write_text(EXPERIMENT, encoding="utf-8")

@@ -1,6 +1,7 @@
 """`harness launch` of ranks one of which causes a fault; see `faulty_rank`.
 
-`python -m benchmarks.faulty_launch FAULT PID launch ...`; a PID of 0 is this process.
+`python -m benchmarks.faulty_launch FAULT PID launch ...`; a PID of 0 is this process. `soak
+WINDOWS` in place of FAULT PID as there.
 """
 
 import os

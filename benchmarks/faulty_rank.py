@@ -1,16 +1,21 @@
-"""Started on every rank: `harness train`, in which one rank causes one fault, once.
+"""Started on every rank: `harness train`, in which one rank causes one fault once, or many.
 
 `python -m benchmarks.faulty_rank FAULT PID train EXPERIMENT.yaml ... --folder FOLDER`; PID is the
-process that a fault of something else than a rank goes to.
+process that a fault of something else than a rank goes to. `soak WINDOWS` in place of FAULT PID:
+faults follow each other, so many windows apart on average.
 """
 
+import errno
+import itertools
 import json
 import math
 import os
+import random
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -31,6 +36,13 @@ RANK = 3
 """The rank that causes it."""
 MARK = "fault.json"
 """File in the run's folder with the time of the fault, which thereby comes once."""
+FILLER = "filler"
+"""File in the run's folder that fills the disk, until `FREED`."""
+FREED = WINDOW + 2 * EVERY
+"""The disk has room again after so many windows, and so after two checkpoints that failed."""
+JUMP_SECONDS = 3600.0
+OWN_NETWORK = "/proc/self/ns/net"
+"""Processes of the same test host have the same network namespace."""
 
 Fault = Callable[[Step, Path, int], None]
 
@@ -77,6 +89,55 @@ def stop_other(step: Step, folder: Path, pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
 
 
+def fill(step: Step, folder: Path, pid: int) -> None:
+    with (folder / FILLER).open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+
+
+def jump(step: Step, folder: Path, pid: int) -> None:
+    """Sets the clock of this process forward; the others' stays as it is."""
+    real = time.time
+
+    def jumped() -> float:
+        return real() + JUMP_SECONDS
+
+    mock.patch("time.time", jumped).start()
+
+
+def cut(step: Step, folder: Path, pid: int) -> None:
+    """Takes this test host off its network: its packets are lost without a word to anyone."""
+    from pyroute2 import IPRoute
+
+    if os.path.samestat(os.stat(OWN_NETWORK), os.stat("/proc/1/ns/net")):
+        raise RuntimeError("this rank is on the machine itself, not on a test host of the lab")
+    with IPRoute() as route:
+        (link,) = route.link_lookup(ifname="eth0")
+        route.link("set", index=link, state="down")
+
+
+def kill_host(step: Step, folder: Path, pid: int) -> None:
+    """The picture of a host without power: nobody hears that its processes have ended."""
+    cut(step, folder, pid)
+    own = os.stat(OWN_NETWORK)
+    for each in Path("/proc").glob("[0-9]*"):
+        try:
+            is_here = os.path.samestat(own, (each / "ns" / "net").stat())
+            if is_here and int(each.name) != os.getpid():
+                os.kill(int(each.name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended by itself meanwhile
+    kill(step, folder, pid)
+
+
+def slow_link(step: Step, folder: Path, pid: int) -> None:
+    """The benchmark sets the link's rate when it sees that the fault is due."""
+
+
 FAULTS: dict[str, Fault] = {
     "kill a rank": kill,
     "stop a rank": stop,
@@ -87,7 +148,25 @@ FAULTS: dict[str, Fault] = {
     "kill the launcher": kill_other,
     "SIGTERM": warn_other,
     "stop the store": stop_other,
+    "fill the disk": fill,
+    "a clock that jumps": jump,
+    "slow a link": slow_link,
+    "cut a link": cut,
+    "kill a host": kill_host,
 }
+
+
+SOAK, SOAKED = "soak", "soaked.jsonl"
+"""Name of the run with many faults, and the file in its folder with a line for each."""
+SOAKING = (
+    "kill a rank",
+    "stop a rank",
+    "sleep in Python",
+    "NaN",
+    "truncate a checkpoint",
+    "flip a bit",
+)
+"""Faults of a soak: those after which the launcher starts the ranks again."""
 
 
 def newest(folder: Path) -> Path:
@@ -104,13 +183,64 @@ def is_first_time(folder: Path) -> bool:
     return True
 
 
-def run(fault: Fault, pid: int, words: list[str]) -> int:
-    """Trains, with the fault before the window after WINDOW windows."""
+Before = Callable[[Step, int], None]
+"""Called on every rank before each window, with its number."""
+
+
+def one_fault(name: str, pid: int, folder: Path) -> Before:
+    """The fault comes before the window after WINDOW windows."""
+
+    def before(step: Step, number: int) -> None:
+        if number == WINDOW and launched().rank == RANK and is_first_time(folder):
+            FAULTS[name](step, folder, pid)
+        if number == FREED and launched().rank == RANK:
+            (folder / FILLER).unlink(missing_ok=True)
+
+    return before
+
+
+@dataclass(frozen=True)
+class Due:
+    """The next fault of a soak."""
+
+    fault: str
+    rank: int
+    after: int
+    """Windows since the run was last started."""
+
+
+def drawn(number: int, ranks: int, mean: int) -> Due:
+    """The fault with this number: seldom within the first two checkpoints after a start, because a
+    run that makes no progress is given up; `mean` windows after it on average."""
+    draw = random.Random(number)
+    distance = EVERY * 2 + 1 + draw.expovariate(1 / max(1, mean - 2 * EVERY - 1))
+    return Due(draw.choice(SOAKING), draw.randrange(ranks), round(distance))
+
+
+def soaked(mean: int, folder: Path) -> Before:
+    """Faults come one after the other."""
+    file, started = folder / SOAKED, itertools.count()
+
+    def before(step: Step, number: int) -> None:
+        trained = next(started)
+        happened = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        due = drawn(len(happened), launched().size, mean)
+        if trained == due.after and launched().rank == due.rank:
+            with file.open("a", encoding="utf-8") as lines:
+                line = {"at": time.time(), "window": number, "fault": due.fault, "rank": due.rank}
+                lines.write(json.dumps(line) + "\n")
+            FAULTS[due.fault](step, folder, 0)
+
+    return before
+
+
+def run(fault: str, number: int, words: list[str]) -> int:
+    """Trains. `number`: the process that the fault goes to, or the mean distance of a soak's."""
     folder, whole = Path(words[words.index("--folder") + 1]), Step.window
+    before = soaked(number, folder) if fault == SOAK else one_fault(fault, number, folder)
 
     def window(step: Step, number: int, batches: Iterator[Batch], journal: Journal) -> list[Scores]:
-        if number == WINDOW and launched().rank == RANK and is_first_time(folder):
-            fault(step, folder, pid)
+        before(step, number)
         return whole(step, number, batches, journal)
 
     with mock.patch.object(Step, "window", window):
@@ -118,4 +248,4 @@ def run(fault: Fault, pid: int, words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(FAULTS[sys.argv[1]], int(sys.argv[2]), sys.argv[3:]))
+    sys.exit(run(sys.argv[1], int(sys.argv[2]), sys.argv[3:]))
