@@ -62,9 +62,12 @@ STRONGEST = tuple(
 """The strongest rivals of each kind on links of any speed, against which the map is measured."""
 LATE = (
     METHOD,
-    *(f"experiments/remedies/hybrid_averaging_{name}.yaml" for name in ("sign", "int4", "delay_2")),
+    *(
+        f"experiments/remedies/hybrid_averaging_{name}.yaml"
+        for name in ("direct", "int4_direct", "sign_direct")
+    ),
 )
-"""The method and those of its variants that reach the target, for the map."""
+"""The method, and the same through torch.distributed in fewer and fewer bytes, for the map."""
 ON_THE_LINK = (
     BASELINE,
     METHOD,
@@ -249,12 +252,15 @@ def baseline(folder: Path, known: dict[str, Link]) -> None:
 
 
 def lateness(folder: Path, known: dict[str, Link]) -> None:
-    """The map of where lateness pays, over rates, classes, a latency and a link with jitter."""
+    """The map of where lateness pays: all rates, with and without latency; in between, a link with
+    jitter, and more classes."""
     variants = (CEILING, BASELINE, *LATE, *STRONGEST)
     short = ["--rounds", "3", "--micro-batches", "16", "--untimed", "2", "--seconds", "2"]
-    places = [(name, link, wait) for name, link in known.items() for wait in DELAYS]
-    for (name, link, wait), classes in product([*places, ("unlimited", Link(), "")], (1000, 3755)):
-        there = replace(link, **DELAYS[wait])
+    places = [("unlimited", "", 1000), *product(known, ("", "-latency"), (1000,))]
+    places += product(("slow", "slower"), ("-jitter",), (1000,))
+    places += product(("slow", "slower"), ("", "-latency"), (3755,))
+    for name, wait, classes in places:
+        there = replace(known.get(name, Link()), **DELAYS[wait])
         measure(folder, f"map-{name}{wait}-{classes}", there, classes, variants, short)
 
 

@@ -49,11 +49,13 @@ def way_of_shared(exchange: ExchangeConfig, shared: Flat, world: World) -> Way:
 def carrier_of(exchange: ExchangeConfig, world: World) -> Carrier:
     """What carries a rank's part to its peers on the other nodes. Collective over the world.
 
-    Late results come through Horovod, whose ranks agree in the background on what to send. A window
-    that waits for its own result would wait for these messages, too, so torch.distributed carries
-    it, as it does in the synchronous exchange.
+    Late results come through Horovod, whose ranks agree in the background on what to send, unless
+    `carrier` is torch. A window that waits for its own result would wait for these messages, too,
+    so torch.distributed carries it, as it does in the synchronous exchange.
     """
-    return world.peers if exchange.delay else over(world.across, exchange, world, "peers")
+    if exchange.by_horovod:
+        return world.peers
+    return over(world.late() if exchange.delay else world.across, exchange, world, "peers")
 
 
 def over(group: Group, exchange: ExchangeConfig, world: World, purpose: str) -> Group:

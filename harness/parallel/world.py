@@ -80,10 +80,19 @@ class World(Ranks):
 
         Its waits are in no phase of the clock. Collective over the world.
         """
+        return self._own(ranks, purpose, None)
+
+    def late(self) -> Group:
+        """The peers, through a process group of torch.distributed for late averages alone.
+        Collective over the world."""
+        peers = self.topology.peer_groups[self.topology.local_rank]
+        return self._own(peers, "late", Phase.EXCHANGE_WAIT)
+
+    def _own(self, ranks: tuple[int, ...], purpose: str, phase: Phase | None) -> Group:
         process_group = self.aside.process_group(ranks, purpose)
         topology = self.topology
         nodes = topology.nodes_of(ranks)
-        return Group(ranks, topology.rank, nodes, process_group, self.meters, None)
+        return Group(ranks, topology.rank, nodes, process_group, self.meters, phase)
 
     def reducing(self, group: Group, purpose: str) -> Group:
         """The group, with a line and a process group for the second step of its `launch_reduce`.

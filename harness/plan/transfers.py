@@ -118,6 +118,7 @@ class Transfers:
         self._work = work
         self._exchange = work.config.exchange
         self._lossy = work.config.exchange.compression != "none"
+        self._by_horovod = work.config.exchange.by_horovod
         self._grid = work.nodes, work.ranks_per_node, cluster.on_cards
 
     def slice_wait(self) -> float:
@@ -201,7 +202,7 @@ class Transfers:
         work, cluster = self._work, self._cluster
         if not work.exchanged:
             return Transfer()
-        if not self._exchange.delay:  # through torch.distributed, and from card to card
+        if not self._by_horovod:  # through torch.distributed, and from card to card
             steps = crossing_steps(work.nodes, self._lossy, cluster.on_cards)
             start = work.messages * self._quickest(steps)
             return self._flat(Bytes(cross_node=work.exchanged), start)
@@ -225,6 +226,8 @@ class Transfers:
         cluster, sent = self._cluster, self._work.exchanged
         if not self._exchange.delay or not sent:
             return 0.0
+        if not self._by_horovod:
+            return self.exchange().taken
         if not cluster.cores_are_busy:
             return self._copy()
         late = cluster.late

@@ -205,6 +205,16 @@ LOSSY = [
         ("replicated", "averaging", 1, 0, "int4"),
     )
 ]
+LATE_BY_TORCH = [
+    Case(layout, kind, passes, delay, changes=(("exchange__carrier", "torch"), *changes))
+    for layout, kind, passes, delay, changes in (
+        ("node", "averaging", 2, 1, ()),
+        ("node", "averaging", 1, 2, (("exchange__compression", "int8"),)),
+        ("replicated", "delayed", 1, 2, ()),
+        ("world", "delayed", 2, 1, (("exchange__compression", "int4"),)),
+    )
+]
+"""Late results that torch.distributed carries."""
 LOSSY_ON_TIME = [
     Case(layout, "synchronous", 1, 0, route, (("exchange__compression", compression),))
     for layout in LAYOUTS
@@ -246,6 +256,7 @@ EVERY_CASE = (
     + AT_ITS_PACE
     + DRAWN
     + LOSSY
+    + LATE_BY_TORCH
     + LOSSY_ON_TIME
     + IN_BUCKETS
     + PRETRAINED

@@ -30,6 +30,10 @@ class ExchangeConfig(Section):
     """K: micro-batches in a window, which is what one exchange covers."""
     delay: int = Field(default=0, ge=0, le=1000)
     """Windows until the result of an exchange is used; 0 waits for it at once."""
+    carrier: Literal["horovod", "torch"] = "horovod"
+    """What carries late results between nodes. horovod: its ranks agree in the background on what
+    to send, which takes several trips over the link. torch: a process group of torch.distributed,
+    which sends at once. A result that is waited for (delay=0) goes through torch.distributed."""
     synchronous_windows: int = Field(default=0, ge=0, le=MAX_COUNT)
     """Number of first windows that wait for their exchange at once, whatever `delay` is."""
     route: Literal["auto", "flat", "hierarchical"] = "auto"
@@ -78,6 +82,11 @@ class ExchangeConfig(Section):
                 "kind here"
             )
         return self.kind
+
+    @property
+    def by_horovod(self) -> bool:
+        """Whether Horovod carries what crosses between nodes."""
+        return self.delay > 0 and self.carrier == "horovod"
 
     @property
     def is_torchs(self) -> bool:
