@@ -31,7 +31,8 @@ SHARES = {"third": 1 / 3, "slow": 0.8, "slower": 0.95, "slowest": 0.98}
 """Fraction of its step that data_parallel loses to a link on its faster route, by the link's name.
 The ceiling is then 1 / (1 - share) = 1.5, 5, 20 and 50 times as fast as the baseline."""
 GUESS_MBIT = 50
-LATENCY = "20ms"
+LATENCY, FAR = "20ms", "60ms"
+"""One way: between cities, and between continents."""
 DELAYS = {
     "": {},
     "-latency": {"latency": LATENCY},
@@ -158,8 +159,8 @@ def accuracy(folder: Path, known: dict[str, Link]) -> None:
     many += ["--seconds", "3"]
     for name, link in (
         ("slow", known["slow"]),
-        ("slower", known["slower"]),
         ("latency", replace(known["slow"], latency=LATENCY)),
+        ("far", replace(known["slow"], latency=FAR)),
     ):
         table = measure(folder, f"headline-{name}", link, 1000, everyone, many)
         study, timed = folder / f"comparison-{name}", on_link(variants, table)

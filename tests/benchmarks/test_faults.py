@@ -3,13 +3,23 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from unittest import mock
 
 import pytest
 
 from benchmarks import faulty_rank
 from benchmarks.faults import EXPECTED, Found, table, write
-from benchmarks.faulty_rank import FAULTS, is_first_time, newest
+from benchmarks.faulty_rank import (
+    EVERY,
+    FAULTS,
+    SOAKED,
+    SOAKING,
+    drawn,
+    is_first_time,
+    newest,
+    soaked,
+)
 
 FINE = Found("kill a rank", 0, 7.25, True, 30.0, 10, True, True, "rank 3 was killed by SIGKILL")
 
@@ -38,6 +48,43 @@ def test_the_newest_checkpoint_is_damaged(fault: str, differs: int, tmp_path: Pa
     assert len(content) - kept == differs
     other = tmp_path / "checkpoints" / "000000020" / "backbone.safetensors"
     assert other.read_bytes() == content
+
+
+@pytest.mark.parametrize("fault", ["cut a link", "kill a host"])
+def test_a_host_is_only_harmed_in_a_lab(fault: str, tmp_path: Path) -> None:
+    machine = faulty_rank.os.stat(faulty_rank.OWN_NETWORK)
+    with (
+        mock.patch.object(faulty_rank.os, "stat", return_value=machine),
+        mock.patch.object(faulty_rank, "kill") as killed,
+        pytest.raises(RuntimeError, match="not on a test host"),
+    ):
+        FAULTS[fault](mock.Mock(), tmp_path, 0)
+    killed.assert_not_called()
+
+
+def test_faults_of_a_soak_leave_time_for_a_checkpoint_and_come_as_often_as_asked() -> None:
+    due = [drawn(number, ranks=4, mean=100) for number in range(2000)]
+    assert due == [drawn(number, ranks=4, mean=100) for number in range(2000)]
+    assert min(each.after for each in due) > 2 * EVERY
+    assert fmean(each.after for each in due) == pytest.approx(100, rel=0.05)
+    assert {each.rank for each in due} == set(range(4))
+    assert {each.fault for each in due} == set(SOAKING)
+
+
+def test_a_soak_goes_on_with_the_next_fault_after_a_restart(tmp_path: Path) -> None:
+    came = []
+    note = {name: lambda *_, name=name: came.append(name) for name in FAULTS}
+    with (
+        mock.patch.dict(FAULTS, note),
+        mock.patch.object(faulty_rank, "launched", return_value=mock.Mock(rank=0, size=1)),
+    ):
+        for number, first in enumerate((0, 40)):
+            due, before = drawn(number, 1, 60), soaked(60, tmp_path)
+            for window in range(first, first + due.after + 1):
+                before(mock.Mock(), window)
+    assert came == [drawn(number, 1, 60).fault for number in range(2)]
+    lines = [json.loads(line) for line in (tmp_path / SOAKED).read_text().splitlines()]
+    assert [line["window"] for line in lines] == [drawn(0, 1, 60).after, 40 + drawn(1, 1, 60).after]
 
 
 def test_the_table_tells_what_went_wrong(tmp_path: Path) -> None:
