@@ -1,6 +1,7 @@
 """Finds out from the reports of all leashes which rank keeps the others from going on."""
 
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,12 +32,16 @@ class _Seen:
 
 
 class Standstill:
-    """Collects reports; `cause` names who stands still, once it is known."""
+    """Collects reports; `cause` names who stands still, once it is known.
+
+    Threads that read the ranks' output may add reports at any time.
+    """
 
     def __init__(self, hosts: Sequence[str], now: Callable[[], float] = time.monotonic) -> None:
         """`hosts`: the host name of every rank. `now`: a clock in seconds."""
         self._hosts = hosts
         self._now = now
+        self._lock = threading.Lock()
         self._seen: dict[int, _Seen] = {}
         self._suspicious_since: float | None = None
         self._shortest = math.inf
@@ -44,17 +49,22 @@ class Standstill:
 
     def add(self, rank: int, report: Report) -> None:
         """Takes a rank's report; without a limit it is the last, because the rank has ended."""
-        now, before = self._now(), self._seen.pop(rank, None)
-        if not report.limit:
-            return
-        self._shortest = min(self._shortest, report.limit)
-        quiet_since, crossed = now, report.crossed
-        if before and crossed - before.crossed < IDLE_RATE * max(1.0, now - before.quiet_since):
-            quiet_since, crossed = before.quiet_since, before.crossed
-        self._seen[rank] = _Seen(report, now, quiet_since, crossed)
+        with self._lock:
+            now, before = self._now(), self._seen.pop(rank, None)
+            if not report.limit:
+                return
+            self._shortest = min(self._shortest, report.limit)
+            quiet_since, crossed = now, report.crossed
+            if before and crossed - before.crossed < IDLE_RATE * max(1.0, now - before.quiet_since):
+                quiet_since, crossed = before.quiet_since, before.crossed
+            self._seen[rank] = _Seen(report, now, quiet_since, crossed)
 
     def cause(self) -> str:
         """Who stands still, for how long and where; empty while the run may still go on."""
+        with self._lock:
+            return self._cause()
+
+    def _cause(self) -> str:
         now = self._now()
         silent = [rank for rank, seen in self._seen.items() if now - seen.at > self._shortest]
         stuck = [rank for rank, seen in self._seen.items() if seen.report.stuck]

@@ -1,5 +1,9 @@
 """Who keeps the others from going on, from what the leashes report."""
 
+import sys
+import threading
+from functools import partial
+
 import pytest
 
 from harness.launch.standstill import IDLE_RATE, SETTLE_SECONDS, Standstill
@@ -46,6 +50,29 @@ class Launch:
 
 
 ALL = (0, 1, 2, 3)
+
+
+def test_reports_may_come_while_the_cause_is_looked_for(request: pytest.FixtureRequest) -> None:
+    """A launch once ended with "dictionary keys changed during iteration"."""
+    request.addfinalizer(partial(sys.setswitchinterval, sys.getswitchinterval()))
+    sys.setswitchinterval(1e-6)
+    standstill, ended = Standstill(HOSTS), threading.Event()
+    fine = Report(
+        seconds=0.0, limit=LIMIT, phase="forward", stage="window 7", stopped=False, crossed=0
+    )
+
+    def report() -> None:
+        while not ended.is_set():
+            for rank in range(4):
+                standstill.add(rank, fine)
+
+    reporter = threading.Thread(target=report)
+    reporter.start()
+    try:
+        assert {standstill.cause() for _ in range(20_000)} == {""}
+    finally:
+        ended.set()
+        reporter.join()
 
 
 def test_ranks_that_move_are_left_alone() -> None:
