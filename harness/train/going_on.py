@@ -57,7 +57,8 @@ def check_alike(config: Config, folder: Path) -> None:
     if config.exchange.kind == AUTO:
         chosen += CHOSEN_WITH_THE_KIND
     for key, value in now.items():
-        if key not in chosen and before.get(key) != value:
+        # How long ranks may take to end changes nothing of what they train.
+        if not key.startswith("launch.") and key not in chosen and before.get(key) != value:
             raise UserError(
                 f"the run in {folder} has {key}={before.get(key)}, and here it is {value}; "
                 f"continue it with the same settings, or give another --folder"
