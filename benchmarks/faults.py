@@ -62,9 +62,9 @@ def on_test_hosts(folder: Path) -> Iterator[Place]:
 
 @contextmanager
 def on_small_disk(folder: Path) -> Iterator[Place]:
-    """The run's folder is a disk of its own, of 16 MB."""
+    """The run's folder is a disk of its own, of 24 MB: six checkpoints."""
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], check=True)
     try:
         yield Place()
     finally:
@@ -304,11 +304,18 @@ def circumstances() -> dict[str, Any]:
 
 
 def write(folder: Path, found: Sequence[Found]) -> None:
-    """Writes the table, the experiment, and what is needed to judge them."""
+    """Writes the table, the experiment, and what is needed to judge them.
+
+    Faults that were recorded before and not injected again keep their rows.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    record = circumstances() | {"found": [asdict(each) for each in found]}
-    (folder / "localhost.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    (folder / "localhost.md").write_text("\n".join(table(found)) + "\n", encoding="utf-8")
+    file = folder / "faults.json"
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    rows |= {each.fault: {"found": asdict(each), "measured": circumstances()} for each in found}
+    known = {fault: rows[fault] for fault in FAULTS if fault in rows}
+    file.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    lines = table([Found(**each["found"]) for each in known.values()])
+    (folder / "faults.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "experiment.yaml").write_text(EXPERIMENT, encoding="utf-8")
 
 

@@ -19,8 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+from pyroute2 import IPRoute
+
 from harness.cli import main
 from harness.data.loader import Batch
+from harness.lab.host import NETWORK
 from harness.model.sliced_classifier import Scores
 from harness.parallel.launcher import launched
 from harness.tracking.run_folder import CHECKPOINTS
@@ -41,8 +44,6 @@ FILLER = "filler"
 FREED = WINDOW + 2 * EVERY
 """The disk has room again after so many windows, and so after two checkpoints that failed."""
 JUMP_SECONDS = 3600.0
-OWN_NETWORK = "/proc/self/ns/net"
-"""Processes of the same test host have the same network namespace."""
 
 Fault = Callable[[Step, Path, int], None]
 
@@ -109,28 +110,28 @@ def jump(step: Step, folder: Path, pid: int) -> None:
     mock.patch("time.time", jumped).start()
 
 
+def lab_link() -> int | None:
+    """Index of the network interface of this test host; None if this is none of the lab."""
+    with IPRoute() as route:
+        for each in route.get_addr(label="eth0"):
+            if each.get_attr("IFA_ADDRESS", "").startswith(f"{NETWORK}."):
+                return int(each["index"])
+    return None
+
+
 def cut(step: Step, folder: Path, pid: int) -> None:
     """Takes this test host off its network: its packets are lost without a word to anyone."""
-    from pyroute2 import IPRoute
-
-    if os.path.samestat(os.stat(OWN_NETWORK), os.stat("/proc/1/ns/net")):
+    link = lab_link()
+    if link is None:
         raise RuntimeError("this rank is on the machine itself, not on a test host of the lab")
     with IPRoute() as route:
-        (link,) = route.link_lookup(ifname="eth0")
         route.link("set", index=link, state="down")
 
 
 def kill_host(step: Step, folder: Path, pid: int) -> None:
     """The picture of a host without power: nobody hears that its processes have ended."""
     cut(step, folder, pid)
-    own = os.stat(OWN_NETWORK)
-    for each in Path("/proc").glob("[0-9]*"):
-        try:
-            is_here = os.path.samestat(own, (each / "ns" / "net").stat())
-            if is_here and int(each.name) != os.getpid():
-                os.kill(int(each.name), signal.SIGKILL)
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended by itself meanwhile
+    os.kill(-1, signal.SIGKILL)  # all others that this host sees, which are its own
     kill(step, folder, pid)
 
 

@@ -66,8 +66,9 @@ class Standstill:
 
     def _cause(self) -> str:
         now = self._now()
-        silent = [rank for rank, seen in self._seen.items() if now - seen.at > self._shortest]
-        stuck = [rank for rank, seen in self._seen.items() if seen.report.stuck]
+        ranks = sorted(self._seen.items())  # they are in the order of their last reports
+        silent = [rank for rank, seen in ranks if now - seen.at > self._shortest]
+        stuck = [rank for rank, seen in ranks if seen.report.stuck]
         if not silent and not stuck:
             self._suspicious_since = None
             return ""

@@ -52,10 +52,8 @@ def test_the_newest_checkpoint_is_damaged(fault: str, differs: int, tmp_path: Pa
 
 @pytest.mark.parametrize("fault", ["cut a link", "kill a host"])
 def test_a_host_is_only_harmed_in_a_lab(fault: str, tmp_path: Path) -> None:
-    machine = faulty_rank.os.stat(faulty_rank.OWN_NETWORK)
     with (
-        mock.patch.object(faulty_rank.os, "stat", return_value=machine),
-        mock.patch.object(faulty_rank, "kill") as killed,
+        mock.patch.object(faulty_rank.os, "kill") as killed,
         pytest.raises(RuntimeError, match="not on a test host"),
     ):
         FAULTS[fault](mock.Mock(), tmp_path, 0)
@@ -96,7 +94,14 @@ def test_the_table_tells_what_went_wrong(tmp_path: Path) -> None:
         "| NaN | 7.2 s | NO | 30.0 s | 10 | NO | NO |",
         "| stop the store | - | - | - | - | yes | yes |",
     ]
-    write(tmp_path, [FINE])
-    record = json.loads((tmp_path / "localhost.json").read_text())
-    assert record["found"][0]["said"] == FINE.said
-    assert record["versions"]["torch"]
+
+
+def test_what_is_not_injected_again_keeps_its_row(tmp_path: Path) -> None:
+    write(tmp_path, [replace(FINE, fault="NaN"), FINE])
+    write(tmp_path, [replace(FINE, fault="NaN", equal=False)])
+    record = json.loads((tmp_path / "faults.json").read_text())
+    assert list(record) == ["kill a rank", "NaN"]
+    assert record["kill a rank"]["found"]["said"] == FINE.said
+    assert record["NaN"]["measured"]["versions"]["torch"]
+    lines = (tmp_path / "faults.md").read_text().splitlines()
+    assert [line.split("|")[-3].strip() for line in lines[2:]] == ["yes", "NO"]

@@ -32,7 +32,7 @@ class Launch:
         while self.now < until:
             self.now += LOOK
             self.crossed += int(rate * LOOK)
-            for rank in set(range(4)) - self.silent:
+            for rank in sorted(set(range(4)) - self.silent, reverse=True):
                 if rank in moving:
                     self.since[rank] = self.now
                 report = Report(
