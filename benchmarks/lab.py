@@ -265,12 +265,30 @@ def lateness(folder: Path, known: dict[str, Link]) -> None:
         measure(folder, f"map-{name}{wait}-{classes}", there, classes, variants, short)
 
 
+def carriers(folder: Path, known: dict[str, Link]) -> None:
+    """Late exchanges through Horovod and through torch.distributed, where a link has latency."""
+    late = (name for each in ("", "_int4", "_sign") for name in (each, f"{each}_direct"))
+    variants = (
+        CEILING,
+        METHOD,
+        *(f"experiments/remedies/hybrid_averaging{name}.yaml" for name in late if name),
+        "experiments/rivals/hybrid_averaging_on_time_sign.yaml",
+        "experiments/rivals/data_parallel_k2_sign.yaml",
+        "experiments/rivals/data_parallel_k2_int4.yaml",
+    )
+    some = ["--rounds", "5", "--micro-batches", "32", "--untimed", "4", "--seconds", "3"]
+    for name, latency in (("latency", LATENCY), ("far", FAR)):
+        link = replace(known["slow"], latency=latency)
+        measure(folder, f"carriers-{name}", link, 1000, variants, some)
+
+
 PARTS: dict[str, Callable[[Path, dict[str, Link]], None]] = {
     "accuracy": accuracy,
     "clock": clock,
     "overlap": overlap,
     "nodes": nodes,
     "many": many,
+    "carriers": carriers,
     "stutter": stutter,
     "baseline": baseline,
     "lateness": lateness,
