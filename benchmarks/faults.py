@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -69,7 +70,7 @@ def on_small_disk(folder: Path) -> Iterator[Place]:
         yield Place()
     finally:
         kept = folder.with_name(f"{folder.name}-kept")
-        subprocess.run(["cp", "-r", folder, kept], check=True)
+        shutil.copytree(folder, kept)
         subprocess.run(["umount", "--lazy", folder], check=True)
         folder.rmdir()
         kept.rename(folder)
@@ -283,7 +284,7 @@ def main() -> int:
     root.mkdir(parents=True)
     (root / "experiment.yaml").write_text(EXPERIMENT, encoding="utf-8")
     bench, found = Bench(root), []
-    whole = bench.launch("whole", f"sqlite:///{root}/whole.db", ("harness",))
+    whole = bench.launch("whole", bench.store("whole"), ("harness",))
     if whole.end():
         print("\n".join(line for _, line in whole.lines), file=sys.stderr)
         return 1

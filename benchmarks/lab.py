@@ -267,11 +267,11 @@ def lateness(folder: Path, known: dict[str, Link]) -> None:
 
 def carriers(folder: Path, known: dict[str, Link]) -> None:
     """Late exchanges through Horovod and through torch.distributed, where a link has latency."""
-    late = (name for each in ("", "_int4", "_sign") for name in (each, f"{each}_direct"))
     variants = (
         CEILING,
-        METHOD,
-        *(f"experiments/remedies/hybrid_averaging{name}.yaml" for name in late if name),
+        *LATE,
+        "experiments/remedies/hybrid_averaging_int4.yaml",
+        "experiments/remedies/hybrid_averaging_sign.yaml",
         "experiments/rivals/hybrid_averaging_on_time_sign.yaml",
         "experiments/rivals/data_parallel_k2_sign.yaml",
         "experiments/rivals/data_parallel_k2_int4.yaml",

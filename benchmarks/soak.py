@@ -7,7 +7,6 @@ each. Beside it, an undisturbed run of as many windows. A fault costs half a min
 
 import argparse
 import json
-import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +31,6 @@ class Soaked:
     faults: dict[str, int]
     """How many faults of each kind came."""
     restarts: int
-    code: int
     equal: bool
     """Whether the final parameters are equal to the bit to the undisturbed run's."""
     train_seconds: float
@@ -51,14 +49,14 @@ def run(bench: Bench, faults: int, apart: int) -> Soaked:
     settings = yaml.safe_load(EXPERIMENT)
     settings["train"] |= {"steps": windows, "stuck_seconds": 10, "log_every": EVERY}
     (bench.root / "experiment.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    whole = bench.launch("whole", bench.store("whole"), ("harness",))
-    if whole.end(LONGEST_SECONDS):
-        raise SystemExit("\n".join(line for _, line in whole.lines))
     program = "benchmarks.faulty_launch", SOAK, str(apart)
-    output = bench.launch(SOAK, bench.store(SOAK), program, "--restarts", str(2 * faults))
-    code = output.end(faults * LONGEST_SECONDS)
-    if code:
-        print("\n".join(line for _, line in output.lines[-40:]), file=sys.stderr)
+    for name, launcher, more, seconds in (
+        ("whole", ("harness",), (), LONGEST_SECONDS),
+        (SOAK, program, ("--restarts", str(2 * faults)), faults * LONGEST_SECONDS),
+    ):
+        output = bench.launch(name, bench.store(name), launcher, *more)
+        if output.end(seconds):
+            raise SystemExit("\n".join(line for _, line in output.lines))
     folder = bench.folder(SOAK)
     own, summary = RunFolder(folder), RunFolder(folder).read_summary()
     happened = [json.loads(line) for line in (folder / SOAKED).read_text().splitlines()]
@@ -71,7 +69,6 @@ def run(bench: Bench, faults: int, apart: int) -> Soaked:
         windows=windows,
         faults=dict(Counter(each["fault"] for each in happened)),
         restarts=summary.restarts,
-        code=code,
         equal=checksums(folder, windows) == checksums(bench.folder("whole"), windows),
         train_seconds=round(useful, 1),
         lost_seconds=round(lost, 1),

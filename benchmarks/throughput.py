@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import statistics
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -31,9 +30,9 @@ from harness.measure.phase import Phase
 from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
 from harness.parallel.ranks import Ranks, launched_topology, open_ranks
-from harness.parallel.world import Links, choose_device, link
+from harness.parallel.world import Links, World, choose_device, link
 from harness.train.routing import choose_route
-from harness.train.trial import Trial
+from harness.train.trial import Trial, slowest
 
 
 @dataclass
@@ -42,6 +41,7 @@ class Variant:
 
     config: Config
     trial: Trial
+    world: World
     clock: KeepingClock
     traffic: Traffic
     images: int
@@ -64,19 +64,16 @@ class Variant:
 
     def block(self, untimed: int, windows: int) -> None:
         """Runs a block of windows on all ranks. The slowest rank's time counts, since nodes that
-        never wait for each other take different times. Messages of the barriers, which take long
-        where the link has latency, are in nobody's time."""
+        never wait for each other take different times. Messages by which ranks meet, which take
+        long where the link has latency, are in nobody's time."""
         for _ in range(untimed):
             self.trial.window()
         dist.barrier()
         self.clock.kept.clear()
         sent = self.traffic.total
-        before, started = psutil.cpu_times(), time.perf_counter()
-        for _ in range(windows):
-            self.trial.window()
-        longest = torch.tensor([time.perf_counter() - started])
-        dist.all_reduce(longest, dist.ReduceOp.MAX)
-        self.pace = self.images * windows / float(longest)
+        before = psutil.cpu_times()
+        (longest,) = slowest([self.trial.window_ms(windows)], self.world)
+        self.pace = self.images / longest * 1e3
         self.rates.append(self.pace)
         self.crossed.append((self.traffic.total - sent).cross_node / windows)
         self.times += self.clock.kept
@@ -110,7 +107,7 @@ def variant(config: Config, links: Links) -> Variant:
     trial = Trial(config, dataset, world)
     passes = config.exchange.backward_passes_per_step
     images = config.train.batch_size * topology.world_size * passes
-    return Variant(config, trial, clock, meters.traffic, images)
+    return Variant(config, trial, world, clock, meters.traffic, images)
 
 
 def fitting(variant: Variant, ranks: Ranks, seconds: float, first: bool, most: int) -> int:

@@ -75,24 +75,22 @@ class World(Ranks):
         world."""
         return self.aside.gather(purpose)
 
-    def beside(self, ranks: tuple[int, ...], purpose: str) -> Group:
+    def beside(
+        self, ranks: tuple[int, ...], purpose: str, wait_phase: Phase | None = None
+    ) -> Group:
         """A group of a node's ranks, peers or all ranks, used for one purpose by one thread.
 
-        Its waits are in no phase of the clock. Collective over the world.
+        Its waits are in no phase of the clock unless one is given. Collective over the world.
         """
-        return self._own(ranks, purpose, None)
+        process_group = self.aside.process_group(ranks, purpose)
+        topology = self.topology
+        nodes = topology.nodes_of(ranks)
+        return Group(ranks, topology.rank, nodes, process_group, self.meters, wait_phase)
 
     def late(self) -> Group:
         """The peers, through a process group of torch.distributed for late averages alone.
         Collective over the world."""
-        peers = self.topology.peer_groups[self.topology.local_rank]
-        return self._own(peers, "late", Phase.EXCHANGE_WAIT)
-
-    def _own(self, ranks: tuple[int, ...], purpose: str, phase: Phase | None) -> Group:
-        process_group = self.aside.process_group(ranks, purpose)
-        topology = self.topology
-        nodes = topology.nodes_of(ranks)
-        return Group(ranks, topology.rank, nodes, process_group, self.meters, phase)
+        return self.beside(self.across.ranks, "late", Phase.EXCHANGE_WAIT)
 
     def reducing(self, group: Group, purpose: str) -> Group:
         """The group, with a line and a process group for the second step of its `launch_reduce`.
