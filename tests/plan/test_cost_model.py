@@ -168,6 +168,18 @@ def test_a_late_exchange_has_steps_of_its_own() -> None:
     assert start(step_seconds=0.0) == 0.0
 
 
+def test_a_late_exchange_by_torch_pays_nothing_of_horovods() -> None:
+    """It is the transfer of an exchange that is waited for, used later."""
+    there = cluster(late=Late(start_seconds=0.5, step_seconds=0.1, cpu_seconds=1.0))
+    late, on_time = (
+        pieces_of(there, workload_of(exchanging("delayed", delay=delay, carrier="torch"), 2, 2))
+        for delay in (1, 0)
+    )
+    assert late.exchange == on_time.exchange
+    assert late.exchange.start < 0.1
+    assert late.disturbance == late.exchange.taken
+
+
 def test_a_bucket_is_agreed_on_while_the_one_before_is_sent() -> None:
     buckets = (
         Launch(0.0, Transfer(start=0.25, wire=2.0)),
