@@ -47,6 +47,19 @@ def test_the_last_ones_stay(tmp_path: Path) -> None:
     assert journal.warnings == []
 
 
+def test_what_an_interrupted_run_left_goes(tmp_path: Path) -> None:
+    """Also if the run that goes on saves nothing under the same names."""
+    Training(made(configured(tmp_path), world_of_one()), tmp_path).run(Journal())
+    folder = tmp_path / "checkpoints"
+    for name in ("000000004.old", "000000077.partial", "notes.old"):
+        (folder / name).mkdir()
+        (folder / name / "file").touch()
+    goes_on = configured(tmp_path, f"train.resume={checkpoint_at(tmp_path, 5)}")
+    Training(made(goes_on, world_of_one()), tmp_path).run(Journal())
+    found = {path.name for path in folder.iterdir()}
+    assert found == {"000000005", "000000006", "notes.old"}
+
+
 def test_nothing_goes_for_one_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there: dict[str, set[str]] = {}
 

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ PARTIAL = ".partial"
 """Behind the name of what is being written, and of what was when its writing was interrupted."""
 OLD = ".old"
 """Behind the name of what is being replaced or removed."""
+LEFT = re.compile(rf"\d{{9,18}}({re.escape(PARTIAL)}|{re.escape(OLD)})", re.ASCII)
 SLICE = re.compile(r"classifier-(\d{9,})-(\d{9,})\.safetensors", re.ASCII)
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """Errors of file systems that have no fsync for folders."""
@@ -81,6 +82,15 @@ def retire(folder: Path) -> None:
     remove(old)
     folder.replace(old)
     remove(old)
+
+
+def clear_interrupted(checkpoints: Path) -> None:
+    """Removes what an interrupted run left beside its checkpoints: the checkpoint that it was
+    writing, and the one that it was removing. What cannot be removed stays."""
+    for path in checkpoints.glob("*"):
+        if LEFT.fullmatch(path.name):
+            with suppress(OSError):  # the next save of this name reports it
+                remove(path)
 
 
 def remove(path: Path) -> None:

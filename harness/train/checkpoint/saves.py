@@ -12,8 +12,8 @@ from torch import Tensor
 
 from harness.errors import RunFailed
 from harness.exchange.carried import Strip
-from harness.tracking.run_folder import RunFolder
-from harness.train.checkpoint.files import BACKBONE, CLASSES
+from harness.tracking.run_folder import CHECKPOINTS, RunFolder
+from harness.train.checkpoint.files import BACKBONE, CLASSES, clear_interrupted
 from harness.train.checkpoint.meta import Meta
 from harness.train.checkpoint.places import Places
 from harness.train.checkpoint.writing import Copies, Unwritten, Writer
@@ -56,6 +56,8 @@ class Saves:
         self._folder = folder
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._under_way: _Save | None = None
+        if places.leads(step.world.topology.rank):
+            clear_interrupted(folder / CHECKPOINTS)
         self._kept = self._before()
         """Good checkpoints of this run, the oldest first; the thread's own."""
         self._good: Path | None = None
