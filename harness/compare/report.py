@@ -144,6 +144,7 @@ def _ladder(ladder: Ladder) -> list[str]:
             "Images per second and time to the target of each rung, one step per lever",
             "Each step begins where the rung below ended. Scales are logarithmic, so equal lengths "
             "are equal ratios. The bar at the end of a step is the 95% CI of its ratio.",
+            wide=True,
         ),
         table(ladder_cells(ladder)),
         items(ladder_notes(ladder), "notes"),

@@ -6,6 +6,7 @@ from statistics import mean, stdev
 
 import pandas as pd
 
+from harness.compare.alignment import aligned_left
 from harness.compare.intervals import mean_interval
 from harness.compare.sentences import WIDTH, as_paragraphs
 from harness.compare.waits import WAITS, phase_ms, wait_ms, wait_percent, waits_measured
@@ -141,7 +142,7 @@ def as_markdown(frame: pd.DataFrame, baseline: Variant, target: Target | None) -
 def piped(cells: Sequence[Sequence[str]]) -> str:
     """A Markdown table of a header row and rows."""
     head, *rows = cells
-    lines = [head, [":--", *["--:"] * (len(head) - 1)], *rows]
+    lines = [head, [":--" if left else "--:" for left in aligned_left(cells)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -265,13 +266,14 @@ def _runs(row: "pd.Series[float]", name: str) -> str:
 
 
 def aligned(rows: list[list[str]]) -> str:
-    """A text table: the first column aligned left, the others right."""
+    """A text table: text is aligned left, numbers are aligned right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lefts = aligned_left(rows)
     gap = "  " if sum(widths) + 2 * len(widths) <= WIDTH else " "
     return "\n".join(
         gap.join(
-            cell.ljust(width) if number == 0 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(row, widths, lefts, strict=True)
         ).rstrip()
         for row in rows
     )
