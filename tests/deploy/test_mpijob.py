@@ -175,8 +175,8 @@ def test_a_mistake_is_seen(place: tuple[str, ...], key: str, value: object) -> N
         MpiJob.model_validate(changed)
 
 
-def fill(tmp_path: Path, earlier: bool) -> None:
-    """What the operator mounts, and what earlier launchers left."""
+def fill(tmp_path: Path) -> None:
+    """What the operator mounts."""
     for folder in ("etc/ssh/ssh_config.d", "etc/mpi", "bin"):
         (tmp_path / folder).mkdir(parents=True)
     workers = "harness-worker-0.harness.default.svc slots=4\nharness-worker-1.harness slots=4\n"
@@ -184,20 +184,14 @@ def fill(tmp_path: Path, earlier: bool) -> None:
     shown = tmp_path / "bin/harness"
     shown.write_text('#!/bin/sh\nfor each in "$@"; do printf "%s\\0" "$each"; done\n')
     shown.chmod(0o755)
-    if earlier:
-        for name, window in (("20260101-000000", 9), ("20260102-000000", 200)):
-            checkpoint = tmp_path / "runs" / name / "checkpoints" / f"{window:09d}"
-            checkpoint.mkdir(parents=True)
-            (checkpoint / "checkpoint.json").touch()
 
 
-@pytest.mark.parametrize("earlier", [False, True])
-def test_its_launcher_starts_ranks_on_the_workers(tmp_path: Path, earlier: bool) -> None:
+def test_its_launcher_starts_ranks_on_the_workers(tmp_path: Path) -> None:
     """The script as it stands, in a folder in the place of /, with a program that shows what it is
     given in the place of harness."""
     (container,) = job().spec.mpi_replica_specs.launcher.template.spec.containers
     (script,) = container.args
-    fill(tmp_path, earlier)
+    fill(tmp_path)
     for root in ("/etc/", "/runs"):
         script = script.replace(root, f"{tmp_path}{root}")
     ended = subprocess.run(
@@ -216,11 +210,10 @@ def test_its_launcher_starts_ranks_on_the_workers(tmp_path: Path, earlier: bool)
         ("harness-worker-0", 4),
         ("harness-worker-1", 4),
     ]
-    resumed = [each for each in given if each.startswith("train.resume=")]
-    assert resumed == ([f"train.resume={tmp_path}/runs/20260102-000000"] if earlier else [])
+    assert given[given.index("--folder") + 1] == f"{tmp_path}/runs/RUN"
+    assert "--continue" in given
     (experiment,) = [each for each in given if each.endswith(".yaml")]
-    settings = [each for each in given[given.index(experiment) + 1 :] if each not in resumed]
-    config = load(ROOT / experiment, settings)
+    config = load(ROOT / experiment, given[given.index(experiment) + 1 :])
     assert config.train.saves
     written = (tmp_path / "etc/ssh/ssh_config.d/harness.conf").read_text()
     assert shlex.split(written)[:2] == ["Host", "*"]

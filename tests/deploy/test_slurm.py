@@ -25,8 +25,8 @@ HARNESS = """#!{python}
 import signal, sys, time
 open("given", "a").write("\\n".join(sys.argv[1:]) + "\\n")
 def end(*_):
-    open("ended", "w").write("told")
-    sys.exit(1)
+    open("ended", "w").write("saved")
+    sys.exit(3)
 signal.signal(signal.SIGTERM, end)
 open("started", "w").close()
 time.sleep({seconds})
@@ -39,7 +39,7 @@ class Place:
     folder: Path
 
     def start(
-        self, *arguments: str, attempt: int = 0, seconds: float = 0, code: int = 0
+        self, *arguments: str, requeues: int = 0, seconds: float = 0, code: int = 0
     ) -> subprocess.Popen[str]:
         program = HARNESS.format(python=sys.executable, seconds=seconds, code=code)
         for name, text in (("scontrol", SCONTROL), ("harness", program)):
@@ -51,8 +51,8 @@ class Place:
             "SLURM_JOB_NUM_NODES": "2",
             "SLURM_NTASKS_PER_NODE": "4",
         }
-        if attempt:
-            slurm["SLURM_RESTART_COUNT"] = str(attempt)
+        if requeues:
+            slurm["SLURM_RESTART_COUNT"] = str(requeues)
         return subprocess.Popen(
             ["bash", str(SCRIPT), *arguments],
             cwd=self.folder,
@@ -66,17 +66,12 @@ class Place:
             text=True,
         )
 
-    def ended(self, *arguments: str, attempt: int = 0, code: int = 0) -> list[str]:
+    def ended(self, *arguments: str, requeues: int = 0, code: int = 0) -> list[str]:
         """What the harness was given."""
-        with self.start(*arguments, attempt=attempt, code=code) as process:
+        with self.start(*arguments, requeues=requeues, code=code) as process:
             output, _ = process.communicate(timeout=60)
         assert process.returncode == code, output
         return (self.folder / "given").read_text().splitlines()
-
-    def checkpoint(self, attempt: int) -> None:
-        folder = self.folder / f"runs/slurm-17/attempt-{attempt}/checkpoints/000000200"
-        folder.mkdir(parents=True)
-        (folder / "checkpoint.json").touch()
 
 
 @pytest.fixture
@@ -94,7 +89,8 @@ def test_it_starts_on_the_hosts_of_the_job(place: Place) -> None:
     assert given[given.index("--np") + 1] == "8"
     hosts = read_hosts(given[given.index("--hosts") + 1])
     assert [(host.name, host.slots) for host in hosts] == [("one", 4), ("two", 4)]
-    assert given[given.index("--folder") + 1] == "runs/slurm-17/attempt-0"
+    assert given[given.index("--folder") + 1] == "runs/slurm-17"
+    assert "--continue" in given
     settings = [each for each in given if "=" in each]
     config = load(ROOT / EXPERIMENT, settings)
     assert config.train.steps == 50
@@ -107,20 +103,10 @@ def test_a_failure_is_the_jobs(place: Place) -> None:
     place.ended(EXPERIMENT, code=3)
 
 
-@pytest.mark.parametrize(("attempt", "resumed"), [(1, 0), (3, 2), (4, 2)])
-def test_it_continues_from_the_newest_attempt_with_a_checkpoint(
-    place: Place, attempt: int, resumed: int
-) -> None:
-    """Attempt 1 left none, and neither did attempt 3."""
-    place.checkpoint(0)
-    place.checkpoint(2)
-    given = place.ended(EXPERIMENT, attempt=attempt)
-    assert given[-1] == f"train.resume=runs/slurm-17/attempt-{resumed}"
-    assert given[given.index("--folder") + 1] == f"runs/slurm-17/attempt-{attempt}"
-
-
-def test_an_attempt_without_checkpoints_begins_anew(place: Place) -> None:
-    assert not any("resume" in each for each in place.ended(EXPERIMENT, attempt=2))
+def test_a_requeued_job_goes_on_with_the_same_line(place: Place) -> None:
+    first = place.ended(EXPERIMENT, "train.steps=50")
+    (place.folder / "given").unlink()
+    assert place.ended(EXPERIMENT, "train.steps=50", requeues=2) == first
 
 
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
@@ -133,7 +119,7 @@ def test_signals_end_the_ranks(place: Place, number: signal.Signals, requeued: b
             time.sleep(0.05)
         process.send_signal(number)
         output, _ = process.communicate(timeout=60)
-    assert (place.folder / "ended").read_text() == "told", output
+    assert (place.folder / "ended").read_text() == "saved", output
     assert (place.folder / "requeued").exists() == requeued
     if requeued:
         assert (place.folder / "requeued").read_text() == "17\n"
