@@ -134,6 +134,9 @@ class Averaging:
         """The window since which movements have to be sent."""
         self._meter = meter or LatenessMeter(0)
 
+    def changed_in_backward(self) -> list[Tensor]:
+        return []
+
     def gradients_ready(self, last: bool) -> bool:
         self._chunk.average_gradients()
         return True
@@ -192,7 +195,7 @@ class Averaging:
     def _land(self, now: int) -> None:
         oldest = self._in_flight.popleft()
         age = now - oldest.window
-        oldest.land(age > 0 and self._meter.samples(now))
+        oldest.land(age > 0 and self._meter.samples(now, oldest.sender.period))
         # The movement took place evenly over the windows since the piece was last sent; in the
         # first round after a drain that is fewer than the number of pieces. Its mean age is
         # (windows - 1) / 2 more.
@@ -232,8 +235,9 @@ class MovingPiece:
         """
         self.part.movement(self._sent_up_to, out=self._change)
         if self._landed is not None:
-            # Each of several pieces is compared in fewer windows.
-            self._meter.compare(self._landed, self._change, self.part.pieces)
+            # A part at a pace of its own may be compared more rarely than the other.
+            share = self._meter.between(self.part.pieces)
+            self._meter.compare(self._landed, self._change, share)
             self._landed = None
         sent = self._wire.launch(self._change, turn % self._slots)
         # `_sent_up_to` advances by what was really sent, so what a lossy wire left out counts as

@@ -55,6 +55,9 @@ class Delayed:
         """Windows that stepped with a late gradient, each with that gradient, kept until its own
         arrives."""
 
+    def changed_in_backward(self) -> list[Tensor]:
+        return []
+
     def gradients_ready(self, last: bool) -> bool:
         if not last:
             return False

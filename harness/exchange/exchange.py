@@ -43,6 +43,10 @@ class Exchange(Protocol):
     """Whether gradients are sent during the backward pass, before anybody can know whether they are
     finite."""
 
+    def changed_in_backward(self) -> list[Tensor]:
+        """What sending during the backward pass changes beside the gradients, and later windows
+        use. Nothing may be in flight."""
+
     def gradients_ready(self, last: bool) -> bool:
         """Called after each backward pass; `last` is true for the last one of its window. Returns
         True if the gradients are ready for a step."""

@@ -14,6 +14,11 @@ class Feedback:
         self.unsent = None if wire.exact else like.new_zeros(elements)
         """What this rank has not sent yet, [elements], always finite. None if the wire is exact."""
 
+    @property
+    def memory(self) -> list[Tensor]:
+        """What a launch changes for those that follow."""
+        return [each for each in (self.unsent, self._wire.owed) if each is not None]
+
     def launch(self, part: Tensor, slot: int) -> Sent:
         """Starts averaging `part` [n] plus what earlier launches left out. Collective over the
         group."""

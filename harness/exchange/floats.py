@@ -11,6 +11,7 @@ class Floats:
     """Sends every element as it was given."""
 
     exact = True
+    owed = None
 
     def __init__(
         self,

@@ -23,6 +23,9 @@ class Isolated:
         self._chunk = chunk
         self._part = part
 
+    def changed_in_backward(self) -> list[Tensor]:
+        return []
+
     def gradients_ready(self, last: bool) -> bool:
         self._chunk.average_gradients()
         return True

@@ -38,9 +38,20 @@ class LatenessMeter:
         self._landings = 0.0
         self._products: list[Tensor] = []
 
-    def samples(self, window: int) -> bool:
-        """Whether what lands in this window is kept until its fresh counterpart is known."""
-        return self._every > 0 and window % self._every == 0
+    def samples(self, window: int, period: int = 1) -> bool:
+        """Whether what lands in this window is kept until its fresh counterpart is known.
+
+        Of parts that are sent in turn, each once in `period` windows, a whole turn is sampled:
+        otherwise it could be the same part every time.
+        """
+        return self._every > 0 and window // period % self._turns(period) == 0
+
+    def between(self, period: int) -> int:
+        """Windows between two samples of the same element."""
+        return period * self._turns(period)
+
+    def _turns(self, period: int) -> int:
+        return max(1, self._every // period)
 
     def landed(self, windows: float, share: float = 1.0) -> None:
         """Records that a result of this age was used. Where a window has several results, `share`

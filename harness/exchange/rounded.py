@@ -47,7 +47,7 @@ class Rounded:
         self._rows = [like.new_zeros(ranks, size, dtype=torch.uint8) for _ in range(slots)]
         # The reduction runs on a thread beside training, so it needs its own buffers.
         self._sum, self._addend = like.new_zeros(2, 1, blocks, BLOCK)
-        self._owed = like.new_zeros(1, blocks, BLOCK)
+        self.owed = like.new_zeros(1, blocks, BLOCK)
         """The rounding error that this rank has not yet added to a mean of its piece, always
         finite."""
         self._mean_rows = [like.new_zeros(1, size, dtype=torch.uint8) for _ in range(slots)]
@@ -64,21 +64,21 @@ class Rounded:
 
     def settle(self, into: Tensor) -> None:
         elements = self.writer.elements
-        start = min(self._carrier.index * self._owed.numel(), elements)
-        stop = min(start + self._owed.numel(), elements)
-        owed = self._owed.view(-1)[: stop - start]
+        start = min(self._carrier.index * self.owed.numel(), elements)
+        stop = min(start + self.owed.numel(), elements)
+        owed = self.owed.view(-1)[: stop - start]
         into[start:stop].add_(owed, alpha=self._carrier.size)
-        self._owed.zero_()
+        self.owed.zero_()
 
     def _reduce_into(self, mean_row: Tensor) -> Callable[[Tensor], Tensor]:
         def reduce(rows: Tensor) -> Tensor:
-            total = self._sum.copy_(self._owed)
+            total = self._sum.copy_(self.owed)
             for row in rows:  # in the order of ranks
                 add_written(self._codec, row[None], 1 / len(rows), total, self._addend)
             marked = marks(self._codec, rows, total.shape[1]).any(dim=0)[None]
             encode(self._codec, total, self._addend, mean_row, marked)
-            self._owed.copy_(total)
-            add_written(self._codec, mean_row, -1.0, self._owed, self._addend)
+            self.owed.copy_(total)
+            add_written(self._codec, mean_row, -1.0, self.owed, self._addend)
             return mean_row[0]
 
         return reduce

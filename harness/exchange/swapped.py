@@ -15,6 +15,7 @@ class Swapped:
     """Sends each element in the bits of a codec."""
 
     exact = False
+    owed = None
 
     def __init__(
         self, elements: int, slots: int, like: Tensor, carrier: Carrier, name: str, codec: Codec

@@ -17,6 +17,9 @@ class NothingInFlight:
 
     averages_in_backward = True
 
+    def changed_in_backward(self) -> list[Tensor]:
+        return []
+
     def dropped(self) -> bool:
         return False
 
@@ -60,6 +63,9 @@ class Synchronous(NothingInFlight):
             for buckets in self._buckets:
                 buckets.finish()
         return last
+
+    def changed_in_backward(self) -> list[Tensor]:
+        return [tensor for way in self._ways for tensor in way.memory()]
 
     def carried(self) -> list[Strip]:
         return [strip for way in self._ways for strip in way.strips()]

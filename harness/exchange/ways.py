@@ -24,6 +24,9 @@ class Passage(Protocol):
 
     def launch(self) -> Launched: ...
 
+    def memory(self) -> list[Tensor]:
+        """What a launch changes for those that follow."""
+
     def strips(self, flat: Flat) -> list[Strip]:
         """What its wire has not sent yet."""
 
@@ -44,6 +47,10 @@ class Way:
         start = int(bucket.storage_offset() - self.flat.grads.storage_offset())
         self._passages.append(self._make(bucket, start))
         return self._passages[-1].launch
+
+    def memory(self) -> list[Tensor]:
+        """What launches of all buckets change for those that follow."""
+        return [tensor for passage in self._passages for tensor in passage.memory()]
 
     def strips(self) -> list[Strip]:
         """What the wires of all buckets have not sent yet."""
@@ -100,6 +107,9 @@ class Whole:
     def launch(self) -> Launched:
         return self._group.launch_average(self._bucket)
 
+    def memory(self) -> list[Tensor]:
+        return []
+
     def strips(self, flat: Flat) -> list[Strip]:
         return []
 
@@ -137,6 +147,9 @@ class Crossing:
     def wait(self) -> None:
         assert self._sent is not None
         self._sent.mean(into=self._part)
+
+    def memory(self) -> list[Tensor]:
+        return self._wire.memory
 
     def strips(self, flat: Flat) -> list[Strip]:
         if self._wire.unsent is None:
@@ -191,6 +204,9 @@ class ThroughNode:
             self._spreading.result().wait()
         if self._even is not self._bucket:
             self._bucket.copy_(self._even[: len(self._bucket)])
+
+    def memory(self) -> list[Tensor]:
+        return self._across.memory()
 
     def strips(self, flat: Flat) -> list[Strip]:
         return self._across.strips(flat)

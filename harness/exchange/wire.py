@@ -81,6 +81,11 @@ class Wire(Protocol):
     exact: bool
     """True if the wire sends exactly what it was given."""
 
+    @property
+    def owed(self) -> Tensor | None:
+        """What this rank owes to later means, because it rounded one; None if it never rounds
+        means. Nothing may be in flight when it is read or changed."""
+
     def launch(self, part: Tensor, slot: int) -> Sent:
         """Starts averaging `part` [n], which is left unchanged. A slot holds one part in flight.
 

@@ -32,9 +32,7 @@ class Dropper:
     def step_begins(self) -> None:
         """Remembers what a forward pass, or an exchange in a backward pass, changes before it is
         known whether the step takes place: batch statistics, and what a lossy wire owes."""
-        changing = list(self._model.backbone.buffers())
-        if self._exchange.averages_in_backward:
-            changing += [strip.tensor for strip in self._exchange.carried()]
+        changing = [*self._model.backbone.buffers(), *self._exchange.changed_in_backward()]
         self._before = [(tensor, tensor.clone()) for tensor in changing]
 
     def accepts(self, window: int, losses: Sequence[Tensor]) -> bool:
@@ -49,6 +47,9 @@ class Dropper:
         with torch.no_grad():
             for tensor, before in self._before:
                 tensor.copy_(before)
+            # With class sampling the next pass overwrites only the rows that it draws.
+            for flat in self._model.flats:
+                flat.grads.zero_()
         self.dropped += 1
         self._in_a_row += 1
         if self._in_a_row == IN_A_ROW:

@@ -177,3 +177,12 @@ def test_a_movement_is_as_old_as_its_steps_are_on_the_mean() -> None:
             continue
         # (1, 1) with (2, 0), as many elements each.
         assert cosine(torch.stack(products).sum(0)) == pytest.approx(0.5**0.5)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 5, 10])
+def test_every_piece_is_sampled_equally_often(pieces: int) -> None:
+    """Also where their number divides the windows between samples."""
+    meter = LatenessMeter(every=10)
+    windows = range(12 * meter.between(pieces))
+    times = [sum(meter.samples(n, pieces) for n in windows[p::pieces]) for p in range(pieces)]
+    assert times == [12] * pieces

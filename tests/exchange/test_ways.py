@@ -230,3 +230,35 @@ def test_alone_gradients_stay_as_they_are_and_nothing_is_sent(route: str, compre
     assert torch.equal(shared.grads, before)
     assert exchange.carried() == []
     assert counted.traffic.total == Bytes()
+
+
+def taken_back() -> list[bool]:
+    return [as_before(route) for route in ROUTES]
+
+
+def as_before(route: str) -> bool:
+    """Whether a window is the same again, put back by what the exchange says that it changes."""
+    world = world_of_ranks(2)
+    shared = Flat(parameters(), world.node.size, torch.zeros(1, dtype=torch.float64))
+    exchange, weights = synchronous(world, shared, route, "int8"), [p for p, *_ in shared.spans]
+
+    def window(number: int) -> Tensor:
+        shared.grads.zero_()
+        given = dict(zip(SHAPES, gradient(world.topology.rank, number, 0), strict=True))
+        for last in (False, True):
+            products = [each * given[tuple(each.shape)] for each in weights]
+            torch.stack([product.sum() for product in products]).sum().backward()
+            exchange.gradients_ready(last)
+        return shared.grads.clone()
+
+    window(0)  # so that something is owed
+    before = [tensor.clone() for tensor in exchange.changed_in_backward()]
+    first = window(1)
+    for tensor, old in zip(exchange.changed_in_backward(), before, strict=True):
+        tensor.copy_(old)
+    return torch.equal(window(1), first)
+
+
+def test_a_window_can_be_taken_back_with_all_that_wires_keep() -> None:
+    """On a wire of four ranks its reducers keep errors too."""
+    assert run_on_ranks(taken_back, 4, timeout=100.0) == [[True, True]] * 4

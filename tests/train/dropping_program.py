@@ -31,6 +31,11 @@ def over(compression: str) -> tuple[tuple[str, object], ...]:
     return (("exchange__compression", compression),)
 
 
+SAMPLED = (("classifier__sampling", 0.5),)
+FLAT = (("exchange__route", "flat"),)
+"""Over this route the wire joins more than two ranks, and its reducers keep errors, too."""
+
+
 @dataclass(frozen=True)
 class Dropped:
     case: Case
@@ -49,6 +54,11 @@ CASES = [
     Dropped(Case("node", "averaging", 1, 1, changes=over("int8"))),
     Dropped(Case("node", "averaging", 2, 0)),
     Dropped(Case("node", "isolated", 1, 0), kind="loss"),
+    Dropped(Case("node", "synchronous", 1, 0, changes=SAMPLED)),
+    Dropped(Case("world", "synchronous", 2, 0, changes=SAMPLED)),
+    Dropped(Case("node", "averaging", 1, 1, changes=SAMPLED)),
+    Dropped(Case("node", "delayed", 1, 1, changes=SAMPLED)),
+    Dropped(Case("replicated", "synchronous", 1, 0, changes=(*over("int8"), *FLAT))),
 ]
 
 

@@ -51,7 +51,7 @@ class Poison:
             spoilt.view(-1)[0] = self.value
             return (*gradients[:place], spoilt, *gradients[place + 1 :])
 
-        def stepped(optimizer: Any, *_: Any) -> None:
+        def stepped(*_: Any) -> None:
             if not now():
                 return
             if self.kind == "parameters":
@@ -62,7 +62,8 @@ class Poison:
                         buffer.view(-1)[0] = self.value
 
         step.model.classifier.register_forward_hook(forward)
-        step.optimizer.register_step_post_hook(stepped)
+        if self.kind in ("parameters", "statistics"):
+            step.optimizer.register_step_post_hook(stepped)
 
 
 def is_like(gradient: Tensor | None, weight: Tensor) -> bool:
