@@ -9,7 +9,7 @@ from torch import Tensor
 from harness.config import Config
 from harness.data.images import Dataset
 from harness.exchange.exchange import steps_alone, steps_own_gradients
-from harness.exchange.flat import Flat
+from harness.exchange.flat import Flat, RankParameters
 from harness.measure.summary import Trained
 from harness.measure.traffic import Bytes
 from harness.model.anatomy import Anatomy, Sketch
@@ -43,6 +43,10 @@ class Assembly:
     @property
     def flats(self) -> tuple[Flat, Flat]:
         return self.shared, self.sliced
+
+    @property
+    def of_rank(self) -> RankParameters:
+        return RankParameters(*self.flats, self.config.classifier.layout)
 
     @property
     def network(self) -> Network:

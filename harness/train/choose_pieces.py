@@ -74,10 +74,11 @@ def _sending(times: PieceTimes, slice_pieces: int | None) -> str:
 
 
 def transfer_ms(exchange: ExchangeConfig, trial: Trial, world: World) -> float:
-    """Milliseconds of sending this rank's part to its peers and waiting for the mean. Collective
-    over the world."""
-    shared, sliced = trial.step.model.flats
-    return _transfer_ms(exchange, shared.owned.size + len(sliced.values), shared.values, world)
+    """Milliseconds of sending what crosses of this rank's part to its peers and waiting for the
+    mean. Collective over the world."""
+    own = trial.step.model.of_rank
+    elements = own.shared.owned.size + (len(own.sliced.values) if own.slice_crosses else 0)
+    return _transfer_ms(exchange, elements, own.shared.values, world)
 
 
 def _transfer_ms(exchange: ExchangeConfig, elements: int, like: Tensor, world: World) -> float:

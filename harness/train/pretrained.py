@@ -180,12 +180,10 @@ def begin(backbone: Backbone, config: Config) -> Begun:
 
 
 def check_weights(config: Config, dataset: Dataset) -> None:
-    """Raises UserError, without communicating, if `load_weights` would. A run that resumes takes
-    all values from its checkpoint and reads no weights."""
-    if config.backbone.weights is None or config.train.resume is not None:
-        return
-    backbone = make_backbone(config.backbone, dataset.channels, dataset.image_size, config.seed)
-    load_weights(backbone, config.backbone)
+    """Raises UserError, without communicating, if `load_weights` would."""
+    if config.backbone.weights is not None:
+        size = dataset.channels, dataset.image_size
+        load_weights(make_backbone(config.backbone, *size, config.seed), config.backbone)
 
 
 def agree_on_weights(config: Config, ranks: Ranks) -> None:
@@ -193,7 +191,7 @@ def agree_on_weights(config: Config, ranks: Ranks) -> None:
     Collective over the world."""
     own = ""
     with ranks.together():
-        if config.backbone.weights is not None and config.train.resume is None:
+        if config.backbone.weights is not None:
             own = _digest(Path(config.backbone.weights))
     digests = ranks.gather_objects(own, "weights")
     odd = next((rank for rank, each in enumerate(digests) if each != digests[0]), None)

@@ -76,8 +76,9 @@ def run(config: Config, folder: Path | None = None, goes_on: bool = False) -> Ru
         ranks.raise_together(problem)
         assert dataset is not None
         agree_on_data(dataset, ranks)
-        agree_on_weights(config, ranks)
         start = choose_start(config, place, ranks)
+        if start.chosen is None:  # a checkpoint has all values, and the weights may be gone
+            agree_on_weights(config, ranks)
         device, warning = choose_device(config.train.device, ranks)
         if warning and ranks.is_first:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
@@ -102,11 +103,11 @@ def _run(
     with _own_folder(config, start.place, world) as own:
         places = _places(config, own, world, start.place.goes_on)
         capacity = _capacity(config, world, cores)
+        config = choose_kind(config, dataset, world)
+        config = choose_route(choose_pieces(config, dataset, world), dataset, world)
         with world.together():
-            config = choose_kind(config, dataset, world)
-            config = choose_route(choose_pieces(config, dataset, world), dataset, world)
             step = make_step(config, dataset, world)
-            training = Training(step, own, capacity, places, early_end)
+        training = Training(step, own, capacity, places, early_end)
         if world.is_first and step.model.begun.fit:
             print(step.model.begun.fit.line, file=sys.stderr, flush=True)
         with _journal(config, own, world, start) as journal:
@@ -147,7 +148,8 @@ def _prepare(config: Config, topology: Topology, place: Place) -> Dataset:
     dataset = open_dataset(config.data)
     share = (config.train.batch_size, topology.rank, topology.world_size, config.seed)
     BatchSplit(len(dataset.train), *share)
-    check_weights(config, dataset)
+    if config.train.resume is None and not place.holds_run:
+        check_weights(config, dataset)
     return dataset
 
 

@@ -15,7 +15,6 @@ from harness.data.images import Dataset, OneAtATime
 from harness.data.loader import Augmentation, Batch, train_batches
 from harness.errors import UserError
 from harness.exchange.exchange import Exchange, make_exchange
-from harness.exchange.flat import RankParameters
 from harness.exchange.torch_ddp import through_ddp
 from harness.measure.phase import Phase
 from harness.model.sliced_classifier import Scores
@@ -178,7 +177,8 @@ def make_step(config: Config, dataset: Dataset, world: World) -> Step:
     left_out: list[str] = []
     if config.train.resume and resumed:
         folder = Path(config.train.resume)
-        left_out = checkpoint.load_carried(folder, resumed, exchange.carried())
+        with world.together():
+            left_out = checkpoint.load_carried(folder, resumed, exchange.carried())
     if course.first >= course.windows:
         raise UserError(
             f"train.resume={config.train.resume} is at window {course.first} and the run ends at "
@@ -244,7 +244,7 @@ def _connected(model: Assembly, first_window: int) -> tuple[nn.Module, Exchange]
     model.classifier.in_place = not config.exchange.is_torchs
     exchange = make_exchange(
         config.exchange,
-        RankParameters(*model.flats, config.classifier.layout),
+        model.of_rank,
         world,
         first_window,
         config.staleness.sample_every,

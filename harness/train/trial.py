@@ -20,10 +20,17 @@ ENDLESS = 1_000_000
 def endless(config: Config) -> Config:
     """The same run, started from its seed and without an end.
 
-    It logs nothing, because logging makes nodes wait for each other to gather metrics.
+    It logs nothing, because logging makes nodes wait for each other to gather metrics. If the run
+    resumes, it reads no `backbone.weights`, which may be gone since the run began.
     """
     train = {"steps": ENDLESS, "epochs": None, "resume": None, "log_every": ENDLESS}
-    return config.model_copy(update={"train": config.train.model_copy(update=train)})
+    weights = None if config.train.resume else config.backbone.weights
+    return config.model_copy(
+        update={
+            "train": config.train.model_copy(update=train),
+            "backbone": config.backbone.model_copy(update={"weights": weights}),
+        }
+    )
 
 
 class Trial:
@@ -31,7 +38,8 @@ class Trial:
 
     def __init__(self, config: Config, dataset: Dataset, world: World) -> None:
         """Collective over the world."""
-        self.step = make_step(endless(config), dataset, world)
+        with world.together():
+            self.step = make_step(endless(config), dataset, world)
         self._world = world
         self._batches = self.step.batches()
         self._numbers = count()

@@ -123,3 +123,12 @@ def test_all_ranks_take_the_same(here: Path) -> None:
 
 def newest(here: Path) -> int:
     return max(int(path.name) for path in (here / "run/checkpoints").iterdir())
+
+
+def test_slices_of_different_sizes_that_do_not_cross(here: Path) -> None:
+    """Of 51 classes over the world one of two nodes has more, and exchanges none of them."""
+    command = ["-m", "harness", "train", "run.yaml", "--folder", "run"]
+    command += ["classifier.layout=world", "data.num_classes=51"]
+    ended = horovodrun(command, np=2, folder=here, environment={"HOROVOD_CYCLE_TIME": "5"})
+    assert "exchange.kind=auto takes kind=" in ended.output
+    assert load_resolved(here / "run/config.yaml").exchange.kind in PLANNED

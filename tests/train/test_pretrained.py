@@ -1,6 +1,7 @@
 """Weights that a backbone begins with: where they come from, what fits, what stays as it was."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from harness.checkpoint.export import export
 from harness.cli import main
 from harness.config import BackboneConfig, load
+from harness.data.open import open_dataset
 from harness.doctor.need import need_of
 from harness.errors import UserError
 from harness.model.anatomy import anatomy_of
@@ -19,6 +21,7 @@ from harness.model.torchvision import torchvision
 from harness.plan.workload import workload_of
 from harness.train.checkpoint.verdict import mark_bad
 from harness.train.pretrained import Fit, load_weights
+from harness.train.trial import Trial
 from tests.alone import world_of_one
 from tests.horovodrun import horovodrun
 from tests.train.checkpoint_program import made
@@ -312,3 +315,25 @@ def test_weights_and_a_checkpoint_that_had_none(here: Path) -> None:
             ),
             world_of_one(),
         )
+
+
+def test_a_run_that_goes_on_needs_its_weights_no_more(here: Path) -> None:
+    words = ["train", "run.yaml", *FROZEN[:1], "train.checkpoint_every=1", "--folder", "run"]
+    assert main(words) == 0
+    last = max((here / "run" / "checkpoints").iterdir())
+    shutil.rmtree(last)  # as if the run had ended before
+    (here / "run" / "summary.json").unlink()
+    (here / "body.safetensors").unlink()
+    assert main([*words, "--continue"]) == 0
+    assert last.exists()
+
+
+def test_a_trial_of_a_resumed_run_reads_no_weights(here: Path) -> None:
+    config = load(here / "run.yaml", [*FROZEN[:1], "train.save=true"])
+    trained(config, here / "run")
+    (here / "body.safetensors").unlink()
+    resume = f"train.resume={checkpoint_at(here / 'run', 2)}"
+    resumed = load(here / "run.yaml", [*FROZEN[:1], resume, "train.steps=4"])
+    trial = Trial(resumed, open_dataset(resumed.data), world_of_one())
+    assert trial.window_ms(1) > 0
+    trial.close()
