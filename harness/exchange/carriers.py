@@ -55,10 +55,14 @@ def carrier_of(exchange: ExchangeConfig, world: World) -> Carrier:
     """
     if exchange.by_horovod:
         return world.peers
-    return over(world.late() if exchange.delay else world.across, exchange, world, "peers")
+    if exchange.delay:
+        return over(world.late(), exchange, world, "late", late=True)
+    return over(world.across, exchange, world, "peers")
 
 
-def over(group: Group, exchange: ExchangeConfig, world: World, purpose: str) -> Group:
+def over(
+    group: Group, exchange: ExchangeConfig, world: World, purpose: str, late: bool = False
+) -> Group:
     """The group, prepared for the wire: lossy wires need `launch_reduce`. Collective over the
     world."""
-    return group if exchange.compression == "none" else world.reducing(group, purpose)
+    return group if exchange.compression == "none" else world.reducing(group, purpose, late)

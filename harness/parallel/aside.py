@@ -31,13 +31,15 @@ class Aside:
         self._groups: dict[tuple[Ranks, str], dist.ProcessGroup] = {}
         self._lines: dict[str, Line] = {}
 
-    def process_group(self, ranks: Ranks, purpose: str) -> dist.ProcessGroup | None:
-        """The process group of these ranks; None for one rank. Collective over the world the first
-        time."""
+    def process_group(
+        self, ranks: Ranks, purpose: str, timeout: timedelta = TIMEOUT
+    ) -> dist.ProcessGroup | None:
+        """The process group of these ranks; None for one rank. The timeout is that of the first
+        call. Collective over the world the first time."""
         if len(ranks) == 1:
             return None
         if (ranks, purpose) not in self._groups:
-            self._make(ranks, purpose, TIMEOUT)
+            self._make(ranks, purpose, timeout)
         return self._groups[ranks, purpose]
 
     def gather(self, purpose: str) -> Callable[[Any], list[Any]]:
@@ -70,6 +72,19 @@ class Aside:
         if purpose not in self._lines:
             self._lines[purpose] = Line(purpose, self._device, host_blocks)
         return self._lines[purpose]
+
+    def quiet(self) -> None:
+        """Waits until nothing is under way in these groups and lines. Collective over the world; no
+        thread may use them meanwhile."""
+        self._arrive()
+        for line in self._lines.values():
+            line.run(lambda: None).result()  # a step launches the second part of a collective
+        self._arrive()
+
+    def _arrive(self) -> None:
+        for (ranks, _), group in self._groups.items():
+            if self._topology.rank in ranks:
+                dist.barrier(group)  # Gloo's waits for what this rank has launched before
 
     def close(self) -> None:
         for line in self._lines.values():

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, cast
 
 import horovod.torch as hvd
@@ -76,29 +77,35 @@ class World(Ranks):
         return self.aside.gather(purpose)
 
     def beside(
-        self, ranks: tuple[int, ...], purpose: str, wait_phase: Phase | None = None
+        self,
+        ranks: tuple[int, ...],
+        purpose: str,
+        wait_phase: Phase | None = None,
+        timeout: timedelta = TIMEOUT,
     ) -> Group:
         """A group of a node's ranks, peers or all ranks, used for one purpose by one thread.
 
         Its waits are in no phase of the clock unless one is given. Collective over the world.
         """
-        process_group = self.aside.process_group(ranks, purpose)
+        process_group = self.aside.process_group(ranks, purpose, timeout)
         topology = self.topology
         nodes = topology.nodes_of(ranks)
         return Group(ranks, topology.rank, nodes, process_group, self.meters, wait_phase)
 
     def late(self) -> Group:
-        """The peers, through a process group of torch.distributed for late averages alone.
-        Collective over the world."""
-        return self.beside(self.across.ranks, "late", Phase.EXCHANGE_WAIT)
+        """The peers, through a process group of torch.distributed for late averages alone, which
+        nodes enter up to `delay` windows apart. Collective over the world."""
+        return self.beside(self.across.ranks, "late", Phase.EXCHANGE_WAIT, DRIFT)
 
-    def reducing(self, group: Group, purpose: str) -> Group:
+    def reducing(self, group: Group, purpose: str, late: bool = False) -> Group:
         """The group, with a line and a process group for the second step of its `launch_reduce`.
 
-        `purpose` names the group's use. Collective over the world.
+        `purpose` names the group's use; `late`: nodes enter it windows apart. Collective over the
+        world.
         """
-        behind = f"{purpose} behind"
-        return group.followed(Behind(self.line(behind), self.beside(group.ranks, behind)))
+        behind, timeout = f"{purpose} behind", DRIFT if late else TIMEOUT
+        second = self.beside(group.ranks, behind, timeout=timeout)
+        return group.followed(Behind(self.line(behind), second))
 
     def average(self, tensor: Tensor) -> Tensor:
         """The mean over all ranks, as a new tensor. Collective over the world."""

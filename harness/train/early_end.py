@@ -1,6 +1,7 @@
 """The request to save and end before the last window: a signal to any one rank asks all of them."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,14 +21,24 @@ class EarlyEnd:
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self._asked_at: float | None = None
+
+    @property
+    def asked(self) -> bool:
+        return self._asked_at is not None
+
+    @property
+    def seconds_ago(self) -> float:
+        """Seconds since this rank was asked; 0 if it has not been."""
+        return 0.0 if self._asked_at is None else time.monotonic() - self._asked_at
 
     @contextmanager
     def listening(self) -> Iterator["EarlyEnd"]:
         """Inside the block the signal is a request."""
 
         def ask(number: int, frame: FrameType | None) -> None:
-            self.asked = True
+            if self._asked_at is None:
+                self._asked_at = time.monotonic()
 
         with handled([REQUEST], ask):
             yield self

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from harness.data.images import Dataset
 from harness.data.loader import evaluation_batches
+from harness.measure.phase import Phase
 from harness.model.backbone import Backbone
 from harness.model.network import Network
 from harness.model.sliced_classifier import SlicedClassifier
@@ -38,6 +39,9 @@ def evaluate(
     seen = ((backbone(images), labels, valid) for images, labels, valid in batches)
     while few := list(islice(seen, MET_AT_ONCE)):
         features, labels, valid = (torch.cat(parts) for parts in zip(*few, strict=True))
+        # Without a group to wait for, no phase of the clock begins: the launcher would take a long
+        # evaluation for a rank that does not move.
+        world.meters.pulse.show(Phase.OTHER)
         classes, losses = classifier.predict(features, labels)
         hits = (classes == labels[:, None]) & valid[:, None]
         sums += torch.stack(

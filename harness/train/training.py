@@ -250,17 +250,19 @@ class Training:
     def _last_window(self, ended: int) -> int:
         """After how many windows a run ends that is asked to.
 
-        That is at the next planned checkpoint if it comes within half of the time of grace: a drain
-        that the undisturbed run does not make changes what late exchanges compute. Otherwise it is
-        now.
+        That is at the next planned checkpoint if it comes within half of the time of grace, counted
+        from the request: a drain that the undisturbed run does not make changes what late exchanges
+        compute. Otherwise it is now.
         """
         if not self._config.train.saves:
             return ended
         later = range(ended, self._windows)
         planned = next((each for each in later if self._saves.due(each)), self._windows)
         pace = (time.monotonic() - self._began) / (ended - self._course.first)
-        slowest = max(self._world.gather_objects(pace, "seconds of a window"))
-        in_time = (planned - ended) * slowest <= self._config.launch.grace_seconds / 2
+        own = pace, self._early_end.seconds_ago
+        paces, gone = zip(*self._world.gather_objects(own, "time left"), strict=True)
+        until = max(gone) + (planned - ended) * max(paces)
+        in_time = until <= self._config.launch.grace_seconds / 2
         return planned if in_time else ended
 
     def _end_early(self, ended: int, journal: Journal) -> None:
@@ -309,7 +311,8 @@ class Training:
             journal.attach(file, TRACES)
 
     def _settle(self, ended: int, journal: Journal) -> None:
-        """Ends all that is under way beside the windows."""
+        """Ends all that is under way beside the windows; late results arrive, to be used later."""
         # A Gloo collective that ends after the profiler it began under writes into freed memory.
         self._step.watch.settle(ended, journal)
         self._saves.settle(journal)
+        self._world.aside.quiet()

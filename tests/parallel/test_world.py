@@ -15,14 +15,18 @@ from horovod.runner.gloo_run import create_slot_env_vars
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.config import ExchangeConfig
 from harness.errors import ReportedByAnotherRank, UserError
+from harness.exchange.carriers import carrier_of
 from harness.measure.machine import environment
 from harness.measure.phase import Phase
+from harness.parallel.aside import DRIFT, TIMEOUT
 from harness.parallel.group import Group
 from harness.parallel.ranks import Gathered, Ranks, launched_topology
 from harness.parallel.topology import Topology
 from harness.parallel.world import one_precision
 from tests.alone import meters, world_of_one
+from tests.grid import world_of_ranks
 from tests.ranks import run_on_ranks
 
 RENDEZVOUS = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": "::", "HOROVOD_GLOO_RENDEZVOUS_PORT": "1"}
@@ -175,3 +179,50 @@ def mistake_in_an_inner_block() -> str:
 def test_a_mistake_in_an_inner_block_ends_all_ranks_of_the_outer_one() -> None:
     found = run_on_ranks(mistake_in_an_inner_block, 3)
     assert found == ["ReportedByAnotherRank('')", "UserError('mine')", "ReportedByAnotherRank('')"]
+
+
+def drifting() -> list[timedelta]:
+    """Timeouts of the groups that are made for a late lossy exchange, and for one that waits."""
+    world, made = world_of_ranks(), list[timedelta]()
+    new_group = dist.new_group
+
+    def noted(ranks: list[int], timeout: timedelta) -> dist.ProcessGroup:
+        made.append(timeout)
+        found: dist.ProcessGroup = new_group(ranks, timeout=timeout)
+        return found
+
+    with patch.object(dist, "new_group", noted):
+        for delay in (1, 0):
+            values = {"kind": "averaging", "delay": delay, "carrier": "torch"}
+            exchange = ExchangeConfig.model_validate(values | {"compression": "int8"})
+            carrier_of(exchange, world)
+    return made
+
+
+def test_nodes_may_enter_a_late_collective_long_after_each_other() -> None:
+    assert run_on_ranks(drifting, 2) == [[DRIFT, DRIFT, TIMEOUT]] * 2
+
+
+def hushed() -> list[bool]:
+    """Whether a sum and a reduction were over before and after, if one rank is late for them."""
+    world = world_of_ranks()
+    group, rank = world.reducing(world.late(), "late", late=True), world.topology.rank
+    if rank:
+        time.sleep(0.5)
+    rows, one = torch.ones(2, 8), torch.ones(4)
+    sums = group.launch_sum(one, "sum")
+    reducing = group.launch_reduce(rows, lambda found: found.sum(0), "reduction")
+    before = bool((one == 2).all())
+    world.aside.quiet()
+    after = bool((one == 2).all())
+    second = reducing._followed.result()._work
+    assert second is not None
+    assert second.is_completed()
+    sums.wait()
+    reducing.wait()
+    return [before, after]
+
+
+def test_once_it_is_quiet_nothing_is_under_way() -> None:
+    first, _ = run_on_ranks(hushed, 2)
+    assert first == [False, True]

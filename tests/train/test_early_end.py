@@ -4,11 +4,17 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from harness.config import load
+from harness.train.early_end import EarlyEnd
+from harness.train.training import Training
+from tests.alone import world_of_one
+from tests.train.checkpoint_program import made
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,3 +93,18 @@ def test_another_run_is_not_continued(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=200)
     assert process.returncode == 2
     assert "name it with --folder" in errors
+
+
+@pytest.mark.parametrize(("seconds", "last"), [(0, 6), (9, 4)])
+def test_the_time_of_grace_counts_from_the_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int, last: int
+) -> None:
+    """Ten seconds may pass until the next planned checkpoint, two windows of one second away."""
+    file = tmp_path / "experiment.yaml"
+    file.write_text(EXPERIMENT.replace("FOLDER", str(tmp_path)))
+    changes = ["train.checkpoint_every=3", "launch.grace_seconds=20"]
+    asked = EarlyEnd()
+    training = Training(made(load(file, changes), world_of_one()), tmp_path, early_end=asked)
+    monkeypatch.setattr(training, "_began", time.monotonic() - 4, raising=False)
+    monkeypatch.setattr(asked, "_asked_at", time.monotonic() - seconds)
+    assert training._last_window(4) == last

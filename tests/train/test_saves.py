@@ -10,6 +10,7 @@ from torch import Tensor
 from harness.config import Config, load
 from harness.errors import RunFailed
 from harness.exchange.carried import Strip
+from harness.parallel.pulse import Pulse
 from harness.train.checkpoint.checkpoint import Checkpoint
 from harness.train.checkpoint.files import write_tensors
 from harness.train.checkpoint.places import Places
@@ -131,3 +132,13 @@ def test_a_failed_save_is_told_of_when_the_next_window_ends(
     training._window(1, batches, journal)
     ((_, line),) = journal.warnings
     assert "000000001 cannot be written (no); training continues without it" in line
+
+
+def test_an_evaluation_shows_that_it_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where classes are not sliced it waits for no other rank, and no phase begins in it."""
+    shown = list[str]()
+    monkeypatch.setattr(Pulse, "show", lambda _, phase: shown.append(phase))
+    training = Training(made(load(experiment(tmp_path)), world_of_one()), tmp_path)
+    shown.clear()
+    training.evaluate()
+    assert shown
