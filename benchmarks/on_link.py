@@ -15,16 +15,16 @@ from harness.measure.summary import RunSummary, Spread
 from harness.tracking.results import Variant
 
 Row = Mapping[str, Any]
-"""A row of `benchmarks.throughput`, with `rates` by round."""
+"""A row of `benchmarks.throughput`, with `rates` and `drains_ms` by round."""
 
 HOW = (
     "Training time is images / (images/s). Speeds were measured on this link, in blocks in which "
     "all variants took turns; each seed uses other rounds. Trainings ran without a limit on the "
     "link, which does not change what is learned, because delays are counted in windows. Bytes are "
-    "those of the route that is faster on this link. A late exchange is charged its delay in whole "
-    "windows once, for the time until its last transfer has landed. First windows that are "
-    "synchronous, or that send whole gradients, are charged at the speed of a variant that always "
-    "does so."
+    "those of the route that is faster on this link. Reaching the target is charged one drain as "
+    "timed on this link: all that is in flight lands, and nodes that differ agree. First windows "
+    "that are synchronous, or that send whole gradients, are charged at the speed of a variant that "
+    "always does so."
 )
 
 
@@ -44,7 +44,8 @@ def on_link(variants: Sequence[Variant], table: Sequence[Row]) -> tuple[Variant,
                 turn = seeds.index(run.seed), len(seeds)
                 speed = _share(rows[each.name]["rates"], *turn)
                 first = _share(rows[early]["rates"], *turn) if early else speed
-                runs.append(_Speeds(each.config, speed, first).timed(run, rows[each.name]))
+                drain = _share(rows[each.name]["drains_ms"], *turn) / 1e3
+                runs.append(_Speeds(each.config, speed, first, drain).timed(run, rows[each.name]))
             found.append(replace(each, summaries=tuple(runs)))
     return tuple(found)
 
@@ -81,6 +82,8 @@ class _Speeds:
     """Speed after the first `synchronous_windows`."""
     early: float
     """Speed during the first `synchronous_windows`."""
+    drain: float
+    """Seconds of a drain."""
 
     def timed(self, run: RunSummary, row: Row) -> RunSummary:
         """The run with every time replaced; times per rank are unknown on the link and removed."""
@@ -92,7 +95,7 @@ class _Speeds:
             return min(images, first) / self.early + max(0.0, images - first) / self.steady
 
         step = window / self.steady
-        drain = self.config.exchange.delay * step
+        drain = self.drain
         ended = run.evaluations[-1].window
         phases, measured = row["phases_ms"], sum(row["phases_ms"].values())
         evaluations = [

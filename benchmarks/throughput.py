@@ -2,9 +2,10 @@
 
 `horovodrun ... python -m benchmarks.throughput EXPERIMENT.yaml ... [key=value ...]`. Ratios are
 relative to the first experiment; `EXPERIMENT.yaml,key=value,...` changes a single one. The first
-windows of a block are not timed, because exchanges of the previous block may still be in flight;
-nor are the first windows of a run, which are synchronous or send whole gradients, and of which a
-variant runs at most two here (`exchange.synchronous_windows`), since they may take minutes.
+windows of a block are not timed, because a late exchange has nothing to wait for yet; nor are the
+first windows of a run, which are synchronous or send whole gradients, and of which a variant runs
+at most two here (`exchange.synchronous_windows`), since they may take minutes. Each block ends with
+a drain, timed apart: a run pays it once, at its end.
 Nothing is evaluated. `exchange.route=auto` is resolved by a measurement first, as in a run.
 """
 
@@ -49,6 +50,8 @@ class Variant:
 
     def __post_init__(self) -> None:
         self.rates: list[float] = []
+        self.drains_ms: list[float] = []
+        """Milliseconds in which all that is in flight lands and nodes agree, by block."""
         self.pace = 0.0
         """Images per second of the last block."""
         self.times: list[Times] = []
@@ -63,21 +66,27 @@ class Variant:
             self.trial.window()
 
     def block(self, untimed: int, windows: int) -> None:
-        """Runs a block of windows on all ranks. The slowest rank's time counts, since nodes that
-        never wait for each other take different times. Messages by which ranks meet, which take
-        long where the link has latency, are in nobody's time."""
+        """Runs a block of windows on all ranks, which have just met, and drains.
+
+        The slowest rank's time counts, since nodes that never wait for each other take different
+        times. Between untimed and timed windows ranks do not meet: in the time that this takes,
+        what a late exchange has in flight would travel for nothing.
+        """
         for _ in range(untimed):
             self.trial.window()
-        dist.barrier()
         self.clock.kept.clear()
         sent = self.traffic.total
         before = psutil.cpu_times()
-        (longest,) = slowest([self.trial.window_ms(windows)], self.world)
+        own_ms = self.trial.window_ms(windows)
+        spent = zip(before._fields, before, psutil.cpu_times(), strict=True)
+        crossed = (self.traffic.total - sent).cross_node / windows
+        kept = list(self.clock.kept)
+        longest, drain_ms = slowest([own_ms, self.trial.drain_ms()], self.world)
+        self.drains_ms.append(drain_ms)
         self.pace = self.images / longest * 1e3
         self.rates.append(self.pace)
-        self.crossed.append((self.traffic.total - sent).cross_node / windows)
-        self.times += self.clock.kept
-        spent = zip(before._fields, before, psutil.cpu_times(), strict=True)
+        self.crossed.append(crossed)
+        self.times += kept
         self.cpu.append({name: (stop - start) * 1e3 / windows for name, start, stop in spent})
 
 
@@ -147,6 +156,7 @@ def report(variants: Sequence[Variant], crossing: Sequence[float]) -> list[dict[
                 "variant": each.config.name,
                 "images_per_second": statistics.median(each.rates),
                 "rates": each.rates,
+                "drains_ms": each.drains_ms,
                 "route": each.config.exchange.route,
                 "delay": each.config.exchange.delay,
                 "ratio": statistics.median(ratios),
@@ -205,10 +215,12 @@ def main() -> None:
                 windows = chosen.micro_batches // passes
                 if math.isfinite(chosen.seconds):
                     windows = fitting(each, ranks, chosen.seconds, number == 0, windows)
-                each.block(max(1, min(windows, chosen.untimed // passes)), max(1, windows))
+                untimed = max(1, min(windows, chosen.untimed // passes))
+                each.block(untimed + each.config.exchange.delay, max(1, windows))
             if number == 0:  # the first round only warms up caches and allocators
                 for each in variants:
                     each.rates.clear()
+                    each.drains_ms.clear()
                     each.times.clear()
                     each.cpu.clear()
                     each.crossed.clear()

@@ -2,7 +2,8 @@
 
 Measured: images/s come from a table for each link, and the images that a variant needs to reach the
 target from a study. Learning does not depend on the link, because delays are counted in windows, so
-images / (images/s) is the time to accuracy on that link. For cards, throughput alone is simulated.
+images / (images/s) and one drain are the time to accuracy on that link. For cards, throughput alone
+is simulated.
 """
 
 import json
@@ -10,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import numpy as np
 import pandas as pd
@@ -95,12 +96,15 @@ def places(tables: str | Path, images: Mapping[str, float]) -> list[Place]:
             continue
         table = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         rates = {each["variant"]: float(each["images_per_second"]) for each in table}
+        drains = {each["variant"]: median(each["drains_ms"]) / 1e3 for each in table}
         found.append(
             Place(
                 condition=Condition.model_validate(values),
                 lost=1 - rates[BASELINE] / rates[CEILING],
                 seconds={
-                    name: images[name] / rate for name, rate in rates.items() if name in images
+                    name: images[name] / rate + drains[name]
+                    for name, rate in rates.items()
+                    if name in images
                 },
                 late=frozenset(each["variant"] for each in table if each["delay"]),
             )

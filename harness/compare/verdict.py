@@ -289,8 +289,8 @@ def _share_between(run: RunSummary, target: Target | None) -> float:
     seconds = seconds_to(run, target)
     if not seconds:
         return 0.0
-    before = [e.train_seconds for e in run.evaluations if e.train_seconds < seconds]
-    return (seconds - max(before, default=0.0)) / seconds
+    times = map(run.seconds_at, run.evaluations)
+    return (seconds - max((each for each in times if each < seconds), default=0.0)) / seconds
 
 
 def accuracy_grain(runs: Sequence[RunSummary]) -> float:

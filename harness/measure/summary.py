@@ -93,6 +93,8 @@ class Evaluation(Record):
     what a late exchange sent before such a pause are charged the mean of the timed windows."""
     metrics: dict[str, Metric]
     """`val/top1` and the like; accuracies are fractions, not percentages."""
+    drained: bool = False
+    """Whether `train_seconds` has the drain that reaching this model takes: at a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,10 @@ class RunSummary(Record):
         for evaluation in self.evaluations:
             finite = math.isfinite(evaluation.metrics.get("val/loss", 0.0))
             if finite and evaluation.metrics.get("val/top1", 0.0) >= target_top1:
-                ended = evaluation.window == self.windows
-                return evaluation.train_seconds + (0.0 if ended else self.drain_seconds)
+                return self.seconds_at(evaluation)
         return None
+
+    def seconds_at(self, evaluation: Evaluation) -> float:
+        """Training seconds of a run that ends with what this evaluation judged: with one drain."""
+        drained = evaluation.drained or evaluation.window == self.windows
+        return evaluation.train_seconds + (0.0 if drained else self.drain_seconds)

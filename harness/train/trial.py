@@ -57,6 +57,15 @@ class Trial:
             self.window()
         return (now(self._world.device) - started) / windows * 1e3
 
+    def drain_ms(self) -> float:
+        """Milliseconds on this rank of applying all that is in flight, after which nodes agree.
+        Collective over the world."""
+        started = now(self._world.device)
+        self.step.exchange.drain(self.step.update)
+        ended = now(self._world.device)
+        self._world.meters.clock.read()
+        return (ended - started) * 1e3
+
     def close(self) -> None:
         """Ends the prefetching thread and frees the memory for the next trial."""
         self._batches.close()

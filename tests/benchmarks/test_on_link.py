@@ -19,10 +19,14 @@ CROSSING_MB = 7.5
 """Of a window by the route that was chosen on the link."""
 
 
-def row(name: str, *rates: float) -> dict[str, object]:
+DRAIN_SECONDS = 0.7
+
+
+def row(name: str, *rates: float, drain_ms: float = 0.0) -> dict[str, object]:
     return {
         "variant": name,
         "rates": list(rates),
+        "drains_ms": [drain_ms for _ in rates],
         "phases_ms": PHASES_MS,
         "cross_node_mb": CROSSING_MB,
     }
@@ -44,7 +48,7 @@ TRAINED = (
 )
 TABLE = [
     row("ceiling", *[9000.0] * 6),
-    row("late", *[2560.0] * 6),
+    row("late", *[2560.0] * 6, drain_ms=1e3 * DRAIN_SECONDS),
     row("data_parallel", 640.0, 320.0, 1280.0, 640.0, 320.0, 1280.0),
 ]
 
@@ -63,13 +67,14 @@ def test_time_is_images_by_the_speed_of_the_seeds_own_rounds() -> None:
         assert run.cross_node_mb_per_step == CROSSING_MB
 
 
-def test_what_is_late_is_charged_its_delay_once() -> None:
+def test_a_drain_is_charged_once() -> None:
     _, late = on_link(TRAINED, TABLE)
     step = STEP_IMAGES / 2560
     for run in late.summaries:
-        assert run.seconds_to(0.8) == pytest.approx(201 * step), "before its end"
-        assert run.seconds_to(0.9) == pytest.approx(301 * step), "and at its end, once"
-        assert run.train_seconds == pytest.approx(301 * step)
+        end = 300 * step + DRAIN_SECONDS
+        assert run.seconds_to(0.8) == pytest.approx(200 * step + DRAIN_SECONDS), "before its end"
+        assert run.seconds_to(0.9) == pytest.approx(end), "and at its end, once"
+        assert run.train_seconds == pytest.approx(end)
 
 
 def test_accuracy_is_as_trained_and_who_has_no_speed_is_left_out() -> None:
@@ -85,7 +90,7 @@ def test_first_windows_that_wait_are_charged_so() -> None:
     trained = Variant(config.model_copy(update={"exchange": exchange}), TRAINED[1].summaries)
     (late,) = on_link([trained], [row("late", 2560.0), row("late_on_time", 1280.0)])
     step = STEP_IMAGES / 2560
-    assert late.summaries[0].seconds_to(0.8) == pytest.approx((2 * 50 + 150 + 1) * step)
+    assert late.summaries[0].seconds_to(0.8) == pytest.approx((2 * 50 + 150) * step)
 
 
 def test_who_waits_at_first_brings_a_twin_that_always_does() -> None:
