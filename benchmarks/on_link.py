@@ -23,8 +23,8 @@ HOW = (
     "link, which does not change what is learned, because delays are counted in windows. Bytes are "
     "those of the route that is faster on this link. Reaching the target is charged one drain as "
     "timed on this link: all that is in flight lands, and nodes that differ agree. First windows "
-    "that are synchronous, or that send whole gradients, are charged at the speed of a variant that "
-    "always does so."
+    "that are synchronous, or that send whole gradients, are charged at the speed of a variant "
+    "that always does so."
 )
 
 

@@ -41,7 +41,7 @@ def measured(config: Config, world: World, folder: Path) -> Measured:
     with live_bytes() as evaluation:
         training.evaluate(limit=8 * config.train.batch_size * world.topology.world_size)
     with live_bytes() as estimate:
-        training._estimate_curvature(FIRST + 2, journal)
+        training._curvature.after(FIRST + 2)
     with live_bytes() as saving:
         training._saves.save(training._meta(FIRST + 2), step.exchange.carried(), journal)
     training._saves.settle(journal)

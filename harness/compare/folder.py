@@ -1,9 +1,11 @@
 """A study stored in a folder: one subfolder per run, with the run's config and summary."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.tracking.failure import divergence
 from harness.tracking.recorded import RecordedRun, variants_of
 from harness.tracking.results import Variant
 from harness.tracking.run_folder import CONFIG, SUMMARY, RunFolder
@@ -25,9 +27,11 @@ def _recorded(files: RunFolder) -> RecordedRun:
     config = files.config
     if config is None:
         raise UserError(f"{files.path} has a {SUMMARY} but no {CONFIG}; restore the {CONFIG}")
-    return RecordedRun(
-        files.mlflow_run_id or "", config, "FINISHED", files.read_summary(), files.path
-    )
+    summary = files.read_summary()
+    found = RecordedRun(files.mlflow_run_id or "", config, "FINISHED", summary, files.path)
+    if summary.diverged:
+        return replace(found, summary=None, failure=divergence(summary.diverged))
+    return found
 
 
 def write_runs(folder: Path, variants: Sequence[Variant]) -> None:

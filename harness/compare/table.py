@@ -52,7 +52,15 @@ def comparison(
     speed = speed.where(speed > 0)  # a speed of 0 means that no window was timed
     frame.insert(1, "speedup", speed / speed[baseline.name])
     frame["speedup_to_target"] = seconds[baseline.name] / seconds
+    # Means over different seeds are of different trainings.
+    alike = pd.Series([_seeds(each) == _seeds(baseline) for each in variants], index=frame.index)
+    for ratio in ("speedup", "speedup_to_target"):
+        frame[ratio] = frame[ratio].where(alike)
     return frame
+
+
+def _seeds(variant: Variant) -> set[int]:
+    return {run.seed for run in variant.summaries}
 
 
 def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[str, float]:
@@ -80,11 +88,13 @@ def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[s
     row: dict[str, float] = {}
     for name, measure in measures.items():
         found = [measure(run) for run in variant.summaries]
-        # NaN propagates: a mean over only the seeds that reached the target would be biased.
-        row[name] = mean(found) if found else math.nan
+        # NaN propagates: a mean over only the seeds that reached the target would be biased. A run
+        # that diverged has missed it.
+        diverged = name == "seconds_to_target" and variant.diverged
+        row[name] = mean(found) if found and not diverged else math.nan
         if len(found) > 1:
             row[f"{name}_sd"] = stdev(found) if math.isfinite(row[name]) else math.nan
-            row[f"{name}_ci"] = mean_interval(found).half
+            row[f"{name}_ci"] = math.nan if diverged else mean_interval(found).half
     row["reached"] = sum(_seconds(run, target) > 0 for run in variant.summaries)
     row["runs"] = len(variant.summaries)
     row["failed"] = variant.failed
@@ -158,7 +168,7 @@ def notes(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> list
     else:
         set_name = _set_name((top1_columns(frame) or [PRIMARY])[0])
         found.append(f"target: top-1 of {target.text}, on {set_name}")
-        if (frame["reached"] < frame["runs"]).any():
+        if (frame["reached"] < frame["runs"] + frame["diverged"]).any():
             found.append("'1 of 3' to target: 1 of 3 runs reached it, so there is no mean time")
     found += _caveats(frame)
     return found + ([SPREAD] if frame["runs"].max() > 1 else [])
@@ -256,8 +266,8 @@ _percent = _spread(2, 100.0)
 
 def _to_target(row: "pd.Series[float]", name: str) -> str:
     """Seconds to the target, or in how many runs it was reached if some missed it."""
-    missed = math.isnan(row[name]) and row["runs"] > 0
-    return f"{int(row['reached'])} of {int(row['runs'])}" if missed else _spread(1)(row, name)
+    runs = int(row["runs"] + row["diverged"])
+    return f"{int(row['reached'])} of {runs}" if math.isnan(row[name]) else _spread(1)(row, name)
 
 
 def _runs(row: "pd.Series[float]", name: str) -> str:

@@ -70,16 +70,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Reached:
-    """In how many of its completed runs a variant reached the target."""
+    """In how many of its runs a variant reached the target."""
 
     runs: int
     """Runs that reached the target."""
     of: int
-    """Completed runs."""
+    """Runs that completed or diverged."""
 
     @property
     def always(self) -> bool:
-        """Whether there are completed runs and all of them reached the target."""
+        """Whether there are such runs and all of them reached the target."""
         return 0 < self.of == self.runs
 
 
@@ -255,8 +255,9 @@ def seconds_to(run: RunSummary, target: Target | None) -> float | None:
 
 
 def _reached(variant: Variant, target: Target | None) -> Reached:
-    """Counts completed runs only: a failed run is reported as failed, not as a miss."""
-    return Reached(len(_seconds(variant, target)), len(variant.summaries))
+    """A run that diverged has missed the target; one that failed is only reported as failed."""
+    runs = len(variant.summaries) + len(variant.diverged)
+    return Reached(len(_seconds(variant, target)), runs)
 
 
 def _geometric_mean(values: Iterable[float]) -> float:

@@ -62,7 +62,7 @@ def _only(verdict: Verdict, only: Variant, goal: str) -> str:
 
 def _how_often(verdict: Verdict, variant: Variant) -> str:
     reached = verdict.reached[variant.name]
-    if not reached.of:
+    if not variant.summaries:
         return f"{variant.name} in none ({without_result(variant)})"
     others = unfinished(variant)
     return f"{variant.name} in {reached.runs} of {reached.of}{f' ({others})' if others else ''}"

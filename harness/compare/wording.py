@@ -7,6 +7,8 @@ from harness.compare.intervals import Interval
 from harness.compare.verdict import Finding, Judgement, Verdict, accuracy_grain
 from harness.tracking.results import Variant
 
+DIVERGED = "diverged"
+
 
 def too_few(pairs: int) -> str:
     """Says that this number of seeds is too small for a test."""
@@ -15,9 +17,11 @@ def too_few(pairs: int) -> str:
 
 
 def unfinished(variant: Variant) -> str:
-    """What happened to the variant's runs that have no result, joined by commas."""
+    """What happened to the variant's runs that have no result, joined by commas. Those that failed
+    or still run are in no count of runs that missed the target; those that diverged are."""
     return ", ".join(
-        f"{count} more run{'s' * (count > 1)} {what}" for count, what in _ends(variant)
+        f"{count} {'' if what.startswith(DIVERGED) else 'more '}run{'s' * (count > 1)} {what}"
+        for count, what in _ends(variant)
     )
 
 
@@ -31,7 +35,7 @@ def _ends(variant: Variant) -> list[tuple[int, str]]:
     where = ", ".join(dict.fromkeys(variant.diverged))
     still = f"{'is' if variant.running == 1 else 'are'} still running"
     found = [
-        (len(variant.diverged), f"diverged ({where})"),
+        (len(variant.diverged), f"{DIVERGED} ({where})"),
         (variant.failed, "failed"),
         (variant.running, still),
     ]

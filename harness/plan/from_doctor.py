@@ -31,6 +31,9 @@ MALFORMED = (
     RecursionError,
 )
 """Errors that JSON other than the doctor's raises when its figures are read."""
+CARD_DEFAULTS = {"late.bytes_per_second": 0.9e9, "late.copy_bytes_per_second": 12e9}
+"""Late exchanges of cards go through one Horovod thread and host memory, which the doctor does not
+time: as in experiments/clusters/8xV100-25g.yaml."""
 UNKNOWN_LINK_BYTES_PER_SECOND = 1e9
 """Placeholder for the link of a single host, which is never used."""
 
@@ -67,6 +70,8 @@ def _cluster(path: Path, hosts: list[str], speeds: list[Any], links: list[Any]) 
     on_cores = speeds[0]["cpu_share"] is not None
     share = median(speed["cpu_share"] for speed in speeds) if on_cores else 1.0
     defaults = DEFAULTS | ({} if within else NODE_DEFAULTS)
+    if not on_cores:
+        defaults |= CARD_DEFAULTS
     defaults["memory_bytes_per_second"] = MEMORY_BYTES_PER_SECOND["cpu" if on_cores else "card"]
     return Cluster(
         name=path.stem,
@@ -81,7 +86,11 @@ def _cluster(path: Path, hosts: list[str], speeds: list[Any], links: list[Any]) 
         node=_line(within),
         link=_link(between),
         link_known=bool(between),
-        late=Late(start_seconds=defaults["late.start_seconds"]),
+        late=Late(
+            start_seconds=defaults["late.start_seconds"],
+            bytes_per_second=defaults.get("late.bytes_per_second"),
+            copy_bytes_per_second=defaults.get("late.copy_bytes_per_second"),
+        ),
         measured={"doctor": str(path), "defaults": defaults},
     )
 

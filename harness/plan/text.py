@@ -30,11 +30,11 @@ from harness.tracking.prediction import Prediction
 
 HEAD = f"{'step ms':>10} {'images/s':>10} {'wait %':>7} {'memory MB':>10} {'MB/window':>10}"
 ADVICE = (
-    "throughput is not time to accuracy. Try remedies in this order: hide communication (a delay "
-    "of one window costs little accuracy once the learning rate is lowered), compress it (fp16, "
-    "int8 or int4, which send the remainder later), and only then communicate less often (in 2 "
-    "pieces each parameter is averaged half as often; K micro-batches per step are K times fewer "
-    "updates from the same images). Compare time to accuracy with harness compare."
+    "throughput is not time to accuracy. Try remedies in this order: compress communication "
+    "(fp16, int8 or int4, which send the remainder later), hide it (a delay of one window, with a "
+    "lower learning rate), and only then communicate less often (in 2 pieces each parameter is "
+    "averaged half as often; K micro-batches per step are K times fewer updates from the same "
+    "images). Compare time to accuracy with harness compare."
 )
 
 

@@ -78,7 +78,7 @@ class Ledger:
         self._schedule = WindowSchedule(config, course.first, course.windows)
         self._run, self._interval = Tally(capacity), Tally(capacity)
         self._under_way: tuple[int, Gathered] | None = None
-        self._evaluated: list[tuple[int, Snapshot, dict[str, float]]] = []
+        self._evaluated: list[tuple[int, Snapshot, dict[str, float], bool]] = []
         self._sent = world.meters.traffic.total
         self._cpu_from = 0.0
         self._drain_seconds = 0.0
@@ -92,11 +92,18 @@ class Ledger:
         self.stopwatch.start()
 
     @contextmanager
-    def paused(self, ended: int) -> Iterator[None]:
-        """Inside the block training is paused, after `ended` windows."""
+    def paused(self, ended: int, drained: bool = False) -> Iterator[None]:
+        """Inside the block training is paused, after `ended` windows; `drained`: with nothing in
+        flight."""
         with self.stopwatch.paused():
             yield
-        self._schedule.paused(ended)
+        self._schedule.paused(ended, drained)
+
+    def draining(self) -> None:
+        """Until the next window begins, time is that of a drain before a checkpoint."""
+        tallies = self._tallies()
+        self._times.switch_to(WindowRole.DRAINING)
+        self._read_clock(tallies)
 
     def window_begins(self, window: int) -> None:
         role = self._schedule.of(window)
@@ -132,7 +139,7 @@ class Ledger:
 
     def _tallies(self) -> tuple[Tally, ...]:
         """The tallies that windows of this role are added to."""
-        if self._times.role in (WindowRole.TRACED, WindowRole.RESUMING):
+        if self._times.role in (WindowRole.TRACED, WindowRole.RESUMING, WindowRole.DRAINING):
             return ()
         if self._times.role is WindowRole.UNTIMED:
             return (self._interval,)
@@ -143,7 +150,8 @@ class Ledger:
         for name, count in metrics.items():
             if name.endswith(f"/{NONFINITE}") and name.count("/") > 1:
                 journal.warn("evaluation", nonfinite_images(name.split("/")[1], int(count), ended))
-        self._evaluated.append((ended, self._times.snapshot(), metrics))
+        drained = self._times.role is WindowRole.DRAINING
+        self._evaluated.append((ended, self._times.snapshot(), metrics, drained))
         journal.log(ended, metrics)
 
     def drained(self, seconds: float) -> None:
@@ -158,8 +166,9 @@ class Ledger:
                 images=self._course.images(ended),
                 train_seconds=self._seconds_at(snapshot),
                 metrics=metrics,
+                drained=drained,
             )
-            for ended, snapshot, metrics in self._evaluated
+            for ended, snapshot, metrics, drained in self._evaluated
         )
         known = self._progress.train_seconds is not None
         return Progress(

@@ -95,8 +95,7 @@ class Training:
         batches = self._step.batches(first)
         self._step.model.backbone.train()
         self._staleness.begins(journal)
-        if self._staleness.estimates(first):
-            self._estimate_curvature(first, journal)
+        self._estimate_if_due(first, journal)
         self._ledger.begins(journal)
         self._began = time.monotonic()
         for window in range(first, self._windows):
@@ -111,6 +110,12 @@ class Training:
                     self._stop_tracing(ended, journal)
             if ended == self._windows:
                 self._end(ended, journal)
+            elif self._saves.due(ended):
+                self._ledger.draining()
+                divergence = self._drain(ended)
+                with self._paused(ended, drained=True):
+                    self._estimate_if_due(ended, journal)
+                    self._judge_drained(ended, divergence, journal)
             elif self._pauses(ended):
                 with self._paused(ended):
                     self._pause(ended, journal)
@@ -145,10 +150,10 @@ class Training:
             raise RunFailed(f"{found}; seen after window {ended} (train.check_collectives)")
 
     @contextmanager
-    def _paused(self, ended: int) -> Iterator[None]:
+    def _paused(self, ended: int, drained: bool = False) -> Iterator[None]:
         """Inside the block training is paused, after `ended` windows."""
         self._pulse.pause(f"the pause after {ended} windows")
-        with self._ledger.paused(ended):
+        with self._ledger.paused(ended, drained):
             yield
 
     def evaluate(self, limit: int = 0) -> dict[str, float]:
@@ -175,34 +180,36 @@ class Training:
         return metrics | distance(squares, self._world)
 
     def _pauses(self, ended: int) -> bool:
-        return self._saves.due(ended) or self._evaluates(ended) or self._staleness.estimates(ended)
+        return self._evaluates(ended) or self._staleness.estimates(ended)
 
     def _evaluates(self, ended: int) -> bool:
         every = self._config.train.evaluate_every
         return ended == self._windows or bool(every and ended % every == 0)
 
-    def _estimate_curvature(self, ended: int, journal: Journal) -> None:
-        self._staleness.estimated(ended, self._curvature.after(ended), journal)
+    def _estimate_if_due(self, ended: int, journal: Journal) -> None:
+        if self._staleness.estimates(ended):
+            self._staleness.estimated(ended, self._curvature.after(ended), journal)
 
     def _pause(self, ended: int, journal: Journal) -> None:
         self._step.watch.settle(ended, journal)
-        if self._staleness.estimates(ended):
-            self._estimate_curvature(ended, journal)
-        if not self._saves.due(ended):
-            if self._evaluates(ended):
-                limit = self._config.train.evaluate_images
-                self._ledger.evaluated(ended, self.evaluate(limit), journal)
-            return
-        divergence = self._step.exchange.divergence_before_drain()
+        self._estimate_if_due(ended, journal)
+        if self._evaluates(ended):
+            limit = self._config.train.evaluate_images
+            self._ledger.evaluated(ended, self.evaluate(limit), journal)
+
+    def _drain(self, ended: int) -> Callable[[], Tensor] | None:
+        """Applies all that is in flight; the wait counts as training time. Returns a function that
+        computes how far the nodes had diverged before."""
+        self._pulse.pause(f"the drain after {ended} windows")
+        with self._ledger.stopwatch.paused():
+            divergence = self._step.exchange.divergence_before_drain()
         self._step.exchange.drain(self._step.update)
-        self._judge_drained(ended, divergence, journal)
+        return divergence
 
     def _end(self, ended: int, journal: Journal) -> None:
-        """Drains the exchange after the last window; the wait counts as training time."""
-        self._pulse.pause(f"the end after {ended} windows")
-        divergence = self._step.exchange.divergence_before_drain()
+        """Drains the exchange after the last window, and judges."""
         before = self._ledger.stopwatch.lap()
-        self._step.exchange.drain(self._step.update)
+        divergence = self._drain(ended)
         self._ledger.stopwatch.stop()
         self._ledger.drained(self._ledger.stopwatch.seconds - before)
         self._judge_drained(ended, divergence, journal)

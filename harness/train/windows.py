@@ -57,6 +57,8 @@ class WindowRole(Enum):
     RESUMING = auto()
     """Nothing: the window uses what a late exchange sent before a pause. That result arrived during
     the pause, when nobody was counting."""
+    DRAINING = auto()
+    """Training time only: all that is in flight lands, and nodes agree, before a checkpoint."""
 
 
 def traced_windows(trace: TraceConfig, first: int, windows: int) -> range:
@@ -84,10 +86,16 @@ class WindowSchedule:
         self._late_from = exchange.synchronous_windows
         self._delay = exchange.delay if exchange.traits.late else 0
         self._resuming_until = first
+        self._refilling_until = first
 
-    def paused(self, ended: int) -> None:
-        """Records that training paused after `ended` windows."""
-        self._resuming_until = ended + self._delay
+    def paused(self, ended: int, drained: bool = False) -> None:
+        """Records that training paused after `ended` windows; `drained`: with nothing in flight."""
+        until = ended + self._delay
+        # After a drain nothing arrives for free, but the first windows have nothing to wait for.
+        if drained:
+            self._refilling_until = until
+        else:
+            self._resuming_until = until
 
     def of(self, window: int) -> WindowRole:
         if window in self._traced:
@@ -96,7 +104,8 @@ class WindowSchedule:
         # before `_late_from` are synchronous and wait for their own result, pause or not.
         if self._late_from <= window < self._resuming_until:
             return WindowRole.RESUMING
-        return WindowRole.UNTIMED if window < self._timed_from else WindowRole.TIMED
+        refilling = self._late_from <= window < self._refilling_until
+        return WindowRole.UNTIMED if refilling or window < self._timed_from else WindowRole.TIMED
 
 
 def no_window_is_timed(config: Config) -> str:

@@ -11,6 +11,7 @@ import pytest
 from harness.compare.conclude import Conclusion
 from harness.compare.intervals import mean_interval
 from harness.compare.sentences import sentences
+from harness.compare.verdict import SECONDS, Reached
 from harness.config import Config
 from harness.errors import Diverged
 from harness.measure.summary import DIVERGED_TAG, RunSummary
@@ -58,7 +59,7 @@ def test_a_variant_that_always_diverges_is_named_and_not_ranked() -> None:
     for baseline_first in ((BASE, WILD, SOME), (SOME, BASE, WILD)):
         found = concluded(*baseline_first)
         assert f"wild: no result, all 3 runs diverged ({LOSS})." in _flat(found.text)
-        assert "wild" not in sentences(found.verdict)[0]
+        assert f"wild in none (all 3 runs diverged ({LOSS}))" in sentences(found.verdict)[0]
         row = found.frame.loc["wild"]
         assert (row["runs"], row["failed"], row["diverged"], row["reached"]) == (0, 0, 3, 0)
         assert math.isnan(row["val/unseen_design/top1"])
@@ -85,8 +86,11 @@ def test_a_baseline_that_diverges_gives_no_target() -> None:
     text = _flat(found.text)
     assert "No winner: data_parallel diverged, so there is no target accuracy; set one" in text
     assert "some: no comparison, because data_parallel diverged." in text
-    goal = concluded(base, SOME, terms=Terms(target=0.85))
-    assert "Only some reached 85.00% in all of its completed runs" in _flat(goal.text)
+    whole = variant("whole", *runs("whole", range(2)))
+    goal = concluded(base, whole, SOME, terms=Terms(target=0.85))
+    text = _flat(goal.text)
+    assert "Only whole reached 85.00% in all of its completed runs" in text
+    assert f"some in 2 of 3 (1 run diverged ({LOSS}))" in text
 
 
 def test_a_target_is_of_the_runs_that_did_not_diverge() -> None:
@@ -169,3 +173,13 @@ def test_a_summary_without_a_number_comes_back_from_a_file(tmp_path: Path) -> No
 
 def _flat(text: str) -> str:
     return " ".join(text.split())
+
+
+def test_a_seed_that_diverged_has_missed_the_target() -> None:
+    """Else a variant would win by the seeds that it survives."""
+    found = concluded(BASE, SOME)
+    assert found.verdict.reached["some"] == Reached(2, 3)
+    assert found.verdict.of("some", SECONDS) is None
+    assert sentences(found.verdict)[0].startswith("Only data_parallel reached")
+    assert math.isnan(found.frame.loc["some", "seconds_to_target"])
+    assert "2 of 3" in found.text

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from harness.compare.table import LEGEND, SPREAD, as_markdown, as_text, cell_blocks, comparison
-from harness.tracking.results import baseline_of, target_of
+from harness.tracking.results import Target, baseline_of, target_of
 from tests.recorded import PHASES_MS, summary, variant
 
 LATE = PHASES_MS | {"slice_wait": 6.0, "node_wait": 2.0, "exchange_wait": 2.0}
@@ -238,3 +238,15 @@ def test_a_run_that_goes_on_is_not_counted_as_failed() -> None:
     late = replace(variant("late", summary("late"), failures=("FAILED",)), running=2)
     text = as_text(comparison((BASE, late), BASE, None), BASE, None)
     assert text.count("1, 1 failed, 2 running") == 1
+
+
+def test_means_over_different_seeds_have_no_ratio() -> None:
+    """The baseline's slow first seed is missing beside it."""
+    base = variant("data_parallel", *(summary(seed=seed) for seed in range(3)))
+    other = variant(
+        "other", *(summary("other", seed=seed) for seed in (1, 2)), failures=("FAILED",)
+    )
+    frame = comparison([base, other], base, Target(0.8, "given"))
+    assert frame.loc["data_parallel", "speedup"] == 1.0
+    assert math.isnan(frame.loc["other", "speedup"])
+    assert math.isnan(frame.loc["other", "speedup_to_target"])

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from harness.compare.sentences import as_paragraphs, meaning, sentences
-from harness.compare.verdict import ACCURACY, SECONDS, THROUGHPUT, WAIT, Judgement, Verdict, judge
+from harness.compare.verdict import (
+    ACCURACY,
+    SECONDS,
+    THROUGHPUT,
+    WAIT,
+    Judgement,
+    Verdict,
+    _share_between,
+    judge,
+)
 from harness.config import Config
 from harness.tracking.results import Target, Variant
 from tests.compare.trained import ENDS, OTHER_ENDS, OTHER_SPEEDS, SPEEDS, TARGET, trained, trainings
@@ -375,3 +384,12 @@ def test_runs_of_no_timed_window_have_no_speed_but_seeds_in_common() -> None:
     rival = untimed(trainings("rival", OTHER_SPEEDS, OTHER_ENDS))
     said = sentences(verdict(rival, baseline=untimed(BASE), target=None))[1]
     assert said.startswith("rival: no speed was measured. It is equally accurate")
+
+
+@pytest.mark.parametrize("drain", [0.0, 1e-6, 0.5])
+def test_no_time_is_known_better_than_from_one_evaluation_to_the_next(drain: float) -> None:
+    """Every real run records a drain, if only of a microsecond."""
+    run = summary(seconds=10.0).model_copy(update={"drain_seconds": drain})
+    seconds = run.seconds_to(0.8)
+    assert seconds == pytest.approx(20.0 + drain)
+    assert _share_between(run, Target(0.8, "80 %")) == pytest.approx(10.0 / seconds)

@@ -124,3 +124,13 @@ def test_null_in_an_older_file_is_not_a_number(tmp_path: Path) -> None:
     final = RunFolder(tmp_path).read_summary().final
     assert math.isnan(final["val/loss"])
     assert math.isnan(final["exchange/distance"])
+
+
+def test_a_drain_of_any_length_leaves_evaluations_as_far_apart() -> None:
+    """What is known of a time is that it lies between two evaluations."""
+    for drain in (0.0, 1e-6, 0.4):
+        run = SUMMARY.model_copy(update={"drain_seconds": drain, "windows": 10**6})
+        times = [run.seconds_at(each) for each in run.evaluations]
+        assert times == [each.train_seconds + drain for each in run.evaluations]
+        saved = run.evaluations[0].model_copy(update={"drained": True})
+        assert run.seconds_at(saved) == saved.train_seconds

@@ -72,7 +72,7 @@ def test_the_whole_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         "the predicted ladder",
         "break-even points of exchange.backward_passes_per_step=1 exchange.compression=none",
         "exchange.kind=synchronous: classifier.layout=world is faster than node from data.num_cla",
-        "classifier.layout=node exchange.kind=delayed exchange.delay=1 is at least 1.05x as fast "
+        "classifier.layout=node exchange.kind=delayed exchange.delay=1 is at least 1.1x as fast "
         "as classifier.layout=replicated exchange.kind=synchronous on links from ",
         "data_parallel, simulated over 8 windows",
     ):
@@ -197,7 +197,7 @@ def test_what_waits_goes_by_the_better_of_its_routes() -> None:
         assert found.rate == max(rates)
 
 
-@pytest.mark.parametrize(("late", "chosen"), [(104, "synchronous"), (106, "delayed")])
+@pytest.mark.parametrize(("late", "chosen"), [(108, "synchronous"), (112, "delayed")])
 def test_a_late_way_has_to_pay_beside_what_waits(late: float, chosen: str) -> None:
     """Also where it sends more bits, or has another layout."""
     waiting = way("synchronous", 1, "int8", 100, "replicated")
@@ -245,7 +245,7 @@ def test_the_recommendation_gives_its_reason() -> None:
     assert useless.startswith("recommended: replicated synchronous, K = 1, int8, with 100")
     assert "Lateness does not pay here: the fastest late way with the same K" in useless
     assert f"has 1.03x the images/s of the fastest way that waits ({rival})" in useless
-    needless = said_of(way("synchronous", 1, "none", 100), way("delayed", 1, "none", 108))
+    needless = said_of(way("synchronous", 1, "none", 100), way("delayed", 1, "none", 110.5))
     assert "Lateness would pay: " in needless
     assert "least accuracy" in pays
 
@@ -461,13 +461,13 @@ def test_the_late_exchange_pays_between_two_rates() -> None:
     """Where the link is very slow nothing can be hidden, where it is fast there is nothing to."""
     rates = rates_for_late(SLOW, exchanging("synchronous"), "node")
     assert rates is not None
-    assert 1.05 < rates.best < 2
+    assert 1.1 < rates.best < 2
     late, waiting = exchanging("delayed", delay=1), on_each_route(exchanging("synchronous"))
     for rate in (rates.slowest, rates.fastest):
         there = SLOW.with_rate(rate)
         quicker = min(predict(there, each).step_ms for each in waiting)
         ratio = quicker / predict(there, late).step_ms
-        assert ratio == pytest.approx(1.05, abs=1e-4)
+        assert ratio == pytest.approx(1.1, abs=1e-4)
 
 
 def test_a_slow_thread_bounds_the_late_exchange() -> None:

@@ -286,3 +286,33 @@ def test_expected_bytes_follow_the_precision(precision: str, element: int, featu
     config, sketch = Config.model_validate(values), Sketch((torch.Size([1000]),), 16, 1, frozen=0)
     found = expected_bytes(config, Anatomy.of(config, Topology(0, 1, 2), sketch))
     assert found == Bytes(in_node=features + 2 * 500 * element)
+
+
+def test_a_drain_before_a_checkpoint_is_training_time_and_in_no_rate() -> None:
+    timeline = ByHand()
+    clock, record, settings = Clock(timeline), Record(), config(**DELAYED)
+    course = Course(settings, BatchSplit(1000, 8, 0, 1, 0), 0, WINDOWS, 0, 0)
+    world, stopwatch = world_of_one(Meters(clock, Traffic())), SynchronisingStopwatch(timeline)
+    ledger = Ledger(settings, world, course, stopwatch=stopwatch)
+    ledger.begins(record)
+    for window in range(WINDOWS):
+        ledger.window_begins(window)
+        with clock.window():
+            timeline.now += 1000
+        timeline.done = timeline.now
+        ledger.window_ended(window, record)
+        if window + 1 == WINDOWS - 2:
+            ledger.draining()
+            timeline.now += 300
+            with ledger.paused(window + 1, drained=True):
+                timeline.now += 7000
+                ledger.evaluated(window + 1, {"val/top1": 0.25}, record)
+    ledger.stopwatch.stop()
+    summary = ledger.summary(Trained(1, 1, Bytes()))
+    (evaluation,) = summary.evaluations
+    assert evaluation.drained
+    assert evaluation.train_seconds == pytest.approx(WINDOWS - 2 + 0.3)
+    assert summary.train_seconds == pytest.approx(WINDOWS + 0.3)
+    assert summary.step_ms.mean == pytest.approx(1000)
+    # The window behind it has nothing to wait for.
+    assert summary.timed_windows == WINDOWS - summary.untimed_windows - 1

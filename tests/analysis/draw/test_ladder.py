@@ -19,7 +19,9 @@ def kept(folder: Path, names: list[str]) -> tuple[Path, Path]:
             keep(folder / "trainings", name, seed, **RUNGS[name])
     table = folder / "headline.json"
     rates = {name: [100.0 * 2**number] * 3 for number, name in enumerate(names)}
-    rows = [{"variant": name, "rates": each} | ROW for name, each in rates.items()]
+    rows = [
+        {"variant": name, "rates": each, "drains_ms": [0.0]} | ROW for name, each in rates.items()
+    ]
     table.write_text(json.dumps(rows))
     return folder / "trainings", table
 
