@@ -40,7 +40,9 @@ IN_TURN = (
 )
 CLOCKED = (
     "Times are wall time on every rank, in phases that add up to the step, without the first "
-    "windows of a run. Training time excludes evaluations, checkpoints and set-up."
+    "windows of a run. Training time excludes evaluations, estimates of the curvature (which only "
+    "late exchanges make), the writing of checkpoints, and set-up; it includes draining the "
+    "exchange before a checkpoint."
 )
 MEASURED = (
     "Runs with the same seed see the same images in the same order.",

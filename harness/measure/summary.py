@@ -89,8 +89,9 @@ class Evaluation(Record):
     images: int
     """Training images of all ranks so far."""
     train_seconds: float
-    """Wall time of training so far, without evaluations, checkpoints and set-up. Windows that use
-    what a late exchange sent before such a pause are charged the mean of the timed windows."""
+    """Wall time of training so far, with drains before checkpoints, without writing these, without
+    evaluations and set-up. Windows that use what a late exchange sent before an evaluation are
+    charged the mean of the timed windows."""
     metrics: dict[str, Metric]
     """`val/top1` and the like; accuracies are fractions, not percentages."""
     drained: bool = False
