@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from harness.data.classes import check_names
 from harness.data.images import Dataset
 from harness.data.open import open_dataset
 from harness.data.tree import ImageTree, class_folders, format_counts, shown
@@ -46,11 +47,13 @@ def _opened(trained: Trained) -> Dataset:
             f"{trained.checkpoint} takes images of {trained.channels} channels, those of "
             f"data.dataset={trained.config.data.dataset} have {data.channels}; give its own images"
         )
-    if data.class_names and trained.class_names and data.class_names != trained.class_names:
-        raise UserError(
-            f"the classes in {trained.config.data.root} are others than those of "
-            f"{trained.checkpoint}; use --folder, which finds classes by their names"
-        )
+    check_names(
+        f"data.root={trained.config.data.root}",
+        data.class_names,
+        trained.checkpoint,
+        trained.class_names,
+        "use --folder, which finds classes by their names",
+    )
     return replace(data, levels=trained.levels)
 
 

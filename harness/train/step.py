@@ -22,7 +22,7 @@ from harness.parallel.world import World
 from harness.seeding import seed_default
 from harness.train.assembly import Assembly, assemble
 from harness.train.checkpoint.checkpoint import Checkpoint
-from harness.train.checkpoint.meta import Meta, resumed_meta
+from harness.train.checkpoint.meta import Meta, check_resumed_names, resumed_meta
 from harness.train.course import Course, course_of
 from harness.train.dropping import Dropper
 from harness.train.finite import Watch, all_finite
@@ -208,6 +208,7 @@ def _resumed(checkpoint: Checkpoint, model: Assembly) -> Meta | None:
     with model.world.together():
         found = resumed_meta(model.config)
         if resume and found:
+            check_resumed_names(model.config, found, model.data.class_names)
             checkpoint.load(Path(resume), found)
         if found and not all_finite(model.numbers):
             raise UserError(

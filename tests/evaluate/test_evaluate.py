@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,14 @@ def test_images_that_moved(colours: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert "is not a folder; correct it" in line
     assert said(capfd, colours / "run", f"data.root={colours}/moved") == [own]
     (colours / "moved").rename(colours / "images")
+
+
+def test_renamed_classes(colours: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    renamed = Path(shutil.copytree(colours / "images", colours / "renamed"))
+    for part in ("train", "val"):
+        (renamed / part / "green").rename(renamed / part / "olive")
+    (line,) = said(capfd, colours / "run", f"data.root={renamed}", code=2)
+    assert "label 1 is 'olive' in the images and 'green' in the checkpoint; use --folder" in line
 
 
 @pytest.mark.parametrize(

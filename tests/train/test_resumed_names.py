@@ -1,0 +1,69 @@
+"""A run resumes only where its labels mean the classes that they meant in the checkpoint."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.config import Config, load
+from harness.data.open import open_dataset
+from harness.errors import UserError
+from harness.train.checkpoint.choice import choose_checkpoint
+from harness.train.checkpoint.files import CLASSES
+from harness.train.going_on import Place, choose_start
+from harness.train.step import Step, make_step
+from harness.train.training import Training
+from tests.alone import world_of_one
+from tests.train.checkpoint_program import Journal
+from tests.train.test_checkpoint import checkpoint_at, experiment
+
+NAMES = tuple("abcdefghijklm")
+RENAMED = (*NAMES[:3], "new", *NAMES[3:-1])
+"""A class was added between others, and the last one removed."""
+
+
+def made(config: Config, names: tuple[str, ...]) -> Step:
+    data = replace(open_dataset(config.data), class_names=names)
+    return make_step(config, data, world_of_one())
+
+
+@pytest.fixture(params=[NAMES, ()], ids=["named", "nameless"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    Training(made(load(experiment(tmp_path)), request.param), tmp_path).run(Journal())
+    return tmp_path
+
+
+def config_of(run: Path, *changes: str) -> Config:
+    return load(run / "sgd.yaml", ["train.steps=8", *changes])
+
+
+def resumed(run: Path) -> Config:
+    return config_of(run, f"train.resume={checkpoint_at(run, 6)}")
+
+
+@pytest.mark.parametrize("run", [NAMES], indirect=True)
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_labels_do_not_shift(run: Path, goes_on: bool) -> None:
+    config = resumed(run)
+    if goes_on:
+        plain = config_of(run)
+        config = choose_start(plain, Place(run, goes_on=True), world_of_one()).given(plain)
+    with pytest.raises(UserError, match="label 3 is 'new' in the images and 'd' in the") as said:
+        made(config, RENAMED)
+    assert "give the class folders the names that they had, or train anew" in str(said.value)
+
+
+def test_what_has_no_names_is_not_compared(run: Path) -> None:
+    for names in (NAMES, ()):
+        assert made(resumed(run), names).course.first == 6
+
+
+@pytest.mark.parametrize("run", [NAMES], indirect=True)
+def test_lost_names_are_a_bad_checkpoint(run: Path) -> None:
+    (checkpoint_at(run, 6) / CLASSES).write_text("[]")
+    chosen = choose_checkpoint(config_of(run, f"train.resume={run}"), world_of_one())
+    assert chosen is not None
+    assert f"skipped 000000006: {CLASSES} has 2 bytes instead of " in chosen.note
+    (checkpoint_at(run, 6) / CLASSES).unlink()
+    with pytest.raises(UserError, match=f"its {CLASSES} cannot be read; give another checkpoint"):
+        made(resumed(run), NAMES)
