@@ -197,6 +197,35 @@ def test_only_what_changed_is_packed_again(folder, tmp_path, monkeypatch):
     assert len(content(tmp_path / "p")) == 4
 
 
+@pytest.mark.parametrize("name", ["training_notes.txt", "train-00000.txt", "val", "values.csv"])
+def test_files_of_the_user_are_never_removed(folder, tmp_path, name):
+    target = tmp_path / "p"
+    target.mkdir()
+    (target / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"p holds other files, the first is {name}; give"):
+        pack(folder, target, SIDE, "pixels", processes=1)
+    assert (target / name).read_text() == "mine"
+
+
+def test_what_comes_while_it_packs_stays(folder, tmp_path, monkeypatch):
+    class Writes(Interrupted):
+        def __call__(self, job, folder, tell):
+            (folder / "train.log").write_text("mine")
+            return super().__call__(job, folder, tell)
+
+    Writes(monkeypatch)
+    pack(folder, tmp_path / "p", SIDE, "pixels", processes=1)
+    assert (tmp_path / "p" / "train.log").read_text() == "mine"
+
+
+def test_a_pack_that_was_interrupted_at_its_end_is_its_own(packed, folder):
+    (packed / "pack.json").rename(packed / "pack.json.partial")
+    for name in ("train-00009.images", "val-00000.partial-record"):
+        (packed / name).touch()
+    pack(folder, packed, SIDE, "pixels", processes=1, images=8)
+    assert len(content(packed)) == 5
+
+
 def test_several_processes_pack_the_same(folder, tmp_path):
     pack(folder, tmp_path / "one", SIDE, "pixels", processes=1, images=8)
     pack(folder, tmp_path / "two", SIDE, "pixels", processes=2, images=8)
@@ -293,7 +322,7 @@ def test_the_command(folder, tmp_path, capfd, monkeypatch):
     [
         (["none"], "none is not a folder; name one that contains train/ and val/"),
         (["photos/train"], "data.root must contain train/ and val/"),
-        (["photos", "--to", "photos"], "photos holds other files; give the pack a folder of its"),
+        (["photos", "--to", "photos"], "photos holds other files, the first is train; give the"),
         (["photos", "--to", "file"], "file is a file; give the pack another name with --to"),
         (["photos", "--to", "file/inside"], "cannot write file/inside"),
         (["photos", "--side", "7"], "7 does not fit; give a whole number from 8 to"),
