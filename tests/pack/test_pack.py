@@ -317,6 +317,12 @@ def test_the_command(folder, tmp_path, capfd, monkeypatch):
     assert len(opened(tmp_path / "photos.pack").train) == 15
 
 
+def test_the_folder_that_the_command_stands_in(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert main(["pack", ".", "--processes", "1"]) == 0
+    assert len(opened(tmp_path / "photos.pack").train) == 15
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
