@@ -28,7 +28,7 @@ from harness.data.pack import (
 from harness.data.tree import ImageTree, shown
 from harness.errors import RunFailed, UserError
 from harness.pack.parallel import make_shards
-from harness.pack.shard import Job, record_of
+from harness.pack.shard import Job, record_of, write_record
 
 OWN = re.compile(
     rf"({'|'.join(PARTS)})-\d{{5,}}({re.escape(SUFFIX)}|\.json|\.partial|\.partial-record)",
@@ -65,7 +65,7 @@ def pack(
         _check_room(target, missing)
         try:
             if missing:
-                (target / DESCRIPTION).unlink(missing_ok=True)
+                _take_apart(target, jobs, made)
                 made |= make_shards(missing, target, processes)
             found = Description(
                 format=FORMAT,
@@ -165,8 +165,18 @@ def _finished(target: Path, jobs: list[Job]) -> dict[str, Shard]:
         for job in jobs
         if job.name in known
         and known[job.name].key == job.key
+        # What could not be read may be readable by now: a network disk was away, say.
+        and not known[job.name].left_out
         and _size(target / known[job.name].name) == known[job.name].bytes
     }
+
+
+def _take_apart(target: Path, jobs: list[Job], made: dict[str, Shard]) -> None:
+    """Removes the description of a pack, whose shards then have records of their own."""
+    for job in jobs:
+        if job.name in made:
+            write_record(target, job, made[job.name])
+    (target / DESCRIPTION).unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:

@@ -6,15 +6,18 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
 
+import harness.pack.shard
 from harness.cli import main
 from harness.data.decoder import PILLOW
 from harness.data.image_folder import open_image_folder
 from harness.data.images import Dataset
 from harness.data.pack import INDEX, read_description
+from harness.data.pixels import Undecodable
 from harness.data.verify import verify
 from harness.errors import UserError
 from harness.pack import parallel
@@ -179,6 +182,47 @@ def test_an_interrupted_pack_is_continued(folder, tmp_path, monkeypatch):
     pack(folder, tmp_path / "p", SIDE, "pixels", processes=1, images=4)
     assert counted.made == ["train-00002", "train-00003", "val-00000", "val-00001"]
     assert content(tmp_path / "p") == content(tmp_path / "whole")
+
+
+def test_an_interrupted_change_of_a_pack_keeps_what_is_finished(folder, packed, monkeypatch):
+    photograph(77, (50, 50)).save(sorted((folder / "train" / "cat").iterdir())[-1])
+    Interrupted(monkeypatch, at=1)
+    with pytest.raises(KeyboardInterrupt):
+        pack(folder, packed, SIDE, "pixels", processes=1, images=8)
+    with pytest.raises(UserError, match=r"is not finished; run the same harness pack again"):
+        opened(packed)
+    counted = Interrupted(monkeypatch)
+    pack(folder, packed, SIDE, "pixels", processes=1, images=8)
+    assert counted.made == ["train-00001"]
+    assert len(content(packed)) == 5
+
+
+def test_what_was_left_out_is_tried_again(folder, tmp_path, monkeypatch):
+    """An error may pass without any change of the file, as that of a disk that was away."""
+    target, away = tmp_path / "p", folder / "train" / "bee" / "7.png"
+    read = harness.pack.shard.content_of
+
+    def fails(path):
+        if Path(path) == away:
+            raise Undecodable("Stale file handle")
+        return read(path)
+
+    counted = Interrupted(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.pack.shard, "content_of", fails)
+        assert "1 files could not be read" in pack(folder, target, SIDE, "pixels", 1, images=4)
+    counted.made.clear()
+    sentence = pack(folder, target, SIDE, "pixels", processes=1, images=4)
+    assert sentence.startswith("15 + 6 images")
+    assert "could not be read" not in sentence
+    assert counted.made == ["train-00001"]
+
+
+def test_another_pillow_packs_again(folder, packed, monkeypatch):
+    counted = Interrupted(monkeypatch)
+    monkeypatch.setattr(PIL, "__version__", "another")
+    pack(folder, packed, SIDE, "pixels", processes=1, images=8)
+    assert counted.made == ["train-00000", "train-00001", "val-00000"]
 
 
 def test_only_what_changed_is_packed_again(folder, tmp_path, monkeypatch):
