@@ -25,15 +25,16 @@ def evaluate_own(trained: Trained) -> Iterator[str]:
     """Top-1 and top-5 over the run's validation sets, as the run computes them."""
     data = _opened(trained)
     yield from data.notes
-    metrics = evaluate_sets(
-        trained.network,
-        data,
-        trained.world,
-        dtype=trained.dtype,
-        batch_size=BATCH,
-        limit=0,
-        prefetch=trained.config.data.prefetch,
-    )
+    with trained.autocast():
+        metrics = evaluate_sets(
+            trained.network,
+            data,
+            trained.world,
+            dtype=trained.dtype,
+            batch_size=BATCH,
+            limit=0,
+            prefetch=trained.config.data.prefetch,
+        )
     for name, source in data.validation.items():
         found = {key: metrics[f"val/{name}/{key}"] for key in ("top1", "top5", "loss")}
         bad = int(metrics.get(f"val/{name}/{NONFINITE}", 0))
@@ -74,12 +75,13 @@ def evaluate_folder(trained: Trained, folder: Path) -> Iterator[str]:
     files = ImageFiles.of([Path(tree[n]) for n in range(len(tree))], trained.config.data)
     if not unseen:
         labels = torch.tensor([known[shown(name)] for name in names])[tree.labels]
-        found = evaluate(
-            trained.network.backbone,
-            trained.network.classifier,
-            _labelled(trained, files, labels),
-            trained.world,
-        )
+        with trained.autocast():
+            found = evaluate(
+                trained.network.backbone,
+                trained.network.classifier,
+                _labelled(trained, files, labels),
+                trained.world,
+            )
         yield _accuracy_line(str(folder), found, len(labels), int(found.get(NONFINITE, 0)))
         return
     if len(unseen) < len(names):
