@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -312,6 +313,30 @@ def test_a_damaged_pack_is_found_when_it_is_opened(packed):
     description.write_text("[]")
     with pytest.raises(UserError, match=r"pack\.json is damaged"):
         opened(packed)
+
+
+def test_what_replaces_a_shard_is_not_read_with_the_index_of_the_former(packed):
+    expected, train = opened(packed).train.read(torch.arange(15))[0], opened(packed).train
+    for shard in packed.glob("train-*"):
+        other = packed / "other"
+        other.write_bytes(bytes(shard.stat().st_size))
+        other.replace(shard)
+    assert torch.equal(train.read(torch.arange(15))[0], expected)
+
+
+def test_an_open_pack_keeps_no_file_open(packed):
+    before = len(os.listdir("/proc/self/fd"))
+    dataset = opened(packed)
+    everything(dataset)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_shard_of_which_nothing_can_be_read_is_empty(folder, tmp_path):
+    for file in (folder / "val" / "bee").iterdir():
+        file.write_bytes(b"no image")
+    pack(folder, tmp_path / "p", SIDE, "pixels", processes=1, images=2)
+    assert (tmp_path / "p" / "val-00001.images").stat().st_size == 0
+    assert opened(tmp_path / "p").validation["validation"].labels.tolist() == [0, 0, 2, 2]
 
 
 @pytest.mark.parametrize(("part", "level"), [("train", "full"), ("val", "headers")])
