@@ -14,6 +14,8 @@ from harness.train.going_on import Place, choose_start
 from harness.train.step import Step, make_step
 from harness.train.training import Training
 from tests.alone import world_of_one
+from tests.data.test_folder import write_tree
+from tests.horovodrun import horovodrun
 from tests.train.checkpoint_program import Journal
 from tests.train.test_checkpoint import checkpoint_at, experiment
 
@@ -67,3 +69,27 @@ def test_lost_names_are_a_bad_checkpoint(run: Path) -> None:
     (checkpoint_at(run, 6) / CLASSES).unlink()
     with pytest.raises(UserError, match=f"its {CLASSES} cannot be read; give another checkpoint"):
         made(resumed(run), NAMES)
+
+
+FOLDER_EXPERIMENT = """
+name: named
+data: {dataset: image_folder, root: images, num_classes: 3, image_size: 8, verify: none}
+backbone: {feature_dim: 6}
+train: {batch_size: 2, steps: 2, save: true, matmul_seconds: 0, threads: 1}
+tracking: {enabled: false}
+"""
+
+
+def test_all_ranks_refuse_renamed_folders(tmp_path: Path) -> None:
+    write_tree(tmp_path / "images")
+    (tmp_path / "run.yaml").write_text(FOLDER_EXPERIMENT)
+    command = ["-m", "harness", "train", "run.yaml", "--folder", "run"]
+    horovodrun(command, np=2, hosts="localhost:2", folder=tmp_path)
+    for part in ("train", "val"):
+        (tmp_path / "images" / part / "cat").rename(tmp_path / "images" / part / "aardvark")
+    more = ["train.resume=run", "train.steps=4"]
+    command = ["-m", "harness", "train", "run.yaml", *more, "--folder", "new"]
+    ended = horovodrun(command, np=2, hosts="localhost:2", folder=tmp_path, check=False)
+    assert "label 0 is 'aardvark' in the images and 'ant' in the checkpoint; give" in ended.output
+    assert "Exit code: 2" in ended.output
+    assert not (tmp_path / "new").exists()
