@@ -17,6 +17,7 @@ from harness.exchange.feedback import Feedback
 from harness.exchange.flat import Flat
 from harness.measure.clock import now
 from harness.measure.phase import Phase
+from harness.model.anatomy import autocast
 from harness.model.backbone import make_backbone
 from harness.model.flops import Flops, micro_batch_flops
 from harness.model.sliced_classifier import SlicedClassifier
@@ -104,8 +105,7 @@ class NetworkPasses:
         return features
 
     def _autocast(self) -> torch.autocast:
-        enabled = self._config.train.precision == "bf16"
-        return torch.autocast(self._world.device.type, torch.bfloat16, enabled=enabled)
+        return autocast(self._config.train.precision, self._world.device)
 
     def _alone_seconds(self) -> float:
         """Median seconds of a pass while the ranks that share the rank's cores rest.

@@ -3,8 +3,9 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -71,6 +72,27 @@ def check_number(where: Path, found: int, num_classes: int) -> None:
             f"{where} has {found} classes, but data.num_classes is {num_classes}; "
             f"set data.num_classes={found}"
         )
+
+
+def check_names(
+    where: str, found: Sequence[str], trained: Path, expected: Sequence[str], advice: str
+) -> None:
+    """Raises UserError if the classes of the images in `where` are others, or in another order,
+    than those of the checkpoint `trained`. Without names on either side nothing is compared."""
+    if not found or not expected:
+        return
+    pairs = enumerate(zip_longest(found, expected))
+    other = next(((label, *names) for label, names in pairs if len(set(names)) > 1), None)
+    if other is not None:
+        label, here, there = other
+        raise UserError(
+            f"the classes of {where} are others than those of {trained}: label {label} is "
+            f"{_named(here)} in the images and {_named(there)} in the checkpoint; {advice}"
+        )
+
+
+def _named(name: str | None) -> str:
+    return "no class" if name is None else repr(name)
 
 
 def _class_folders(root: Path, part: str, left_out: Counter[str]) -> list[bytes]:

@@ -11,11 +11,11 @@ A picture is its pixels (height x width x 3 bytes) or the bytes of an image file
 import json
 import os
 import zlib
-from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import UserError, one_line
@@ -102,21 +102,27 @@ def read_description(folder: Path) -> Description:
 
 
 class ShardFile:
-    """One shard, mapped into memory when its first picture is read."""
+    """One shard, mapped into memory when it is opened: what replaces the file later is not read."""
 
     def __init__(self, folder: Path, shard: Shard) -> None:
         """Raises UserError if the file is not as long as it was written, or its index damaged."""
         self.path = folder / shard.name
         self._shard = shard
         try:
-            found = os.path.getsize(self.path)
-            if found != shard.bytes:
-                raise _damaged(self.path, f"it has {found} bytes, not {shard.bytes}")
             with self.path.open("rb") as file:
+                found = os.fstat(file.fileno()).st_size
+                if found != shard.bytes:
+                    raise _damaged(self.path, f"it has {found} bytes, not {shard.bytes}")
                 file.seek(shard.bytes - shard.images * INDEX.itemsize)
                 content = file.read()
+                self._bytes = _mapped(file, found)
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror}; fix it or pack") from error
+        except RuntimeError as error:
+            raise UserError(
+                f"cannot map {self.path} into memory: {one_line(error, 160)}; copy the pack to a "
+                f"local disk, or use the folder that it was made from"
+            ) from error
         if zlib.crc32(content) != shard.crc32:
             raise _damaged(self.path, "its index does not match its checksum")
         self.index: np.ndarray = np.frombuffer(content, INDEX)
@@ -132,10 +138,14 @@ class ShardFile:
         wrong = (i for i, crc32 in enumerate(sums) if zlib.crc32(self.stored(i).data) != crc32)
         return next(wrong, None)
 
-    @cached_property
-    def _bytes(self) -> np.ndarray:
-        # "c": changes stay private, since torch does not take read-only memory.
-        return np.memmap(self.path, np.uint8, mode="c")
+
+def _mapped(file: BinaryIO, size: int) -> np.ndarray:
+    """The bytes of an open file. Raises RuntimeError if its file system cannot map it."""
+    # Not np.memmap, which keeps a descriptor of each file open: a pack may have more files than a
+    # process may open. Not shared: torch does not take read-only memory, so changes stay private.
+    path = f"/proc/self/fd/{file.fileno()}"
+    mapped: np.ndarray = torch.from_file(path, shared=False, size=size, dtype=torch.uint8).numpy()
+    return mapped
 
 
 def _damaged(path: Path, found: str) -> UserError:

@@ -28,7 +28,7 @@ REDUCTIONS = (8, 4, 2)
 Reduction = Callable[[int, int], int]
 """The factor for a JPEG of a width and a height: one of REDUCTIONS, or 1."""
 
-VERSION = 2
+VERSION = 3
 """Version of the rules; incremented whenever a file would be refused or accepted differently."""
 
 ORIENTATION, UPRIGHT = 0x0112, 1
@@ -127,7 +127,7 @@ def _upright(
         lying = _orientation(image) in SIDEWAYS
         factor = reduction(*(image.size[::-1] if lying else image.size))
         pixels = decoder.pixels(image, content, factor)
-        image.draft("RGB", (image.width // factor, image.height // factor))
+        image.draft("RGB", (max(1, image.width // factor), max(1, image.height // factor)))
     if pixels is None:
         # Loaded before the orientation is read: TIFF's reader turns the pixels while loading, and
         # PNG's EXIF block may come after the pixels.

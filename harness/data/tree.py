@@ -87,7 +87,8 @@ class ImageTree:
         folder = os.path.join(self.root, name)
         # Links to these folders would bring in other classes, also from a class that is itself a
         # link.
-        entered = {_identity(path) for path in (os.path.dirname(self.root), self.root)}
+        above = os.path.dirname(self.root) or b"."
+        entered = {_identity(path) for path in (above, self.root)}
         for inside, status in _images_below(folder, entered, self.left_out):
             self._names += os.path.join(name, inside)
             self._ends.append(len(self._names))

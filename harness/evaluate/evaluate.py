@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from harness.data.classes import check_names
 from harness.data.images import Dataset
 from harness.data.open import open_dataset
 from harness.data.tree import ImageTree, class_folders, format_counts, shown
@@ -24,15 +25,16 @@ def evaluate_own(trained: Trained) -> Iterator[str]:
     """Top-1 and top-5 over the run's validation sets, as the run computes them."""
     data = _opened(trained)
     yield from data.notes
-    metrics = evaluate_sets(
-        trained.network,
-        data,
-        trained.world,
-        dtype=trained.dtype,
-        batch_size=BATCH,
-        limit=0,
-        prefetch=trained.config.data.prefetch,
-    )
+    with trained.autocast():
+        metrics = evaluate_sets(
+            trained.network,
+            data,
+            trained.world,
+            dtype=trained.dtype,
+            batch_size=BATCH,
+            limit=0,
+            prefetch=trained.config.data.prefetch,
+        )
     for name, source in data.validation.items():
         found = {key: metrics[f"val/{name}/{key}"] for key in ("top1", "top5", "loss")}
         bad = int(metrics.get(f"val/{name}/{NONFINITE}", 0))
@@ -46,11 +48,13 @@ def _opened(trained: Trained) -> Dataset:
             f"{trained.checkpoint} takes images of {trained.channels} channels, those of "
             f"data.dataset={trained.config.data.dataset} have {data.channels}; give its own images"
         )
-    if data.class_names and trained.class_names and data.class_names != trained.class_names:
-        raise UserError(
-            f"the classes in {trained.config.data.root} are others than those of "
-            f"{trained.checkpoint}; use --folder, which finds classes by their names"
-        )
+    check_names(
+        f"data.root={trained.config.data.root}",
+        data.class_names,
+        trained.checkpoint,
+        trained.class_names,
+        "use --folder, which finds classes by their names",
+    )
     return replace(data, levels=trained.levels)
 
 
@@ -71,12 +75,13 @@ def evaluate_folder(trained: Trained, folder: Path) -> Iterator[str]:
     files = ImageFiles.of([Path(tree[n]) for n in range(len(tree))], trained.config.data)
     if not unseen:
         labels = torch.tensor([known[shown(name)] for name in names])[tree.labels]
-        found = evaluate(
-            trained.network.backbone,
-            trained.network.classifier,
-            _labelled(trained, files, labels),
-            trained.world,
-        )
+        with trained.autocast():
+            found = evaluate(
+                trained.network.backbone,
+                trained.network.classifier,
+                _labelled(trained, files, labels),
+                trained.world,
+            )
         yield _accuracy_line(str(folder), found, len(labels), int(found.get(NONFINITE, 0)))
         return
     if len(unseen) < len(names):

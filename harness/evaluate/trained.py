@@ -16,6 +16,7 @@ from harness.errors import UserError, one_line
 from harness.measure.clock import clock_for
 from harness.measure.phase import Phase
 from harness.measure.traffic import Traffic
+from harness.model.anatomy import autocast
 from harness.model.backbone import make_backbone
 from harness.model.network import Network
 from harness.model.sliced_classifier import SlicedClassifier
@@ -46,6 +47,10 @@ class Trained:
     @property
     def dtype(self) -> torch.dtype:
         return self.network.classifier.weight.dtype
+
+    def autocast(self) -> torch.autocast:
+        """What the run's own evaluations ran in."""
+        return autocast(self.config.train.precision, self.world.device)
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

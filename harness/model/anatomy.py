@@ -20,6 +20,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """dtypes of the parameters by precision; bf16 only changes autocast."""
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """What forward passes run in, with the precision that the config names."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
 @dataclass(frozen=True)
 class Anatomy:
     """The sizes of one run's model."""

@@ -94,7 +94,8 @@ class SlicedClassifier(nn.Module):
         features_BD = self._operand(features_BD)
         goes_back = torch.is_grad_enabled()
         asked = _Asked(self, labels_B, goes_back)
-        return Scores(*_CrossEntropy.apply(features_BD, self.weight, self.bias, asked))
+        with _no_autocast(features_BD):
+            return Scores(*_CrossEntropy.apply(features_BD, self.weight, self.bias, asked))
 
     @torch.no_grad()
     def predict(self, features_BD: Tensor, labels_B: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
@@ -107,7 +108,8 @@ class SlicedClassifier(nn.Module):
         given = replace(self.operands(features_nD, labels_n, self.weight, self.bias), margin=None)
         k = min(k, self.num_classes)
         best = Best(k, self.owned.start, len(labels_n), features_nD.new_zeros(0, dtype=given.exact))
-        own = first_pass(given, self.tile(given), kept=None, look=best.look)
+        with _no_autocast(features_nD):
+            own = first_pass(given, self.tile(given), kept=None, look=best.look)
         values_nk, classes_nk = best.found()
         statistics_n3 = torch.stack((own.max, own.sum, own.target), dim=1)
         # float64 represents every class number exactly, float32 only those below 2^24.
@@ -216,6 +218,15 @@ def tile_classes(
 def _exact(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the softmax: at least float32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def _no_autocast(features_BD: Tensor) -> torch.autocast:
+    """Inside the block products have the precision of what they are given.
+
+    The passes round the operands of the logits' products themselves. Autocast would round others
+    too: the target's logit, its margin, and what smooths labels, beside logits that are exact.
+    """
+    return torch.autocast(features_BD.device.type, enabled=False)
 
 
 @dataclass(frozen=True)

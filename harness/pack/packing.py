@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from harness.data.pack import (
     DESCRIPTION,
     FORMAT,
     LEFT_OUT,
+    SUFFIX,
     Description,
     Kind,
     Shard,
@@ -26,8 +28,15 @@ from harness.data.pack import (
 from harness.data.tree import ImageTree, shown
 from harness.errors import RunFailed, UserError
 from harness.pack.parallel import make_shards
-from harness.pack.shard import Job, record_of
+from harness.pack.shard import Job, record_of, write_record
 
+OWN = re.compile(
+    rf"({'|'.join(PARTS)})-\d{{5,}}({re.escape(SUFFIX)}|\.json|\.partial|\.partial-record)",
+    re.ASCII,
+)
+"""The names of shards, of their records, and of those whose writing was interrupted."""
+BESIDE = (DESCRIPTION, LEFT_OUT, f"{DESCRIPTION}.partial")
+"""The names of a pack's other files."""
 IMAGES = 4096
 """Pictures of a shard: a million make 245 files of about a gigabyte."""
 ASPECT = 4 / 3
@@ -56,7 +65,7 @@ def pack(
         _check_room(target, missing)
         try:
             if missing:
-                (target / DESCRIPTION).unlink(missing_ok=True)
+                _take_apart(target, jobs, made)
                 made |= make_shards(missing, target, processes)
             found = Description(
                 format=FORMAT,
@@ -89,10 +98,18 @@ def _check_folders(source: Path, target: Path) -> None:
     foreign = [
         entry.name
         for entry in (target.iterdir() if target.exists() else ())
-        if not entry.name.startswith((*PARTS, ".")) and entry.name not in (DESCRIPTION, LEFT_OUT)
+        if not (entry.name.startswith(".") or entry.name in BESIDE or _is_of_shard(entry))
     ]
-    if foreign or any((target / part).is_dir() for part in PARTS):
-        raise UserError(f"{target} holds other files; give the pack a folder of its own with --to")
+    if foreign:
+        raise UserError(
+            f"{target} holds other files, the first is {min(foreign)}; give the pack a folder of "
+            f"its own with --to"
+        )
+
+
+def _is_of_shard(entry: Path) -> bool:
+    """Whether a run of harness pack wrote it for a shard."""
+    return OWN.fullmatch(entry.name) is not None and entry.is_file()
 
 
 def _jobs(
@@ -148,8 +165,18 @@ def _finished(target: Path, jobs: list[Job]) -> dict[str, Shard]:
         for job in jobs
         if job.name in known
         and known[job.name].key == job.key
+        # What could not be read may be readable by now: a network disk was away, say.
+        and not known[job.name].left_out
         and _size(target / known[job.name].name) == known[job.name].bytes
     }
+
+
+def _take_apart(target: Path, jobs: list[Job], made: dict[str, Shard]) -> None:
+    """Removes the description of a pack, whose shards then have records of their own."""
+    for job in jobs:
+        if job.name in made:
+            write_record(target, job, made[job.name])
+    (target / DESCRIPTION).unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:
@@ -205,7 +232,7 @@ def _finish(target: Path, pack: Description) -> None:
     partial.replace(target / DESCRIPTION)
     kept = {shard.name for shards in pack.shards.values() for shard in shards}
     for entry in target.iterdir():
-        if entry.name.startswith(PARTS) and entry.name not in kept:
+        if _is_of_shard(entry) and entry.name not in kept:
             entry.unlink()
 
 

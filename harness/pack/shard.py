@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from harness.data.cut import scaled
@@ -46,13 +47,21 @@ class Job:
     @property
     def key(self) -> str:
         """A digest of the files and of what is made of them."""
-        made = FORMAT, VERSION, self.kind, self.side, self.files, self.labels, self.stats
+        by = FORMAT, VERSION, PIL.__version__
+        made = *by, self.kind, self.side, self.files, self.labels, self.stats
         return hashlib.sha256(repr(made).encode()).hexdigest()
 
 
 def record_of(folder: Path, job: Job) -> Path:
     """The file that says that a shard is finished, until the whole pack is."""
     return folder / f"{job.name}.json"
+
+
+def write_record(folder: Path, job: Job, shard: Shard) -> None:
+    path = record_of(folder, job)
+    partial = path.with_suffix(".partial-record")
+    partial.write_text(shard.model_dump_json(), "utf-8")
+    partial.replace(path)
 
 
 def make_shard(job: Job, folder: Path, tell: Callable[[int], None]) -> Shard:
@@ -86,7 +95,7 @@ def make_shard(job: Job, folder: Path, tell: Callable[[int], None]) -> Shard:
         key=job.key,
         left_out=tuple(left_out),
     )
-    _write(record_of(folder, job), shard.model_dump_json())
+    write_record(folder, job, shard)
     return shard
 
 
@@ -112,9 +121,3 @@ def _encoded(pixels: np.ndarray) -> bytes:
     file = BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=QUALITY)
     return file.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial-record")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)

@@ -1,7 +1,7 @@
 """Weights that a backbone begins with: read from a file, fitted by name, and what did not fit."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from harness.train.weights_file import file_of, read_weights
 
 SHOWN = 4
 """Most names of a kind that a line lists."""
+HALVED = ("googlenet", "inception_v3")
+"""Networks whose weights at torchvision were trained on images of mean and deviation 0.5."""
 BODY, COUNTER = "body.", "num_batches_tracked"
 
 
@@ -41,6 +43,8 @@ class Fit:
     """Tensors of the file that the backbone has no use for."""
     frozen_anew: tuple[str, ...] = field(default=(), repr=False)
     """What of a frozen body the file did not give."""
+    is_torchvisions: bool = field(default=False, repr=False)
+    """Whether the file has the names of torchvision's networks, not those of our backbones."""
 
     @property
     def is_odd(self) -> bool:
@@ -116,6 +120,7 @@ def fitted(backbone: Backbone, config: BackboneConfig, given: Mapping[str, Tenso
         anew=tuple(name for name in missing if name in parameters and name not in unfit),
         unused=tuple(own),
         frozen_anew=tuple(n for n in missing if backbone.frozen and n.startswith(BODY)),
+        is_torchvisions=not _is_ours(given),
     )
 
 
@@ -123,11 +128,15 @@ def _by_own_names(given: Mapping[str, Tensor], head: str) -> tuple[dict[str, Ten
     """A file's tensors by the backbone's names, and the names of its head."""
     if all(name.startswith("module.") for name in given):  # saved out of DistributedDataParallel
         given = {name.removeprefix("module."): each for name, each in given.items()}
-    ours = any(name.startswith(BODY) for name in given)
+    ours = _is_ours(given)
     scoring = "classifier." if ours else f"{head}."
     left = [name for name in given if name.startswith(scoring)] if ours or head else []
     before = "" if ours else BODY
     return {before + name: each for name, each in given.items() if name not in left}, left
+
+
+def _is_ours(given: Iterable[str]) -> bool:
+    return any(name.removeprefix("module.").startswith(BODY) for name in given)
 
 
 def _kind(tensor: Tensor) -> str:
@@ -166,10 +175,11 @@ class Begun:
 
 def begin(backbone: Backbone, config: Config) -> Begun:
     """Loads the weights that the config names, if it does not resume a checkpoint, which has all
-    values. Raises UserError, as `load_weights` does."""
+    values. Raises UserError, as `load_weights` does, and for images of other levels than the
+    weights were trained on."""
     meta = resumed_meta(config)
     if meta is None:
-        fit = load_weights(backbone, config.backbone)
+        fit = _load_for(config, backbone)
         return Begun(fit.parameters, fit)
     if not meta.pretrained:
         raise UserError(
@@ -179,11 +189,24 @@ def begin(backbone: Backbone, config: Config) -> Begun:
     return Begun(meta.pretrained)
 
 
+def _load_for(config: Config, backbone: Backbone) -> Fit:
+    fit = load_weights(backbone, config.backbone)
+    name, recipe = config.backbone.name, config.data.recipe
+    if fit.is_torchvisions and name in HALVED and recipe == "imagenet":
+        raise UserError(
+            f"backbone.weights={config.backbone.weights} is a file of torchvision's {name}, whose "
+            f"weights were trained on images of mean and deviation 0.5, and data.recipe={recipe} "
+            f"gives them ImageNet's; use data.recipe=own, weights of a run of ours, or another "
+            f"backbone"
+        )
+    return fit
+
+
 def check_weights(config: Config, dataset: Dataset) -> None:
-    """Raises UserError, without communicating, if `load_weights` would."""
+    """Raises UserError, without communicating, if `begin` would."""
     if config.backbone.weights is not None:
         size = dataset.channels, dataset.image_size
-        load_weights(make_backbone(config.backbone, *size, config.seed), config.backbone)
+        _load_for(config, make_backbone(config.backbone, *size, config.seed))
 
 
 def agree_on_weights(config: Config, ranks: Ranks) -> None:

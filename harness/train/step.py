@@ -1,7 +1,6 @@
 """Runs the windows of one training: micro-batches, the exchange and the optimizer's steps."""
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +16,13 @@ from harness.errors import UserError
 from harness.exchange.exchange import Exchange, make_exchange
 from harness.exchange.torch_ddp import through_ddp
 from harness.measure.phase import Phase
+from harness.model.anatomy import autocast
 from harness.model.sliced_classifier import Scores
 from harness.parallel.world import World
 from harness.seeding import seed_default
 from harness.train.assembly import Assembly, assemble
 from harness.train.checkpoint.checkpoint import Checkpoint
-from harness.train.checkpoint.meta import Meta, resumed_meta
+from harness.train.checkpoint.meta import Meta, check_resumed_names, resumed_meta
 from harness.train.course import Course, course_of
 from harness.train.dropping import Dropper
 from harness.train.finite import Watch, all_finite
@@ -136,10 +136,8 @@ class Step:
         """The images in the parameters' precision."""
         return images.to(self.model.shared.values.dtype)
 
-    def autocast(self) -> AbstractContextManager[object]:
-        if self.config.train.precision != "bf16":
-            return nullcontext()
-        return torch.autocast(self.world.device.type, torch.bfloat16)
+    def autocast(self) -> torch.autocast:
+        return autocast(self.config.train.precision, self.world.device)
 
 
 def micro_batches(
@@ -208,6 +206,7 @@ def _resumed(checkpoint: Checkpoint, model: Assembly) -> Meta | None:
     with model.world.together():
         found = resumed_meta(model.config)
         if resume and found:
+            check_resumed_names(model.config, found, model.data.class_names)
             checkpoint.load(Path(resume), found)
         if found and not all_finite(model.numbers):
             raise UserError(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from harness.data import cut
 from harness.data.decoder import PILLOW, open_decoder
-from harness.data.pixels import Undecodable, as_rgb, check_file, content_of
+from harness.data.pixels import Undecodable, as_rgb, check_file, content_of, most_reduced, upright
 from harness.errors import UserError
 
 SIMPLEJPEG = open_decoder("simplejpeg")
@@ -321,6 +321,17 @@ def test_the_first_image_of_several_counts(tmp_path, kind):
     red, green, blue = middle_square(path, SIZE).reshape(-1, 3).mean(0)
     assert red > 240
     assert max(green, blue) < 15
+
+
+@pytest.mark.parametrize("size", [(3, 3), (7, 300), (300, 7)])
+@pytest.mark.parametrize("decoder", [PILLOW, SIMPLEJPEG])
+def test_a_small_jpeg_decodes_reduced(size, decoder):
+    """As verification decodes it."""
+    file = io.BytesIO()
+    Image.new("RGB", size, "red").save(file, "JPEG")
+    pixels = upright(file.getvalue(), most_reduced, decoder)
+    assert (pixels[..., 0] > 240).all()
+    assert (pixels[..., 1:] < 15).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (17, 16)])

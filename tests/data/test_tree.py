@@ -62,6 +62,16 @@ def test_a_dot_above_the_classes_hides_nothing(tmp_path):
     assert len(open_image_folder(config(root)).train) == 12
 
 
+@pytest.mark.parametrize("root", [".", "train", "train/"])
+def test_a_relative_path_of_one_part_is_a_folder(tmp_path, monkeypatch, root):
+    write_tree(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    if root == ".":
+        assert len(open_image_folder(config(root)).train) == 12
+    else:
+        assert len(ImageTree(root, [b"ant", b"bee", b"cat"])) == 12
+
+
 def test_what_is_left_out_is_counted_by_its_reason(tmp_path):
     folder = tmp_path / "train" / "c"
     for name in ("a.png", "b.heic", "c.HEIC", "d.txt", "README", "odd.", "e.a-very-long-suffix"):

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from harness.config import Config, load
 from harness.data.fonts import find_fonts
 from harness.data.glyphs import characters, render
 from harness.data.open import open_dataset
+from harness.evaluate.evaluate import evaluate_folder, evaluate_own
 from harness.evaluate.pairs import drawn_pairs
 from harness.evaluate.trained import load_trained
 from harness.train.step import make_step
@@ -179,6 +182,30 @@ def test_images_that_moved(colours: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert "is not a folder; correct it" in line
     assert said(capfd, colours / "run", f"data.root={colours}/moved") == [own]
     (colours / "moved").rename(colours / "images")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_run_is_judged_in_its_own_precision(colours: Path, precision: str) -> None:
+    loaded = load_trained(colours / "run", [])
+    train = loaded.config.train.model_copy(update={"precision": precision})
+    model = replace(loaded, config=loaded.config.model_copy(update={"train": train}))
+    seen: list[bool] = []
+    model.network.backbone.register_forward_hook(
+        lambda *given: seen.append(torch.is_autocast_enabled("cpu"))
+    )
+    for lines in (evaluate_own(model), evaluate_folder(model, colours / "images/val")):
+        for line in lines:
+            assert "top-1" in line
+            assert not torch.is_autocast_enabled("cpu")
+    assert seen == [precision == "bf16"] * 2
+
+
+def test_renamed_classes(colours: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    renamed = Path(shutil.copytree(colours / "images", colours / "renamed"))
+    for part in ("train", "val"):
+        (renamed / part / "green").rename(renamed / part / "olive")
+    (line,) = said(capfd, colours / "run", f"data.root={renamed}", code=2)
+    assert "label 1 is 'olive' in the images and 'green' in the checkpoint; use --folder" in line
 
 
 @pytest.mark.parametrize(

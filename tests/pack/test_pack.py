@@ -2,19 +2,23 @@
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
 
+import harness.pack.shard
 from harness.cli import main
 from harness.data.decoder import PILLOW
 from harness.data.image_folder import open_image_folder
 from harness.data.images import Dataset
 from harness.data.pack import INDEX, read_description
+from harness.data.pixels import Undecodable
 from harness.data.verify import verify
 from harness.errors import UserError
 from harness.pack import parallel
@@ -181,6 +185,47 @@ def test_an_interrupted_pack_is_continued(folder, tmp_path, monkeypatch):
     assert content(tmp_path / "p") == content(tmp_path / "whole")
 
 
+def test_an_interrupted_change_of_a_pack_keeps_what_is_finished(folder, packed, monkeypatch):
+    photograph(77, (50, 50)).save(sorted((folder / "train" / "cat").iterdir())[-1])
+    Interrupted(monkeypatch, at=1)
+    with pytest.raises(KeyboardInterrupt):
+        pack(folder, packed, SIDE, "pixels", processes=1, images=8)
+    with pytest.raises(UserError, match=r"is not finished; run the same harness pack again"):
+        opened(packed)
+    counted = Interrupted(monkeypatch)
+    pack(folder, packed, SIDE, "pixels", processes=1, images=8)
+    assert counted.made == ["train-00001"]
+    assert len(content(packed)) == 5
+
+
+def test_what_was_left_out_is_tried_again(folder, tmp_path, monkeypatch):
+    """An error may pass without any change of the file, as that of a disk that was away."""
+    target, away = tmp_path / "p", folder / "train" / "bee" / "7.png"
+    read = harness.pack.shard.content_of
+
+    def fails(path):
+        if Path(path) == away:
+            raise Undecodable("Stale file handle")
+        return read(path)
+
+    counted = Interrupted(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.pack.shard, "content_of", fails)
+        assert "1 files could not be read" in pack(folder, target, SIDE, "pixels", 1, images=4)
+    counted.made.clear()
+    sentence = pack(folder, target, SIDE, "pixels", processes=1, images=4)
+    assert sentence.startswith("15 + 6 images")
+    assert "could not be read" not in sentence
+    assert counted.made == ["train-00001"]
+
+
+def test_another_pillow_packs_again(folder, packed, monkeypatch):
+    counted = Interrupted(monkeypatch)
+    monkeypatch.setattr(PIL, "__version__", "another")
+    pack(folder, packed, SIDE, "pixels", processes=1, images=8)
+    assert counted.made == ["train-00000", "train-00001", "val-00000"]
+
+
 def test_only_what_changed_is_packed_again(folder, tmp_path, monkeypatch):
     counted = Interrupted(monkeypatch)
     pack(folder, tmp_path / "p", SIDE, "pixels", processes=1, images=4)
@@ -195,6 +240,35 @@ def test_only_what_changed_is_packed_again(folder, tmp_path, monkeypatch):
     pack(folder, tmp_path / "p", SIDE, "jpeg", processes=1, images=40)
     assert counted.made[7:] == ["train-00000", "val-00000"]
     assert len(content(tmp_path / "p")) == 4
+
+
+@pytest.mark.parametrize("name", ["training_notes.txt", "train-00000.txt", "val", "values.csv"])
+def test_files_of_the_user_are_never_removed(folder, tmp_path, name):
+    target = tmp_path / "p"
+    target.mkdir()
+    (target / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"p holds other files, the first is {name}; give"):
+        pack(folder, target, SIDE, "pixels", processes=1)
+    assert (target / name).read_text() == "mine"
+
+
+def test_what_comes_while_it_packs_stays(folder, tmp_path, monkeypatch):
+    class Writes(Interrupted):
+        def __call__(self, job, folder, tell):
+            (folder / "train.log").write_text("mine")
+            return super().__call__(job, folder, tell)
+
+    Writes(monkeypatch)
+    pack(folder, tmp_path / "p", SIDE, "pixels", processes=1)
+    assert (tmp_path / "p" / "train.log").read_text() == "mine"
+
+
+def test_a_pack_that_was_interrupted_at_its_end_is_its_own(packed, folder):
+    (packed / "pack.json").rename(packed / "pack.json.partial")
+    for name in ("train-00009.images", "val-00000.partial-record"):
+        (packed / name).touch()
+    pack(folder, packed, SIDE, "pixels", processes=1, images=8)
+    assert len(content(packed)) == 5
 
 
 def test_several_processes_pack_the_same(folder, tmp_path):
@@ -239,6 +313,30 @@ def test_a_damaged_pack_is_found_when_it_is_opened(packed):
     description.write_text("[]")
     with pytest.raises(UserError, match=r"pack\.json is damaged"):
         opened(packed)
+
+
+def test_what_replaces_a_shard_is_not_read_with_the_index_of_the_former(packed):
+    expected, train = opened(packed).train.read(torch.arange(15))[0], opened(packed).train
+    for shard in packed.glob("train-*"):
+        other = packed / "other"
+        other.write_bytes(bytes(shard.stat().st_size))
+        other.replace(shard)
+    assert torch.equal(train.read(torch.arange(15))[0], expected)
+
+
+def test_an_open_pack_keeps_no_file_open(packed):
+    before = len(os.listdir("/proc/self/fd"))
+    dataset = opened(packed)
+    everything(dataset)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_shard_of_which_nothing_can_be_read_is_empty(folder, tmp_path):
+    for file in (folder / "val" / "bee").iterdir():
+        file.write_bytes(b"no image")
+    pack(folder, tmp_path / "p", SIDE, "pixels", processes=1, images=2)
+    assert (tmp_path / "p" / "val-00001.images").stat().st_size == 0
+    assert opened(tmp_path / "p").validation["validation"].labels.tolist() == [0, 0, 2, 2]
 
 
 @pytest.mark.parametrize(("part", "level"), [("train", "full"), ("val", "headers")])
@@ -288,12 +386,18 @@ def test_the_command(folder, tmp_path, capfd, monkeypatch):
     assert len(opened(tmp_path / "photos.pack").train) == 15
 
 
+def test_the_folder_that_the_command_stands_in(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert main(["pack", ".", "--processes", "1"]) == 0
+    assert len(opened(tmp_path / "photos.pack").train) == 15
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["none"], "none is not a folder; name one that contains train/ and val/"),
         (["photos/train"], "data.root must contain train/ and val/"),
-        (["photos", "--to", "photos"], "photos holds other files; give the pack a folder of its"),
+        (["photos", "--to", "photos"], "photos holds other files, the first is train; give the"),
         (["photos", "--to", "file"], "file is a file; give the pack another name with --to"),
         (["photos", "--to", "file/inside"], "cannot write file/inside"),
         (["photos", "--side", "7"], "7 does not fit; give a whole number from 8 to"),

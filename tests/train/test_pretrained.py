@@ -11,7 +11,7 @@ from torch import Tensor
 
 from harness.checkpoint.export import export
 from harness.cli import main
-from harness.config import BackboneConfig, load
+from harness.config import BackboneConfig, Config, load
 from harness.data.open import open_dataset
 from harness.doctor.need import need_of
 from harness.errors import UserError
@@ -20,7 +20,7 @@ from harness.model.backbone import Backbone, make_backbone
 from harness.model.torchvision import torchvision
 from harness.plan.workload import workload_of
 from harness.train.checkpoint.verdict import mark_bad
-from harness.train.pretrained import Fit, load_weights
+from harness.train.pretrained import Fit, begin, load_weights
 from harness.train.trial import Trial
 from tests.alone import world_of_one
 from tests.horovodrun import horovodrun
@@ -173,6 +173,34 @@ def test_checkpoints_of_ours(tmp_path: Path) -> None:
     mark_bad(checkpoint_at(tmp_path, 3), "the training loss is not finite")
     with pytest.raises(UserError, match="000000003: it is marked bad"):
         load_weights(backbone, config)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "before", "refused"),
+    [
+        ("googlenet", "imagenet", "", True),
+        ("googlenet", "imagenet", "module.", True),
+        ("googlenet", "own", "", False),
+        ("googlenet", "imagenet", "body.", False),
+        ("googlenet", "imagenet", "module.body.", False),
+        ("resnet18", "imagenet", "", False),
+    ],
+)
+def test_weights_see_the_levels_that_they_were_trained_on(
+    tmp_path: Path, name: str, recipe: str, before: str, refused: bool
+) -> None:
+    """A file of ours was trained on those of a recipe; torchvision's GoogLeNet on others."""
+    file = tmp_path / "w.safetensors"
+    data = {"dataset": "image_folder", "recipe": recipe, "num_classes": 2}
+    network = {"name": name, "feature_dim": 0, "weights": str(file)}
+    config = Config.model_validate({"data": data, "backbone": network, "train": {"steps": 1}})
+    backbone = make_backbone(config.backbone, 3, 32, seed=0)
+    save_file({before + n: e for n, e in backbone.body.state_dict().items()}, file)
+    if refused:
+        with pytest.raises(UserError, match=r"of mean and deviation 0\.5, and data\.recipe=imag"):
+            begin(backbone, config)
+    else:
+        assert begin(backbone, config).parameters
 
 
 @pytest.fixture

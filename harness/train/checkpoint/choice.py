@@ -12,7 +12,7 @@ from harness.parallel.launcher import launched
 from harness.parallel.ranks import Ranks
 from harness.parallel.slices import slice_of
 from harness.tracking.run_folder import CHECKPOINTS, META
-from harness.train.checkpoint.files import BACKBONE, PARTIAL, slices_in
+from harness.train.checkpoint.files import BACKBONE, CLASSES, PARTIAL, slices_in
 from harness.train.checkpoint.manifest import BadCheckpoint, check_file
 from harness.train.checkpoint.meta import Meta, read_meta
 from harness.train.checkpoint.verdict import why_bad
@@ -149,6 +149,7 @@ class _Readers:
         files = {BACKBONE}
         try:
             names = meta.names_in(folder)
+            files |= {CLASSES}.intersection(names)
             for owner in {rank % self.owners for rank in here}:
                 owned = slice_of(meta.num_classes, self.owners, owner)
                 files |= {name for name, _ in slices_in(names, owned)}

@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.config import Config
+from harness.data.classes import check_names
 from harness.data.levels import Levels
 from harness.errors import UserError
 from harness.measure.redaction import masked
@@ -102,10 +104,13 @@ class Meta(BaseModel):
         return os.listdir(folder) if self.files is None else list(self.files)
 
     def class_names(self, folder: Path) -> list[str]:
-        """The names of its classes; [] if they have none. Raises OSError."""
+        """The names of its classes; [] if they have none. Raises BadCheckpoint."""
         if not (self.files and CLASSES in self.files):
             return []
-        found: list[str] = json.loads((folder / CLASSES).read_text(encoding="utf-8"))
+        try:
+            found: list[str] = json.loads(plain_file(folder / CLASSES).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BadCheckpoint(f"its {CLASSES} cannot be read") from error
         return found
 
     @property
@@ -170,6 +175,25 @@ def resumed_meta(config: Config) -> Meta | None:
             f"{classes}; set data.num_classes={meta.num_classes}"
         )
     return meta
+
+
+def check_resumed_names(config: Config, meta: Meta, names: Sequence[str]) -> None:
+    """Raises UserError if labels mean other classes than in the checkpoint that the config resumes:
+    `names` are those of this run's images."""
+    assert config.train.resume is not None
+    folder = Path(config.train.resume)
+    try:
+        known = meta.class_names(folder)
+    except BadCheckpoint as error:
+        raise UserError(f"train.resume={folder}: {error}; give another checkpoint") from error
+    check_names(
+        f"data.root={config.data.root}",
+        names,
+        folder,
+        known,
+        "give the class folders the names that they had, or train anew, without train.resume and "
+        "--continue",
+    )
 
 
 def passed_alike(config: Config, ranks: int) -> Passed | None:
