@@ -44,7 +44,15 @@ from harness.train.checkpoint.places import Places, find_places
 from harness.train.choose_kind import choose_kind
 from harness.train.choose_pieces import choose_pieces
 from harness.train.early_end import EarlyEnd, EndedEarly
-from harness.train.going_on import Place, Start, begin_again, check_alike, choose_start, condemn
+from harness.train.going_on import (
+    Place,
+    Start,
+    begin_again,
+    check_alike,
+    choose_start,
+    condemn,
+    ended_on_first,
+)
 from harness.train.pretrained import agree_on_weights, check_weights
 from harness.train.routing import choose_route
 from harness.train.run_journal import OtherRank, RunJournal
@@ -60,8 +68,9 @@ def run(config: Config, folder: Path | None = None, goes_on: bool = False) -> Ru
     """Trains as `config` describes; leaves config, metrics and summary in the run's folder.
 
     If the folder holds this run and it `goes_on`, it does so from its newest good checkpoint, in
-    the same files and the same run in MLflow. Raises UserError for mistakes that the user can fix,
-    on every rank and before anything is written.
+    the same files and the same run in MLflow; if nothing of it is left to do, only its summary is
+    returned. Raises UserError for mistakes that the user can fix, on every rank and before anything
+    is written.
     """
     topology = launched_topology()
     dataset, problem, place = None, None, Place(folder, goes_on)
@@ -75,6 +84,8 @@ def run(config: Config, folder: Path | None = None, goes_on: bool = False) -> Ru
         agree_on_settings(config, ranks)
         ranks.raise_together(problem)
         assert dataset is not None
+        if (summary := ended_on_first(config, place, ranks)) is not None:
+            return summary
         agree_on_data(dataset, ranks)
         start = choose_start(config, place, ranks)
         if start.chosen is None:  # a checkpoint has all values, and the weights may be gone
@@ -106,7 +117,7 @@ def _run(
         config = choose_kind(config, dataset, world)
         config = choose_route(choose_pieces(config, dataset, world), dataset, world)
         with world.together():
-            step = make_step(config, dataset, world)
+            step = make_step(config, dataset, world, goes_on=start.own is not None)
         training = Training(step, own, capacity, places, early_end)
         if world.is_first and step.model.begun.fit:
             print(step.model.begun.fit.line, file=sys.stderr, flush=True)
