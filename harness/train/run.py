@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import fmean
 from types import FrameType
@@ -39,6 +39,7 @@ from harness.tracing.horovod_timeline import allow_timeline
 from harness.tracking.connection import Status, check_store
 from harness.tracking.folders import Claim, check_free, claim, now
 from harness.tracking.node_gauges import monitor_node
+from harness.tracking.only_one import only_one
 from harness.tracking.tracker import Tracker
 from harness.train.checkpoint.places import Places, find_places
 from harness.train.choose_kind import choose_kind
@@ -205,20 +206,23 @@ def _places(config: Config, folder: Path, world: World, goes_on: bool) -> Places
 @contextmanager
 def _own_folder(config: Config, place: Place, world: World) -> Iterator[Path]:
     """The run's folder, which rank 0 makes and names; other hosts may have one of their own under
-    the same name. After an error an empty folder is removed.
+    the same name. Only one process at a time is the first rank of a run there. After an error an
+    empty folder is removed.
 
     Collective over the world.
     """
     name = f"{config.name}-s{config.seed}-{now()}"
-    own, given = None, place.folder
+    own, given, lock = None, place.folder, ExitStack()
     with world.together():
         if world.is_first:
             held = Claim(given.absolute()) if place.goes_on and given else None
             own = held or claim(given, Path(config.tracking.folder) / name)
+            lock.enter_context(only_one(own.folder))
     name = world.broadcast(own.folder.name if own else None, "folder")
     folder = (given or Path(config.tracking.folder) / name).absolute()
     try:
-        yield folder
+        with lock:
+            yield folder
     except BaseException:
         (own or Claim(folder, (folder,))).give_back()
         raise

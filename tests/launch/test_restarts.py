@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.horovodrun import horovodrun
+from tests.tracking.test_only_one import held_by_another
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -230,3 +231,13 @@ def test_a_run_that_failed_after_its_last_checkpoint_concludes_and_then_has_ende
         hosts="localhost:1,127.0.0.1:1",
     )
     assert trained.output.count("has ended, after 60 windows") == 1
+
+
+def test_a_run_that_is_being_trained_is_not_continued_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "beside" / "run"
+    folder.mkdir(parents=True)
+    with held_by_another(folder) as other:
+        code, said = Launched.start(folder.parent, "train.steps=20", "--continue").end()
+    assert code == 2
+    assert f"is being trained by process {other.pid} on " in said
+    assert not (folder / "config.yaml").exists()
