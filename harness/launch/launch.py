@@ -26,7 +26,7 @@ from harness.launch.hosts import (
     most_ranks_on_a_machine,
     parse_hosts,
 )
-from harness.launch.leash import GRACE_SECONDS, PULSE
+from harness.launch.leash import GRACE_SECONDS, IN, PULSE
 from harness.launch.output import Evidence, Log, Screen, Splitter
 from harness.launch.standstill import Standstill
 from harness.launch.warned import WARNINGS, Warned
@@ -88,7 +88,7 @@ class Plan:
 
     def held(self) -> list[str]:
         """The command that is started, with each rank held by a leash."""
-        leash = [sys.executable, "-m", "harness.launch.leash", PULSE]
+        leash = [sys.executable, "-m", "harness.launch.leash", PULSE, IN, os.getcwd()]
         return [sys.executable, "-m", "horovod.runner.launch", *self.options, *leash, *self.command]
 
 
@@ -138,6 +138,7 @@ def _started(plan: Plan, mark: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         plan.held(),
         env=_environment(mark, plan.added),
+        cwd="/",  # horovodrun hands its own to shells on other hosts, unquoted; leashes change it
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -166,7 +167,8 @@ def plan_launch(command: Sequence[str], ranks: int, hosts: str | None) -> Plan:
     added = {}
     if most_ranks_on_a_machine(found) > cores():
         added["HOROVOD_CYCLE_TIME"] = os.environ.get("HOROVOD_CYCLE_TIME", str(CROWDED_CYCLE_MS))
-    added["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([root, *filter(None, path)]))
+    paths = [root, *map(os.path.abspath, filter(None, path))]
+    added["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     seconds = str(START_SECONDS)
     options = ["--gloo", "-np", str(ranks), "-H", hosts_option(found)]
     options += ["--gloo-timeout-seconds", seconds, "--start-timeout", seconds]

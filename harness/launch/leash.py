@@ -1,18 +1,20 @@
 """Runs one command and ends it, gently at first, when the process that started it is gone.
 
-`python -m harness.launch.leash [--pulse] COMMAND ...` on the rank's host. Its standard input is a
-pipe from the launcher, through ssh for ranks on other hosts, and ends when the launcher ends or
+`python -m harness.launch.leash [--pulse] [--in FOLDER] COMMAND ...` on the rank's host. Its
+standard input is a pipe from the launcher, through ssh for ranks on other hosts, and ends when the launcher ends or
 closes it. This is needed because horovodrun sends no signals through ssh, and goes on if the
 process that started it is killed. ssh forwards no signals either, so a byte on standard input is
 the number of a signal for the command's process group. A line on standard error reports that the
 command's process is stopped, which the process itself cannot report. With `--pulse`, lines on
 standard output report what a rank that shows its pulse does, and once it is stuck it is asked for
-the stacks of its threads.
+the stacks of its threads. `--in` names the command's working directory: horovodrun would leave a
+folder's name unquoted in the line for a shell on another host.
 """
 
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -32,7 +34,7 @@ PASSED_ON = (*FORWARDED, signal.SIGHUP, signal.SIGUSR1)
 which share a pipe, one gets it."""
 LOOK_SECONDS = 2.0
 """Time between two looks at the command."""
-PULSE = "--pulse"
+PULSE, IN = "--pulse", "--in"
 STOPPED, RESUMED = "leash: this rank's process is stopped", "leash: this rank's process runs again"
 
 
@@ -41,9 +43,12 @@ def main(command: list[str]) -> int:
     # A shell in the background ignores these signals, and children inherit that.
     for number in FORWARDED:
         signal.signal(number, signal.SIG_DFL)
-    watched = Watched() if command[0] == PULSE else None
+    watched, command = (Watched(), command[1:]) if command[0] == PULSE else (None, command)
+    if command[0] == IN:
+        _change_to(command[1])
+        command = command[2:]
     child = subprocess.Popen(
-        command[1:] if watched else command,
+        command,
         stdin=subprocess.DEVNULL,
         process_group=0,
         pass_fds=[watched.descriptor] if watched else [],
@@ -60,6 +65,15 @@ def main(command: list[str]) -> int:
     code = child.wait()
     _signal_group(child, signal.SIGKILL)  # processes that the command leaves behind
     return code if code >= 0 else 128 - code
+
+
+def _change_to(folder: str) -> None:
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        line = f"warning: {socket.gethostname()} has no folder {folder} ({error.strerror}); "
+        line += f"the rank starts in {os.getcwd()}"
+        print(line, file=sys.stderr, flush=True)
 
 
 def _listen(child: "subprocess.Popen[bytes]") -> None:

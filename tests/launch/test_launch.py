@@ -166,3 +166,27 @@ def test_hosts_that_cannot_be_used_are_told_before_the_start(
     with pytest.raises(UserError, match=told):
         launch([sys.executable, str(RANK), "progress", str(tmp_path)], 2, hosts, tmp_path / "log")
     assert os.listdir(tmp_path) == []
+
+
+SSH = """#!/bin/sh
+cd /
+for line; do :; done
+exec sh -c "$line"
+"""
+"""In the place of ssh: the last argument is a line for the shell of a host, in another folder."""
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.3"])
+def test_ranks_start_in_the_folder_of_the_launch_whatever_its_name(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """127.0.0.3 is no address of this machine's interfaces, so its rank is started by ssh."""
+    (tmp_path / "ssh").write_text(SSH)
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    folder = tmp_path / "it's a; $(folder) & more"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    outcome = launch(["sh", "-c", "pwd -P"], 1, f"{host}:1", tmp_path / "log", io.StringIO())
+    assert outcome.exit_code == 0, outcome
+    assert outcome.log.read_text() == f"[0 stdout] {folder}\n"

@@ -74,3 +74,14 @@ def test_a_stopped_command_is_told_and_that_it_goes_on(tmp_path: Path) -> None:
     held.stdin.close()
     assert held.wait(20) == 128 + signal.SIGTERM
     held.stderr.close()
+
+
+def test_a_folder_that_a_host_lacks_is_told(tmp_path: Path) -> None:
+    command = [*LEASH, leash.IN, str(tmp_path / "none"), "pwd", "-P"]
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as input_:
+        done = subprocess.run(
+            command, cwd=tmp_path, stdin=input_.stdout, capture_output=True, text=True, check=True
+        )
+        input_.kill()
+    assert done.stdout == f"{tmp_path}\n"
+    assert f"has no folder {tmp_path / 'none'} (No such file or directory)" in done.stderr
