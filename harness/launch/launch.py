@@ -168,10 +168,14 @@ def plan_launch(command: Sequence[str], ranks: int, hosts: str | None) -> Plan:
     if most_ranks_on_a_machine(found) > cores():
         added["HOROVOD_CYCLE_TIME"] = os.environ.get("HOROVOD_CYCLE_TIME", str(CROWDED_CYCLE_MS))
     paths = [root, *map(os.path.abspath, filter(None, path))]
+    # Otherwise horovodrun, which passes on what ranks print, ends at a character of the progress
+    # line that a locale such as ISO-8859-1 lacks.
+    added["PYTHONIOENCODING"] = "utf-8"
     added["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     seconds = str(START_SECONDS)
     options = ["--gloo", "-np", str(ranks), "-H", hosts_option(found)]
-    options += ["--gloo-timeout-seconds", seconds, "--start-timeout", seconds]
+    # Its cache of former checks would need a home folder that can be written.
+    options += ["--disable-cache", "--gloo-timeout-seconds", seconds, "--start-timeout", seconds]
     # Without this option horovodrun starts servers on all hosts to find a common interface. They
     # take long, and outlive a horovodrun that is stopped in the meantime.
     interface = interface_to(found)

@@ -1,14 +1,14 @@
 """Runs one command and ends it, gently at first, when the process that started it is gone.
 
 `python -m harness.launch.leash [--pulse] [--in FOLDER] COMMAND ...` on the rank's host. Its
-standard input is a pipe from the launcher, through ssh for ranks on other hosts, and ends when the launcher ends or
-closes it. This is needed because horovodrun sends no signals through ssh, and goes on if the
-process that started it is killed. ssh forwards no signals either, so a byte on standard input is
-the number of a signal for the command's process group. A line on standard error reports that the
-command's process is stopped, which the process itself cannot report. With `--pulse`, lines on
-standard output report what a rank that shows its pulse does, and once it is stuck it is asked for
-the stacks of its threads. `--in` names the command's working directory: horovodrun would leave a
-folder's name unquoted in the line for a shell on another host.
+standard input is a pipe from the launcher, through ssh for ranks on other hosts, and ends when the
+launcher ends or closes it. This is needed because horovodrun sends no signals through ssh, and goes
+on if the process that started it is killed. ssh forwards no signals either, so a byte on standard
+input is the number of a signal for the command's process group. A line on standard error reports
+that the command's process is stopped, which the process itself cannot report. With `--pulse`, lines
+on standard output report what a rank that shows its pulse does, and once it is stuck it is asked
+for the stacks of its threads. `--in` names the command's working directory: horovodrun would leave
+a folder's name unquoted in the line for a shell on another host.
 """
 
 import os

@@ -190,3 +190,21 @@ def test_ranks_start_in_the_folder_of_the_launch_whatever_its_name(
     outcome = launch(["sh", "-c", "pwd -P"], 1, f"{host}:1", tmp_path / "log", io.StringIO())
     assert outcome.exit_code == 0, outcome
     assert outcome.log.read_text() == f"[0 stdout] {folder}\n"
+
+
+def test_no_home_folder_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers run as users without one, or with one that is read-only."""
+    monkeypatch.setenv("HOME", "/proc/no-home")
+    outcome = launch(["true"], 1, "localhost:1", tmp_path / "log", io.StringIO())
+    assert outcome.exit_code == 0, outcome
+
+
+def test_a_locale_that_lacks_characters_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "iso-8859-1")  # as in such a locale
+    said = "import sys; print('50%|\u2588\u2588 \u00b7 \u5b57'); print(sys.stdout.encoding)"
+    command = [sys.executable, "-c", said]
+    outcome = launch(command, 1, "localhost:1", tmp_path / "log", io.StringIO())
+    assert outcome.exit_code == 0, outcome
+    assert outcome.log.read_text(encoding="utf-8") == "[0 stdout] 50%|██ · 字\n[0 stdout] utf-8\n"
