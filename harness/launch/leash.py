@@ -18,12 +18,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from harness.parallel.pulse import STACKS, VARIABLE, Watched
+from harness.parallel.pulse import STACKS, VARIABLE, Report, Watched
 
 GRACE_SECONDS = 5.0
 """Time between SIGTERM and SIGKILL for the command."""
@@ -61,8 +61,12 @@ def main(command: list[str]) -> int:
     for number in FORWARDED:
         signal.signal(number, forward)
     threading.Thread(target=_listen, args=(child,), daemon=True).start()
-    threading.Thread(target=_watch, args=(child, watched), daemon=True).start()
+    ended = threading.Event()
+    watch = threading.Thread(target=_watch, args=(child, watched, ended), daemon=True)
+    watch.start()
     code = child.wait()
+    ended.set()
+    watch.join(LOOK_SECONDS)  # it may have to report that the rank is not watched any more
     _signal_group(child, signal.SIGKILL)  # processes that the command leaves behind
     return code if code >= 0 else 128 - code
 
@@ -88,7 +92,9 @@ def _listen(child: "subprocess.Popen[bytes]") -> None:
         child.kill()
 
 
-def _watch(child: "subprocess.Popen[bytes]", watched: Watched | None) -> None:
+def _watch(
+    child: "subprocess.Popen[bytes]", watched: Watched | None, ended: threading.Event
+) -> None:
     """Reports on the command until it ends.
 
     That it is stopped, as by SIGSTOP or a debugger, or runs again, counts once two looks in a row
@@ -103,16 +109,22 @@ def _watch(child: "subprocess.Popen[bytes]", watched: Watched | None) -> None:
         seen = stopped
         if watched:
             _report(watched, reported)
-        time.sleep(LOOK_SECONDS)
+        ended.wait(LOOK_SECONDS)
+    if watched and watched.latest.limit:
+        _send(replace(watched.latest, limit=0.0))
 
 
 def _report(watched: Watched, stopped: bool) -> None:
     before, report = watched.latest, watched.report(stopped)
     if report.limit or before.limit:  # a rank that is not watched any more is reported once
-        os.write(sys.stdout.fileno(), f"{report.line()}\n".encode())
+        _send(report)
     if report.stuck and not before.stuck:
         with suppress(ProcessLookupError):
             os.kill(watched.pid, STACKS)
+
+
+def _send(report: Report) -> None:
+    os.write(sys.stdout.fileno(), f"{report.line()}\n".encode())
 
 
 def _is_stopped(pid: int) -> bool:
