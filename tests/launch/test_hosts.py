@@ -69,6 +69,19 @@ def test_ranks_get_what_they_need_and_no_secret() -> None:
     }
 
 
+def test_ranks_reach_the_store_as_the_launcher_does() -> None:
+    """Where certificates are and where artifacts go is no secret, except within an address."""
+    names = (
+        *("MLFLOW_TRACKING_SERVER_CERT_PATH", "MLFLOW_TRACKING_CLIENT_CERT_PATH"),
+        *("MLFLOW_TRACKING_INSECURE_TLS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+        *("AWS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    )
+    given = dict.fromkeys(names, "/etc/ca.pem")
+    assert passed_on(given) == given
+    address = {"MLFLOW_S3_ENDPOINT_URL": "https://me:s3cret@minio:9000"}
+    assert passed_on(address) == {"MLFLOW_S3_ENDPOINT_URL": "https://minio:9000"}
+
+
 def test_credentials_that_ranks_will_miss_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
