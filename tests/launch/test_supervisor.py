@@ -1,9 +1,12 @@
 """Which hosts take part again after a failure, and from where a run goes on."""
 
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from horovod.runner.util.remote import get_remote_command
 
 from harness.config import Config
 from harness.errors import UserError
@@ -104,3 +107,18 @@ def test_a_spare_that_is_used_already_is_no_spare(tmp_path: Path) -> None:
     training = Training(tmp_path / "x.yaml", (), config, tmp_path, 2, f"localhost:1,{GONE}:1")
     found = placed(training, Policy(1, read_hosts("localhost:4")))
     assert (found.hosts, found.ranks) == ("localhost:1", 1)
+
+
+def test_a_host_that_ssh_has_never_met_is_reached_as_horovodrun_reaches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ssh").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/given\n')
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (found,) = check_hosts((Host(GONE, 1),), tmp_path, cards=False)
+    assert found.fault == ""
+    given = (tmp_path / "given").read_text()
+    options = re.findall(r"-o (\w+=\w+)", get_remote_command("true", GONE))
+    assert len(options) == 2
+    for option in (*options, "BatchMode=yes"):
+        assert f"-o {option} " in given
