@@ -23,8 +23,8 @@ from harness.launch.hosts import (
     hosts_option,
     hosts_or_local,
     interface_to,
-    most_ranks_on_a_machine,
     parse_hosts,
+    ranks_here,
 )
 from harness.launch.leash import GRACE_SECONDS, IN, PULSE
 from harness.launch.output import Evidence, Log, Screen, Splitter
@@ -37,7 +37,7 @@ from harness.signals import handled, ignore
 START_SECONDS = 300
 """Time for ranks to start: if they outnumber the cores, importing torch takes long."""
 CROWDED_CYCLE_MS = 10
-"""Horovod's cycle time if ranks outnumber the cores: with the default its threads would wake so
+"""Horovod's cycle time if ranks outnumber the cores of this machine: with the default its threads would wake so
 often that they take the cores from the ranks."""
 LEASH_SECONDS = GRACE_SECONDS + 2.0
 """Time for the leashes to end their ranks, whereupon horovodrun ends. A signal to horovodrun would
@@ -165,7 +165,7 @@ def plan_launch(command: Sequence[str], ranks: int, hosts: str | None) -> Plan:
     root = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     added = {}
-    if most_ranks_on_a_machine(found) > cores():
+    if ranks_here(found, ranks) > cores():
         added["HOROVOD_CYCLE_TIME"] = os.environ.get("HOROVOD_CYCLE_TIME", str(CROWDED_CYCLE_MS))
     paths = [root, *map(os.path.abspath, filter(None, path))]
     # Otherwise horovodrun, which passes on what ranks print, ends at a character of the progress
