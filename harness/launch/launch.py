@@ -37,8 +37,8 @@ from harness.signals import handled, ignore
 START_SECONDS = 300
 """Time for ranks to start: if they outnumber the cores, importing torch takes long."""
 CROWDED_CYCLE_MS = 10
-"""Horovod's cycle time if ranks outnumber the cores of this machine: with the default its threads would wake so
-often that they take the cores from the ranks."""
+"""Horovod's cycle time if ranks outnumber the cores of this machine: with the default its threads
+would wake so often that they take the cores from the ranks."""
 LEASH_SECONDS = GRACE_SECONDS + 2.0
 """Time for the leashes to end their ranks, whereupon horovodrun ends. A signal to horovodrun would
 cut the connections at once, and this process would return before ranks on other hosts are gone."""
