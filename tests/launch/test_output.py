@@ -227,8 +227,8 @@ def test_a_stopped_rank_is_shown_at_once() -> None:
     ("host", "cause"),
     [
         (
-            "192.0.2.2",
-            "the connection to rank 1 on 192.0.2.2 was lost (ssh ended with exit code 255)",
+            "198.51.100.7",
+            "the connection to rank 1 on 198.51.100.7 was lost (ssh ended with exit code 255)",
         ),
         ("localhost", "rank 1 ended with exit code 255"),
     ],
