@@ -33,7 +33,7 @@ from harness.parallel.pulse import Pulse, open_pulse
 from harness.parallel.ranks import launched_topology, open_ranks
 from harness.parallel.topology import Topology, check_classes
 from harness.parallel.world import World, choose_device, link
-from harness.signals import handled
+from harness.signals import handled, unless_ignored
 from harness.tracing.gather import check_trace
 from harness.tracing.horovod_timeline import allow_timeline
 from harness.tracking.connection import Status, check_store
@@ -276,8 +276,5 @@ def _stop_signals() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(signal.Signals(number).name)
 
-    ends = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-        ends.append(signal.SIGHUP)
-    with handled(ends, stop):
+    with handled([signal.SIGTERM, *unless_ignored(signal.SIGHUP)], stop):
         yield
