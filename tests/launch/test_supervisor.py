@@ -10,9 +10,18 @@ from horovod.runner.util.remote import get_remote_command
 
 from harness.config import Config
 from harness.errors import UserError
+from harness.launch import supervisor
 from harness.launch.fitness import Checked, check_hosts
 from harness.launch.hosts import Host, read_hosts
-from harness.launch.supervisor import Policy, Training, newest_window, placed, replaced
+from harness.launch.launch import Outcome
+from harness.launch.supervisor import (
+    Policy,
+    Training,
+    newest_window,
+    placed,
+    replaced,
+    supervise,
+)
 from harness.train.checkpoint.verdict import mark_bad
 
 H1, H2, H3 = Host("h1", 4), Host("h2", 4), Host("h3", 4)
@@ -122,3 +131,25 @@ def test_a_host_that_ssh_has_never_met_is_reached_as_horovodrun_reaches_it(
     assert len(options) == 2
     for option in (*options, "BatchMode=yes"):
         assert f"-o {option} " in given
+
+
+def test_a_restart_that_cannot_begin_keeps_the_reason_of_the_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config.model_validate({"train": {"steps": 1}})
+    training = Training(tmp_path / "x.yaml", (), config, tmp_path, 2, None)
+    log = tmp_path / "log"
+
+    def runs(training: Training, goes_on: bool, log: Path) -> Outcome:
+        if goes_on:
+            raise UserError("cannot write the log: No space left on device")
+        return Outcome(1, "rank 1 failed", log, stopped=False)
+
+    monkeypatch.setattr(supervisor, "placed", lambda training, _: training)
+    monkeypatch.setattr(supervisor, "_run", runs)
+    outcome = supervise(training, Policy(restarts=3), log)
+    assert outcome.exit_code == 1
+    assert outcome.reason.splitlines() == [
+        "rank 1 failed",
+        "harness: not started again: cannot write the log: No space left on device",
+    ]
