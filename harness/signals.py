@@ -19,6 +19,11 @@ def handled(
             signal.signal(number, former)
 
 
+def unless_ignored(number: signal.Signals) -> list[signal.Signals]:
+    """The signal, unless this process was started to ignore it, as nohup does with SIGHUP."""
+    return [] if signal.getsignal(number) == signal.SIG_IGN else [number]
+
+
 def interrupt(number: int, frame: FrameType | None) -> None:
     """A handler that ends a command as Ctrl-C does."""
     raise KeyboardInterrupt

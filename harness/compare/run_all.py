@@ -241,7 +241,10 @@ def _run(plan: Plan, trial: Trial) -> Outcome:
     given = trial.experiment, trial.overrides, trial.config, trial.folder
     log = plan.folder / f"{trial.folder.name}.log"
     policy = Policy(plan.restarts, same_ranks=True)
-    outcome = supervise(Training(*given, plan.ranks, plan.hosts), policy, log)
+    try:
+        outcome = supervise(Training(*given, plan.ranks, plan.hosts), policy, log)
+    except UserError as error:  # those that have run already are worth a comparison
+        outcome = Outcome(2, f"harness: {error}", log, stopped=False)
     if outcome.exit_code:
         _print(outcome.reason)
         _print(f"output of all ranks: {outcome.log}")

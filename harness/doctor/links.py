@@ -243,7 +243,8 @@ def judge_within(seats: Sequence[Seat], links: Sequence[Link]) -> list[Finding]:
             advice=f"check {seats[link.source].host} for other load",
         )
         for number, link in enumerate(links)
-        if len(machines_of(seats)) > 1 and rates[number] < SLOW * median_of_rest(rates, number)
+        if min(len(machines_of(seats)), len(links)) > 1
+        and rates[number] < SLOW * median_of_rest(rates, number)
     ]
     return limit_lines(faults, Finding(check=INSIDE, level="ok", found=figures_of(links)))
 

@@ -13,11 +13,12 @@ from harness.doctor.seat import Seat
 CHECK = "memory"
 TIGHT = 0.8
 """Share of the free memory above which there is a warning."""
+CONTROL_ROOT = Path("/sys/fs/cgroup")
 CONTROL_GROUPS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     (
-        "memory/memory.limit_format_bytes",
-        "memory/memory.usage_format_bytes",
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
         "memory/memory.stat",
         "total_inactive_file",
     ),
@@ -94,12 +95,11 @@ def _parts(need: Need) -> str:
 
 def _left_in_container(most: int) -> int:
     """Bytes left below the limit of this process's control group, at most `most`."""
-    root = Path("/sys/fs/cgroup")
     for limit, usage, statistics, cache in CONTROL_GROUPS:
         try:
-            allowed = int((root / limit).read_text(encoding="ascii"))
-            used = int((root / usage).read_text(encoding="ascii"))
-            lines = (root / statistics).read_text(encoding="ascii").splitlines()
+            allowed = int((CONTROL_ROOT / limit).read_text(encoding="ascii"))
+            used = int((CONTROL_ROOT / usage).read_text(encoding="ascii"))
+            lines = (CONTROL_ROOT / statistics).read_text(encoding="ascii").splitlines()
         except (OSError, ValueError):
             continue  # the other version, or no limit
         fields = dict(line.split(maxsplit=1) for line in lines)

@@ -21,6 +21,7 @@ from harness.lab.namespaces import network
 from harness.lab.switch import RELAY_IS_GONE, relay_is_gone
 from harness.launch import leash
 from harness.launch.environment import passed_on
+from harness.signals import handled, unless_ignored
 
 STUTTER = re.compile(r"(\w+):(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)(?::(0?\.\d+))?")
 SLOW_SHARE = 0.1
@@ -99,12 +100,11 @@ def _passing_on(host: LabHost, command: Sequence[str]) -> int:
         with suppress(BrokenPipeError):  # it has just ended
             os.write(to_leash, bytes([number]))
 
-    before = [(number, signal.signal(number, pass_on)) for number in leash.PASSED_ON]
+    ignored = {signal.SIGHUP} - {*unless_ignored(signal.SIGHUP)}
     try:
-        return ssh.wait()
+        with handled([each for each in leash.PASSED_ON if each not in ignored], pass_on):
+            return ssh.wait()
     finally:
-        for number, handler in before:
-            signal.signal(number, handler)
         ssh.stdin.close()
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.arguments import (
     MOST_RANKS,
@@ -19,6 +19,9 @@ from harness.arguments import (
     path,
 )
 from harness.errors import UserError
+
+if TYPE_CHECKING:
+    from harness.config import Config
 
 MOST_RESTARTS = 10_000
 """More than a run of a year has failures."""
@@ -111,6 +114,8 @@ def _train(
         _announce(line)
     check_continue(parsed)
     goes_on: bool = parsed.goes_on
+    if goes_on and _has_ended(config, parsed.folder):
+        return 0
     with nullcontext(parsed.folder) if goes_on else claimed(parsed.folder, automatic) as given:
         folder = given.absolute()
         training = Training(experiment, tuple(overrides), config, folder, ranks, parsed.hosts)
@@ -118,6 +123,18 @@ def _train(
         log = new_file(folder.with_name(f"{folder.name}.log"))
         outcome = supervise(training, policy, log, goes_on)
         return _end(outcome.exit_code, outcome.reason, outcome.log)
+
+
+def _has_ended(config: "Config", folder: Path) -> bool:
+    """Whether nothing is left to do of the run in the folder, which is then said."""
+    from harness.tracking.run_folder import SUMMARY, RunFolder
+
+    if not RunFolder(folder).has(SUMMARY):
+        return False
+    # Imported only here because it imports torch, which takes seconds.
+    from harness.train.going_on import ended
+
+    return ended(config, folder) is not None
 
 
 def _announce(line: str) -> None:

@@ -17,7 +17,9 @@ CHECK_SECONDS = 120.0
 """Time for the checks of a host: where ranks outnumber the cores, importing torch takes long."""
 CONNECT_SECONDS = 10
 """Time for ssh to reach a host."""
-SSH = ("env", "ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}")
+HOROVODRUNS = ("-o", "PasswordAuthentication=no", "-o", "StrictHostKeyChecking=no")
+"""horovodrun's own options: a host that it could use must not fail because ssh has never met it."""
+SSH = ("env", "ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", *HOROVODRUNS)
 UNREACHED = 255
 """Exit code of ssh itself; env, which starts it, says so in one line if there is none."""
 

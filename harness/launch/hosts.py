@@ -129,10 +129,9 @@ def host_of_each_rank(hosts: tuple[Host, ...], ranks: int) -> tuple[str, ...]:
     return tuple(host.name for host in hosts for _ in range(host.slots))[:ranks]
 
 
-def most_ranks_on_a_machine(hosts: tuple[Host, ...]) -> int:
-    """Most slots on one machine. Hosts that are this machine are added up: they share its cores."""
-    here = _slots(host for host in hosts if is_here(host))
-    return max(here, *(host.slots for host in hosts))
+def ranks_here(hosts: tuple[Host, ...], ranks: int) -> int:
+    """Ranks that start on this machine, under whatever names: they share its cores."""
+    return _slots(host for host in filled(hosts, ranks) if is_here(host))
 
 
 def is_here(host: Host) -> bool:

@@ -23,10 +23,10 @@ from harness.launch.hosts import (
     hosts_option,
     hosts_or_local,
     interface_to,
-    most_ranks_on_a_machine,
     parse_hosts,
+    ranks_here,
 )
-from harness.launch.leash import GRACE_SECONDS, PULSE
+from harness.launch.leash import GRACE_SECONDS, IN, PULSE
 from harness.launch.output import Evidence, Log, Screen, Splitter
 from harness.launch.standstill import Standstill
 from harness.launch.warned import WARNINGS, Warned
@@ -37,8 +37,8 @@ from harness.signals import handled, ignore
 START_SECONDS = 300
 """Time for ranks to start: if they outnumber the cores, importing torch takes long."""
 CROWDED_CYCLE_MS = 10
-"""Horovod's cycle time if ranks outnumber the cores: with the default its threads would wake so
-often that they take the cores from the ranks."""
+"""Horovod's cycle time if ranks outnumber the cores of this machine: with the default its threads
+would wake so often that they take the cores from the ranks."""
 LEASH_SECONDS = GRACE_SECONDS + 2.0
 """Time for the leashes to end their ranks, whereupon horovodrun ends. A signal to horovodrun would
 cut the connections at once, and this process would return before ranks on other hosts are gone."""
@@ -88,7 +88,7 @@ class Plan:
 
     def held(self) -> list[str]:
         """The command that is started, with each rank held by a leash."""
-        leash = [sys.executable, "-m", "harness.launch.leash", PULSE]
+        leash = [sys.executable, "-m", "harness.launch.leash", PULSE, IN, os.getcwd()]
         return [sys.executable, "-m", "horovod.runner.launch", *self.options, *leash, *self.command]
 
 
@@ -138,6 +138,7 @@ def _started(plan: Plan, mark: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         plan.held(),
         env=_environment(mark, plan.added),
+        cwd="/",  # horovodrun hands its own to shells on other hosts, unquoted; leashes change it
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -164,12 +165,17 @@ def plan_launch(command: Sequence[str], ranks: int, hosts: str | None) -> Plan:
     root = str(Path(__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     added = {}
-    if most_ranks_on_a_machine(found) > cores():
+    if ranks_here(found, ranks) > cores():
         added["HOROVOD_CYCLE_TIME"] = os.environ.get("HOROVOD_CYCLE_TIME", str(CROWDED_CYCLE_MS))
-    added["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([root, *filter(None, path)]))
+    paths = [root, *map(os.path.abspath, filter(None, path))]
+    # Otherwise horovodrun, which passes on what ranks print, ends at a character of the progress
+    # line that a locale such as ISO-8859-1 lacks.
+    added["PYTHONIOENCODING"] = "utf-8"
+    added["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     seconds = str(START_SECONDS)
     options = ["--gloo", "-np", str(ranks), "-H", hosts_option(found)]
-    options += ["--gloo-timeout-seconds", seconds, "--start-timeout", seconds]
+    # Its cache of former checks would need a home folder that can be written.
+    options += ["--disable-cache", "--gloo-timeout-seconds", seconds, "--start-timeout", seconds]
     # Without this option horovodrun starts servers on all hosts to find a common interface. They
     # take long, and outlive a horovodrun that is stopped in the meantime.
     interface = interface_to(found)

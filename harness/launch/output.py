@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from harness.errors import UserError
+from harness.launch.hosts import Host, is_here
 from harness.launch.leash import RESUMED, STOPPED
 from harness.leaving import VICTIM
 from harness.measure.redaction import masked
@@ -30,6 +31,10 @@ CONSEQUENCES = re.compile(
 )
 """Errors that a rank raises because another rank is gone."""
 WAITED = re.compile(r"Timed out waiting (\d+)ms")
+SSH_FAILED = 255
+"""Exit code of ssh if it could not connect, or lost its connection."""
+KILLED = range(129, 128 + signal.NSIG)
+"""Exit codes of a leash whose rank a signal has ended."""
 KEPT_LINES, SHOWN_VICTIMS = 400, 4
 QUIET_SECONDS = 15.0
 """Time between two lines of progress if the output is not a terminal."""
@@ -210,7 +215,12 @@ class Evidence:
                 return unanswered
         codes = self.exit_codes()
         first = next(iter(codes), None)
-        if first is not None and codes[first] > 128 and codes[first] != 128 + signal.SIGTERM:
+        if first is not None and codes[first] == SSH_FAILED and self._is_elsewhere(first):
+            return (
+                f"the connection to rank {first}{self._on(first)} was lost (ssh ended with exit "
+                f"code {SSH_FAILED})\n{self._tail(first)}"
+            )
+        if first is not None and 128 + signal.SIGTERM != codes[first] in KILLED:
             return f"rank {first} was killed by {_signal_name(codes[first])}\n{self._tail(first)}"
         if not self._failing and first in self._user_errors:
             return self._user_errors[first]
@@ -252,6 +262,13 @@ class Evidence:
     def _on(self, rank: int) -> str:
         return f" on {self._hosts[rank]}" if rank < len(self._hosts) else ""
 
+    def _is_elsewhere(self, rank: int) -> bool:
+        """Whether ssh has started the rank."""
+        try:
+            return rank < len(self._hosts) and not is_here(Host(self._hosts[rank], 1))
+        except OSError:  # its name does not resolve any more
+            return True
+
     def _error(self, rank: int) -> str:
         """The exception of the rank's first traceback, which no other exception here caused."""
         # The first line after the header that is not indented is `Type: message`.
@@ -271,6 +288,6 @@ def _signal_name(code: int) -> str:
     try:
         name = signal.Signals(code - 128).name
     except ValueError:
-        return f"exit code {code}"
+        return f"signal {code - 128}"
     out_of_memory = " (which the kernel sends when memory runs out)"
     return name + (out_of_memory if name == "SIGKILL" else "")

@@ -69,16 +69,16 @@ def supervise(training: Training, policy: Policy, log: Path, goes_on: bool = Fal
         try:
             with handled(WARNINGS, interrupt):
                 training = placed(training, policy)
+            source = f"the checkpoint after {reached} windows" if reached else "the first window"
+            _say(
+                f"harness: restart {number} of {policy.restarts} from {source}, with "
+                f"{training.ranks} ranks on {hosts_or_local(training.hosts, training.ranks)}"
+            )
+            outcome = _run(training, True, new_file(log))
         except UserError as error:
             return _given_up(outcome, str(error))
         except KeyboardInterrupt:
             return replace(outcome, reason="stopped by the user", stopped=True)
-        source = f"the checkpoint after {reached} windows" if reached else "the first window"
-        _say(
-            f"harness: restart {number} of {policy.restarts} from {source}, with {training.ranks} "
-            f"ranks on {hosts_or_local(training.hosts, training.ranks)}"
-        )
-        outcome = _run(training, True, new_file(log))
     return outcome
 
 

@@ -1,4 +1,4 @@
-"""Starts one training on all ranks; if it fails, marks its MLflow run as failed."""
+"""Starts one training on all ranks; if they could not say in MLflow that it failed, does so."""
 
 import sys
 from collections.abc import Sequence
@@ -25,7 +25,8 @@ def launch_training(
     """Runs the `train_command` of this config and folder on `ranks` ranks."""
     grace = config.launch.grace_seconds
     outcome = launch(command, ranks, hosts, log, grace_seconds=grace)
-    run_id = RunFolder(folder).mlflow_run_id if outcome.exit_code else None
+    # A mistake is found before a run begins, so a run in the folder is another one, or had ended.
+    run_id = RunFolder(folder).mlflow_run_id if outcome.exit_code not in (0, 2) else None
     if run_id is not None:
         status: Status = "KILLED" if outcome.stopped else "FAILED"
         set_status(store_uri(config.tracking), run_id, status)

@@ -153,9 +153,11 @@ def open_experiment(client: "MlflowClient", uri: str, name: str) -> str:
 
 
 def set_status(uri: str, run_id: str, status: Status) -> None:
-    """Records how a run ended whose own processes could not do so; only warns if that fails."""
+    """Records how a run ended if its own processes have not done so; only warns if that fails."""
     try:
-        connect(uri).set_terminated(run_id, status)
+        client = connect(uri)
+        if client.get_run(run_id).info.status == "RUNNING":
+            client.set_terminated(run_id, status)
     except Exception as error:
         log.warning("cannot mark run %s as %s: %s", run_id, status, short_reason(error))
 

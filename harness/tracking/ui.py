@@ -18,7 +18,7 @@ from urllib.parse import quote
 from harness.config import tracking_in
 from harness.errors import UserError
 from harness.measure.redaction import masked
-from harness.signals import handled, interrupt
+from harness.signals import handled, interrupt, unless_ignored
 from harness.tracking.address import sqlite_file, store_uri
 from harness.tracking.connection import open_store
 from harness.tracking.study import place_of
@@ -112,7 +112,7 @@ def _server(
     # command lines.
     own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_BACKEND_STORE_URI": store}
     own[ALLOWED] = os.environ.get(ALLOWED) or _allowed(host)
-    with handled([signal.SIGTERM, signal.SIGHUP], interrupt):
+    with handled([signal.SIGTERM, *unless_ignored(signal.SIGHUP)], interrupt):
         server = subprocess.Popen(
             command,
             env=os.environ | own,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.config import AUTO, Config
 from harness.errors import Diverged, UserError
-from harness.measure.summary import Restarts
+from harness.measure.summary import Restarts, RunSummary
 from harness.parallel.ranks import Ranks
 from harness.tracking.run_folder import CHECKPOINTS, CONFIG, RunFolder
 from harness.train.checkpoint.choice import Chosen, choose_checkpoint, newest_good
@@ -63,6 +63,34 @@ def check_alike(config: Config, folder: Path) -> None:
                 f"the run in {folder} has {key}={before.get(key)}, and here it is {value}; "
                 f"continue it with the same settings, or give another --folder"
             )
+
+
+def ended(config: Config, folder: Path) -> RunSummary | None:
+    """The summary of the run in the folder if nothing of it is left to do, which is then said.
+
+    A run has something left if it diverged at its end, or could not save its last model. Raises
+    UserError if the run has other settings.
+    """
+    own = RunFolder(folder)
+    summary = own.summary
+    if summary is None or summary.diverged:
+        return None
+    if config.train.save and summary.windows not in own.checkpoints():
+        return None
+    check_alike(config, folder)
+    print(f"harness: the run in {folder} has ended, after {summary.windows} windows", flush=True)
+    return summary
+
+
+def ended_on_first(config: Config, place: Place, ranks: Ranks) -> RunSummary | None:
+    """The same on all ranks, by the folder of the first, if the run in it goes on. Collective over
+    the world."""
+    own = None
+    with ranks.together():
+        if ranks.is_first and place.folder is not None and place.goes_on:
+            own = ended(config, place.folder)
+    summary: RunSummary | None = ranks.broadcast(own, "ended")
+    return summary
 
 
 def choose_start(config: Config, given: Place, ranks: Ranks) -> "Start":

@@ -154,6 +154,10 @@ class Ledger:
         self._evaluated.append((ended, self._times.snapshot(), metrics, drained))
         journal.log(ended, metrics)
 
+    def has_evaluated(self, ended: int) -> bool:
+        """Whether the checkpoint has the evaluation after `ended` windows."""
+        return any(each.window == ended for each in self._progress.evaluations)
+
     def drained(self, seconds: float) -> None:
         """Records the duration of the drain at the end."""
         self._drain_seconds = seconds

@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import fmean
 from types import FrameType
@@ -33,18 +33,27 @@ from harness.parallel.pulse import Pulse, open_pulse
 from harness.parallel.ranks import launched_topology, open_ranks
 from harness.parallel.topology import Topology, check_classes
 from harness.parallel.world import World, choose_device, link
-from harness.signals import handled
+from harness.signals import handled, unless_ignored
 from harness.tracing.gather import check_trace
 from harness.tracing.horovod_timeline import allow_timeline
 from harness.tracking.connection import Status, check_store
 from harness.tracking.folders import Claim, check_free, claim, now
 from harness.tracking.node_gauges import monitor_node
+from harness.tracking.only_one import only_one
 from harness.tracking.tracker import Tracker
 from harness.train.checkpoint.places import Places, find_places
 from harness.train.choose_kind import choose_kind
 from harness.train.choose_pieces import choose_pieces
 from harness.train.early_end import EarlyEnd, EndedEarly
-from harness.train.going_on import Place, Start, begin_again, check_alike, choose_start, condemn
+from harness.train.going_on import (
+    Place,
+    Start,
+    begin_again,
+    check_alike,
+    choose_start,
+    condemn,
+    ended_on_first,
+)
 from harness.train.pretrained import agree_on_weights, check_weights
 from harness.train.routing import choose_route
 from harness.train.run_journal import OtherRank, RunJournal
@@ -60,8 +69,9 @@ def run(config: Config, folder: Path | None = None, goes_on: bool = False) -> Ru
     """Trains as `config` describes; leaves config, metrics and summary in the run's folder.
 
     If the folder holds this run and it `goes_on`, it does so from its newest good checkpoint, in
-    the same files and the same run in MLflow. Raises UserError for mistakes that the user can fix,
-    on every rank and before anything is written.
+    the same files and the same run in MLflow; if nothing of it is left to do, only its summary is
+    returned. Raises UserError for mistakes that the user can fix, on every rank and before anything
+    is written.
     """
     topology = launched_topology()
     dataset, problem, place = None, None, Place(folder, goes_on)
@@ -75,6 +85,8 @@ def run(config: Config, folder: Path | None = None, goes_on: bool = False) -> Ru
         agree_on_settings(config, ranks)
         ranks.raise_together(problem)
         assert dataset is not None
+        if (summary := ended_on_first(config, place, ranks)) is not None:
+            return summary
         agree_on_data(dataset, ranks)
         start = choose_start(config, place, ranks)
         if start.chosen is None:  # a checkpoint has all values, and the weights may be gone
@@ -106,7 +118,7 @@ def _run(
         config = choose_kind(config, dataset, world)
         config = choose_route(choose_pieces(config, dataset, world), dataset, world)
         with world.together():
-            step = make_step(config, dataset, world)
+            step = make_step(config, dataset, world, goes_on=start.own is not None)
         training = Training(step, own, capacity, places, early_end)
         if world.is_first and step.model.begun.fit:
             print(step.model.begun.fit.line, file=sys.stderr, flush=True)
@@ -194,20 +206,23 @@ def _places(config: Config, folder: Path, world: World, goes_on: bool) -> Places
 @contextmanager
 def _own_folder(config: Config, place: Place, world: World) -> Iterator[Path]:
     """The run's folder, which rank 0 makes and names; other hosts may have one of their own under
-    the same name. After an error an empty folder is removed.
+    the same name. Only one process at a time is the first rank of a run there. After an error an
+    empty folder is removed.
 
     Collective over the world.
     """
     name = f"{config.name}-s{config.seed}-{now()}"
-    own, given = None, place.folder
+    own, given, lock = None, place.folder, ExitStack()
     with world.together():
         if world.is_first:
             held = Claim(given.absolute()) if place.goes_on and given else None
             own = held or claim(given, Path(config.tracking.folder) / name)
+            lock.enter_context(only_one(own.folder))
     name = world.broadcast(own.folder.name if own else None, "folder")
     folder = (given or Path(config.tracking.folder) / name).absolute()
     try:
-        yield folder
+        with lock:
+            yield folder
     except BaseException:
         (own or Claim(folder, (folder,))).give_back()
         raise
@@ -261,8 +276,5 @@ def _stop_signals() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(signal.Signals(number).name)
 
-    ends = [signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-        ends.append(signal.SIGHUP)
-    with handled(ends, stop):
+    with handled([signal.SIGTERM, *unless_ignored(signal.SIGHUP)], stop):
         yield

@@ -28,6 +28,7 @@ from harness.train.dropping import Dropper
 from harness.train.finite import Watch, all_finite
 from harness.train.ledger import Journal
 from harness.train.optimizer import Optimizer, make_optimizer, set_lr
+from harness.train.windows import check_traced
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,10 +157,12 @@ def micro_batches(
     )
 
 
-def make_step(config: Config, dataset: Dataset, world: World) -> Step:
+def make_step(config: Config, dataset: Dataset, world: World, goes_on: bool = False) -> Step:
     """Builds a Step, from the checkpoint that the config resumes or else from its seed.
 
-    Raises UserError if the checkpoint does not fit, or has already reached the end of the run.
+    `goes_on`: the checkpoint is the run's own, which may have no window left, or none to trace.
+    Raises UserError if the checkpoint does not fit, or if another run's has already reached the end
+    of this one.
     Collective over the world.
     """
     # The estimate of the curvature reads images while the prefetching thread does.
@@ -171,17 +174,16 @@ def make_step(config: Config, dataset: Dataset, world: World) -> Step:
     checkpoint = Checkpoint(model.backbone, model.classifier, model.flats, optimizer, world)
     resumed = _resumed(checkpoint, model)
     course = _course(model, resumed)
+    if goes_on:
+        course = replace(course, windows=max(course.first, course.windows))
+    else:
+        _check_length(course)
     network, exchange = _connected(model, course.first)
     left_out: list[str] = []
     if config.train.resume and resumed:
         folder = Path(config.train.resume)
         with world.together():
             left_out = checkpoint.load_carried(folder, resumed, exchange.carried())
-    if course.first >= course.windows:
-        raise UserError(
-            f"train.resume={config.train.resume} is at window {course.first} and the run ends at "
-            f"{course.windows}; raise train.steps or train.epochs"
-        )
     return Step(
         model,
         network,
@@ -194,6 +196,15 @@ def make_step(config: Config, dataset: Dataset, world: World) -> Step:
         tuple(left_out),
         Dropper(model, exchange) if config.train.on_nonfinite == "skip" else None,
     )
+
+
+def _check_length(course: Course) -> None:
+    if course.first >= course.windows:
+        raise UserError(
+            f"train.resume={course.config.train.resume} is at window {course.first} and the run "
+            f"ends at {course.windows}; raise train.steps or train.epochs"
+        )
+    check_traced(course.config.trace, course.first, course.windows)
 
 
 def _resumed(checkpoint: Checkpoint, model: Assembly) -> Meta | None:

@@ -92,6 +92,9 @@ class Training:
     def _run(self, journal: Journal) -> None:
         self._say_what_changed(journal)
         first = self._course.first
+        if first == self._windows:
+            self._conclude(journal)
+            return
         batches = self._step.batches(first)
         self._step.model.backbone.train()
         self._staleness.begins(journal)
@@ -123,6 +126,19 @@ class Training:
                 self._end_early_if_due(ended, journal)
         batches.close()
         self._saves.settle(journal)
+        self._pulse.end()
+
+    def _conclude(self, journal: Journal) -> None:
+        """Ends a run that has failed after the checkpoint of its last window, which is drained."""
+        ended = self._windows
+        journal.warn(
+            "timing",
+            f"the run goes on from the checkpoint of its last window, {ended}: its throughput and "
+            f"the times of its windows are not known any more, and count as 0",
+        )
+        self._pulse.pause(f"the end after {ended} windows")
+        if not self._ledger.has_evaluated(ended):
+            self._ledger.evaluated(ended, self.evaluate(), journal)
         self._pulse.end()
 
     def _window(self, window: int, batches: Iterator[Batch], journal: Journal) -> None:

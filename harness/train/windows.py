@@ -62,17 +62,18 @@ class WindowRole(Enum):
 
 
 def traced_windows(trace: TraceConfig, first: int, windows: int) -> range:
-    """The windows that are traced in a run of windows `first` .. `windows` - 1.
-
-    Raises UserError if the run ends before tracing begins.
-    """
+    """The windows that are traced in a run of windows `first` .. `windows` - 1."""
     start = first + trace.first_window
-    if trace.windows and start >= windows:
+    return range(start, min(windows, start + trace.windows))
+
+
+def check_traced(trace: TraceConfig, first: int, windows: int) -> None:
+    """Raises UserError if the run ends before tracing begins."""
+    if trace.windows and first + trace.first_window >= windows:
         raise UserError(
             f"trace.first_window={trace.first_window} is after the end of a run of "
             f"{windows - first} windows; set it lower"
         )
-    return range(start, min(windows, start + trace.windows))
 
 
 class WindowSchedule:

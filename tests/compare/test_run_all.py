@@ -17,6 +17,8 @@ from harness.compare import run_all as study
 from harness.compare.run_all import Experiments, Ranks, compare, make_plan
 from harness.errors import UserError
 from harness.launch import supervisor
+from harness.launch.launch import Outcome
+from harness.launch.supervisor import Policy, Training, supervise
 from harness.tracking.connection import connect
 from harness.tracking.results import Terms
 
@@ -137,11 +139,33 @@ def test_a_users_mistake_in_a_run_ends_the_study_with_its_one_line(
     assert not list(here.glob("place/started-base*"))
 
 
+def test_a_mistake_before_a_later_run_starts_still_lets_the_study_conclude(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As when a host's name does not resolve any more, or the log cannot be written."""
+    paths = [experiment(here, name) for name in ("fast", "base")]
+
+    def gone(training: Training, policy: Policy, log: Path) -> Outcome:
+        if training.config.name == "base":
+            raise UserError("the host name 'h2' of --hosts does not resolve; correct it")
+        return supervise(training, policy, log)
+
+    monkeypatch.setattr(study, "supervise", gone)
+    assert compare(Experiments(paths), Ranks(2, HOSTS), "which", Terms(), here / "place") == 2
+    out, err = capfd.readouterr()
+    assert err.count("harness: the host name 'h2' of --hosts does not resolve; correct it") == 1
+    assert "the study stops here" in err
+    assert any(line.startswith("fast ") for line in out.splitlines())
+    assert (here / "place" / "comparison.csv").exists()
+
+
 COMPARE = """
 import sys
 from pathlib import Path
 from harness.compare import run_all as study
 from harness.launch import supervisor
+from harness.launch.launch import Outcome
+from harness.launch.supervisor import Policy, Training, supervise
 from harness.tracking.results import Terms
 from tests.compare.test_run_all import HOSTS, fake_command
 supervisor.train_command = fake_command

@@ -13,6 +13,7 @@ import pytest
 from harness.config import load
 from harness.launch.hosts import read_hosts
 from tests.horovodrun import ROOT
+from tests.waiting import wait_for
 
 SCRIPT = ROOT / "deploy/slurm.sbatch"
 SCONTROL = """#!/bin/sh
@@ -26,7 +27,7 @@ import signal, sys, time
 open("given", "a").write("\\n".join(sys.argv[1:]) + "\\n")
 def end(*_):
     open("ended", "w").write("saved")
-    sys.exit(3)
+    sys.exit({asked})
 signal.signal(signal.SIGTERM, end)
 open("started", "w").close()
 time.sleep({seconds})
@@ -39,9 +40,9 @@ class Place:
     folder: Path
 
     def start(
-        self, *arguments: str, requeues: int = 0, seconds: float = 0, code: int = 0
+        self, *arguments: str, requeues: int = 0, seconds: float = 0, code: int = 0, asked: int = 3
     ) -> subprocess.Popen[str]:
-        program = HARNESS.format(python=sys.executable, seconds=seconds, code=code)
+        program = HARNESS.format(python=sys.executable, seconds=seconds, code=code, asked=asked)
         for name, text in (("scontrol", SCONTROL), ("harness", program)):
             (self.folder / "bin" / name).write_text(text)
             (self.folder / "bin" / name).chmod(0o755)
@@ -126,6 +127,16 @@ def test_signals_end_the_ranks(place: Place, number: signal.Signals, requeued: b
         assert process.returncode == 0
     else:
         assert process.returncode != 0
+
+
+def test_a_training_that_completes_meanwhile_is_not_started_again(place: Place) -> None:
+    with place.start(EXPERIMENT, seconds=60, asked=0) as process:
+        wait_for((place.folder / "started").exists)
+        process.send_signal(signal.SIGUSR1)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "the training is complete" in output
+    assert not (place.folder / "requeued").exists()
 
 
 def test_without_an_experiment(place: Place) -> None:

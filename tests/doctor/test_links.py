@@ -154,6 +154,14 @@ def test_a_slow_inside_is_a_warning() -> None:
     assert judge_within(three[:2], links[:1])[0].level == "ok"
 
 
+def test_the_only_host_with_two_ranks_is_compared_with_none() -> None:
+    places = seats(("h1", 2), ("h2", 1))
+    ((source, target),) = pairs_within(places)
+    link = Link(source=source, target=target, there=1e9, back=1e9)
+    (finding,) = judge_within(places, [link])
+    assert finding.level == "ok"
+
+
 @pytest.mark.parametrize(("ahead", "level"), [(0.05, "ok"), (0.5, "warn"), (-0.5, "warn")])
 def test_clocks(ahead: float, level: str) -> None:
     links = network(FOUR)

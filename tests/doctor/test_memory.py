@@ -1,8 +1,12 @@
 """The memory that a run needs, computed from its config, compared with what is free."""
 
+from pathlib import Path
+
+import psutil
 import pytest
 import torch
 
+from harness.doctor import memory
 from harness.doctor.memory import MemoryFacts, judge_memory, memory_facts
 from harness.doctor.need import Need
 from tests.doctor.seats import EMULATED, FOUR, seats
@@ -73,3 +77,24 @@ def test_this_machine_has_memory() -> None:
     facts = memory_facts(torch.device("cpu"))
     assert 1e7 < facts.host_free < 1e14
     assert facts.card_free is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "usage", "statistics"),
+    [
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ],
+)
+def test_a_container_s_limit_counts(
+    limit: str, usage: str, statistics: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both versions of control groups. Cache that can be given up counts as free."""
+    monkeypatch.setattr(memory, "CONTROL_ROOT", tmp_path)
+    free = psutil.virtual_memory().available
+    assert memory_facts(torch.device("cpu")).host_free > free / 2
+    (tmp_path / "memory").mkdir()
+    (tmp_path / limit).write_text("9000\n")
+    (tmp_path / usage).write_text("7000\n")
+    (tmp_path / statistics).write_text("inactive_file 500\ntotal_inactive_file 500\nrss 1\n")
+    assert memory_facts(torch.device("cpu")).host_free == 2500

@@ -67,4 +67,6 @@ def test_horovod_wakes_less_often_only_where_ranks_outnumber_cores(
 ) -> None:
     monkeypatch.delenv("HOROVOD_CYCLE_TIME", raising=False)
     assert "HOROVOD_CYCLE_TIME" not in plan_launch(["true"], 1, "localhost:1").line()
-    assert plan_launch(["true"], 1, "localhost:999").line().startswith("HOROVOD_CYCLE_TIME=10 ")
+    assert "HOROVOD_CYCLE_TIME" not in plan_launch(["true"], 1, "localhost:999").line()
+    assert "HOROVOD_CYCLE_TIME" not in plan_launch(["true"], 999, "192.0.2.1:999").line()
+    assert plan_launch(["true"], 999, "localhost:999").line().startswith("HOROVOD_CYCLE_TIME=10 ")

@@ -14,8 +14,8 @@ from harness.launch.environment import passed_on, withheld
 from harness.launch.hosts import (
     Host,
     hosts_option,
-    most_ranks_on_a_machine,
     parse_hosts,
+    ranks_here,
     read_hosts,
     topology_of,
 )
@@ -24,9 +24,14 @@ from harness.launch.hosts import (
 def test_names_of_this_machine_share_its_cores() -> None:
     hosts = parse_hosts("localhost:2, 127.0.0.1:3", 5)
     assert hosts == (Host("localhost", 2), Host("127.0.0.1", 3))
-    assert most_ranks_on_a_machine(hosts) == 5
-    elsewhere = (Host("192.0.2.1", 8), Host("localhost", 1))
-    assert most_ranks_on_a_machine(elsewhere) == 8
+    assert ranks_here(hosts, 5) == 5
+    assert ranks_here(hosts, 3) == 3
+
+
+def test_ranks_elsewhere_do_not_share_this_machine_s_cores() -> None:
+    elsewhere = (Host("192.0.2.1", 8), Host("localhost", 4))
+    assert ranks_here(elsewhere, 8) == 0
+    assert ranks_here(elsewhere, 9) == 1
 
 
 @pytest.mark.parametrize(
@@ -67,6 +72,19 @@ def test_ranks_get_what_they_need_and_no_secret() -> None:
         "MLFLOW_TRACKING_URI": "http://host",
         "HTTPS_PROXY": "http://proxy",
     }
+
+
+def test_ranks_reach_the_store_as_the_launcher_does() -> None:
+    """Where certificates are and where artifacts go is no secret, except within an address."""
+    names = (
+        *("MLFLOW_TRACKING_SERVER_CERT_PATH", "MLFLOW_TRACKING_CLIENT_CERT_PATH"),
+        *("MLFLOW_TRACKING_INSECURE_TLS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+        *("AWS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    )
+    given = dict.fromkeys(names, "/etc/ca.pem")
+    assert passed_on(given) == given
+    address = {"MLFLOW_S3_ENDPOINT_URL": "https://me:s3cret@minio:9000"}
+    assert passed_on(address) == {"MLFLOW_S3_ENDPOINT_URL": "https://minio:9000"}
 
 
 def test_credentials_that_ranks_will_miss_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

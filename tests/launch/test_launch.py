@@ -166,3 +166,45 @@ def test_hosts_that_cannot_be_used_are_told_before_the_start(
     with pytest.raises(UserError, match=told):
         launch([sys.executable, str(RANK), "progress", str(tmp_path)], 2, hosts, tmp_path / "log")
     assert os.listdir(tmp_path) == []
+
+
+SSH = """#!/bin/sh
+cd /
+for line; do :; done
+exec sh -c "$line"
+"""
+"""In the place of ssh: the last argument is a line for the shell of a host, in another folder."""
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.3"])
+def test_ranks_start_in_the_folder_of_the_launch_whatever_its_name(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """127.0.0.3 is no address of this machine's interfaces, so its rank is started by ssh."""
+    (tmp_path / "ssh").write_text(SSH)
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    folder = tmp_path / "it's a; $(folder) & more"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    outcome = launch(["sh", "-c", "pwd -P"], 1, f"{host}:1", tmp_path / "log", io.StringIO())
+    assert outcome.exit_code == 0, outcome
+    assert outcome.log.read_text() == f"[0 stdout] {folder}\n"
+
+
+def test_no_home_folder_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers run as users without one, or with one that is read-only."""
+    monkeypatch.setenv("HOME", "/proc/no-home")
+    outcome = launch(["true"], 1, "localhost:1", tmp_path / "log", io.StringIO())
+    assert outcome.exit_code == 0, outcome
+
+
+def test_a_locale_that_lacks_characters_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "iso-8859-1")  # as in such a locale
+    said = "import sys; print('50%|\u2588\u2588 \u00b7 \u5b57'); print(sys.stdout.encoding)"
+    command = [sys.executable, "-c", said]
+    outcome = launch(command, 1, "localhost:1", tmp_path / "log", io.StringIO())
+    assert outcome.exit_code == 0, outcome
+    assert outcome.log.read_text(encoding="utf-8") == "[0 stdout] 50%|██ · 字\n[0 stdout] utf-8\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.launch import leash
+from harness.parallel.pulse import parse
 from tests.labs import processes_with
 from tests.waiting import wait_for
 
@@ -74,3 +75,40 @@ def test_a_stopped_command_is_told_and_that_it_goes_on(tmp_path: Path) -> None:
     held.stdin.close()
     assert held.wait(20) == 128 + signal.SIGTERM
     held.stderr.close()
+
+
+def test_a_folder_that_a_host_lacks_is_told(tmp_path: Path) -> None:
+    command = [*LEASH, leash.IN, str(tmp_path / "none"), "pwd", "-P"]
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as input_:
+        done = subprocess.run(
+            command, cwd=tmp_path, stdin=input_.stdout, capture_output=True, text=True, check=True
+        )
+        input_.kill()
+    assert done.stdout == f"{tmp_path}\n"
+    assert f"has no folder {tmp_path / 'none'} (No such file or directory)" in done.stderr
+
+
+WATCHED = """
+import time
+from harness.parallel.pulse import open_pulse
+with open_pulse(60) as pulse:
+    pulse.window(7, slow=False)
+    time.sleep({seconds})
+    import os
+    os._exit({code})
+"""
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_the_last_report_is_that_the_rank_has_ended(code: int) -> None:
+    """A launcher that had heard of it, and of others later, would take it for silent."""
+    program = WATCHED.format(seconds=leash.LOOK_SECONDS + 1, code=code)
+    command = [*LEASH, leash.PULSE, sys.executable, "-c", program]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as held:
+        assert held.stdout is not None
+        reports = [parse(line) for line in held.stdout]
+        assert held.wait(20) == code
+    assert [report.limit for report in reports if report] == [60.0] * (len(reports) - 1) + [0.0]
+    assert len(reports) > 1

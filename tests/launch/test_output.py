@@ -221,3 +221,23 @@ def test_a_stopped_rank_is_shown_at_once() -> None:
     screen.show(Line(2, "stderr", STOPPED, False))
     screen.show(Line(0, "stderr", RESUMED, False))
     assert file.getvalue() == f"rank 2: {STOPPED}\nrank 0: {RESUMED}\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "cause"),
+    [
+        (
+            "198.51.100.7",
+            "the connection to rank 1 on 198.51.100.7 was lost (ssh ended with exit code 255)",
+        ),
+        ("localhost", "rank 1 ended with exit code 255"),
+    ],
+)
+def test_a_lost_connection_is_no_signal(host: str, cause: str) -> None:
+    found = Evidence(["localhost", host])
+    said = rank(1, "client_loop: send disconnect: Broken pipe") + ENDED.format(1, 255)
+    for line in Splitter().feed(said.encode(), final=True):
+        found.add(line)
+    first, last = found.cause().splitlines()
+    assert first == cause
+    assert last.startswith("client_loop")

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.horovodrun import horovodrun
+from tests.tracking.test_only_one import held_by_another
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,3 +195,49 @@ def test_after_a_schedulers_warning_a_run_goes_on_as_the_undisturbed_one(
     assert code == 0, said
     assert again.checksums() == whole.checksums()
     assert again.losses() == whole.losses()
+
+
+@pytest.mark.timeout(900)
+def test_a_run_that_failed_after_its_last_checkpoint_concludes_and_then_has_ended(
+    tmp_path: Path,
+) -> None:
+    short = ("train.steps=60",)
+    launched = Launched.start(tmp_path / "late", *short)
+    code, said = launched.end()
+    assert code == 0, said
+    final = launched.summary["evaluations"]
+    (launched.folder / "summary.json").unlink()
+    again = Launched.start(launched.root, *short, "--continue")
+    code, said = again.end()
+    assert code == 0, said
+    assert again.summary["evaluations"] == final
+    assert again.summary["restarts"] == 1
+    assert [step for step, _ in again.losses()] == list(range(10, 61, 10))
+    assert again.in_store()[2] == "FINISHED"
+    code, said = Launched.start(launched.root, *short, "--continue").end()
+    assert (code, said) == (
+        0,
+        f"harness: the run in {launched.folder} has ended, after 60 windows\n",
+    )
+    code, said = Launched.start(launched.root, "train.steps=70", "--continue").end()
+    assert code == 2
+    assert "has train.steps=60, and here it is 70" in said
+    assert again.summary["restarts"] == 1
+    experiment = str(launched.root / "experiment.yaml")
+    goes_on = ("--folder", str(launched.folder), "--continue")
+    trained = horovodrun(
+        ["-m", "harness", "train", experiment, *short, *goes_on],
+        np=2,
+        hosts="localhost:1,127.0.0.1:1",
+    )
+    assert trained.output.count("has ended, after 60 windows") == 1
+
+
+def test_a_run_that_is_being_trained_is_not_continued_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "beside" / "run"
+    folder.mkdir(parents=True)
+    with held_by_another(folder) as other:
+        code, said = Launched.start(folder.parent, "train.steps=20", "--continue").end()
+    assert code == 2
+    assert f"is being trained by process {other.pid} on " in said
+    assert not (folder / "config.yaml").exists()

@@ -1,15 +1,27 @@
 """Which hosts take part again after a failure, and from where a run goes on."""
 
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from horovod.runner.util.remote import get_remote_command
 
 from harness.config import Config
 from harness.errors import UserError
+from harness.launch import supervisor
 from harness.launch.fitness import Checked, check_hosts
 from harness.launch.hosts import Host, read_hosts
-from harness.launch.supervisor import Policy, Training, newest_window, placed, replaced
+from harness.launch.launch import Outcome
+from harness.launch.supervisor import (
+    Policy,
+    Training,
+    newest_window,
+    placed,
+    replaced,
+    supervise,
+)
 from harness.train.checkpoint.verdict import mark_bad
 
 H1, H2, H3 = Host("h1", 4), Host("h2", 4), Host("h3", 4)
@@ -104,3 +116,40 @@ def test_a_spare_that_is_used_already_is_no_spare(tmp_path: Path) -> None:
     training = Training(tmp_path / "x.yaml", (), config, tmp_path, 2, f"localhost:1,{GONE}:1")
     found = placed(training, Policy(1, read_hosts("localhost:4")))
     assert (found.hosts, found.ranks) == ("localhost:1", 1)
+
+
+def test_a_host_that_ssh_has_never_met_is_reached_as_horovodrun_reaches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ssh").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/given\n')
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (found,) = check_hosts((Host(GONE, 1),), tmp_path, cards=False)
+    assert found.fault == ""
+    given = (tmp_path / "given").read_text()
+    options = re.findall(r"-o (\w+=\w+)", get_remote_command("true", GONE))
+    assert len(options) == 2
+    for option in (*options, "BatchMode=yes"):
+        assert f"-o {option} " in given
+
+
+def test_a_restart_that_cannot_begin_keeps_the_reason_of_the_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config.model_validate({"train": {"steps": 1}})
+    training = Training(tmp_path / "x.yaml", (), config, tmp_path, 2, None)
+    log = tmp_path / "log"
+
+    def runs(training: Training, goes_on: bool, log: Path) -> Outcome:
+        if goes_on:
+            raise UserError("cannot write the log: No space left on device")
+        return Outcome(1, "rank 1 failed", log, stopped=False)
+
+    monkeypatch.setattr(supervisor, "placed", lambda training, _: training)
+    monkeypatch.setattr(supervisor, "_run", runs)
+    outcome = supervise(training, Policy(restarts=3), log)
+    assert outcome.exit_code == 1
+    assert outcome.reason.splitlines() == [
+        "rank 1 failed",
+        "harness: not started again: cannot write the log: No space left on device",
+    ]

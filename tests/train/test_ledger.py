@@ -20,7 +20,7 @@ from harness.parallel.topology import Topology
 from harness.train.checkpoint.meta import STARTED, Progress
 from harness.train.course import Course
 from harness.train.ledger import Ledger, NullJournal, expected_bytes
-from harness.train.windows import Stopwatch, no_window_is_timed, traced_windows
+from harness.train.windows import Stopwatch, check_traced, no_window_is_timed, traced_windows
 from tests.alone import CPU, world_of_one
 from tests.timelines import ByHand
 
@@ -162,7 +162,7 @@ def test_a_run_may_end_while_it_is_traced() -> None:
 def test_a_resumed_run_counts_traced_windows_from_its_own_first() -> None:
     assert traced_windows(config(traced=(1, 2)).trace, 3, 6) == range(4, 6)
     with pytest.raises(UserError, match="first_window=3 is after the end of a run of 3 windows"):
-        traced_windows(config(traced=(3,)).trace, 3, 6)
+        check_traced(config(traced=(3,)).trace, 3, 6)
     assert not traced_windows(config().trace, 3, 6)
 
 

@@ -8,12 +8,14 @@ import pytest
 from torch import Tensor
 
 from harness.config import Config, load
-from harness.errors import RunFailed
+from harness.data.open import open_dataset
+from harness.errors import RunFailed, UserError
 from harness.exchange.carried import Strip
 from harness.parallel.pulse import Pulse
 from harness.train.checkpoint.checkpoint import Checkpoint
 from harness.train.checkpoint.files import write_tensors
 from harness.train.checkpoint.places import Places
+from harness.train.step import make_step
 from harness.train.training import Training
 from tests.alone import world_of_one
 from tests.train.checkpoint_program import Journal, made
@@ -142,3 +144,32 @@ def test_an_evaluation_shows_that_it_moves(tmp_path: Path, monkeypatch: pytest.M
     shown.clear()
     training.evaluate()
     assert shown
+
+
+def test_a_run_that_failed_after_its_last_save_only_evaluates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run that resumes this checkpoint still has nothing to train."""
+    whole = Training(made(load(experiment(tmp_path)), world_of_one()), tmp_path / "whole")
+    expected = whole.run(Journal()).evaluations
+
+    def fails(self: Training, limit: int = 0) -> dict[str, float]:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "evaluate", fails)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(load(experiment(tmp_path)), tmp_path / "run", Journal())
+    last = f"train.resume={checkpoint_at(tmp_path / 'run', 6)}"
+    config = load(experiment(tmp_path), [last, "trace.windows=1", "trace.first_window=2"])
+    data = open_dataset(config.data)
+    with pytest.raises(UserError, match="is at window 6 and the run ends at 6"):
+        make_step(config, data, world_of_one())
+    journal = Journal()
+    step = make_step(config, data, world_of_one(), goes_on=True)
+    found = Training(step, tmp_path / "run").run(journal)
+    assert found.evaluations[-1].metrics == expected[-1].metrics
+    assert [each.window for each in found.evaluations] == [6]
+    assert found.images == 6 * 3
+    assert found.timed_windows == 0
+    assert [name for name, _ in journal.warnings] == ["timing"]
