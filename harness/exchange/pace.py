@@ -1,10 +1,10 @@
 """How long windows of each exchange would take, by times measured in a run, and which one to take.
 
-The same formulas as the planner's, on a few measured times instead of the figures of machines.
+The planner's formulas, shortened, on a few measured times instead of the figures of machines.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harness.exchange.codecs import COMPRESSIONS
 from harness.exchange.kinds import KINDS, KindName
@@ -45,15 +45,21 @@ class Pace:
     compute_ms: float
     """A window of one micro-batch in which nodes do not communicate."""
     transfer_ms: Mapping[str, float]
-    """Sending a rank's whole part and waiting for the result, by compression."""
+    """Sending a rank's whole part and waiting for the result, by compression, as late results
+    travel."""
     waiting_ms: float
     """A synchronous window of one micro-batch without compression."""
+    on_time_ms: Mapping[str, float] = field(default_factory=dict)
+    """The same where a window waits for its own result; what is missing is as in `transfer_ms`."""
+    encode_ms: Mapping[str, float] = field(default_factory=dict)
+    """The part of a transfer in which the training thread writes what is sent, by compression: late
+    or not, nothing hides it. What is missing takes no time."""
 
     @property
     def exposed(self) -> float:
         """Share of a transfer that a synchronous window waits for: the rest is hidden behind the
         backward pass."""
-        whole = self.transfer_ms["none"]
+        whole = self._on_time("none")
         return min(1.0, max(0.0, self.waiting_ms - self.compute_ms) / whole) if whole else 0.0
 
     def pieces(self, passes: int, delay: int, compression: str) -> int:
@@ -65,14 +71,18 @@ class Pace:
         """Predicted milliseconds of a window."""
         traits = KINDS[choice.kind]
         busy = choice.passes * self.compute_ms
-        transfer = self.transfer_ms[choice.compression] / choice.pieces
         if not traits.late:
-            return busy + self.exposed * transfer
+            return busy + self.exposed * self._on_time(choice.compression)
         if not choice.delay:
-            return busy + transfer
+            return busy + self._on_time(choice.compression) / choice.pieces
+        transfer = self.transfer_ms[choice.compression] / choice.pieces
+        busy += self.encode_ms.get(choice.compression, 0.0) / choice.pieces
         if traits.lands_first:
             return max(busy, transfer / choice.delay)
         return max(busy, (busy + transfer) / (choice.delay + 1), transfer)
+
+    def _on_time(self, compression: str) -> float:
+        return self.on_time_ms.get(compression, self.transfer_ms[compression])
 
     def rate(self, choice: Choice) -> float:
         """Predicted micro-batches of a rank per second."""

@@ -69,8 +69,11 @@ def measured(config: Config, dataset: Dataset, world: World) -> Pace:
     apart = Trial(config.with_nodes_apart(passes=1), dataset, world)
     apart.window_ms(WARM_WINDOWS)
     times = [apart.window_ms(TIMED_WINDOWS)]
-    exchanges = [config.exchange.model_copy(update={"compression": wire}) for wire in wires]
-    times += [transfer_ms(each, apart, world) for each in exchanges]
+    for wire in wires:
+        late = config.exchange.model_copy(update={"compression": wire})
+        sent = transfer_ms(late, apart, world)
+        on_time = transfer_ms(late.model_copy(update={"delay": 0}), apart, world)
+        times += [sent.ms, sent.encode_ms, on_time.ms]
     apart.close()
     plain = config.exchanging(
         kind="synchronous", backward_passes_per_step=1, delay=0, compression="none"
@@ -79,8 +82,11 @@ def measured(config: Config, dataset: Dataset, world: World) -> Pace:
     waiting.window_ms(WARM_WINDOWS)
     times.append(waiting.window_ms(TIMED_WINDOWS))
     waiting.close()
-    compute, *sent, waited = slowest(times, world)
-    return Pace(compute, dict(zip(wires, sent, strict=True)), waited)
+    compute, *transfers, waited = slowest(times, world)
+    late_ms, encode_ms, on_time_ms = (
+        dict(zip(wires, transfers[number::3], strict=True)) for number in range(3)
+    )
+    return Pace(compute, late_ms, waited, on_time_ms, encode_ms)
 
 
 def _kept(config: Config) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -59,9 +60,9 @@ def _transfers_ms(exchange: ExchangeConfig, trial: Trial, world: World) -> list[
     shared, sliced = trial.step.model.flats
     chunk, of_slice = shared.owned.size, len(sliced.values)
     if (pace := exchange.slice_pieces) is None:
-        return [transfer_ms(exchange, trial, world), 0.0]
+        return [transfer_ms(exchange, trial, world).ms, 0.0]
     sizes = chunk, -(-of_slice // pace)
-    return [_transfer_ms(exchange, each, shared.values, world) for each in sizes]
+    return [_transfer_ms(exchange, each, shared.values, world).ms for each in sizes]
 
 
 def _sending(times: PieceTimes, slice_pieces: int | None) -> str:
@@ -73,22 +74,35 @@ def _sending(times: PieceTimes, slice_pieces: int | None) -> str:
     )
 
 
-def transfer_ms(exchange: ExchangeConfig, trial: Trial, world: World) -> float:
-    """Milliseconds of sending what crosses of this rank's part to its peers and waiting for the
-    mean. Collective over the world."""
+def transfer_ms(exchange: ExchangeConfig, trial: Trial, world: World) -> "Transfer":
+    """The times of sending what crosses of this rank's part to its peers and waiting for the mean.
+    Collective over the world."""
     own = trial.step.model.of_rank
     elements = own.shared.owned.size + (len(own.sliced.values) if own.slice_crosses else 0)
     return _transfer_ms(exchange, elements, own.shared.values, world)
 
 
-def _transfer_ms(exchange: ExchangeConfig, elements: int, like: Tensor, world: World) -> float:
+@dataclass(frozen=True)
+class Transfer:
+    """Medians, milliseconds."""
+
+    ms: float
+    """From the launch until the mean is there."""
+    encode_ms: float
+    """The launch alone, in which the training thread writes what is sent."""
+
+
+def _transfer_ms(exchange: ExchangeConfig, elements: int, like: Tensor, world: World) -> Transfer:
     part = like.new_zeros(elements)
     parts = WireParts(elements, part)
     name = f"pace transfer {exchange.compression} {elements}"
     wire = make_wire(exchange.compression, parts, carrier_of(exchange, world), name)
-    times = []
+    times, launches = [], []
     for _ in range(TRANSFERS):
         started = now(world.device)
-        wire.launch(part, 0).mean(into=part)
+        sent = wire.launch(part, 0)
+        launched = now(world.device)
+        sent.mean(into=part)
         times.append((now(world.device) - started) * 1e3)
-    return statistics.median(times)
+        launches.append((launched - started) * 1e3)
+    return Transfer(statistics.median(times), statistics.median(launches))

@@ -33,6 +33,7 @@ from harness.train.windows import (
     WindowRole,
     WindowSchedule,
     no_window_is_timed,
+    pauses_are_near,
 )
 
 
@@ -89,6 +90,8 @@ class Ledger:
         """Starts the stopwatch, and warns of what will not be measured."""
         if line := no_window_is_timed(self._config):
             journal.warn("timing", line)
+        if line := pauses_are_near(self._config):
+            journal.warn("timing_delay", line)
         self.stopwatch.start()
 
     @contextmanager

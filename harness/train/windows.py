@@ -126,6 +126,28 @@ def no_window_is_timed(config: Config) -> str:
     return ""
 
 
+RIDES = 20
+"""Windows between two pauses, by window of delay, from which the free ride after a pause is below
+5 %."""
+
+
+def pauses_are_near(config: Config) -> str:
+    """A one-line warning if pauses are so near to each other that several windows of delay make
+    rates too high, else "".
+
+    In a pause `delay` results arrive for nothing. The windows that use them are not timed, but
+    those behind are up to delay - 1 windows' computing ahead of the link.
+    """
+    delay, every = config.exchange.delay, config.train.evaluate_every
+    if not config.exchange.traits.late or delay < 2 or not 0 < every < RIDES * delay:
+        return ""
+    return (
+        f"train.evaluate_every={every} with exchange.delay={delay}: where the link is the limit, "
+        f"images/s come out too high, because {delay} results arrive during each evaluation; set "
+        f"it to {RIDES * delay} or more"
+    )
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A reading of the stopwatch."""

@@ -30,11 +30,10 @@ def test_a_link_that_costs_nothing_takes_the_exact_baseline() -> None:
 
 
 def test_a_link_that_costs_as_much_as_the_compute() -> None:
-    """As in the planner: stale gradients cost less accuracy than fewer bits, and these less than
+    """As in the planner: fewer bits cost less accuracy than stale gradients, and these less than
     rarer steps."""
+    assert taken(pace(100, 80), passes=8) == Choice("synchronous", 1, 0, "int4")
     assert taken(pace(100, 90), passes=8) == Choice("delayed", 1, 1, "none")
-    waiting = taken(pace(100, 80), passes=8, kinds=["synchronous"])
-    assert waiting == Choice("synchronous", 1, 0, "int4")
 
 
 def test_only_what_is_allowed_is_taken() -> None:
@@ -101,3 +100,17 @@ def test_a_link_slower_than_the_compute_bounds_a_late_window() -> None:
     assert times.window_ms(Choice("delayed", 1, 1, "none")) == 300
     assert times.window_ms(Choice("delayed", 2, 1, "none")) == 300
     assert times.window_ms(Choice("averaging", 1, 2, "none")) == 150
+
+
+def test_late_exchanges_pay_for_what_the_training_thread_writes() -> None:
+    times = Pace(100, {"none": 50, "int8": 20}, 150, encode_ms={"int8": 15})
+    assert times.window_ms(Choice("delayed", 1, 1, "none")) == 100
+    assert times.window_ms(Choice("delayed", 1, 1, "int8")) == 115
+
+
+def test_windows_that_wait_are_judged_by_how_their_own_results_travel() -> None:
+    """Horovod's agreement is late exchanges' alone."""
+    times = Pace(100, {"none": 200, "int8": 120}, 150, on_time_ms={"none": 100, "int8": 30})
+    assert times.exposed == 0.5
+    assert times.window_ms(Choice("synchronous", 1, 0, "int8")) == 115
+    assert times.window_ms(Choice("averaging", 1, 0, "int8")) == 130

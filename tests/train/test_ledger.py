@@ -20,7 +20,13 @@ from harness.parallel.topology import Topology
 from harness.train.checkpoint.meta import STARTED, Progress
 from harness.train.course import Course
 from harness.train.ledger import Ledger, NullJournal, expected_bytes
-from harness.train.windows import Stopwatch, check_traced, no_window_is_timed, traced_windows
+from harness.train.windows import (
+    Stopwatch,
+    check_traced,
+    no_window_is_timed,
+    pauses_are_near,
+    traced_windows,
+)
 from tests.alone import CPU, world_of_one
 from tests.timelines import ByHand
 
@@ -316,3 +322,12 @@ def test_a_drain_before_a_checkpoint_is_training_time_and_in_no_rate() -> None:
     assert summary.step_ms.mean == pytest.approx(1000)
     # The window behind it has nothing to wait for.
     assert summary.timed_windows == WINDOWS - summary.untimed_windows - 1
+
+
+def test_pauses_near_each_other_are_told_of_where_several_windows_are_late() -> None:
+    every = {"evaluate_every": 39}
+    for delay, near in ((1, False), (2, True)):
+        found = config(kind="averaging", delay=delay)
+        often = found.model_copy(update={"train": found.train.model_copy(update=every)})
+        assert bool(pauses_are_near(often)) == near
+        assert not pauses_are_near(found), "it does not evaluate in between"
