@@ -50,7 +50,7 @@ def horovodrun(
     command: str | Path | Sequence[str],
     np: int = 4,
     hosts: str | None = "localhost:2,127.0.0.1:2",
-    timeout: float = 180.0,
+    timeout: float = 360.0,
     *,
     environment: Mapping[str, str] | None = None,
     options: Sequence[str] = (),

@@ -31,7 +31,7 @@ class RanksFailed(AssertionError):
 
 
 def run_on_ranks(
-    function: Callable[..., Any], n: int, *args: Any, timeout: float = 60.0
+    function: Callable[..., Any], n: int, *args: Any, timeout: float = 150.0
 ) -> list[Any]:
     """`function(*args)` on each of n ranks at once; returns the results in rank order.
 

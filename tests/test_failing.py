@@ -49,7 +49,7 @@ def test_the_cause_comes_last_after_one_line_of_every_other_rank(
     here: Path, how: str, hosts: str, overrides: tuple[str, ...]
 ) -> None:
     command = ["-m", "tests.failing_program", how, "1", "train", "tiny.yaml", *overrides]
-    ended = horovodrun(command, np=2, hosts=hosts, folder=here, check=False, timeout=240)
+    ended = horovodrun(command, np=2, hosts=hosts, folder=here, check=False, timeout=500)
     said = said_by(ended.stderr)
     assert ended.returncode != 0
     assert [rank for rank, words in said if VICTIM.match(words)] == [0], ended.output

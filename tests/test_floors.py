@@ -191,7 +191,7 @@ def test_importing_opens_nothing(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=600,
     )
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout) == {}

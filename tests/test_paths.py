@@ -154,7 +154,7 @@ def test_a_training_writes_into_the_home_folder(home: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     (run,) = (home / "r").iterdir()

@@ -136,6 +136,6 @@ def test_ranks_name_what_differs_on_which_host_and_start_from_the_same_weights()
     result = horovodrun(
         ["-m", "tests.doctor.agreement_program"],
         environment={"HOROVOD_CYCLE_TIME": "5"},
-        timeout=240,
+        timeout=500,
     )
     assert result.lines(0)[-1] == "all as it should be"

@@ -425,7 +425,7 @@ def all_seen() -> dict[str, Seen]:
 
 @cache
 def on_ranks() -> list[dict[str, Seen]]:
-    return run_on_ranks(all_seen, RANKS, timeout=240.0)
+    return run_on_ranks(all_seen, RANKS, timeout=500.0)
 
 
 @NAMES

@@ -80,7 +80,7 @@ def test_what_goes_on_after_a_request_is_the_undisturbed_run(tmp_path: Path) -> 
     assert summary["restarts"] == 1
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_another_run_is_not_continued(tmp_path: Path) -> None:
     asked = Asked(tmp_path)
     folder = ("--folder", str(tmp_path / "own"), "--continue")

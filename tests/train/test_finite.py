@@ -248,7 +248,7 @@ def test_a_run_that_diverges_ends_in_one_line_and_as_failed(tmp_path: Path) -> N
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=600,
     )
     assert ended.returncode == 1, ended.stderr
     (line,) = [each for each in ended.stderr.splitlines() if each.startswith("harness:")]

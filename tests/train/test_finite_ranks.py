@@ -16,7 +16,7 @@ from tests.train.finite_program import LAYOUTS, SPOILT, Spoilt
 def results() -> dict[str, Any]:
     """Two nodes of two ranks, one launch."""
     found = horovodrun(
-        ["-m", "tests.train.finite_program"], timeout=280, environment={"HOROVOD_CYCLE_TIME": "5"}
+        ["-m", "tests.train.finite_program"], timeout=600, environment={"HOROVOD_CYCLE_TIME": "5"}
     )
     lines = [json.loads(line) for line in found.lines(0) if line.startswith("{")]
     return {line["case"]: line for line in lines}

@@ -61,7 +61,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
         (program, 3, "localhost:3"),
     ):
         ended = horovodrun(
-            command, ranks, hosts, timeout=280, environment={"HOROVOD_CYCLE_TIME": "5"}
+            command, ranks, hosts, timeout=600, environment={"HOROVOD_CYCLE_TIME": "5"}
         )
         (line,) = [line for line in ended.lines(0) if line[:1] == "{"]
         found |= json.loads(line)

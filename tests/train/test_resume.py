@@ -17,7 +17,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """What each rank found, of each case; one horovodrun goes through all of them."""
     ended = horovodrun(
         ["-m", "tests.train.resume_program", str(tmp_path_factory.mktemp("resume"))],
-        timeout=280,
+        timeout=600,
         environment={"HOROVOD_CYCLE_TIME": "5"},
     )
     lines = [[json.loads(line) for line in ended.lines(rank) if line[:1] == "{"] for rank in RANKS]

@@ -114,7 +114,7 @@ def one(here: Path) -> Trained:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=600,
     )
     assert ended.returncode == 0, ended.stderr
     (run,) = (folder / "runs").iterdir()
@@ -128,7 +128,7 @@ def four(here: Path) -> Trained:
     ended = horovodrun(
         ["-m", "harness", "train", "many.yaml", "--folder", "the-run"],
         folder=folder,
-        timeout=280,
+        timeout=600,
         environment={"HOROVOD_CYCLE_TIME": "5"},
     )
     store = folder / "mlflow.db"
