@@ -180,4 +180,6 @@ KINDS: dict[KindName, Traits] = {
         Path.DDP, Crosses.VALUES, local_steps=True, copies=1, compressions=("none",)
     ),
 }
+CHOSEN = ("kind", "backward_passes_per_step", "delay", "compression", "pieces")
+"""The settings that `exchange.kind=auto` chooses; a resumed run keeps them."""
 PLANNED: tuple[KindName, ...] = tuple(name for name, traits in KINDS.items() if traits.planned)

@@ -127,12 +127,7 @@ def _train(
 
 def _has_ended(config: "Config", folder: Path) -> bool:
     """Whether nothing is left to do of the run in the folder, which is then said."""
-    from harness.tracking.run_folder import SUMMARY, RunFolder
-
-    if not RunFolder(folder).has(SUMMARY):
-        return False
-    # Imported only here because it imports torch, which takes seconds.
-    from harness.train.going_on import ended
+    from harness.tracking.ended import ended
 
     return ended(config, folder) is not None
 

@@ -5,15 +5,12 @@ from typing import Any
 
 from harness.config import AUTO, Config
 from harness.data.images import Dataset
-from harness.exchange.kinds import KINDS, PLANNED
+from harness.exchange.kinds import CHOSEN, KINDS, PLANNED
 from harness.exchange.pace import Choice, Pace, allowed, best, widest_first
 from harness.parallel.world import World
 from harness.train.checkpoint.meta import resumed_meta
 from harness.train.choose_pieces import TIMED_WINDOWS, WARM_WINDOWS, transfer_ms
 from harness.train.trial import Trial, slowest
-
-KEPT = ("kind", "backward_passes_per_step", "delay", "compression", "pieces")
-"""Settings that are chosen; a resumed run keeps them."""
 
 
 def choose_kind(config: Config, dataset: Dataset, world: World) -> Config:
@@ -47,7 +44,7 @@ def choose_kind(config: Config, dataset: Dataset, world: World) -> Config:
 def settings(choice: Choice) -> dict[str, Any]:
     """The settings of the exchange that a choice makes."""
     chosen = choice.kind, choice.passes, choice.delay, choice.compression, choice.pieces
-    return dict(zip(KEPT, chosen, strict=True)) | {"kinds": PLANNED}
+    return dict(zip(CHOSEN, chosen, strict=True)) | {"kinds": PLANNED}
 
 
 def reason(choice: Choice, pace: Pace) -> str:
@@ -93,5 +90,5 @@ def _kept(config: Config) -> dict[str, Any]:
     """The choice of the run that wrote the checkpoint; {} if it made none."""
     meta = resumed_meta(config)
     values = meta.origin.config if meta and meta.origin else {}
-    found = {key: values.get(f"exchange.{key}") for key in KEPT}
+    found = {key: values.get(f"exchange.{key}") for key in CHOSEN}
     return found | {"kinds": PLANNED} if found["kind"] in config.exchange.kinds else {}

@@ -6,23 +6,19 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from harness.config import AUTO, Config
-from harness.errors import Diverged, UserError
+from harness.config import Config
+from harness.errors import Diverged
 from harness.measure.summary import Restarts, RunSummary
 from harness.parallel.ranks import Ranks
+from harness.tracking.ended import ended
 from harness.tracking.run_folder import CHECKPOINTS, CONFIG, RunFolder
 from harness.train.checkpoint.choice import Chosen, choose_checkpoint, newest_good
 from harness.train.checkpoint.manifest import BadCheckpoint
 from harness.train.checkpoint.meta import read_meta
 from harness.train.checkpoint.verdict import mark_bad
-from harness.train.choose_kind import KEPT
 
 FIRST_WINDOWS = 10
 """A run that diverges within so many windows after a load has loaded the cause."""
-CHOSEN_BY_THE_RUN = ("exchange.pieces", "exchange.route")
-"""Keys that a run may have filled in itself before it recorded its config."""
-CHOSEN_WITH_THE_KIND = tuple(f"exchange.{key}" for key in (*KEPT, "kinds"))
-"""The same for a run with `exchange.kind=auto`."""
 
 
 @dataclass(frozen=True)
@@ -45,41 +41,6 @@ class Place:
         """The same on all ranks: the run goes on if it is in the folder of any host. Collective
         over the world."""
         return replace(self, goes_on=any(ranks.gather_objects(self.holds_run, "goes on")))
-
-
-def check_alike(config: Config, folder: Path) -> None:
-    """Raises UserError if the run in the folder has other settings."""
-    recorded = RunFolder(folder).config
-    if recorded is None:
-        return
-    before, now = recorded.alike(), config.alike()
-    chosen: tuple[str, ...] = CHOSEN_BY_THE_RUN
-    if config.exchange.kind == AUTO:
-        chosen += CHOSEN_WITH_THE_KIND
-    for key, value in now.items():
-        # How long ranks may take to end changes nothing of what they train.
-        if not key.startswith("launch.") and key not in chosen and before.get(key) != value:
-            raise UserError(
-                f"the run in {folder} has {key}={before.get(key)}, and here it is {value}; "
-                f"continue it with the same settings, or give another --folder"
-            )
-
-
-def ended(config: Config, folder: Path) -> RunSummary | None:
-    """The summary of the run in the folder if nothing of it is left to do, which is then said.
-
-    A run has something left if it diverged at its end, or could not save its last model. Raises
-    UserError if the run has other settings.
-    """
-    own = RunFolder(folder)
-    summary = own.summary
-    if summary is None or summary.diverged:
-        return None
-    if config.train.save and summary.windows not in own.checkpoints():
-        return None
-    check_alike(config, folder)
-    print(f"harness: the run in {folder} has ended, after {summary.windows} windows", flush=True)
-    return summary
 
 
 def ended_on_first(config: Config, place: Place, ranks: Ranks) -> RunSummary | None:

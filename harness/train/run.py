@@ -37,6 +37,7 @@ from harness.signals import handled, unless_ignored
 from harness.tracing.gather import check_trace
 from harness.tracing.horovod_timeline import allow_timeline
 from harness.tracking.connection import Status, check_store
+from harness.tracking.ended import check_alike
 from harness.tracking.folders import Claim, check_free, claim, now
 from harness.tracking.node_gauges import monitor_node
 from harness.tracking.only_one import only_one
@@ -49,7 +50,6 @@ from harness.train.going_on import (
     Place,
     Start,
     begin_again,
-    check_alike,
     choose_start,
     condemn,
     ended_on_first,

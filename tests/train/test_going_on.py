@@ -12,6 +12,7 @@ import pytest
 from harness.checkpoint.verify import verify
 from harness.config import Config, load
 from harness.errors import Diverged, UserError
+from harness.tracking.ended import check_alike
 from harness.tracking.run_folder import BAD, CONFIG, RunFolder
 from harness.train.checkpoint.meta import CHECKSUM, read_meta
 from harness.train.checkpoint.verdict import mark_bad
@@ -20,7 +21,6 @@ from harness.train.going_on import (
     Place,
     Start,
     begin_again,
-    check_alike,
     choose_start,
     condemn,
 )
