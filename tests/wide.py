@@ -136,10 +136,10 @@ class WideWorld(World):
     def line(self, purpose: str) -> Line:
         return self._late.setdefault(purpose, LateLine())
 
-    def beside(self, ranks: tuple[int, ...], purpose: str) -> Group:
+    def beside(self, ranks: tuple[int, ...], purpose: str, *_: Any, **__: Any) -> Group:
         return _group(len(ranks), self.meters)
 
-    def reducing(self, group: Group, purpose: str) -> Group:
+    def reducing(self, group: Group, purpose: str, late: bool = False) -> Group:
         return group
 
 
