@@ -12,7 +12,7 @@ WORLD: Any = SimpleNamespace(
     peers="Horovod",
     across="torch.distributed",
     late=lambda: "torch.distributed, beside",
-    reducing=lambda group, purpose: f"{group} in two hops",
+    reducing=lambda group, purpose, late: f"{group} in two hops",
 )
 
 
