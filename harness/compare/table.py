@@ -80,21 +80,20 @@ def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[s
         ),
     }
     measures |= {name: _final(name) for name in sets}
+    timed = None if variant.diverged else target  # a run that diverged has missed the target
     measures |= {
         "images": lambda run: run.images,
         "train_seconds": lambda run: run.train_seconds,
-        "seconds_to_target": lambda run: _seconds(run, target),
+        "seconds_to_target": lambda run: _seconds(run, timed),
     }
     row: dict[str, float] = {}
     for name, measure in measures.items():
         found = [measure(run) for run in variant.summaries]
-        # NaN propagates: a mean over only the seeds that reached the target would be biased. A run
-        # that diverged has missed it.
-        diverged = name == "seconds_to_target" and variant.diverged
-        row[name] = mean(found) if found and not diverged else math.nan
+        # NaN propagates: a mean over only the seeds that reached the target would be biased.
+        row[name] = mean(found) if found else math.nan
         if len(found) > 1:
             row[f"{name}_sd"] = stdev(found) if math.isfinite(row[name]) else math.nan
-            row[f"{name}_ci"] = math.nan if diverged else mean_interval(found).half
+            row[f"{name}_ci"] = mean_interval(found).half
     row["reached"] = sum(_seconds(run, target) > 0 for run in variant.summaries)
     row["runs"] = len(variant.summaries)
     row["failed"] = variant.failed
@@ -267,7 +266,8 @@ _percent = _spread(2, 100.0)
 def _to_target(row: "pd.Series[float]", name: str) -> str:
     """Seconds to the target, or in how many runs it was reached if some missed it."""
     runs = int(row["runs"] + row["diverged"])
-    return f"{int(row['reached'])} of {runs}" if math.isnan(row[name]) else _spread(1)(row, name)
+    missed = math.isnan(row[name]) and runs > 0
+    return f"{int(row['reached'])} of {runs}" if missed else _spread(1)(row, name)
 
 
 def _runs(row: "pd.Series[float]", name: str) -> str:

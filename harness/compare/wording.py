@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from harness.compare.intervals import Interval
 from harness.compare.verdict import Finding, Judgement, Verdict, accuracy_grain
 from harness.tracking.results import Variant
-
-DIVERGED = "diverged"
 
 
 def too_few(pairs: int) -> str:
@@ -20,26 +19,35 @@ def unfinished(variant: Variant) -> str:
     """What happened to the variant's runs that have no result, joined by commas. Those that failed
     or still run are in no count of runs that missed the target; those that diverged are."""
     return ", ".join(
-        f"{count} {'' if what.startswith(DIVERGED) else 'more '}run{'s' * (count > 1)} {what}"
-        for count, what in _ends(variant)
+        f"{count} {'' if missed else 'more '}run{'s' * (count > 1)} {what}"
+        for count, what, missed in _ends(variant)
     )
 
 
 def lost_runs(variant: Variant, whose: str) -> list[str]:
     """A clause for each way in which runs of a variant with results ended without one."""
-    return [f"{count} of {whose} runs {what}" for count, what in _ends(variant)]
+    return [f"{count} of {whose} runs {what}" for count, what, _ in _ends(variant)]
 
 
-def _ends(variant: Variant) -> list[tuple[int, str]]:
+class _End(NamedTuple):
+    """A way in which runs of a variant ended without a result."""
+
+    runs: int
+    what: str
+    missed: bool = False
+    """Whether these runs count as ones that missed the target."""
+
+
+def _ends(variant: Variant) -> list[_End]:
     """How many runs of the variant ended in each way other than well."""
     where = ", ".join(dict.fromkeys(variant.diverged))
     still = f"{'is' if variant.running == 1 else 'are'} still running"
     found = [
-        (len(variant.diverged), f"{DIVERGED} ({where})"),
-        (variant.failed, "failed"),
-        (variant.running, still),
+        _End(len(variant.diverged), f"diverged ({where})", missed=True),
+        _End(variant.failed, "failed"),
+        _End(variant.running, still),
     ]
-    return [(count, what) for count, what in found if count]
+    return [each for each in found if each.runs]
 
 
 def without_result(variant: Variant) -> str:
@@ -48,10 +56,10 @@ def without_result(variant: Variant) -> str:
     if not ends:
         return "no run was started"
     if len(ends) == 1 and not variant.running:
-        ((count, what),) = ends
+        ((count, what, _),) = ends
         every = {1: "its only run", 2: "both runs"}.get(count, f"all {count} runs")
         return f"{every} {what}"
-    return ", ".join(f"{count} run{'s' * (count > 1)} {what}" for count, what in reversed(ends))
+    return ", ".join(f"{count} run{'s' * (count > 1)} {what}" for count, what, _ in reversed(ends))
 
 
 def ratio_range(finding: Finding) -> str:
