@@ -9,7 +9,7 @@ from harness.exchange.kinds import CHOSEN, KINDS, PLANNED
 from harness.exchange.pace import Choice, Pace, allowed, best, widest_first
 from harness.parallel.world import World
 from harness.train.checkpoint.meta import resumed_meta
-from harness.train.choose_pieces import TIMED_WINDOWS, WARM_WINDOWS, transfer_ms
+from harness.train.choose_pieces import TIMED_WINDOWS, WARM_WINDOWS, timed_transfer
 from harness.train.trial import Trial, slowest
 
 
@@ -65,25 +65,27 @@ def measured(config: Config, dataset: Dataset, world: World) -> Pace:
     wires = widest_first(config.exchange.compression)
     apart = Trial(config.with_nodes_apart(passes=1), dataset, world)
     apart.window_ms(WARM_WINDOWS)
-    times = [apart.window_ms(TIMED_WINDOWS)]
-    for wire in wires:
-        late = config.exchange.model_copy(update={"compression": wire})
-        sent = transfer_ms(late, apart, world)
-        on_time = transfer_ms(late.model_copy(update={"delay": 0}), apart, world)
-        times += [sent.ms, sent.encode_ms, on_time.ms]
+    compute = apart.window_ms(TIMED_WINDOWS)
+    exchanges = [config.exchange.model_copy(update={"compression": wire}) for wire in wires]
+    sent = [timed_transfer(each, apart, world) for each in exchanges]
+    on_time = []
+    if config.exchange.by_horovod:  # what waits goes through torch.distributed
+        direct = [each.model_copy(update={"delay": 0}) for each in exchanges]
+        on_time = [timed_transfer(each, apart, world).ms for each in direct]
     apart.close()
     plain = config.exchanging(
         kind="synchronous", backward_passes_per_step=1, delay=0, compression="none"
     )
     waiting = Trial(plain, dataset, world)
     waiting.window_ms(WARM_WINDOWS)
-    times.append(waiting.window_ms(TIMED_WINDOWS))
+    waited = waiting.window_ms(TIMED_WINDOWS)
     waiting.close()
-    compute, *transfers, waited = slowest(times, world)
-    late_ms, encode_ms, on_time_ms = (
-        dict(zip(wires, transfers[number::3], strict=True)) for number in range(3)
+    compute, waited = slowest([compute, waited], world)
+    late, encode, direct_ms = (
+        dict(zip(wires, slowest(times, world), strict=True)) if times else {}
+        for times in ([each.ms for each in sent], [each.encode_ms for each in sent], on_time)
     )
-    return Pace(compute, late_ms, waited, on_time_ms, encode_ms)
+    return Pace(compute, late, waited, direct_ms, encode)
 
 
 def _kept(config: Config) -> dict[str, Any]:

@@ -60,9 +60,9 @@ def _transfers_ms(exchange: ExchangeConfig, trial: Trial, world: World) -> list[
     shared, sliced = trial.step.model.flats
     chunk, of_slice = shared.owned.size, len(sliced.values)
     if (pace := exchange.slice_pieces) is None:
-        return [transfer_ms(exchange, trial, world).ms, 0.0]
+        return [timed_transfer(exchange, trial, world).ms, 0.0]
     sizes = chunk, -(-of_slice // pace)
-    return [_transfer_ms(exchange, each, shared.values, world).ms for each in sizes]
+    return [_timed(exchange, each, shared.values, world).ms for each in sizes]
 
 
 def _sending(times: PieceTimes, slice_pieces: int | None) -> str:
@@ -74,12 +74,12 @@ def _sending(times: PieceTimes, slice_pieces: int | None) -> str:
     )
 
 
-def transfer_ms(exchange: ExchangeConfig, trial: Trial, world: World) -> "Transfer":
+def timed_transfer(exchange: ExchangeConfig, trial: Trial, world: World) -> "Transfer":
     """The times of sending what crosses of this rank's part to its peers and waiting for the mean.
     Collective over the world."""
     own = trial.step.model.of_rank
     elements = own.shared.owned.size + (len(own.sliced.values) if own.slice_crosses else 0)
-    return _transfer_ms(exchange, elements, own.shared.values, world)
+    return _timed(exchange, elements, own.shared.values, world)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Transfer:
     """The launch alone, in which the training thread writes what is sent."""
 
 
-def _transfer_ms(exchange: ExchangeConfig, elements: int, like: Tensor, world: World) -> Transfer:
+def _timed(exchange: ExchangeConfig, elements: int, like: Tensor, world: World) -> Transfer:
     part = like.new_zeros(elements)
     parts = WireParts(elements, part)
     name = f"pace transfer {exchange.compression} {elements}"
