@@ -95,13 +95,13 @@ class _Speeds:
             return min(images, first) / self.early + max(0.0, images - first) / self.steady
 
         step = window / self.steady
-        drain = self.drain
         ended = run.evaluations[-1].window
         phases, measured = row["phases_ms"], sum(row["phases_ms"].values())
         evaluations = [
             each.model_copy(
                 update={
-                    "train_seconds": seconds(each.images) + (drain if each.window == ended else 0)
+                    "train_seconds": seconds(each.images)
+                    + (self.drain if each.window == ended else 0)
                 }
             )
             for each in run.evaluations
@@ -114,8 +114,8 @@ class _Speeds:
                 "phases_ms": {
                     name: _same(1e3 * step * value / measured) for name, value in phases.items()
                 },
-                "train_seconds": seconds(run.images) + drain,
-                "drain_seconds": drain,
+                "train_seconds": seconds(run.images) + self.drain,
+                "drain_seconds": self.drain,
                 "evaluations": tuple(evaluations),
                 "per_rank": (),
             }

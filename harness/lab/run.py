@@ -100,9 +100,9 @@ def _passing_on(host: LabHost, command: Sequence[str]) -> int:
         with suppress(BrokenPipeError):  # it has just ended
             os.write(to_leash, bytes([number]))
 
-    ignored = {signal.SIGHUP} - {*unless_ignored(signal.SIGHUP)}
+    others = [each for each in leash.PASSED_ON if each != signal.SIGHUP]
     try:
-        with handled([each for each in leash.PASSED_ON if each not in ignored], pass_on):
+        with handled([*others, *unless_ignored(signal.SIGHUP)], pass_on):
             return ssh.wait()
     finally:
         ssh.stdin.close()

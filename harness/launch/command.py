@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.arguments import (
     MOST_RANKS,
@@ -19,9 +19,6 @@ from harness.arguments import (
     path,
 )
 from harness.errors import UserError
-
-if TYPE_CHECKING:
-    from harness.config import Config
 
 MOST_RESTARTS = 10_000
 """More than a run of a year has failures."""
@@ -94,6 +91,7 @@ def _train(
     from harness.launch.supervisor import Policy, Training, supervise
     from harness.launch.training import train_command
     from harness.parallel.topology import check_classes
+    from harness.tracking.ended import ended
     from harness.tracking.folders import claimed, new_file, now
 
     config = load(experiment, overrides)
@@ -114,7 +112,7 @@ def _train(
         _announce(line)
     check_continue(parsed)
     goes_on: bool = parsed.goes_on
-    if goes_on and _has_ended(config, parsed.folder):
+    if goes_on and ended(config, parsed.folder):
         return 0
     with nullcontext(parsed.folder) if goes_on else claimed(parsed.folder, automatic) as given:
         folder = given.absolute()
@@ -123,13 +121,6 @@ def _train(
         log = new_file(folder.with_name(f"{folder.name}.log"))
         outcome = supervise(training, policy, log, goes_on)
         return _end(outcome.exit_code, outcome.reason, outcome.log)
-
-
-def _has_ended(config: "Config", folder: Path) -> bool:
-    """Whether nothing is left to do of the run in the folder, which is then said."""
-    from harness.tracking.ended import ended
-
-    return ended(config, folder) is not None
 
 
 def _announce(line: str) -> None:

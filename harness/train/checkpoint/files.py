@@ -24,7 +24,10 @@ PARTIAL = ".partial"
 """Behind the name of what is being written, and of what was when its writing was interrupted."""
 OLD = ".old"
 """Behind the name of what is being replaced or removed."""
-LEFT = re.compile(rf"\d{{9,18}}({re.escape(PARTIAL)}|{re.escape(OLD)})", re.ASCII)
+WINDOWS = r"\d{9,18}"
+"""A checkpoint's name: its number of windows."""
+LEFT = re.compile(rf"{WINDOWS}({re.escape(PARTIAL)}|{re.escape(OLD)})", re.ASCII)
+"""Names of what is being written, replaced or removed."""
 SLICE = re.compile(r"classifier-(\d{9,})-(\d{9,})\.safetensors", re.ASCII)
 CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """Errors of file systems that have no fsync for folders."""
