@@ -76,12 +76,11 @@ class Aside:
     def quiet(self) -> None:
         """Waits until nothing is under way in these groups and lines. Collective over the world; no
         thread may use them meanwhile."""
-        self._arrive()
-        for line in self._lines.values():
-            line.run(lambda: None).result()  # a step launches the second part of a collective
-        self._arrive()
-
-    def _arrive(self) -> None:
+        # The lines first: a step launches on its line's group, and a barrier that this thread puts
+        # there before the step on one rank and after it on another never ends. A step may give
+        # another line a step, and no chain of them is longer than the number of lines.
+        for line in [*self._lines.values()] * len(self._lines):
+            line.run(lambda: None).result()
         for (ranks, _), group in self._groups.items():
             if self._topology.rank in ranks:
                 dist.barrier(group)  # Gloo's waits for what this rank has launched before

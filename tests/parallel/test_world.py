@@ -204,14 +204,21 @@ def test_nodes_may_enter_a_late_collective_long_after_each_other() -> None:
 
 
 def hushed() -> list[bool]:
-    """Whether a sum and a reduction were over before and after, if one rank is late for them."""
+    """Whether a sum and a reduction were over before and after, if one rank is late for them and
+    slow in the reduction's second step."""
     world = world_of_ranks()
     group, rank = world.reducing(world.late(), "late", late=True), world.topology.rank
     if rank:
         time.sleep(0.5)
+
+    def reduce(found: torch.Tensor) -> torch.Tensor:
+        if rank:
+            time.sleep(0.5)
+        return found.sum(0)
+
     rows, one = torch.ones(2, 8), torch.ones(4)
     sums = group.launch_sum(one, "sum")
-    reducing = group.launch_reduce(rows, lambda found: found.sum(0), "reduction")
+    reducing = group.launch_reduce(rows, reduce, "reduction")
     before = bool((one == 2).all())
     world.aside.quiet()
     after = bool((one == 2).all())
