@@ -9,6 +9,7 @@ measure something again, delete its file. The host that stutters needs root.
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,10 +21,12 @@ from analysis.draw.scaling import CONDITIONS, Condition
 from benchmarks.lab_hosts import Grid, LabFailed, Link, in_lab, lab, on_all_ranks, rates
 from benchmarks.lab_page import page
 from benchmarks.on_link import HOW, on_link, with_early
+from benchmarks.throughput import loaded
 from harness.compare.conclude import conclude
-from harness.compare.folder import variants_in, write_runs
+from harness.compare.folder import failures_in, variants_in, write_runs
 from harness.errors import UserError
 from harness.tracking.comparison_files import TABLE_FILE
+from harness.tracking.failure import diverged_at
 from harness.tracking.results import Results, Terms, Variant
 from harness.tracking.run_folder import SUMMARY
 
@@ -76,6 +79,8 @@ ON_THE_LINK = (
     "experiments/rivals/hybrid_averaging_on_time.yaml",
 )
 """Variants that are also trained on the slow link itself, to check the headline's times."""
+DDP = "experiments/rivals/ddp.yaml"
+"""torch's with its defaults, whose speed is also that of PowerSGD's first windows."""
 WIRES = ("none", "fp16", "int8", "int4")
 LATE_TWIN = "exchange.kind=delayed,exchange.delay=0"
 """The same exchange after the backward pass, against which overlapping is measured."""
@@ -83,34 +88,50 @@ SEEDS = (0, 1, 2)
 """Seeds of a study; the sweep uses others."""
 
 
-def note(folder: Path, name: str, grid: Grid, classes: int) -> None:
-    """Records the conditions that a table was measured under, for the figures."""
+def noted(folder: Path) -> dict[str, Any]:
+    """The conditions that each table was measured under, by its name, for the figures."""
     file = folder / CONDITIONS
-    noted = json.loads(file.read_text()) if file.exists() else {}
-    condition = Condition(
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
+def condition(grid: Grid, classes: int) -> dict[str, Any]:
+    """The conditions of a table."""
+    return Condition(
         hosts=grid.hosts,
         ranks=grid.hosts * grid.slots,
         classes=classes,
         mbit_per_second=grid.link.mbit,
         latency=grid.link.latency,
         jitter=grid.link.jitter,
-    )
-    file.write_text(json.dumps(noted | {name: condition.model_dump()}, indent=2))
+    ).model_dump()
 
 
 def measure(
     folder: Path,
     name: str,
-    link: Link,
+    grid: Grid,
     classes: int,
     experiments: Sequence[str],
     arguments: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Measures a table on two hosts of two ranks and returns its rows."""
-    grid = Grid(link)
+    """Measures a table, or reads it if it exists; returns its rows.
+
+    Raises LabFailed if an existing one was measured in other conditions or lacks an experiment.
+    """
+    file, own = folder / f"{name}.json", condition(grid, classes)
+    if not file.exists():
+        (folder / CONDITIONS).write_text(json.dumps(noted(folder) | {name: own}, indent=2))
+    elif (other := noted(folder).get(name)) != own:
+        raise LabFailed(
+            f"{file} was measured under {other}, not {own}; delete it to measure it again"
+        )
     rates(folder, name, grid, experiments, [f"data.num_classes={classes}", *arguments])
-    note(folder, name, grid, classes)
-    found: list[dict[str, Any]] = json.loads((folder / f"{name}.json").read_text())
+    found: list[dict[str, Any]] = json.loads(file.read_text())
+    missing = {loaded(each, ()).name for each in experiments} - {row["variant"] for row in found}
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise LabFailed(f"{file} has no rows of {names}; delete it to measure it again")
     return found
 
 
@@ -120,8 +141,9 @@ def links(folder: Path) -> dict[str, Link]:
     They are measured once for a folder. A step t = c + x / rate loses the fraction s to the link if
     rate = x (1 - s) / (c s).
     """
-    noted = folder / "rate.json"
-    if not noted.exists():
+    file = folder / "rate.json"
+    if not file.exists():
+        shutil.rmtree(folder / "calibration", ignore_errors=True)
         short = ["--rounds", "4", "--micro-batches", "8"]
         found = {}
         for name, rate in (("free", "none"), ("guess", f"{GUESS_MBIT}mbit")):
@@ -131,8 +153,8 @@ def links(folder: Path) -> dict[str, Link]:
         lost = found["free"] / found["guess"] - 1  # x / (guess c)
         exact = {name: GUESS_MBIT * lost * (1 - s) / s for name, s in SHARES.items()}
         rounded = {name: float(f"{rate:.2g}") for name, rate in exact.items()}
-        noted.write_text(json.dumps({"mbit_per_second": rounded, "images_per_second": found}))
-    known = json.loads(noted.read_text())["mbit_per_second"]
+        file.write_text(json.dumps({"mbit_per_second": rounded, "images_per_second": found}))
+    known = json.loads(file.read_text())["mbit_per_second"]
     return {name: Link(f"{rate:g}mbit") for name, rate in known.items()}
 
 
@@ -162,7 +184,7 @@ def accuracy(folder: Path, known: dict[str, Link]) -> None:
         ("latency", replace(known["slow"], latency=LATENCY)),
         ("far", replace(known["slow"], latency=FAR)),
     ):
-        table = measure(folder, f"headline-{name}", link, 1000, everyone, many)
+        table = measure(folder, f"headline-{name}", Grid(link), 1000, everyone, many)
         study, timed = folder / f"comparison-{name}", on_link(variants, table)
         write_runs(study, timed)
         _conclude(study, timed, timing=HOW)
@@ -198,7 +220,14 @@ def _trained(study: Path, link: Link, experiments: Sequence[str]) -> tuple[Varia
 
 
 def _is_made(study: Path, experiment: str, seed: int) -> bool:
-    return any(study.glob(f"part-*/{Path(experiment).stem}-s{seed}/{SUMMARY}"))
+    """Whether the run has ended; one that diverged would do so again."""
+    name = loaded(experiment, ()).name
+    diverged = {
+        (each.config.name, each.config.seed)
+        for each in failures_in(study)
+        if diverged_at(each.reason)
+    }
+    return (name, seed) in diverged or any(study.glob(f"part-*/{name}-s{seed}/{SUMMARY}"))
 
 
 def _conclude(
@@ -225,10 +254,9 @@ def nodes(folder: Path, _: dict[str, Link]) -> None:
 
 def many(folder: Path, known: dict[str, Link]) -> None:
     """16 ranks on four hosts."""
-    grid = Grid(known["slow"], hosts=4, slots=4)
     short = ["--rounds", "3", "--micro-batches", "8", "--untimed", "4"]
-    rates(folder, "ranks-16", grid, (CEILING, METHOD, BASELINE, *STRONGEST), short)
-    note(folder, "ranks-16", grid, classes=1000)
+    grid = Grid(known["slow"], hosts=4, slots=4)
+    measure(folder, "ranks-16", grid, 1000, (CEILING, METHOD, BASELINE, *STRONGEST), short)
 
 
 def stutter(folder: Path, _: dict[str, Link]) -> None:
@@ -255,14 +283,23 @@ def baseline(folder: Path, known: dict[str, Link]) -> None:
 def lateness(folder: Path, known: dict[str, Link]) -> None:
     """The map of where lateness pays: all rates, with and without latency; in between, a link with
     jitter, and more classes."""
-    variants = (CEILING, BASELINE, *LATE, *STRONGEST)
-    short = ["--rounds", "3", "--micro-batches", "16", "--untimed", "2", "--seconds", "2"]
+    variants = (CEILING, *with_early((BASELINE, *LATE, *STRONGEST, DDP)))
+    short = [
+        "--rounds",
+        f"{len(SEEDS)}",
+        "--micro-batches",
+        "16",
+        "--untimed",
+        "2",
+        "--seconds",
+        "2",
+    ]
     places = [("unlimited", "", 1000), *product(known, ("", "-latency"), (1000,))]
     places += product(("slow", "slower"), ("-jitter",), (1000,))
     places += product(("slow", "slower"), ("", "-latency"), (3755,))
     for name, wait, classes in places:
         there = replace(known.get(name, Link()), **DELAYS[wait])
-        measure(folder, f"map-{name}{wait}-{classes}", there, classes, variants, short)
+        measure(folder, f"map-{name}{wait}-{classes}", Grid(there), classes, variants, short)
 
 
 def carriers(folder: Path, known: dict[str, Link]) -> None:
@@ -279,7 +316,7 @@ def carriers(folder: Path, known: dict[str, Link]) -> None:
     some = ["--rounds", "5", "--micro-batches", "32", "--untimed", "4", "--seconds", "3"]
     for name, latency in (("latency", LATENCY), ("far", FAR)):
         link = replace(known["slow"], latency=latency)
-        measure(folder, f"carriers-{name}", link, 1000, variants, some)
+        measure(folder, f"carriers-{name}", Grid(link), 1000, variants, some)
 
 
 PARTS: dict[str, Callable[[Path, dict[str, Link]], None]] = {

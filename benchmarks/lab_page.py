@@ -21,17 +21,19 @@ def page(folder: Path) -> str:
     lines = [
         "# The lab",
         "",
-        f"Commit {facts['git_commit']}{' with changes' if facts['git_dirty'] else ''}; test hosts "
-        f"in network namespaces of one machine: {facts['cpu']}, {os.cpu_count()} cores. Links: "
-        f"{rates}. `make lab` repeats it. Ratios are medians and quartiles over pairs of blocks "
-        "that are neighbours in time.",
+        f"Written at commit {facts['git_commit']}{' with changes' if facts['git_dirty'] else ''}, "
+        "from tables that each name the commit of their measurement; test hosts in network "
+        f"namespaces of one machine: {facts['cpu']}, {os.cpu_count()} cores. Links: {rates}. "
+        "`make lab` repeats it. Ratios to the first variant are medians and quartiles over pairs "
+        "of blocks that are neighbours in time; ratios to data_parallel are of two medians. "
+        "torch's DDP waits inside its backward pass, where waiting is not seen ('-').",
     ]
     for path in sorted(folder.glob("*.json")):
         if path.name in NOT_TABLES or path.name.endswith(".predictions.json"):
             continue
         numbers = json.loads(path.read_text())
         rows = timing_table(numbers) if isinstance(numbers, dict) else table(numbers)
-        lines += ["", f"## {path.stem}", "", *rows]
+        lines += ["", f"## {path.stem}", "", *rows, *measured_at(numbers)]
     for study in sorted(folder.glob("comparison*/comparison.md")):
         lines += ["", study.read_text().replace("# ", "## ", 1).rstrip()]
     return "\n".join(lines) + "\n"
@@ -49,12 +51,20 @@ def table(variants: Sequence[dict[str, Any]]) -> list[str]:
     for each in variants:
         times = f"{each['images_per_second'] / baseline:.2f}x" if baseline else ""
         wait = each["exchange_wait_percent"]
+        waits = "-" if wait is None else f"{wait:.1f} %"
         low, high = each["ratio_quartiles"]
         lines.append(
             f"| {each['variant']} | {each['images_per_second']:.0f} | {each['ratio']:.3f} | "
-            f"{low:.2f} - {high:.2f} | {times} | {wait:.1f} % |"
+            f"{low:.2f} - {high:.2f} | {times} | {waits} |"
         )
     return lines
+
+
+def measured_at(numbers: Any) -> list[str]:
+    """The commits and processors of a throughput table; none for tables older than this record."""
+    rows = numbers if isinstance(numbers, list) else []
+    places = sorted({f"{row['commit']} on {row['cpu']}" for row in rows if "commit" in row})
+    return ["", f"Measured at commit {', '.join(places)}."] if places else []
 
 
 def timing_table(rounds: Mapping[str, list[float]]) -> list[str]:

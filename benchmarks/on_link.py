@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+from benchmarks.throughput import mean_of
 from harness.config import Config, load
+from harness.errors import UserError
 from harness.measure.summary import RunSummary, Spread
 from harness.tracking.results import Variant
 
 Row = Mapping[str, Any]
-"""A row of `benchmarks.throughput`, with `rates` and `drains_ms` by round."""
+"""A row of `benchmarks.throughput`, with `rates`, `drains_ms` and `phases_ms_by_block` by round.
+Older tables have `phases_ms` alone, the mean over rounds, which every seed then shares."""
 
 HOW = (
     "Training time is images / (images/s). Speeds were measured on this link, in blocks in which "
@@ -32,6 +35,7 @@ def on_link(variants: Sequence[Variant], table: Sequence[Row]) -> tuple[Variant,
     """The variants that are in `table`, with each run timed by the speed of its seed's rounds.
 
     A seed has the same rounds in every variant, so that paired ratios compare neighbours in time.
+    Raises UserError if there are fewer rounds than seeds.
     """
     rows = {row["variant"]: row for row in table}
     found = []
@@ -45,7 +49,10 @@ def on_link(variants: Sequence[Variant], table: Sequence[Row]) -> tuple[Variant,
                 speed = _share(rows[each.name]["rates"], *turn)
                 first = _share(rows[early]["rates"], *turn) if early else speed
                 drain = _share(rows[each.name]["drains_ms"], *turn) / 1e3
-                runs.append(_Speeds(each.config, speed, first, drain).timed(run, rows[each.name]))
+                phases = _phases(rows[each.name], *turn)
+                crossing = rows[each.name]["cross_node_mb"]
+                speeds = _Speeds(each.config, speed, first, drain, phases, crossing)
+                runs.append(speeds.timed(run))
             found.append(replace(each, summaries=tuple(runs)))
     return tuple(found)
 
@@ -69,8 +76,17 @@ def with_early(experiments: Sequence[str]) -> tuple[str, ...]:
 
 
 def _share(rates: Sequence[float], number: int, of: int) -> float:
-    """The median of every `of`-th round, or of all if there are fewer rounds than seeds."""
-    return median(rates[number::of] or rates)
+    """The median of every `of`-th round."""
+    if len(rates) < of:
+        raise UserError(f"the table has {len(rates)} rounds for {of} seeds; measure more rounds")
+    return median(rates[number::of])
+
+
+def _phases(row: Row, number: int, of: int) -> Mapping[str, float]:
+    """Milliseconds by phase, as the mean of every `of`-th round."""
+    blocks = row.get("phases_ms_by_block")
+    found: Mapping[str, float] = mean_of(blocks[number::of]) if blocks else row["phases_ms"]
+    return found
 
 
 @dataclass(frozen=True)
@@ -84,8 +100,12 @@ class _Speeds:
     """Speed during the first `synchronous_windows`."""
     drain: float
     """Seconds of a drain."""
+    phases_ms: Mapping[str, float]
+    """Time in each phase of a window."""
+    crossing: float
+    """Megabytes that a node sends to others in a window."""
 
-    def timed(self, run: RunSummary, row: Row) -> RunSummary:
+    def timed(self, run: RunSummary) -> RunSummary:
         """The run with every time replaced; times per rank are unknown on the link and removed."""
         window = run.images / run.windows
         first = self.config.exchange.synchronous_windows * window
@@ -96,7 +116,7 @@ class _Speeds:
 
         step = window / self.steady
         ended = run.evaluations[-1].window
-        phases, measured = row["phases_ms"], sum(row["phases_ms"].values())
+        measured = sum(self.phases_ms.values())
         evaluations = [
             each.model_copy(
                 update={
@@ -110,9 +130,10 @@ class _Speeds:
             update={
                 "images_per_second": self.steady,
                 "step_ms": _same(1e3 * step),
-                "cross_node_mb_per_step": row["cross_node_mb"],
+                "cross_node_mb_per_step": self.crossing,
                 "phases_ms": {
-                    name: _same(1e3 * step * value / measured) for name, value in phases.items()
+                    name: _same(1e3 * step * value / measured)
+                    for name, value in self.phases_ms.items()
                 },
                 "train_seconds": seconds(run.images) + self.drain,
                 "drain_seconds": self.drain,

@@ -13,9 +13,9 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import horovod.torch as hvd
@@ -26,7 +26,8 @@ import torch.distributed as dist
 from harness.calibrate.window import KeepingClock
 from harness.config import Config, load
 from harness.data.open import open_dataset
-from harness.measure.clock import CardTimeline, HostTimeline, Times, clock_for
+from harness.measure.clock import CardTimeline, HostTimeline, clock_for
+from harness.measure.machine import environment
 from harness.measure.phase import Phase
 from harness.measure.traffic import Traffic
 from harness.parallel.group import Meters
@@ -34,6 +35,22 @@ from harness.parallel.ranks import Ranks, launched_topology, open_ranks
 from harness.parallel.world import Links, World, choose_device, link
 from harness.train.routing import choose_route
 from harness.train.trial import Trial, slowest
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a block of windows measured."""
+
+    rate: float
+    """Images per second of all ranks, by the time of the slowest one."""
+    drain_ms: float
+    """Milliseconds in which all that is in flight lands and nodes agree."""
+    phases_ms: dict[str, float]
+    """Mean time of this rank's windows in each phase."""
+    machine_cpu_ms: dict[str, float]
+    """Processor time of the whole machine in a window, by what it was spent on."""
+    crossed: float
+    """Bytes that this rank sent to other nodes in a window."""
 
 
 @dataclass
@@ -47,17 +64,9 @@ class Variant:
     traffic: Traffic
     images: int
     """Images of all ranks in a window."""
-
-    def __post_init__(self) -> None:
-        self.rates: list[float] = []
-        self.drains_ms: list[float] = []
-        """Milliseconds in which all that is in flight lands and nodes agree, by block."""
-        self.pace = 0.0
-        """Images per second of the last block."""
-        self.times: list[Times] = []
-        self.cpu: list[dict[str, float]] = []
-        self.crossed: list[float] = []
-        """Bytes that this rank sent to other nodes in a window, by block."""
+    blocks: list[Block] = field(default_factory=list)
+    pace: float = 0.0
+    """Images per second of the last block."""
 
     def begin(self) -> None:
         """Runs the first windows, which are synchronous or send whole gradients, so that no block
@@ -82,12 +91,20 @@ class Variant:
         crossed = (self.traffic.total - sent).cross_node / windows
         kept = list(self.clock.kept)
         longest, drain_ms = slowest([own_ms, self.trial.drain_ms()], self.world)
-        self.drains_ms.append(drain_ms)
         self.pace = self.images / longest * 1e3
-        self.rates.append(self.pace)
-        self.crossed.append(crossed)
-        self.times += kept
-        self.cpu.append({name: (stop - start) * 1e3 / windows for name, start, stop in spent})
+        self.blocks.append(
+            Block(
+                rate=self.pace,
+                drain_ms=drain_ms,
+                phases_ms={
+                    phase.value: statistics.mean(times[phase] for times in kept) for phase in Phase
+                },
+                machine_cpu_ms={
+                    name: (stop - start) * 1e3 / windows for name, start, stop in spent
+                },
+                crossed=crossed,
+            )
+        )
 
 
 def loaded(given: str, overrides: Sequence[str]) -> Config:
@@ -133,7 +150,9 @@ def fitting(variant: Variant, ranks: Ranks, seconds: float, first: bool, most: i
 
 def crossing_mb(variant: Variant, ranks: Ranks) -> float:
     """Megabytes that a node sends to others in a window. Collective over all ranks."""
-    own = torch.tensor([statistics.mean(variant.crossed)], dtype=torch.float64)
+    own = torch.tensor(
+        [statistics.mean(block.crossed for block in variant.blocks)], dtype=torch.float64
+    )
     sent = ranks.launch_gather(own, "bytes of a variant").wait().sum()
     return float(sent) / ranks.topology.nodes / 1e6
 
@@ -143,40 +162,58 @@ def report(variants: Sequence[Variant], crossing: Sequence[float]) -> list[dict[
 
     `crossing`: each variant's `crossing_mb`.
     """
-    first = variants[0]
+    facts = environment()
+    commit = f"{facts['git_commit']}{' with changes' if facts['git_dirty'] else ''}"
+    first = [block.rate for block in variants[0].blocks]
     found = []
     for each, megabytes in zip(variants, crossing, strict=True):
-        ratios = [own / other for own, other in zip(each.rates, first.rates, strict=True)]
-        step = statistics.mean(sum(times.values()) for times in each.times)
-        phases = {
-            phase.value: statistics.mean(times[phase] for times in each.times) for phase in Phase
-        }
+        rates = [block.rate for block in each.blocks]
+        ratios = [own / other for own, other in zip(rates, first, strict=True)]
+        phases = mean_of([block.phases_ms for block in each.blocks])
+        wait = 100 * phases[Phase.EXCHANGE_WAIT.value] / sum(phases.values())
         found.append(
             {
                 "variant": each.config.name,
-                "images_per_second": statistics.median(each.rates),
-                "rates": each.rates,
-                "drains_ms": each.drains_ms,
+                "images_per_second": statistics.median(rates),
+                "rates": rates,
+                "drains_ms": [block.drain_ms for block in each.blocks],
                 "route": each.config.exchange.route,
                 "delay": each.config.exchange.delay,
                 "ratio": statistics.median(ratios),
                 "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
                 "cross_node_mb": megabytes,
-                "exchange_wait_percent": 100 * phases["exchange_wait"] / step,
+                # torch's DDP waits inside its backward pass, where it is not seen.
+                "exchange_wait_percent": (
+                    None if each.config.exchange.traits.waits_in_backward else wait
+                ),
                 "phases_ms": phases,
+                "phases_ms_by_block": [block.phases_ms for block in each.blocks],
                 "machine_cpu_ms": {
-                    name: statistics.mean(block[name] for block in each.cpu)
+                    name: statistics.mean(block.machine_cpu_ms[name] for block in each.blocks)
                     for name in ("user", "system", "softirq", "idle")
                 },
+                "commit": commit,
+                "cpu": facts["cpu"],
             }
         )
     return found
 
 
+def mean_of(blocks: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean over blocks of the time in each phase."""
+    return {phase: statistics.mean(block[phase] for block in blocks) for phase in blocks[0]}
+
+
+def _rounds(text: str) -> int:
+    if (rounds := int(text)) < 2:
+        raise argparse.ArgumentTypeError(f"must be at least 2, for quartiles; got {rounds}")
+    return rounds
+
+
 def _chosen() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=_rounds, default=7)
     parser.add_argument(
         "--micro-batches", type=int, default=24, help="timed micro-batches in a block, at most"
     )
@@ -219,18 +256,15 @@ def main() -> None:
                 each.block(untimed + each.config.exchange.delay, max(1, windows))
             if number == 0:  # the first round only warms up caches and allocators
                 for each in variants:
-                    each.rates.clear()
-                    each.drains_ms.clear()
-                    each.times.clear()
-                    each.cpu.clear()
-                    each.crossed.clear()
+                    each.blocks.clear()
         crossing = [crossing_mb(each, ranks) for each in variants]
         hvd.barrier()  # the first rank that exits shuts Horovod down for all
         if topology.rank == 0:
             found = json.dumps(report(variants, crossing))
-            if chosen.output:
-                chosen.output.write_text(found)
             print(found, flush=True)
+            if chosen.output:
+                chosen.output.parent.mkdir(parents=True, exist_ok=True)
+                chosen.output.write_text(found)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
 """Where lateness pays: the best late variant against the best synchronous one.
 
-Measured: images/s come from a table for each link, and the images that a variant needs to reach the
-target from a study. Learning does not depend on the link, because delays are counted in windows, so
-images / (images/s) and one drain are the time to accuracy on that link. For cards, throughput alone
-is simulated.
+Measured: a table for each link has images/s, and a study what each variant learns from an image.
+Learning does not depend on the link, because delays are counted in windows, so both together are
+the time to accuracy on that link (`benchmarks.on_link`). For another number of classes than the
+study's, and for cards, where it is simulated, throughput alone is compared.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 import numpy as np
 import pandas as pd
@@ -20,18 +21,59 @@ from matplotlib.colors import LogNorm
 
 from analysis.draw.scale import CEILING, LABELS, MAPS, compact
 from analysis.draw.scaling import CONDITIONS, UNSHAPED, Condition
+from benchmarks.on_link import Row, on_link
 from harness.compare.colours import VariantStyle, in_order, styles_of
 from harness.compare.folder import variants_in
+from harness.compare.intervals import Interval, ratios
 from harness.compare.style import MarkdownText, Picture, legend_below, line, picture, plot_style
 from harness.errors import UserError
-from harness.measure.summary import RunSummary
-from harness.tracking.results import baseline_of, target_of
+from harness.tracking.results import Variant, baseline_of, target_of
 
 PREFIX = "map-"
 """Prefix of the names of the map's tables."""
 BASELINE = "data_parallel"
+IMAGES = 1000
+"""Images whose time is compared where no training has the number of classes."""
 WORTH = 4.0
 """Speed-up, or slow-down, at the ends of the map's colour scale."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Trainings of one number of classes, from which time to accuracy is known."""
+
+    variants: tuple[Variant, ...]
+    target: float
+    """Share of correct answers."""
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "Study":
+        """The study in this folder. Raises UserError if its baseline learned nothing."""
+        variants = variants_in(Path(folder))
+        target = target_of(baseline_of(variants), None)
+        if target is None:
+            raise UserError(
+                f"the baseline of {folder} learned nothing, so there is no target; give another "
+                f"study"
+            )
+        return cls(variants, target.top1)
+
+    @property
+    def classes(self) -> int:
+        return self.variants[0].config.data.num_classes
+
+    def seconds(self, table: Sequence[Row]) -> dict[str, tuple[float, ...]]:
+        """Seconds to the target on the table's link by variant, for each seed.
+
+        inf for a run that misses the target or diverged.
+        """
+        return {
+            each.name: (
+                *(run.seconds_to(self.target) or math.inf for run in each.summaries),
+                *(math.inf for _ in each.diverged),
+            )
+            for each in on_link(self.variants, table)
+        }
 
 
 @dataclass(frozen=True)
@@ -41,10 +83,13 @@ class Place:
     condition: Condition
     lost: float
     """Fraction of its step that the baseline loses to the link."""
-    seconds: Mapping[str, float]
-    """Seconds to the target by variant; inf if the variant does not reach it."""
+    seconds: Mapping[str, tuple[float, ...]]
+    """Seconds by variant: to the target, for each seed; or for `IMAGES` images, for each round, if
+    no training has this number of classes."""
     late: frozenset[str]
     """Variants that apply exchanged results in a later window."""
+    learned: bool
+    """Whether the seconds are those to the target."""
 
     @property
     def link(self) -> str:
@@ -54,62 +99,54 @@ class Place:
         return f"{delay}, jitter {jitter}" if jitter else delay
 
     def best(self, late: bool) -> str:
-        """The variant that reaches the target first, among late or among synchronous ones."""
+        """The variant with the least mean time, among late or among synchronous ones."""
         among = [name for name in self.seconds if (name in self.late) == late]
-        return min(among, key=lambda name: self.seconds[name])
+        return min(among, key=lambda name: mean(self.seconds[name]))
 
     @property
-    def faster(self) -> float:
-        """Speed-up of the best late variant over the best synchronous one."""
-        return self.seconds[self.best(late=False)] / self.seconds[self.best(late=True)]
+    def speedup(self) -> Interval:
+        """Speed-up of the best late variant over the best synchronous one, paired by seed."""
+        waits, late = (self.seconds[self.best(late)] for late in (False, True))
+        if not all(map(math.isfinite, (*waits, *late))):
+            return Interval(mean(waits) / mean(late), math.nan, math.nan)
+        return ratios(waits, late).interval
 
 
-def images_of(study: str) -> dict[str, float]:
-    """Training images to the target of the study in this folder, by variant."""
-    variants = variants_in(Path(study))
-    target = target_of(baseline_of(variants), None)
-    if target is None:
-        raise UserError(
-            f"the baseline of {study} learned nothing, so there is no target; give another study"
-        )
-    return images_to([run for each in variants for run in each.summaries], target.top1)
-
-
-def images_to(summaries: Sequence[RunSummary], target: float) -> dict[str, float]:
-    """Training images at the first evaluation that reaches the target, by variant; mean over seeds.
-
-    inf for a variant with a run that misses the target.
-    """
-    found: dict[str, list[float]] = {}
-    for run in summaries:
-        reached = [each.images for each in run.evaluations if each.metrics["val/top1"] >= target]
-        found.setdefault(run.name, []).append(float(min(reached, default=math.inf)))
-    return {name: mean(images) for name, images in found.items()}
-
-
-def places(tables: str | Path, images: Mapping[str, float]) -> list[Place]:
+def places(tables: str | Path, study: Study) -> list[Place]:
     """The places of all tables of the map, sorted by classes, kind of link and rate."""
     folder, found = Path(tables), []
     conditions = json.loads((folder / CONDITIONS).read_text(encoding="utf-8"))
+    names = {each.name for each in study.variants}
     for name, values in conditions.items():
-        if not name.startswith(PREFIX):
+        file = folder / f"{name}.json"
+        if not name.startswith(PREFIX) or not file.exists():
             continue
-        table = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        rates = {each["variant"]: float(each["images_per_second"]) for each in table}
-        drains = {each["variant"]: median(each["drains_ms"]) / 1e3 for each in table}
+        table = json.loads(file.read_text(encoding="utf-8"))
+        rates = {each["variant"]: each["images_per_second"] for each in table}
+        condition = Condition.model_validate(values)
+        learned = condition.classes == study.classes
+        seconds = study.seconds(table) if learned else _seconds_of_images(table, names)
         found.append(
             Place(
-                condition=Condition.model_validate(values),
+                condition=condition,
                 lost=1 - rates[BASELINE] / rates[CEILING],
-                seconds={
-                    name: images[name] / rate + drains[name]
-                    for name, rate in rates.items()
-                    if name in images
-                },
+                seconds=seconds,
                 late=frozenset(each["variant"] for each in table if each["delay"]),
+                learned=learned,
             )
         )
     return sorted(found, key=lambda each: (each.condition.classes, each.link, each.lost))
+
+
+def _seconds_of_images(
+    table: Sequence[Row], names: AbstractSet[str]
+) -> dict[str, tuple[float, ...]]:
+    """Seconds for `IMAGES` images by variant, for each round."""
+    return {
+        row["variant"]: tuple(IMAGES / rate for rate in row["rates"])
+        for row in table
+        if row["variant"] in names
+    }
 
 
 def leads(sweep: pd.DataFrame, cards: int) -> pd.DataFrame:
@@ -125,34 +162,42 @@ def leads(sweep: pd.DataFrame, cards: int) -> pd.DataFrame:
     return (best[0] / best[1]).unstack()
 
 
-def draw(tables: str | Path, images: Mapping[str, float], sweep: pd.DataFrame) -> Picture:
+def draw(tables: str | Path, study: Study, sweep: pd.DataFrame) -> Picture:
     """Draws a panel for each number of classes and kind of link, and `leads` for cards below.
 
-    A panel shows seconds to the target over the fraction of its step that data parallelism loses
-    to the link.
+    A panel shows seconds over the fraction of its step that data parallelism loses to the link.
     """
-    found = places(tables, images)
+    found = places(tables, study)
     links = list(dict.fromkeys(each.link for each in found))
     classes = sorted({each.condition.classes for each in found})
     variants = styles_of(name for each in found for name in each.seconds)
     with plot_style():
         figure = picture(13, 3.6 * len(classes) + 3.4)
-        ratios = (3.6 * len(classes), 3.4)
-        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]
+        heights = (3.6 * len(classes), 3.4)
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
         grid = above.subplots(len(classes), len(links), sharey="row", squeeze=False)
         for row, count in zip(grid, classes, strict=True):
+            measured = []
             for axes, link in zip(row, links, strict=True):
                 here = [
                     each for each in found if (each.condition.classes, each.link) == (count, link)
                 ]
-                _panel(axes, here, variants)
-                axes.set_title(f"{count:,} classes, {link}", fontsize=9)
-            row[0].set_ylabel("seconds to the target")
+                axes.set_visible(bool(here))
+                if here:
+                    _panel(axes, here, variants)
+                    axes.set_title(f"{count:,} classes, {link}", fontsize=9)
+                    measured.append((axes, here[0].learned))
+            axes, learned = measured[0]
+            axes.set_ylabel(f"seconds {_until(learned)}")
         legend_below(above, list(grid.flat), columns=4)
         for axes, cards in zip(below.subplots(1, len(MAPS)), MAPS, strict=True):
             _draw_leads(axes, leads(sweep, cards))
             axes.set_title(f"{cards:,} cards, simulated: images/s, late / on time", fontsize=9)
     return figure
+
+
+def _until(learned: bool) -> str:
+    return "to the target" if learned else f"for {IMAGES:,} images"
 
 
 def _draw_leads(axes: Axes, found: pd.DataFrame) -> None:
@@ -166,18 +211,21 @@ def _draw_leads(axes: Axes, found: pd.DataFrame) -> None:
     axes.grid(visible=False)
 
 
-def describe(tables: str | Path, images: Mapping[str, float]) -> MarkdownText:
+def describe(tables: str | Path, study: Study) -> MarkdownText:
     """A Markdown table of the best late variant against the best synchronous one on each link."""
     lines = [
-        "| classes | link | data_parallel loses | best late | best synchronous | speed-up |",
-        "|--:|:--|--:|:--|:--|--:|",
+        "| classes | link | data_parallel loses | seconds | best late | best synchronous | "
+        "speed-up (95% CI) |",
+        "|--:|:--|--:|:--|:--|:--|:--|",
     ]
-    for each in places(tables, images):
+    for each in places(tables, study):
         late, waits = each.best(late=True), each.best(late=False)
+        found = each.speedup
         lines.append(
             f"| {each.condition.classes:,} | {_rate(each.condition)}, {each.link} | "
-            f"{each.lost:.0%} | {late}, {each.seconds[late]:.1f} s | "
-            f"{waits}, {each.seconds[waits]:.1f} s | {each.faster:.2f}x |"
+            f"{each.lost:.0%} | {_until(each.learned)} | {late}, {mean(each.seconds[late]):.1f} | "
+            f"{waits}, {mean(each.seconds[waits]):.1f} | {found.estimate:.2f}x "
+            f"({found.low:.2f}-{found.high:.2f}) |"
         )
     return MarkdownText("\n".join(lines))
 
@@ -191,7 +239,7 @@ def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, VariantSty
     # A step takes 1 / (1 - lost) times as long as without the link, so x is that slow-down.
     spots = [1 / (1 - each.lost) for each in found]
     for name in in_order(dict.fromkeys(name for each in found for name in each.seconds)):
-        seconds = [each.seconds.get(name, math.nan) for each in found]
+        seconds = [mean(each.seconds.get(name, (math.nan,))) for each in found]
         axes.plot(spots, seconds, **line(variants[name]), label=name)
     axes.set_xlim(min(spots) / 1.4, max(spots) * 1.4)
     axes.set_xscale("log")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.errors import UserError
-from harness.tracking.failure import divergence
+from harness.tracking.failure import FAILURES_FILE, Failure, divergence, read_failures
 from harness.tracking.recorded import RecordedRun, variants_of
 from harness.tracking.results import Variant
 from harness.tracking.run_folder import CONFIG, SUMMARY, RunFolder
@@ -14,12 +14,25 @@ from harness.tracking.run_folder import CONFIG, SUMMARY, RunFolder
 def variants_in(folder: Path) -> tuple[Variant, ...]:
     """The variants that have completed runs, sorted by name; each one's runs are sorted by seed.
 
-    Raises UserError if there is no completed run.
+    Runs that failed are those that comparisons recorded there. Raises UserError if there is no
+    completed run.
     """
     runs = [_recorded(RunFolder(path.parent)) for path in sorted(folder.rglob(SUMMARY))]
     if not runs:
         raise UserError(f"{folder} contains no run with a {SUMMARY}; give the folder of a study")
+    ended = {(run.name, run.seed) for run in runs}
+    runs += [
+        RecordedRun("", each.config, "FAILED", None, folder, each.reason)
+        for each in failures_in(folder)
+        if (each.config.name, each.config.seed) not in ended
+    ]
     return variants_of(sorted(runs, key=lambda run: (run.name, run.seed)))
+
+
+def failures_in(folder: Path) -> list[Failure]:
+    """The failed runs of all comparisons in this folder."""
+    files = sorted(folder.rglob(FAILURES_FILE))
+    return [failure for file in files for failure in read_failures(file)]
 
 
 def _recorded(files: RunFolder) -> RecordedRun:

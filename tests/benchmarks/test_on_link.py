@@ -10,6 +10,7 @@ from benchmarks.throughput import loaded
 from harness.compare.conclude import Conclusion
 from harness.compare.folder import variants_in, write_runs
 from harness.config import Config, load
+from harness.errors import UserError
 from harness.tracking.results import Results, Terms, Variant
 from tests.recorded import PHASES_MS, summary, variant
 
@@ -88,7 +89,8 @@ def test_first_windows_that_wait_are_charged_so() -> None:
     config = Config.model_validate(yaml.safe_load(values) | {"name": "late"})
     exchange = config.exchange.model_copy(update={"synchronous_windows": 50})
     trained = Variant(config.model_copy(update={"exchange": exchange}), TRAINED[1].summaries)
-    (late,) = on_link([trained], [row("late", 2560.0), row("late_on_time", 1280.0)])
+    table = [row("late", *[2560.0] * 3), row("late_on_time", *[1280.0] * 3)]
+    (late,) = on_link([trained], table)
     step = STEP_IMAGES / 2560
     assert late.summaries[0].seconds_to(0.8) == pytest.approx((2 * 50 + 150) * step)
 
@@ -101,9 +103,20 @@ def test_who_waits_at_first_brings_a_twin_that_always_does() -> None:
     assert loaded(twin, ()).exchange.delay == 0
 
 
-def test_fewer_rounds_than_seeds_give_all_their_median() -> None:
-    (found,) = on_link(TRAINED[:1], [row("data_parallel", 100.0, 300.0)])
-    assert [run.images_per_second for run in found.summaries] == [100, 300, 200]
+def test_fewer_rounds_than_seeds_are_refused() -> None:
+    with pytest.raises(UserError, match="2 rounds for 3 seeds; measure more rounds"):
+        on_link(TRAINED[:1], [row("data_parallel", 100.0, 300.0)])
+
+
+def test_a_seed_has_the_waits_of_its_own_rounds() -> None:
+    waits = (10.0, 20.0, 40.0)
+    blocks = [
+        dict.fromkeys(PHASES_MS, 0.0) | {"forward": 80.0, "exchange_wait": wait} for wait in waits
+    ]
+    measured = row("data_parallel", *[640.0] * 3) | {"phases_ms_by_block": blocks}
+    (found,) = on_link(TRAINED[:1], [measured])
+    shares = [run.phases_ms["exchange_wait"].mean / run.step_ms.mean for run in found.summaries]
+    assert shares == pytest.approx([wait / (80 + wait) for wait in waits])
 
 
 def test_the_page_tells_how_times_were_found(tmp_path: Path) -> None:

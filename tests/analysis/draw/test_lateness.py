@@ -8,10 +8,14 @@ import pandas as pd
 import pytest
 
 from analysis.draw import lateness, scale
+from harness.config import Config
+from harness.tracking.failure import divergence
+from harness.tracking.results import Variant
 from tests.pictures import assert_readable
-from tests.recorded import summary
+from tests.recorded import PHASES_MS, summary
 
-IMAGES = {"data_parallel": 10_000.0, "hybrid_averaging": 12_000.0, "ddp_powersgd": 15_000.0}
+DRAIN = 0.5
+"""Seconds until what is late has landed."""
 RATES = {
     "map-fast": {"ceiling": 1000, "data_parallel": 800, "hybrid_averaging": 900, "other": 5},
     "map-slow": {
@@ -20,18 +24,40 @@ RATES = {
         "hybrid_averaging": 960,
         "ddp_powersgd": 500,
     },
+    "map-many": {"ceiling": 500, "data_parallel": 250, "hybrid_averaging": 400},
     "elsewhere": {"ceiling": 1, "data_parallel": 1},
 }
+NOISE = (0.9, 1.0, 1.1)
+"""The rates of three rounds, of which each seed has one."""
+TO_TARGET = {"data_parallel": 2, "hybrid_averaging": 2, "ddp_powersgd": 3}
+"""Evaluations, 12,800 images apart, until the target."""
 
 
-def condition(mbit: float, latency: str | None) -> dict[str, object]:
-    return {"hosts": 2, "ranks": 4, "classes": 1000, "mbit_per_second": mbit, "latency": latency}
+def condition(mbit: float, latency: str | None, classes: int = 1000) -> dict[str, object]:
+    return {"hosts": 2, "ranks": 4, "classes": classes, "mbit_per_second": mbit, "latency": latency}
 
 
-def drained(variant: str) -> dict[str, object]:
-    """Half a second until what is late has landed."""
+def row(variant: str, rate: float) -> dict[str, object]:
     late = variant == "hybrid_averaging"
-    return {"delay": int(late), "drains_ms": [500.0 * late]}
+    return {
+        "variant": variant,
+        "images_per_second": rate,
+        "rates": [rate * noise for noise in NOISE],
+        "drains_ms": [1e3 * DRAIN * late] * len(NOISE),
+        "phases_ms": PHASES_MS,
+        "cross_node_mb": 1.0,
+        "delay": int(late),
+    }
+
+
+def trained(name: str, evaluations: int, runs: int = 3) -> Variant:
+    config = Config.model_validate({"name": name, "train": {"steps": 300}})
+    accuracies = (0.5,) * (evaluations - 1) + (0.9,) * (4 - evaluations)
+    found = [summary(name, seed=seed, accuracies=accuracies) for seed in range(runs)]
+    return Variant(config, tuple(found), (divergence("loss, window 3"),) * (3 - runs))
+
+
+STUDY = lateness.Study(tuple(trained(*each) for each in TO_TARGET.items()), 0.85)
 
 
 @pytest.fixture
@@ -39,46 +65,56 @@ def tables(tmp_path: Path) -> Path:
     conditions = {
         "map-fast": condition(500, None),
         "map-slow": condition(20, "20ms"),
+        "map-many": condition(20, None, classes=3755),
+        "map-not-measured": condition(1, None),
         "elsewhere": condition(1, None),
     }
     (tmp_path / "conditions.json").write_text(json.dumps(conditions))
     for name, rates in RATES.items():
-        rows = [
-            {"variant": each, "images_per_second": rate} | drained(each)
-            for each, rate in rates.items()
-        ]
+        rows = [row(each, rate) for each, rate in rates.items()]
         (tmp_path / f"{name}.json").write_text(json.dumps(rows))
     return tmp_path
 
 
-def test_time_to_accuracy_is_images_by_throughput(tables: Path) -> None:
-    slow, fast = lateness.places(tables, IMAGES)
+def test_time_to_accuracy_is_images_by_the_throughput_of_a_seeds_rounds(tables: Path) -> None:
+    slow, fast, _ = lateness.places(tables, STUDY)
     assert (fast.lost, slow.lost) == pytest.approx((0.2, 0.9))
-    assert fast.seconds == pytest.approx(
-        {"data_parallel": 10_000 / 800, "hybrid_averaging": 12_000 / 900 + 0.5}
-    )
-    assert fast.faster == pytest.approx((10_000 / 800) / (12_000 / 900 + 0.5)), (
-        "below 1: it does not pay"
-    )
+    assert set(fast.seconds) == {"data_parallel", "hybrid_averaging"}
+    assert fast.seconds["data_parallel"] == pytest.approx([25_600 / 800 / n for n in NOISE])
+    late = [25_600 / 900 / n + DRAIN for n in NOISE]
+    assert fast.seconds["hybrid_averaging"] == pytest.approx(late)
+    assert fast.speedup.estimate == pytest.approx(32 / (25_600 / 900 + DRAIN), rel=0.01)
+    assert fast.speedup.low < fast.speedup.estimate < fast.speedup.high
     assert slow.best(late=False) == "ddp_powersgd"
-    assert slow.faster == pytest.approx((15_000 / 500) / (12_000 / 960 + 0.5))
+    assert slow.speedup.estimate == pytest.approx((38_400 / 500) / (25_600 / 960 + DRAIN), rel=0.01)
+
+
+def test_without_a_training_of_so_many_classes_it_is_throughput(tables: Path) -> None:
+    *_, many = lateness.places(tables, STUDY)
+    assert not many.learned
+    assert many.seconds["hybrid_averaging"] == pytest.approx([1000 / 400 / n for n in NOISE])
+    assert many.speedup.estimate == pytest.approx(400 / 250)
 
 
 def test_the_table_names_both_and_the_link(tables: Path) -> None:
-    lines = lateness.describe(tables, IMAGES).splitlines()
-    assert lines[-1] == (
-        "| 1,000 | 500 Mbit/s, no latency | 20% | hybrid_averaging, 13.8 s | data_parallel, 12.5 s "
-        "| 0.90x |"
+    slow, fast, many = lateness.describe(tables, STUDY).splitlines()[2:]
+    assert slow.startswith(
+        "| 1,000 | 20 Mbit/s, 20ms one way | 90% | to the target | hybrid_averaging, 27.3 "
     )
-    assert lines[-2].startswith(
-        "| 1,000 | 20 Mbit/s, 20ms one way | 90% | hybrid_averaging, 13.0 s"
+    assert fast == (
+        "| 1,000 | 500 Mbit/s, no latency | 20% | to the target | hybrid_averaging, 29.1 | "
+        "data_parallel, 32.2 | 1.11x (1.10-1.11) |"
     )
+    assert " | 50% | for 1,000 images | hybrid_averaging, 2.5 | data_parallel, 4.0 | 1.60x" in many
 
 
-def test_a_variant_of_which_a_run_misses_the_target_needs_for_ever() -> None:
-    runs = [summary("one", accuracies=(0.5, 0.8)), summary("one", accuracies=(0.8, 0.9), seed=1)]
-    runs += [summary("other", accuracies=(0.5, 0.9)), summary("other", accuracies=(0.5,), seed=1)]
-    assert lateness.images_to(runs, 0.8) == {"one": (25_600 + 12_800) / 2, "other": math.inf}
+@pytest.mark.parametrize("misses", [trained("other", 4, runs=3), trained("other", 1, runs=2)])
+def test_a_variant_of_which_a_run_misses_the_target_or_diverges_needs_for_ever(
+    misses: Variant,
+) -> None:
+    seconds = lateness.Study((misses,), 0.85).seconds([row("other", 100)])["other"]
+    assert max(seconds) == math.inf
+    assert len(seconds) == 3
 
 
 @pytest.fixture
@@ -111,9 +147,15 @@ def test_a_lead_is_of_the_best_late_variant_that_fits_over_the_best_that_waits(
 
 
 def test_it_is_a_picture(tables: Path, sweep: pd.DataFrame) -> None:
-    picture = lateness.draw(tables, IMAGES, sweep)
-    titles = [axes.get_title() for axes in picture.axes]
-    assert titles[:2] == ["1,000 classes, 20ms one way", "1,000 classes, no latency"]
-    assert len(titles) == 2 + len(scale.MAPS)
+    picture = lateness.draw(tables, STUDY, sweep)
+    titles = [axes.get_title() for axes in picture.axes if axes.get_visible()]
+    assert titles[:3] == [
+        "1,000 classes, 20ms one way",
+        "1,000 classes, no latency",
+        "3,755 classes, no latency",
+    ]
+    assert len(titles) == 3 + len(scale.MAPS)
+    labels = [axes.get_ylabel() for axes in picture.axes if axes.get_visible()]
+    assert labels[:3] == ["seconds to the target", "", "seconds for 1,000 images"]
     assert_readable(picture)
     assert picture.png().startswith(b"\x89PNG")
