@@ -13,7 +13,7 @@ from harness.compare.report import write_report
 from harness.compare.scoring import score_cells, scores, scores_meaning
 from harness.compare.sentences import as_paragraphs, meaning, sentences
 from harness.compare.table import aligned, as_markdown, as_text, comparison, piped
-from harness.compare.verdict import Verdict, judge
+from harness.compare.verdict import QUESTIONS, WAIT, Verdict, judge
 from harness.config import TrackingConfig
 from harness.errors import RunFailed
 from harness.tracking.comparison_files import ComparisonFiles
@@ -45,7 +45,11 @@ class Conclusion:
         frame = comparison(variants, baseline, target)
         predicted = results.predictions
         scored = scores(variants, frame, predicted) if predicted else None
-        verdict = judge(variants, baseline, target)
+        questions = QUESTIONS
+        if results.timing is not None:
+            # Speeds are of rounds of a seed's own; what a step is spent on was not measured so.
+            questions = tuple(each for each in QUESTIONS if each is not WAIT)
+        verdict = judge(variants, baseline, target, questions)
         ladder = Ladder.of(variants, baseline, target)
         return cls(results, baseline, target, frame, verdict, scored, ladder)
 

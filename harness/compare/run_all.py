@@ -52,6 +52,10 @@ class Plan:
     trials: tuple[Trial, ...]
     restarts: int = 0
 
+    @property
+    def seeds(self) -> int:
+        return len(self.trials) // len(self.variants)
+
     def at(self, folder: Path) -> "Plan":
         """The same plan in another folder."""
         trials = (replace(trial, folder=folder / trial.folder.name) for trial in self.trials)
@@ -108,7 +112,8 @@ def compare(
         environments_of(runs),
         predictions,
         predicted_before=before_runs,
-        in_turn=True,
+        # With one seed, or stopped early, there was no second pass in reverse order.
+        in_turn=plan.seeds > 1 and len(runs) == len(plan.trials),
         failures=tuple(failures),
     )
     if any(variant.summaries for variant in results.variants):
@@ -183,7 +188,7 @@ def _predictions(plan: Plan, given: tuple[Prediction, ...]) -> tuple[tuple[Predi
 
 
 def _announce(plan: Plan) -> None:
-    variants, seeds = len(plan.variants), len(plan.trials) // len(plan.variants)
+    variants, seeds = len(plan.variants), plan.seeds
     _print(
         f"study {plan.study}: {len(plan.trials)} run{'s' * (len(plan.trials) > 1)} "
         f"({variants} variant{'s' * (variants > 1)}, {seeds} seed{'s' * (seeds > 1)}) of "

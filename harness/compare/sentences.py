@@ -147,7 +147,7 @@ def _to_target(verdict: Verdict, rival: Variant) -> str:
         )
     apart = faster_or_slower(finding.interval.estimate)
     if finding.judged is Judgement.OPEN:
-        among = _among(verdict, finding, _excludes_one(finding.interval))
+        among = _among(finding, _excludes_one(finding.interval))
         hidden = possible_range(finding) + among
         return f"reaches {goal} at a time not distinguishable from {baseline}'s ({hidden})"
     if finding.judged is Judgement.SAME:
@@ -171,17 +171,17 @@ def _accuracy(verdict: Verdict, rival: Variant) -> str:
     if finding.judged is Judgement.SAME:
         return f"is equally accurate ({estimate}, {spread})"
     if finding.judged is Judgement.OPEN:
-        among = _among(verdict, finding, interval.low * interval.high > 0)
+        among = _among(finding, interval.low * interval.high > 0)
         return f"{differs} {low} to {high} points (95% CI{among})"
     word = "more" if finding.judged is Judgement.BETTER else "less"
     return f"is {word} accurate ({estimate}, {spread}, {format_p(finding.p)})"
 
 
-def _among(verdict: Verdict, finding: Finding, one_side: bool) -> str:
+def _among(finding: Finding, one_side: bool) -> str:
     """Why an interval that excludes "no difference" is still not significant: the correction."""
     if not one_side:
         return ""
-    return f", not significant: {format_p(finding.p)} corrected for {len(verdict.rivals)} rivals"
+    return f", not significant: {format_p(finding.p)} corrected for {finding.family} rivals"
 
 
 def _excludes_one(interval: Interval) -> bool:
@@ -200,7 +200,7 @@ def _throughput(verdict: Verdict, rival: Variant) -> str:
     if finding.judged in (Judgement.BETTER, Judgement.WORSE):
         spread += f", {format_p(finding.p)}"
     if finding.judged is Judgement.OPEN:
-        spread += _among(verdict, finding, _excludes_one(interval))
+        spread += _among(finding, _excludes_one(interval))
     return f"{text} ({spread})"
 
 
@@ -225,8 +225,8 @@ def meaning(verdict: Verdict) -> list[str]:
     ]
     if len(verdict.rivals) > 1:
         found.append(
-            f"p of a comparison with {verdict.baseline.name} is corrected for "
-            f"{len(verdict.rivals)} rivals (Holm). Its interval is not, so p may be above 0.05 "
+            f"p of a comparison with {verdict.baseline.name} is corrected for all rivals that the "
+            f"same question compares with it (Holm). Its interval is not, so p may be above 0.05 "
             f"where the interval excludes equality. A winner's p needs no correction, because a "
             f"winner must be ahead of every other variant with p below 0.05"
         )

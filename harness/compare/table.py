@@ -255,7 +255,10 @@ def _spread(digits: int, factor: float = 1.0) -> Cell:
         if math.isnan(value):
             return "-"
         text = f"{value:.{digits}f}"
-        return text if math.isnan(half) else f"{text}\N{PLUS-MINUS SIGN}{half:.{digits}f}"
+        # What is equal to the last bit in all seeds was not measured in each of them.
+        return (
+            text if math.isnan(half) or half == 0 else f"{text}\N{PLUS-MINUS SIGN}{half:.{digits}f}"
+        )
 
     return cell
 

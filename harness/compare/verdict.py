@@ -46,7 +46,7 @@ SECONDS = Question("seconds_to_target", "x faster", 0.05, True, -1)
 THROUGHPUT = Question("images_per_second", "x as many", 0.05, True)
 ACCURACY = Question("final_top1", "points", 0.5, False)
 WAIT = Question("wait_percent", "points of the step", 2.0, False, -1)
-QUESTIONS = (SECONDS, THROUGHPUT, ACCURACY, WAIT)
+QUESTIONS: tuple[Question, ...] = (SECONDS, THROUGHPUT, ACCURACY, WAIT)
 TIMING_GRAIN = 1e-3
 """Resolution of times and speeds, as a fraction: clocks of two runs are not compared below it."""
 
@@ -62,6 +62,8 @@ class Finding:
     p: float
     """p value, corrected for the number of rivals in the same question."""
     judged: Judgement
+    family: int = 1
+    """The number of rivals that p is corrected for."""
 
     @property
     def interval(self) -> Interval:
@@ -140,13 +142,18 @@ def _row(kind: str, finding: Finding) -> dict[str, object]:
     }
 
 
-def judge(variants: Sequence[Variant], baseline: Variant, target: Target | None) -> Verdict:
+def judge(
+    variants: Sequence[Variant],
+    baseline: Variant,
+    target: Target | None,
+    questions: Sequence[Question] = QUESTIONS,
+) -> Verdict:
     """Tests every rival against the baseline, and the first at the target against the others."""
     rivals = [each for each in variants if each is not baseline]
     reached = {each.name: _reached(each, target) for each in variants}
     findings = [
         finding
-        for question in QUESTIONS
+        for question in questions
         for finding in _ask(question, rivals, baseline, target, reached)
     ]
     contest = _contest(variants, target, reached)
@@ -169,8 +176,9 @@ def _ask(
         rivals = rivals[:-1] if baseline in rivals else []
     found = [_compare(question, each, baseline, target) for each in rivals]
     corrected = holm([each.difference.p for each in found])
+    family = sum(each.difference.tested for each in found)
     return [
-        replace(each, p=p, judged=_judged(question, each.difference, p))
+        replace(each, p=p, judged=_judged(question, each.difference, p), family=family)
         for each, p in zip(found, corrected, strict=True)
         if each.difference.pairs
     ]

@@ -201,7 +201,8 @@ def test_several_rivals_have_their_p_corrected() -> None:
         finding = found.of(each.name, THROUGHPUT)
         assert finding is not None
         assert finding.p == pytest.approx(min(1.0, 3 * finding.difference.p), rel=1e-6)
-    (note,) = (line for line in meaning(found) if "corrected for 3 rivals (Holm)" in line)
+        assert finding.family == 3
+    (note,) = (line for line in meaning(found) if "corrected for all rivals that" in line)
     assert "Its interval is not" in note
     assert not any("Holm" in line for line in meaning(verdict(rivals[0])))
 
