@@ -6,6 +6,7 @@ buckets to matter. To measure on a limited link, start it in the lab.
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,8 @@ class Dense(nn.Module):
         self.backbone = task.network()
         self.classifier = nn.Linear(FEATURES, CLASSES)
         if filters_too:
-            self.to(memory_format=torch.channels_last)
+            # torch's types do not know this form of `to`.
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         else:
             first = next(each for each in self.modules() if isinstance(each, nn.Conv2d))
             first.register_forward_hook(
@@ -150,7 +152,7 @@ def main() -> None:
         size = task.channels, task.size
         images, labels = batch(CLASSES, chosen.batch_size, topology.rank, *size)
         given = task, images, labels
-        variants = {
+        variants: dict[str, Callable[[], object]] = {
             f"harness {route}, {mb:g} MB": Ours(
                 task, ExchangeConfig(route=route, bucket_mb=mb), world, images, labels
             )
@@ -163,9 +165,10 @@ def main() -> None:
         )
         if world.is_first:
             found = json.dumps(timing.rounds)
-            if chosen.output:
-                chosen.output.write_text(found)
             print(found, flush=True)
+            if chosen.output:
+                chosen.output.parent.mkdir(parents=True, exist_ok=True)
+                chosen.output.write_text(found)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ ROUNDS, WARM = 15, 3
 
 
 def settings(margin: str) -> ClassifierConfig:
-    return ClassifierConfig(margin=margin, margin_scale=SCALE, margin_size=MARGIN)
+    values = {"margin": margin, "margin_scale": SCALE, "margin_size": MARGIN}
+    return ClassifierConfig.model_validate(values)
 
 
 def moved(margin: str, cosines: Tensor) -> Tensor:

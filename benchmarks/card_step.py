@@ -19,7 +19,7 @@ from harness.train.trial import Trial
 
 FEATURES, SCALE, MARGIN = 512, 64.0, 0.35
 CARD = torch.device("cuda", 0)
-STEPS = (
+STEPS: tuple[dict[str, dict[str, Any]], ...] = (
     {"classifier": {"margin": "none"}, "exchange": {"kind": "synchronous"}},
     {"classifier": {"margin": "arcface"}, "exchange": {"kind": "synchronous"}},
     {
@@ -91,7 +91,12 @@ def step(config: Config, windows: int = 20) -> dict[str, Any]:
             window()
         torch.cuda.set_sync_debug_mode("default")
     waits = [each for each in seen if "synchronizing" in str(each.message)]
-    times = [milliseconds(lambda: [window() for _ in range(4)] and None) / 4 for _ in range(5)]
+
+    def four_windows() -> None:
+        for _ in range(4):
+            window()
+
+    times = [milliseconds(four_windows) / 4 for _ in range(5)]
     found = {
         "ms": statistics.median(times),
         "card_ms": card_milliseconds(window),

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -43,20 +44,21 @@ class Task:
         self.classes = classes
         self.features = torch.randn(own, features, generator=generator).requires_grad_()
         self.labels = torch.randint(classes, (own,), generator=generator)
-        self.classifiers = {margin: self._classifier(margin) for margin in MARGINS}
-        plain = self.classifiers["none"]
+        plain = self._classifier("none")
         self.owned, self.weight = plain.owned, plain.weight
+        self.classifiers = {
+            margin: plain if margin == "none" else self._classifier(margin) for margin in MARGINS
+        }
         self.sampled = self._classifier("none", SHARE)
         self.gathered = torch.cat([self.features.detach()] * group.size)
         self.targets = torch.randint(self.owned.size, (images,), generator=generator)
 
     def _classifier(self, margin: str, sampling: float = 1.0) -> SlicedClassifier:
-        config = ClassifierConfig(margin=margin, margin_scale=SCALE, sampling=sampling)
+        values = {"margin": margin, "margin_scale": SCALE, "sampling": sampling}
+        config = ClassifierConfig.model_validate(values)
         made = SlicedClassifier(self.features.shape[1], self.classes, config, self.group, seed=0)
-        if (margin, sampling) != (MARGINS[0], 1.0):
-            made.weight = self.classifiers_weight
-        else:
-            self.classifiers_weight = made.weight
+        if hasattr(self, "weight"):
+            made.weight = self.weight  # one in memory for all
         for parameter in made.parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -116,6 +118,7 @@ class Task:
 
     def loss_parallel(self) -> Callable[[], None]:
         """torch's `loss_parallel`, over logits that are sliced by class."""
+        assert self.group.process_group is not None
         mesh = DeviceMesh.from_group(self.group.process_group, "cpu")
         labels = self.group.all_gather(self.labels)
 
@@ -132,7 +135,7 @@ class Task:
 
         return step
 
-    def fused(self, options: object) -> Callable[[], None]:
+    def fused(self, options: Any) -> Callable[[], None]:
         """torch's fused product and loss on one rank, without any exchange."""
 
         def step() -> None:

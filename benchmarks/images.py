@@ -66,14 +66,9 @@ class Way:
 
 
 def ours(root: Path, decoder: str, size: int, threads: int, batch_size: int) -> Iterator[Any]:
-    config = DataConfig(
-        dataset="image_folder",
-        root=str(root),
-        num_classes=CLASSES,
-        image_size=size,
-        recipe="imagenet",
-        decoder=decoder,
-    )
+    values = {"dataset": "image_folder", "root": str(root), "num_classes": CLASSES}
+    values |= {"image_size": size, "recipe": "imagenet", "decoder": decoder}
+    config = DataConfig.model_validate(values)
     dataset = open_image_folder(config)
     shares = BatchSplit(len(dataset.train), batch_size, rank=0, world_size=1, seed=0)
     torch.set_num_threads(threads)
@@ -114,8 +109,7 @@ def ways(folder: Path, sizes: list[int], threads: list[int], batch_size: int) ->
 
 def prepare(folder: Path, train: int) -> None:
     photographs = folder / "photographs"
-    if not photographs.exists():
-        make(photographs, CLASSES, train, val=1, processes=cores())
+    make(photographs, CLASSES, train, val=1, processes=cores())  # only those that are missing
     for kind in ("pixels", "jpeg"):
         print(pack(photographs, folder / f"{kind}.pack", SIDE, kind, cores()), flush=True)
 

@@ -18,6 +18,7 @@ from harness.parallel.ranks import launched_topology
 from harness.parallel.topology import Layout
 from harness.parallel.world import open_world
 from harness.train.ledger import NullJournal
+from harness.train.optimizer import Optimizer
 from harness.train.step import Step, make_step
 from harness.train.training import Training
 
@@ -37,7 +38,7 @@ def is_one(parameter: torch.Tensor, of: list[torch.nn.Parameter]) -> bool:
     return any(parameter is other for other in of)
 
 
-def bytes_per_element(flat: Flat, optimizer: torch.optim.Optimizer) -> int:
+def bytes_per_element(flat: Flat, optimizer: Optimizer) -> int:
     """Allocated bytes per element of values, gradients and optimizer states."""
     views = [view for view in flat.stepped if view.numel()]
     states = [

@@ -8,12 +8,14 @@ figure's PNG.
 import argparse
 import json
 import os
+import shutil
 import sqlite3
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +56,8 @@ def make(folder: Path) -> None:
 def _train(config: Config, place: Path) -> None:
     noise = np.random.default_rng(config.seed)
     tracker = Tracker.start(config, place, {})
-    lines, evaluations = [], []
+    lines: list[dict[str, Any]] = []
+    evaluations = []
     for window in range(1, WINDOWS):
         metrics = _metrics(window, noise)
         if window % 50 == 0:
@@ -66,10 +69,12 @@ def _train(config: Config, place: Path) -> None:
                 )
             )
         lines.append({"step": window, "time": 1.8e9 + 0.1 * window, "metrics": metrics})
-    # Written directly, because MLflow needs half a minute for the metrics of a run.
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (place / METRICS).write_text(text, encoding="utf-8")
+    # Written directly, because MLflow needs half a minute for the metrics of a run. The tracker has
+    # the file open and writes nothing more after its last line.
     tracker.log(WINDOWS, _metrics(WINDOWS, noise))
+    last = (place / METRICS).read_text(encoding="utf-8")
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (place / METRICS).write_text(text + last, encoding="utf-8")
     RunFolder(place).write_summary(_summary(config, tuple(evaluations)))
     tracker.artifact(place / "summary.json")
     tracker.finish("FINISHED")
@@ -147,8 +152,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.opening", description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/opening"))
     folder = parser.parse_args().folder.absolute()
-    if not folder.exists():
+    complete = folder / "complete"
+    if not complete.exists():
+        shutil.rmtree(folder, ignore_errors=True)
         make(folder)
+        complete.touch()
     for question in ("phases", "accuracy", "utilisation", "traffic", "staleness"):
         rounds = [opened(folder, question) for _ in range(ROUNDS)]
         seconds, used = (round(statistics.median(each), 2) for each in zip(*rounds, strict=True))

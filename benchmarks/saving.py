@@ -58,9 +58,10 @@ class Saver:
 
 
 def measure(saver: Saver, rounds: int, windows: int) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds that training stood still, and that it took with the windows after it."""
+    """Milliseconds that training stood still, that it took with the windows after it, and until
+    the checkpoint was on the disk."""
     found: dict[str, dict[str, list[float]]] = {
-        name: {"still": [], "whole": []} for name in VARIANTS
+        name: {"still": [], "whole": [], "written": []} for name in VARIANTS
     }
     begin: dict[str, Callable[[], None]] = {
         "no checkpoint": lambda: None,
@@ -77,9 +78,11 @@ def measure(saver: Saver, rounds: int, windows: int) -> dict[str, dict[str, list
             hvd.barrier()
             whole = time.perf_counter() - started
             saver.settle()
+            written = time.perf_counter() - started
             if number:  # the first round warms up
                 found[name]["still"].append(stood_still * 1e3)
                 found[name]["whole"].append(whole * 1e3)
+                found[name]["written"].append(written * 1e3)
     return found
 
 

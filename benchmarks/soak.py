@@ -50,12 +50,12 @@ def run(bench: Bench, faults: int, apart: int) -> Soaked:
     settings["train"] |= {"steps": windows, "stuck_seconds": 10, "log_every": EVERY}
     (bench.root / "experiment.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     program = "benchmarks.faulty_launch", SOAK, str(apart)
-    for name, launcher, more, seconds in (
-        ("whole", ("harness",), (), LONGEST_SECONDS),
-        (SOAK, program, ("--restarts", str(2 * faults)), faults * LONGEST_SECONDS),
+    for name, launcher, more in (
+        ("whole", ("harness",), ()),
+        (SOAK, program, ("--restarts", str(2 * faults))),
     ):
         output = bench.launch(name, bench.store(name), launcher, *more)
-        if output.end(seconds):
+        if output.end(faults * LONGEST_SECONDS):
             raise SystemExit("\n".join(line for _, line in output.lines))
     folder = bench.folder(SOAK)
     own, summary = RunFolder(folder), RunFolder(folder).read_summary()
@@ -91,6 +91,7 @@ def main() -> None:
     text = json.dumps(found, indent=2)
     print(text)
     if chosen.output:
+        chosen.output.mkdir(parents=True, exist_ok=True)
         file = chosen.output / f"soak-{chosen.faults}-{chosen.apart}.json"
         file.write_text(f"{text}\n", encoding="utf-8")
 
