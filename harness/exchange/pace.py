@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from harness.exchange.codecs import COMPRESSIONS
 from harness.exchange.kinds import KINDS, KindName
-from harness.exchange.pieces import PieceTimes
-from harness.exchange.preference import FAST_ENOUGH, MIN_LATE_SPEEDUP, accuracy_cost
+from harness.exchange.pieces import PieceTimes, late_window
+from harness.exchange.preference import accuracy_cost
 
 MOST_PIECES = 16
 
@@ -26,8 +26,12 @@ class Choice:
     pieces: int = 1
 
     @property
-    def harm(self) -> tuple[int, ...]:
-        """What it may cost in accuracy; sorts the least harmful one first."""
+    def waits(self) -> bool:
+        return not self.delay
+
+    @property
+    def accuracy_cost(self) -> tuple[int, ...]:
+        """The expected cost in accuracy, as a key that sorts the least costly first."""
         cost = accuracy_cost(self.passes, self.pieces, self.compression, self.kind)
         return *cost, self.delay
 
@@ -77,9 +81,7 @@ class Pace:
             return busy + self._on_time(choice.compression) / choice.pieces
         transfer = self.transfer_ms[choice.compression] / choice.pieces
         busy += self.encode_ms.get(choice.compression, 0.0) / choice.pieces
-        if traits.lands_first:
-            return max(busy, transfer / choice.delay)
-        return max(busy, (busy + transfer) / (choice.delay + 1), transfer)
+        return late_window(busy, transfer, transfer, choice.delay, traits.lands_first)
 
     def _on_time(self, compression: str) -> float:
         return self.on_time_ms.get(compression, self.transfer_ms[compression])
@@ -97,8 +99,10 @@ def widest_first(narrowest: str) -> tuple[str, ...]:
 def allowed(
     kinds: Iterable[KindName], most_passes: int, most_delay: int, narrowest: str, pace: Pace
 ) -> list[Choice]:
-    """All choices within these bounds, the least harmful first. K is a power of two, or the bound;
-    late kinds are on time or as late as they may be."""
+    """All choices within these bounds, those that cost the least accuracy first.
+
+    K is a power of two, or the bound; late kinds are on time or as late as they may be.
+    """
     powers = [1 << n for n in range(most_passes.bit_length())]
     wires = widest_first(narrowest)
     found = []
@@ -109,19 +113,4 @@ def allowed(
                 for wire in wires:
                     pieces = pace.pieces(passes, delay, wire) if KINDS[kind].in_pieces else 1
                     found.append(Choice(kind, passes, delay, wire, pieces))
-    return sorted(found, key=lambda choice: choice.harm)
-
-
-def best(choices: Iterable[Choice], pace: Pace) -> Choice:
-    """The least harmful of those that are fast enough, as the planner recommends: a late one only
-    if it pays compared with all that wait with the same K."""
-    given = list(choices)
-    able = [choice for choice in given if not choice.delay or _pays(choice, given, pace)]
-    enough = FAST_ENOUGH * max(map(pace.rate, able))
-    fast = [choice for choice in able if pace.rate(choice) >= enough]
-    return min(fast, key=lambda choice: (choice.harm, -pace.rate(choice)))
-
-
-def _pays(late: Choice, given: Iterable[Choice], pace: Pace) -> bool:
-    waiting = [pace.rate(c) for c in given if not c.delay and c.passes == late.passes]
-    return not waiting or pace.rate(late) >= MIN_LATE_SPEEDUP * max(waiting)
+    return sorted(found, key=lambda choice: choice.accuracy_cost)

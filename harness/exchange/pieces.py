@@ -1,4 +1,4 @@
-"""The number of pieces of an averaged model: the fewest of which each lands in time."""
+"""Whether late exchanges land in time: how many pieces that takes, and how long a window is."""
 
 import math
 from dataclasses import dataclass
@@ -25,3 +25,16 @@ class PieceTimes:
         if hidden_ms <= 0:
             return most
         return min(most, max(1, math.ceil(self.transfer_ms / hidden_ms)))
+
+
+def late_window(busy: float, transfer: float, least: float, delay: int, lands_first: bool) -> float:
+    """Time of a window of a late exchange, in the unit of the times given.
+
+    `busy`: what the window does itself. `transfer`: from the launch of an exchange to its result.
+    `least`: the part of it that cannot overlap the next exchange's. `lands_first`: whether an
+    exchange lands before the next is launched.
+    """
+    # If it does, `delay` windows cover one exchange. If not, the one of `delay` windows ago is
+    # awaited after a launch, so delay + 1 windows cover the compute of one and its exchange.
+    together = transfer / delay if lands_first else (busy + transfer) / (delay + 1)
+    return max(busy, least, together)

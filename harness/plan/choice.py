@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from harness.exchange.preference import FAST_ENOUGH, MIN_LATE_SPEEDUP
+from harness.exchange.preference import preferred
 from harness.plan.ways import Way
 
 SHOWN = 2
@@ -10,24 +10,9 @@ SHOWN = 2
 
 
 def recommended(ways: Sequence[Way]) -> Way | None:
-    """The way with the least accuracy cost among those that are fast enough; None if none fits.
-
-    A late way qualifies only if it pays compared with every synchronous one with the same K.
-    """
+    """The preferred one of the feasible ways; None if none is feasible."""
     feasible = [way for way in ways if way.feasible]
-    if not feasible:
-        return None
-    enough = FAST_ENOUGH * max(way.rate for way in feasible)
-    able = [way for way in feasible if way.rate >= enough and _pays(way, feasible)]
-    least = min(way.accuracy_cost for way in able)
-    return max((way for way in able if way.accuracy_cost == least), key=lambda way: way.rate)
-
-
-def _pays(way: Way, feasible: Sequence[Way]) -> bool:
-    if way.waits:
-        return True
-    waiting = fastest(feasible, way.passes, waits=True)
-    return waiting is None or way.rate >= MIN_LATE_SPEEDUP * waiting.rate
+    return preferred(feasible, lambda way: way.rate) if feasible else None
 
 
 def fastest(ways: Sequence[Way], passes: int, waits: bool) -> Way | None:

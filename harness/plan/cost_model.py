@@ -33,7 +33,7 @@ import numpy as np
 from scipy import stats
 
 from harness.config import Config
-from harness.exchange.pieces import PieceTimes
+from harness.exchange.pieces import PieceTimes, late_window
 from harness.measure.phase import Phase
 from harness.plan.machines import Cluster
 from harness.plan.step_times import Pieces, pieces_of
@@ -121,14 +121,9 @@ def exposed(pieces: Pieces, busy: float) -> float:
     exchange = pieces.exchange
     wire = exchange.wire + sum(each.transfer.wire for each in pieces.buckets)
     wire += pieces.passes * sum(each.wire for each in pieces.gathers)
-    if pieces.delay and pieces.lands_first:
-        # An exchange lands before the next is launched, so `delay` windows cover one exchange.
-        window = max(busy, wire, exchange.own, exchange.seconds / pieces.delay)
-    elif pieces.delay:
-        # The one of `delay` windows ago is awaited after a launch: delay + 1 windows cover the
-        # compute of one and its exchange.
-        together = (busy + exchange.seconds) / (pieces.delay + 1)
-        window = max(busy, wire, exchange.own, together)
+    if pieces.delay:
+        least = max(wire, exchange.own)
+        window = late_window(busy, exchange.seconds, least, pieces.delay, pieces.lands_first)
     else:
         window = max(busy + exchange.seconds + _past_backward(pieces), wire)
     return window - busy

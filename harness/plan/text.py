@@ -6,7 +6,7 @@ from harness.compare.waits import WAITS
 from harness.config import Config
 from harness.exchange.carriers import route_of
 from harness.exchange.kinds import KINDS, KindName
-from harness.exchange.preference import FAST_ENOUGH, MIN_LATE_SPEEDUP
+from harness.exchange.preference import FAST_ENOUGH, MIN_LATE_SPEEDUP, qualified
 from harness.measure.data_bound import bound_by_data
 from harness.plan.break_even import (
     FASTEST,
@@ -139,12 +139,13 @@ def advice(ways: Sequence[Way], cluster: Cluster) -> list[str]:
     chosen = recommended(ways)
     if chosen is None:
         return ["no recommendation: every way is infeasible here, for the reasons given above"]
-    quickest = max(ways, key=lambda way: way.rate)
+    feasible = [way for way in ways if way.feasible]
+    quickest = max(qualified(feasible, lambda way: way.rate), key=lambda way: way.rate)
     lines = [
         f"recommended: {chosen.text}, with {chosen.rate:,.0f} images/s predicted. "
-        f"{_lateness(chosen, ways)} Of all ways with at least {FAST_ENOUGH:g} of the highest "
-        f"images/s ({_with_rate(quickest)}), the recommended one is expected to cost the least "
-        f"accuracy.",
+        f"{_lateness(chosen, ways)} Of all synchronous ways, and late ones that pay, with at "
+        f"least {FAST_ENOUGH:g} of their highest images/s ({_with_rate(quickest)}), the "
+        f"recommended one is expected to cost the least accuracy.",
         f"  its settings: {chosen.overrides}",
     ]
     for name, passes in ((f"K = {chosen.passes}", chosen.passes), ("any K", None)):

@@ -6,7 +6,8 @@ from typing import Any
 from harness.config import AUTO, Config
 from harness.data.images import Dataset
 from harness.exchange.kinds import CHOSEN, KINDS, PLANNED
-from harness.exchange.pace import Choice, Pace, allowed, best, widest_first
+from harness.exchange.pace import Choice, Pace, allowed, widest_first
+from harness.exchange.preference import preferred
 from harness.parallel.world import World
 from harness.train.checkpoint.meta import resumed_meta
 from harness.train.choose_pieces import TIMED_WINDOWS, WARM_WINDOWS, timed_transfer
@@ -26,7 +27,7 @@ def choose_kind(config: Config, dataset: Dataset, world: World) -> Config:
     pace = measured(config, dataset, world)
     exchange = config.exchange
     whole = config.classifier.layout != "world"
-    choice = best(
+    choice = preferred(
         allowed(
             [kind for kind in exchange.kinds if whole or not KINDS[kind].local_steps],
             exchange.backward_passes_per_step,
@@ -34,7 +35,7 @@ def choose_kind(config: Config, dataset: Dataset, world: World) -> Config:
             exchange.compression,
             pace,
         ),
-        pace,
+        pace.rate,
     )
     if world.is_first:
         print(reason(choice, pace), file=sys.stderr, flush=True)
