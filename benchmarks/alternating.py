@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+WARM_ROUNDS = 1
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -27,17 +29,16 @@ def alternate(
     rounds: int,
     steps: int,
     barrier: Callable[[], object],
-    warmup_rounds: int = 1,
 ) -> Timing:
     """Times `steps` steps of every variant in each round, between two barriers of all ranks."""
     found: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(warmup_rounds + rounds):
+    for number in range(WARM_ROUNDS + rounds):
         for name, step in variants.items():
             barrier()
             started = time.perf_counter()
             for _ in range(steps):
                 step()
             barrier()
-            if number >= warmup_rounds:
+            if number >= WARM_ROUNDS:
                 found[name].append((time.perf_counter() - started) / steps * 1e3)
     return Timing(found)

@@ -75,7 +75,7 @@ def world() -> World:
     return World.alone(CARD, meters(), group())
 
 
-def step(config: Config, windows: int = 20) -> dict[str, Any]:
+def step(config: Config) -> dict[str, Any]:
     """Measures a window: its time, the card's time, host waits, and peak and predicted memory."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

@@ -3,7 +3,6 @@
 Chromium is spoken to over a pipe in its DevTools protocol: no driver, no port, no package.
 """
 
-import base64
 import contextlib
 import fcntl
 import json
@@ -15,7 +14,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,11 +73,6 @@ class Browser:
             assert time.monotonic() < end, f"{script} stays {found}; the page says\n{text}"
             time.sleep(0.1)
         return found
-
-    def screenshot(self, path: Path) -> None:
-        """Of the whole page."""
-        found = self._call("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(found["data"]))
 
     @property
     def requests(self) -> list[str]:

@@ -107,7 +107,6 @@ class ShardFile:
     def __init__(self, folder: Path, shard: Shard) -> None:
         """Raises UserError if the file is not as long as it was written, or its index damaged."""
         self.path = folder / shard.name
-        self._shard = shard
         try:
             with self.path.open("rb") as file:
                 found = os.fstat(file.fileno()).st_size

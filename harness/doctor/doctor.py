@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from harness.errors import UserError
 from harness.launch.hosts import slots_of
 from harness.launch.launch import launch
 from harness.parallel.cards import View, place, view_of
+from harness.parallel.cores import own_cores, whole_cores
 from harness.tracking.connection import check_store
 
 VERDICT = "doctor: "
@@ -155,8 +155,8 @@ def _need(config: Config, seats: Sequence[Seat], cards: bool, report: Report) ->
 
 def _threads(config: Config, seats: Sequence[Seat], seat: Seat) -> int:
     """Threads of this rank, the same number as in training."""
-    here = sum((each.machine, each.boot) == (seat.machine, seat.boot) for each in seats)
-    return config.train.threads or max(1, len(os.sched_getaffinity(0)) // here)
+    places = [(f"{each.machine} {each.boot}", each.cores) for each in seats]
+    return config.train.threads or whole_cores(own_cores(places, seats.index(seat)))
 
 
 def _store(tracking: TrackingConfig) -> Finding:

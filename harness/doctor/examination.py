@@ -43,7 +43,6 @@ class Examination:
     def __init__(self, config: Config, meeting: Meeting, answerer: Answerer) -> None:
         self._config = config
         self._meeting = meeting
-        self._answerer = answerer
         seat = meeting.seat
         own = [seat.model_dump(mode="json"), own_address(seat), answerer.port]
         gathered = meeting.gather(own, "seats")

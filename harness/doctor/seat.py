@@ -1,5 +1,6 @@
 """The place of a rank among the hosts, by its launcher's variables; known before any set-up."""
 
+import os
 import socket
 from pathlib import Path
 
@@ -24,6 +25,8 @@ class Seat(BaseModel):
     """The name that the machine gives itself."""
     boot: str = ""
     """Boot id of the machine, which distinguishes machines with the same name; empty if unknown."""
+    cores: tuple[int, ...] = (0,)
+    """The cores that the rank may run on, sorted."""
     interface: str | None = None
     """Network interface that the launcher chose."""
     rendezvous: tuple[str, int] | None = None
@@ -45,6 +48,7 @@ def launched_seat() -> Seat:
         host=place.host,
         machine=socket.gethostname(),
         boot=_boot(),
+        cores=tuple(sorted(os.sched_getaffinity(0))),
         interface=place.interface,
         rendezvous=place.rendezvous,
     )

@@ -158,7 +158,7 @@ def encode(
     if marked is not None:
         finite &= ~marked[..., None]
     scales = codec.scales(magnitudes)
-    of_scales, codes = _split(codec, rows, values.shape[1])
+    of_scales, codes = _split(rows, values.shape[1])
     of_scales.copy_(scales.where(finite, -scales).squeeze(-1))
     # A block of zeros has scale 0; 1/0 is replaced by 0, and it is written as zeros.
     inverse = (1 / scales).nan_to_num_(0.0, 0.0, 0.0).to(values.dtype)
@@ -167,32 +167,32 @@ def encode(
 
 def decode(codec: Codec, rows: Tensor, values: Tensor) -> Tensor:
     """Reads rows of bytes [r, b] into [r, blocks, BLOCK], which it returns."""
-    scales, codes = _split(codec, rows, values.shape[1])
+    scales, codes = _split(rows, values.shape[1])
     codec.read(codes, values)
     return values.mul_(scales.where(~scales.signbit(), math.nan)[..., None])
 
 
-def marks(codec: Codec, rows: Tensor, blocks: int) -> Tensor:
+def marks(rows: Tensor, blocks: int) -> Tensor:
     """Which blocks hold a value that is not finite, bool [r, blocks]."""
-    return _split(codec, rows, blocks)[0].signbit()
+    return _split(rows, blocks)[0].signbit()
 
 
 def written(codec: Codec, rows: Tensor, values: Tensor) -> Tensor:
     """What the writer of rows sent, as receivers read it, but finite where its values were
     finite."""
-    scales, codes = _split(codec, rows, values.shape[1])
+    scales, codes = _split(rows, values.shape[1])
     codec.read(codes, values)
     return values.mul_(scales.abs()[..., None])
 
 
 def add_written(codec: Codec, rows: Tensor, factor: float, total: Tensor, spare: Tensor) -> None:
     """Adds `factor` times `written` to `total`, [r, blocks, BLOCK]; `spare` has its shape."""
-    scales, codes = _split(codec, rows, total.shape[1])
+    scales, codes = _split(rows, total.shape[1])
     codec.read(codes, spare)
     total.addcmul_(spare, scales.abs()[..., None].to(total.dtype) * factor)
 
 
-def _split(codec: Codec, rows: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
+def _split(rows: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
     """The scales, float32 [r, blocks], and the bytes of the codes, [r, blocks, b]."""
     scales = rows[:, : blocks * SCALE_BYTES].view(torch.float32)
     return scales, rows[:, blocks * SCALE_BYTES :].unflatten(1, (blocks, -1))

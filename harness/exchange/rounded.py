@@ -75,7 +75,7 @@ class Rounded:
             total = self._sum.copy_(self.owed)
             for row in rows:  # in the order of ranks
                 add_written(self._codec, row[None], 1 / len(rows), total, self._addend)
-            marked = marks(self._codec, rows, total.shape[1]).any(dim=0)[None]
+            marked = marks(rows, total.shape[1]).any(dim=0)[None]
             encode(self._codec, total, self._addend, mean_row, marked)
             self.owed.copy_(total)
             add_written(self._codec, mean_row, -1.0, self.owed, self._addend)

@@ -28,7 +28,12 @@ class Cores:
 
     def threads(self, asked: int) -> int:
         """The number of threads: `asked`, or if that is 0 the number of this rank's cores."""
-        return asked or max(1, int(self.own + ROUNDING))
+        return asked or whole_cores(self.own)
+
+
+def whole_cores(cores: float) -> int:
+    """The whole cores of a share, at least one."""
+    return max(1, int(cores + ROUNDING))
 
 
 def cores_of(world: World) -> Cores:
@@ -53,6 +58,7 @@ def turns_of(places: Sequence[Place]) -> list[int]:
 
 
 def own_cores(places: Sequence[Place], rank: int) -> float:
+    """A rank's share of its machine's cores."""
     # A rank on c cores demands 1/c of each. A core is shared in proportion to these demands.
     machine, cores = places[rank]
 

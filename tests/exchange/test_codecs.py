@@ -52,7 +52,7 @@ def write(codec: Codec, given: Tensor, marked: Tensor | None = None) -> Written:
     rows = torch.zeros(len(given), row_bytes(codec, given.shape[1]), dtype=torch.uint8)
     encode(codec, given.clone(), torch.empty_like(given), rows, marked)
     read, own = (reader(codec, rows, torch.full_like(given, 1e9)) for reader in (decode, written))
-    return Written(rows, read, own, marks(codec, rows, given.shape[1]))
+    return Written(rows, read, own, marks(rows, given.shape[1]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
