@@ -14,6 +14,10 @@ def seats(*cores: tuple[int, ...]) -> list[Seat]:
     ]
 
 
+def config(threads: int) -> Config:
+    return Config.model_validate({"name": "a", "train": {"steps": 1, "threads": threads}})
+
+
 @pytest.mark.parametrize(
     ("cores", "threads"),
     [
@@ -24,6 +28,6 @@ def seats(*cores: tuple[int, ...]) -> list[Seat]:
 )
 def test_cores_are_divided_as_in_training(cores: tuple[tuple[int, ...], ...], threads: int) -> None:
     found = seats(*cores)
-    assert [_threads(Config(name="a"), found, seat) for seat in found] == [threads, threads]
-    asked = Config.model_validate({"name": "a", "train": {"threads": 3}})
+    assert [_threads(config(0), found, seat) for seat in found] == [threads, threads]
+    asked = config(3)
     assert _threads(asked, found, found[0]) == 3
