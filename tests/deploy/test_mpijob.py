@@ -175,6 +175,13 @@ def test_a_mistake_is_seen(place: tuple[str, ...], key: str, value: object) -> N
         MpiJob.model_validate(changed)
 
 
+def test_its_workers_take_keys_from_a_folder_that_everybody_may_write() -> None:
+    """A Secret's volume is one, of mode 1777, whatever the modes of its files are."""
+    (worker,) = job().spec.mpi_replica_specs.worker.template.spec.containers
+    assert worker.args[0] == "/usr/sbin/sshd"
+    assert worker.args[worker.args.index("-o") + 1] == "StrictModes=no"
+
+
 def fill(tmp_path: Path) -> None:
     """What the operator mounts."""
     for folder in ("etc/ssh/ssh_config.d", "etc/mpi", "bin"):
