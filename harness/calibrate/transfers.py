@@ -11,12 +11,16 @@ from harness.calibrate.repeated import Repeat, timed
 from harness.calibrate.result import Point
 from harness.parallel.world import World
 
-LONGEST_TRANSFER_SECONDS = 0.5
-"""Larger sizes are left out once a transfer would take longer than this."""
+LONGEST_BYTES_SECONDS = 0.5
+"""Larger sizes are left out once the bytes of a transfer, without its latency, would take longer
+than this."""
+TINY_BYTES = 1024
+"""A transfer that is all latency, even on a slow link. With it, two sizes are known of every link,
+and its latency and rate can be told apart."""
 IN_NODE_BYTES = (16_384, 262_144, 2_097_152)
-FLAT_BYTES = (32_768, 1_048_576, 4_194_304)
+FLAT_BYTES = (TINY_BYTES, 32_768, 1_048_576, 4_194_304)
 """Up to the default of `exchange.bucket_mb`, which is what the baseline sends in one piece."""
-PEERS_BYTES = (32_768, 2_097_152, 16_777_216)
+PEERS_BYTES = (TINY_BYTES, 32_768, 2_097_152, 16_777_216)
 COPIED_BYTES = (2_097_152, 67_108_864)
 UNDER_WAY_BYTES = (32_768, 1_048_576)
 UNDER_WAY_SECONDS = 0.2
@@ -84,13 +88,13 @@ class _Sizes:
         rest: float = 0.0,
         least: int = 1,
     ) -> tuple[Point, ...]:
-        """Times the sizes in increasing order, until one would take too long.
+        """Times the sizes in increasing order, at least two, until one would take too long.
 
         `rest` and `least`: see `harness.calibrate.repeated.Repeat`. Collective over the world.
         """
         found: list[Point] = []
         for size in sizes:
-            if found and found[-1].seconds * size / found[-1].size > LONGEST_TRANSFER_SECONDS:
+            if len(found) > 1 and _bytes_seconds(found, size) > LONGEST_BYTES_SECONDS:
                 break
             transfer = make(self._world, size)
             found.append(
@@ -103,6 +107,16 @@ class _Sizes:
     def beside(self, operation: Transfer, size: float) -> Point:
         """Times an operation that runs while the rank does nothing else."""
         return timed(self._world, operation, size, UNDER_WAY_BLOCKS * self._seconds)
+
+
+def _bytes_seconds(found: Sequence[Point], size: int) -> float:
+    """Seconds that a transfer of `size` would take beyond its latency.
+
+    The latency is that of the smallest transfer: it is the same for all sizes, and may be most of
+    the time of each.
+    """
+    first, last = found[0], found[-1]
+    return (last.seconds - first.seconds) * size / (last.size - first.size)
 
 
 def _gather(world: World, size: int) -> Transfer:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from harness.calibrate.result import Calibration, Point
+from harness.errors import UserError
 from harness.plan.machines import Late, Link
 from harness.plan.transfers import all_reduce_steps, step_seconds_of
 
@@ -78,9 +79,15 @@ def _thread_rate(found: Calibration) -> float | None:
 
 
 def rate(points: Sequence[Point]) -> float:
-    """Size per second between the two largest points, so that constant costs cancel out."""
+    """Size per second between the two largest points, so that constant costs cancel out.
+
+    Raises UserError for a single point, whose time may be any mixture of latency and rate.
+    """
     if len(points) == 1:
-        return points[0].size / points[0].seconds
+        raise UserError(
+            f"the calibration timed a transfer in one size only ({points[0].size:g} bytes), which "
+            f"does not tell latency from rate; calibrate again with harness plan --hosts"
+        )
     first, last = points[-2:]
     return (last.size - first.size) / max(1e-12, last.seconds - first.seconds)
 
