@@ -66,6 +66,7 @@ def _without_figures(found: Calibration, name: str) -> Cluster:
         nodes=found.nodes,
         ranks_per_node=found.ranks_per_node,
         cores_per_node=found.cores_per_node,
+        threads=1 if found.on_cards else found.threads,
         sharing_penalty=_sharing_penalty(found),
         product_flop_per_second=1.0,
         backbone_efficiency=1.0,
@@ -158,19 +159,20 @@ def _worked(found: Calibration, point: Point) -> float:
 
     Ranks that share a core each get 1 / shared of it, so own work takes cpu_seconds * shared.
     """
-    shared = _ranks_on_a_core(found)
+    shared = _threads_on_a_core(found)
     if shared <= 1 or found.threads > 1:
         return point.seconds
     return min(point.seconds, point.cpu_seconds * shared)
 
 
-def _ranks_on_a_core(found: Calibration) -> float:
-    return max(1.0, found.ranks_per_node / (found.cores_per_node or math.inf))
+def _threads_on_a_core(found: Calibration) -> float:
+    threads = found.ranks_per_node * found.threads
+    return max(1.0, threads / (found.cores_per_node or math.inf))
 
 
 def _sharing_penalty(found: Calibration) -> float:
     """The penalty for sharing a core, from one rank at a time and all ranks at once."""
-    shared = _ranks_on_a_core(found)
+    shared = _threads_on_a_core(found)
     if shared <= 1:
         return 0.0
     fair = found.backbone_alone_seconds * shared

@@ -79,7 +79,7 @@ class Encoding(Section):
 
 
 class Cluster(Section):
-    """The machines; all times are those of a rank that has a core, or a card, to itself."""
+    """The machines; all times are those of a rank that has its cores, or a card, to itself."""
 
     name: Text = "cluster"
     """Name of the cluster in tables."""
@@ -89,8 +89,11 @@ class Cluster(Section):
     """Cards, or processes, on each machine."""
     cores_per_node: float | None = Field(default=None, gt=0)
     """Cores shared by a node's ranks if they compute on cores; none: they compute on cards."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of a rank, which are the cores that it needs for the speeds here."""
     sharing_penalty: float = Field(default=0.0, ge=0)
-    """Fraction by which work grows each time the ranks on a core double: caches are shared too."""
+    """Fraction by which work grows each time the threads on a core double: caches are shared
+    too."""
     product_flop_per_second: float = Field(gt=0)
     """Speed of a rank in a plain matrix product, 1/s."""
     backbone_efficiency: float = Field(gt=0)
@@ -150,13 +153,14 @@ class Cluster(Section):
         """Factor by which work on a rank takes longer because ranks share cores."""
         if self.cores_per_node is None:
             return 1.0
-        ranks_on_a_core = max(1.0, self.ranks_per_node / self.cores_per_node)
-        return ranks_on_a_core * (1 + self.sharing_penalty * math.log2(ranks_on_a_core))
+        on_a_core = max(1.0, self.ranks_per_node * self.threads / self.cores_per_node)
+        return on_a_core * (1 + self.sharing_penalty * math.log2(on_a_core))
 
     @property
     def cores_are_busy(self) -> bool:
         """Whether ranks leave no core idle, so that transfer threads take time from them."""
-        return self.cores_per_node is not None and self.ranks_per_node >= self.cores_per_node
+        cores = self.cores_per_node
+        return cores is not None and self.ranks_per_node * self.threads >= cores
 
     def on(self, nodes: int, ranks_per_node: int) -> "Cluster":
         """The cluster with other numbers of machines and ranks; cores per node stay the same."""

@@ -45,6 +45,8 @@ def cluster_lines(cluster: Cluster) -> list[str]:
     if cluster.cores_per_node is not None:
         many = "s" * (cluster.cores_per_node != 1)
         shared = f", {cluster.cores_per_node:g} core{many} per node"
+        if cluster.threads > 1:
+            shared += f", {cluster.threads} threads per rank whatever the number of ranks"
     first = (
         f"{cluster.name}: {cluster.nodes} node{'s' * (cluster.nodes > 1)} x "
         f"{cluster.ranks_per_node} rank{'s' * (cluster.ranks_per_node > 1)}{shared}, "

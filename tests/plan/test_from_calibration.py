@@ -12,6 +12,7 @@ from harness.errors import UserError
 from harness.plan.cost_model import predict
 from harness.plan.from_calibration import cluster_from
 from harness.plan.machines import read_cluster
+from harness.plan.text import cluster_lines
 from harness.plan.workload import workload_of
 from tests.plan.clusters import experiment
 
@@ -216,6 +217,16 @@ def test_ranks_that_slow_each_other_down_by_more_than_the_core_they_share() -> N
     assert predict(found.model_copy(update={"jitter": 0.0}), CONFIG).step_ms == pytest.approx(
         calm.window.seconds * 1e3, rel=0.01
     )
+
+
+def test_threads_stay_as_they_were_measured() -> None:
+    there = cluster_from(made(threads=2, cores_per_node=4.0))
+    assert there.slowdown == 1.0
+    assert there.cores_are_busy
+    assert there.on(2, 4).slowdown == pytest.approx(2.0)
+    assert "4 cores per node, 2 threads per rank whatever" in cluster_lines(there)[0]
+    assert "thread" not in cluster_lines(cluster_from(made()))[0]
+    assert cluster_from(on_cards(threads=2)).slowdown == 1.0
 
 
 def test_a_calibration_on_four_ranks(

@@ -85,3 +85,12 @@ def test_sharing_cores_slows_ranks_down() -> None:
     assert slowdown(2, 4.0) == 1.0
     assert slowdown(2, 1.0) == pytest.approx(2 * 1.1)
     assert slowdown(4, 0.5) == pytest.approx(8 * 1.3)
+
+
+def test_a_rank_takes_as_many_cores_as_it_has_threads() -> None:
+    """A node of 8 cores, measured with 2 ranks of 4 threads: none is left for a third."""
+    node = cluster(nodes=1, ranks_per_node=2, cores_per_node=8.0, threads=4)
+    assert node.slowdown == 1.0
+    assert node.cores_are_busy
+    assert node.on(1, 8).slowdown == pytest.approx(4.0)
+    assert not node.on(1, 1).cores_are_busy
