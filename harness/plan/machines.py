@@ -163,8 +163,16 @@ class Cluster(Section):
         return cores is not None and self.ranks_per_node * self.threads >= cores
 
     def on(self, nodes: int, ranks_per_node: int) -> "Cluster":
-        """The cluster with other numbers of machines and ranks; cores per node stay the same."""
-        return self.model_copy(update={"nodes": nodes, "ranks_per_node": ranks_per_node})
+        """The cluster with other numbers of machines and ranks; a node's cores and memory stay the
+        same, while each card brings its own memory."""
+        shares = 1.0 if self.on_cards else self.ranks_per_node / ranks_per_node
+        return self.model_copy(
+            update={
+                "nodes": nodes,
+                "ranks_per_node": ranks_per_node,
+                "memory_bytes": self.memory_bytes * shares,
+            }
+        )
 
     def with_rate(self, bytes_per_second: float) -> "Cluster":
         """The same cluster with another lasting rate of payload on each node's link."""

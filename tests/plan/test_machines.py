@@ -94,3 +94,10 @@ def test_a_rank_takes_as_many_cores_as_it_has_threads() -> None:
     assert node.cores_are_busy
     assert node.on(1, 8).slowdown == pytest.approx(4.0)
     assert not node.on(1, 1).cores_are_busy
+
+
+def test_ranks_on_cores_divide_their_node_s_memory() -> None:
+    cores = cluster(ranks_per_node=2, cores_per_node=8.0, memory_bytes=16e9)
+    assert cores.on(4, 8).memory_bytes == pytest.approx(4e9)
+    assert cores.on(4, 2) == cores.on(4, 8).on(4, 2)
+    assert cluster(ranks_per_node=2, memory_bytes=16e9).on(4, 8).memory_bytes == 16e9
