@@ -11,7 +11,7 @@ import torch
 
 from harness.calibrate.network import NetworkPasses, encoding_time, optimizer_time
 from harness.calibrate.repeated import barrier, mean
-from harness.calibrate.result import Calibration, Point
+from harness.calibrate.result import PRINTED, Calibration, Point
 from harness.calibrate.transfers import transfer_times
 from harness.calibrate.window import window_time
 from harness.config import Config
@@ -93,8 +93,9 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def calibrate(config: Config, output: Path, seconds: float) -> None:
-    """Writes the calibration to `output`, on the first rank. Collective over the world."""
+def calibrate(config: Config, output: Path | None, seconds: float) -> None:
+    """Writes the calibration to `output` on the first rank's host, or prints it there as one line
+    if there is none. Collective over the world."""
     with open_ranks(launched_topology()) as ranks:
         agree_on_settings(config, ranks)
         device, _ = choose_device(config.train.device, ranks)
@@ -103,7 +104,9 @@ def calibrate(config: Config, output: Path, seconds: float) -> None:
             cores = cores_of(world)
             torch.set_num_threads(cores.threads(config.train.threads))
             found = measure(config, links, world, cores, seconds)
-            if world.is_first:
+            if world.is_first and output is not None:
                 output.write_text(found.model_dump_json(indent=2), encoding="utf-8")
-            # The launcher ends all ranks once one has left, so all wait until the file is written.
+            elif world.is_first:
+                print(PRINTED + found.model_dump_json(), flush=True)
+            # The launcher ends all ranks once one has left, so all wait until it is written.
             barrier(world)

@@ -21,7 +21,9 @@ def add_calibrate(commands: Any) -> None:
         "--output times.json",
     )
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
-    parser.add_argument("--output", type=path, required=True, help="output file (JSON)")
+    parser.add_argument(
+        "--output", type=path, help="output file (JSON) on the first rank's host (default: print)"
+    )
     add_seconds(parser)
     parser.set_defaults(command=_calibrate)
 

@@ -9,6 +9,9 @@ from harness.config.yaml_files import MOST_JSON_BYTES, read_text
 from harness.errors import UserError, one_line
 from harness.measure.summary import Record
 
+PRINTED = "calibration: "
+"""Start of the line with a calibration that is printed."""
+
 
 class Point(Record):
     """The time of one operation of one size, run by all ranks at the same time.

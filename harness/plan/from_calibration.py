@@ -1,12 +1,13 @@
 """Runs a calibration on real ranks and converts its timings into a cluster's figures."""
 
+import io
 import math
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.calibrate.result import Calibration, Point, read_calibration
+from harness.calibrate.result import PRINTED, Calibration, Point
 from harness.config import Config
 from harness.errors import UserError
 from harness.launch.hosts import slots_of
@@ -34,17 +35,19 @@ def calibrate(
     and CalibrationFailed if ranks fail.
     """
     ranks = ranks or slots_of(hosts)
+    command = [sys.executable, "-m", "harness", "calibrate", str(experiment), *overrides]
+    command += ["--seconds", f"{seconds:g}"]
     with tempfile.TemporaryDirectory(prefix="harness-plan-") as folder:
-        output, log = Path(folder) / "calibration.json", Path(folder) / "log.txt"
-        command = [sys.executable, "-m", "harness", "calibrate", str(experiment), *overrides]
-        command += ["--output", str(output), "--seconds", f"{seconds:g}"]
-        outcome = launch(command, ranks, hosts, log)
-        if outcome.exit_code == 2:
-            raise UserError(outcome.reason.removeprefix("harness: "))
-        if outcome.exit_code:
-            last = log.read_text(encoding="utf-8")[-2000:]
-            raise CalibrationFailed(f"the calibration failed: {outcome.reason}\n{last}")
-        return read_calibration(output)
+        # The first rank may be on another host, whose files are not here; what it prints is.
+        outcome = launch(command, ranks, hosts, Path(folder) / "log.txt", io.StringIO())
+        printed = outcome.log.read_text(encoding="utf-8")
+    if outcome.exit_code == 2:
+        raise UserError(outcome.reason.removeprefix("harness: "))
+    lines = [line for line in printed.split("\n") if f"] {PRINTED}" in line]
+    if outcome.exit_code or not lines:
+        reason = outcome.reason or "the first rank printed no result"
+        raise CalibrationFailed(f"the calibration failed: {reason}\n{printed[-2000:]}")
+    return Calibration.model_validate_json(lines[-1].partition(PRINTED)[2])
 
 
 def cluster_from(found: Calibration, name: str = "calibrated") -> Cluster:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any, TextIO
 
 import pytest
 
@@ -9,8 +10,10 @@ from harness.calibrate.result import Calibration, Point
 from harness.cli import main
 from harness.config import load
 from harness.errors import UserError
+from harness.launch.launch import Outcome
+from harness.plan import from_calibration
 from harness.plan.cost_model import predict
-from harness.plan.from_calibration import cluster_from
+from harness.plan.from_calibration import CalibrationFailed, calibrate, cluster_from
 from harness.plan.machines import read_cluster
 from harness.plan.text import cluster_lines
 from harness.plan.workload import workload_of
@@ -227,6 +230,35 @@ def test_threads_stay_as_they_were_measured() -> None:
     assert "4 cores per node, 2 threads per rank whatever" in cluster_lines(there)[0]
     assert "thread" not in cluster_lines(cluster_from(made()))[0]
     assert cluster_from(on_cards(threads=2)).slowdown == 1.0
+
+
+def elsewhere(*printed: str, exit_code: int = 0) -> Any:
+    """A launch whose ranks are on other hosts: what they write stays there, what they print does
+    not."""
+
+    def launched(
+        command: list[str], ranks: int, hosts: str | None, log: Path, screen: TextIO
+    ) -> Outcome:
+        log.write_text("".join(f"[0 stdout] {line}\n" for line in printed), encoding="utf-8")
+        return Outcome(exit_code, "rank 0 failed" if exit_code else "", log, False)
+
+    return launched
+
+
+def test_a_calibration_comes_back_from_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = made()
+    line = f"calibration: {given.model_dump_json()}"
+    monkeypatch.setattr(from_calibration, "launch", elsewhere("hello", line, "bye"))
+    assert calibrate(Path("e.yaml"), [], 4, "h1:2,h2:2", 0.6) == given
+
+
+@pytest.mark.parametrize(("exit_code", "why"), [(1, "rank 0 failed"), (0, "printed no result")])
+def test_ranks_that_print_no_calibration(
+    exit_code: int, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(from_calibration, "launch", elsewhere("hello", exit_code=exit_code))
+    with pytest.raises(CalibrationFailed, match=rf"{why}\n\[0 stdout\] hello"):
+        calibrate(Path("e.yaml"), [], 4, "h1:2,h2:2", 0.6)
 
 
 def test_a_calibration_on_four_ranks(
