@@ -13,10 +13,9 @@
 #   make clean       remove the environment; make clean-cache: the built Horovod and rendered images
 # Variables: PYTHON is the interpreter for .venv; EXTRAS=tests,analysis,gpu adds NVIDIA's gauges;
 # WORKERS is the number of processes that run tests; JOBS is the number of compilers, 2 GB each, that
-# build Horovod the first time.
+# build Horovod the first time. PYTHON, EXTRAS and the variables of Horovod's build stay as they were
+# given until others are given, which installs again.
 
-PYTHON ?= python3
-EXTRAS ?= tests,analysis
 JOBS ?= 2
 PORT ?= 5000
 WORKERS ?= 2
@@ -24,15 +23,34 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.stamp
 INSTALL := pyproject.toml install/install.sh install/build.txt install/constraints.txt install/horovod.py
+# Those that Horovod reads only when it runs are not among them.
+OF_BUILD := HOROVOD_ALLOW_% HOROVOD_BUILD_% HOROVOD_CPU_% HOROVOD_CUDA_% HOROVOD_DEBUG HOROVOD_GPU% \
+	HOROVOD_MPICXX_% HOROVOD_NCCL_% HOROVOD_NVTX_% HOROVOD_ROCM_% HOROVOD_WITH%
 
-.PHONY: setup demo test check bench lab analysis recorded predicted scale ui clean clean-cache
+.PHONY: setup demo test check bench lab analysis recorded predicted scale ui clean clean-cache again
 .DELETE_ON_ERROR:
+
+define DEFAULTS
+PYTHON ?= python3
+EXTRAS ?= tests,analysis
+endef
+
+# The stamp holds what the set-up was made with, as lines of a makefile: they apply where nothing
+# else is given now. A call without any would otherwise install the defaults over it.
+MADE_WITH := $(or $(file <$(STAMP)),$(DEFAULTS))
+$(eval $(MADE_WITH))
+NAMES := PYTHON EXTRAS $(sort $(filter $(OF_BUILD),$(.VARIABLES)))
+export $(filter HOROVOD_%,$(NAMES))
+
+ifneq ($(strip $(MADE_WITH)),$(strip $(foreach name,$(NAMES),$(name) ?= $($(name)))))
+$(STAMP): again
+endif
 
 setup: $(STAMP)
 
 $(STAMP): $(INSTALL)
 	EXTRAS=$(EXTRAS) JOBS=$(JOBS) install/install.sh $(PYTHON) .venv
-	@touch $@
+	@printf '%s\n' $(foreach name,$(NAMES),'$(name) ?= $($(name))') > $@
 
 demo: $(STAMP)
 	$(BIN)/harness demo

@@ -1,6 +1,7 @@
 """The Makefile sets up once; .ci/run checks, then tests. Stand-ins replace the slow parts."""
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def checkout(tmp_path: Path) -> Path:
         (tmp_path / name).touch()
     (tmp_path / "install" / "horovod.py").touch()
     installation = [
-        'echo "$1 into $2 with $EXTRAS" >> installs',
+        'echo "$1 into $2 with $EXTRAS$HOROVOD_GPU_OPERATIONS" >> installs',
         'mkdir -p "$2/bin"; cp harness "$2/bin/"; cp pytest "$2/bin/python"',
     ]
     program(tmp_path / "install" / "install.sh", "\n".join(installation))
@@ -35,17 +36,21 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(checkout: Path, *arguments: str) -> None:
-    command = ["make", "-s", *arguments, "PYTHON=python3.99"]
+def make(checkout: Path, *arguments: str, **variables: str) -> None:
     environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    subprocess.run(command, cwd=checkout, env=environment, check=True)
+    command = ["make", "-s", *arguments]
+    subprocess.run(command, cwd=checkout, env=environment | variables, check=True)
+
+
+def installs(checkout: Path) -> list[str]:
+    return (checkout / "installs").read_text().splitlines()
 
 
 def test_the_set_up_is_made_by_the_first_target_and_not_again(checkout: Path) -> None:
     make(checkout, "demo")
     make(checkout, "demo")
     make(checkout, "test")
-    assert (checkout / "installs").read_text() == "python3.99 into .venv with tests,analysis\n"
+    assert installs(checkout) == ["python3 into .venv with tests,analysis"]
     calls = (checkout / "calls").read_text().splitlines()
     assert calls == ["harness demo", "harness demo", "python -m pytest -n 2"]
 
@@ -58,8 +63,50 @@ def test_the_set_up_is_made_again_when_what_it_reads_has_changed(checkout: Path,
     stamp = (checkout / ".venv" / ".stamp").stat().st_mtime
     os.utime(checkout / name, (stamp + 5, stamp + 5))
     make(checkout, "setup", "EXTRAS=tests,gpu")
-    installs = (checkout / "installs").read_text().splitlines()
-    assert [line.split()[-1] for line in installs] == ["tests,analysis", "tests,gpu"]
+    made_with = [line.split()[-1] for line in installs(checkout)]
+    assert made_with == ["tests,analysis", "tests,gpu"]
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ({"EXTRAS": "tests,gpu"}, "python3 into .venv with tests,gpu"),
+        ({"PYTHON": "python3.99"}, "python3.99 into .venv with tests,analysis"),
+        ({"HOROVOD_GPU_OPERATIONS": "NCCL"}, "python3 into .venv with tests,analysisNCCL"),
+        ({"HOROVOD_CUDA_HOME": "/a folder"}, "python3 into .venv with tests,analysis"),
+    ],
+)
+def test_other_choices_set_up_again_and_stay(
+    given: dict[str, str], made: str, checkout: Path
+) -> None:
+    make(checkout, "demo")
+    for words in ([], [f"{name}={value}" for name, value in given.items()]):
+        # From the environment first, as a container's build gives them, then as arguments.
+        make(checkout, "setup", *words, **({} if words else given))
+        assert installs(checkout)[1:] == [made]
+    make(checkout, "demo")
+    make(checkout, "demo", "JOBS=3", HOROVOD_CYCLE_TIME="5")
+    assert installs(checkout)[1:] == [made]
+    os.utime(checkout / "pyproject.toml", (2**32, 2**32))
+    make(checkout, "test")
+    assert installs(checkout)[1:] == [made, made]
+
+
+def test_a_stamp_that_says_nothing_means_the_defaults(checkout: Path) -> None:
+    make(checkout, "setup")
+    (checkout / ".venv" / ".stamp").write_text("")
+    make(checkout, "demo")
+    assert len(installs(checkout)) == 1
+    make(checkout, "setup", "EXTRAS=tests")
+    assert installs(checkout)[1:] == ["python3 into .venv with tests"]
+
+
+def test_each_variable_of_horovod_s_build_sets_up_again(checkout: Path) -> None:
+    read = runpy.run_path(str(ROOT / "install" / "horovod.py"))
+    known = {*read["BUILD_VARIABLES"], *(f"{prefix}X" for prefix in read["BUILD_PREFIXES"])}
+    make(checkout, "setup", **dict.fromkeys(known, "1"))
+    lines = (checkout / ".venv" / ".stamp").read_text().splitlines()
+    assert {line.split()[0] for line in lines} == known | {"PYTHON", "EXTRAS"}
 
 
 def test_a_failed_set_up_leaves_no_stamp(checkout: Path) -> None:
