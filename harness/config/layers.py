@@ -48,12 +48,12 @@ def giving_way(
         above, below = upper.get(section), left.get(section)
         if not isinstance(above, Given) or not isinstance(below, Given):
             continue
-        chosen = [key for key in pair if key in above and not is_null(above[key])]
+        chosen = [key for key in pair if key in above and _is_choice(above[key])]
         if len(chosen) != 1:
             continue
         (own,) = chosen
         (other,) = (key for key in pair if key != own)
-        if other in below and other not in above and not is_null(below[other]):
+        if other in below and other not in above and _is_choice(below[other]):
             replaced.append(
                 f"{section}.{own}{shown_value(above[own])} replaces {section}.{other}"
                 f"{shown_value(below[other])} ({below.places[other]})"
@@ -62,6 +62,12 @@ def giving_way(
             del kept[other]
             left.put(section, kept, left.places[section])
     return left, tuple(replaced)
+
+
+def _is_choice(value: Any) -> bool:
+    """Whether the value asks for something: exchange.max_pieces=0, like null, leaves it to the
+    other key."""
+    return not is_null(value) and str(value) != "0"
 
 
 def parse_override(text: str, model: type[BaseModel]) -> Given:

@@ -344,6 +344,17 @@ def test_pieces_that_are_picked_and_pieces_that_are_given(tmp_path: Path) -> Non
     assert (load(record).exchange.pieces, load(record).exchange.max_pieces) == (3, 4)
 
 
+def test_0_pieces_at_most_leave_the_number_of_pieces_as_it_was_given(tmp_path: Path) -> None:
+    base, child = tmp_path / "base.yaml", tmp_path / "child.yaml"
+    base.write_text("exchange: {kind: averaging, pieces: 4}\ntrain: {steps: 5}\n")
+    child.write_text("base: base.yaml\nexchange: {max_pieces: 0}\n")
+    for path, overrides in ((child, []), (base, ["exchange.max_pieces=0"])):
+        found = load_with_notes(path, overrides)
+        assert (found.config.exchange.pieces, found.notes) == (4, ())
+    assert load_with_notes(child, ["exchange.pieces=2"]).notes == ()
+    assert load(base, ["exchange.max_pieces=8"]).exchange.pieces == 1
+
+
 def test_a_childs_choice_replaces_its_bases(tmp_path: Path) -> None:
     write(tmp_path, "base.yaml", train={"epochs": 3, "batch_size": 8})
     middle = write(tmp_path, "middle.yaml", base="base.yaml", train={"steps": 5})
