@@ -86,13 +86,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _ranks_share_something(self) -> "Config":
-        own, layout = self.backbone, self.classifier.layout
-        if own.frozen == "body" and not own.feature_dim and layout != "replicated":
-            raise ValueError(
-                f"backbone.frozen=body with backbone.feature_dim=0 leaves only classes to train, "
-                f"and classifier.layout={layout} slices them; set feature_dim, or use "
-                f"layout=replicated"
-            )
+        if reason := self.why_nothing_is_shared():
+            raise ValueError(reason)
         return self
 
     @model_validator(mode="after")
@@ -135,6 +130,16 @@ class Config(Section):
         if reason := self.why_no_class_rests():
             raise ValueError(reason)
         return self
+
+    def why_nothing_is_shared(self) -> str:
+        """Why ranks would share no parameter, as an error says it; "" if they share some."""
+        own, layout = self.backbone, self.classifier.layout
+        if own.frozen != "body" or own.feature_dim or layout == "replicated":
+            return ""
+        return (
+            f"backbone.frozen=body with backbone.feature_dim=0 leaves only classes to train, and "
+            f"classifier.layout={layout} slices them; set feature_dim, or use layout=replicated"
+        )
 
     def why_no_class_rests(self) -> str:
         """Why classes cannot be sampled with this exchange, as an error says it; "" if they can."""

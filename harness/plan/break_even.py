@@ -85,10 +85,11 @@ def _step_ms(cluster: Cluster, config: Config) -> float:
 
 def applies(cluster: Cluster, config: Config) -> bool:
     """Whether the questions make sense: there are several nodes, and both layouts are possible."""
-    if cluster.nodes == 1:
+    sliced = with_exchange(config, "world", "synchronous", 1)
+    if cluster.nodes == 1 or sliced.why_nothing_is_shared():
         return False
     try:
-        predict(cluster, with_exchange(config, "world", "synchronous", 1))
+        predict(cluster, sliced)
     except UserError:
         return False
     return True

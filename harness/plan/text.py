@@ -193,10 +193,10 @@ def _with_rate(way: Way) -> str:
 
 def _ceiling(config: Config, cluster: Cluster) -> str:
     """The speed of ranks whose nodes exchange nothing."""
+    alone, which = config.with_nodes_apart("node", passes=1), "slices over a node"
     # Fewer classes than a node has ranks cannot be sliced over it.
-    few = config.data.num_classes < cluster.ranks_per_node
-    alone = config.with_nodes_apart("replicated" if few else "node", passes=1)
-    which = "replicated classes" if few else "slices over a node"
+    if config.data.num_classes < cluster.ranks_per_node or alone.why_nothing_is_shared():
+        alone, which = config.with_nodes_apart("replicated", passes=1), "replicated classes"
     return (
         f"for comparison, {which} without any exchange between nodes, K = 1: "
         f"{predict(cluster, alone).images_per_second:,.0f} images/s (a larger K or another layout "

@@ -153,7 +153,7 @@ def quickest_way(config: Config, cluster: Cluster) -> Way:
 
 def way_of(config: Config, cluster: Cluster) -> Way:
     """Predicts a config; a way is infeasible if ranks cannot run it or lack the memory."""
-    if reason := config.why_no_class_rests():
+    if reason := config.why_nothing_is_shared() or config.why_no_class_rests():
         return Way(config, None, reason)
     try:
         found = predict(cluster, config)

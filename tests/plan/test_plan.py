@@ -567,3 +567,20 @@ def test_a_way_in_which_classes_cannot_rest_is_infeasible() -> None:
     }
     assert [way.feasible for way in ways.values()] == [False, False, True, True]
     assert "when the class may rest" in ways["node", "delayed"].infeasible_because
+
+
+def test_slices_of_classes_alone_are_infeasible_as_train_refuses_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is left for ranks to share if all that is trained is sliced."""
+    SLOW.write(tmp_path / "c.yaml")
+    (tmp_path / "weights.pt").touch()
+    words = ["--cluster", str(tmp_path / "c.yaml"), f"backbone.weights={tmp_path}/weights.pt"]
+    words += ["backbone.frozen=body", "backbone.feature_dim=0"]
+    assert plan(EXPERIMENT, *words, "--all") == 0
+    page = capsys.readouterr().out
+    for row in rows_of(page):
+        assert ("leaves only classes to train" in row) == (not row.startswith("replicated"))
+    assert "recommended: replicated" in page
+    assert "for comparison, replicated classes without any exchange" in page
+    assert "break-even" not in page

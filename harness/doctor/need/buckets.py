@@ -67,5 +67,5 @@ class BucketMemory:
         second_hops = sum(wire.second_hop for wire in self._lossy_wires)
         if not self._through_nodes:
             return second_hops
-        summed = max(self._shared) // self.sizes.ranks_per_node
+        summed = max(self._shared, default=0) // self.sizes.ranks_per_node
         return (sum(self._shared) + summed) * self.sizes.element_bytes + second_hops
