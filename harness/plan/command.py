@@ -125,7 +125,7 @@ def _plan(parsed: argparse.Namespace) -> int:
         return 1
     predictions = [predict(cluster, config) for config in configs]
     simulated = [_simulated(cluster, each, parsed.simulate) for each in configs if parsed.simulate]
-    _show_plan(cluster, configs[0], predictions, simulated, parsed.all)
+    _show_plan(cluster, configs, predictions, simulated, parsed.all)
     if failures:
         for each in predictions:
             lines = advice(failures, each.step_ms / 1e3)
@@ -142,19 +142,21 @@ def _plan(parsed: argparse.Namespace) -> int:
 
 def _show_plan(
     cluster: "Cluster",
-    config: "Config",
+    configs: Sequence["Config"],
     predictions: Sequence["Prediction"],
     simulated: list[str],
     whole: bool,
 ) -> None:
-    """Prints the whole page. `config` is the experiment of which other ways are predicted;
-    `whole`: all of these are shown."""
+    """Prints the whole page. Other ways are predicted of the first experiment; `whole`: all of them
+    are shown."""
     from harness.plan import text as plan_text
     from harness.plan.ladder import ladder_lines
     from harness.plan.ways import all_ways
 
+    config = configs[0]
     ways = all_ways(config, cluster)
-    _show([*plan_text.cluster_lines(cluster), *plan_text.defaults_line(cluster)])
+    first = [*plan_text.cluster_lines(cluster), *plan_text.defaults_line(cluster)]
+    _show([*first, *plan_text.differences(cluster, configs)])
     _show(plan_text.experiments_table(predictions))
     if simulated:
         _show(simulated)

@@ -29,6 +29,19 @@ from harness.plan.ways import Way, sent_as
 from harness.tracking.prediction import Prediction
 
 HEAD = f"{'step ms':>10} {'images/s':>10} {'wait %':>7} {'memory MB':>10} {'MB/window':>10}"
+DECIDES_SPEED = (
+    "backbone.name",
+    "backbone.feature_dim",
+    "backbone.norm",
+    "backbone.frozen",
+    "data.dataset",
+    "data.image_size",
+    "train.batch_size",
+    "train.precision",
+    "train.threads",
+)
+"""Settings that the measured speeds depend on in a way that is not predicted. What else a backbone
+has are weights, which change no speed."""
 ADVICE = (
     "throughput is not time to accuracy. Try remedies in this order: compress communication "
     "(fp16, int8 or int4, which send the remainder later), hide it (a delay of one window, with a "
@@ -73,6 +86,27 @@ def defaults_line(cluster: Cluster) -> list[str]:
     if not defaults:
         return []
     return ["defaults, not measured: " + ", ".join(f"{k}={v:g}" for k, v in defaults.items())]
+
+
+def differences(cluster: Cluster, configs: Sequence[Config]) -> list[str]:
+    """A line for each experiment that differs from the one that the cluster was measured with."""
+    measured = (cluster.measured or {}).get("config")
+    if not isinstance(measured, dict):
+        return []
+    lines = []
+    for config in configs:
+        planned = config.flattened()
+        changed = [
+            f"{key}={measured[key]} -> {planned[key]}"
+            for key in DECIDES_SPEED
+            if measured.get(key, planned[key]) != planned[key]
+        ]
+        if changed:
+            lines.append(
+                f"{config.name} is not the experiment that these machines were measured with: "
+                f"{', '.join(changed)}; its speed may be another, so calibrate with it"
+            )
+    return lines
 
 
 def format_rate(bytes_per_second: float) -> str:

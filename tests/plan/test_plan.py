@@ -22,7 +22,7 @@ from harness.plan.cost_model import predict
 from harness.plan.from_doctor import cluster_of_doctor
 from harness.plan.ladder import ladder_lines, planned_ladder
 from harness.plan.machines import Late, Line, Link, read_cluster
-from harness.plan.text import advice, cluster_lines, experiments_table
+from harness.plan.text import advice, cluster_lines, differences, experiments_table
 from harness.plan.ways import (
     Way,
     all_ways,
@@ -584,3 +584,25 @@ def test_slices_of_classes_alone_are_infeasible_as_train_refuses_them(
     assert "recommended: replicated" in page
     assert "for comparison, replicated classes without any exchange" in page
     assert "break-even" not in page
+
+
+def test_a_calibration_of_another_experiment_says_what_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = load(EXPERIMENT).flattened()
+    del measured["backbone.frozen"]  # an older calibration does not know it
+    SLOW.model_copy(update={"measured": {"config": measured}}).write(tmp_path / "c.yaml")
+    words = [EXPERIMENT, "--cluster", str(tmp_path / "c.yaml")]
+    assert plan(*words, "data.num_classes=2000", "optimizer.lr=0.5") == 0
+    assert "is not the experiment" not in capsys.readouterr().out
+    batch, size = measured["train.batch_size"], measured["data.image_size"]
+    assert plan(*words, f"train.batch_size={2 * batch}", f"data.image_size={2 * size}") == 0
+    assert (
+        "\ndata_parallel is not the experiment that these machines were measured with: "
+        f"data.image_size={size} -> {2 * size}, train.batch_size={batch} -> {2 * batch}; its speed"
+    ) in capsys.readouterr().out
+
+
+def test_a_cluster_in_figures_is_nobody_s_experiment() -> None:
+    assert differences(SLOW, [experiment()]) == []
+    assert differences(cluster(measured={"config": "by hand"}), [experiment()]) == []
