@@ -188,7 +188,9 @@ def _in_node(
     """The figures of collectives inside a node."""
     group, slowdown = found.ranks_per_node, cluster.slowdown
     if group == 1:
-        return {"node": Line(bytes_per_second=cluster.memory_bytes_per_second / ENDS)}
+        alone = Line(bytes_per_second=cluster.memory_bytes_per_second / ENDS)
+        defaults = {f"node.{name}": value for name, value in alone.model_dump().items()}
+        return {"node": alone, "measured": (cluster.measured or {}) | {"defaults": defaults}}
     sent = [_worked_through(found, point, group - 1) for point in found.gather]
     latency = sent[0].seconds / (group - 1) / slowdown
     work = workload_of(_as_timed(config), found.nodes, group)

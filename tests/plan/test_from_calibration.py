@@ -15,7 +15,7 @@ from harness.plan import from_calibration
 from harness.plan.cost_model import predict
 from harness.plan.from_calibration import CalibrationFailed, calibrate, cluster_from
 from harness.plan.machines import read_cluster
-from harness.plan.text import cluster_lines
+from harness.plan.text import cluster_lines, defaults_line
 from harness.plan.workload import workload_of
 from tests.plan.clusters import experiment
 
@@ -200,6 +200,19 @@ def test_one_node_says_nothing_of_links() -> None:
     found = cluster_from(made(nodes=1, hosts=("a",)))
     assert not found.link_known
     assert cluster_from(made()).link_known
+
+
+def test_one_rank_a_node_says_nothing_of_what_ranks_of_a_node_send(tmp_path: Path) -> None:
+    nothing = Point(size=0, seconds=0, cpu_seconds=0)
+    cluster_from(made(ranks_per_node=1, gather=(nothing,))).write(tmp_path / "c.yaml")
+    found = read_cluster(tmp_path / "c.yaml")
+    assert defaults_line(found) == [
+        f"defaults, not measured: node.latency_seconds={found.node.latency_seconds:g}, "
+        f"node.bytes_per_second={found.node.bytes_per_second:g}"
+    ]
+    assert found.measured is not None
+    assert found.measured["hosts"] == ["a", "b"]
+    assert defaults_line(cluster_from(made())) == []
 
 
 def test_other_work_on_the_cores_does_not_count_as_the_ranks_own() -> None:
