@@ -6,7 +6,6 @@ All ranks run each piece at the same time, through the code that training uses.
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
 import torch
 
 from harness.calibrate.network import NetworkPasses, encoding_time, optimizer_time
@@ -18,6 +17,7 @@ from harness.config import Config
 from harness.data.open import open_dataset
 from harness.doctor.agreement import agree_on_settings
 from harness.doctor.compute import measure_speed
+from harness.doctor.memory import memory_facts
 from harness.exchange.codecs import CODECS
 from harness.measure.clock import clock_for
 from harness.measure.machine import environment
@@ -34,7 +34,7 @@ def measure(
     """All times of a calibration; `seconds` for each timed operation. Collective over the world."""
     dataset, topology = open_dataset(config.data), world.topology
     product = _product_time(world, seconds)
-    memory_bytes = _memory_bytes(world, cores)
+    memory_bytes = memory_of_a_rank(world, cores)
     network = NetworkPasses(config, world, dataset, cores, seconds).measured()
     optimizer = optimizer_time(config, world, seconds)
     encode = {name: encoding_time(name, world, seconds) for name in CODECS}
@@ -83,10 +83,12 @@ def _product_time(world: World, seconds: float) -> Point:
     )
 
 
-def _memory_bytes(world: World, cores: Cores) -> int:
+def memory_of_a_rank(world: World, cores: Cores) -> int:
+    """Bytes that a rank can have: its card's, or its share of what is free on the host, or within
+    the limit of the container."""
     if world.device.type == "cuda":
         return int(torch.cuda.get_device_properties(world.device).total_memory)
-    return int(psutil.virtual_memory().available // cores.ranks_here)
+    return memory_facts(world.device).host_free // cores.ranks_here
 
 
 def _device_name(device: torch.device) -> str:

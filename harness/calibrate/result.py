@@ -41,7 +41,8 @@ class Calibration(Record):
     device: str
     """The card's name, or cpu."""
     memory_bytes: int
-    """Memory that a rank can have: its card's, or the node's free memory divided by its ranks."""
+    """Memory that a rank can have: its card's, or the free memory of the node (or within the limit
+    of the container) divided by its ranks."""
     commit: str | None
     """Git commit of the harness; None if unknown."""
     measured_at: str

@@ -2,15 +2,21 @@
 
 import os
 from pathlib import Path
-from typing import Any, TextIO
+from types import SimpleNamespace
+from typing import Any, TextIO, cast
 
 import pytest
+import torch
 
+from harness.calibrate.calibrate import memory_of_a_rank
 from harness.calibrate.result import Calibration, Point
 from harness.cli import main
 from harness.config import load
+from harness.doctor import memory
 from harness.errors import UserError
 from harness.launch.launch import Outcome
+from harness.parallel.cores import Cores
+from harness.parallel.world import World
 from harness.plan import from_calibration
 from harness.plan.cost_model import predict
 from harness.plan.from_calibration import CalibrationFailed, calibrate, cluster_from
@@ -272,6 +278,17 @@ def test_ranks_that_print_no_calibration(
     monkeypatch.setattr(from_calibration, "launch", elsewhere("hello", exit_code=exit_code))
     with pytest.raises(CalibrationFailed, match=rf"{why}\n\[0 stdout\] hello"):
         calibrate(Path("e.yaml"), [], 4, "h1:2,h2:2", 0.6)
+
+
+def test_a_container_s_limit_is_the_memory_of_its_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("max", "9000"), ("current", "1500"), ("stat", "inactive_file 500\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(memory, "CONTROL_ROOT", tmp_path)
+    world = cast(World, SimpleNamespace(device=torch.device("cpu")))
+    cores = Cores(ranks_here=4, own=1.0, per_node=4.0, turn=0, turns=1)
+    assert memory_of_a_rank(world, cores) == 2000
 
 
 def test_a_calibration_on_four_ranks(
