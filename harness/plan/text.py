@@ -52,7 +52,7 @@ ADVICE = (
 
 
 def cluster_lines(cluster: Cluster) -> list[str]:
-    """Lines that describe the cluster and the wire of late exchanges."""
+    """Lines that describe the cluster and, if its link is known, the wire of late exchanges."""
     speed = cluster.product_flop_per_second / cluster.slowdown
     shared = ""
     if cluster.cores_per_node is not None:
@@ -63,9 +63,14 @@ def cluster_lines(cluster: Cluster) -> list[str]:
     first = (
         f"{cluster.name}: {cluster.nodes} node{'s' * (cluster.nodes > 1)} x "
         f"{cluster.ranks_per_node} rank{'s' * (cluster.ranks_per_node > 1)}{shared}, "
-        f"{speed / 1e9:,.1f} GFLOP/s per rank, links {format_rate(cluster.link.bytes_per_second)}"
+        f"{speed / 1e9:,.1f} GFLOP/s per rank"
     )
-    return [first, f"late exchanges go through the host's memory: {_late_rate(cluster)}"]
+    if not cluster.link_known:
+        return [f"{first}, no link measured"]
+    return [
+        f"{first}, links {format_rate(cluster.link.bytes_per_second)}",
+        f"late exchanges go through the host's memory: {_late_rate(cluster)}",
+    ]
 
 
 def _late_rate(cluster: Cluster) -> str:

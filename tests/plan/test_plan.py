@@ -259,6 +259,11 @@ def test_the_wire_of_late_exchanges_is_shown() -> None:
     )
 
 
+def test_a_link_that_nobody_measured_has_no_rate() -> None:
+    (line,) = cluster_lines(cluster(nodes=1, link_known=False))
+    assert line.endswith("GFLOP/s per rank, no link measured")
+
+
 def test_a_late_way_does_not_have_to_beat_rarer_steps() -> None:
     ways = [way("synchronous", 4, "none", 100), way("delayed", 1, "none", 102)]
     found = recommended(ways)
