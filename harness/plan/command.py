@@ -114,6 +114,8 @@ def _plan(parsed: argparse.Namespace) -> int:
     if not experiments:
         raise UserError(f"no experiment among {' '.join(parsed.arguments)}; name a YAML file")
     configs = [load(each, overrides) for each in experiments]
+    for config in configs:
+        _ = config.exchange.chosen_kind  # refuses kind=auto now, and not after minutes of measuring
     study = study_name(parsed.study) if parsed.study else None
     failures = _failures(parsed)
     for file in (parsed.output, parsed.calibrate):
@@ -180,8 +182,14 @@ def _failures(parsed: argparse.Namespace) -> "Failures | None":
 
 def _require_writable(file: Path | None) -> None:
     """Raises UserError if `file` cannot be written; called before minutes of measuring."""
-    if file is not None and (os.path.isdir(file) or not os.access(file.absolute().parent, os.W_OK)):
-        raise UserError(f"cannot write {file}; give a file in an existing, writable folder")
+    if file is None:
+        return
+    place = file if os.path.exists(file) else file.absolute().parent
+    if os.path.isdir(file) or not os.access(place, os.W_OK, effective_ids=True):
+        raise UserError(
+            f"cannot write {file}; give a new file in an existing, writable folder, or one that "
+            f"may be written"
+        )
 
 
 def _cluster(parsed: argparse.Namespace, experiment: Path, overrides: Sequence[str]) -> "Cluster":

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.calibrate.calibrate import memory_of_a_rank
-from harness.calibrate.result import Calibration, Point
+from harness.calibrate.result import PRINTED, Calibration, Point
 from harness.cli import main
 from harness.config import load
 from harness.doctor import memory
@@ -266,7 +266,7 @@ def elsewhere(*printed: str, exit_code: int = 0) -> Any:
 
 def test_a_calibration_comes_back_from_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     given = made()
-    line = f"calibration: {given.model_dump_json()}"
+    line = f"{PRINTED}{given.model_dump_json()}"
     monkeypatch.setattr(from_calibration, "launch", elsewhere("hello", line, "bye"))
     assert calibrate(Path("e.yaml"), [], 4, "h1:2,h2:2", 0.6) == given
 
@@ -320,3 +320,18 @@ def test_a_wrong_experiment_ends_with_code_2(
 ) -> None:
     assert main(["plan", str(tmp_path / "none.yaml"), "--hosts", "localhost:1"]) == 2
     assert "cannot read the experiment" in capsys.readouterr().err
+
+
+def test_nothing_is_measured_for_a_kind_that_only_a_run_chooses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        from_calibration, "launch", elsewhere(f"{PRINTED}{made().model_dump_json()}")
+    )
+    words = ["plan", "experiments/lab/data_parallel.yaml", "--hosts", "localhost:1"]
+    output = tmp_path / "here.yaml"
+    assert main([*words, "--calibrate", str(output), "exchange.kind=auto"]) == 2
+    assert "exchange.kind=auto is chosen by times" in capsys.readouterr().err
+    assert not output.exists()
+    assert main([*words, "--calibrate", str(output)]) == 0
+    assert output.exists()

@@ -18,6 +18,7 @@ from harness.plan.choice import (
     short_list,
     strongest_baseline,
 )
+from harness.plan.command import _require_writable
 from harness.plan.cost_model import predict
 from harness.plan.from_doctor import cluster_of_doctor
 from harness.plan.ladder import ladder_lines, planned_ladder
@@ -34,6 +35,7 @@ from harness.plan.ways import (
 )
 from harness.tracking.prediction import read_predictions
 from tests.plan.clusters import cluster, exchanging, experiment
+from tests.rights import without_rights
 
 EXPERIMENT = "experiments/lab/data_parallel.yaml"
 SLOW = cluster(link=Link(bytes_per_second=5e7, step_seconds=0.0), product_flop_per_second=5e10)
@@ -611,3 +613,15 @@ def test_a_calibration_of_another_experiment_says_what_differs(
 def test_a_cluster_in_figures_is_nobody_s_experiment() -> None:
     assert differences(SLOW, [experiment()]) == []
     assert differences(cluster(measured={"config": "by hand"}), [experiment()]) == []
+
+
+def test_nothing_is_measured_for_a_file_that_may_not_be_written(place: Path) -> None:
+    kept, own = place / "kept.yaml", place / "own.yaml"
+    for file, mode in ((kept, 0o444), (own, 0o666)):
+        file.touch()
+        file.chmod(mode)
+    with without_rights():
+        _require_writable(own)
+        _require_writable(place / "new.yaml")
+        with pytest.raises(UserError, match=f"cannot write {kept}"):
+            _require_writable(kept)
