@@ -9,12 +9,16 @@
 #       --build-arg HOROVOD_GPU_OPERATIONS=NCCL --build-arg EXTRAS=tests,analysis,gpu .
 #   docker run --rm -it --gpus all --network host --shm-size 8g harness-gpu harness doctor
 #
-# Several machines: on each one a container that only listens, with one key pair in every container,
-#   docker run -d --name harness --network host -v KEYS:/root/.ssh:ro harness /usr/sbin/sshd -D -p 12345
+# Several machines: on each one a container that only listens, with one key pair in every container
+# (without cards the image is harness, and --gpus is left out),
+#   docker run -d --name harness --gpus all --network host --shm-size 8g -v KEYS:/root/.ssh:ro \
+#       harness-gpu /usr/sbin/sshd -D -p 12345
 # and in the first one
 #   docker exec -it harness horovodrun -p 12345 -np 8 -H one:4,two:4 --network-interfaces eth0 \
 #       python -m harness train EXPERIMENT.yaml
-# KEYS holds id_ed25519, authorized_keys and known_hosts; no key is made or kept in the image.
+# KEYS is a folder with id_ed25519, authorized_keys and known_hosts. On every machine it belongs to root
+# and has mode 700, and its files 600: sshd refuses keys that others could have written. No key is made
+# or kept in the image.
 #
 # Where packages come from is pip's own business: --build-arg PIP_INDEX_URL=... PIP_EXTRA_INDEX_URL=...
 
