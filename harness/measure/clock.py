@@ -140,9 +140,13 @@ class Clock:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has finished all its work."""
+    """Seconds, once the device has finished what the current stream holds.
+
+    What travels on other streams, as late results do, goes on: whoever uses a result makes the
+    current stream wait for it.
+    """
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
     return time.perf_counter()
 
 

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.measure.clock import Clock, HostTimeline, Times, clock_for
+from harness.measure.clock import Clock, HostTimeline, Times, clock_for, now
 from harness.measure.phase import Phase
+from tests import streams
 from tests.timelines import ByHand, Ticks
 
 LEAVE = "leave"
@@ -156,6 +157,21 @@ def test_the_hosts_times_lie_between_what_is_measured_inside_and_outside() -> No
 def test_a_host_has_done_its_work_when_it_marks_it() -> None:
     timeline = HostTimeline()
     assert timeline.passed(timeline.mark())
+
+
+def test_the_time_waits_for_the_current_stream_and_not_for_what_travels_beside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cards, card = streams.stand_in(monkeypatch), torch.device("cuda", 1)
+    beside = streams.Stream(card)
+
+    def whole_card(device: torch.device) -> None:
+        beside.synchronize()
+
+    monkeypatch.setattr(torch.cuda, "synchronize", whole_card)
+    now(card)
+    assert cards.current_stream(card).finished
+    assert not beside.finished
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")

@@ -101,7 +101,7 @@ def run(
 
 
 class SynchronisingStopwatch(Stopwatch):
-    """By the timeline's hand; reading it waits for the card, as torch.cuda.synchronize does."""
+    """By the timeline's hand; reading it waits for the card, as `now` does."""
 
     def __init__(self, timeline: ByHand) -> None:
         super().__init__(CPU)
