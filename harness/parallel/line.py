@@ -42,7 +42,9 @@ class Line:
         stream, given = self._stream, torch.cuda.current_stream(self._stream.device).record_event()
 
         def on_stream() -> tuple[T, torch.cuda.Event]:
-            with torch.cuda.stream(stream):
+            # A thread begins on card 0. If only the stream were set, going back to the thread's own
+            # stream would open card 0 too, and take memory there from the rank that has it.
+            with torch.cuda.device(stream.device), torch.cuda.stream(stream):
                 stream.wait_event(given)
                 return step(), stream.record_event()
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from harness.parallel.line import Line
+from tests import streams
 
 CPU = torch.device("cpu")
 
@@ -81,3 +82,15 @@ def test_a_closed_line_takes_no_step_that_had_not_begun() -> None:
     with pytest.raises(RuntimeError):
         own.run(lambda: taken.append(2))
     assert taken == []
+
+
+def test_a_line_of_a_thread_opens_no_other_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread begins on card 0, which is another rank's."""
+    cards, second = streams.stand_in(monkeypatch), torch.device("cuda", 1)
+    cards.select(1)
+    own = Line("tested", second, host_blocks=True)
+    given_on = own.run(lambda: cards.current_stream()).result()
+    assert given_on.device == second
+    assert given_on is not cards.current_stream()
+    assert cards.opened == {1}
+    own.close()
