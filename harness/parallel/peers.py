@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import horovod.torch as hvd
@@ -13,6 +13,7 @@ from torch import Tensor
 from harness.measure.phase import Phase
 from harness.measure.traffic import all_gather_bytes, all_reduce_bytes, all_to_all_bytes
 from harness.parallel.group import Meters
+from harness.parallel.host_memory import down, up
 from harness.parallel.line import Line, Running
 
 POLL_SECONDS = 2e-4
@@ -33,6 +34,21 @@ class Landing(Protocol):
     def wait(self) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class Lines:
+    """Lines beside training, one for each step of a collective: while a step waits, the steps
+    before it go on with the next names."""
+
+    down: Line
+    """Copies a card's buffer to host memory and launches it."""
+    up: Line
+    """Waits for that and copies the result to the card."""
+    reduce: Line
+    """Reduces what has arrived and launches the gather of the results."""
+    gathered: Line
+    """Waits for that and copies it to the card."""
+
+
 @dataclass(eq=False)
 class PeerGroup:
     """One rank of each node; all of them own the same part and launch the same names in order."""
@@ -42,14 +58,11 @@ class PeerGroup:
     process_set: hvd.ProcessSet | None
     """Horovod's process set; None for a group of one rank, which sends nothing."""
     meters: Meters
-    lines: tuple[Line, Line] | None = None
-    """Two lines beside training: the first moves a card's buffers through host memory, the second
-    runs what follows a first collective."""
+    lines: Lines | None = None
+    """None only for a group of one rank."""
     user: str = ""
     """Prefix of every name, so that several users of the same ranks do not mix up their
     collectives."""
-    _pinned: dict[str, Tensor] = field(default_factory=dict, init=False)
-    """Pinned host buffers by name; each name is in flight at most once."""
 
     def launch_sum(self, buffer: Tensor, name: str) -> Sum:
         """Starts summing `buffer` in place; it must not be touched until `wait`.
@@ -63,14 +76,8 @@ class PeerGroup:
         self.meters.traffic.add(all_reduce_bytes(sent, self.size, self.size))
         if not buffer.is_cuda:
             return _Launched(self._sum(buffer, name), self._waiting())
-        assert self.lines is not None
-        first, _ = self.lines
-
-        def by_way_of_the_host() -> Tensor:
-            host = self._down(buffer, name)
-            return buffer.copy_(finish(self._sum(host, name), FOLLOW_SECONDS), non_blocking=True)
-
-        return _Followed(first.run(by_way_of_the_host), self._waiting())
+        summed = self._by_the_host(buffer, self._sum, name, into=buffer)
+        return _Followed(summed, self._waiting())
 
     def launch_gather(self, row: Tensor, name: str) -> Landing:
         """As `Group.launch_gather`: gathers each rank's row [1, b] into [size, b], in the order of
@@ -85,9 +92,7 @@ class PeerGroup:
         self.meters.traffic.add(all_gather_bytes(sent, self.size, self.size))
         if not row.is_cuda:
             return _Launched(self._gather(row, name), self._waiting())
-        assert self.lines is not None
-        first, _ = self.lines
-        return _Followed(first.run(lambda: self._gather_by_the_host(row, name)), self._waiting())
+        return _Followed(self._by_the_host(row, self._gather, name), self._waiting())
 
     def launch_reduce(
         self, rows: Tensor, reduce: Callable[[Tensor], Tensor], name: str
@@ -101,7 +106,6 @@ class PeerGroup:
             return _Followed(_Done(reduce(rows)[None]), self._waiting())
         assert self.lines is not None
         self._remember("all_to_all", name, rows)
-        first, second = self.lines
         row = rows[0].numel() * rows.element_size()
         # Both hops are counted now, because the window of the second launch is not known.
         self.meters.traffic.add(
@@ -110,21 +114,31 @@ class PeerGroup:
         )
         arriving: Callable[[], Tensor]
         if rows.is_cuda:
-            sent = first.run(lambda: self._there_and_back(rows, name))
-            arriving = sent.result
+            arriving = self._by_the_host(rows, self._exchange, name).result
         else:
             handle = self._exchange(rows, name)
             arriving = lambda: finish(handle, FOLLOW_SECONDS)  # noqa: E731
 
         # A line launches the second hop: it can only start when the first has arrived, and the
         # training thread must not wait for that.
-        def follow() -> Tensor:
-            made = reduce(arriving())[None]
-            if made.is_cuda:
-                return self._gather_by_the_host(made, name + ".made")
-            return finish(self._gather(made, name + ".made"), FOLLOW_SECONDS)
+        def follow() -> int:
+            return self._gather(down(reduce(arriving())[None]), name + ".made")
 
-        return _Followed(second.run(follow), self._waiting())
+        launched = self.lines.reduce.run(follow)
+        gathered = self.lines.gathered.run(lambda: _landed(launched, rows.device))
+        return _Followed(gathered, self._waiting())
+
+    def _by_the_host(
+        self,
+        sent: Tensor,
+        launch: Callable[[Tensor, str], int],
+        name: str,
+        into: Tensor | None = None,
+    ) -> Running[Tensor]:
+        """Launches a collective of a card's tensor, whose result comes to `into` or a new one."""
+        assert self.lines is not None
+        launched = self.lines.down.run(lambda: launch(down(sent), name))
+        return self.lines.up.run(lambda: _landed(launched, sent.device, into))
 
     def _remember(self, operation: str, name: str, tensor: Tensor) -> None:
         if self.meters.order is not None and self.process_set is not None:
@@ -141,27 +155,6 @@ class PeerGroup:
 
     def _gather(self, row: Tensor, name: str) -> int:
         return hvd.allgather_async(row, name=self.user + name, process_set=self.process_set)
-
-    def _gather_by_the_host(self, row: Tensor, name: str) -> Tensor:
-        gathered = finish(self._gather(self._down(row, name), name), FOLLOW_SECONDS)
-        return gathered.to(row.device)
-
-    def _there_and_back(self, rows: Tensor, name: str) -> Tensor:
-        received = finish(self._exchange(self._down(rows, name), name), FOLLOW_SECONDS)
-        return received.to(rows.device)
-
-    def _down(self, buffer: Tensor, name: str) -> Tensor:
-        """A copy in pinned host memory. The host thread sleeps until it is complete."""
-        host = self._pinned.get(name)
-        if host is None or host.shape != buffer.shape or host.dtype != buffer.dtype:
-            host = torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
-            self._pinned[name] = host
-        host.copy_(buffer, non_blocking=True)
-        buffer.record_stream(torch.cuda.current_stream(buffer.device))
-        copied = torch.cuda.Event(blocking=True)
-        copied.record(torch.cuda.current_stream(buffer.device))
-        copied.synchronize()
-        return host
 
     def _waiting(self) -> AbstractContextManager[None]:
         return self.meters.clock.phase(Phase.EXCHANGE_WAIT)
@@ -198,6 +191,10 @@ class _Followed:
     def wait(self) -> Tensor:
         with self._waiting:
             return self._running.result()
+
+
+def _landed(launched: Running[int], device: torch.device, into: Tensor | None = None) -> Tensor:
+    return up(finish(launched.result(), FOLLOW_SECONDS), device, into)
 
 
 def finish(handle: int, poll_seconds: float = POLL_SECONDS) -> Tensor:

@@ -20,7 +20,7 @@ from harness.parallel.cards import place, view_of
 from harness.parallel.group import Behind, Group, Hops, Meters
 from harness.parallel.launcher import launched
 from harness.parallel.line import Line
-from harness.parallel.peers import PeerGroup
+from harness.parallel.peers import Lines, PeerGroup
 from harness.parallel.pending import Pending
 from harness.parallel.ranks import Ranks, open_ranks
 from harness.parallel.topology import Layout, Topology
@@ -211,9 +211,11 @@ class Links:
                 topology.node,
                 peer_set if len(peers) > 1 else None,
                 self.meters,
-                (
-                    self.aside.line("host", host_blocks=True),
-                    self.aside.line("late", host_blocks=True),
+                Lines(
+                    down=self.aside.line("down", host_blocks=True),
+                    up=self.aside.line("up", host_blocks=True),
+                    reduce=self.aside.line("reduce", host_blocks=True),
+                    gathered=self.aside.line("gathered", host_blocks=True),
                 ),
                 user,
             ),
