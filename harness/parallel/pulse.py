@@ -30,6 +30,9 @@ SPARE = 5
 minute, a rank is not stuck after a minute."""
 MARK = "harness-pulse "
 """Start of a line with a report."""
+CARD_WAIT = "card_wait"
+"""Shown while the host waits for its card, which may wait for other ranks in its turn. It is no
+phase of the clock."""
 STACKS = signal.SIGUSR2
 """Signal at which a watched rank prints the stacks of its threads to standard error."""
 

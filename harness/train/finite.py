@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from harness.config import Config
 from harness.errors import Diverged
 from harness.exchange.flat import Flat
+from harness.measure.phase import Phase
 from harness.parallel.pending import Pending
+from harness.parallel.pulse import CARD_WAIT
 from harness.parallel.world import World
 from harness.train.course import Course
 from harness.train.ledger import Journal
@@ -129,7 +131,11 @@ class Watch:
         while self._looks and self._looks[0].window < before:
             look = self._looks.popleft()
             if look.copied is not None:
+                # Whatever collective holds up the card, here is where the host stands still.
+                pulse = self._world.meters.pulse
+                pulse.show(CARD_WAIT)
                 look.copied.synchronize()
+                pulse.show(Phase.OTHER)
             self._under_way.append((look, self._world.launch_sum(look.numbers)))
 
     def _read(self, up_to: int, journal: Journal) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from harness.launch.standstill import IDLE_RATE, SETTLE_SECONDS, Standstill
-from harness.parallel.pulse import SLOW, Report
+from harness.parallel.pulse import CARD_WAIT, SLOW, Report
 
 LIMIT, LOOK = 60.0, 2.0
 HOSTS = ("h1", "h1", "h2", "h2")
@@ -92,6 +92,12 @@ def test_a_rank_that_works_on_and_on_is_named() -> None:
     assert len(ranks) == len(HOSTS)
     assert "log" in last
     assert LIMIT < launch.now - 20 <= LIMIT + SETTLE_SECONDS + 2 * LOOK
+
+
+def test_ranks_whose_cards_wait_for_its_own_are_not_named() -> None:
+    launch = Launch()
+    launch.phases |= dict.fromkeys((0, 1, 3), CARD_WAIT) | {2: "data"}
+    assert launch.runs(2 * LIMIT).startswith("rank 2 on h2 did not move, and others wait")
 
 
 def test_a_stopped_rank_is_named_even_if_it_waited() -> None:

@@ -1,5 +1,6 @@
 """What is not finite ends a training, in the window in which it was seen, and spoils no model."""
 
+import itertools
 import json
 import math
 import os
@@ -18,13 +19,19 @@ from safetensors.torch import load_file, save_file
 from harness.cli import main
 from harness.config import Config
 from harness.errors import Diverged, UserError
+from harness.measure.clock import clock_for
+from harness.measure.phase import Phase
 from harness.measure.summary import RunSummary
+from harness.measure.traffic import Traffic
+from harness.parallel.group import Meters
+from harness.parallel.pulse import CARD_WAIT, Pulse
 from harness.tracking.run_folder import RunFolder
-from harness.train.finite import lag_of
+from harness.train import finite
+from harness.train.finite import Look, lag_of
 from harness.train.ledger import NullJournal
 from harness.train.step import make_step
 from harness.train.training import Training
-from tests.alone import world_of_one
+from tests.alone import CPU, world_of_one
 from tests.horovodrun import ROOT
 from tests.laws.task import config, dataset
 from tests.train.poison import KINDS, Poison, checkpoints
@@ -302,3 +309,36 @@ def test_the_norm_of_drawn_rows_is_that_of_the_whole_gradient(tmp_path: Path) ->
         heard = trained(settings, None, tmp_path / layout)
         found.append([norm for _, norm in heard.metrics["train/gradient_norm"]])
     assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
+class Shown(Pulse):
+    """Remembers the phases that it shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phases: list[str] = []
+
+    def show(self, phase: str) -> None:
+        self.phases.append(phase)
+
+
+def test_while_the_host_waits_for_its_card_it_is_no_rank_that_stands_still(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A card that another rank holds up stops its host there."""
+    pulse, waited = Shown(), list[str]()
+
+    class Copied:
+        def synchronize(self) -> None:
+            waited.append(pulse.phases[-1])
+
+    def on_card(window: int, steps: int, numbers: torch.Tensor, _: object) -> Look:
+        return Look(window, steps, numbers, Copied())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(finite, "Look", on_card)
+    world = world_of_one(Meters(clock_for(CPU, pulse.show), Traffic(), pulse))
+    Training(make_step(small(), dataset(), world), tmp_path).run(Heard())
+    assert len(waited) > WINDOWS
+    assert set(waited) == {CARD_WAIT}
+    after = {after for phase, after in itertools.pairwise(pulse.phases) if phase == CARD_WAIT}
+    assert after == {Phase.OTHER}
