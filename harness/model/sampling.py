@@ -73,17 +73,18 @@ class Sampler:
         rows = keys[:-1].topk(counts[self._own], sorted=False).indices
         return Draw(rows.sort().values, sum(counts))
 
-    def rows_of_window(self, micro_batches: range) -> Tensor:
+    def rows_of_window(self, micro_batches: range, device: torch.device) -> Tensor:
         """The rows of this slice that may take part in a window without being a positive, and with
-        them as many others as make up `rows_in_window`; ascending. Each rank of other nodes that
-        owns the same slice finds the same rows."""
+        them as many others as make up `rows_in_window`; ascending, on `device`, where they are
+        computed: a card's host does not wait. Each rank of other nodes that owns the same slice
+        finds the same rows."""
         own, count = self._slices[self._own], self._counts[self._own]
-        keys = torch.empty(own.size, dtype=torch.int64)
-        drawn = torch.zeros(own.size, dtype=torch.bool)
+        keys = torch.empty(own.size, dtype=torch.int64, device=device)
+        drawn = torch.zeros(own.size, dtype=torch.bool, device=device)
         for micro_batch in micro_batches:
             write_keys(self._seed, micro_batch, own.start, keys)
-            drawn[keys.topk(count, sorted=False).indices] = True
-        keys[drawn] = FIRST
+            drawn.index_fill_(0, keys.topk(count, sorted=False).indices, True)
+        keys.masked_fill_(drawn, FIRST)
         most = min(own.size, len(micro_batches) * count)  # as `rows_in_window`
         return keys.topk(most, sorted=False).indices.sort().values
 

@@ -135,8 +135,8 @@ class SlicedClassifier(nn.Module):
         """The rows that are drawn in a window of `passes` micro-batches, ascending; see
         `Sampler`."""
         assert self._sampler is not None
-        rows = self._sampler.rows_of_window(range(window * passes, (window + 1) * passes))
-        return rows.to(self.weight.device)
+        micro_batches = range(window * passes, (window + 1) * passes)
+        return self._sampler.rows_of_window(micro_batches, self.weight.device)
 
     @property
     def group(self) -> Group:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from harness.model.sampling import Draw, Sampler, least_drawn, rows_in_window
 from harness.parallel.slices import Slice, slice_of
+from tests.alone import CPU
 from tests.drawn import drawn
 
 
@@ -103,7 +104,7 @@ def test_a_window_s_rows_are_as_many_each_time_and_hold_all_that_are_drawn(
     slices = [slice_of(classes, owners, owner) for owner in range(owners)]
     numbers = range(window * passes, (window + 1) * passes)
     for owner, own in enumerate(slices):
-        rows = Sampler(share, 7, slices, owner).rows_of_window(numbers).tolist()
+        rows = Sampler(share, 7, slices, owner).rows_of_window(numbers, CPU).tolist()
         assert rows == sorted(set(rows))
         assert len(rows) == rows_in_window(share, own.size, passes)
         found = {own.start + row for row in rows}
@@ -164,3 +165,18 @@ def test_seeds_and_micro_batches_draw_differently() -> None:
         for number in random.Random(0).sample(range(10**6), 5)
     }
     assert len(found) == 15
+
+
+def test_the_rows_of_a_window_are_computed_where_they_are_used() -> None:
+    """The meta device has no values: whatever asked for one, as a copy to a card does, fails."""
+    sampler = Sampler(0.2, 0, [Slice(0, 40), Slice(40, 90)], own=1)
+    found = sampler.rows_of_window(range(6, 8), torch.device("meta"))
+    assert found.is_meta
+    assert found.shape == (rows_in_window(0.2, 50, 2),)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a card")
+def test_a_card_finds_the_rows_that_a_processor_finds() -> None:
+    sampler = Sampler(0.1, 3, [Slice(0, 10_000), Slice(10_000, 20_000)], own=1)
+    on_card = sampler.rows_of_window(range(6, 9), torch.device("cuda"))
+    assert on_card.tolist() == sampler.rows_of_window(range(6, 9), CPU).tolist()
