@@ -4,9 +4,9 @@
 #   docker build -t harness .
 #   docker run --rm -it --shm-size 2g harness make demo
 #
-# NVIDIA cards, Horovod over NCCL (an image with the CUDA compiler and NCCL's headers):
+# NVIDIA cards:
 #   docker build -t harness-gpu --build-arg BASE=nvidia/cuda:13.0.1-devel-ubuntu24.04 \
-#       --build-arg HOROVOD_GPU_OPERATIONS=NCCL --build-arg EXTRAS=tests,analysis,gpu .
+#       --build-arg EXTRAS=tests,analysis,gpu .
 #   docker run --rm -it --gpus all --network host --shm-size 8g harness-gpu harness doctor
 #
 # Several machines: on each one a container that only listens, with one key pair in every container
@@ -36,6 +36,8 @@ RUN apt-get update \
 
 ARG EXTRAS=tests,analysis
 ARG JOBS=2
+# NCCL builds Horovod's operations on cards (BASE needs the CUDA compiler and NCCL's headers). It
+# changes nothing for the harness, which gives Horovod tensors in host memory only.
 ARG HOROVOD_GPU_OPERATIONS
 ARG HOROVOD_CUDA_HOME
 ARG HOROVOD_WITH_MPI
