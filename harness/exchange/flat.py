@@ -13,6 +13,17 @@ from harness.parallel.topology import Layout
 Span = tuple[nn.Parameter, int, int]
 """A parameter with its first element and the one behind its last."""
 
+BLOCK = {"cpu": 1 << 16, "cuda": 1 << 22}
+"""Elements that are worked on at once where a copy of all has no room, by device: few enough to
+stay in a processor's cache, and so many that a card computes longer than a kernel takes to
+start."""
+
+
+def in_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one length, cut alike into blocks; the largest of their devices' blocks counts."""
+    block = max(BLOCK[each.device.type] for each in tensors)
+    return zip(*(each.split(block) for each in tensors), strict=True)
+
 
 def order_of(shapes: Sequence[torch.Size]) -> list[int]:
     """The numbers of a network's parameters in the order of the flat tensor."""

@@ -13,13 +13,10 @@ from torch import Tensor
 
 from harness.exchange.carried import Strip
 from harness.exchange.compression import WireParts, make_wire
-from harness.exchange.flat import Flat
+from harness.exchange.flat import Flat, in_blocks
 from harness.exchange.wire import Carrier, Wire
 from harness.parallel.group import Group
 from harness.parallel.slices import Slice, slice_of
-
-BLOCK = 1 << 16
-"""Elements of a part that are compared at once."""
 
 
 class Chunk:
@@ -206,7 +203,7 @@ def squares_of(own: Tensor, mean: Tensor) -> Tensor:
     """Sums of (own - mean)^2 and of mean^2, [2], float64."""
     total = mean.new_zeros(2, dtype=torch.float64)
     # Block by block: there may be no room for a third copy of the part.
-    for a, b in zip(own.split(BLOCK), mean.split(BLOCK), strict=True):
+    for a, b in in_blocks(own, mean):
         apart = a.to(b.device) - b
         total += torch.stack((apart.square().sum(), b.square().sum())).double()
     return total

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from harness.data.loader import Batch
-from harness.exchange.flat import Flat
+from harness.exchange.flat import Flat, in_blocks
 from harness.model.network import Network
 from harness.parallel.rehearsal import Rehearsal
 from harness.train.stability import runs_of
@@ -24,8 +24,6 @@ It is about the length of an update. Rectifiers and batch norm make the loss rou
 times shorter finds five to ten times the curvature, which would put rates that train well far above
 their limit.
 """
-BLOCK = 1 << 16
-"""Elements that are converted to float64 at once."""
 
 
 class Curvature:
@@ -161,7 +159,7 @@ class Curvature:
     def _combine(self, factor: float, before: "_Before", factor_before: float) -> None:
         """Sets values <- factor * values + factor_before * (values before the estimate)."""
         for flat, own in zip(self._flats, before.values, strict=True):
-            for piece, kept in zip(flat.values.split(BLOCK), own.split(BLOCK), strict=True):
+            for piece, kept in in_blocks(flat.values, own):
                 piece.mul_(factor).add_(kept.to(piece.device), alpha=factor_before)
 
     def _point_along_gradient(self, share: float) -> None:
@@ -260,6 +258,6 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 def _dot(one: Tensor, other: Tensor) -> Tensor:
     """The dot product in float64, block by block, to avoid float64 copies of whole vectors."""
     total = one.new_zeros((), dtype=torch.float64)
-    for a, b in zip(one.split(BLOCK), other.split(BLOCK), strict=True):
+    for a, b in in_blocks(one, other):
         total += a.double().dot(b.double())
     return total

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from harness.exchange.flat import Flat
+from harness.exchange.flat import BLOCK, Flat, in_blocks
 
 SHAPES = st.lists(
     st.lists(st.integers(1, 4), min_size=0, max_size=4).map(tuple), min_size=1, max_size=6
@@ -135,3 +135,18 @@ def test_a_step_on_the_flat_tensors_is_a_step_on_the_parameters() -> None:
 def test_nothing_is_a_flat_too() -> None:
     flat = Flat([], 3, torch.zeros(1, dtype=torch.float64))
     assert (flat.elements, len(flat.values), flat.values.dtype) == (0, 0, torch.float64)
+
+
+class OnCard(torch.Tensor):
+    """Says that it is on a card."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    device = torch.device("cuda")
+
+
+def test_blocks_fit_a_processors_cache_and_keep_a_card_busy() -> None:
+    own = torch.arange(2 * BLOCK["cpu"] + 3)
+    assert [len(a) for a, _ in in_blocks(own, own)] == [BLOCK["cpu"], BLOCK["cpu"], 3]
+    assert torch.equal(torch.cat([b for _, b in in_blocks(own, own)]), own)
+    ((a, b),) = in_blocks(own, own.as_subclass(OnCard))
+    assert len(a) == len(b) == len(own)

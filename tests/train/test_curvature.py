@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.exchange.flat import BLOCK
 from harness.train import curvature
 from tests.horovodrun import horovodrun
 
@@ -68,6 +69,6 @@ def test_a_runs_last_word_on_how_far_nodes_are_apart_is_of_before_they_met() -> 
 
 
 def test_a_dot_product_in_blocks_is_the_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curvature, "BLOCK", 3)
+    monkeypatch.setitem(BLOCK, "cpu", 3)
     one, other = torch.randn(2, 10)
     assert float(curvature._dot(one, other)) == pytest.approx(float(one.double() @ other.double()))
