@@ -57,6 +57,8 @@ def judge_memory(
         if need is not None:
             where = f"host {seats[ranks[0]].host}"
             faults += _short(where, free, need.total, need, len(on_host))
+            beside, on_cards = need.beside_card, len(ranks) - len(on_host)
+            faults += _short(where, free, beside.total, beside, on_cards)
     for seat, fact in zip(seats, facts, strict=True):
         if need is not None and fact.card_free is not None:
             where = f"the card of rank {seat.rank} on {seat.host}"
@@ -90,7 +92,7 @@ def _parts(need: Need) -> str:
     stays = f"model {format_bytes(need.model)}, exchange {format_bytes(need.exchange)}"
     stays += f", a checkpoint's copies {format_bytes(need.copies)}" if need.copies else ""
     moments = listed(f"{name} {format_bytes(size)}" for name, size in need.moments.items() if size)
-    return f"{format_bytes(need.total)} ({stays}; one at a time: {moments})"
+    return f"{format_bytes(need.total)} ({stays}{'; one at a time: ' * bool(moments)}{moments})"
 
 
 def _left_in_container(most: int) -> int:

@@ -73,6 +73,24 @@ def test_what_lies_in_the_host_s_memory_is_not_the_card_s() -> None:
     assert "one at a time: training 2 GB, the curvature's estimate 5 GB" in finding.found
 
 
+def test_what_ranks_with_cards_keep_in_their_hosts_memory_is_added_up() -> None:
+    wanted = need(
+        model=9 * GB, estimate=8 * GB, estimate_on_host=2 * GB, copies=GB, saving=GB, pinned=GB
+    )
+    assert (wanted.beside_card.total, wanted.beside_card.certain) == (4 * GB, GB)
+
+    def found(free: int) -> tuple[str, str]:
+        facts = [MemoryFacts(host_free=free * GB, card_free=80 * GB)] * 2
+        (finding,) = judge_memory(seats(("h1", 2)), facts, wanted)
+        return finding.level, finding.found
+
+    assert found(11)[0] == "ok"
+    level, line = found(9)
+    assert level == "warn"
+    assert line.startswith("host h1 has 9 GB free; 2 ranks need 4 GB")
+    assert found(1)[0] == "fail"
+
+
 def test_this_machine_has_memory() -> None:
     facts = memory_facts(torch.device("cpu"))
     assert 1e7 < facts.host_free < 1e14

@@ -330,6 +330,22 @@ def test_an_evaluation_on_many_slices_keeps_what_they_find_in_a_ranks_own_images
     assert many < 17 * few  # in proportion to the images that meet, not to their square
 
 
+def test_what_a_cards_late_results_take_in_host_memory() -> None:
+    """Of two messages under way and of a part that is waited for, each a power of two of bytes."""
+
+    def pinned(nodes: int = 2, cards: bool = True, **changes: object) -> int:
+        return need_of(config(**LATE | changes), nodes, 1, cards).pinned  # type: ignore[arg-type]
+
+    part = need_of(config(**LATE), 2, 1).model // 3 // 4  # values, gradients and momentum
+    block = 1 << (4 * part - 1).bit_length()
+    assert pinned() == pinned(nodes=4) == 3 * block
+    assert pinned(exchange__delay=3) == 5 * block
+    narrow = pinned(exchange__compression="int8")
+    assert block < narrow < 3 * block
+    assert pinned(nodes=1) == pinned(cards=False) == pinned(exchange__carrier="torch") == 0
+    assert pinned(exchange__kind="synchronous", exchange__delay=0) == 0
+
+
 def test_nothing_is_counted_for_what_a_run_does_not_do() -> None:
     quiet = config(train__save=False, staleness__curvature_every=0)
     need = need_of(quiet, 2, 2)

@@ -33,6 +33,7 @@ def need_of(config: Config, nodes: int, ranks_per_node: int, cards: bool = False
         estimate_on_host=own_on_host(sizes) + sizes.parameters if estimates else 0,
         copies=copies_bytes(sizes) if saves else 0,
         saving=saving_bytes(sizes) if saves else 0,
+        pinned=ExchangeMemory(sizes).pinned,
         images=sizes.images,
         read_ahead=sizes.images * config.data.prefetch,
         checkpoint=checkpoint_bytes(sizes),

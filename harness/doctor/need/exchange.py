@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from harness.doctor.need.buckets import BucketMemory
 from harness.doctor.need.sizes import Sizes
-from harness.doctor.need.wire import WireMemory
+from harness.doctor.need.wire import WireMemory, power_of_two
 from harness.exchange.kinds import Crosses, Path
 
 
@@ -61,6 +61,20 @@ class ExchangeMemory:
         slots, under_way = rotation.slots(exchange.delay), exchange.delay / rotation.pieces
         wire = WireMemory(exchange.compression, sizes.element_bytes, rotation.sent, sizes.nodes)
         return wire.buffers(slots, under_way, feedback=exchange.traits.error_feedback)
+
+    @property
+    def pinned(self) -> int:
+        """Bytes of host memory through which Horovod carries a card's parts: of all messages under
+        way, and of a part that is waited for, as in an evaluation."""
+        sizes, exchange = self.sizes, self.sizes.config.exchange
+        if not (sizes.cards and sizes.nodes > 1 and exchange.by_horovod):
+            return 0
+        s, rotations = sizes.element_bytes, self._rotations
+        sent = [each.sent // each.pieces for each in rotations]
+        wires = [WireMemory(exchange.compression, s, each, sizes.nodes) for each in sent]
+        waited_for = max((each.sent + each.rested) // each.pieces for each in rotations)
+        under_way = (exchange.delay + 1) * sum(wire.on_host for wire in wires)
+        return under_way + power_of_two(waited_for * s)
 
     @property
     def _exchanges(self) -> bool:

@@ -25,6 +25,8 @@ class Need(Facts):
     run writes none."""
     saving: int = 0
     """Host memory taken beside the copies while they are made."""
+    pinned: int = 0
+    """Host memory through which a run on GPUs sends late results."""
     images: int = 0
     """Images of a micro-batch."""
     read_ahead: int = 0
@@ -58,6 +60,19 @@ class Need(Facts):
         evaluation = self.evaluation - self.evaluation_on_host
         peak = max(self.training, evaluation, self.estimate - self.estimate_on_host)
         return self.certain + self.images + self.read_ahead + peak
+
+    @property
+    def beside_card(self) -> "Need":
+        """What a rank with a GPU takes in host memory."""
+        return Need(
+            model=0,
+            exchange=self.pinned,
+            training=0,
+            evaluation=self.evaluation_on_host,
+            estimate=self.estimate_on_host,
+            copies=self.copies,
+            saving=self.saving,
+        )
 
     def where_it_trains(self, on_cards: bool) -> int:
         """Peak in GPU memory, or in host memory if there are no GPUs."""

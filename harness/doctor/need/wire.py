@@ -39,3 +39,18 @@ class WireMemory:
         if self.ranks <= 2:  # two ranks need one hop
             return 0
         return self.ranks * row_length(self.compression, self.elements, self.ranks)
+
+    @property
+    def on_host(self) -> int:
+        """Bytes of pinned memory in which a card's message under way crosses the host, by hops:
+        what is sent, what arrived. torch rounds each up to a power of two."""
+        if self.compression == "none":
+            return power_of_two(self.elements * self.element_bytes)
+        row = row_length(self.compression, self.elements, self.ranks)
+        rows = (1, 2) if self.ranks == 2 else (self.ranks, self.ranks, 1, self.ranks)
+        return sum(power_of_two(number * row) for number in rows)
+
+
+def power_of_two(number: int) -> int:
+    """The least one that is not smaller."""
+    return 1 << (number - 1).bit_length() if number else 0
