@@ -150,6 +150,19 @@ def test_every_image_has_a_draw_of_its_own():
         assert torch.equal(OPERATIONS[operation][1](image[None].clone(), strength)[0], altered)
 
 
+def test_the_groups_of_a_batch_go_to_a_card_in_one_copy(monkeypatch):
+    copied = []
+
+    def moved(numbers, device):
+        copied.append(sorted(numbers.tolist()))
+        return numbers.to(device)
+
+    monkeypatch.setattr("harness.data.trivial_augment._moved", moved)
+    images = torch.stack([planar(smooth(24, 24)) for _ in range(40)])
+    trivial_augment(images, torch.Generator().manual_seed(3))
+    assert copied == [list(range(40))]
+
+
 def test_erasing_paints_a_rectangle_in_the_mean_colour():
     images = torch.randint(130, 256, (200, 3, 32, 40), generator=torch.Generator().manual_seed(0))
     images = images.to(torch.uint8)
