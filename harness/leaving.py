@@ -42,15 +42,25 @@ def leave(command: Callable[[], int]) -> int:
     line.
 
     The launcher ends all ranks as soon as one has exited, so the rank that reports exits first. A
-    single rank raises an unexpected error unchanged.
+    single rank raises an unexpected error unchanged. A rank whose groups are still open, as those
+    of a card are after an error, does not return: it ends the process.
     """
+    code = _reported(command)
+    if is_one_of_many() and _has_open_groups():
+        # As Python ends, it would close them, which waits for ranks that may not come.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _reported(command: Callable[[], int]) -> int:
     try:
         return command()
     except AlikeOnAllRanks as error:
         return _tell(error, 2) if is_first() else _leave_last(2, str(error))
     except UserError as error:
-        _listen()
-        return _tell(error, 2)
+        return _say_cause(f"harness: {one_line(error)}\n", 2)
     except ReportedByAnotherRank as error:
         return _leave_last(2, error.otherwise)
     except RunFailed as error:
@@ -62,6 +72,12 @@ def leave(command: Callable[[], int]) -> int:
         if not is_one_of_many():
             raise
         return _fail(error)
+
+
+def _has_open_groups() -> bool:
+    """Whether torch.distributed is open, which `open_ranks` leaves so only after an error."""
+    distributed = sys.modules.get("torch.distributed")  # most commands do not import it
+    return distributed is not None and distributed.is_initialized()
 
 
 def consequence(error: BaseException) -> str | None:
@@ -81,10 +97,7 @@ def _fail(error: Exception) -> int:
     place = launched()
     because = consequence(error)
     if because is None:
-        text = "".join(traceback.format_exception(error))
-        _listen()
-        print(text, end="", file=sys.stderr, flush=True)
-        return 1
+        return _say_cause("".join(traceback.format_exception(error)), 1)
     _let_go()
     detail = one_line(error, 160)
     _tell(
@@ -93,6 +106,18 @@ def _fail(error: Exception) -> int:
         1,
     )
     return _leave_last(1)
+
+
+def _say_cause(text: str, code: int) -> int:
+    """Prints this rank's error after the messages that it causes on others. With a card it does so
+    before: NCCL may abort a process whose connections end."""
+    listens_first = not _has_open_groups()
+    if listens_first:
+        _listen()
+    print(text, end="", file=sys.stderr, flush=True)
+    if not listens_first:
+        _listen()
+    return code
 
 
 def _listen() -> None:

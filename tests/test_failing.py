@@ -62,6 +62,38 @@ def test_the_cause_comes_last_after_one_line_of_every_other_rank(
         assert said[1:] == [(1, "harness: an image is broken; replace it")]
 
 
+WITH_CARDS = """
+import atexit
+import sys
+import threading
+import torch.distributed as dist
+from harness.cli import main
+from harness.train import step
+from tests.failing_program import Failing
+
+
+def never(*_: object) -> None:
+    threading.Event().wait()
+
+
+dist.get_backend_config = lambda *_: "cpu:gloo,cuda:nccl"
+dist.destroy_process_group = never
+atexit.register(never)
+step.Step = Failing
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def test_a_rank_with_a_card_does_not_wait_for_others_before_it_says_the_cause(here: Path) -> None:
+    """NCCL closes its groups together with the other ranks, also as Python ends."""
+    (here / "with_cards.py").write_text(WITH_CARDS)
+    command = ["with_cards.py", "raise", "1", "train", "tiny.yaml"]
+    hosts = "localhost:1,127.0.0.1:1"
+    ended = horovodrun(command, np=2, hosts=hosts, folder=here, check=False, timeout=120)
+    assert ended.returncode != 0
+    assert (1, "ZeroDivisionError: wrong on purpose") in said_by(ended.stderr), ended.output
+
+
 def stop_rank_1(here: Path, *overrides: str) -> tuple[Outcome, str]:
     """The outcome of a training whose second rank stops, and what the screen showed."""
     program = [sys.executable, "-m", "tests.failing_program", "stop", "1"]

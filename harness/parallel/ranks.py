@@ -137,10 +137,12 @@ def open_ranks(topology: Topology) -> Iterator[Ranks]:
     """Opens Horovod; on exit closes it and everything opened on it.
 
     A rank that exits with an error shuts Horovod down, so that the others raise instead of waiting.
-    Collective over the world.
+    With a card it leaves torch's groups open for `leave` to end with the process. Collective over
+    the world.
     """
     sets = [hvd.ProcessSet(list(ranks)) for ranks in _peer_sets(topology)]
     hvd.init(process_sets=sets)
+    failed = True
     try:
         if hvd.size() != topology.world_size:
             raise UserError(
@@ -148,9 +150,12 @@ def open_ranks(topology: Topology) -> Iterator[Ranks]:
                 f"{topology.world_size}; start with horovodrun --gloo"
             )
         yield Ranks(topology, sets)
+        failed = False
     finally:
         hvd.shutdown()
-        if dist.is_initialized():
+        # NCCL closes a group only with the other ranks, which may not come.
+        waits = dist.is_initialized() and "nccl" in dist.get_backend_config()
+        if dist.is_initialized() and not (failed and waits):
             dist.destroy_process_group()
 
 
