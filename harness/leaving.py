@@ -35,6 +35,10 @@ UNREGISTERED = "Process set provided does not exist"
 VICTIM = re.compile(r"^harness: rank \d+ on \S+: stopped because another rank ")
 """The message of a rank that is not the cause."""
 CARRIERS = ("HorovodInternalError", "DistBackendError", "DistNetworkError", "DistStoreError")
+CONSEQUENCES = "|".join(
+    (f"(?i:{ENDED.pattern})", UNANSWERED.pattern, re.escape(UNREGISTERED), *CARRIERS)
+)
+"""Pattern of errors that a rank raises because another rank is gone."""
 
 
 def leave(command: Callable[[], int]) -> int:

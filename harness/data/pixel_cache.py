@@ -1,6 +1,5 @@
 """Prepared images in one file, mapped into memory by every process that reads them."""
 
-import fcntl
 import json
 import logging
 import math
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import UserError
+from harness.locking import lock
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,8 @@ def cached_pixels(
     if not os.path.exists(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # The kernel releases this lock when the process that holds it ends, in whatever way.
-            with (path.parent / ".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with (path.parent / ".lock").open("w") as file:
+                lock(file)
                 if not os.path.exists(path):
                     _write(path, shape, render)
         except OSError as error:

@@ -1,10 +1,11 @@
 """A record of files found readable: 8 bytes each, in a file that all ranks of a host append to."""
 
-import fcntl
 import hashlib
 from pathlib import Path
 
 import numpy as np
+
+from harness.locking import lock
 
 
 def stamp(*parts: bytes) -> int:
@@ -36,7 +37,7 @@ class Record:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                lock(file)
                 file.write(stamps.astype("<u8").tobytes())
         except OSError as error:
             self._failed(error)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harness.errors import one_line
 from harness.launch.hosts import Host, is_here
+from harness.launch.output import SSH_FAILED
 
 CHECK_SECONDS = 120.0
 """Time for the checks of a host: where ranks outnumber the cores, importing torch takes long."""
@@ -20,8 +21,6 @@ CONNECT_SECONDS = 10
 HOROVODRUNS = ("-o", "PasswordAuthentication=no", "-o", "StrictHostKeyChecking=no")
 """horovodrun's own options: a host that it could use must not fail because ssh has never met it."""
 SSH = ("env", "ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", *HOROVODRUNS)
-UNREACHED = 255
-"""Exit code of ssh itself; env, which starts it, says so in one line if there is none."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,6 @@ def _fault(check: "subprocess.Popen[str]", end: float) -> str:
     if check.returncode == 0:
         return ""
     last = one_line("".join(said.splitlines()[-1:]), 160)
-    if check.returncode == UNREACHED:
+    if check.returncode == SSH_FAILED:
         return f"it cannot be reached ({last})"
     return last or f"its checks ended with exit code {check.returncode}"

@@ -15,7 +15,7 @@ from typing import TextIO
 from harness.errors import UserError
 from harness.launch.hosts import Host, is_here
 from harness.launch.leash import RESUMED, STOPPED
-from harness.leaving import VICTIM
+from harness.leaving import CONSEQUENCES, VICTIM
 from harness.measure.redaction import masked
 
 PREFIX = re.compile(r"^\[(\d+)\]<(stdout|stderr)>:")
@@ -23,13 +23,8 @@ FIRST_TO_FAIL = re.compile(r"^Process name: (\d+)\nExit code: (\d+)$", re.MULTIL
 ENDED = re.compile(r"Process (\d+) exit with status code (\d+)\.")
 TRACEBACK = "Traceback (most recent call last)"
 USER_ERROR = "harness: "
-CONSEQUENCES = re.compile(
-    r"HorovodInternalError|Timed out waiting|Application timeout|"
-    r"Connection (closed|reset|refused)|Broken pipe|"
-    r"Process set provided does not exist|"
-    r"DistBackendError|DistNetworkError|Stopped|KeyboardInterrupt"
-)
-"""Errors that a rank raises because another rank is gone."""
+OF_OTHERS = re.compile(f"{CONSEQUENCES}|Stopped|KeyboardInterrupt")
+"""Errors that a rank raises because another rank is gone, or because it was stopped."""
 WAITED = re.compile(r"Timed out waiting (\d+)ms")
 SSH_FAILED = 255
 """Exit code of ssh if it could not connect, or lost its connection."""
@@ -235,7 +230,7 @@ class Evidence:
         return sorted(dict.fromkeys(self._failing), key=self._is_consequence)
 
     def _is_consequence(self, rank: int) -> bool:
-        return bool(CONSEQUENCES.search(self._error(rank)))
+        return bool(OF_OTHERS.search(self._error(rank)))
 
     def _unanswered(self) -> str:
         """Names the ranks that others waited for in vain; empty if that cannot be known.

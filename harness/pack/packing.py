@@ -1,6 +1,5 @@
 """Packs a folder into shards. A finished shard survives an interruption, and is not made again."""
 
-import fcntl
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from harness.data.pack import (
 )
 from harness.data.tree import ImageTree, shown
 from harness.errors import RunFailed, UserError
+from harness.locking import lock
 from harness.pack.parallel import make_shards
 from harness.pack.shard import Job, record_of, write_record
 
@@ -136,16 +136,14 @@ def _locked(target: Path) -> Iterator[None]:
     """Inside the block no other process packs into `target`."""
     try:
         target.mkdir(parents=True, exist_ok=True)
-        lock = (target / ".lock").open("w")
+        file = (target / ".lock").open("w")
     except OSError as error:
         raise UserError(
             f"cannot write {target}: {error.strerror}; give the pack another place with --to"
         ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"another harness pack is writing {target}; wait for it") from error
+    with file:
+        if not lock(file, wait_seconds=0):
+            raise UserError(f"another harness pack is writing {target}; wait for it")
         yield
 
 

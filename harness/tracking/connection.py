@@ -1,6 +1,5 @@
 """Opens an MLflow store, without waiting long for one that does not answer."""
 
-import fcntl
 import logging
 import os
 import sqlite3
@@ -8,10 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal
 
 from harness.config import TrackingConfig
 from harness.errors import UserError
+from harness.locking import lock
 from harness.measure.redaction import masked
 from harness.tracking.address import key_of, sqlite_file, sqlite_uri, store_uri
 
@@ -187,34 +187,22 @@ def _alone_where_made(file: Path) -> Iterator[None]:
     Raises sqlite3.Error or OSError for a file that cannot be a store, which MLflow would try to
     open for a minute.
     """
-    lock = file.with_name(f".{file.name}.lock")
-    with _locked(lock) if os.path.exists(lock) or not _has_tables(file) else nullcontext():
+    beside = file.with_name(f".{file.name}.lock")
+    with _locked(beside) if os.path.exists(beside) or not _has_tables(file) else nullcontext():
         yield
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds the lock in the block; the kernel releases it if the process ends, in whatever way."""
+    """Holds the lock in the block, or begins it without after `MAKING_SECONDS`."""
     try:
         file = path.open("a")
     except OSError:  # another user's file: go on without the lock; `_answering` tries again
         yield
         return
     with file:
-        _wait_for(file)
+        lock(file, MAKING_SECONDS)
         yield
-
-
-def _wait_for(file: IO[str]) -> None:
-    end = time.monotonic() + MAKING_SECONDS
-    while time.monotonic() < end:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            time.sleep(0.1)
-        except OSError:  # a file system without locks
-            return
 
 
 def _has_tables(file: Path) -> bool:

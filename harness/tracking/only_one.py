@@ -1,6 +1,5 @@
 """Lets only one process at a time train the run of a folder."""
 
-import fcntl
 import os
 import socket
 import time
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import IO
 
 from harness.errors import UserError
+from harness.locking import lock
 
 LOCK = "training.lock"
 """File in the run's folder while it is trained; it names the process that holds it locked."""
 WAIT_SECONDS = 20.0
 """Time for the rank of a start before to end, which may be on a host that has just failed."""
-LOOK_SECONDS = 0.2
 
 
 @contextmanager
@@ -39,30 +38,21 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def _locked(path: Path) -> IO[str] | None:
-    """The file, locked; None if files there cannot be locked."""
+    """The file, locked; None if it cannot be written."""
     end = time.monotonic() + WAIT_SECONDS
     while True:
         try:
             file = path.open("a+", encoding="utf-8")
         except OSError:
             return None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise _taken(path, file) from None
-        except OSError:
-            file.close()
-            _remove(path)
-            return None
-        else:
-            if _is_at(path, file):
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}")
-                file.flush()
-                return file
+        if not lock(file, max(0.0, end - time.monotonic())):
+            raise _taken(path, file)
+        if _is_at(path, file):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            return file
         file.close()
-        time.sleep(LOOK_SECONDS)
 
 
 def _is_at(path: Path, file: IO[str]) -> bool:

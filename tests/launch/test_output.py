@@ -115,6 +115,24 @@ def test_the_cause_is_the_error_that_no_other_rank_explains() -> None:
     assert found.user_error() is None
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        "RuntimeError: Horovod has been shut down",
+        "RuntimeError: [../gloo/transport/tcp/pair.cc] Socket closed",
+        "DistStoreError: wait timeout after 600000ms",
+        "RuntimeError: Watchdog caught collective operation timeout",
+        "RuntimeError: recvValueBytes failed on SocketImpl",
+        "RuntimeError: connection reset by peer",
+    ],
+)
+def test_what_shows_that_another_rank_is_gone_is_not_the_cause(error: str) -> None:
+    found = evidence(
+        rank(0, TRACE.format(error)), rank(1, TRACE.format("KeyError: 3")), ENDED.format(0, 1)
+    )
+    assert found.cause().startswith("rank 1 failed:")
+
+
 def test_only_consequences_still_name_the_first() -> None:
     gone = TRACE.format("HorovodInternalError: gone")
     found = evidence(rank(2, gone), rank(1, gone), ENDED.format(1, 1))

@@ -71,4 +71,5 @@ def test_without_locks_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(fcntl, "flock", none)
     with only_one(tmp_path), only_one(tmp_path), only_one(tmp_path / "missing"):
-        assert list(tmp_path.iterdir()) == []
+        pass
+    assert list(tmp_path.iterdir()) == []
