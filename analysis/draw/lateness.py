@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import LogLocator
 
 from analysis.draw.scale import CEILING, LABELS, MAPS, compact
 from analysis.draw.scaling import CONDITIONS, UNSHAPED, Condition
@@ -82,7 +83,8 @@ class Place:
 
     condition: Condition
     lost: float
-    """Fraction of its step that the baseline loses to the link."""
+    """Fraction of its step that the baseline loses to the link; 0 if it was measured as fast as the
+    ceiling, or faster by chance."""
     seconds: Mapping[str, tuple[float, ...]]
     """Seconds by variant: to the target, for each seed; or for `IMAGES` images, for each round, if
     no training has this number of classes."""
@@ -129,7 +131,7 @@ def places(tables: str | Path, study: Study) -> list[Place]:
         found.append(
             Place(
                 condition=condition,
-                lost=1 - rates[BASELINE] / rates[CEILING],
+                lost=max(0.0, 1 - rates[BASELINE] / rates[CEILING]),
                 seconds=seconds,
                 late=frozenset(each["variant"] for each in table if each["delay"]),
                 learned=learned,
@@ -244,6 +246,8 @@ def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, VariantSty
     axes.set_xlim(min(spots) / 1.4, max(spots) * 1.4)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks(spots, [f"{each.lost:.0%}" for each in found])
     axes.minorticks_off()
     axes.set_xlabel("share of its step that data_parallel loses")
