@@ -20,7 +20,8 @@ def kept(folder: Path, names: list[str]) -> tuple[Path, Path]:
     table = folder / "headline.json"
     rates = {name: [100.0 * 2**number] * 3 for number, name in enumerate(names)}
     rows = [
-        {"variant": name, "rates": each, "drains_ms": [0.0]} | ROW for name, each in rates.items()
+        {"variant": name, "rates": each, "drains_ms": [0.0] * 3} | ROW
+        for name, each in rates.items()
     ]
     table.write_text(json.dumps(rows))
     return folder / "trainings", table
