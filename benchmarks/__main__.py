@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.alternating import Timing
 from benchmarks.lab_page import timing_table
+from benchmarks.recording import commit_of, keep, number_of_rounds
 from harness.launch.hosts import cores
 from harness.launch.launch import launch
 from harness.measure.machine import environment
@@ -152,7 +153,7 @@ def saving(rounds: int) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=number_of_rounds, default=15)
     parser.add_argument("--classes", type=int, default=200_000, help="classes of the memory table")
     parser.add_argument("--output", type=Path, help="file for a copy of the page")
     chosen = parser.parse_args()
@@ -160,7 +161,7 @@ def main() -> int:
     head = [
         "# Benchmarks",
         "",
-        f"Commit {facts['git_commit']}{' with changes' if facts['git_dirty'] else ''}; "
+        f"Commit {commit_of(facts)}; "
         f"{RANKS} ranks on {HOSTS}; {facts['cpu']}, {cores()} cores; "
         f"torch {facts['versions']['torch']}. Seed 0. `make bench` repeats it.",
     ]
@@ -179,8 +180,7 @@ def main() -> int:
     except (BenchmarkFailed, subprocess.SubprocessError) as error:
         print(f"harness: {error}", file=sys.stderr)
         return 1
-    if chosen.output:
-        chosen.output.write_text("\n".join(page) + "\n", encoding="utf-8")
+    keep("\n".join(page) + "\n", chosen.output)
     return 0
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.alternating import alternate
+from benchmarks.recording import keep
 from benchmarks.task import batch, config
 from harness.config import BackboneConfig, Config, ExchangeConfig
 from harness.exchange.exchange import make_exchange
@@ -166,9 +167,7 @@ def main() -> None:
         if world.is_first:
             found = json.dumps(timing.rounds)
             print(found, flush=True)
-            if chosen.output:
-                chosen.output.parent.mkdir(parents=True, exist_ok=True)
-                chosen.output.write_text(found)
+            keep(found, chosen.output)
 
 
 if __name__ == "__main__":

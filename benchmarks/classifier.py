@@ -19,6 +19,7 @@ from torch.distributed.tensor.parallel import loss_parallel
 from torch.nn import functional
 
 from benchmarks.alternating import alternate
+from benchmarks.recording import keep
 from harness.config import ClassifierConfig
 from harness.measure.clock import clock_for
 from harness.measure.traffic import Traffic
@@ -192,8 +193,7 @@ def main() -> None:
                 "rounds": timing.rounds,
             }
             print(json.dumps(found))
-            if chosen.output:
-                chosen.output.write_text(json.dumps(found))
+            keep(json.dumps(found), chosen.output)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.photographs import make
+from benchmarks.recording import commit_of, keep, number_of_rounds
 from harness.config import DataConfig
 from harness.data.image_folder import open_image_folder
 from harness.data.loader import Augmentation, train_batches
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, cores()}))
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--batches", type=int, default=16, help="batches of a turn")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=number_of_rounds, default=7)
     parser.add_argument("--output", type=Path, help="JSON file for the rates of all rounds")
     chosen = parser.parse_args()
     prepare(chosen.folder, chosen.train)
@@ -163,19 +164,18 @@ def main() -> None:
     rates = measured(made, chosen.rounds, *size, tell=partial(print, flush=True))
     facts = environment()
     print(
-        f"\nCommit {facts['git_commit']}{' with changes' if facts['git_dirty'] else ''}; "
+        f"\nCommit {commit_of(facts)}; "
         f"{facts['cpu']}, {cores()} cores; torch {facts['versions']['torch']}; {chosen.rounds} "
         f"turns of {chosen.batches} batches of {chosen.batch_size}.\n"
     )
     print("\n".join(table(rates)), flush=True)
-    if chosen.output:
-        settings = {key: value for key, value in vars(chosen).items() if key != "output"}
-        rows = [
-            {"source": name, "size": size, "threads": threads, "images_per_second": found}
-            for (name, size, threads), found in rates.items()
-        ]
-        found = {"settings": settings, "environment": facts, "rates": rows}
-        chosen.output.write_text(json.dumps(found, indent=1, default=str), encoding="utf-8")
+    settings = {key: value for key, value in vars(chosen).items() if key != "output"}
+    rows = [
+        {"source": name, "size": size, "threads": threads, "images_per_second": found}
+        for (name, size, threads), found in rates.items()
+    ]
+    found = {"settings": settings, "environment": facts, "rates": rows}
+    keep(json.dumps(found, indent=1, default=str), chosen.output)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 from analysis.draw.scaling import CONDITIONS
 from benchmarks.alternating import Timing
+from benchmarks.recording import commit_of
 from harness.measure.machine import environment
 
 NOT_TABLES = ("rate.json", CONDITIONS)
@@ -21,7 +22,7 @@ def page(folder: Path) -> str:
     lines = [
         "# The lab",
         "",
-        f"Written at commit {facts['git_commit']}{' with changes' if facts['git_dirty'] else ''}, "
+        f"Written at commit {commit_of(facts)}, "
         "from tables that each name the commit of their measurement; test hosts in network "
         f"namespaces of one machine: {facts['cpu']}, {os.cpu_count()} cores. Links: {rates}. "
         "`make lab` repeats it. Ratios to the first variant are medians and quartiles over pairs "

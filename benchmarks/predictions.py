@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from benchmarks.lab_hosts import LabFailed, Link, in_lab, lab, launched
+from benchmarks.recording import commit_of
 from harness.calibrate.result import read_calibration
 from harness.config import load
 from harness.lab import lab as running_lab
@@ -205,7 +206,7 @@ def page(found: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Predicted and measured",
         "",
-        f"Commit {facts['git_commit']}{' with changes' if facts['git_dirty'] else ''}; "
+        f"Commit {commit_of(facts)}; "
         f"{facts['cpu']}, {facts['cores']} cores. One calibration on 2 x 2 ranks at "
         f"{CALIBRATED_MBIT} Mbit/s, which contains none of the rows. "
         "`python -m benchmarks.predictions` repeats it.",

@@ -16,6 +16,7 @@ import yaml
 
 from benchmarks.faults import EXPERIMENT, Bench, checksums, circumstances
 from benchmarks.faulty_rank import EVERY, SOAK, SOAKED
+from benchmarks.recording import keep
 from benchmarks.stopped_store import LONGEST_SECONDS
 from harness.plan.failures import Failures
 from harness.tracking.run_folder import RunFolder
@@ -91,9 +92,7 @@ def main() -> None:
     text = json.dumps(found, indent=2)
     print(text)
     if chosen.output:
-        chosen.output.mkdir(parents=True, exist_ok=True)
-        file = chosen.output / f"soak-{chosen.faults}-{chosen.apart}.json"
-        file.write_text(f"{text}\n", encoding="utf-8")
+        keep(f"{text}\n", chosen.output / f"soak-{chosen.faults}-{chosen.apart}.json")
 
 
 if __name__ == "__main__":

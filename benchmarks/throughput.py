@@ -23,6 +23,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from benchmarks.recording import commit_of, keep, number_of_rounds
 from harness.calibrate.window import KeepingClock
 from harness.config import Config, load
 from harness.data.open import open_dataset
@@ -65,8 +66,11 @@ class Variant:
     images: int
     """Images of all ranks in a window."""
     blocks: list[Block] = field(default_factory=list)
-    pace: float = 0.0
-    """Images per second of the last block."""
+    """The first of them only warms up caches and allocators."""
+
+    @property
+    def timed(self) -> list[Block]:
+        return self.blocks[1:]
 
     def begin(self) -> None:
         """Runs the first windows, which are synchronous or send whole gradients, so that no block
@@ -91,10 +95,9 @@ class Variant:
         crossed = (self.traffic.total - sent).cross_node / windows
         kept = list(self.clock.kept)
         longest, drain_ms = slowest([own_ms, self.trial.drain_ms()], self.world)
-        self.pace = self.images / longest * 1e3
         self.blocks.append(
             Block(
-                rate=self.pace,
+                rate=self.images / longest * 1e3,
                 drain_ms=drain_ms,
                 phases_ms={
                     phase.value: statistics.mean(times[phase] for times in kept) for phase in Phase
@@ -136,14 +139,14 @@ def variant(config: Config, links: Links) -> Variant:
     return Variant(config, trial, world, clock, meters.traffic, images)
 
 
-def fitting(variant: Variant, ranks: Ranks, seconds: float, first: bool, most: int) -> int:
+def fitting(variant: Variant, ranks: Ranks, seconds: float, most: int) -> int:
     """Windows of a block of about `seconds`, from the speed of the previous block.
 
     The same on all ranks. Collective over all ranks.
     """
-    if first:
+    if not variant.blocks:
         return 1
-    fit = seconds * variant.pace / variant.images
+    fit = seconds * variant.blocks[-1].rate / variant.images
     agreed = ranks.launch_gather(torch.tensor([fit]), "windows of a block").wait()
     return max(1, min(most, int(agreed.min())))
 
@@ -151,7 +154,7 @@ def fitting(variant: Variant, ranks: Ranks, seconds: float, first: bool, most: i
 def crossing_mb(variant: Variant, ranks: Ranks) -> float:
     """Megabytes that a node sends to others in a window. Collective over all ranks."""
     own = torch.tensor(
-        [statistics.mean(block.crossed for block in variant.blocks)], dtype=torch.float64
+        [statistics.mean(block.crossed for block in variant.timed)], dtype=torch.float64
     )
     sent = ranks.launch_gather(own, "bytes of a variant").wait().sum()
     return float(sent) / ranks.topology.nodes / 1e6
@@ -163,20 +166,19 @@ def report(variants: Sequence[Variant], crossing: Sequence[float]) -> list[dict[
     `crossing`: each variant's `crossing_mb`.
     """
     facts = environment()
-    commit = f"{facts['git_commit']}{' with changes' if facts['git_dirty'] else ''}"
-    first = [block.rate for block in variants[0].blocks]
+    first = [block.rate for block in variants[0].timed]
     found = []
     for each, megabytes in zip(variants, crossing, strict=True):
-        rates = [block.rate for block in each.blocks]
+        rates = [block.rate for block in each.timed]
         ratios = [own / other for own, other in zip(rates, first, strict=True)]
-        phases = mean_of([block.phases_ms for block in each.blocks])
+        phases = mean_of([block.phases_ms for block in each.timed])
         wait = 100 * phases[Phase.EXCHANGE_WAIT.value] / sum(phases.values())
         found.append(
             {
                 "variant": each.config.name,
                 "images_per_second": statistics.median(rates),
                 "rates": rates,
-                "drains_ms": [block.drain_ms for block in each.blocks],
+                "drains_ms": [block.drain_ms for block in each.timed],
                 "route": each.config.exchange.route,
                 "delay": each.config.exchange.delay,
                 "ratio": statistics.median(ratios),
@@ -187,12 +189,12 @@ def report(variants: Sequence[Variant], crossing: Sequence[float]) -> list[dict[
                     None if each.config.exchange.traits.waits_in_backward else wait
                 ),
                 "phases_ms": phases,
-                "phases_ms_by_block": [block.phases_ms for block in each.blocks],
+                "phases_ms_by_block": [block.phases_ms for block in each.timed],
                 "machine_cpu_ms": {
-                    name: statistics.mean(block.machine_cpu_ms[name] for block in each.blocks)
+                    name: statistics.mean(block.machine_cpu_ms[name] for block in each.timed)
                     for name in ("user", "system", "softirq", "idle")
                 },
-                "commit": commit,
+                "commit": commit_of(facts),
                 "cpu": facts["cpu"],
             }
         )
@@ -204,16 +206,10 @@ def mean_of(blocks: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {phase: statistics.mean(block[phase] for block in blocks) for phase in blocks[0]}
 
 
-def _rounds(text: str) -> int:
-    if (rounds := int(text)) < 2:
-        raise argparse.ArgumentTypeError(f"must be at least 2, for quartiles; got {rounds}")
-    return rounds
-
-
 def _chosen() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
     parser.add_argument("arguments", nargs="+", metavar="EXPERIMENT.yaml|key=value")
-    parser.add_argument("--rounds", type=_rounds, default=7)
+    parser.add_argument("--rounds", type=number_of_rounds, default=7)
     parser.add_argument(
         "--micro-batches", type=int, default=24, help="timed micro-batches in a block, at most"
     )
@@ -251,20 +247,15 @@ def main() -> None:
                 passes = each.config.exchange.backward_passes_per_step
                 windows = chosen.micro_batches // passes
                 if math.isfinite(chosen.seconds):
-                    windows = fitting(each, ranks, chosen.seconds, number == 0, windows)
+                    windows = fitting(each, ranks, chosen.seconds, windows)
                 untimed = max(1, min(windows, chosen.untimed // passes))
                 each.block(untimed + each.config.exchange.delay, max(1, windows))
-            if number == 0:  # the first round only warms up caches and allocators
-                for each in variants:
-                    each.blocks.clear()
         crossing = [crossing_mb(each, ranks) for each in variants]
         hvd.barrier()  # the first rank that exits shuts Horovod down for all
         if topology.rank == 0:
             found = json.dumps(report(variants, crossing))
             print(found, flush=True)
-            if chosen.output:
-                chosen.output.parent.mkdir(parents=True, exist_ok=True)
-                chosen.output.write_text(found)
+            keep(found, chosen.output)
 
 
 if __name__ == "__main__":

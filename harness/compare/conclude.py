@@ -47,7 +47,8 @@ class Conclusion:
         scored = scores(variants, frame, predicted) if predicted else None
         questions = QUESTIONS
         if results.timing is not None:
-            # Speeds are of rounds of a seed's own; what a step is spent on was not measured so.
+            # A seed has speeds of its own rounds, but not always phases: older tables have one set
+            # of them for all seeds.
             questions = tuple(each for each in QUESTIONS if each is not WAIT)
         verdict = judge(variants, baseline, target, questions)
         ladder = Ladder.of(variants, baseline, target)

@@ -14,6 +14,7 @@ from torch import Tensor
 from harness.data.images import Dataset, ImageSource
 from harness.data.levels import HALF, Levels
 from harness.data.shares import BatchSplit, evaluation_share
+from harness.parallel.host_memory import up
 from harness.seeding import seeded_generator
 
 Item = TypeVar("Item")
@@ -111,13 +112,7 @@ def _made_batches(
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
     images, labels = batch
-    if device.type != "cuda":
-        return images, labels
-    # The caching host allocator reuses a pinned block only after its copy has ended.
-    return (
-        images.pin_memory().to(device, non_blocking=True),
-        labels.pin_memory().to(device, non_blocking=True),
-    )
+    return up(images, device), up(labels, device)
 
 
 def _on_side_stream(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from harness.model.torchvision import torchvision
+from harness.parallel.host_memory import up
 
 BINS = 31
 """Strengths of an operation, from none to the largest."""
@@ -84,17 +85,10 @@ def trivial_augment(images: Tensor, generator: torch.Generator) -> Tensor:
         alike[draw].append(number)
     # One copy to a card for all groups: on a real batch hardly two images have the same draw.
     order = torch.tensor([number for members in alike.values() for number in members])
-    groups = _moved(order, images.device).split([len(members) for members in alike.values()])
+    groups = up(order, images.device).split([len(members) for members in alike.values()])
     for (operation, strength), of in zip(alike, groups, strict=True):
         images[of] = OPERATIONS[operation][1](images[of], strength)
     return images
-
-
-def _moved(numbers: Tensor, device: torch.device) -> Tensor:
-    """The numbers on the device; the host does not wait for a card's copy."""
-    if device.type != "cuda":
-        return numbers
-    return numbers.pin_memory().to(device, non_blocking=True)
 
 
 def draws(count: int, generator: torch.Generator) -> list[tuple[int, float]]:

@@ -29,6 +29,7 @@ def up(landed: Tensor, device: torch.device, into: Tensor | None = None) -> Tens
     copy."""
     if device.type != "cuda":
         return landed
+    # The caching host allocator reuses a pinned block only after its copy has ended.
     pinned = landed.pin_memory()
     if into is None:
         return pinned.to(device, non_blocking=True)

@@ -157,7 +157,7 @@ def test_the_groups_of_a_batch_go_to_a_card_in_one_copy(monkeypatch):
         copied.append(sorted(numbers.tolist()))
         return numbers.to(device)
 
-    monkeypatch.setattr("harness.data.trivial_augment._moved", moved)
+    monkeypatch.setattr("harness.data.trivial_augment.up", moved)
     images = torch.stack([planar(smooth(24, 24)) for _ in range(40)])
     trivial_augment(images, torch.Generator().manual_seed(3))
     assert copied == [list(range(40))]
