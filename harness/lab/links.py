@@ -17,9 +17,12 @@ NO_ADDRESS = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", 1)]
 its own."""
 QUEUE_SECONDS = 0.5
 """Longest time that a packet waits at a shaped end; later ones are dropped."""
-BURST_SECONDS = 0.02
-"""Depth of the token bucket: what may pass at once, in seconds at the link's rate."""
-SMALLEST_BURST_BYTES = 16_384
+BURST_SECONDS = 0.002
+"""Depth of the token bucket: what passes at once after a pause, in seconds at the link's rate. A
+real link lets nothing pass for free. With both cores busy, 2 ms still carry the whole rate; 20 ms
+made a transfer of 20 ms cost nothing."""
+SMALLEST_BURST_BYTES = 4096
+"""More than a packet, which could never pass otherwise."""
 
 
 def make_bridge() -> None:
