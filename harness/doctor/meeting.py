@@ -16,6 +16,7 @@ from typing import Any
 from harness.doctor.messages import Broken, receive, send, short_reason
 from harness.doctor.names import interface_address
 from harness.doctor.seat import Seat
+from harness.parallel.machine import address_towards
 
 ARRIVAL_SECONDS = 240.0
 """Time for all ranks to come: many ranks on few cores take long to import torch."""
@@ -94,9 +95,7 @@ def own_address(seat: Seat) -> str:
     address = interface_address(seat.interface)
     if address is not None:
         return address
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((seat.rendezvous[0] if seat.rendezvous else "127.0.0.1", 9))
-        return str(probe.getsockname()[0])
+    return address_towards(seat.rendezvous[0] if seat.rendezvous else "127.0.0.1")
 
 
 def _receive_all(seat: Seat) -> tuple[str, dict[int, socket.socket]]:

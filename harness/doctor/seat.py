@@ -2,11 +2,11 @@
 
 import os
 import socket
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from harness.parallel.launcher import launched
+from harness.parallel.machine import boot_id
 
 
 class Seat(BaseModel):
@@ -47,15 +47,8 @@ def launched_seat() -> Seat:
         local_rank=place.local_rank,
         host=place.host,
         machine=socket.gethostname(),
-        boot=_boot(),
+        boot=boot_id(),
         cores=tuple(sorted(os.sched_getaffinity(0))),
         interface=place.interface,
         rendezvous=place.rendezvous,
     )
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

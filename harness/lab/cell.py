@@ -206,7 +206,8 @@ def _advice() -> str:
     if "Seccomp:\t2" in Path("/proc/self/status").read_text():
         return (
             "a system call filter, as containers have, forbids it; start the container with "
-            "--security-opt seccomp=unconfined, or run it as root"
+            "--privileged, or with --security-opt seccomp=unconfined --security-opt "
+            "systempaths=unconfined --security-opt apparmor=unconfined"
         )
     return "this machine or container forbids it; run it with sudo"
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,16 @@ class Groups:
         return self.unified and "cpu" not in _words(self.mount / "cgroup.subtree_control")
 
     def take_back_controller(self) -> None:
-        (self.mount / "cgroup.subtree_control").write_text("-cpu")
+        """Disables the cpu controller for groups, unless another group has a limit by now."""
+        limits = {"cpu.max": "max", "cpu.weight": "100"}
+        used = any(
+            not file.read_text().startswith(default)
+            for name, default in limits.items()
+            for file in self.mount.glob(f"*/{name}")
+        )
+        if not used:
+            with suppress(OSError):  # groups below have enabled it for themselves
+                (self.mount / "cgroup.subtree_control").write_text("-cpu")
 
     def make(self, hosts: list[str]) -> None:
         """Makes one group for each host.

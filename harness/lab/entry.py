@@ -98,7 +98,8 @@ class RealSsh:
             known.write(f"{host.name},{host.address} {public}")
 
     def program(self, host: LabHost) -> list[str]:
-        sshd = shutil.which("sshd", path=os.pathsep.join(PLACES)) or "/usr/sbin/sshd"
+        sshd = shutil.which("sshd", path=_search())
+        assert sshd is not None, "`obstacle_to_ssh` has found it"
         return [sshd, "-D", "-e", "-f", str(host.folder / "sshd_config")]
 
     def is_open(self, host: LabHost, first: int) -> bool:
@@ -106,7 +107,10 @@ class RealSsh:
         # little-endian machines; 0016 is port 22, state 0A is LISTEN.
         octets = [int(octet) for octet in host.address.split(".")]
         listening = bytes(reversed(octets)).hex().upper() + ":0016 00000000:0000 0A"
-        return listening in Path(f"/proc/{first}/net/tcp").read_text()
+        try:
+            return listening in Path(f"/proc/{first}/net/tcp").read_text()
+        except OSError:  # it has ended
+            return False
 
     def ssh(self, host: LabHost, terminal: bool, line: str) -> list[str]:
         options = ["-F", str(self._configuration(host)), "-tt" if terminal else "-T"]
@@ -170,12 +174,15 @@ def obstacle_to_ssh(search: str | None = None) -> str | None:
     groups = Path("/proc/self/setgroups")
     if os.geteuid() != 0 or (groups.exists() and groups.read_text().strip() == "deny"):
         return "needs root, because sshd changes users and groups; run it with sudo"
-    path = search or os.pathsep.join([os.environ.get("PATH", ""), *PLACES])
-    missing = [name for name in TOOLS if not shutil.which(name, path=path)]
+    missing = [name for name in TOOLS if not shutil.which(name, path=search or _search())]
     if missing:
         packages = " ".join(dict.fromkeys(TOOLS[name] for name in missing))
         return f"needs {', '.join(missing)}; install e.g. {packages}"
     return None
+
+
+def _search() -> str:
+    return os.pathsep.join([os.environ.get("PATH", ""), *PLACES])
 
 
 def _make_key(path: Path) -> None:

@@ -114,8 +114,14 @@ def write_files(host: LabHost, hosts: Sequence[LabHost]) -> None:
     # When a host is taken down meanwhile, pyenv's leave a lock behind, and every later command
     # waits a minute for it.
     root = rf"\1:{Path.home()}:/bin/sh"
-    accounts = Path("/etc/passwd").read_text(encoding="utf-8")
-    (host.files / "passwd").write_text(re.sub(r"(?m)^(root:.*):[^:]*:[^:]*$", root, accounts))
+    accounts = Path("/etc/passwd").read_text(encoding="utf-8", errors="surrogateescape")
+    accounts = re.sub(r"(?m)^(root:.*):[^:]*:[^:]*$", root, accounts)
+    (host.files / "passwd").write_text(accounts, encoding="utf-8", errors="surrogateescape")
+    # Other resolvers, such as systemd's, would answer from the machine's own files.
+    switch = Path("/etc/nsswitch.conf")
+    if switch.exists():
+        own = re.sub(r"(?m)^hosts:.*$", "hosts: files", switch.read_text())
+        (host.files / "nsswitch.conf").write_text(own)
 
 
 def boot(host: LabHost, program: Sequence[str], group: Path | None) -> "subprocess.Popen[bytes]":

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 from harness.lab.cpu_limit import Groups, find_groups, groups_here
 from harness.lab.entry import PRIVILEGE_FOLDER, entry_of
 from harness.lab.host import (
@@ -103,6 +103,9 @@ def up(wanted: Plan) -> None:
             _make(wanted)
             for name, cores in wanted.shares.items():
                 _limit(name, cores)
+        except OSError as error:  # mounting is forbidden, or /run cannot be written
+            _remove()
+            raise UserError(f"harness lab cannot be made here: {one_line(error)}") from error
         except BaseException:
             _remove()
             raise

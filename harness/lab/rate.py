@@ -5,6 +5,8 @@ import re
 from harness.errors import UserError
 
 RATE = re.compile(r"(\d+(?:\.\d+)?)([kmg])bit", re.IGNORECASE)
+SLOWEST = 1e3
+"""Smallest rate, bits per second: below, the shaper's times do not fit into its 32 bits."""
 FASTEST = 34e9
 """Largest rate, bits per second: the kernel's shaper holds bytes per second in 32 bits."""
 
@@ -15,6 +17,8 @@ def bits_per_second(rate: str) -> float:
     if not found or float(found[1]) == 0:
         raise UserError(f"{rate!r} is not a rate; write e.g. 200mbit, 1.5gbit, 500kbit, or none")
     bits = float(found[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[found[2].lower()]
+    if bits < SLOWEST:
+        raise UserError(f"a rate of {rate} is less than 1kbit; write 1kbit or more")
     if bits > FASTEST:
         raise UserError(f"a rate of {rate} is more than 34gbit; write none, for no limit")
     return bits

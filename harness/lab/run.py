@@ -21,7 +21,7 @@ from harness.lab.namespaces import network
 from harness.lab.switch import RELAY_IS_GONE, relay_is_gone
 from harness.launch import leash
 from harness.launch.environment import passed_on
-from harness.signals import handled, unless_ignored
+from harness.signals import handled, ignore, unless_ignored
 
 STUTTER = re.compile(r"(\w+):(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)(?::(0?\.\d+))?")
 SLOW_SHARE = 0.1
@@ -78,13 +78,11 @@ def _ssh(host: LabHost, command: Sequence[str], terminal: bool) -> list[str]:
 
 def _at_terminal(host: LabHost, command: Sequence[str]) -> int:
     # ssh puts the terminal into raw mode and sends Ctrl-C to the command; this process ignores it.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with handled([signal.SIGINT], ignore):
         with network(NAMESPACES / host.namespace):
             ssh = subprocess.Popen(_ssh(host, command, terminal=True))
-        return ssh.wait()
-    finally:
-        signal.signal(signal.SIGINT, before)
+        with handled([signal.SIGTERM, *unless_ignored(signal.SIGHUP)], lambda *_: ssh.terminate()):
+            return ssh.wait()
 
 
 def _passing_on(host: LabHost, command: Sequence[str]) -> int:
@@ -124,7 +122,9 @@ def _stuttering(stutters: Sequence[Stutter]) -> Iterator[None]:
 
 def _stutter(stutter: Stutter, ended: threading.Event) -> None:
     fast_seconds = stutter.every_seconds - stutter.slow_seconds
+    usual = limits_of(stutter.host).limit_of(stutter.host)
+    slow = stutter.share if usual is None else min(stutter.share, usual)
     while not ended.wait(fast_seconds):
-        set_share(stutter.host, stutter.share)
+        set_share(stutter.host, slow)
         ended.wait(stutter.slow_seconds)
-        set_share(stutter.host, None)
+        set_share(stutter.host, usual)

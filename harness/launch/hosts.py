@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import psutil
 
 from harness.errors import UserError
+from harness.parallel.machine import address_towards
 from harness.parallel.topology import Topology, from_horovod
 
 HOST = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*):([0-9]{1,9})")
@@ -157,13 +158,11 @@ def interface_to(hosts: tuple[Host, ...]) -> str | None:
 
 
 def _source(host: Host) -> str:
-    """This machine's address in packets to the host; empty without a route. Sends nothing."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host.name, 9))  # a UDP socket only chooses its route here
-        except OSError:
-            return ""
-        return str(probe.getsockname()[0])
+    """This machine's address in packets to the host; empty without a route."""
+    try:
+        return address_towards(host.name)
+    except OSError:
+        return ""
 
 
 def cores() -> int:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from harness.parallel.world import World
 
@@ -38,7 +37,7 @@ def whole_cores(cores: float) -> int:
 
 def cores_of(world: World) -> Cores:
     """Each rank's cores, found from all ranks of its machine. Collective over the world."""
-    machines = world.gather_objects(Path("/proc/sys/kernel/random/boot_id").read_text(), "boots")
+    machines = world.machines()
     allowed = world.gather_objects(tuple(sorted(os.sched_getaffinity(0))), "cores")
     places = list(zip(machines, allowed, strict=True))
     rank, turns = world.topology.rank, turns_of(places)

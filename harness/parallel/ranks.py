@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harness.errors import ReportedByAnotherRank, UserError
 from harness.parallel.launcher import launched
+from harness.parallel.machine import boot_id
 from harness.parallel.peers import finish
 from harness.parallel.topology import Topology, from_horovod
 
@@ -52,11 +53,12 @@ class Ranks:
 
     def hosts(self) -> list[str]:
         """The host name of every node. Collective over the world."""
-        return self.machines()[:: self.topology.ranks_per_node]
+        return self.gather_objects(socket.gethostname(), "hosts")[:: self.topology.ranks_per_node]
 
     def machines(self) -> list[str]:
-        """The host name of every rank. Collective over the world."""
-        return self.gather_objects(socket.gethostname(), "machines")
+        """The machine of every rank, equal for ranks that share a clock and cores; host names may
+        be equal by mistake. Collective over the world."""
+        return self.gather_objects(boot_id() or socket.gethostname(), "machines")
 
     @property
     def is_first(self) -> bool:

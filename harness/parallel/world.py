@@ -1,12 +1,11 @@
 """Opens and closes Horovod and torch.distributed side by side, and provides their groups."""
 
 import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import horovod.torch as hvd
 import torch
@@ -20,6 +19,7 @@ from harness.parallel.cards import place, view_of
 from harness.parallel.group import Behind, Group, Hops, Meters
 from harness.parallel.launcher import launched
 from harness.parallel.line import Line
+from harness.parallel.machine import address_towards
 from harness.parallel.peers import Lines, PeerGroup
 from harness.parallel.pending import Pending
 from harness.parallel.ranks import Ranks, open_ranks
@@ -262,9 +262,7 @@ def _own_address() -> str:
     """The address of this host as seen on the way to Horovod's rendezvous, which all hosts can
     reach."""
     rendezvous = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR", "127.0.0.1")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((rendezvous, 9))
-        return cast(str, probe.getsockname()[0])
+    return address_towards(rendezvous)
 
 
 def _torch_groups(topology: Topology) -> dict[tuple[int, ...], dist.ProcessGroup | None]:

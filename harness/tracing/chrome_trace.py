@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ STREAMS = 1 << 24
 keep 32 bits of the sum."""
 RANK_BITS = 40
 """Flow ids carry the rank in bits 40 and up (viewers accept 64-bit integers only)."""
+
+log = logging.getLogger(__name__)
 
 
 class Profile:
@@ -127,7 +130,11 @@ def _thread(pid: int, tid: int, name: str) -> Event:
 
 def _horovod_events(timeline: str, pid: int) -> list[Event]:
     """The timeline's events on the common clock; Horovod's process of a tensor becomes a thread."""
-    events: Iterable[Event] = json.loads(timeline)
+    try:
+        events: Iterable[Event] = json.loads(timeline)
+    except ValueError:  # cut off by a full disk
+        log.warning("Horovod's timeline is incomplete; the merged trace lacks it")
+        return []
     return list(_as_threads(events, pid))
 
 

@@ -25,7 +25,7 @@ def clock_offsets(
 ) -> list[ClockOffset]:
     """The offset of every rank, on rank 0; empty on the others. Collective over the world.
 
-    `machines`: the host name of every rank.
+    `machines`: the machine of every rank, as `Ranks.machines` gives it.
     """
     found = {machines[0]: ClockOffset()}
     for machine in dict.fromkeys(machines):

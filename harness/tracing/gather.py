@@ -43,6 +43,7 @@ class Tracing:
         self._folder = folder / TRACES
         self._timeline = self._folder / "horovod.json"
         self._machines: list[str] = []
+        self._hosts: list[str] = []
         self._profile: Profile | None = None
 
     def starts(self, window: int) -> bool:
@@ -59,7 +60,7 @@ class Tracing:
         if not self._trace.ranks or rank in self._trace.ranks:
             self._profile = Profile(self._world.device, self._world.meters.clock)
             self._profile.start()
-        self._machines = self._world.machines()
+        self._machines, self._hosts = self._world.machines(), self._world.hosts()
         if self._trace.horovod_timeline and self._world.is_first:
             start_timeline(self._timeline)
 
@@ -72,7 +73,7 @@ class Tracing:
         if self._trace.horovod_timeline and self._world.is_first:
             stop_timeline()
             if self._timeline.exists():  # not if it could not be written
-                horovod = self._timeline.read_text(encoding="utf-8")
+                horovod = self._timeline.read_text(encoding="utf-8", errors="replace")
                 files.append(self._timeline)
         content = self._profile.stop() if self._profile is not None else b""
         self._profile = None
@@ -91,7 +92,8 @@ class Tracing:
                 left_out.append(of)
                 return
             clock = clocks[of].ahead_seconds, clocks[of].within_seconds
-            traces.append(RankTrace(of, self._machines[of], content, *clock))
+            host = self._hosts[of // self._world.topology.ranks_per_node]
+            traces.append(RankTrace(of, host, content, *clock))
 
         collect(rank, self._world.topology.world_size, content, take)
         if self._world.is_first:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 from harness.config import TrackingConfig
 from harness.errors import UserError
@@ -44,6 +45,8 @@ DENIED = {
     "error code 403": "correct its user and password, or their rights",
 }
 """Text in the errors of a store that answers but refuses -> what to do."""
+DATABASES = ("postgresql", "mysql", "mssql")
+"""Schemes of stores that hold no files."""
 SCHEMA = ("database schema", "Can't locate revision")
 LOST_RACE = ("already exists", "duplicate column name", "UNIQUE constraint", "database is locked")
 """Text in the errors of a process that makes a store's tables at the same time as another."""
@@ -138,16 +141,27 @@ def open_experiment(client: "MlflowClient", uri: str, name: str) -> str:
         # MLflow's default would be a folder in the current working directory.
         place = (file.parent / "mlartifacts").as_uri() if file else None
         try:
-            return client.create_experiment(name, artifact_location=place)
+            client.create_experiment(name, artifact_location=place)
         except Exception:
             # Another process may have made it in the meantime.
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
+        else:
+            found = client.get_experiment_by_name(name)
+            assert found is not None
     if found.lifecycle_stage != "active":
         raise UserError(
             f"the MLflow experiment {name!r} was deleted; choose another tracking.experiment or "
             f"run: mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
+    if uri.startswith(DATABASES) and urlsplit(found.artifact_location).scheme in ("", "file"):
+        log.warning(
+            "the MLflow store %s keeps files, such as summaries, in %s of this machine, where "
+            "other machines cannot read them; use a server (mlflow server), or an experiment that "
+            "was made with an --artifact-location that all can reach",
+            masked(uri),
+            found.artifact_location,
         )
     return str(found.experiment_id)
 

@@ -2,8 +2,10 @@
 
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -15,6 +17,9 @@ from harness.tracking.comparison_files import ComparisonFiles
 from harness.tracking.connection import connect, open_experiment, open_store, still_answering
 from harness.tracking.prediction import PREDICTIONS_FILE, TAG, Prediction, write_predictions
 from harness.tracking.ui import command_of, page_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 def record(
@@ -45,14 +50,14 @@ def record(
         for column in ("speedup", "speedup_to_target")
         for variant, value in frame[column].dropna().items()
     }
-    client.log_batch(
-        run_id,
-        metrics=[Metric(name, value, run.info.start_time, 0) for name, value in numbers.items()],
-        tags=[RunTag(name, value) for name, value in tags.items()],
-    )
-    for path in files.all:
-        client.log_artifact(run_id, str(path))
-    client.set_terminated(run_id)
+    with _ended(client, run_id):
+        client.log_batch(
+            run_id,
+            metrics=[Metric(name, each, run.info.start_time, 0) for name, each in numbers.items()],
+            tags=[RunTag(name, value) for name, value in tags.items()],
+        )
+        for path in files.all:
+            client.log_artifact(run_id, str(path))
     return experiment_id
 
 
@@ -71,12 +76,24 @@ def record_predictions(
         experiment_id = open_experiment(client, uri, tracking.experiment)
         run_id = client.create_run(experiment_id, run_name=f"prediction {study}").info.run_id
         tags = {"study": study, "variant": TAG}
-        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         path = Path(folder) / PREDICTIONS_FILE
         write_predictions(predictions, path)
-        client.log_artifact(run_id, str(path))
-        client.set_terminated(run_id)
+        with _ended(client, run_id):
+            client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+            client.log_artifact(run_id, str(path))
     return experiment_id
+
+
+@contextmanager
+def _ended(client: "MlflowClient", run_id: str) -> Iterator[None]:
+    """Sets the run's final status at the end of the block, in which it is filled."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # the error that is raised is the cause
+            client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id)
 
 
 def way_to_see(tracking: TrackingConfig, experiment_id: str, study: str) -> str:

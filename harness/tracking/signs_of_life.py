@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.parallel.machine import boot_id
+
 TAG = "heartbeat"
 """Tag of a run in MLflow: time of its last heartbeat, in seconds since 1970."""
 PROCESS_TAG = "process"
@@ -53,7 +55,8 @@ class Process:
     @classmethod
     def own(cls) -> "Process":
         pid = os.getpid()
-        return cls(socket.gethostname() or "unknown", _boot(), _namespace(), pid, _ticks(pid))
+        host, boot = socket.gethostname() or UNKNOWN, boot_id() or UNKNOWN
+        return cls(host, boot, _namespace(), pid, _ticks(pid))
 
     @classmethod
     def parse(cls, text: str) -> "Process | None":
@@ -68,7 +71,7 @@ class Process:
 
     def alive(self) -> bool | None:
         """Whether the process runs; None if it is another machine's, which cannot be seen here."""
-        here = (socket.gethostname() or "unknown", _boot(), _namespace())
+        here = (socket.gethostname() or UNKNOWN, boot_id() or UNKNOWN, _namespace())
         if UNKNOWN in here or (self.host, self.boot, self.namespace) != here:
             return None
         return _ticks(self.pid) == self.ticks
@@ -98,10 +101,6 @@ def last_sign(tags: Mapping[str, str], last_metric: float, now: float) -> float 
     else:
         silent = not alive
     return last if silent else None
-
-
-def _boot() -> str:
-    return _read(Path("/proc/sys/kernel/random/boot_id"))
 
 
 def _namespace() -> str:

@@ -68,8 +68,7 @@ class Tracker:
             RunFolder(folder).unmake()
             raise
         tracker = cls(folder / METRICS, metrics, Delivery(run, folder), run.run_id)
-        tracker.artifact(folder / CONFIG)
-        tracker.artifact(folder / ENVIRONMENT)
+        tracker._describe(folder)
         return tracker
 
     @classmethod
@@ -103,8 +102,14 @@ class Tracker:
             reopened = reopen_run(config, run_id, names)
             run, held = reopened.run, reopened.held
         tracker = cls(folder / METRICS, metrics, Delivery(run, folder), run.run_id, held)
+        tracker._describe(folder)
         tracker._catch_up(kept)
         return tracker
+
+    def _describe(self, folder: Path) -> None:
+        """Sends what runs and where, which after a restart may have changed."""
+        self.artifact(folder / CONFIG)
+        self.artifact(folder / ENVIRONMENT)
 
     def _catch_up(self, kept: Sequence[dict[str, Any]]) -> None:
         """Sends what MLflow lacks of these lines, and who trains now."""
@@ -152,7 +157,7 @@ class Tracker:
         self._close_file()
         if self._delivery is not None:
             assert self._metrics is not None
-            self.artifact(self._metrics)
+            self._delivery.large_file(Artifact(self._metrics))
             self._delivery.finish(status)
 
     def _write(self, line: dict[str, Any]) -> None:

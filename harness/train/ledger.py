@@ -87,11 +87,16 @@ class Ledger:
         self._times = TimeByRole(self.stopwatch, self._schedule.of(course.first))
 
     def begins(self, journal: Journal) -> None:
-        """Starts the stopwatch, and warns of what will not be measured."""
+        """Starts the stopwatch once all ranks are ready, and warns of what will not be measured.
+
+        Collective over the world.
+        """
         if line := no_window_is_timed(self._config):
             journal.warn("timing", line)
         if line := pauses_are_near(self._config):
             journal.warn("timing_delay", line)
+        # The first rank of each node opens its gauges meanwhile, which takes seconds.
+        self._world.gather_objects(None, "begins")
         self.stopwatch.start()
 
     @contextmanager
@@ -103,7 +108,7 @@ class Ledger:
         self._schedule.paused(ended, drained)
 
     def draining(self) -> None:
-        """Until the next window begins, time is that of a drain before a checkpoint."""
+        """Until the next window begins, time is that of a drain."""
         tallies = self._tallies()
         self._times.switch_to(WindowRole.DRAINING)
         self._read_clock(tallies)
@@ -195,6 +200,15 @@ class Ledger:
         self._interval = Tally(self._capacity)
         if ended == self._course.windows:
             self.settle(journal)
+
+    def end_interval(self, ended: int, journal: Journal) -> None:
+        """Logs all windows so far: a run that goes on from here does not measure them again.
+
+        Collective over the world.
+        """
+        if ended % self._config.train.log_every and ended < self._course.windows:
+            self._send_interval(ended, journal)
+        self.settle(journal)
 
     def settle(self, journal: Journal) -> None:
         """Logs the interval whose numbers are under way. Collective over the world."""

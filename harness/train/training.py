@@ -224,7 +224,8 @@ class Training:
 
     def _end(self, ended: int, journal: Journal) -> None:
         """Drains the exchange after the last window, and judges."""
-        before = self._ledger.stopwatch.lap()
+        self._ledger.draining()
+        before = self._ledger.stopwatch.seconds
         divergence = self._drain(ended)
         self._ledger.stopwatch.stop()
         self._ledger.drained(self._ledger.stopwatch.seconds - before)
@@ -255,8 +256,7 @@ class Training:
 
     def _save_drained(self, ended: int, journal: Journal) -> None:
         """Begins to save the model, of which nothing may be in flight."""
-        # A run that goes on from this checkpoint does not measure its windows again.
-        self._ledger.settle(journal)
+        self._ledger.end_interval(ended, journal)
         self._staleness.settle(journal)
         strips = optimizer_strips(self._step.optimizer, self._step.model.flats)
         self._step.exchange.agree_on([strip.tensor for strip in strips if strip.tensor.dim()])

@@ -58,7 +58,8 @@ class WindowRole(Enum):
     """Nothing: the window uses what a late exchange sent before a pause. That result arrived during
     the pause, when nobody was counting."""
     DRAINING = auto()
-    """Training time only: all that is in flight lands, and nodes agree, before a checkpoint."""
+    """Training time only: all that is in flight lands, and nodes agree, before a checkpoint or the
+    end."""
 
 
 def traced_windows(trace: TraceConfig, first: int, windows: int) -> range:

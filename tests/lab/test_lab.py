@@ -32,6 +32,7 @@ from tests.labs import (
 from tests.waiting import wait_for
 
 TRANSFER = Path(__file__).with_name("transfer.py")
+AFTER_PAUSES = Path(__file__).with_name("after_pauses.py")
 HOSTS = ("h1", "h2", "h3")
 SPIN = """
 import time
@@ -239,6 +240,13 @@ def test_a_link_has_its_rate_in_both_directions(lab: Way) -> None:
 
 
 @in_ways(HERE, USER)
+def test_a_link_that_has_rested_gives_nothing_for_free(lab: Way) -> None:
+    """100 kB take 16 ms at 50 Mbit/s, of which 2 ms may pass at once."""
+    command = [sys.executable, str(AFTER_PAUSES), "h2", "10.77.0.2", "100000"]
+    assert float(lab.run(*command)) > 12
+
+
+@in_ways(HERE, USER)
 def test_links_are_shaped_anew_all_or_one(lab: Way) -> None:
     try:
         lab.harness("lab", "rate", "none")
@@ -282,6 +290,18 @@ def test_a_host_stutters_while_a_command_runs(lab: Way) -> None:
     assert command.returncode == 0
     assert seen == {None, 0.25}
     assert of_cores.limit_of("h2") is None
+
+
+@in_ways(HERE)
+def test_a_host_that_stuttered_has_its_share_again(lab: Way) -> None:
+    of_cores = groups()
+    try:
+        lab.harness("lab", "share", "h2", "0.5")
+        for stutter in ("h2:0.2/0.4:0.25", "h2:0.2/0.4:0.75"):
+            lab.harness("lab", "run", "--stutter", stutter, "--", "sleep", "1")
+            assert of_cores.limit_of("h2") == 0.5
+    finally:
+        lab.harness("lab", "share", "h2", "none")
 
 
 @in_ways(USER)

@@ -5,14 +5,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from harness.errors import UserError
 from harness.lab.cpu_limit import find_groups
-from harness.lab.entry import obstacle_to_ssh
-from harness.lab.host import NAMESPACES, STATE
+from harness.lab.entry import RealSsh, obstacle_to_ssh
+from harness.lab.host import NAMESPACES, STATE, LabHost, write_files
 from harness.lab.lab import HOSTS
 from harness.lab.rate import bits_per_second, format_rate
 from tests.labs import (
@@ -265,6 +266,7 @@ def test_what_real_ssh_misses_is_named(tmp_path: Path) -> None:
         (["--slots", "0"], "give a whole number from 1 to"),
         (["--rate", "200"], "'200' is not a rate; write e.g. 200mbit"),
         (["--rate", "0mbit"], "is not a rate"),
+        (["--rate", "0.4kbit"], "a rate of 0.4kbit is less than 1kbit; write 1kbit or more"),
         (["--latency", "abc"], "'abc' is not a latency; write e.g. 20ms"),
         (["--latency", "1m"], "'1m' is not a latency"),
         (["--jitter", "5ms"], "a jitter of 5 ms is more than the latency of 0 ms"),
@@ -304,6 +306,51 @@ def test_cores_are_limited_by_either_version_of_control_groups(tmp_path: Path) -
         assert unified.limit_of("h1") == cores
     (second / "cgroup.controllers").write_text("cpuset\n")
     assert find_groups(f"cgroup2 {second} cgroup2 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n") is None
+
+
+def test_the_cpu_controller_is_taken_back_unless_another_group_has_a_limit(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (tmp_path / "cgroup.controllers").write_text("cpu\n")
+    own = find_groups(f"cgroup2 {tmp_path} cgroup2 rw 0 0\n")
+    assert own is not None
+    enabled = tmp_path / "cgroup.subtree_control"
+    for limit, weight, expected in [
+        ("max 100000", "100", "-cpu"),
+        ("50000 100000", "100", "cpu"),
+        ("max 100000", "200", "cpu"),
+    ]:
+        enabled.write_text("cpu")
+        (other / "cpu.max").write_text(limit)
+        (other / "cpu.weight").write_text(weight)
+        own.take_back_controller()
+        assert enabled.read_text() == expected
+
+
+def test_an_sshd_that_has_ended_is_not_open() -> None:
+    host = LabHost(1, 1, (0,), direct=False)
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    assert not RealSsh().is_open(host, ended.pid)
+
+
+def test_accounts_may_be_written_in_any_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounts = tmp_path / "passwd"
+    accounts.write_bytes(b"root:x:0:0:root:/root:/bin/bash\nj:x:9:9:J\xe9r\xf4me:/home/j:/bin/sh\n")
+    read, home = Path.read_text, Path.home()
+
+    def reads(path: Path, *given: Any, **named: Any) -> str:
+        return read(accounts if path == Path("/etc/passwd") else path, *given, **named)
+
+    monkeypatch.setattr(Path, "read_text", reads)
+    monkeypatch.setattr("harness.lab.host.STATE", tmp_path)
+    host = LabHost(1, 1, (0,), direct=False)
+    write_files(host, [host])
+    written = (host.files / "passwd").read_bytes()
+    assert b"J\xe9r\xf4me" in written
+    assert f"root:x:0:0:root:{home}:/bin/sh".encode() in written
 
 
 def test_a_rate_is_read_with_its_unit_and_told_with_it() -> None:

@@ -324,6 +324,23 @@ def test_a_drain_before_a_checkpoint_is_training_time_and_in_no_rate() -> None:
     assert summary.timed_windows == WINDOWS - summary.untimed_windows - 1
 
 
+def test_the_stopwatch_starts_once_all_ranks_are_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeline = ByHand()
+    settings = config()
+    course = Course(settings, BatchSplit(1000, 8, 0, 1, 0), 0, WINDOWS, 0, 0)
+    world, stopwatch = world_of_one(), SynchronisingStopwatch(timeline)
+    ledger = Ledger(settings, world, course, stopwatch=stopwatch)
+
+    def slow_meeting(value: object, name: str) -> list[object]:
+        timeline.now += 2000
+        return [value]
+
+    monkeypatch.setattr(type(world), "gather_objects", lambda _, *given: slow_meeting(*given))
+    ledger.begins(Record())
+    timeline.now += 500
+    assert stopwatch.lap() == pytest.approx(0.5)
+
+
 def test_pauses_near_each_other_are_told_of_where_several_windows_are_late() -> None:
     every = {"evaluate_every": 39}
     for delay, near in ((1, False), (2, True)):

@@ -1,6 +1,7 @@
 """A thread writes what was copied: training goes on, and what it changes is not what is written."""
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -173,3 +174,25 @@ def test_a_run_that_failed_after_its_last_save_only_evaluates(
     assert found.images == 6 * 3
     assert found.timed_windows == 0
     assert [name for name, _ in journal.warnings] == ["timing"]
+
+
+DRAIN_SECONDS = 2.0
+
+
+def test_the_drain_at_the_end_is_training_time_and_in_no_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drain = Training._drain
+
+    def slow(training: Training, ended: int) -> object:
+        time.sleep(DRAIN_SECONDS)
+        return drain(training, ended)
+
+    monkeypatch.setattr(Training, "_drain", slow)
+    config = load(experiment(tmp_path), ["train.untimed_windows=2", "train.save=false"])
+    summary = Training(made(config, world_of_one()), tmp_path).run(Journal())
+    per_window = summary.images / summary.windows
+    timed = summary.timed_windows * per_window / summary.images_per_second
+    assert summary.drain_seconds > DRAIN_SECONDS
+    assert summary.train_seconds > timed + DRAIN_SECONDS
+    assert timed < DRAIN_SECONDS
