@@ -22,6 +22,7 @@ PAYLOAD = 0.95
 WINDOWS = 12
 
 NODE, WORLD = {"layout": "node"}, {"layout": "world"}
+SAMPLED = {"sampling": 0.1}
 INT8 = {"compression": "int8"}
 PIECES = INT8 | {"kind": "averaging", "backward_passes_per_step": 2, "pieces": 2}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -34,10 +35,38 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hybrid_async": {"classifier": NODE, "exchange": INT8 | {"kind": "delayed", "delay": 1}},
     "world_sync_int8": {"classifier": WORLD, "exchange": INT8},
     "world_late_int8": {"classifier": WORLD, "exchange": INT8 | {"kind": "delayed", "delay": 1}},
+    "hybrid_averaging_paced_on_time": {
+        "classifier": NODE,
+        "exchange": PIECES | {"slice_pieces": 10},
+    },
+    "hybrid_averaging_paced": {
+        "classifier": NODE,
+        "exchange": PIECES | {"slice_pieces": 10, "delay": 1},
+    },
     "ceiling": {"classifier": NODE, "exchange": {"kind": "isolated"}},
+    "hybrid_sync_sampled_int8": {"classifier": NODE | SAMPLED, "exchange": INT8},
+    "hybrid_averaging_sampled_paced_on_time": {
+        "classifier": NODE | SAMPLED,
+        "exchange": PIECES | {"slice_pieces": 5},
+    },
+    "hybrid_averaging_sampled_paced": {
+        "classifier": NODE | SAMPLED,
+        "exchange": PIECES | {"slice_pieces": 5, "delay": 1},
+    },
+    "hybrid_averaging_drawn": {
+        "classifier": NODE | SAMPLED,
+        "exchange": PIECES | {"slice_rows": "drawn", "delay": 1},
+    },
+    "partial_fc_int8": {"classifier": WORLD | SAMPLED, "exchange": INT8},
+    "partial_fc_late_int8": {
+        "classifier": WORLD | SAMPLED,
+        "exchange": INT8 | {"kind": "delayed", "delay": 1},
+    },
+    "ceiling_sampled": {"classifier": NODE | SAMPLED, "exchange": {"kind": "isolated"}},
 }
 """Changes to the task for each variant. Synchronous variants have the same compression as late
-ones. The ceiling exchanges nothing, so it is a bound and not a way of training."""
+ones, and the same pace of slices. With sampling, a micro-batch has a tenth of the classes. The
+ceilings exchange nothing, so they are bounds and not ways of training."""
 TASK: dict[str, Any] = {
     "data": {"dataset": "synthetic", "image_size": 224},
     "backbone": {"name": "resnet50", "feature_dim": 512},
@@ -89,6 +118,7 @@ def simulated(machines: Cluster, point: Point, variant: str) -> dict[str, float 
         "classes": point.classes,
         "gbit_per_second": point.gbit_per_second,
         "variant": variant,
+        "sampling": config.classifier.sampling,
         "delay": config.exchange.delay,
         "images_per_second": work.images / found.step_seconds,
         "step_ms": found.step_seconds * 1e3,

@@ -282,7 +282,7 @@ def baseline(folder: Path, known: dict[str, Link]) -> None:
 
 def lateness(folder: Path, known: dict[str, Link]) -> None:
     """The map of where lateness pays: all rates, with and without latency; in between, a link with
-    jitter, and more classes."""
+    jitter, and more classes. The tables of `accuracy` are on it too."""
     variants = (CEILING, *with_early((BASELINE, *LATE, *STRONGEST, DDP)))
     short = [
         "--rounds",
@@ -294,29 +294,13 @@ def lateness(folder: Path, known: dict[str, Link]) -> None:
         "--seconds",
         "2",
     ]
-    places = [("unlimited", "", 1000), *product(known, ("", "-latency"), (1000,))]
+    others = [name for name in known if name != "slow"]
+    places = [("unlimited", "", 1000), *product(others, ("", "-latency"), (1000,))]
     places += product(("slow", "slower"), ("-jitter",), (1000,))
     places += product(("slow", "slower"), ("", "-latency"), (3755,))
     for name, wait, classes in places:
         there = replace(known.get(name, Link()), **DELAYS[wait])
         measure(folder, f"map-{name}{wait}-{classes}", Grid(there), classes, variants, short)
-
-
-def carriers(folder: Path, known: dict[str, Link]) -> None:
-    """Late exchanges through Horovod and through torch.distributed, where a link has latency."""
-    variants = (
-        CEILING,
-        *LATE,
-        "experiments/remedies/hybrid_averaging_int4.yaml",
-        "experiments/remedies/hybrid_averaging_sign.yaml",
-        "experiments/rivals/hybrid_averaging_on_time_sign.yaml",
-        "experiments/rivals/data_parallel_k2_sign.yaml",
-        "experiments/rivals/data_parallel_k2_int4.yaml",
-    )
-    some = ["--rounds", "5", "--micro-batches", "32", "--untimed", "4", "--seconds", "3"]
-    for name, latency in (("latency", LATENCY), ("far", FAR)):
-        link = replace(known["slow"], latency=latency)
-        measure(folder, f"carriers-{name}", Grid(link), 1000, variants, some)
 
 
 PARTS: dict[str, Callable[[Path, dict[str, Link]], None]] = {
@@ -325,7 +309,6 @@ PARTS: dict[str, Callable[[Path, dict[str, Link]], None]] = {
     "overlap": overlap,
     "nodes": nodes,
     "many": many,
-    "carriers": carriers,
     "stutter": stutter,
     "baseline": baseline,
     "lateness": lateness,

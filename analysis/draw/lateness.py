@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogLocator
 
-from analysis.draw.scale import CEILING, LABELS, MAPS, compact
+from analysis.draw.scale import CEILINGS, LABELS, MAPS, compact
 from analysis.draw.scaling import CONDITIONS, UNSHAPED, Condition
 from benchmarks.on_link import Row, on_link
 from harness.compare.colours import VariantStyle, in_order, styles_of
@@ -131,7 +131,7 @@ def places(tables: str | Path, study: Study) -> list[Place]:
         found.append(
             Place(
                 condition=condition,
-                lost=max(0.0, 1 - rates[BASELINE] / rates[CEILING]),
+                lost=max(0.0, 1 - rates[BASELINE] / rates["ceiling"]),
                 seconds=seconds,
                 late=frozenset(each["variant"] for each in table if each["delay"]),
                 learned=learned,
@@ -157,7 +157,8 @@ def leads(sweep: pd.DataFrame, cards: int) -> pd.DataFrame:
     It has a row per number of classes and a column per rate. Variants that do not fit into memory
     are left out; NaN if that leaves nothing to compare.
     """
-    usable = sweep[(sweep["ranks"] == cards) & sweep["fits"] & (sweep["variant"] != CEILING)]
+    whole = sweep[(sweep["ranks"] == cards) & (sweep["sampling"] == 1)]
+    usable = whole[whole["fits"] & ~whole["variant"].isin(CEILINGS)]
     late = usable["delay"] > 0
     keys = ["classes", "gbit_per_second"]
     best = [usable[each].groupby(keys)["images_per_second"].max() for each in (late, ~late)]

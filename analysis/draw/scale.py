@@ -10,7 +10,8 @@ from matplotlib.patches import Rectangle
 from harness.compare.colours import VariantStyle, styles_of
 from harness.compare.style import MarkdownText, Picture, legend_below, line, picture, plot_style
 
-CEILING = "ceiling"
+CEILINGS = ("ceiling", "ceiling_sampled")
+"""The bounds without and with class sampling."""
 CLEAR = 1.05
 """Speed-up over the runner-up from which a lead is clear; smaller leads are shown pale."""
 LABELS = {
@@ -30,22 +31,40 @@ def read(sweep: str | Path) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame) -> Picture:
-    """Draws throughput relative to the ceiling over each of the three axes, and maps below.
+    """Draws throughput relative to the ceiling over each of the three axes, and maps below: a row
+    of each for training on all classes, then one for sampled classes.
 
     The ceiling is nodes that exchange nothing. The maps show the fastest variant by classes and
     rate.
     """
     found = styles_of(frame["variant"])
     with plot_style():
-        figure = picture(13, 9.6)
-        lines, maps = figure.subplots(2, 3, height_ratios=(1, 0.9))
-        for axes, over in zip(lines, LABELS, strict=True):
-            _draw_lines(axes, frame, over, found)
-        for axes, ranks in zip(maps, MAPS, strict=True):
-            _draw_map(axes, winners(frame, ranks), found)
-            axes.set_title(f"{ranks:,} cards: the fastest, and its lead")
-        legend_below(figure, list(lines[:1]), columns=6)
+        figure = picture(13, 20)
+        parts = figure.subfigures(2, 1)
+        for part, (title, rows) in zip(parts, by_sampling(frame).items(), strict=True):
+            lines, maps = part.subplots(2, 3, height_ratios=(1, 0.9))
+            for axes, over in zip(lines, LABELS, strict=True):
+                _draw_lines(axes, rows, over, found)
+            for axes, ranks in zip(maps, MAPS, strict=True):
+                _draw_map(axes, winners(rows, ranks), found)
+                axes.set_title(f"{ranks:,} cards: the fastest, and its lead")
+            part.suptitle(title)
+            legend_below(part, list(lines[:1]), columns=4)
     return figure
+
+
+def by_sampling(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each share of the classes that take part in a micro-batch, by its title.
+
+    Variants are compared only within a share, because another share learns otherwise.
+    """
+    shares = sorted(frame["sampling"].unique(), reverse=True)
+    return {
+        "All classes" if share == 1 else f"{share:.0%} of the classes in a micro-batch": frame[
+            frame["sampling"] == share
+        ]
+        for share in shares
+    }
 
 
 def _draw_lines(
@@ -77,10 +96,10 @@ def along(frame: pd.DataFrame, over: str) -> pd.DataFrame:
         kept &= (fits | single) if name == "gbit_per_second" else fits
     rows = frame[kept].sort_values(over)
     keys = list(LABELS)
-    ceiling = rows[rows["variant"] == CEILING].set_index(keys)["images_per_second"]
+    ceiling = rows[rows["variant"].isin(CEILINGS)].set_index(keys)["images_per_second"]
     rates = rows.set_index(keys)["images_per_second"]
     rows = rows.assign(share=(rates / ceiling.reindex(rates.index)).to_numpy())
-    return rows[rows["fits"] & (rows["variant"] != CEILING)]
+    return rows[rows["fits"] & ~rows["variant"].isin(CEILINGS)]
 
 
 def winners(frame: pd.DataFrame, ranks: int) -> pd.DataFrame:
@@ -88,7 +107,7 @@ def winners(frame: pd.DataFrame, ranks: int) -> pd.DataFrame:
 
     The lead is the ratio of its images per second to those of the runner-up.
     """
-    usable = frame[(frame["ranks"] == ranks) & frame["fits"] & (frame["variant"] != CEILING)]
+    usable = frame[(frame["ranks"] == ranks) & frame["fits"] & ~frame["variant"].isin(CEILINGS)]
     rows = []
     for (classes, gbit), group in usable.groupby(["classes", "gbit_per_second"]):
         best = group.sort_values("images_per_second", ascending=False)
@@ -146,17 +165,18 @@ def _elsewhere(over: str) -> str:
 def describe(frame: pd.DataFrame) -> MarkdownText:
     """The fastest variants, how often and by how much they lead, and what does not fit."""
     lines = []
-    for ranks in MAPS:
-        best = winners(frame, ranks)
-        clear = best[best["lead"] >= CLEAR]
-        leaders = [
-            f"`{name}` is fastest in {len(rows)} (up to {rows['lead'].max():.2f}x the runner-up)"
-            for name, rows in clear.groupby("variant")
-        ]
-        lines.append(
-            f"* {ranks:,} cards, {len(best)} settings: {', '.join(leaders)}; no clear winner in "
-            f"{len(best) - len(clear)}"
-        )
+    for title, rows in by_sampling(frame).items():
+        for ranks in MAPS:
+            best = winners(rows, ranks)
+            clear = best[best["lead"] >= CLEAR]
+            leaders = [
+                f"`{name}` is fastest in {len(led)} (up to {led['lead'].max():.2f}x the runner-up)"
+                for name, led in clear.groupby("variant")
+            ]
+            lines.append(
+                f"* {title}, {ranks:,} cards, {len(best)} settings: {', '.join(leaders)}; no "
+                f"clear winner in {len(best) - len(clear)}"
+            )
     lost = frame[~frame["fits"]].groupby("variant")["classes"].min()
     lines += [
         f"* `{name}` does not fit from {compact(least)} classes on" for name, least in lost.items()

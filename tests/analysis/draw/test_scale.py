@@ -29,7 +29,7 @@ def sweep() -> pd.DataFrame:
         (32, 1_000_000, 1.0, "hybrid_async", 30.0, True),
     ]
     columns = ["ranks", "classes", "gbit_per_second", "variant", "images_per_second", "fits"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns).assign(sampling=1.0)
 
 
 def test_the_fastest_is_one_that_fits_and_is_no_ceiling(sweep: pd.DataFrame) -> None:
@@ -39,12 +39,23 @@ def test_the_fastest_is_one_that_fits_and_is_no_ceiling(sweep: pd.DataFrame) -> 
 
 
 def test_shares_are_of_the_ceiling_at_the_same_place() -> None:
-    rows = scale.along(scale.read(SWEEP), "gbit_per_second")
+    rows = scale.along(scale.by_sampling(scale.read(SWEEP))["All classes"], "gbit_per_second")
     place = (rows["ranks"] == scale.PLACE["ranks"]) & (rows["classes"] == scale.PLACE["classes"])
     assert place.all()
     late = rows[rows["variant"] == "hybrid_averaging"].set_index("gbit_per_second")["share"]
     assert late.is_monotonic_increasing
     assert 0 < late.iloc[0] < late.iloc[-1] <= 1.01
+
+
+def test_variants_are_compared_among_those_that_sample_alike(sweep: pd.DataFrame) -> None:
+    fast = sweep.assign(variant=sweep["variant"] + "_sampled", sampling=0.1)
+    fast["images_per_second"] *= 10
+    parts = scale.by_sampling(pd.concat([sweep, fast]))
+    assert list(parts) == ["All classes", "10% of the classes in a micro-batch"]
+    for part, ending in zip(parts.values(), ("", "_sampled"), strict=True):
+        best = scale.winners(part, 32)
+        assert list(best["variant"]) == [f"hybrid_async{ending}"] * 3
+        assert list(best["lead"])[:2] == pytest.approx([2.0, 1.02])
 
 
 def test_the_figure_is_readable_and_has_units() -> None:
@@ -73,6 +84,8 @@ def test_the_shipped_sweep_is_whole() -> None:
         (Point(32, 1_000_000, 25), "hybrid_averaging"),
         (Point(128, 100_000, 10), "data_parallel_k4_int8"),
         (Point(128, 10_000_000, 100), "world_late_int8"),
+        (Point(128, 1_000_000, 25), "hybrid_averaging_sampled_paced"),
+        (Point(128, 1_000_000, 100), "partial_fc_int8"),
     ],
 )
 def test_the_shipped_sweep_is_what_the_simulator_says(point: Point, variant: str) -> None:
