@@ -107,7 +107,7 @@ class _Speeds:
 
     def timed(self, run: RunSummary) -> RunSummary:
         """The run with every time replaced; times per rank are unknown on the link and removed."""
-        window = run.images / run.windows
+        window = run.images_per_step
         first = self.config.exchange.synchronous_windows * window
 
         # seconds(n) = min(n, f) / early + max(0, n - f) / steady, where f images come first.

@@ -10,7 +10,6 @@ from matplotlib.lines import Line2D
 
 from harness.compare.colours import VariantStyle, styles_of
 from harness.compare.style import MarkdownText, Picture, bar, picture, plot_style
-from harness.compare.table import images_per_step
 from harness.tracking.results import Variant
 from harness.tracking.study import Study
 
@@ -51,7 +50,7 @@ def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
             for kind, name in (("counted", ""), ("formula", "_formula")):
                 windows = [getattr(run, f"{link}_mb_per_step{name}") for run in variant.summaries]
                 per_image = [
-                    1000 * window / images_per_step(run)
+                    1000 * window / run.images_per_step
                     for window, run in zip(windows, variant.summaries, strict=True)
                 ]
                 values[f"{kind}_window"] = mean(windows) if windows else math.nan

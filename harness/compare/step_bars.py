@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from harness.compare.colours import PHASE_STYLES, VariantStyle
-from harness.compare.table import PHASES, images_per_step
+from harness.compare.table import PHASES
 from harness.compare.waits import phase_ms, wait_percent
 from harness.measure.summary import RunSummary
 from harness.tracking.results import Variant
@@ -44,12 +44,12 @@ def draw_times(axes: Axes, variants: Sequence[Variant], found: Mapping[str, Vari
 
 def steps_differ(variants: Sequence[Variant]) -> bool:
     """Whether steps have different numbers of images, so that only time per image compares."""
-    return len({images_per_step(run) for each in variants for run in each.summaries}) > 1
+    return len({run.images_per_step for each in variants for run in each.summaries}) > 1
 
 
 def scale(run: RunSummary, per_images: bool) -> float:
     """The factor that turns the time of a step into that of 1,000 images; 1 for steps."""
-    return 1000 / images_per_step(run) if per_images else 1.0
+    return 1000 / run.images_per_step if per_images else 1.0
 
 
 def _bar(axes: Axes, number: int, variant: Variant, per_images: bool) -> float:

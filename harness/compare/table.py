@@ -32,11 +32,6 @@ SPREAD = (
 Measure = Callable[[RunSummary], float]
 
 
-def images_per_step(run: RunSummary) -> float:
-    """Images of all ranks in a step (one window)."""
-    return run.images / run.windows
-
-
 def comparison(
     variants: Sequence[Variant], baseline: Variant, target: Target | None
 ) -> pd.DataFrame:
@@ -66,7 +61,7 @@ def _seeds(variant: Variant) -> set[int]:
 def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[str, float]:
     measures: dict[str, Measure] = {
         "images_per_second": lambda run: run.images_per_second,
-        "images_per_step": images_per_step,
+        "images_per_step": lambda run: run.images_per_step,
         "step_ms": lambda run: run.step_ms.mean,
     }
     config = variant.config
@@ -76,7 +71,7 @@ def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[s
         "wait_percent": lambda run: wait_percent(config, run),
         "cross_node_mb_per_step": lambda run: run.cross_node_mb_per_step,
         "cross_node_mb_per_1000_images": lambda run: (
-            1000 * run.cross_node_mb_per_step / images_per_step(run)
+            1000 * run.cross_node_mb_per_step / run.images_per_step
         ),
     }
     measures |= {name: _final(name) for name in sets}

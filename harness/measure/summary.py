@@ -147,6 +147,9 @@ class RunSummary(Record):
     nodes: int
     windows: int
     images: int
+    images_per_window: int = 0
+    """Images of all ranks in a window of this run, which may go on from one on other ranks; 0 in
+    records older than this field."""
     parameters_backbone: int
     parameters_classifier: int
     images_per_second: float
@@ -196,6 +199,15 @@ class RunSummary(Record):
     @property
     def final(self) -> dict[str, float]:
         return self.evaluations[-1].metrics
+
+    @property
+    def images_per_step(self) -> float:
+        """Images of all ranks in a step (one window).
+
+        For older records it is the mean over all windows, also over those before a resume, which
+        may have had another size.
+        """
+        return self.images_per_window or self.images / self.windows
 
     @property
     def diverged(self) -> str | None:

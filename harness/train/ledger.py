@@ -248,6 +248,7 @@ class Ledger:
             nodes=topology.nodes,
             windows=self._course.windows,
             images=self._course.images(self._course.windows),
+            images_per_window=self._course.images_per_window,
             parameters_backbone=trained.parameters_backbone,
             parameters_classifier=trained.parameters_classifier,
             images_per_second=timed * self._course.images_per_window / seconds if timed else 0.0,

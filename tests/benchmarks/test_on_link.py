@@ -68,6 +68,12 @@ def test_time_is_images_by_the_speed_of_the_seeds_own_rounds() -> None:
         assert run.cross_node_mb_per_step == CROSSING_MB
 
 
+def test_a_window_of_a_run_that_goes_on_from_other_ranks_has_its_own_images() -> None:
+    once = summary().model_copy(update={"images_per_window": 256})
+    (found,) = on_link([variant("data_parallel", once)], [row("data_parallel", 640.0)])
+    assert found.summaries[0].step_ms.mean == pytest.approx(1e3 * 256 / 640)
+
+
 def test_a_drain_is_charged_once() -> None:
     _, late = on_link(TRAINED, TABLE)
     step = STEP_IMAGES / 2560

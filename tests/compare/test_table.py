@@ -188,6 +188,14 @@ def test_bytes_of_steps_of_different_size_are_told_per_image_too() -> None:
     assert "MB/1,000" not in as_text(comparison((BASE,), BASE, target), BASE, target)
 
 
+def test_a_run_that_goes_on_from_other_ranks_has_steps_of_its_own_size() -> None:
+    """The mean over all windows would be of no step that it took."""
+    half = summary("half").model_copy(update={"images_per_window": 64})
+    frame = comparison((BASE, variant("half", half)), BASE, None)
+    assert frame.loc["half", "images_per_step"] == 64
+    assert frame.loc["half", "cross_node_mb_per_1000_images"] == 12.5 * 1000 / 64
+
+
 def test_ddp_has_no_wait_where_no_clock_tells_it_from_computing() -> None:
     none = PHASES_MS | {"exchange_wait": 0.0}
     power = variant("power", summary("power", phases_ms=none), kind="ddp_powersgd")

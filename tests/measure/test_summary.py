@@ -134,3 +134,11 @@ def test_a_drain_of_any_length_leaves_evaluations_as_far_apart() -> None:
         assert times == [each.train_seconds + drain for each in run.evaluations]
         saved = run.evaluations[0].model_copy(update={"drained": True})
         assert run.seconds_at(saved) == saved.train_seconds
+
+
+def test_images_of_a_step_are_those_of_the_run_itself(tmp_path: Path) -> None:
+    """It may go on from one on other ranks, whose windows had another size."""
+    run = SUMMARY.model_copy(update={"images_per_window": 16})
+    assert run.images_per_step == 16
+    (tmp_path / SUMMARY_FILE).write_text(run.model_dump_json(exclude={"images_per_window"}))
+    assert RunFolder(tmp_path).read_summary().images_per_step == 240 / 30, "as far as it is known"

@@ -119,6 +119,7 @@ def test_the_summary_is_of_the_timed_windows() -> None:
     assert summary.in_node_mb_per_step == (3 + 4 + 5 + 6) / 4
     assert summary.images_per_second == pytest.approx(4 * 8 / 18)
     assert summary.train_seconds == pytest.approx(21)
+    assert summary.images_per_window == 8
 
 
 def test_untimed_windows_that_a_card_ends_late_do_not_count_as_timed() -> None:

@@ -181,6 +181,9 @@ def test_bytes_are_of_a_window_and_of_as_many_images() -> None:
     assert frame.loc["cross_node", "counted_window"] == 12.5
     assert frame.loc["cross_node", "counted_images"] == pytest.approx(12.5 * 1000 / 256)
     assert frame.loc["in_node", "formula_window"] == 3.0
+    other = summary().model_copy(update={"images_per_window": 64})
+    frame = traffic.numbers([variant("a", other)]).set_index("link")
+    assert frame.loc["cross_node", "counted_images"] == pytest.approx(12.5 * 1000 / 64)
 
 
 def test_bars_of_bytes_are_as_long_as_counted(tmp_path: Path) -> None:
