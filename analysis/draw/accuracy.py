@@ -19,7 +19,8 @@ from harness.compare.style import (
     picture,
     plot_style,
 )
-from harness.compare.table import SPREAD, primary_set
+from harness.compare.table import SPREAD, primary_set, same_seeds
+from harness.compare.verdict import reached_in, seconds_by_seed
 from harness.compare.wording import without_result
 from harness.tracking.results import PRIMARY, Target, Variant, baseline_of, target_of
 from harness.tracking.study import Study
@@ -78,15 +79,13 @@ def curve(variant: Variant) -> pd.DataFrame:
 
 
 def target_seconds(variant: Variant, target: Target | None) -> list[float] | None:
-    """Seconds to the target for each seed; None if a seed missed it.
+    """Seconds to the target for each seed; None if a seed missed it or diverged.
 
     A mean over only the seeds that reached it would be biased.
     """
-    if target is None or not variant.summaries:
+    if not reached_in(variant, target).always:
         return None
-    found = [run.seconds_to(target.top1) for run in variant.summaries]
-    reached = [seconds for seconds in found if seconds is not None]
-    return reached if len(reached) == len(found) else None
+    return list(seconds_by_seed(variant, target).values())
 
 
 def describe(study: Study, target: float | None = None) -> MarkdownText:
@@ -112,7 +111,7 @@ def describe(study: Study, target: float | None = None) -> MarkdownText:
             line += " and does not reach the target with every seed"
         else:
             line += f" and reaches the target in {_mean(seconds, 1, 's')}"
-            if own and variant is not baseline:
+            if own and variant is not baseline and same_seeds(variant, baseline):
                 line += f", {mean(seconds) / mean(own):.2f}x the time of `{baseline.name}`"
         lines.append(line)
     return MarkdownText("\n".join(lines))
@@ -123,8 +122,8 @@ def _missed(variant: Variant, target: Target | None) -> str:
         return variant.fate
     if target is None:
         return "no target"
-    reached = [run for run in variant.summaries if run.seconds_to(target.top1) is not None]
-    return f"reached in {len(reached)} of {len(variant.summaries)}"
+    reached = reached_in(variant, target)
+    return f"reached in {reached.runs} of {reached.of}"
 
 
 def _mean(values: Sequence[float], digits: int, unit: str) -> str:

@@ -6,7 +6,15 @@ from itertools import pairwise
 
 from harness.compare.intervals import Difference, Interval, mean_interval
 from harness.compare.levers import Lever, Levers, beside_levers, levers_of
-from harness.compare.verdict import SECONDS, THROUGHPUT, Question, judge, seconds_to
+from harness.compare.verdict import (
+    SECONDS,
+    THROUGHPUT,
+    Question,
+    Reached,
+    judge,
+    reached_in,
+    seconds_by_seed,
+)
 from harness.tracking.results import Target, Variant
 
 FEWEST_RUNGS = 3
@@ -36,9 +44,8 @@ class Rung:
     images_per_second: Interval
     """Of all ranks together."""
     seconds: Interval
-    """Training seconds to the target; NaN if there is no target, or a run missed it."""
-    reached: int
-    """Number of runs that reached the target."""
+    """Training seconds to the target; NaN if there is no target, or a run missed it or diverged."""
+    reached: Reached
     over_below: Worth | None
     """This rung against the rung below; None for the first rung."""
     over_baseline: Worth | None
@@ -166,8 +173,7 @@ def _in_order(levers: frozenset[Lever]) -> tuple[Lever, ...]:
 def _rung(each: Climber, below: Climber | None, first: Climber, target: Target | None) -> Rung:
     variant, levers = each.variant, each.levers
     lower = frozenset[Lever]() if below is None else below.levers.pulled
-    times = [seconds_to(run, target) for run in variant.summaries]
-    made_it = [seconds for seconds in times if seconds is not None]
+    reached = reached_in(variant, target)
     return Rung(
         variant,
         levers,
@@ -175,8 +181,8 @@ def _rung(each: Climber, below: Climber | None, first: Climber, target: Target |
         () if below is None else _pushed(levers, below.levers),
         mean_interval([run.images_per_second for run in variant.summaries]),
         # A mean over only the seeds that reached the target would be biased.
-        mean_interval(made_it if len(made_it) == len(times) else []),
-        len(made_it),
+        mean_interval([*seconds_by_seed(variant, target).values()] if reached.always else []),
+        reached,
         None if below is None else _worth(variant, below.variant, target),
         None if below is None else _worth(variant, first.variant, target),
     )

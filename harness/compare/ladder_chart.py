@@ -103,8 +103,8 @@ def _draw_steps(axes: Axes, steps: Sequence[_Step], falls: bool = False) -> None
 
 def _say_why(axes: Axes, row: int, rung: Rung, falls: bool) -> None:
     """Writes why there is no value, in place of a bar."""
-    runs = len(rung.variant.summaries)
-    why = f"reached in {rung.reached} of {runs}" if falls else "no speed was measured"
+    reached = rung.reached
+    why = f"reached in {reached.runs} of {reached.of}" if falls else "no speed was measured"
     middle = axes.get_yaxis_transform()
     axes.text(0.5, row, why, transform=middle, ha="center", va="center", color="#444444")
 

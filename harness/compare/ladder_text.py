@@ -177,9 +177,8 @@ def _mean(interval: Interval, digits: int) -> str:
 
 
 def _seconds(rung: Rung, ladder: Ladder) -> str:
-    missed = rung.reached < len(rung.variant.summaries)
-    if ladder.target is not None and missed:
-        return f"{rung.reached} of {len(rung.variant.summaries)}"
+    if ladder.target is not None and not rung.reached.always:
+        return f"{rung.reached.runs} of {rung.reached.of}"
     return _mean(rung.seconds, 1)
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from harness.compare.alignment import aligned_left
 from harness.compare.intervals import mean_interval
 from harness.compare.sentences import WIDTH, as_paragraphs
+from harness.compare.verdict import reached_in, seconds_to
 from harness.compare.waits import WAITS, phase_ms, wait_ms, wait_percent, waits_measured
 from harness.config import Config
 from harness.measure.phase import Phase
@@ -48,14 +49,15 @@ def comparison(
     frame.insert(1, "speedup", speed / speed[baseline.name])
     frame["speedup_to_target"] = seconds[baseline.name] / seconds
     # Means over different seeds are of different trainings.
-    alike = pd.Series([_seeds(each) == _seeds(baseline) for each in variants], index=frame.index)
+    alike = pd.Series([same_seeds(each, baseline) for each in variants], index=frame.index)
     for ratio in ("speedup", "speedup_to_target"):
         frame[ratio] = frame[ratio].where(alike)
     return frame
 
 
-def _seeds(variant: Variant) -> set[int]:
-    return {run.seed for run in variant.summaries}
+def same_seeds(one: Variant, other: Variant) -> bool:
+    """Whether their completed runs have the same seeds, so that a ratio of means compares them."""
+    return {run.seed for run in one.summaries} == {run.seed for run in other.summaries}
 
 
 def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[str, float]:
@@ -75,7 +77,8 @@ def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[s
         ),
     }
     measures |= {name: _final(name) for name in sets}
-    timed = None if variant.diverged else target  # a run that diverged has missed the target
+    reached = reached_in(variant, target)
+    timed = target if reached.always else None
     measures |= {
         "images": lambda run: run.images,
         "train_seconds": lambda run: run.train_seconds,
@@ -89,7 +92,7 @@ def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[s
         if len(found) > 1:
             row[f"{name}_sd"] = stdev(found) if math.isfinite(row[name]) else math.nan
             row[f"{name}_ci"] = mean_interval(found).half
-    row["reached"] = sum(_seconds(run, target) > 0 for run in variant.summaries)
+    row["reached"] = reached.runs
     row["runs"] = len(variant.summaries)
     row["failed"] = variant.failed
     row["diverged"] = len(variant.diverged)
@@ -111,7 +114,7 @@ def _final(name: str) -> Measure:
 
 
 def _seconds(run: RunSummary, target: Target | None) -> float:
-    seconds = None if target is None else run.seconds_to(target.top1)
+    seconds = seconds_to(run, target)
     return math.nan if seconds is None else seconds
 
 

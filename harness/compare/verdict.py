@@ -150,7 +150,7 @@ def judge(
 ) -> Verdict:
     """Tests every rival against the baseline, and the first at the target against the others."""
     rivals = [each for each in variants if each is not baseline]
-    reached = {each.name: _reached(each, target) for each in variants}
+    reached = {each.name: reached_in(each, target) for each in variants}
     findings = [
         finding
         for question in questions
@@ -192,7 +192,7 @@ def _contest(
     No correction is needed: a winner is named only if every one of these tests is significant.
     """
     made_it = [each for each in variants if reached[each.name].always]
-    times = {each.name: _seconds(each, target) for each in made_it}
+    times = {each.name: seconds_by_seed(each, target) for each in made_it}
     # Ranked on common seeds only: an easy seed that one variant alone ran must not make it first.
     shared = set.intersection(*(set(each) for each in times.values())) if times else set()
 
@@ -242,7 +242,7 @@ def _values(question: Question, variant: Variant, target: Target | None) -> dict
         WAIT: lambda run: wait_percent(variant.config, run),
     }
     if question is SECONDS:
-        found = _seconds(variant, target)
+        found = seconds_by_seed(variant, target)
     else:
         found = {run.seed: measures[question](run) for run in variant.summaries}
     return {
@@ -252,7 +252,8 @@ def _values(question: Question, variant: Variant, target: Target | None) -> dict
     }
 
 
-def _seconds(variant: Variant, target: Target | None) -> dict[int, float]:
+def seconds_by_seed(variant: Variant, target: Target | None) -> dict[int, float]:
+    """Training seconds to the target by seed, of the runs that reached it."""
     found = {run.seed: seconds_to(run, target) for run in variant.summaries}
     return {seed: value for seed, value in found.items() if value is not None}
 
@@ -262,10 +263,13 @@ def seconds_to(run: RunSummary, target: Target | None) -> float | None:
     return None if target is None else run.seconds_to(target.top1)
 
 
-def _reached(variant: Variant, target: Target | None) -> Reached:
-    """A run that diverged has missed the target; one that failed is only reported as failed."""
+def reached_in(variant: Variant, target: Target | None) -> Reached:
+    """In how many of its runs the variant reached the target.
+
+    A run that diverged has missed the target; one that failed is only reported as failed.
+    """
     runs = len(variant.summaries) + len(variant.diverged)
-    return Reached(len(_seconds(variant, target)), runs)
+    return Reached(len(seconds_by_seed(variant, target)), runs)
 
 
 def _geometric_mean(values: Iterable[float]) -> float:

@@ -1,5 +1,6 @@
 """The demo's closing text: two tables, what they mean, and next steps."""
 
+import math
 import shlex
 import textwrap
 from collections.abc import Sequence
@@ -113,7 +114,7 @@ def _speed(name: str, row: "pd.Series[float]") -> list[str]:
 
 def _row(name: str, row: "pd.Series[float]", primary: str) -> list[str]:
     seconds = ["not reached", ""]
-    if row["reached"] == row["runs"]:
+    if not math.isnan(row["seconds_to_target"]):
         seconds = [f"{row['seconds_to_target']:.1f}", f"{row['speedup_to_target']:.2f}x"]
     return [*_speed(name, row), *seconds, f"{row[primary]:.1%}"]
 

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +22,7 @@ from harness.compare.ladder import Ladder, climb
 from harness.compare.ladder_text import as_markdown, as_text, closing, ladder_cells, ladder_notes
 from harness.compare.levers import Lever, Levers, levers_of
 from harness.config import Config, ExchangeConfig
+from harness.tracking.failure import divergence
 from harness.tracking.results import Results, Target, Terms, Variant
 from tests.pictures import assert_readable, assert_units
 from tests.recorded import summary
@@ -401,6 +403,18 @@ def test_a_rung_that_missed_the_target_has_no_time_and_images_are_compared() -> 
     )
     notes = ladder_notes(ladder)
     assert any(note.startswith("'1 of 3' means that 1 of 3 runs reached") for note in notes)
+
+
+def test_a_rung_of_which_a_run_diverged_has_no_time() -> None:
+    """As in the table, which counts that run as one that missed the target."""
+    base, routed, int8 = three()
+    lost = replace(int8, failures=(divergence("loss, window 3"),))
+    ladder = found([base, routed, lost])
+    assert math.isnan(ladder.rungs[-1].seconds.estimate)
+    assert ladder_cells(ladder)[-1][5:] == ["3 of 4", "-", "-"]
+    texts = [text.get_text() for text in picture_of.draw(ladder).axes[1].texts]
+    assert "reached in 3 of 4" in texts
+    assert closing(ladder).startswith("The top rung has 5.00x the images/s of the baseline")
 
 
 def test_without_a_target_only_images_are_told() -> None:

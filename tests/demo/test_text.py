@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.demo.text import COLUMNS, LOST_SHARE, Link, next_steps, summary
+from harness.tracking.failure import divergence
 from tests.recorded import summary as run
 from tests.recorded import variant
 
@@ -39,3 +40,9 @@ def test_its_links_lead_to_files_of_the_slow_study() -> None:
     text = next_steps(Path("/runs/slow"), "sqlite:////runs/mlflow.db", "demo")
     assert "/runs/slow/report.html" in text
     assert "ui --study demo --uri sqlite:////runs/mlflow.db" in text
+
+
+def test_a_run_that_diverged_has_not_reached_the_target() -> None:
+    lost = variant("other", run("other"), failures=(divergence("loss, window 3"),))
+    rows = [line.split() for line in summary((BASE, lost), (BASE,), LINK).splitlines()]
+    assert ["other", "1,280", "1.00x", "not", "reached", "90.0%"] in rows

@@ -166,6 +166,28 @@ def test_a_target_that_one_seed_missed_says_so(tmp_path: Path) -> None:
     assert texts == ["reached in 1 of 2"]
 
 
+def test_a_seed_that_diverged_has_missed_the_target(tmp_path: Path) -> None:
+    """As the table and the verdict count it."""
+    runs = [recorded(tmp_path, "data_parallel", seed, summary(seed=seed)) for seed in (0, 1)]
+    lost = replace(recorded(tmp_path, "data_parallel", 2), failure=f"{DIVERGED}: a loss of nan")
+    found = study(*runs, lost)
+    assert accuracy.target_seconds(found.variants[0], Target(0.8, "given")) is None
+    texts = [text.get_text() for text in accuracy.draw(found, 0.8).axes[2].texts]
+    assert texts == ["reached in 2 of 3"]
+
+
+def test_times_over_different_seeds_have_no_ratio(tmp_path: Path) -> None:
+    """Nor have they in the table."""
+    base = [recorded(tmp_path, "data_parallel", seed, summary(seed=seed)) for seed in range(3)]
+    some = [recorded(tmp_path, "other", seed, summary("other", seed=seed)) for seed in (1, 2)]
+    said = accuracy.describe(study(*base, *some), 0.8)
+    assert "and reaches the target in 20.0" in said.splitlines()[-1]
+    assert "x the time of" not in said
+    last = recorded(tmp_path, "other", 0, summary("other"))
+    said = accuracy.describe(study(*base, *some, last), 0.8)
+    assert said.endswith("1.00x the time of `data_parallel`")
+
+
 def test_curves_are_means_over_seeds_by_window() -> None:
     frame = accuracy.curve(
         variant("a", summary(), summary(seed=1, seconds=20.0, accuracies=(0.4, 0.7, 0.8)))
