@@ -73,6 +73,21 @@ def summary(
     )
 
 
+def untimed(run: RunSummary) -> RunSummary:
+    """The run as it is recorded if none of its windows was timed."""
+    nothing = spread(0.0)
+    return run.model_copy(
+        update={
+            "images_per_second": 0.0,
+            "timed_windows": 0,
+            "step_ms": nothing,
+            "phases_ms": dict.fromkeys(run.phases_ms, nothing),
+            "cross_node_mb_per_step": 0.0,
+            "in_node_mb_per_step": 0.0,
+        }
+    )
+
+
 def variant(
     name: str,
     *summaries: RunSummary,

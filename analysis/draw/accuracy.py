@@ -111,7 +111,8 @@ def describe(study: Study, target: float | None = None) -> MarkdownText:
             line += " and does not reach the target with every seed"
         else:
             line += f" and reaches the target in {_mean(seconds, 1, 's')}"
-            if own and variant is not baseline and same_seeds(variant, baseline):
+            alike = same_seeds(variant.summaries, baseline.summaries)
+            if own and alike and variant is not baseline:
                 line += f", {mean(seconds) / mean(own):.2f}x the time of `{baseline.name}`"
         lines.append(line)
     return MarkdownText("\n".join(lines))

@@ -36,7 +36,8 @@ def draw(study: Study) -> Picture:
 def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
     """A row per variant and phase, with `minimum`, `mean` and `maximum` over ranks.
 
-    Each is the mean over seeds, in ms of a step, or of 1,000 images if steps differ in size.
+    Each is the mean over timed seeds, in ms of a step, or of 1,000 images if steps differ in size;
+    NaN if it is not known.
     """
     per_images = steps_differ(variants)
     rows = []
@@ -46,10 +47,10 @@ def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
             for of in ("minimum", "mean", "maximum"):
                 values = [
                     getattr(run.phases_ms[phase], of) * scale(run, per_images)
-                    for run in variant.summaries
+                    for run in variant.timed
                     if phase in run.phases_ms
                 ]
-                row[of] = mean(values) if values else 0.0
+                row[of] = mean(values) if values else math.nan
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -66,7 +67,7 @@ def describe(study: Study) -> MarkdownText:
             lines.append(f"* `{variant.name}`: the time that it waits was not measured")
             continue
         waited = {
-            wait: mean(phase_ms(run, wait) / run.step_ms.mean for run in variant.summaries)
+            wait: mean(phase_ms(run, wait) / run.step_ms.mean for run in variant.timed)
             for wait in WAITS
         }
         most = max(waited, key=lambda wait: waited[wait])
@@ -88,6 +89,8 @@ def _draw_ranks(axes: Axes, variants: Sequence[Variant], found: Mapping[str, Var
     for group, phase in enumerate(SPREAD):
         rows = frame[frame["phase"] == phase].to_dict("records")
         for number, row in enumerate(rows):
+            if math.isnan(row["mean"]):
+                continue
             place = group + (number - (len(variants) - 1) / 2) * distance
             style = found[row["variant"]]
             axes.hlines(place, row["minimum"], row["maximum"], color=style.colour, linewidth=2)
@@ -103,4 +106,5 @@ def _draw_ranks(axes: Axes, variants: Sequence[Variant], found: Mapping[str, Var
     axes.set_title("Each phase over ranks: minimum to maximum, mean marked")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
-    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13))

@@ -154,7 +154,7 @@ def _off(what: str, ratios: Sequence[float]) -> list[str]:
 
 
 def _rates(variant: Variant) -> list[float]:
-    return [run.images_per_second for run in variant.summaries]
+    return [run.images_per_second for run in variant.timed]
 
 
 def _draw_study(axes: Axes, study: Study, found: Mapping[str, VariantStyle]) -> None:

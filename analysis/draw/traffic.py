@@ -13,6 +13,7 @@ from harness.compare.style import MarkdownText, Picture, bar, picture, plot_styl
 from harness.tracking.results import Variant
 from harness.tracking.study import Study
 
+NOT_COUNTED = "no bytes were counted"
 LINKS = {
     "cross_node": "between nodes, sent by one node",
     "in_node": "inside a node, sent by one rank",
@@ -24,7 +25,7 @@ def draw(study: Study) -> Picture:
     variants = study.variants
     found = styles_of(variant.name for variant in variants)
     frame = numbers(variants)
-    fates = {variant.name: variant.fate for variant in variants}
+    fates = {each.name: NOT_COUNTED if each.summaries else each.fate for each in variants}
     with plot_style():
         figure = picture(13, 2.6 + 0.56 * max(4, len(variants)))
         rows = figure.subplots(2, 2, sharey=True)
@@ -38,7 +39,7 @@ def draw(study: Study) -> Picture:
 
 
 def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
-    """A row per variant and link, in MB (1e6 bytes), means over seeds.
+    """A row per variant and link, in MB (1e6 bytes), means over seeds; NaN if not known.
 
     `counted_window` and `formula_window` are per window, `counted_images` and `formula_images` per
     1,000 images of all ranks.
@@ -48,10 +49,12 @@ def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
         for link in LINKS:
             values: dict[str, str | float] = {"variant": variant.name, "link": link}
             for kind, name in (("counted", ""), ("formula", "_formula")):
-                windows = [getattr(run, f"{link}_mb_per_step{name}") for run in variant.summaries]
+                # Only timed windows are counted.
+                runs = variant.timed if kind == "counted" else variant.summaries
+                windows = [getattr(run, f"{link}_mb_per_step{name}") for run in runs]
                 per_image = [
                     1000 * window / run.images_per_step
-                    for window, run in zip(windows, variant.summaries, strict=True)
+                    for window, run in zip(windows, runs, strict=True)
                 ]
                 values[f"{kind}_window"] = mean(windows) if windows else math.nan
                 values[f"{kind}_images"] = mean(per_image) if windows else math.nan
@@ -64,7 +67,11 @@ def describe(study: Study) -> MarkdownText:
     frame = numbers(study.variants)
     apart = (frame["counted_window"] / frame["formula_window"] - 1).abs().max()
     cross = frame[frame["link"] == "cross_node"].set_index("variant")["counted_images"].dropna()
-    lines = [f"* counts and formula differ by at most {100 * apart:.2g} %"]
+    lines = [
+        f"* {NOT_COUNTED}"
+        if math.isnan(apart)
+        else f"* counts and formula differ by at most {100 * apart:.2g} %"
+    ]
     if len(cross) > 1 and cross.min() > 0:
         lines.append(
             f"* between nodes, `{cross.idxmax()}` sends most ({cross.max():.3g} MB per 1,000 "

@@ -42,7 +42,7 @@ class Rung:
     pushed: tuple[str, ...]
     """Levers that the rung below pulls less far, as "new setting instead of old setting"."""
     images_per_second: Interval
-    """Of all ranks together."""
+    """Of all ranks together, over the timed runs; NaN if there are none."""
     seconds: Interval
     """Training seconds to the target; NaN if there is no target, or a run missed it or diverged."""
     reached: Reached
@@ -179,7 +179,7 @@ def _rung(each: Climber, below: Climber | None, first: Climber, target: Target |
         levers,
         _in_order(levers.pulled - lower),
         () if below is None else _pushed(levers, below.levers),
-        mean_interval([run.images_per_second for run in variant.summaries]),
+        mean_interval([run.images_per_second for run in variant.timed]),
         # A mean over only the seeds that reached the target would be biased.
         mean_interval([*seconds_by_seed(variant, target).values()] if reached.always else []),
         reached,

@@ -13,6 +13,7 @@ from harness.compare.intervals import Difference
 from harness.compare.ladder import Ladder, Rung
 from harness.compare.ladder_text import as_markdown, labels, ratio_text
 from harness.compare.style import MarkdownText, Picture, draw_placeholder, picture, plot_style
+from harness.compare.wording import NO_SPEED
 
 RAIL = "#9a9a9a"
 """Colour of the line from the end of one step to the start of the next."""
@@ -85,7 +86,7 @@ def _draw_steps(axes: Axes, steps: Sequence[_Step], falls: bool = False) -> None
     """Draws all rungs; `falls`: smaller values are better."""
     drawn = [each.value for each in steps if each.has_value]
     if not drawn:
-        draw_placeholder(axes, "not reached by any rung" if falls else "no speed was measured")
+        draw_placeholder(axes, "not reached by any rung" if falls else NO_SPEED)
         return
     ends = [end for each in steps if each.has_value for end in each.whisker(falls)]
     _scale(axes, min([*drawn, *ends]), max([*drawn, *ends]))
@@ -104,7 +105,7 @@ def _draw_steps(axes: Axes, steps: Sequence[_Step], falls: bool = False) -> None
 def _say_why(axes: Axes, row: int, rung: Rung, falls: bool) -> None:
     """Writes why there is no value, in place of a bar."""
     reached = rung.reached
-    why = f"reached in {reached.runs} of {reached.of}" if falls else "no speed was measured"
+    why = f"reached in {reached.runs} of {reached.of}" if falls else NO_SPEED
     middle = axes.get_yaxis_transform()
     axes.text(0.5, row, why, transform=middle, ha="center", va="center", color="#444444")
 

@@ -18,6 +18,7 @@ from harness.compare.verdict import (
 from harness.compare.waits import phase_ms, waits_measured
 from harness.compare.winner import overall
 from harness.compare.wording import (
+    NO_SPEED,
     faster_or_slower,
     format_p,
     format_points,
@@ -107,7 +108,7 @@ def head(verdict: Verdict, rival: str) -> str:
     throughput, accuracy = verdict.of(rival, THROUGHPUT), verdict.of(rival, ACCURACY)
     speed = verdict.of(rival, SECONDS) or throughput
     if speed is None and accuracy is not None:
-        return "no speed was measured"
+        return NO_SPEED
     if speed is None:
         return f"no seed in common with {verdict.baseline.name}"
     if speed.judged is Judgement.UNTESTED:
@@ -206,11 +207,11 @@ def _throughput(verdict: Verdict, rival: Variant) -> str:
 
 def _bound_by_data(variant: Variant) -> str:
     """As `bound_by_data` says of the mean over the runs of a variant whose waits are measured."""
-    if not variant.summaries or not waits_measured(variant.config):
+    if not variant.timed or not waits_measured(variant.config):
         return ""
-    names = {name for run in variant.summaries for name in run.phases_ms}
+    names = {name for run in variant.timed for name in run.phases_ms}
     return bound_by_data(
-        {name: fmean(phase_ms(run, name) for run in variant.summaries) for name in names}
+        {name: fmean(phase_ms(run, name) for run in variant.timed) for name in names}
     )
 
 

@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 from harness.compare.colours import PHASE_STYLES, VariantStyle
 from harness.compare.table import PHASES
 from harness.compare.waits import phase_ms, wait_percent
+from harness.compare.wording import NO_SPEED
 from harness.measure.summary import RunSummary
 from harness.tracking.results import Variant
 
@@ -56,7 +57,7 @@ def _bar(axes: Axes, number: int, variant: Variant, per_images: bool) -> float:
     """Draws one bar and returns its length in ms."""
     left = 0.0
     for phase in PHASES:
-        found = [phase_ms(run, phase) * scale(run, per_images) for run in variant.summaries]
+        found = [phase_ms(run, phase) * scale(run, per_images) for run in variant.timed]
         width = mean(found) if found else 0.0
         axes.barh(
             number,
@@ -74,10 +75,13 @@ def _bar(axes: Axes, number: int, variant: Variant, per_images: bool) -> float:
 def _bar_label(variant: Variant, total: float) -> str:
     if not variant.summaries:
         return variant.fate
+    if not variant.timed:
+        return NO_SPEED
     share = waiting_share(variant)
     return f"{total:,.0f} ms, {'wait unknown' if math.isnan(share) else f'{share:.0%} waiting'}"
 
 
 def waiting_share(variant: Variant) -> float:
-    """The fraction of a step spent waiting, mean over seeds; NaN if it is not known."""
-    return mean(wait_percent(variant.config, run) for run in variant.summaries) / 100
+    """The fraction of a step spent waiting, mean over timed seeds; NaN if it is not known."""
+    found = [wait_percent(variant.config, run) for run in variant.timed]
+    return mean(found) / 100 if found else math.nan

@@ -1,9 +1,10 @@
 """The table of a comparison: the numbers as a data frame, and the frame as text and Markdown."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
 
+import numpy as np
 import pandas as pd
 
 from harness.compare.alignment import aligned_left
@@ -38,35 +39,46 @@ def comparison(
 ) -> pd.DataFrame:
     """The table of a study: a row per variant, with means over its seeds.
 
-    With several seeds there are also `<column>_sd`, the standard deviation, and `<column>_ci`, half
-    of the mean's 95 % interval. Values that do not exist are NaN.
+    Speeds, phases, waits and bytes are those of the runs in `timed` alone. With several seeds there
+    are also `<column>_sd`, the standard deviation, and `<column>_ci`, half of the mean's 95 %
+    interval. Values that do not exist are NaN.
     """
     sets = _validation_sets(variants)
     rows = [_row(variant, target, sets) for variant in variants]
     frame = pd.DataFrame(rows, index=pd.Index([v.name for v in variants], name="variant"))
     speed, seconds = frame["images_per_second"], frame["seconds_to_target"]
-    speed = speed.where(speed > 0)  # a speed of 0 means that no window was timed
-    frame.insert(1, "speedup", speed / speed[baseline.name])
-    frame["speedup_to_target"] = seconds[baseline.name] / seconds
     # Means over different seeds are of different trainings.
-    alike = pd.Series([same_seeds(each, baseline) for each in variants], index=frame.index)
-    for ratio in ("speedup", "speedup_to_target"):
-        frame[ratio] = frame[ratio].where(alike)
+    timed = [same_seeds(each.timed, baseline.timed) for each in variants]
+    ended = [same_seeds(each.summaries, baseline.summaries) for each in variants]
+    frame.insert(1, "speedup", (speed / speed[baseline.name]).where(np.array(timed)))
+    frame["speedup_to_target"] = (seconds[baseline.name] / seconds).where(np.array(ended))
     return frame
 
 
-def same_seeds(one: Variant, other: Variant) -> bool:
-    """Whether their completed runs have the same seeds, so that a ratio of means compares them."""
-    return {run.seed for run in one.summaries} == {run.seed for run in other.summaries}
+def same_seeds(some: Sequence[RunSummary], others: Sequence[RunSummary]) -> bool:
+    """Whether these runs have the same seeds, so that a ratio of their means compares them."""
+    return {run.seed for run in some} == {run.seed for run in others}
 
 
 def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[str, float]:
+    reached = reached_in(variant, target)
+    row = _means(_costs(variant.config), variant.timed)
+    row |= _means(_outcomes(sets, target if reached.always else None), variant.summaries)
+    row["reached"] = reached.runs
+    row["runs"] = len(variant.summaries)
+    row["timed"] = len(variant.timed)
+    row["failed"] = variant.failed
+    row["diverged"] = len(variant.diverged)
+    row["running"] = variant.running
+    return row
+
+
+def _costs(config: Config) -> dict[str, Measure]:
+    """What is measured in timed windows."""
     measures: dict[str, Measure] = {
         "images_per_second": lambda run: run.images_per_second,
-        "images_per_step": lambda run: run.images_per_step,
         "step_ms": lambda run: run.step_ms.mean,
     }
-    config = variant.config
     measures |= {f"{phase}_ms": _phase(config, phase) for phase in PHASES}
     measures |= {
         "wait_ms": lambda run: wait_ms(config, run),
@@ -76,27 +88,30 @@ def _row(variant: Variant, target: Target | None, sets: Sequence[str]) -> dict[s
             1000 * run.cross_node_mb_per_step / run.images_per_step
         ),
     }
+    return measures
+
+
+def _outcomes(sets: Sequence[str], target: Target | None) -> dict[str, Measure]:
+    """What is known of every completed run."""
+    measures: dict[str, Measure] = {"images_per_step": lambda run: run.images_per_step}
     measures |= {name: _final(name) for name in sets}
-    reached = reached_in(variant, target)
-    timed = target if reached.always else None
     measures |= {
         "images": lambda run: run.images,
         "train_seconds": lambda run: run.train_seconds,
-        "seconds_to_target": lambda run: _seconds(run, timed),
+        "seconds_to_target": lambda run: _seconds(run, target),
     }
+    return measures
+
+
+def _means(measures: Mapping[str, Measure], runs: Sequence[RunSummary]) -> dict[str, float]:
+    """Each measure's mean over the runs, and the spread of several; NaN without runs."""
     row: dict[str, float] = {}
     for name, measure in measures.items():
-        found = [measure(run) for run in variant.summaries]
-        # NaN propagates: a mean over only the seeds that reached the target would be biased.
+        found = [measure(run) for run in runs]
         row[name] = mean(found) if found else math.nan
         if len(found) > 1:
             row[f"{name}_sd"] = stdev(found) if math.isfinite(row[name]) else math.nan
             row[f"{name}_ci"] = mean_interval(found).half
-    row["reached"] = reached.runs
-    row["runs"] = len(variant.summaries)
-    row["failed"] = variant.failed
-    row["diverged"] = len(variant.diverged)
-    row["running"] = variant.running
     return row
 
 
@@ -174,17 +189,23 @@ def notes(frame: pd.DataFrame, baseline: Variant, target: Target | None) -> list
 def _caveats(frame: pd.DataFrame) -> list[str]:
     """Notes on numbers that are missing or not comparable."""
     found = []
-    hidden = frame.index[frame["wait_ms"].isna() & (frame["runs"] > 0)]
+    hidden = frame.index[frame["wait_ms"].isna() & (frame["timed"] > 0)]
     if len(hidden):
         found.append(
             f"wait '-': torch's DDP waits inside its backward pass, where waiting cannot be "
             f"separated from computing ({', '.join(hidden)})"
         )
-    if untimed := list(frame.index[(frame["images_per_second"] == 0) & (frame["runs"] > 0)]):
+    if untimed := list(frame.index[(frame["timed"] == 0) & (frame["runs"] > 0)]):
         found.append(
             f"warning: no window of {', '.join(untimed)} was timed, so no speed is known; lower "
             f"train.untimed_windows or train longer"
         )
+    found += [
+        f"warning: no window was timed in {row['runs'] - row['timed']:.0f} of {row['runs']:.0f} "
+        f"runs of {name}: its speed, phases, waits and bytes are those of the others"
+        for name, row in frame.iterrows()
+        if 0 < row["timed"] < row["runs"]
+    ]
     images = frame["images"].dropna()
     # Runs of equal epochs may differ by less than a step, because each ends with a whole one.
     if len(images) and images.max() - images.min() > frame["images_per_step"].max():

@@ -18,8 +18,9 @@ def phase_ms(run: RunSummary, phase: str) -> float:
 
 
 def wait_ms(config: Config, run: RunSummary) -> float:
-    """Milliseconds of a step spent waiting; NaN if waits cannot be separated from computing."""
-    if not waits_measured(config):
+    """Milliseconds of a step spent waiting; NaN if waits cannot be separated from computing, or no
+    window was timed."""
+    if not waits_measured(config) or not run.speed_known:
         return math.nan
     return sum(phase_ms(run, phase) for phase in WAITS)
 

@@ -8,6 +8,9 @@ from harness.compare.intervals import Interval
 from harness.compare.verdict import Finding, Judgement, Verdict, accuracy_grain
 from harness.tracking.results import Variant
 
+NO_SPEED = "no speed was measured"
+"""Why a variant with results has no speed: no window of its runs was timed."""
+
 
 def too_few(pairs: int) -> str:
     """Says that this number of seeds is too small for a test."""

@@ -109,7 +109,9 @@ def _speeds(variants: Sequence[Variant]) -> str:
 
 
 def _speed(name: str, row: "pd.Series[float]") -> list[str]:
-    return [name, f"{row['images_per_second']:,.0f}", f"{row['speedup']:.2f}x"]
+    rate, ratio = row["images_per_second"], row["speedup"]
+    speed = "-" if math.isnan(rate) else f"{rate:,.0f}"
+    return [name, speed, "-" if math.isnan(ratio) else f"{ratio:.2f}x"]
 
 
 def _row(name: str, row: "pd.Series[float]", primary: str) -> list[str]:

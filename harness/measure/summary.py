@@ -153,7 +153,7 @@ class RunSummary(Record):
     parameters_backbone: int
     parameters_classifier: int
     images_per_second: float
-    """All ranks, over the timed windows."""
+    """All ranks, over the timed windows; 0 if there are none, see `speed_known`."""
     untimed_windows: int
     """Windows at the start that are left out of all times here."""
     timed_windows: int
@@ -199,6 +199,14 @@ class RunSummary(Record):
     @property
     def final(self) -> dict[str, float]:
         return self.evaluations[-1].metrics
+
+    @property
+    def speed_known(self) -> bool:
+        """Whether speed, phases and bytes are known; if no window was timed, they are stored as 0.
+
+        The speed tells, because it may also come from a table of another link's speeds.
+        """
+        return self.images_per_second > 0
 
     @property
     def images_per_step(self) -> float:

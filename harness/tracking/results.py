@@ -36,6 +36,11 @@ class Variant:
         return self.config.name
 
     @property
+    def timed(self) -> tuple[RunSummary, ...]:
+        """The completed runs whose speed, phases and bytes are known."""
+        return tuple(run for run in self.summaries if run.speed_known)
+
+    @property
     def diverged(self) -> tuple[str, ...]:
         """For each run that diverged: what was not finite, and when."""
         return tuple(found for each in self.failures if (found := diverged_at(each)))

@@ -120,22 +120,31 @@ class RunJournal:
 
 
 def summary_metrics(summary: RunSummary) -> dict[str, float]:
-    """One number per metric for the whole run; MLflow draws them as bars over runs."""
-    found = {
-        "summary/images_per_second": summary.images_per_second,
-        "summary/step_ms": summary.step_ms.mean,
-        "summary/train_seconds": summary.train_seconds,
-        "summary/cross_node_mb_per_step": summary.cross_node_mb_per_step,
-    }
+    """One number per metric for the whole run; MLflow draws them as bars over runs.
+
+    What is not known, because no window was timed, is left out.
+    """
+    found = {"summary/train_seconds": summary.train_seconds}
+    if summary.speed_known:
+        found |= _costs(summary)
     if summary.restarts:
         found |= {
             "summary/restarts": summary.restarts,
             "summary/lost_seconds": summary.lost_seconds,
         }
-    found |= {f"summary/{name}_ms": spread.mean for name, spread in summary.phases_ms.items()}
-    found |= summary_bars(summary.per_rank)
     found |= {f"summary/{name.replace('/', '_')}": value for name, value in summary.final.items()}
     return found
+
+
+def _costs(summary: RunSummary) -> dict[str, float]:
+    """The metrics of the timed windows."""
+    found = {
+        "summary/images_per_second": summary.images_per_second,
+        "summary/step_ms": summary.step_ms.mean,
+        "summary/cross_node_mb_per_step": summary.cross_node_mb_per_step,
+    }
+    found |= {f"summary/{name}_ms": spread.mean for name, spread in summary.phases_ms.items()}
+    return found | summary_bars(summary.per_rank)
 
 
 def _waits_in_backward(summary: RunSummary) -> bool:
@@ -144,31 +153,39 @@ def _waits_in_backward(summary: RunSummary) -> bool:
 
 def closing_report(summary: RunSummary, folder: Path) -> str:
     """The report printed when a run has ended."""
-    phases = " · ".join(
-        f"{name} {spread.mean:.1f}"
-        for name, spread in summary.phases_ms.items()
-        if spread.mean >= 0.05
-    )
     accuracy = " · ".join(
         f"{name} {value:.2%}" for name, value in summary.final.items() if name.endswith("/top1")
     )
     accuracy += f"; diverged: {summary.diverged}" if summary.diverged else ""
     lost = f"{summary.restarts}, which cost {summary.lost_seconds:,.1f} s"
-    means = {name: spread.mean for name, spread in summary.phases_ms.items()}
-    bound = () if _waits_in_backward(summary) else (bound_by_data(means),)
+    untimed = ("  throughput   not known, because no window was timed",)
     return "\n".join(
         (
             f"{summary.name}, seed {summary.seed}: {summary.ranks} ranks on {summary.nodes} nodes, "
             f"{summary.images:,} images in {summary.train_seconds:.1f} s of training",
-            f"  throughput   {summary.images_per_second:,.0f} images/s over "
-            f"{summary.timed_windows} windows (the first {summary.untimed_windows} excluded)",
-            f"  window       {summary.step_ms.mean:.1f} ms = {phases}",
-            *(f"  bound by     data: {shares}" for shares in bound if shares),
-            f"  utilisation  {utilisation_line(summary.per_rank)}",
-            f"  sent         {summary.cross_node_mb_per_step:.2f} MB through a node's link, "
-            f"{summary.in_node_mb_per_step:.2f} MB by a rank inside its node, per window",
+            *(_report_of_costs(summary) if summary.speed_known else untimed),
             f"  accuracy     {accuracy}",
             *([f"  restarts     {lost}"] if summary.restarts else ()),
             f"  in           {folder}",
         )
     )
+
+
+def _report_of_costs(summary: RunSummary) -> list[str]:
+    """The lines about the timed windows."""
+    phases = " · ".join(
+        f"{name} {spread.mean:.1f}"
+        for name, spread in summary.phases_ms.items()
+        if spread.mean >= 0.05
+    )
+    means = {name: spread.mean for name, spread in summary.phases_ms.items()}
+    bound = () if _waits_in_backward(summary) else (bound_by_data(means),)
+    return [
+        f"  throughput   {summary.images_per_second:,.0f} images/s over "
+        f"{summary.timed_windows} windows (the first {summary.untimed_windows} excluded)",
+        f"  window       {summary.step_ms.mean:.1f} ms = {phases}",
+        *(f"  bound by     data: {shares}" for shares in bound if shares),
+        f"  utilisation  {utilisation_line(summary.per_rank)}",
+        f"  sent         {summary.cross_node_mb_per_step:.2f} MB through a node's link, "
+        f"{summary.in_node_mb_per_step:.2f} MB by a rank inside its node, per window",
+    ]

@@ -134,7 +134,7 @@ class Training:
         journal.warn(
             "timing",
             f"the run goes on from the checkpoint of its last window, {ended}: its throughput and "
-            f"the times of its windows are not known any more, and count as 0",
+            f"the times of its windows are not known any more, and comparisons leave them out",
         )
         self._pulse.pause(f"the end after {ended} windows")
         if not self._ledger.has_evaluated(ended):

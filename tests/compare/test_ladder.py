@@ -25,7 +25,7 @@ from harness.config import Config, ExchangeConfig
 from harness.tracking.failure import divergence
 from harness.tracking.results import Results, Target, Terms, Variant
 from tests.pictures import assert_readable, assert_units
-from tests.recorded import summary
+from tests.recorded import summary, untimed
 
 TARGET = Target(0.9, "90.00% as given")
 E = math.e
@@ -415,6 +415,19 @@ def test_a_rung_of_which_a_run_diverged_has_no_time() -> None:
     texts = [text.get_text() for text in picture_of.draw(ladder).axes[1].texts]
     assert "reached in 3 of 4" in texts
     assert closing(ladder).startswith("The top rung has 5.00x the images/s of the baseline")
+
+
+def test_a_speed_is_of_the_runs_of_which_it_is_known() -> None:
+    """A run of no timed window has a speed of 0 in its record."""
+    base, routed, int8 = three()
+    first, *others = routed.summaries
+    ladder = found([base, replace(routed, summaries=(untimed(first), *others)), int8])
+    assert ladder.rungs[1].images_per_second.estimate == pytest.approx(500 * sum(SPREAD[1:]))
+    none = replace(routed, summaries=tuple(map(untimed, routed.summaries)))
+    ladder = found([base, none, int8])
+    assert ladder_cells(ladder)[2][2] == "-"
+    texts = [text.get_text() for text in picture_of.draw(ladder).axes[0].texts]
+    assert "no speed was measured" in texts
 
 
 def test_without_a_target_only_images_are_told() -> None:

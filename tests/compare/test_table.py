@@ -8,7 +8,7 @@ import pytest
 
 from harness.compare.table import LEGEND, SPREAD, as_markdown, as_text, cell_blocks, comparison
 from harness.tracking.results import Target, baseline_of, target_of
-from tests.recorded import PHASES_MS, summary, variant
+from tests.recorded import PHASES_MS, summary, untimed, variant
 
 LATE = PHASES_MS | {"slice_wait": 6.0, "node_wait": 2.0, "exchange_wait": 2.0}
 """A step of 80 ms, 10 of them waiting."""
@@ -219,14 +219,37 @@ def test_a_run_of_no_timed_window_has_no_share_of_waiting() -> None:
 
 
 def test_a_run_of_no_timed_window_has_no_speed_and_no_ratio() -> None:
-    short = variant("data_parallel", summary(images_per_second=0.0))
+    short = variant("data_parallel", untimed(summary()))
     other = variant("other", summary("other"))
     for baseline in (short, other):
         frame = comparison((short, other), baseline, None)
         assert not frame["speedup"].isin([0.0, math.inf]).any()
         said = as_text(frame, baseline, None)
         assert "no window of data_parallel was timed, so no speed is known" in said
+        assert "waits inside its backward pass" not in said
         assert "infx" not in said
+        speed, waits, accuracy = lines_of(said, "data_parallel")
+        assert set(speed[1:] + waits[1:]) == {"-"}
+        assert accuracy[-2:] == ["128", "1"]
+
+
+def test_means_leave_out_runs_whose_speed_is_not_known() -> None:
+    """They are stored as 0; a run that goes on from its last checkpoint is one."""
+    base = variant("data_parallel", *(summary(seed=seed) for seed in range(3)))
+    runs = [summary("other", seed=seed) for seed in range(3)]
+    other = variant("other", *runs[:2], untimed(runs[2]))
+    target = Target(0.8, "given")
+    frame = comparison((base, other), base, target)
+    row = frame.loc["other"]
+    assert row["images_per_second"] == 1280
+    assert row["step_ms"] == 100
+    assert row["forward_ms"] == 20
+    assert (row["wait_ms"], row["wait_percent"]) == (30, 30)
+    assert row["cross_node_mb_per_step"] == 12.5
+    assert math.isnan(row["speedup"]), "it is of other seeds"
+    assert row["speedup_to_target"] == 1.0, "all three have a time to the target"
+    said = " ".join(as_text(frame, base, target).split())
+    assert "no window was timed in 1 of 3 runs of other: its speed, phases, waits" in said
 
 
 def test_a_difference_in_images_is_told_beyond_a_step() -> None:

@@ -173,7 +173,10 @@ def test_a_run_that_failed_after_its_last_save_only_evaluates(
     assert [each.window for each in found.evaluations] == [6]
     assert found.images == 6 * 3
     assert found.timed_windows == 0
-    assert [name for name, _ in journal.warnings] == ["timing"]
+    ((name, said),) = journal.warnings
+    assert name == "timing"
+    assert said.endswith("are not known any more, and comparisons leave them out")
+    assert not found.speed_known
 
 
 DRAIN_SECONDS = 2.0

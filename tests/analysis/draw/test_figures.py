@@ -19,7 +19,7 @@ from harness.tracking.results import Target
 from harness.tracking.study import Study
 from tests.analysis.draw.studies import MOMENTUM, many, recorded, study
 from tests.pictures import assert_readable, assert_units
-from tests.recorded import PHASES_MS, summary, variant
+from tests.recorded import PHASES_MS, summary, untimed, variant
 
 LONG = [f"hybrid_averaging_{number}" for number in range(6)]
 
@@ -306,11 +306,36 @@ def test_a_run_lies_where_its_rate_and_curvature_put_it(tmp_path: Path) -> None:
 
 
 def test_a_wait_that_was_not_measured_is_not_said_to_be_none(tmp_path: Path) -> None:
-    untimed = summary("short", phases_ms=dict.fromkeys(PHASES_MS, 0.0))
+    short = recorded(tmp_path, "short", 0, untimed(summary("short")))
     ddp = recorded(tmp_path, "ddp", 0, summary("ddp"), exchange={"kind": "ddp_powersgd"})
-    found = study(recorded(tmp_path, "short", 0, untimed), ddp)
+    found = study(short, ddp)
     said = phases.describe(found)
     assert "`short`: the time that it waits was not measured" in said
     assert "`ddp`: the time that it waits was not measured" in said
     labels = [text.get_text() for text in phases.draw(found).axes[0].texts]
-    assert labels == ["0 ms, wait unknown", "100 ms, wait unknown"]
+    assert labels == ["no speed was measured", "100 ms, wait unknown"]
+
+
+def test_means_leave_out_runs_of_which_no_window_was_timed(tmp_path: Path, tables: Path) -> None:
+    """They are stored as 0."""
+    runs = [summary(), untimed(summary(seed=1))]
+    some = [recorded(tmp_path, "data_parallel", run.seed, run) for run in runs]
+    none = recorded(tmp_path, "short", 0, untimed(summary("short")))
+    found = study(*some, none)
+    shares = phases.numbers(found.variants).set_index(["variant", "phase"])["mean"]
+    assert shares["data_parallel", "forward"] == 20.0
+    assert math.isnan(shares["short", "forward"])
+    assert "`data_parallel` waits for 30% of its step" in phases.describe(found)
+    sent = traffic.numbers(found.variants).set_index(["variant", "link"])["counted_window"]
+    assert sent["data_parallel", "cross_node"] == 12.5
+    assert math.isnan(sent["short", "cross_node"])
+    assert "no bytes were counted" in [t.get_text() for t in traffic.draw(found).axes[0].texts]
+    assert traffic.describe(study(none)) == "* no bytes were counted"
+    assert "of the study which are off by 25%" in scaling.describe(tables, foreseen(found, 960.0))
+    unknown = foreseen(study(none))
+    assert "of the study" not in scaling.describe(tables, unknown)
+    widths = [p.get_width() for p in scaling.draw(tables, found).axes[-1].patches]
+    assert widths == [1280.0]
+    for name, figure in all_figures(found, tables).items():
+        assert_readable(figure)
+        assert figure.axes, name
