@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
@@ -21,6 +22,7 @@ from harness.compare.style import (
     plot_style,
     sparse_markers,
 )
+from harness.tracking.failure import diverged_at
 from harness.tracking.recorded import RecordedRun
 from harness.tracking.study import Study
 from harness.train.stability import Dynamics, dynamics_of, largest_stable_product
@@ -53,18 +55,20 @@ class Point:
     first_loss: float
     """Loss of the first training windows that were logged; NaN if none were."""
     loss: float
-    """Loss of the last windows that were logged; infinite if one was not finite."""
+    """Loss of the last windows that were logged; infinite if one was not finite or the run was
+    recorded as diverged; NaN if none were logged."""
 
     @property
     def ran_away(self) -> bool:
         """Whether the run ended above its first loss, or with a loss that is not finite."""
-        return not self.loss <= self.first_loss
+        return math.isinf(self.loss) or self.loss > self.first_loss
 
 
 def draw(study: Study) -> Picture:
     """Draws the stability map with the study's runs, their outcome on either side, and losses."""
     found = styles_of(run.name for run in study.runs)
-    placed = points(study)
+    # A run that logged no loss has no outcome to draw.
+    placed = [point for point in points(study) if not math.isnan(point.loss)]
     with plot_style():
         figure = picture(13, 5.6)
         map_, sides, losses = figure.subplots(1, 3)
@@ -91,9 +95,14 @@ def describe(study: Study) -> MarkdownText:
             known = f"stable up to lr x curvature {most:.3g}; the curvature was not sampled"
         else:
             known = f"at {each.of_limit:.2f} of the limit"
-        end = "is not finite" if math.isinf(each.loss) else f"ends at {each.loss:.2f}"
-        lines.append(f"* `{each.name}`, seed {each.seed} ({how}): {known}; its loss {end}")
+        lines.append(f"* `{each.name}`, seed {each.seed} ({how}): {known}; its loss {_end(each)}")
     return MarkdownText("\n".join(lines))
+
+
+def _end(point: Point) -> str:
+    if math.isnan(point.loss):
+        return "was not recorded"
+    return "is not finite" if math.isinf(point.loss) else f"ends at {point.loss:.2f}"
 
 
 def _nodes(run: RecordedRun) -> int:
@@ -106,8 +115,6 @@ def _point(run: RecordedRun, dynamics: Dynamics) -> Point:
     over = run.metric(OVER_STABLE)
     curvature = float(sampled.max()) if len(sampled) else math.nan
     apart = run.config.optimizer.lr * curvature / largest_stable_product(dynamics)
-    # Losses that are not finite are not logged, but counted in a metric of their own.
-    lost = losses.empty or not run.metric("train/loss_nonfinite").empty
     return Point(
         name=run.name,
         seed=run.seed,
@@ -116,8 +123,18 @@ def _point(run: RecordedRun, dynamics: Dynamics) -> Point:
         curvature=curvature,
         of_limit=float(over.max()) if len(over) else apart,
         first_loss=math.nan if losses.empty else float(losses.iloc[0]),
-        loss=math.inf if lost else float(losses.iloc[-1]),
+        loss=_last_loss(run, losses),
     )
+
+
+def _last_loss(run: RecordedRun, losses: "pd.Series[float]") -> float:
+    """As in `Point.loss`."""
+    # Losses that are not finite are not logged, but counted in a metric of their own. A run that
+    # they end at once has not logged that either, but its failure says so.
+    diverged = run.failure is not None and diverged_at(run.failure) is not None
+    if diverged or not run.metric("train/loss_nonfinite").empty:
+        return math.inf
+    return math.nan if losses.empty else float(losses.iloc[-1])
 
 
 def _draw_map(axes: Axes, placed: Sequence[Point], found: Mapping[str, VariantStyle]) -> None:

@@ -339,3 +339,20 @@ def test_means_leave_out_runs_of_which_no_window_was_timed(tmp_path: Path, table
     for name, figure in all_figures(found, tables).items():
         assert_readable(figure)
         assert figure.axes, name
+
+
+def test_a_run_that_logged_no_loss_is_not_said_to_have_diverged(tmp_path: Path) -> None:
+    """It has just begun, or was killed before its first line."""
+    late, lines = {"kind": "delayed", "delay": 1}, [(10, {"staleness/curvature": 0.5})]
+    young = replace(recorded(tmp_path, "young", 0, None, lines, exchange=late), failure=None)
+    wild = replace(
+        recorded(tmp_path, "wild", 0, None, lines, exchange=late),
+        failure=f"{DIVERGED}: the loss of window 3 is not finite",
+    )
+    found = study(young, wild)
+    first, second = staleness.describe(found).splitlines()
+    assert first.endswith("its loss was not recorded")
+    assert second.endswith("its loss is not finite")
+    map_ = staleness.draw(found).axes[0]
+    (marker,) = [line for line in map_.lines if len(line.get_xdata()) == 1]
+    assert marker.get_color() == styles_of(["young", "wild"])["wild"].colour
