@@ -11,7 +11,7 @@ from harness.compare.colours import VariantStyle, styles_of
 from harness.compare.step_bars import draw_times, scale, steps_differ, waiting_share
 from harness.compare.style import MarkdownText, Picture, line, picture, plot_style
 from harness.compare.table import PHASES
-from harness.compare.waits import WAITS, phase_ms
+from harness.compare.waits import WAITS, phase_ms, waits_measured
 from harness.compare.wording import without_result
 from harness.tracking.results import Variant
 from harness.tracking.study import Study
@@ -37,17 +37,19 @@ def numbers(variants: Sequence[Variant]) -> pd.DataFrame:
     """A row per variant and phase, with `minimum`, `mean` and `maximum` over ranks.
 
     Each is the mean over timed seeds, in ms of a step, or of 1,000 images if steps differ in size;
-    NaN if it is not known.
+    NaN if it is not known, as waits inside a backward pass are not.
     """
     per_images = steps_differ(variants)
     rows = []
     for variant in variants:
         for phase in PHASES:
+            hidden = phase in WAITS and not waits_measured(variant.config)
+            runs = () if hidden else variant.timed
             row: dict[str, str | float] = {"variant": variant.name, "phase": phase}
             for of in ("minimum", "mean", "maximum"):
                 values = [
                     getattr(run.phases_ms[phase], of) * scale(run, per_images)
-                    for run in variant.timed
+                    for run in runs
                     if phase in run.phases_ms
                 ]
                 row[of] = mean(values) if values else math.nan

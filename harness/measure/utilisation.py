@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from harness.measure.data_bound import WAITS
 from harness.measure.phase import Phase
 from harness.measure.summary import RankCost
 
@@ -30,8 +31,11 @@ UNKNOWN = Capacity()
 
 
 def utilisation_metrics(costs: Sequence[RankCost]) -> dict[str, float]:
-    """Metrics by MLflow's names: means over ranks, and the mean of each node."""
-    found = {f"utilisation/{phase}_percent": _mean(costs, phase) for phase in SHOWN}
+    """Metrics by MLflow's names: means over ranks, and the mean of each node. What is known of no
+    rank is left out."""
+    found: dict[str, float] = {}
+    for phase in SHOWN:
+        found |= _known(f"utilisation/{phase}_percent", costs, _share(phase))
     found |= _pair("utilisation/", costs)
     rates = [cost.images_per_second for cost in costs]
     for section, value in (("", fmean(rates)), ("_min", min(rates)), ("_max", max(rates))):
@@ -73,8 +77,10 @@ def utilisation_line(costs: Sequence[RankCost]) -> str:
     return " · ".join(words)
 
 
-def _mean(costs: Sequence[RankCost], phase: Phase) -> float:
-    return fmean(cost.percent(phase) for cost in costs)
+def _share(phase: Phase) -> Callable[[RankCost], float | None]:
+    """Percentage of a step in the phase; None for a wait that is inside the backward pass."""
+    waits = phase in WAITS
+    return lambda cost: None if waits and cost.waits_in_backward else cost.percent(phase)
 
 
 def _pair(prefix: str, costs: Sequence[RankCost]) -> dict[str, float]:

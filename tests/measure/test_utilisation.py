@@ -125,7 +125,9 @@ def test_waiting_inside_the_backward_pass_is_not_called_computing() -> None:
     rows = torch.stack([tally(0.1, backward=90, data=10).vector()])
     costs = Totals(rows, 1, 10, waits_in_backward=True).per_rank
     assert costs[0].computed_percent is None
-    assert not [name for name in utilisation_metrics(costs) if "computed" in name]
+    shown = utilisation_metrics(costs)
+    assert not [name for name in shown if "computed" in name or "wait" in name]
+    assert shown["utilisation/data_percent"] == 10
     assert "summary/computed_percent" not in summary_bars(costs)
     assert utilisation_line(costs).startswith(
         "computing and waiting cannot be separated · 50 % by the processor's counter"

@@ -356,3 +356,17 @@ def test_a_run_that_logged_no_loss_is_not_said_to_have_diverged(tmp_path: Path) 
     map_ = staleness.draw(found).axes[0]
     (marker,) = [line for line in map_.lines if len(line.get_xdata()) == 1]
     assert marker.get_color() == styles_of(["young", "wild"])["wild"].colour
+
+
+def test_what_was_not_measured_has_no_marker_at_zero(tmp_path: Path) -> None:
+    """A variant that failed, and waits inside a backward pass."""
+    ddp = recorded(tmp_path, "ddp", 0, summary("ddp"), exchange={"kind": "ddp_powersgd"})
+    base = recorded(tmp_path, "data_parallel", 0, summary())
+    figure = phases.draw(study(base, ddp, recorded(tmp_path, "failed")))
+    markers = [line for line in figure.axes[1].lines if len(line.get_xdata()) == 1]
+    styles = styles_of(["data_parallel", "ddp", "failed"])
+    drawn = [[m for m in markers if m.get_color() == each.colour] for each in styles.values()]
+    ordered = dict(zip(styles, drawn, strict=True))
+    assert len(ordered["data_parallel"]) == len(phases.SPREAD)
+    assert len(ordered["ddp"]) == 2, "forward and backward"
+    assert ordered["failed"] == []
