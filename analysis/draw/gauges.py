@@ -12,8 +12,9 @@ GPU = ("gpu_", "_utilization_percentage")
 def counters(uri: str, run: RecordedRun) -> dict[int, "pd.Series[float]"]:
     """Utilisation by node in percent, over seconds since 1970.
 
-    It is the mean over the node's cards, or that of its processor if it has none. Nodes without
-    system metrics are left out.
+    It is the mean over the cards of the node's host, or that of its processor if it has none.
+    MLflow's monitor sees all cards, whatever CUDA_VISIBLE_DEVICES is: where a run uses some of them
+    only, the others count too. Nodes without system metrics are left out.
     """
     client = connect(uri)
     names = sorted(client.get_run(run.run_id).data.metrics)

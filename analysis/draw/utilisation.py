@@ -1,7 +1,8 @@
 """Utilisation: the device's counter beside the fraction of a step spent computing."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -21,10 +22,12 @@ from harness.compare.style import (
     sparse_markers,
 )
 from harness.compare.waits import waits_measured
+from harness.compare.wording import without_result
+from harness.measure.summary import COMPUTED
 from harness.tracking.recorded import RecordedRun
+from harness.tracking.results import Variant
 from harness.tracking.study import Study
 
-COMPUTING = ("forward", "backward", "optimizer")
 OF_NODE = re.compile(r"utilisation/node_(\d+)_(computed|counter)_percent")
 MOST_NODES = 4
 """Largest number of rows; further nodes are left out of the panels, but not of the means."""
@@ -43,21 +46,23 @@ class Node:
 
 def draw(study: Study) -> Picture:
     """Draws a column per variant (its first seed) and a row per node, and a panel of means."""
-    runs = _first_runs(study)
-    found = styles_of(run.name for run in study.runs)
+    variants, runs = study.variants, _first_runs(study)
+    found = styles_of(variant.name for variant in variants)
     by_run = {run.name: nodes(study, run) for run in runs}
     rows = max(1, min(MOST_NODES, max([len(each) for each in by_run.values()] or [1])))
+    shown = [node for each in by_run.values() for node in each.values()]
+    top = _above([series.max() for node in shown for series in (node.counter, node.computed)])
     with plot_style():
         figure = picture(max(9.0, 1.95 * len(runs) + 4.0), 1.6 + 1.9 * rows)
         grid = figure.add_gridspec(rows, len(runs) + 1, width_ratios=[1.0] * len(runs) + [1.5])
         for column, run in enumerate(runs):
             for row in range(rows):
                 axes = figure.add_subplot(grid[row, column])
-                _draw_node(axes, by_run[run.name].get(row), found[run.name])
+                _draw_node(axes, by_run[run.name].get(row), found[run.name], top)
                 axes.set_xlabel("time (s)" if row == rows - 1 else "")
                 axes.set_ylabel(f"node {row}: share (%)" if column == 0 else "")
                 axes.set_title(run.name if row == 0 else "", fontsize=10)
-        _draw_means(figure.add_subplot(grid[:, -1]), by_run, found)
+        _draw_means(figure.add_subplot(grid[:, -1]), variants, by_run, found)
         counter = Line2D([], [], label="the device's own counter", **COUNTER)  # type: ignore[arg-type]
         computed = Line2D(
             [], [], color="black", marker="o", label="share of a step spent computing"
@@ -69,9 +74,10 @@ def draw(study: Study) -> Picture:
 def nodes(study: Study, run: RecordedRun) -> dict[int, Node]:
     """The counter and the computed fraction of each node of a run.
 
-    If the run did not log the counter itself (that of a card), MLflow's system metric is used; if
-    it did not log computed fractions, the mean over all ranks is. For exchanges that wait inside
-    the backward pass, such as torch's DDP, the computed fraction is unknown and left empty.
+    If the run did not log the counter itself (that of a card), MLflow's system metric is used, from
+    the first logged window to the last. If it did not log computed fractions, the mean over all
+    ranks is. For exchanges that wait inside the backward pass, such as torch's DDP, the computed
+    fraction is unknown and left empty.
     """
     history = run.history
     if "time" not in history:
@@ -85,15 +91,23 @@ def nodes(study: Study, run: RecordedRun) -> dict[int, Node]:
     computed, counted = logged["computed"], logged["counter"]
     if not counted:
         found = counters(study.uri, run)
-        counted = {node: each.set_axis(each.index - start) for node, each in found.items()}
+        end = history["time"].iloc[-1]
+        counted = {node: _during(each, start, end) for node, each in found.items()}
     nothing = pd.Series(dtype=float)
     if not _separable(run):
         computed = dict.fromkeys([*counted, *computed], nothing)
     elif not computed and "time/step_ms" in history:
-        computing = sum(history[f"time/{phase}_ms"] for phase in COMPUTING)
+        computing = sum(history[f"time/{phase}_ms"] for phase in COMPUTED)
         share = _over(100 * computing / history["time/step_ms"], seconds)
         computed = dict.fromkeys(counted or [0], share)
     return {node: Node(counted.get(node, nothing), each) for node, each in computed.items()}
+
+
+def _during(samples: "pd.Series[float]", start: float, end: float) -> "pd.Series[float]":
+    """The samples from `start` to `end`, over seconds since `start`: others are of a run's set-up
+    and of its end."""
+    kept = samples[(samples.index >= start) & (samples.index <= end)]
+    return kept.set_axis(kept.index - start)
 
 
 def _separable(run: RecordedRun) -> bool:
@@ -111,22 +125,24 @@ def means(by_node: Mapping[int, Node]) -> tuple[float, float]:
 
 def describe(study: Study) -> MarkdownText:
     """Mean counter and computed fraction of each variant, as Markdown."""
-    lines = []
-    for run in _first_runs(study):
-        counter, computed = means(nodes(study, run))
-        if not _separable(run) and not pd.isna(counter):
-            lines.append(
-                f"* `{run.name}`: the counter shows {counter:.0f} %; it waits inside its backward "
-                f"pass, so computing cannot be separated"
-            )
-        elif pd.isna(counter) or pd.isna(computed):
-            lines.append(f"* `{run.name}`: not recorded")
-        else:
-            lines.append(
-                f"* `{run.name}`: the counter shows {counter:.0f} %, "
-                f"{computed:.0f} % of a step is computing"
-            )
+    lines, runs = [], {run.name: run for run in _first_runs(study)}
+    for variant in study.variants:
+        run = runs.get(variant.name)
+        said = without_result(variant) if run is None else _described(study, run)
+        lines.append(f"* `{variant.name}`: {said}")
     return MarkdownText("\n".join(lines))
+
+
+def _described(study: Study, run: RecordedRun) -> str:
+    counter, computed = means(nodes(study, run))
+    if not _separable(run) and not math.isnan(counter):
+        return (
+            f"the counter shows {counter:.0f} %; it waits inside its backward pass, so computing "
+            f"cannot be separated"
+        )
+    if math.isnan(counter) or math.isnan(computed):
+        return "not recorded"
+    return f"the counter shows {counter:.0f} %, {computed:.0f} % of a step is computing"
 
 
 def _first_runs(study: Study) -> list[RecordedRun]:
@@ -143,7 +159,13 @@ def _over(values: "pd.Series[float]", seconds: "pd.Series[float]") -> "pd.Series
     return pd.Series(values.to_numpy(), index=seconds.to_numpy()).dropna()
 
 
-def _draw_node(axes: Axes, node: Node | None, style: VariantStyle) -> None:
+def _above(values: Sequence[float]) -> float:
+    """The end of an axis in percent: a counter exceeds 100 % while a process keeps more cores busy
+    than are its own."""
+    return 1.05 * max([100.0, *(value for value in values if not math.isnan(value))])
+
+
+def _draw_node(axes: Axes, node: Node | None, style: VariantStyle, top: float) -> None:
     if node is None or not (len(node.counter) or len(node.computed)):
         draw_placeholder(axes, "not recorded")
         return
@@ -152,24 +174,32 @@ def _draw_node(axes: Axes, node: Node | None, style: VariantStyle) -> None:
         node.computed.index, node.computed, **line(style), **sparse_markers(len(node.computed))
     )
     axes.set_xlim(left=0)
-    axes.set_ylim(0, 105)
+    axes.set_ylim(0, top)
 
 
 def _draw_means(
-    axes: Axes, by_run: Mapping[str, dict[int, Node]], found: Mapping[str, VariantStyle]
+    axes: Axes,
+    variants: Sequence[Variant],
+    by_run: Mapping[str, dict[int, Node]],
+    found: Mapping[str, VariantStyle],
 ) -> None:
     """Draws a line from the computed fraction to the counter, as long as what the counter hides."""
-    for number, (name, by_node) in enumerate(by_run.items()):
-        counter, computed = means(by_node)
-        style = found[name]
+    drawn = []
+    for number, variant in enumerate(variants):
+        if variant.name not in by_run:
+            axes.text(3, number, variant.fate, va="center")
+            continue
+        counter, computed = means(by_run[variant.name])
+        style = found[variant.name]
         axes.hlines(number, computed, counter, color="#bbbbbb", linewidth=3)
         axes.plot([counter], [number], "|", color="#555555", markersize=14, markeredgewidth=2.5)
         axes.plot([computed], [number], style.marker, color=style.colour, markersize=8)
-    axes.set_yticks(range(len(by_run)), list(by_run))
+        drawn += [counter, computed]
+    axes.set_yticks(range(len(variants)), [variant.name for variant in variants])
     axes.yaxis.tick_right()
     axes.spines[["left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim(len(by_run) - 0.5, -0.5)
-    axes.set_xlim(0, 105)
+    axes.set_ylim(len(variants) - 0.5, -0.5)
+    axes.set_xlim(0, _above(drawn))
     axes.set_xlabel("mean over nodes and time (%)")
     axes.set_title("Computing, and counted as busy", fontsize=10)

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -120,10 +121,13 @@ def test_a_variant_without_a_result_has_its_fate_in_every_figure(
     found = study(recorded(tmp_path, "data_parallel", 0, summary()), lost)
     figures = all_figures(found, tables)
     assert fate in [text.get_text() for text in figures["phases"].axes[0].texts]
-    assert fate in [text.get_text() for text in figures["traffic"].axes[0].texts]
+    for name in ("traffic", "utilisation", "scaling"):
+        place = 0 if name == "traffic" else -1
+        assert fate in [text.get_text() for text in figures[name].axes[place].texts], name
     wanted = f"* `hybrid_async`: {without_result(found.variants[1])}"
     assert wanted in phases.describe(found)
     assert wanted in accuracy.describe(found)
+    assert wanted in utilisation.describe(found)
 
 
 def test_phases_are_means_over_seeds_of_each_rank_spread() -> None:
@@ -370,3 +374,31 @@ def test_what_was_not_measured_has_no_marker_at_zero(tmp_path: Path) -> None:
     assert len(ordered["data_parallel"]) == len(phases.SPREAD)
     assert len(ordered["ddp"]) == 2, "forward and backward"
     assert ordered["failed"] == []
+
+
+def test_a_counter_above_100_percent_is_drawn_whole(tmp_path: Path) -> None:
+    of_node = "utilisation/node_0"
+    lines = [
+        (window, {f"{of_node}_counter_percent": counter, f"{of_node}_computed_percent": 50.0})
+        for window, counter in ((10, 118.0), (20, 142.0))
+    ]
+    run = recorded(tmp_path, "data_parallel", 0, summary(), lines)
+    panel, means = utilisation.draw(study(run)).axes
+    assert panel.get_ylim()[1] > 142
+    assert means.get_xlim()[1] > 130
+    few = many(tmp_path, ["hybrid_async"], seeds=1)
+    assert {axes.get_ylim()[1] for axes in utilisation.draw(few).axes[:-1]} == {105.0}
+
+
+def test_counters_count_while_the_run_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first line is of second 110 and its last of second 120."""
+    samples = pd.Series([0.0, 90.0, 80.0, 0.0], index=[101.0, 112.0, 118.0, 130.0])
+    monkeypatch.setattr(utilisation, "counters", lambda uri, run: {0: samples})
+    step = {"time/step_ms": 10.0, "time/forward_ms": 2.0, "time/backward_ms": 3.0}
+    lines = [(window, step | {"time/optimizer_ms": 1.0}) for window in (10, 20)]
+    run = recorded(tmp_path, "data_parallel", 0, summary(), lines)
+    (node,) = utilisation.nodes(study(run), run).values()
+    assert node.counter.to_dict() == {2.0: 90.0, 8.0: 80.0}
+    assert list(node.computed) == [60.0, 60.0]
