@@ -22,7 +22,9 @@ from harness.compare.style import (
     line,
     picture,
     plot_style,
+    thin,
 )
+from harness.compare.wording import NO_SPEED
 from harness.errors import UserError
 from harness.measure.summary import Record
 from harness.tracking.prediction import read_predictions
@@ -64,7 +66,7 @@ def draw(tables: str | Path, study: Study) -> Picture:
     """
     frame = numbers(tables)
     # Variants of the study keep the styles of its other figures, whatever the tables contain.
-    found = styles_of(frame["variant"]) | styles_of(run.name for run in study.runs)
+    found = styles_of(frame["variant"]) | styles_of(each.name for each in study.variants)
     with plot_style():
         figure = picture(12.5, 8.6)
         panels = figure.subplots(2, 2).flat
@@ -77,12 +79,18 @@ def draw(tables: str | Path, study: Study) -> Picture:
         if study.predictions or frame["predicted"].notna().any():
             nobody = VariantStyle("black", "", "o", "")
             figure.axes[0].plot([], [], **hollow(nobody), label="hollow: predicted")
+        if frame["slowest"].notna().any():
+            label = "thin line: range over rounds"
+            figure.axes[0].plot([], [], color="black", linewidth=1, label=label)
         legend_below(figure, figure.axes[:-1], columns=5)
     return figure
 
 
 def numbers(tables: str | Path) -> pd.DataFrame:
     """A row per variant and table: the table's condition, `images_per_second`, and `predicted`.
+
+    `slowest` and `fastest` are of the rounds whose median `images_per_second` is; NaN in tables
+    without the rounds.
 
     Raises UserError if the folder lacks the conditions of its tables.
     """
@@ -97,11 +105,12 @@ def numbers(tables: str | Path) -> pd.DataFrame:
         known = read_predictions(guesses) if os.path.exists(guesses) else ()
         predicted = {each.variant: each.images_per_second for each in known}
         for each in json.loads((folder / f"{name}.json").read_text(encoding="utf-8")):
-            variant = each["variant"]
+            variant, rounds = each["variant"], each.get("rates", [math.nan])
             rows.append(
                 {"table": name, "variant": variant, **condition.model_dump()}
                 | {"images_per_second": each["images_per_second"]}
                 | {"predicted": predicted.get(variant, float("nan"))}
+                | {"slowest": min(rounds), "fastest": max(rounds)}
             )
     return pd.DataFrame(rows)
 
@@ -128,19 +137,27 @@ def describe(tables: str | Path, study: Study) -> MarkdownText:
         table = rows.pivot(index=over, columns="variant", values="images_per_second")
         if len(table) < 2 or "data_parallel" not in table:
             continue
-        times = table.div(table["data_parallel"], axis=0).drop(columns="data_parallel")
+        times = table.div(table["data_parallel"], axis=0)
+        times = times.drop(columns=["data_parallel", "ceiling"], errors="ignore")
         for value in sorted(table.index, key=lambda each: float("inf") if pd.isna(each) else each):
-            best = times.loc[value].drop("ceiling", errors="ignore").idxmax()
-            lines.append(
-                f"* {axis} {_tick(value)}: `{best}` is the fastest variant that exchanges, with "
-                f"{times.loc[value, best]:.2f}x the images/s of `data_parallel`"
-            )
+            lines.append(f"* {axis} {_tick(value)}: {_fastest(times.loc[value].dropna())}")
     known = frame.dropna(subset=["predicted"])
     lines += _off("the tables", list(known["predicted"] / known["images_per_second"]))
     foreseen = {each.variant: each.images_per_second for each in study.predictions}
     measured = {each.name: _rates(each) for each in study.variants if each.name in foreseen}
     ratios = [foreseen[name] / mean(rates) for name, rates in measured.items() if rates]
-    return MarkdownText("\n".join([*lines, *_off(f"the study {study.name}", ratios)]))
+    when = "logged before it ran" if study.predicted_before else "possibly logged after it ran"
+    return MarkdownText("\n".join([*lines, *_off(f"the study {study.name} ({when})", ratios)]))
+
+
+def _fastest(times: "pd.Series[float]") -> str:
+    """The best of these ratios to `data_parallel`; "-" if none was measured beside it."""
+    if times.empty:
+        return "-"
+    return (
+        f"`{times.idxmax()}` is the fastest variant that exchanges, with {times.max():.2f}x the "
+        f"images/s of `data_parallel`"
+    )
 
 
 def _off(what: str, ratios: Sequence[float]) -> list[str]:
@@ -166,6 +183,9 @@ def _draw_study(axes: Axes, study: Study, found: Mapping[str, VariantStyle]) -> 
         middle, half = over_seeds.estimate, over_seeds.half
         if rates:
             axes.barh(number, middle, height=0.6, **bar(found[variant.name]))
+        else:
+            why = NO_SPEED if variant.summaries else variant.fate
+            axes.text(0.02, number, why, transform=axes.get_yaxis_transform(), va="center")
         if not math.isnan(half):
             axes.errorbar(middle, number, xerr=half, color="black", capsize=4, linewidth=1.2)
         if variant.name in predicted:
@@ -190,11 +210,12 @@ def _draw_panel(
     values = sorted(frame["place"].unique())
     for name in in_order(frame["variant"]):
         rows = frame[frame["variant"] == name].sort_values("place")
-        places = [values.index(value) for value in rows["place"]]
+        places = pd.Series([values.index(value) for value in rows["place"]], rows.index)
         style = found[name]
         axes.plot(places, rows["images_per_second"], **line(style), label=name)
-        beside = [place + 0.06 for place in places]
-        axes.plot(beside, rows["predicted"], **hollow(style))
+        axes.plot(places + 0.06, rows["predicted"], **hollow(style))
+        rounds = rows.dropna(subset=["slowest", "fastest"])
+        axes.vlines(places[rounds.index], rounds["slowest"], rounds["fastest"], **thin(style))
     hosts = frame.drop_duplicates("place").set_index("place")["hosts"]
     ticks = [
         f"{_tick(value)} ({hosts[value]})" if over == "ranks" else _tick(value) for value in values

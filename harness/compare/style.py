@@ -93,6 +93,11 @@ def hollow(style: VariantStyle) -> dict[str, Any]:
     }
 
 
+def thin(style: VariantStyle) -> dict[str, Any]:
+    """Keywords of a line from the least to the most, behind a variant's marker."""
+    return {"colors": style.colour, "linewidths": 1, "zorder": 1}
+
+
 def legend_below(figure: FigureBase, axes: Sequence[Axes], columns: int = 4) -> None:
     """Adds one legend for all axes below the figure, with each label once."""
     found: dict[str, Any] = {}

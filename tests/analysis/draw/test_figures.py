@@ -236,11 +236,36 @@ def test_a_panel_varies_one_thing(tables: Path, tmp_path: Path) -> None:
     assert scaling.series(frame, "ranks").empty
     found = many(tmp_path, ["data_parallel"], seeds=1)
     assert "of 1 point of the tables are off by 10% (median)" in scaling.describe(tables, found)
-    assert "of the study which are off by 25%" in scaling.describe(tables, foreseen(found, 960.0))
+    guessed = foreseen(found, 960.0)
+    said = scaling.describe(tables, guessed)
+    assert "of the study which (possibly logged after it ran) are off by 25% (median)" in said
+    said = scaling.describe(tables, replace(guessed, predicted_before=True))
+    assert "of the study which (logged before it ran) are off by 25% (median)" in said
     figure = scaling.draw(tables, found)
     hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
     drawn = [y for line in hollow for y in line.get_ydata() if not math.isnan(y)]
     assert drawn == [110.0]
+
+
+def test_a_panel_shows_the_range_over_rounds(tables: Path, tmp_path: Path) -> None:
+    """And none where a table has medians alone."""
+    file = tables / "slow.json"
+    rows = json.loads(file.read_text())
+    rows[1]["rates"] = [90.0, 100.0, 130.0]
+    file.write_text(json.dumps(rows))
+    figure = scaling.draw(tables, many(tmp_path, ["data_parallel"], seeds=1))
+    (panel, *_) = figure.axes
+    ends = [part[:, 1].tolist() for each in panel.collections for part in each.get_segments()]
+    assert ends == [[90.0, 130.0]]
+    assert_readable(figure)
+
+
+def test_a_condition_without_the_baseline_has_no_ratio(tables: Path, tmp_path: Path) -> None:
+    rows = [{"variant": "hybrid_async", "images_per_second": 800.0}]
+    (tables / "free.json").write_text(json.dumps(rows))
+    said = scaling.describe(tables, many(tmp_path, ["data_parallel"], seeds=1))
+    assert "* rate of a host's link (Mbit/s) no limit: -" in said.splitlines()
+    assert "nan" not in said
 
 
 def test_what_waits_in_its_backward_pass_is_not_shown_as_computing(tmp_path: Path) -> None:
@@ -335,7 +360,9 @@ def test_means_leave_out_runs_of_which_no_window_was_timed(tmp_path: Path, table
     assert math.isnan(sent["short", "cross_node"])
     assert "no bytes were counted" in [t.get_text() for t in traffic.draw(found).axes[0].texts]
     assert traffic.describe(study(none)) == "* no bytes were counted"
-    assert "of the study which are off by 25%" in scaling.describe(tables, foreseen(found, 960.0))
+    guessed = foreseen(found, 960.0)
+    said = scaling.describe(tables, guessed)
+    assert "of the study which (possibly logged after it ran) are off by 25% (median)" in said
     unknown = foreseen(study(none))
     assert "of the study" not in scaling.describe(tables, unknown)
     widths = [p.get_width() for p in scaling.draw(tables, found).axes[-1].patches]
