@@ -76,6 +76,13 @@ def test_a_committed_notebook_tells_nothing_of_a_machine(path: Path) -> None:
     assert not re.search(b"|".join(PATHS), path.read_bytes())
 
 
+def test_the_ladders_page_calls_its_rungs_what_the_ladder_does() -> None:
+    """One of them pulls two levers at once."""
+    notebook = read(HERE / "9_ladder.ipynb")
+    for text in (notebook.cells[3].source, *said(notebook)):
+        assert "the sliced classifier with local steps" in text
+
+
 def test_parameters_choose_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a cell behind the ones given, so that a copy says what it was made from."""
     monkeypatch.setenv("PYTHONPATH", str(HERE.parent))
