@@ -38,11 +38,12 @@ def on_link(variants: Sequence[Variant], table: Sequence[Row]) -> tuple[Variant,
     Raises UserError if there are fewer rounds than seeds.
     """
     rows = {row["variant"]: row for row in table}
+    # Of the whole study, so that a missing seed does not move a variant's others to other rounds.
+    seeds = sorted({run.seed for each in variants for run in each.summaries})
     found = []
     for each in variants:
         if each.name in rows:
             early = early_speed(each.config)
-            seeds = sorted(run.seed for run in each.summaries)
             runs = []
             for run in each.summaries:
                 turn = seeds.index(run.seed), len(seeds)
@@ -121,7 +122,8 @@ class _Speeds:
             each.model_copy(
                 update={
                     "train_seconds": seconds(each.images)
-                    + (self.drain if each.window == ended else 0)
+                    + (self.drain if each.window == ended else 0),
+                    "drained": False,
                 }
             )
             for each in run.evaluations
@@ -136,6 +138,7 @@ class _Speeds:
                     for name, value in self.phases_ms.items()
                 },
                 "train_seconds": seconds(run.images) + self.drain,
+                "train_seconds_known": True,
                 "drain_seconds": self.drain,
                 "evaluations": tuple(evaluations),
                 "per_rank": (),

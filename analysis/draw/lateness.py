@@ -26,15 +26,27 @@ from benchmarks.on_link import Row, on_link
 from harness.compare.colours import VariantStyle, in_order, styles_of
 from harness.compare.folder import variants_in
 from harness.compare.intervals import Interval, ratios
-from harness.compare.style import MarkdownText, Picture, legend_below, line, picture, plot_style
+from harness.compare.ladder_text import ratio_text
+from harness.compare.style import (
+    MarkdownText,
+    Picture,
+    legend_below,
+    line,
+    picture,
+    plot_style,
+    thin,
+)
+from harness.compare.verdict import reached_in, seconds_by_seed
 from harness.errors import UserError
-from harness.tracking.results import Variant, baseline_of, target_of
+from harness.tracking.results import Target, Variant, baseline_of, target_of
 
 PREFIX = "map-"
 """Prefix of the names of the map's tables."""
 BASELINE = "data_parallel"
 IMAGES = 1000
 """Images whose time is compared where no training has the number of classes."""
+Seconds = Mapping[int, float]
+"""Seconds by seed or by round."""
 WORTH = 4.0
 """Speed-up, or slow-down, at the ends of the map's colour scale."""
 
@@ -44,8 +56,7 @@ class Study:
     """Trainings of one number of classes, from which time to accuracy is known."""
 
     variants: tuple[Variant, ...]
-    target: float
-    """Share of correct answers."""
+    target: Target
 
     @classmethod
     def read(cls, folder: str | Path) -> "Study":
@@ -57,21 +68,22 @@ class Study:
                 f"the baseline of {folder} learned nothing, so there is no target; give another "
                 f"study"
             )
-        return cls(variants, target.top1)
+        return cls(variants, target)
 
     @property
     def classes(self) -> int:
         return self.variants[0].config.data.num_classes
 
-    def seconds(self, table: Sequence[Row]) -> dict[str, tuple[float, ...]]:
-        """Seconds to the target on the table's link by variant, for each seed.
+    def seconds(self, table: Sequence[Row]) -> dict[str, Seconds]:
+        """Seconds to the target on the table's link by variant, and by seed.
 
-        inf for a run that misses the target or diverged.
+        Nothing for a variant of which a run misses the target or diverged.
         """
         return {
             each.name: (
-                *(run.seconds_to(self.target) or math.inf for run in each.summaries),
-                *(math.inf for _ in each.diverged),
+                seconds_by_seed(each, self.target)
+                if reached_in(each, self.target).always
+                else {}
             )
             for each in on_link(self.variants, table)
         }
@@ -85,9 +97,9 @@ class Place:
     lost: float
     """Fraction of its step that the baseline loses to the link; 0 if it was measured as fast as the
     ceiling, or faster by chance."""
-    seconds: Mapping[str, tuple[float, ...]]
-    """Seconds by variant: to the target, for each seed; or for `IMAGES` images, for each round, if
-    no training has this number of classes."""
+    seconds: Mapping[str, Seconds]
+    """Seconds by variant: to the target, by seed, empty if a run of it misses the target or
+    diverged; or for `IMAGES` images, by round, if no training has this number of classes."""
     late: frozenset[str]
     """Variants that apply exchanged results in a later window."""
     learned: bool
@@ -103,15 +115,20 @@ class Place:
     def best(self, late: bool) -> str:
         """The variant with the least mean time, among late or among synchronous ones."""
         among = [name for name in self.seconds if (name in self.late) == late]
-        return min(among, key=lambda name: mean(self.seconds[name]))
+        return min(among, key=self.mean_seconds)
+
+    def mean_seconds(self, name: str) -> float:
+        """The variant's mean time in seconds; infinite if it has none."""
+        found = self.seconds[name]
+        return mean(found.values()) if found else math.inf
 
     @property
     def speedup(self) -> Interval:
-        """Speed-up of the best late variant over the best synchronous one, paired by seed."""
+        """Speed-up of the best late variant over the best synchronous one, paired by seed; NaN if
+        they have no seed in common, or one has no time."""
         waits, late = (self.seconds[self.best(late)] for late in (False, True))
-        if not all(map(math.isfinite, (*waits, *late))):
-            return Interval(mean(waits) / mean(late), math.nan, math.nan)
-        return ratios(waits, late).interval
+        seeds = sorted(waits.keys() & late.keys())
+        return ratios([waits[seed] for seed in seeds], [late[seed] for seed in seeds]).interval
 
 
 def places(tables: str | Path, study: Study) -> list[Place]:
@@ -140,12 +157,10 @@ def places(tables: str | Path, study: Study) -> list[Place]:
     return sorted(found, key=lambda each: (each.condition.classes, each.link, each.lost))
 
 
-def _seconds_of_images(
-    table: Sequence[Row], names: AbstractSet[str]
-) -> dict[str, tuple[float, ...]]:
-    """Seconds for `IMAGES` images by variant, for each round."""
+def _seconds_of_images(table: Sequence[Row], names: AbstractSet[str]) -> dict[str, Seconds]:
+    """Seconds for `IMAGES` images by variant, and by round."""
     return {
-        row["variant"]: tuple(IMAGES / rate for rate in row["rates"])
+        row["variant"]: {number: IMAGES / rate for number, rate in enumerate(row["rates"])}
         for row in table
         if row["variant"] in names
     }
@@ -192,6 +207,8 @@ def draw(tables: str | Path, study: Study, sweep: pd.DataFrame) -> Picture:
                     measured.append((axes, here[0].learned))
             axes, learned = measured[0]
             axes.set_ylabel(f"seconds {_until(learned)}")
+        label = "thin line: range over seeds or rounds"
+        grid.flat[0].plot([], [], color="black", linewidth=1, label=label)
         legend_below(above, list(grid.flat), columns=4)
         for axes, cards in zip(below.subplots(1, len(MAPS)), MAPS, strict=True):
             _draw_leads(axes, leads(sweep, cards))
@@ -206,7 +223,8 @@ def _until(learned: bool) -> str:
 def _draw_leads(axes: Axes, found: pd.DataFrame) -> None:
     axes.imshow(found, cmap="PuOr_r", norm=LogNorm(1 / WORTH, WORTH), origin="lower", aspect="auto")
     for (y, x), lead in np.ndenumerate(found.to_numpy()):
-        axes.text(x, y, f"{lead:.2f}x", ha="center", va="center", fontsize=9)
+        known = "-" if math.isnan(lead) else f"{lead:.2f}x"
+        axes.text(x, y, known, ha="center", va="center", fontsize=9)
     axes.set_xticks(range(len(found.columns)), [compact(float(each)) for each in found.columns])
     axes.set_yticks(range(len(found.index)), [compact(float(each)) for each in found.index])
     axes.set_xlabel(LABELS["gbit_per_second"])
@@ -223,14 +241,22 @@ def describe(tables: str | Path, study: Study) -> MarkdownText:
     ]
     for each in places(tables, study):
         late, waits = each.best(late=True), each.best(late=False)
-        found = each.speedup
         lines.append(
             f"| {each.condition.classes:,} | {_rate(each.condition)}, {each.link} | "
-            f"{each.lost:.0%} | {_until(each.learned)} | {late}, {mean(each.seconds[late]):.1f} | "
-            f"{waits}, {mean(each.seconds[waits]):.1f} | {found.estimate:.2f}x "
-            f"({found.low:.2f}-{found.high:.2f}) |"
+            f"{each.lost:.0%} | {_until(each.learned)} | {_timed(each, late)} | "
+            f"{_timed(each, waits)} | {_ratio(each.speedup)} |"
         )
     return MarkdownText("\n".join(lines))
+
+
+def _timed(place: Place, name: str) -> str:
+    """The variant with its mean time; "-" if it has none."""
+    seconds = place.mean_seconds(name)
+    return f"{name}, {seconds:.1f}" if math.isfinite(seconds) else f"{name}, -"
+
+
+def _ratio(speedup: Interval) -> str:
+    return "-" if math.isnan(speedup.estimate) else ratio_text(speedup)
 
 
 def _rate(condition: Condition) -> str:
@@ -242,8 +268,12 @@ def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, VariantSty
     # A step takes 1 / (1 - lost) times as long as without the link, so x is that slow-down.
     spots = [1 / (1 - each.lost) for each in found]
     for name in in_order(dict.fromkeys(name for each in found for name in each.seconds)):
-        seconds = [mean(each.seconds.get(name, (math.nan,))) for each in found]
-        axes.plot(spots, seconds, **line(variants[name]), label=name)
+        style, runs = variants[name], [[*each.seconds.get(name, {}).values()] for each in found]
+        middles = [mean(each) if each else math.nan for each in runs]
+        axes.plot(spots, middles, **line(style), label=name)
+        timed = [(x, each) for x, each in zip(spots, runs, strict=True) if each]
+        low, high = [min(each) for _, each in timed], [max(each) for _, each in timed]
+        axes.vlines([x for x, _ in timed], low, high, **thin(style))
     axes.set_xlim(min(spots) / 1.4, max(spots) * 1.4)
     axes.set_xscale("log")
     axes.set_yscale("log")

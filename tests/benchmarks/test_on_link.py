@@ -1,5 +1,6 @@
 """Trainings timed by the speeds of a link that they did not run on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,32 @@ def test_a_seed_has_the_waits_of_its_own_rounds() -> None:
     (found,) = on_link(TRAINED[:1], [measured])
     shares = [run.phases_ms["exchange_wait"].mean / run.step_ms.mean for run in found.summaries]
     assert shares == pytest.approx([wait / (80 + wait) for wait in waits])
+
+
+def test_a_seed_has_the_same_rounds_though_another_is_missing() -> None:
+    """It diverged in one variant; else that one's speeds would be of other times."""
+    whole, _ = on_link(TRAINED, TABLE)
+    some = replace(TRAINED[0], summaries=(TRAINED[0].summaries[0], TRAINED[0].summaries[2]))
+    found, _ = on_link((some, TRAINED[1]), TABLE)
+    speeds = {run.seed: run.images_per_second for run in whole.summaries}
+    assert {run.seed: run.images_per_second for run in found.summaries} == {
+        seed: speeds[seed] for seed in (0, 2)
+    }
+
+
+def test_times_of_a_training_that_was_resumed_are_known_on_the_link() -> None:
+    """They come from its images alone, and its checkpoints' drains are not among them."""
+    drained = [
+        each.model_copy(update={"drained": True, "train_seconds": 0.0})
+        for each in summary().evaluations
+    ]
+    resumed = summary().model_copy(
+        update={"train_seconds_known": False, "evaluations": tuple(drained)}
+    )
+    (found,) = on_link(
+        [variant("data_parallel", resumed)], [row("data_parallel", 640.0, drain_ms=1e3)]
+    )
+    assert found.summaries[0].seconds_to(0.8) == pytest.approx(200 * STEP_IMAGES / 640 + 1.0)
 
 
 def test_the_page_tells_how_times_were_found(tmp_path: Path) -> None:

@@ -2,15 +2,17 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from analysis.draw import lateness, scale
+from harness.compare.colours import in_order
 from harness.config import Config
 from harness.tracking.failure import divergence
-from harness.tracking.results import Variant
+from harness.tracking.results import Target, Variant
 from tests.pictures import assert_readable
 from tests.recorded import PHASES_MS, summary
 
@@ -57,7 +59,8 @@ def trained(name: str, evaluations: int, runs: int = 3) -> Variant:
     return Variant(config, tuple(found), (divergence("loss, window 3"),) * (3 - runs))
 
 
-STUDY = lateness.Study(tuple(trained(*each) for each in TO_TARGET.items()), 0.85)
+TARGET = Target(0.85, "given")
+STUDY = lateness.Study(tuple(trained(*each) for each in TO_TARGET.items()), TARGET)
 
 
 @pytest.fixture
@@ -80,8 +83,9 @@ def test_time_to_accuracy_is_images_by_the_throughput_of_a_seeds_rounds(tables: 
     slow, fast, _ = lateness.places(tables, STUDY)
     assert (fast.lost, slow.lost) == pytest.approx((0.2, 0.9))
     assert set(fast.seconds) == {"data_parallel", "hybrid_averaging"}
-    assert fast.seconds["data_parallel"] == pytest.approx([25_600 / 800 / n for n in NOISE])
-    late = [25_600 / 900 / n + DRAIN for n in NOISE]
+    expected = {seed: 25_600 / 800 / noise for seed, noise in enumerate(NOISE)}
+    assert fast.seconds["data_parallel"] == pytest.approx(expected)
+    late = {seed: 25_600 / 900 / noise + DRAIN for seed, noise in enumerate(NOISE)}
     assert fast.seconds["hybrid_averaging"] == pytest.approx(late)
     assert fast.speedup.estimate == pytest.approx(32 / (25_600 / 900 + DRAIN), rel=0.01)
     assert fast.speedup.low < fast.speedup.estimate < fast.speedup.high
@@ -92,7 +96,8 @@ def test_time_to_accuracy_is_images_by_the_throughput_of_a_seeds_rounds(tables: 
 def test_without_a_training_of_so_many_classes_it_is_throughput(tables: Path) -> None:
     *_, many = lateness.places(tables, STUDY)
     assert not many.learned
-    assert many.seconds["hybrid_averaging"] == pytest.approx([1000 / 400 / n for n in NOISE])
+    expected = {number: 1000 / 400 / noise for number, noise in enumerate(NOISE)}
+    assert many.seconds["hybrid_averaging"] == pytest.approx(expected)
     assert many.speedup.estimate == pytest.approx(400 / 250)
 
 
@@ -109,12 +114,51 @@ def test_the_table_names_both_and_the_link(tables: Path) -> None:
 
 
 @pytest.mark.parametrize("misses", [trained("other", 4, runs=3), trained("other", 1, runs=2)])
-def test_a_variant_of_which_a_run_misses_the_target_or_diverges_needs_for_ever(
+def test_a_variant_of_which_a_run_misses_the_target_or_diverges_has_no_time(
     misses: Variant,
 ) -> None:
-    seconds = lateness.Study((misses,), 0.85).seconds([row("other", 100)])["other"]
-    assert max(seconds) == math.inf
-    assert len(seconds) == 3
+    assert lateness.Study((misses,), TARGET).seconds([row("other", 100)]) == {"other": {}}
+
+
+@pytest.fixture
+def missed() -> lateness.Study:
+    """The study with a late variant of which two runs diverged."""
+    base, late, rival = STUDY.variants
+    return lateness.Study((base, trained(late.name, 2, runs=1), rival), TARGET)
+
+
+def test_what_has_no_time_has_a_dash(
+    missed: lateness.Study, tables: Path, sweep: pd.DataFrame
+) -> None:
+    slow, fast, _ = lateness.describe(tables, missed).splitlines()[2:]
+    assert fast.endswith("| hybrid_averaging, - | data_parallel, 32.2 | - |")
+    assert slow.endswith("| hybrid_averaging, - | ddp_powersgd, 77.3 | - |")
+    assert lateness.draw(tables, missed, sweep).png().startswith(b"\x89PNG")
+    lacking = sweep.assign(fits=sweep["fits"] & (sweep["classes"] < 1e6))
+    lacking.loc[lacking["variant"] == "data_parallel", "fits"] = True
+    maps = lateness.draw(tables, STUDY, lacking).axes[-len(scale.MAPS) :]
+    texts = [text.get_text() for axes in maps for text in axes.texts]
+    assert "-" in texts
+    assert "nanx" not in texts
+
+
+def test_seeds_are_paired_by_their_number(tables: Path) -> None:
+    """A seed that failed in one variant is in no ratio."""
+    base, late, rival = STUDY.variants
+    lame = replace(base, summaries=base.summaries[1:], failures=("FAILED",))
+    _, fast, _ = lateness.places(tables, lateness.Study((lame, late, rival), TARGET))
+    assert sorted(fast.seconds["data_parallel"]) == [1, 2]
+    own, others = fast.seconds["data_parallel"], fast.seconds["hybrid_averaging"]
+    expected = math.sqrt(own[1] / others[1] * own[2] / others[2])
+    assert fast.speedup.estimate == pytest.approx(expected)
+
+
+def test_the_range_over_seeds_is_drawn(tables: Path, sweep: pd.DataFrame) -> None:
+    slow, *_ = lateness.places(tables, STUDY)
+    panel, *_ = lateness.draw(tables, STUDY, sweep).axes
+    ends = [part[:, 1].tolist() for each in panel.collections for part in each.get_segments()]
+    seconds = [slow.seconds[name].values() for name in in_order(slow.seconds)]
+    assert ends == [pytest.approx([min(each), max(each)]) for each in seconds]
 
 
 @pytest.fixture
