@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogLocator
 
-from analysis.draw.scale import CEILINGS, LABELS, MAPS, compact
+from analysis.draw.scale import CEILINGS, LABELS, MAPS, compact, times
 from analysis.draw.scaling import CONDITIONS, UNSHAPED, Condition
 from benchmarks.on_link import Row, on_link
 from harness.compare.colours import VariantStyle, in_order, styles_of
@@ -223,8 +223,7 @@ def _until(learned: bool) -> str:
 def _draw_leads(axes: Axes, found: pd.DataFrame) -> None:
     axes.imshow(found, cmap="PuOr_r", norm=LogNorm(1 / WORTH, WORTH), origin="lower", aspect="auto")
     for (y, x), lead in np.ndenumerate(found.to_numpy()):
-        known = "-" if math.isnan(lead) else f"{lead:.2f}x"
-        axes.text(x, y, known, ha="center", va="center", fontsize=9)
+        axes.text(x, y, times(lead), ha="center", va="center", fontsize=9)
     axes.set_xticks(range(len(found.columns)), [compact(float(each)) for each in found.columns])
     axes.set_yticks(range(len(found.index)), [compact(float(each)) for each in found.index])
     axes.set_xlabel(LABELS["gbit_per_second"])

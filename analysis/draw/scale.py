@@ -1,5 +1,6 @@
 """Scale: the simulated sweep over ranks, classes and rates that cannot be measured here."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def _draw_map(axes: Axes, best: pd.DataFrame, found: Mapping[str, VariantStyle])
         style = found[row["variant"]]
         axes.add_patch(_tile(x, y, style.colour, 0.6 if row["lead"] >= CLEAR else 0.2))
         axes.plot([x], [y + 0.28], style.marker, color=style.colour, markersize=6)
-        axes.text(x, y - 0.12, f"{row['lead']:.2f}x", ha="center", va="center", fontsize=9)
+        axes.text(x, y - 0.12, times(row["lead"]), ha="center", va="center", fontsize=9)
     axes.set_xticks(range(len(rates)), [compact(rate) for rate in rates])
     axes.set_yticks(range(len(counts)), [compact(count) for count in counts])
     axes.set_xlim(-0.5, len(rates) - 0.5)
@@ -151,6 +152,11 @@ def compact(value: float) -> str:
         if value >= size and value % size == 0:
             return f"{value / size:g}{sign}"
     return f"{value:g}"
+
+
+def times(ratio: float) -> str:
+    """A ratio as text; "-" if there is none, as where a single variant fits into memory."""
+    return "-" if math.isnan(ratio) else f"{ratio:.2f}x"
 
 
 def _elsewhere(over: str) -> str:

@@ -36,6 +36,7 @@ def test_the_fastest_is_one_that_fits_and_is_no_ceiling(sweep: pd.DataFrame) -> 
     best = scale.winners(sweep, 32)
     assert list(best["variant"]) == ["hybrid_async"] * 3
     assert list(best["lead"])[:2] == pytest.approx([2.0, 1.02])
+    assert [scale.times(lead) for lead in best["lead"]] == ["2.00x", "1.02x", "-"]
 
 
 def test_shares_are_of_the_ceiling_at_the_same_place() -> None:
