@@ -12,16 +12,10 @@ from harness.doctor.finding import format_bytes
 from harness.errors import UserError, one_line
 from harness.model.backbone import head_of
 from harness.parallel.slices import Slice
-from harness.train.checkpoint.files import (
-    BACKBONE,
-    PARTIAL,
-    STATES,
-    Rows,
-    Whole,
-    write_tensors,
-)
+from harness.train.checkpoint.files import BACKBONE, STATES, Rows, Whole, write_tensors
 from harness.train.checkpoint.manifest import BadCheckpoint
 from harness.train.checkpoint.meta import Meta, described
+from harness.whole_files import PARTIAL
 
 
 def export(folder: Path, output: Path) -> int:

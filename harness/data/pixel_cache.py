@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
 from harness.errors import UserError
 from harness.locking import lock
+from harness.whole_files import PARTIAL
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +53,12 @@ def cached_pixels(
 
 
 def _write(path: Path, shape: tuple[int, ...], render: Callable[[], Iterable[np.ndarray]]) -> None:
-    # Several machines may share the folder, and a lock is not always seen by the others. The host's
-    # name keeps their partial files apart, and the last rename wins.
-    partial = path.with_name(f"{path.name}.{socket.gethostname()}.partial")
+    # Several machines may share the folder, and a lock is not always seen by the others, nor by the
+    # processes of one machine where a file system has no locks. So each has a partial file of its
+    # own, and the last rename wins.
+    own = f"{path.name}.{socket.gethostname()}."
+    _remove_left(path.parent, own)
+    partial = path.with_name(f"{own}{os.getpid()}{PARTIAL}")
     logger.info("preparing %s", path)
     try:
         with partial.open("wb") as file:
@@ -69,6 +74,14 @@ def _write(path: Path, shape: tuple[int, ...], render: Callable[[], Iterable[np.
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_left(folder: Path, own: str) -> None:
+    """Removes files that begin so, which processes of this machine have left that are gone."""
+    for path in folder.glob(f"{own}*{PARTIAL}"):
+        number = path.name.removeprefix(own).removesuffix(PARTIAL)
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            path.unlink(missing_ok=True)
 
 
 def _header(shape: tuple[int, ...], checksum: int) -> bytes:

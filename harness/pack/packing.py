@@ -29,13 +29,16 @@ from harness.errors import RunFailed, UserError
 from harness.locking import lock
 from harness.pack.parallel import make_shards
 from harness.pack.shard import Job, record_of, write_record
+from harness.whole_files import PARTIAL, write_text
 
 OWN = re.compile(
-    rf"({'|'.join(PARTS)})-\d{{5,}}({re.escape(SUFFIX)}|\.json|\.partial|\.partial-record)",
+    rf"({'|'.join(PARTS)})-\d{{5,}}"
+    rf"({re.escape(SUFFIX)}|\.json|\.json{re.escape(PARTIAL)}|\.partial|\.partial-record)",
     re.ASCII,
 )
-"""The names of shards, of their records, and of those whose writing was interrupted."""
-BESIDE = (DESCRIPTION, LEFT_OUT, f"{DESCRIPTION}.partial")
+"""The names of shards, of their records, and of those whose writing was interrupted, here or in an
+earlier version."""
+BESIDE = (DESCRIPTION, LEFT_OUT, DESCRIPTION + PARTIAL)
 """The names of a pack's other files."""
 IMAGES = 4096
 """Pictures of a shard: a million make 245 files of about a gigabyte."""
@@ -225,9 +228,7 @@ def _finish(target: Path, pack: Description) -> None:
     pack."""
     _write_left_out(pack, target)
     _check_classes(pack, target)
-    partial = target / f"{DESCRIPTION}.partial"
-    partial.write_text(pack.model_dump_json(indent=1), "utf-8")
-    partial.replace(target / DESCRIPTION)
+    write_text(target / DESCRIPTION, pack.model_dump_json(indent=1))
     kept = {shard.name for shards in pack.shards.values() for shard in shards}
     for entry in target.iterdir():
         if _is_of_shard(entry) and entry.name not in kept:

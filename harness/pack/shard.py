@@ -17,6 +17,7 @@ from harness.data.decoder import Decoder, open_decoder
 from harness.data.pack import FORMAT, INDEX, SUFFIX, Kind, Shard
 from harness.data.pixels import REDUCTIONS, VERSION, Undecodable, content_of, upright
 from harness.data.tree import shown
+from harness.whole_files import write_text
 
 QUALITY = 95
 """Of pictures that are encoded anew."""
@@ -58,10 +59,7 @@ def record_of(folder: Path, job: Job) -> Path:
 
 
 def write_record(folder: Path, job: Job, shard: Shard) -> None:
-    path = record_of(folder, job)
-    partial = path.with_suffix(".partial-record")
-    partial.write_text(shard.model_dump_json(), "utf-8")
-    partial.replace(path)
+    write_text(record_of(folder, job), shard.model_dump_json())
 
 
 def make_shard(job: Job, folder: Path, tell: Callable[[int], None]) -> Shard:

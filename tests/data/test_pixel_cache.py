@@ -1,5 +1,6 @@
 """The cache is written once, whole or not at all, and damage is noticed."""
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -45,6 +46,18 @@ def render_half(path: Path, half_done) -> None:
     cached_pixels(path, SHAPE, render)
 
 
+def render_late(path: Path, half_done, other_ended) -> None:
+    """In a process of its own: write half, and the rest once another has written all."""
+
+    def render():
+        yield from PARTS[:4]
+        half_done.set()
+        assert other_ended.wait(100)
+        yield from PARTS[4:]
+
+    cached_pixels(path, SHAPE, render)
+
+
 def test_many_processes_at_once_render_once(tmp_path):
     together, rendered = FORK.Barrier(3), FORK.Queue()
     processes = [
@@ -73,6 +86,23 @@ def test_a_writer_killed_in_the_middle_leaves_nothing_that_is_taken_for_whole(tm
     pixels = cached_pixels(path, SHAPE, lambda: PARTS)
     assert np.array_equal(pixels.numpy(), np.stack(PARTS))
     assert {file.name for file in tmp_path.iterdir()} == {"a.bin", ".lock"}
+
+
+def test_where_there_are_no_locks_each_process_has_a_file_of_its_own(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    path, half_done, other_ended = tmp_path / "a.bin", FORK.Event(), FORK.Event()
+    process = FORK.Process(target=render_late, args=(path, half_done, other_ended))
+    process.start()
+    assert half_done.wait(100)
+    cached_pixels(path, SHAPE, lambda: PARTS)
+    other_ended.set()
+    process.join(100)
+    assert process.exitcode == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"a.bin", ".lock"}
+    assert int(cached_pixels(path, SHAPE, refuse)[7, 3, 3]) == 7
 
 
 def test_a_renderer_that_fails_leaves_nothing(tmp_path):

@@ -265,10 +265,25 @@ def test_what_comes_while_it_packs_stays(folder, tmp_path, monkeypatch):
 
 def test_a_pack_that_was_interrupted_at_its_end_is_its_own(packed, folder):
     (packed / "pack.json").rename(packed / "pack.json.partial")
-    for name in ("train-00009.images", "val-00000.partial-record"):
+    for name in ("train-00009.images", "val-00000.partial-record", "val-00000.json.partial"):
         (packed / name).touch()
     pack(folder, packed, SIDE, "pixels", processes=1, images=8)
     assert len(content(packed)) == 5
+
+
+def test_what_says_that_something_is_finished_is_on_the_disk_before_it_has_its_name(
+    folder, tmp_path, monkeypatch
+):
+    """Otherwise a host that loses power leaves an empty pack.json."""
+    synced, fsync = set(), os.fsync
+
+    def noted(handle):
+        synced.add(Path(f"/proc/self/fd/{handle}").readlink().name)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    pack(folder, tmp_path / "p", SIDE, "pixels", processes=1, images=40)
+    assert {"pack.json.partial", "train-00000.json.partial", "p"} <= synced
 
 
 def test_several_processes_pack_the_same(folder, tmp_path):

@@ -12,10 +12,11 @@ from harness.parallel.launcher import launched
 from harness.parallel.ranks import Ranks
 from harness.parallel.slices import slice_of
 from harness.tracking.run_folder import CHECKPOINTS, META
-from harness.train.checkpoint.files import BACKBONE, CLASSES, PARTIAL, WINDOWS, slices_in
+from harness.train.checkpoint.files import BACKBONE, CLASSES, WINDOWS, slices_in
 from harness.train.checkpoint.manifest import BadCheckpoint, check_file
 from harness.train.checkpoint.meta import Meta, read_meta
 from harness.train.checkpoint.verdict import why_bad
+from harness.whole_files import PARTIAL
 
 NAME = re.compile(rf"({WINDOWS})({re.escape(PARTIAL)})?", re.ASCII)
 ITSELF = "."

@@ -14,14 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.parallel.slices import Slice
+from harness.whole_files import PARTIAL, to_disk
 
 BACKBONE = "backbone.safetensors"
 CLASSES = "classes.json"
 """The list of the classes' names, if they have any."""
 STATES = ("optimizer.", "exchange.")
 """Prefixes of what training needs and a model does not."""
-PARTIAL = ".partial"
-"""Behind the name of what is being written, and of what was when its writing was interrupted."""
 OLD = ".old"
 """Behind the name of what is being replaced or removed."""
 WINDOWS = r"\d{9,18}"
@@ -29,8 +28,6 @@ WINDOWS = r"\d{9,18}"
 LEFT = re.compile(rf"{WINDOWS}({re.escape(PARTIAL)}|{re.escape(OLD)})", re.ASCII)
 """Names of what is being written, replaced or removed."""
 SLICE = re.compile(r"classifier-(\d{9,})-(\d{9,})\.safetensors", re.ASCII)
-CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
-"""Errors of file systems that have no fsync for folders."""
 
 
 def write_tensors(
@@ -48,22 +45,13 @@ def write_tensors(
         raise OSError(str(error)) from error
     if path.stat().st_mode != mode:
         path.chmod(mode)  # safetensors makes files private, whatever the umask
-    _to_disk(path)
+    to_disk(path)
     return path
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a partial file and renames it, so a reader sees the old text or the new one."""
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(text, encoding="utf-8")
-    _to_disk(partial)
-    partial.replace(path)
-    _to_disk(path.parent)
 
 
 def put(new: Path, place: Path) -> None:
     """Renames a folder into place; the old one is removed last, and restored if renaming fails."""
-    _to_disk(new)
+    to_disk(new)
     old = place.with_name(place.name + OLD)
     remove(old)
     if os.path.exists(place):
@@ -75,7 +63,7 @@ def put(new: Path, place: Path) -> None:
             old.replace(place)
         raise
     for folder in (place.parent, place.parent.parent):  # both may be new
-        _to_disk(folder)
+        to_disk(folder)
     remove(old)
 
 
@@ -102,17 +90,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if not (os.path.isdir(path) and error.errno in CANNOT_SYNC):
-            raise
-    finally:
-        os.close(handle)
 
 
 def plain_file(path: Path) -> Path:

@@ -16,9 +16,10 @@ from harness.measure.redaction import masked
 from harness.measure.summary import Evaluation
 from harness.parallel.topology import Topology
 from harness.tracking.run_folder import META
-from harness.train.checkpoint.files import CLASSES, PARTIAL, plain_file
+from harness.train.checkpoint.files import CLASSES, plain_file
 from harness.train.checkpoint.manifest import BadCheckpoint, StoredFile, sha256_of
 from harness.train.course import Passed
+from harness.whole_files import PARTIAL
 
 CHECKSUM = "sha256"
 """The key in the metadata's file with the checksum of all others."""

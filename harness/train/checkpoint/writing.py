@@ -10,16 +10,10 @@ from torch import Tensor
 
 from harness.errors import one_line
 from harness.tracking.run_folder import META
-from harness.train.checkpoint.files import (
-    PARTIAL,
-    put,
-    remove,
-    retire,
-    write_tensors,
-    write_text,
-)
+from harness.train.checkpoint.files import put, remove, retire, write_tensors
 from harness.train.checkpoint.manifest import StoredFile, stored
 from harness.train.checkpoint.meta import Meta
+from harness.whole_files import PARTIAL, write_text
 
 Copies = Mapping[str, Mapping[str, Tensor] | str]
 """The content of each file that this rank writes, by the file's name: tensors in host memory, or a
