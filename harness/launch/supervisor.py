@@ -108,7 +108,8 @@ def placed(training: Training, policy: Policy) -> Training:
     used = filled(given, training.ranks)
     names = {host.name for host in used}
     spares = [host for host in policy.spares if host.name not in names]
-    checked = check_hosts([*used, *spares], training.folder, config.train.device == "cuda")
+    device = RunFolder(training.folder).device or config.train.device
+    checked = check_hosts([*used, *spares], training.folder, device == "cuda")
     for each in checked:
         if each.fault:
             _say(f"harness: {each.host.name} is left out: {each.fault}")

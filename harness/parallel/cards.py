@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.errors import UserError
+from harness.errors import RunFailed, UserError
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,21 @@ def place(choice: str, views: Sequence[View]) -> Placement:
         f"each card, or set train.device=cpu"
     )
     return Placement((None,) * len(views), warning if seen else "")
+
+
+def place_again(began: str, views: Sequence[View]) -> Placement:
+    """The same for a run that goes on, which `began` on cpu or on cuda, whatever is there now.
+
+    Raises RunFailed, on all ranks alike, if it began on cards and not every rank can have its own:
+    on processors it would be another run, many times as slow.
+    """
+    cards = _assigned([view.cards for view in views])
+    if began == "cuda" and None in cards:
+        raise RunFailed(
+            f"the run began on cards, but now {_lacking(views, cards)}; mend that, or let the run "
+            f"go on on other hosts"
+        )
+    return place(began, views)
 
 
 def _assigned(seen: Sequence[Sequence[str]]) -> tuple[int | None, ...]:

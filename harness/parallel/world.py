@@ -15,7 +15,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from harness.measure.phase import Phase
 from harness.parallel.aside import DRIFT, TIMEOUT, Aside
-from harness.parallel.cards import place, view_of
+from harness.parallel.cards import place, place_again, view_of
 from harness.parallel.group import Behind, Group, Hops, Meters
 from harness.parallel.launcher import launched
 from harness.parallel.line import Line
@@ -124,14 +124,18 @@ class World(Ranks):
         return Pending(group.allreduce([vector], options), vector, waiting)
 
 
-def choose_device(choice: str, ranks: Ranks) -> tuple[torch.device, str]:
+def choose_device(
+    choice: str, ranks: Ranks, began: str | None = None
+) -> tuple[torch.device, str]:
     """This rank's device, and a warning for the first rank to print. Collective over the world.
 
-    Raises UserError if cards are required and not every rank can have its own.
+    `began`: the kind on which a run that goes on began, which stays. Raises UserError if cards are
+    required and not every rank can have its own; RunFailed, on all ranks, if that was otherwise when
+    the run began.
     """
-    views = ranks.gather_objects(view_of(choice, launched().host), "cards")
+    views = ranks.gather_objects(view_of(began or choice, launched().host), "cards")
     with ranks.together():
-        placement = place(choice, views)
+        placement = place_again(began, views) if began else place(choice, views)
         return placement.device(ranks.topology.rank), placement.warning
 
 

@@ -13,6 +13,7 @@ from pydantic_core import from_json
 from harness.config import Config, load_resolved
 from harness.measure.redaction import masked
 from harness.measure.summary import RunSummary
+from harness.whole_files import PARTIAL, write_text
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
@@ -55,6 +56,11 @@ class RunFolder:
     def environment(self) -> dict[str, Any]:
         """Facts about machine and versions that the run recorded; empty without any."""
         return self._json(ENVIRONMENT) or {}
+
+    @property
+    def device(self) -> str | None:
+        """The kind of device that the run began on, cpu or cuda; None if it does not say so."""
+        return self.environment.get("device")
 
     @property
     def summary(self) -> RunSummary | None:
@@ -110,7 +116,7 @@ class RunFolder:
 
     def write_environment(self, facts: dict[str, Any]) -> None:
         text = json.dumps(facts, indent=2, default=str)
-        (self.path / ENVIRONMENT).write_text(masked(text), encoding="utf-8")
+        write_text(self.path / ENVIRONMENT, masked(text))
 
     def open_metrics(self) -> IO[str]:
         """Opens an empty file of metrics, which is flushed after each line."""
@@ -161,12 +167,13 @@ class RunFolder:
 
     def write_mlflow(self, where: dict[str, str]) -> None:
         """Writes where the run is in MLflow; `where` must have a `run_id`."""
-        (self.path / MLFLOW).write_text(json.dumps(where, indent=2))
+        write_text(self.path / MLFLOW, json.dumps(where, indent=2))
 
     def unmake(self) -> None:
         """Removes the files of a run that could not start."""
         for name in (CONFIG, ENVIRONMENT, METRICS, CLASSES, MLFLOW):
-            (self.path / name).unlink(missing_ok=True)
+            for each in (name, name + PARTIAL):
+                (self.path / each).unlink(missing_ok=True)
 
     def _json(self, name: str) -> dict[str, Any] | None:
         if not self.has(name):

@@ -73,6 +73,13 @@ def choose_start(config: Config, given: Place, ranks: Ranks) -> "Start":
     return Start(place, found)
 
 
+def began_on(place: Place, ranks: Ranks) -> str | None:
+    """The kind of device on which a run that goes on began; None if that is not known, and of a new
+    run. Collective over the world."""
+    own = RunFolder(place.folder).device if place.folder and place.goes_on else None
+    return next(filter(None, ranks.gather_objects(own, "began on")), None)
+
+
 @dataclass(frozen=True)
 class Start:
     """From what a run starts, as all ranks have agreed."""

@@ -49,6 +49,7 @@ from harness.train.early_end import EarlyEnd, EndedEarly
 from harness.train.going_on import (
     Place,
     Start,
+    began_on,
     begin_again,
     choose_start,
     condemn,
@@ -91,7 +92,7 @@ def run(config: Config, folder: Path | None = None, goes_on: bool = False) -> Ru
         start = choose_start(config, place, ranks)
         if start.chosen is None:  # a checkpoint has all values, and the weights may be gone
             agree_on_weights(config, ranks)
-        device, warning = choose_device(config.train.device, ranks)
+        device, warning = choose_device(config.train.device, ranks, began_on(start.place, ranks))
         if warning and ranks.is_first:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
         with (
@@ -237,6 +238,7 @@ def _journal(
     with world.together():
         if world.is_first:
             facts = environment(world.horovod_build()) | {"hosts": hosts}
+            facts |= {"ranks": world.topology.world_size, "device": world.device.type}
             commit = facts["git_commit"]
             if start.place.goes_on:
                 tracker = Tracker.go_on(config, folder, facts, start.window)

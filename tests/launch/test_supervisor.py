@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from harness.launch.supervisor import (
     replaced,
     supervise,
 )
+from harness.tracking.run_folder import RunFolder
 from harness.train.checkpoint.verdict import mark_bad
 
 H1, H2, H3 = Host("h1", 4), Host("h2", 4), Host("h3", 4)
@@ -153,3 +155,22 @@ def test_a_restart_that_cannot_begin_keeps_the_reason_of_the_failure(
         "rank 1 failed",
         "harness: not started again: cannot write the log: No space left on device",
     ]
+
+
+def test_hosts_are_asked_for_the_cards_that_the_run_began_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With train.device=auto, where ranks would take processors if a card is missing."""
+    config = Config.model_validate({"train": {"steps": 1}})
+    training = Training(tmp_path / "x.yaml", (), config, tmp_path, 2, None)
+    asked = []
+
+    def checked(hosts: Sequence[Host], folder: Path, cards: bool) -> list[Checked]:
+        asked.append(cards)
+        return [Checked(host, "") for host in hosts]
+
+    monkeypatch.setattr(supervisor, "check_hosts", checked)
+    placed(training, Policy(1))
+    RunFolder(tmp_path).write_environment({"device": "cuda"})
+    placed(training, Policy(1))
+    assert asked == [False, True]

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.errors import UserError
-from harness.parallel.cards import Placement, View, place, view_of
+from harness.errors import RunFailed, UserError
+from harness.parallel.cards import Placement, View, place, place_again, view_of
 
 FOUR = ("a", "b", "c", "d")
 
@@ -66,6 +66,16 @@ def test_demanded_cards_that_are_not_there_are_told() -> None:
         place("cuda", views(("a",), ("a",)))
     with pytest.raises(UserError, match="h0 has 0 cards"):
         place("cuda", views((), ()))
+
+
+def test_a_run_goes_on_on_the_kind_that_it_began_on() -> None:
+    two, one = views(("a", "b"), ("a", "b"), hosts=["h", "h"]), views(("a",), ("a",))
+    assert place_again("cuda", two) == Placement((0, 1))
+    with pytest.raises(RunFailed, match=r"began on cards, but now h1 has 1 card for its 1 rank"):
+        place_again("cuda", one)
+    with pytest.raises(RunFailed, match="h0 has 0 cards"):
+        place_again("cuda", views((), ()))
+    assert place_again("cpu", two) == Placement((None, None))
 
 
 def test_the_processor_needs_no_card_and_no_word() -> None:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness.checkpoint.verify import verify
+from harness.cli import main
 from harness.config import Config, load
 from harness.errors import Diverged, UserError
 from harness.tracking.ended import check_alike
@@ -20,6 +22,7 @@ from harness.train.going_on import (
     FIRST_WINDOWS,
     Place,
     Start,
+    began_on,
     begin_again,
     choose_start,
     condemn,
@@ -115,6 +118,20 @@ def test_a_run_that_has_chosen_its_kind_goes_on(run: Path) -> None:
         check_alike(asks.model_copy(update={"seed": 99}), run)
     with pytest.raises(UserError, match=r"exchange\.compression=fp16, and here it is none"):
         check_alike(recorded, run)
+
+
+def test_a_run_that_began_on_cards_does_not_go_on_on_processors(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With train.device=auto, which takes processors where a card is missing."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    RunFolder(run).write_environment({"device": "cuda"})
+    words = [str(run / "sgd.yaml"), "train.checkpoint_every=2", "--folder", str(run), "--continue"]
+    assert main(["train", *words]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("harness: the run began on cards, but now ")
+    assert began_on(Place(run, goes_on=True), world_of_one()) == "cuda"
+    assert began_on(Place(run), world_of_one()) is None
 
 
 @pytest.mark.parametrize(("after", "bad"), [(1, True), (FIRST_WINDOWS, True), (11, False)])
