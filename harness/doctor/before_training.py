@@ -1,6 +1,7 @@
 """The doctor's cheap checks before a training: a fault ends the run, a warning is printed once."""
 
 import sys
+from pathlib import Path
 
 from harness.config import Config
 from harness.doctor.finding import Finding, worst
@@ -12,8 +13,9 @@ from harness.model.flops import PRODUCTS
 from harness.parallel.world import World
 
 
-def check_before_training(config: Config, world: World) -> None:
-    """Raises UserError for a fault on any host, on the first rank. Collective over the world."""
+def check_before_training(config: Config, world: World, folder: Path | None = None) -> None:
+    """Raises UserError for a fault on any host, on the first rank. `folder`: the run's own, if it
+    was given. Collective over the world."""
     if not config.doctor.before_training:
         return
     seat = launched_seat()
@@ -27,7 +29,7 @@ def check_before_training(config: Config, world: World) -> None:
             if products_of(*given, cards) > PRODUCTS:
                 way = f"classifier: {exponentials_of(*given, cards)}; fewer images avoid this"
                 print(way, file=sys.stderr, flush=True)
-    facts = static_facts(config, seats, seat, world.device, need)
+    facts = static_facts(config, seats, seat, world.device, need, folder)
     gathered = world.gather_objects(facts, "doctor facts")
     with world.together():
         if world.is_first:

@@ -3,11 +3,13 @@
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from harness.config import Config
 from harness.doctor.finding import Facts, Finding, Level, format_bytes, limit_lines, listed
 from harness.doctor.seat import Seat
+from harness.tracking.run_folder import CHECKPOINTS
 
 CHECK = "disk"
 SPARE_BYTES = 1e9
@@ -35,15 +37,19 @@ class DiskFacts(Facts):
     places: list[Place]
 
 
-def disk_facts(config: Config, checkpoint_bytes: int, first: bool) -> DiskFacts:
+def disk_facts(
+    config: Config, checkpoint_bytes: int, first: bool, folder: Path | None = None
+) -> DiskFacts:
     """Facts of one host: every host has a cache of images, the first rank's also a run's files.
 
-    Checkpoints may go to every host; only the first knows how large they are.
+    Checkpoints may go to every host; only the first knows how large they are. `folder`: the run's
+    own, if it was given; what its checkpoints take already, of a run that goes on, needs no room.
     """
     places = [_place("cache", Path(config.data.cache), _cache_bytes(config))]
     if first or config.train.saves:
-        needed = checkpoint_bytes * _checkpoints(config)
-        places.append(_place("run's folder", Path(config.tracking.folder), needed))
+        needed = checkpoint_bytes * _checkpoints(config) - (_held(folder) if folder else 0)
+        own = folder or Path(config.tracking.folder)
+        places.append(_place("run's folder", own, max(0, needed)))
     return DiskFacts(places=places)
 
 
@@ -60,7 +66,7 @@ def judge_disk(seats: Sequence[Seat], facts: Sequence[DiskFacts | None]) -> list
 
 
 def _faults(host: str, place: Place) -> list[Finding]:
-    key = "data.cache" if place.purpose == "cache" else "tracking.folder"
+    key = "data.cache" if place.purpose == "cache" else "tracking.folder or --folder"
     where = f"the {place.purpose} {place.folder} on {host}"
     # A cache that exists may already hold all images, so it may not need to be written.
     serious: Level = "warn" if place.purpose == "cache" and place.exists else "fail"
@@ -90,6 +96,16 @@ def _place(purpose: str, folder: Path, needed: int) -> Place:
         writable=os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK),
         needed_bytes=needed,
     )
+
+
+def _held(folder: Path) -> int:
+    """Bytes of a run's checkpoints, whole or not."""
+    held = 0
+    for inside, _, names in os.walk(folder / CHECKPOINTS):
+        for name in names:
+            with suppress(OSError):  # it has just been removed
+                held += os.lstat(os.path.join(inside, name)).st_size
+    return held
 
 
 def _cache_bytes(config: Config) -> int:

@@ -1,6 +1,7 @@
 """Checks of all ranks that take milliseconds: software, names, memory, disk."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -34,16 +35,22 @@ class StaticFacts(Facts):
 
 
 def static_facts(
-    config: Config, seats: Sequence[Seat], seat: Seat, device: torch.device, need: Need | None
+    config: Config,
+    seats: Sequence[Seat],
+    seat: Seat,
+    device: torch.device,
+    need: Need | None,
+    folder: Path | None = None,
 ) -> StaticFacts:
-    """Facts of this rank; `need` is required on the first rank only."""
+    """Facts of this rank; `need` is required on the first rank only. `folder`: the run's own, if it
+    was given."""
     kept = need.checkpoint if need else 0
     return StaticFacts(
         versions=version_facts(),
         build=horovod_build(),
         memory=memory_facts(device),
         names=name_facts(seats, seat) if seat.is_host_leader else None,
-        disk=disk_facts(config, kept, seat.rank == 0) if seat.is_host_leader else None,
+        disk=disk_facts(config, kept, seat.rank == 0, folder) if seat.is_host_leader else None,
     )
 
 

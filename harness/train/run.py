@@ -109,7 +109,7 @@ def _run(
 ) -> RunSummary:
     """The rest of `run`, once all ranks have agreed on settings, data and the checkpoint.
     Collective over the world."""
-    check_before_training(config, world)
+    check_before_training(config, world, start.place.folder)
     cores = cores_of(world)
     torch.set_num_threads(cores.threads(config.train.threads))
     notes = (*dataset.notes, *verify(dataset, world, config.data))

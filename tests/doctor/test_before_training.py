@@ -1,11 +1,13 @@
 """A training checks its hosts first: a fault ends it in one line, a warning is printed once."""
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from harness.config import Config
-from harness.doctor import static
+from harness.doctor import disk, static
 from harness.doctor.before_training import check_before_training
 from harness.doctor.memory import MemoryFacts
 from harness.errors import UserError
@@ -60,3 +62,22 @@ def test_a_warning_is_told_and_the_run_goes_on(
 def test_it_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_memory(1e6, monkeypatch)
     check_before_training(config(tmp_path, before_training=False), world_of_one())
+
+
+def test_the_disk_is_that_of_the_folder_that_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own checkpoints may fill that disk: a run that goes on needs no room for them."""
+    own = config(tmp_path / "another disk")
+    saving = own.train.model_copy(update={"checkpoint_every": 1})
+    own = own.model_copy(update={"train": saving})
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    saved = tmp_path / "run" / "checkpoints" / "000000001" / "backbone.safetensors"
+    saved.parent.mkdir(parents=True)
+    saved.touch()
+    os.truncate(saved, GB)
+    with pytest.raises(UserError, match="disk: the run's folder .*another disk.* has 0 B free"):
+        check_before_training(own, world_of_one())
+    with pytest.raises(UserError, match="this run writes about"):
+        check_before_training(own, world_of_one(), tmp_path / "new")
+    check_before_training(own, world_of_one(), tmp_path / "run")

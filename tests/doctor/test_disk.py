@@ -69,6 +69,24 @@ def test_checkpoints_that_are_removed_need_no_room(keep: int, most: int) -> None
     assert disk_facts(config, checkpoint_bytes=100, first=True).places[1].needed_bytes == most * 100
 
 
+def test_what_a_run_that_goes_on_has_saved_needs_no_room(tmp_path: Path) -> None:
+    """Where its own checkpoints fill the disk it could otherwise never go on."""
+    train = {"steps": 10, "checkpoint_every": 2, "save": True}
+    config = Config.model_validate({"train": train, "tracking": {"folder": "elsewhere"}})
+    run = tmp_path / "run"
+    for window, size in (("000000002", 100), ("000000004.partial", 40)):
+        (run / "checkpoints" / window).mkdir(parents=True)
+        (run / "checkpoints" / window / "backbone.safetensors").write_bytes(bytes(size))
+    (run / "metrics.jsonl").write_bytes(bytes(10))
+
+    def place(folder: Path, checkpoint_bytes: int = 100) -> Place:
+        return disk_facts(config, checkpoint_bytes, first=True, folder=folder).places[1]
+
+    assert (place(run).folder, place(run).needed_bytes) == (str(run), 600 - 140)
+    assert place(run, checkpoint_bytes=20).needed_bytes == 0
+    assert place(tmp_path / "new").needed_bytes == 600
+
+
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
     values = {"train": {"steps": 1}, "tracking": {"folder": str(tmp_path / "runs" / "x")}}
