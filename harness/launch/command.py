@@ -91,7 +91,7 @@ def _train(
     from harness.launch.supervisor import Policy, Training, supervise
     from harness.launch.training import train_command
     from harness.parallel.topology import check_classes
-    from harness.tracking.ended import ended
+    from harness.tracking.ended import check_alike, ended
     from harness.tracking.folders import claimed, new_file, now
 
     config = load(experiment, overrides)
@@ -114,6 +114,8 @@ def _train(
     goes_on: bool = parsed.goes_on
     if goes_on and ended(config, parsed.folder):
         return 0
+    if goes_on:  # what the ranks say of a run that has trained is a failure
+        check_alike(config, parsed.folder)
     with nullcontext(parsed.folder) if goes_on else claimed(parsed.folder, automatic) as given:
         folder = given.absolute()
         training = Training(experiment, tuple(overrides), config, folder, ranks, parsed.hosts)

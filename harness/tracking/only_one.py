@@ -37,6 +37,15 @@ def only_one(folder: Path) -> Iterator[None]:
             _remove(path)  # while it is held: who waits for it sees that it is gone
 
 
+def is_trained(folder: Path) -> bool:
+    """Whether a process trains the run of the folder; False where that cannot be known."""
+    try:
+        with (folder / LOCK).open("r+") as file:
+            return not lock(file, wait_seconds=0.0)
+    except OSError:
+        return False
+
+
 def _locked(path: Path) -> IO[str] | None:
     """The file, locked; None if it cannot be written."""
     end = time.monotonic() + WAIT_SECONDS

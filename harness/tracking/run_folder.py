@@ -83,6 +83,13 @@ class RunFolder:
             points += map(from_json, lines[-1:])
         return points
 
+    @property
+    def has_trained(self) -> bool:
+        """Whether windows of the run were trained, as far as it was recorded: there is a line of
+        metrics, or a checkpoint, whole or not."""
+        metrics, saved = self.path / METRICS, self.path / CHECKPOINTS
+        return (self.has(METRICS) and metrics.stat().st_size > 0) or any(saved.glob("*"))
+
     def checkpoint(self, window: int) -> Path:
         """The folder of the checkpoint after `window` windows."""
         return self.path / CHECKPOINTS / f"{window:09d}"

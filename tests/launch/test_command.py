@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.config import load
 from harness.launch.launch import plan_launch
+from harness.tracking.run_folder import RunFolder
 from tests.horovodrun import ROOT
 
 EXPERIMENT = """
@@ -70,3 +72,19 @@ def test_horovod_wakes_less_often_only_where_ranks_outnumber_cores(
     assert "HOROVOD_CYCLE_TIME" not in plan_launch(["true"], 1, "localhost:999").line()
     assert "HOROVOD_CYCLE_TIME" not in plan_launch(["true"], 999, "192.0.2.1:999").line()
     assert plan_launch(["true"], 999, "localhost:999").line().startswith("HOROVOD_CYCLE_TIME=10 ")
+
+
+def test_a_run_with_other_settings_is_not_continued_and_no_rank_starts(tmp_path: Path) -> None:
+    """What ranks say of a run that has trained windows would be tried again."""
+    experiment, run = tmp_path / "small.yaml", tmp_path / "run"
+    experiment.write_text(EXPERIMENT)
+    run.mkdir()
+    RunFolder(run).write_config(load(experiment))
+    words = ["launch", "--folder", str(run), "--continue", str(experiment), "seed=9"]
+    done = subprocess.run(
+        [sys.executable, "-m", "harness", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "has seed=0, and here it is 9; continue it with the same settings" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not run.with_name("run.log").exists()

@@ -1,5 +1,6 @@
 """What becomes of a run's status in MLflow if its ranks do not end well."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import pytest
 from harness.config import Config
 from harness.launch import training
 from harness.launch.launch import Outcome
-from harness.launch.training import launch_training
+from harness.launch.training import launch_training, train_command
 from harness.tracking.connection import connect
 from harness.tracking.tracker import Tracker
 from tests.stores import new_store
+from tests.tracking.test_only_one import held_by_another
 
 
 @pytest.mark.parametrize(
@@ -44,5 +46,47 @@ def test_a_status_is_set_only_where_the_ranks_could_not(
     monkeypatch.setattr(training, "launch", lambda *_, **__: ended)
     outcome = launch_training([], config, tmp_path, 1, None, tmp_path / "log")
     assert outcome == ended
+    assert connect(uri).get_run(str(tracker.run_id)).info.status == after
+    tracker.finish("FINISHED")
+
+
+@pytest.mark.parametrize(
+    ("goes_on", "trained", "held", "code", "after"),
+    [
+        (True, "before", False, 1, "FAILED"),
+        (False, "meanwhile", False, 1, "FAILED"),
+        (True, "never", False, 2, "RUNNING"),
+        (True, "before", True, 1, "RUNNING"),
+        (False, "before", False, 2, "RUNNING"),
+    ],
+)
+def test_what_ranks_call_a_mistake_is_a_failure_once_windows_were_trained(
+    goes_on: bool,
+    trained: str,
+    held: bool,
+    code: int,
+    after: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A disk that did not answer for a moment must not end a night's training. In the last case
+    the run in the folder is another one; in the one before another process trains it."""
+    uri = new_store(tmp_path)
+    own = {"uri": uri, "system_metrics_seconds": 0}
+    config = Config.model_validate({"name": "t", "train": {"steps": 5}, "tracking": own})
+    tracker = Tracker.start(config, tmp_path, {})
+
+    def ends(*_: object, **__: object) -> Outcome:
+        if trained == "meanwhile":
+            tracker.log(1, {"train/loss": 1.0})
+        return Outcome(2, "harness: cannot read", tmp_path / "log", stopped=False)
+
+    if trained == "before":
+        tracker.log(1, {"train/loss": 1.0})
+    monkeypatch.setattr(training, "launch", ends)
+    command = train_command(tmp_path / "x.yaml", (), tmp_path, goes_on)
+    with held_by_another(tmp_path) if held else nullcontext():
+        outcome = launch_training(command, config, tmp_path, 1, None, tmp_path / "log")
+    assert (outcome.exit_code, outcome.reason) == (code, "harness: cannot read")
     assert connect(uri).get_run(str(tracker.run_id)).info.status == after
     tracker.finish("FINISHED")

@@ -49,3 +49,15 @@ def test_a_run_that_could_not_begin_leaves_nothing(tmp_path: Path) -> None:
     assert files.has(METRICS)
     files.unmake()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_of_metrics_or_a_checkpoint_shows_that_windows_were_trained(tmp_path: Path) -> None:
+    files = RunFolder(tmp_path)
+    files.write_config(SETTINGS)
+    with files.open_metrics() as metrics:
+        assert not files.has_trained
+        metrics.write("{")
+    assert files.has_trained
+    (tmp_path / METRICS).unlink()
+    files.checkpoint(20).with_name("000000020.partial").mkdir(parents=True)
+    assert files.has_trained
