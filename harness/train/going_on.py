@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from harness.config import Config
-from harness.errors import Diverged
+from harness.errors import Diverged, RunFailed
 from harness.measure.summary import Restarts, RunSummary
 from harness.parallel.ranks import Ranks
 from harness.tracking.ended import ended
 from harness.tracking.run_folder import CHECKPOINTS, CONFIG, RunFolder
-from harness.train.checkpoint.choice import Chosen, choose_checkpoint, newest_good
+from harness.train.checkpoint.choice import SHOWN, Chosen, choose_checkpoint, newest_good
 from harness.train.checkpoint.manifest import BadCheckpoint
 from harness.train.checkpoint.meta import read_meta
 from harness.train.checkpoint.verdict import mark_bad
@@ -55,8 +55,11 @@ def ended_on_first(config: Config, place: Place, ranks: Ranks) -> RunSummary | N
 
 
 def choose_start(config: Config, given: Place, ranks: Ranks) -> "Start":
-    """The checkpoint to resume: of a run that goes on the newest good one in its own folder; if
-    there is none, that of `train.resume`. Collective over the world.
+    """The checkpoint to resume: of a run that goes on the newest good one in its own folder; if it
+    has saved none, that of `train.resume`.
+
+    Raises RunFailed, on all ranks, if it has saved some and none of them is good: to begin with the
+    first window would remove what may still be mended. Collective over the world.
     """
     place = given.agreed(ranks)
     folder = place.folder
@@ -64,12 +67,15 @@ def choose_start(config: Config, given: Place, ranks: Ranks) -> "Start":
         return Start(place, choose_checkpoint(config, ranks))
     found, skipped = newest_good(folder, f"the run in {folder}", config, ranks)
     if found is None:
+        if lost := [str(each) for each in skipped if not each.interrupted]:
+            raise RunFailed(
+                f"the run in {folder} has checkpoints, but none to go on from: "
+                f"{', '.join(lost[:SHOWN])}; mend that, or begin anew in another --folder"
+            )
         found = choose_checkpoint(config, ranks)
-        line = f"{folder} has no good checkpoint"
-        line += f" ({', '.join(skipped[:3])})" if skipped else ""
         if ranks.is_first:
             source = f"from {found.folder}" if found else "from the first window"
-            print(f"harness: {line}; the run begins again {source}", flush=True)
+            print(f"harness: {folder} has no checkpoint; the run begins again {source}", flush=True)
     return Start(place, found)
 
 

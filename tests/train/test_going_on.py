@@ -1,5 +1,6 @@
 """From where a run goes on that ended early, what that has cost, and which checkpoint is bad."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import torch
 from harness.checkpoint.verify import verify
 from harness.cli import main
 from harness.config import Config, load
-from harness.errors import Diverged, UserError
+from harness.errors import Diverged, RunFailed, UserError
 from harness.tracking.ended import check_alike
 from harness.tracking.run_folder import BAD, CONFIG, RunFolder
 from harness.train.checkpoint.meta import CHECKSUM, read_meta
@@ -86,12 +87,47 @@ def test_without_a_good_one_it_begins_as_it_did_the_first_time(
     shutil.rmtree(run / "checkpoints")
     found = start(run)
     assert (found.chosen, found.own, found.window) == (None, None, 0)
-    assert "has no good checkpoint; the run begins again from the first window" in (
+    assert "has no checkpoint; the run begins again from the first window" in (
         capsys.readouterr().out
     )
     other = start(run, f"train.resume={checkpoint_at(original, 4)}")
     assert other.own is None
     assert other.window == 4
+
+
+def test_who_has_saved_does_not_begin_again_with_the_first_window(
+    run: Path, original: Path
+) -> None:
+    """What is bad may be mended; a run of a night must not be lost because nobody looked."""
+    for number in (2, 4):
+        shutil.rmtree(checkpoint_at(run, number))
+    mark_bad(checkpoint_at(run, 6), SAID)
+    with pytest.raises(RunFailed) as raised:
+        start(run, f"train.resume={checkpoint_at(original, 4)}")
+    assert str(raised.value).startswith(
+        f"the run in {run} has checkpoints, but none to go on from: 000000006: it is marked bad "
+        f"({SAID}; its file BAD can be removed); mend that, or begin anew in another --folder"
+    )
+
+
+def test_a_run_that_died_in_its_first_save_begins_again(run: Path) -> None:
+    for number in (2, 4):
+        shutil.rmtree(checkpoint_at(run, number))
+    checkpoint_at(run, 6).rename(run / "checkpoints" / "000000006.partial")
+    assert start(run).window == 0
+
+
+def test_a_disk_that_does_not_answer_is_not_an_empty_one(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(folder: Path) -> list[str]:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", fails)
+        with pytest.raises(UserError, match=r"cannot look for checkpoints in .*/checkpoints \(Stale"):
+            start(run)
+    assert window(start(run)) == 6
 
 
 def test_a_folder_without_a_run_begins_one(run: Path, tmp_path: Path) -> None:

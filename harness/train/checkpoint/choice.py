@@ -35,6 +35,22 @@ class Chosen:
     """One line for the user, or ""."""
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """A checkpoint that cannot be resumed."""
+
+    name: str
+    problem: str
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether its writing never ended, so that nothing was saved."""
+        return self.name.endswith(PARTIAL)
+
+    def __str__(self) -> str:
+        return self.problem if self.name == ITSELF else f"{self.name}: {self.problem}"
+
+
 def choose_checkpoint(config: Config, ranks: Ranks) -> Chosen | None:
     """The checkpoint that `train.resume` names, or the newest good one of the run that it names.
 
@@ -54,17 +70,20 @@ def choose_checkpoint(config: Config, ranks: Ranks) -> Chosen | None:
 
 def newest_good(
     given: Path, source: str, config: Config, ranks: Ranks
-) -> tuple[Chosen | None, list[str]]:
-    """The newest good checkpoint of a run's folder, or the one that the folder is, and what was
-    wrong with those that were skipped. `source` names the folder in messages.
+) -> tuple[Chosen | None, list[Skipped]]:
+    """The newest good checkpoint of a run's folder, or the one that the folder is, and those that
+    were skipped. `source` names the folder in messages.
 
-    Collective over the world.
+    Raises UserError, on one rank, if a folder cannot be looked into. Collective over the world.
     """
     readers = _Readers.of(config, given, ranks)
-    names = set().union(*ranks.gather_objects(names_in(given), "checkpoints"))
+    here: list[str] = []
+    with ranks.together():
+        here = names_in(given)
+    names = set().union(*ranks.gather_objects(here, "checkpoints"))
     if ITSELF in names:
         names = {ITSELF}
-    skipped: list[str] = []
+    skipped: list[Skipped] = []
     for name in newest_first(names):
         folder = holder(given) / name
         looks = ranks.gather_objects(readers.look(folder), "checkpoint")
@@ -72,7 +91,7 @@ def newest_good(
         if not problem:
             _check_classes(source, looks[0], config, ranks)
             return Chosen(folder, _note(source, folder, skipped, looks[0])), skipped
-        skipped.append(problem if name == ITSELF else f"{name}: {problem}")
+        skipped.append(Skipped(name, problem))
     return None, skipped
 
 
@@ -83,13 +102,24 @@ def holder(given: Path) -> Path:
 
 
 def names_in(given: Path) -> list[str]:
-    """The names of the checkpoints in a folder, complete or not; `ITSELF` if it is one."""
+    """The names of the checkpoints in a folder, complete or not; `ITSELF` if it is one.
+
+    Raises UserError for a folder that is there and cannot be looked into, as on a disk that does
+    not answer: it may hold some.
+    """
     if os.path.exists(given / META):
         return [ITSELF]
-    try:
-        return [name for name in os.listdir(holder(given)) if NAME.fullmatch(name)]
-    except (OSError, ValueError):
-        return []
+    for folder in (given / CHECKPOINTS, given):
+        try:
+            return [name for name in os.listdir(folder) if NAME.fullmatch(name)]
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            continue
+        except OSError as error:
+            raise UserError(
+                f"cannot look for checkpoints in {folder} ({error.strerror}); mend the disk, or its "
+                f"permissions"
+            ) from error
+    return []
 
 
 def newest_first(names: set[str]) -> list[str]:
@@ -189,23 +219,23 @@ def _check_classes(source: str, look: _Look, config: Config, ranks: Ranks) -> No
             )
 
 
-def _note(source: str, folder: Path, skipped: Sequence[str], look: _Look) -> str:
+def _note(source: str, folder: Path, skipped: Sequence[Skipped], look: _Look) -> str:
     parts = []
     if skipped:
-        parts.append(f"skipped {', '.join(skipped)}")
+        parts.append(f"skipped {', '.join(map(str, skipped))}")
     if not look.verified:
         parts.append("it is older than checksums, so nobody can tell whether its files are whole")
     taken = f"{source} takes {folder.name}"
     return "; ".join([taken, *parts]) if parts else ""
 
 
-def _refusal(skipped: Sequence[str]) -> str:
+def _refusal(skipped: Sequence[Skipped]) -> str:
     if not skipped:
         return (
             f"is not a checkpoint (no readable {META}) and holds none; give a folder "
             f"{CHECKPOINTS}/<window> of a run, or the run's folder for its newest good one"
         )
-    found = ", ".join(skipped[:SHOWN]) + (", ..." if len(skipped) > SHOWN else "")
+    found = ", ".join(map(str, skipped[:SHOWN])) + (", ..." if len(skipped) > SHOWN else "")
     return (
         f"cannot be resumed: {found}; give another checkpoint, or the folder of a run for its "
         f"newest good one"
