@@ -29,5 +29,12 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def ignore(number: int, frame: FrameType | None) -> None:
-    """A handler that does nothing. Unlike `signal.SIG_IGN`, started programs do not inherit it."""
+class Noted:
+    """Whether a signal has arrived, for a time in which nothing may be interrupted."""
+
+    def __init__(self) -> None:
+        self.arrived = False
+
+    def arrives(self, number: int, frame: FrameType | None) -> None:
+        """A handler."""
+        self.arrived = True

@@ -10,7 +10,7 @@ import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -32,7 +32,7 @@ from harness.launch.standstill import Standstill
 from harness.launch.warned import WARNINGS, Warned
 from harness.measure.redaction import masked
 from harness.parallel.pulse import parse
-from harness.signals import handled, ignore
+from harness.signals import Noted, handled
 
 START_SECONDS = 300
 """Time for ranks to start: if they outnumber the cores, importing torch takes long."""
@@ -64,7 +64,12 @@ class Outcome:
     log: Path
     """File of everything that all ranks printed."""
     stopped: bool
-    """Whether Ctrl-C, SIGTERM or SIGUSR1 ended it."""
+    """Whether Ctrl-C, SIGTERM or SIGUSR1 ended it, or arrived while it ended."""
+
+    def after(self, late: Noted) -> "Outcome":
+        """The same, as stopped if it failed and a signal has arrived meanwhile: what is to end must
+        not be started again."""
+        return replace(self, stopped=True) if late.arrived and self.exit_code == 1 else self
 
 
 @dataclass(frozen=True)
@@ -107,26 +112,35 @@ def launch(
     cannot be used and for a log that cannot be written. Call it from the main thread, the only one
     that can handle signals.
     """
-    plan = plan_launch(command, ranks, hosts)
+    plan, late = plan_launch(command, ranks, hosts), Noted()
+    with handled(WARNINGS, late.arrives):
+        return _watched(plan, log, _screen(screen), grace_seconds, late).after(late)
+
+
+def _watched(plan: Plan, log: Path, screen: Screen, grace_seconds: float, late: Noted) -> Outcome:
+    """Starts the ranks and ends them; `late` notes signals before and after the time in which they
+    may end by themselves."""
     mark = uuid.uuid4().hex
     record = Log(log)
     process = _started(plan, mark)
     evidence = Evidence(plan.hosts)
     standstill = Standstill(plan.hosts)
-    told = process, record, _screen(screen), evidence, standstill
+    told = process, record, screen, evidence, standstill
     reader = threading.Thread(target=_read, args=told, daemon=True)
     stopped, stuck, warning = False, "", Warned(process, grace_seconds)
     try:
         with handled(WARNINGS, warning.arrives):
             reader.start()
+            if late.arrived:
+                raise KeyboardInterrupt
             stuck = _wait(process, standstill, warning)
     except KeyboardInterrupt:
         stopped = True
     finally:
         # Ending the ranks takes seconds; a second Ctrl-C meanwhile would leave some of them behind.
-        with handled([signal.SIGINT, *WARNINGS], ignore):
+        with handled([signal.SIGINT], late.arrives):
             _end(process, mark)
-    reader.join(LEFTOVER_SECONDS)
+            reader.join(LEFTOVER_SECONDS)
     if stuck and not warning.arrived:
         return Outcome(1, stuck, log, False)
     if warning.arrived and not stopped:

@@ -56,30 +56,35 @@ def supervise(training: Training, policy: Policy, log: Path, goes_on: bool = Fal
     A mistake of the user and a stop end it at once. The output of restart N goes to `log` with a
     number. Call it from the main thread.
     """
-    outcome, best, still = _run(training, goes_on, log), -1, 0
-    for number in range(1, policy.restarts + 1):
-        if outcome.exit_code != 1 or outcome.stopped:
-            return outcome
-        reached = newest_window(training.folder)
-        still = 0 if reached > best else still + 1
-        best = max(best, reached)
-        if still >= STANDING_STILL:
-            return _given_up(outcome, f"no checkpoint was written between {still + 1} failures")
-        _say(f"{outcome.reason}\noutput of all ranks: {outcome.log}")
-        try:
-            with handled(WARNINGS, interrupt):
+    with handled(WARNINGS, interrupt):
+        outcome, best, still = _run(training, goes_on, log), -1, 0
+        for number in range(1, policy.restarts + 1):
+            if outcome.exit_code != 1 or outcome.stopped:
+                return outcome
+            try:
+                reached = newest_window(training.folder)
+                still = 0 if reached > best else still + 1
+                best = max(best, reached)
+                if still >= STANDING_STILL:
+                    why = f"no checkpoint was written between {still + 1} failures"
+                    return _given_up(outcome, why)
+                _say(f"{outcome.reason}\noutput of all ranks: {outcome.log}")
                 training = placed(training, policy)
-            source = f"the checkpoint after {reached} windows" if reached else "the first window"
-            _say(
-                f"harness: restart {number} of {policy.restarts} from {source}, with "
-                f"{training.ranks} ranks on {hosts_or_local(training.hosts, training.ranks)}"
-            )
-            outcome = _run(training, True, new_file(log))
-        except UserError as error:
-            return _given_up(outcome, str(error))
-        except KeyboardInterrupt:
-            return replace(outcome, reason="stopped by the user", stopped=True)
-    return outcome
+                _announce(number, policy, training, reached)
+                outcome = _run(training, True, new_file(log))
+            except UserError as error:
+                return _given_up(outcome, str(error))
+            except KeyboardInterrupt:
+                return replace(outcome, reason="stopped by the user", stopped=True)
+        return outcome
+
+
+def _announce(number: int, policy: Policy, training: Training, reached: int) -> None:
+    source = f"the checkpoint after {reached} windows" if reached else "the first window"
+    _say(
+        f"harness: restart {number} of {policy.restarts} from {source}, with {training.ranks} "
+        f"ranks on {hosts_or_local(training.hosts, training.ranks)}"
+    )
 
 
 def newest_window(folder: Path) -> int:

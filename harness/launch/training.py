@@ -1,5 +1,6 @@
 """Starts one training on all ranks; if they could not say in MLflow that it failed, does so."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,6 +8,8 @@ from pathlib import Path
 
 from harness.config import Config
 from harness.launch.launch import Outcome, launch
+from harness.launch.warned import WARNINGS
+from harness.signals import Noted, handled
 from harness.tracking.address import store_uri
 from harness.tracking.connection import Status, set_status
 from harness.tracking.only_one import is_trained
@@ -41,7 +44,9 @@ def launch_training(
         if is_trained(folder):  # by another process, which is why ours had to end
             return outcome
     run_id = own.mlflow_run_id if outcome.exit_code not in (0, 2) else None
+    late = Noted()
     if run_id is not None:
         status: Status = "KILLED" if outcome.stopped else "FAILED"
-        set_status(store_uri(config.tracking), run_id, status)
-    return outcome
+        with handled([signal.SIGINT, *WARNINGS], late.arrives):
+            set_status(store_uri(config.tracking), run_id, status)
+    return outcome.after(late)

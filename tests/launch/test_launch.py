@@ -12,11 +12,14 @@ import psutil
 import pytest
 
 from harness.errors import UserError
+from harness.launch import launch as launching
 from harness.launch.launch import MARK, Outcome, launch
+from harness.signals import Noted, handled
 from tests.waiting import wait_for
 
 RANK = Path(__file__).with_name("rank.py")
 ROOT = Path(__file__).resolve().parents[2]
+HOSTS = "localhost:1,127.0.0.1:1"
 LAUNCH = """
 import sys
 from pathlib import Path
@@ -31,7 +34,7 @@ print("stopped", outcome.stopped, "exit", outcome.exit_code)
 def run(mode: str, folder: Path) -> tuple[Outcome, str]:
     screen = io.StringIO()
     command = [sys.executable, str(RANK), mode, str(folder)]
-    outcome = launch(command, 2, "localhost:1,127.0.0.1:1", folder / "log.txt", screen)
+    outcome = launch(command, 2, HOSTS, folder / "log.txt", screen)
     assert_gone(folder)
     return outcome, screen.getvalue()
 
@@ -116,6 +119,34 @@ def test_who_stands_still_is_named_and_all_are_ended(
     # Who sleeps answers with its stack; the process that is stopped cannot.
     assert log.count("most recent call first") == (1 if mode == "halted" else 2)
     assert "harness-pulse" not in log + screen
+
+
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        ("_started", signal.SIGTERM),
+        ("_started", signal.SIGUSR1),
+        ("_end", signal.SIGINT),
+        ("_end", signal.SIGTERM),
+        ("_end", signal.SIGUSR1),
+    ],
+)
+def test_a_signal_that_arrives_while_ranks_start_or_end_is_not_lost(
+    moment: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who starts a run again after a failure must know that it is to end."""
+    original = getattr(launching, moment)
+
+    def interrupted(*given: object) -> object:
+        os.kill(os.getpid(), number)
+        return original(*given)
+
+    monkeypatch.setattr(launching, moment, interrupted)
+    command = [sys.executable, str(RANK), "killed", str(tmp_path)]
+    with handled([number], Noted().arrives):  # otherwise it might end this process
+        outcome = launch(command, 2, HOSTS, tmp_path / "log.txt", io.StringIO())
+    assert (outcome.exit_code, outcome.stopped) == (1, True)
+    assert ("was killed by SIGKILL" in outcome.reason) == (moment == "_end")
 
 
 def test_ranks_may_tidy_up_when_the_user_stops_them(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from harness.launch.supervisor import (
     replaced,
     supervise,
 )
+from harness.signals import Noted, handled
 from harness.tracking.run_folder import RunFolder
 from harness.train.checkpoint.verdict import mark_bad
 
@@ -174,3 +176,28 @@ def test_hosts_are_asked_for_the_cards_that_the_run_began_on(
     RunFolder(tmp_path).write_environment({"device": "cuda"})
     placed(training, Policy(1))
     assert asked == [False, True]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_warning_between_two_starts_is_a_stop(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config.model_validate({"train": {"steps": 1}})
+    training = Training(tmp_path / "x.yaml", (), config, tmp_path, 2, None)
+    starts = []
+
+    def runs(training: Training, goes_on: bool, log: Path) -> Outcome:
+        starts.append(goes_on)
+        return Outcome(1, "rank 1 failed", log, stopped=False)
+
+    def warned(folder: Path) -> int:
+        os.kill(os.getpid(), number)
+        return 0
+
+    monkeypatch.setattr(supervisor, "placed", lambda training, _: training)
+    monkeypatch.setattr(supervisor, "_run", runs)
+    monkeypatch.setattr(supervisor, "newest_window", warned)
+    with handled([number], Noted().arrives):  # otherwise it might end this process
+        outcome = supervise(training, Policy(restarts=3), tmp_path / "log")
+    assert (outcome.exit_code, outcome.stopped) == (1, True)
+    assert starts == [False]

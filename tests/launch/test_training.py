@@ -1,5 +1,7 @@
 """What becomes of a run's status in MLflow if its ranks do not end well."""
 
+import os
+import signal
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from harness.config import Config
 from harness.launch import training
 from harness.launch.launch import Outcome
 from harness.launch.training import launch_training, train_command
+from harness.signals import Noted, handled
 from harness.tracking.connection import connect
 from harness.tracking.tracker import Tracker
 from tests.stores import new_store
@@ -89,4 +92,27 @@ def test_what_ranks_call_a_mistake_is_a_failure_once_windows_were_trained(
         outcome = launch_training(command, config, tmp_path, 1, None, tmp_path / "log")
     assert (outcome.exit_code, outcome.reason) == (code, "harness: cannot read")
     assert connect(uri).get_run(str(tracker.run_id)).info.status == after
+    tracker.finish("FINISHED")
+
+
+def test_a_signal_while_the_status_is_set_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = new_store(tmp_path)
+    own = {"uri": uri, "system_metrics_seconds": 0}
+    config = Config.model_validate({"name": "t", "train": {"steps": 5}, "tracking": own})
+    tracker = Tracker.start(config, tmp_path, {})
+    set_status = training.set_status
+
+    def interrupted(*given: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        set_status(*given)
+
+    failed = Outcome(1, "why", tmp_path / "log", stopped=False)
+    monkeypatch.setattr(training, "launch", lambda *_, **__: failed)
+    monkeypatch.setattr(training, "set_status", interrupted)
+    with handled([signal.SIGTERM], Noted().arrives):  # otherwise it might end this process
+        outcome = launch_training([], config, tmp_path, 1, None, tmp_path / "log")
+    assert outcome.stopped
+    assert connect(uri).get_run(str(tracker.run_id)).info.status == "FAILED"
     tracker.finish("FINISHED")
