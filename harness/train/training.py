@@ -101,6 +101,7 @@ class Training:
         self._estimate_if_due(first, journal)
         self._ledger.begins(journal)
         self._began = time.monotonic()
+        self._evaluate_if_lost(first, journal)
         for window in range(first, self._windows):
             if self._tracing.starts(window):
                 with self._paused(window):
@@ -127,6 +128,16 @@ class Training:
         batches.close()
         self._saves.settle(journal)
         self._pulse.end()
+
+    def _evaluate_if_lost(self, first: int, journal: Journal) -> None:
+        """Makes up for the evaluation of the checkpoint that is resumed, if it was due: the run may
+        have ended between saving and evaluating. Nothing is in flight, as it was then."""
+        due = self._step.resumed is not None and self._evaluates(first)
+        if due and not self._ledger.has_evaluated(first):
+            self._ledger.draining()
+            with self._paused(first, drained=True):
+                metrics = self.evaluate(self._config.train.evaluate_images)
+                self._ledger.evaluated(first, metrics, journal)
 
     def _conclude(self, journal: Journal) -> None:
         """Ends a run that has failed after the checkpoint of its last window, which is drained."""

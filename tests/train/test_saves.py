@@ -199,3 +199,33 @@ def test_the_drain_at_the_end_is_training_time_and_in_no_rate(
     assert summary.drain_seconds > DRAIN_SECONDS
     assert summary.train_seconds > timed + DRAIN_SECONDS
     assert timed < DRAIN_SECONDS
+
+
+def test_an_evaluation_that_was_lost_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that dies between saving and evaluating must not change the time to an accuracy."""
+    changes = ["train.checkpoint_every=2", "train.evaluate_every=2"]
+    config = load(experiment(tmp_path), changes)
+    whole = Training(made(config, world_of_one()), tmp_path / "whole").run(Journal())
+    evaluate, evaluated = Training.evaluate, list[int]()
+
+    def dies(self: Training, limit: int = 0) -> dict[str, float]:
+        evaluated.append(limit)
+        if len(evaluated) == 2:
+            raise RuntimeError("killed")
+        return evaluate(self, limit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "evaluate", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(config, tmp_path / "run", Journal())
+    for window in (4, 2):
+        resume = f"train.resume={checkpoint_at(tmp_path / 'run', window)}"
+        step = made(load(experiment(tmp_path), [*changes, resume]), world_of_one())
+        found = Training(step, tmp_path / f"from {window}").run(Journal()).evaluations
+        assert [(each.window, each.metrics, each.drained) for each in found] == [
+            (each.window, each.metrics, each.drained) for each in whole.evaluations
+        ]
+        seconds = [each.train_seconds for each in found]
+        assert seconds == sorted(seconds)
