@@ -255,7 +255,9 @@ class Training:
         if self._saves.due(ended):
             self._save_drained(ended, journal)
         metrics = divergence_before
-        if self._evaluates(ended):
+        # A run that was asked to end has no time to lose; who goes on from here evaluates first.
+        ends_early = ended == self._ends_early_after and ended < self._windows
+        if self._evaluates(ended) and not ends_early:
             limit = 0 if ended == self._windows else self._config.train.evaluate_images
             metrics = self.evaluate(limit) | divergence_before
             self._ledger.evaluated(ended, metrics, journal)

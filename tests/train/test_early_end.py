@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from harness.config import load
-from harness.train.early_end import EarlyEnd
+from harness.train.early_end import EarlyEnd, EndedEarly
 from harness.train.training import Training
 from tests.alone import world_of_one
+from tests.journals import Losses
 from tests.train.checkpoint_program import made
+from tests.train.test_checkpoint import checkpoint_at
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,3 +110,28 @@ def test_the_time_of_grace_counts_from_the_request(
     monkeypatch.setattr(training, "_began", time.monotonic() - 4, raising=False)
     monkeypatch.setattr(asked, "_asked_at", time.monotonic() - seconds)
     assert training._last_window(4) == last
+
+
+def test_who_was_asked_to_end_does_not_evaluate_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saves at the planned checkpoint of window 3; what goes on from there evaluates it."""
+    file = tmp_path / "experiment.yaml"
+    file.write_text(EXPERIMENT.replace("FOLDER", str(tmp_path)))
+    changes = ["train.steps=6", "train.checkpoint_every=3", "train.evaluate_every=3"]
+    changes += ["launch.grace_seconds=200"]
+    asked, evaluate, evaluated = EarlyEnd(), Training.evaluate, list[int]()
+
+    def noted(self: Training, limit: int = 0) -> dict[str, float]:
+        evaluated.append(limit)
+        return evaluate(self, limit)
+
+    monkeypatch.setattr(Training, "evaluate", noted)
+    monkeypatch.setattr(asked, "_asked_at", time.monotonic())
+    training = Training(made(load(file, changes), world_of_one()), tmp_path, early_end=asked)
+    with pytest.raises(EndedEarly, match="after 3 of 6 windows, as asked; it goes on with"):
+        training.run(Losses())
+    assert evaluated == []
+    resume = f"train.resume={checkpoint_at(tmp_path, 3)}"
+    again = Training(made(load(file, [*changes, resume]), world_of_one()), tmp_path / "again")
+    assert [each.window for each in again.run(Losses()).evaluations] == [3, 6]
