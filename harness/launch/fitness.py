@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import one_line
+from harness.launch.environment import passed_on
 from harness.launch.hosts import Host, is_here
 from harness.launch.output import SSH_FAILED
 
@@ -20,6 +21,7 @@ CONNECT_SECONDS = 10
 """Time for ssh to reach a host."""
 HOROVODRUNS = ("-o", "PasswordAuthentication=no", "-o", "StrictHostKeyChecking=no")
 """horovodrun's own options: a host that it could use must not fail because ssh has never met it."""
+VISIBLE_CARDS = "CUDA_VISIBLE_DEVICES"
 SSH = ("env", "ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", *HOROVODRUNS)
 
 
@@ -51,7 +53,10 @@ def check_hosts(hosts: Sequence[Host], folder: Path, cards: bool) -> list[Checke
 def _start(host: Host, folder: Path, cards: int) -> "subprocess.Popen[str]":
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(dict.fromkeys([root, *filter(None, sys.path)]))
-    command = ["env", f"PYTHONPATH={path}", sys.executable, "-m", "harness.doctor.quick"]
+    variables = passed_on(os.environ) | {"PYTHONPATH": path}
+    # Which cards a host shows is its own affair: horovodrun passes no such variable on.
+    words = [f"{name}={value}" for name, value in variables.items() if name != VISIBLE_CARDS]
+    command = ["env", *words, sys.executable, "-m", "harness.doctor.quick"]
     command += [str(folder), str(cards)]
     if not _is_here(host):
         command = [*SSH, host.name, shlex.join(command)]

@@ -33,6 +33,8 @@ MARK = "harness-pulse "
 CARD_WAIT = "card_wait"
 """Shown while the host waits for its card, which may wait for other ranks in its turn. It is no
 phase of the clock."""
+SAVE_WAIT = "save_wait"
+"""Shown while a rank waits for the parts of a checkpoint that other ranks write."""
 STACKS = signal.SIGUSR2
 """Signal at which a watched rank prints the stacks of its threads to standard error."""
 

@@ -12,15 +12,19 @@ from harness.config import Config, load
 from harness.data.open import open_dataset
 from harness.errors import RunFailed, UserError
 from harness.exchange.carried import Strip
-from harness.parallel.pulse import Pulse
+from harness.measure.phase import Phase
+from harness.parallel.pulse import SAVE_WAIT, Pulse
+from harness.train.checkpoint import saves
 from harness.train.checkpoint.checkpoint import Checkpoint
 from harness.train.checkpoint.files import write_tensors
 from harness.train.checkpoint.places import Places
+from harness.train.checkpoint.writing import Writer
 from harness.train.step import make_step
 from harness.train.training import Training
 from tests.alone import world_of_one
 from tests.train.checkpoint_program import Journal, made
 from tests.train.test_checkpoint import WRITE, checkpoint_at, experiment
+from tests.waiting import wait_for
 
 LONG_SECONDS = 60.0
 """For what must happen; if it does not, the test fails."""
@@ -135,6 +139,41 @@ def test_a_failed_save_is_told_of_when_the_next_window_ends(
     training._window(1, batches, journal)
     ((_, line),) = journal.warnings
     assert "000000001 cannot be written (no); training continues without it" in line
+
+
+def test_a_slow_disk_is_no_standstill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that waits for its thread moves whenever a file has grown, or other ranks write."""
+    shown, settles = list[str](), threading.Event()
+
+    def slow(path: Path, tensors: Mapping[str, Tensor]) -> None:
+        assert settles.wait(LONG_SECONDS)
+        with path.open("wb") as file:
+            for _ in range(3):  # the first look shows in any case
+                before = len(shown)
+                file.write(bytes(100))
+                file.flush()
+                wait_for(lambda before=before: len(shown) > before, LONG_SECONDS)
+        write_tensors(path, tensors)
+
+    def gather(value: object) -> list[object]:
+        wait_for(lambda: shown[-1:] == [SAVE_WAIT], LONG_SECONDS)
+        return [value]
+
+    monkeypatch.setattr(WRITE, slow)
+    monkeypatch.setattr(saves, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(Pulse, "show", lambda _, phase: shown.append(phase))
+    journal, step = Journal(), made(load(experiment(tmp_path)), world_of_one())
+    training = Training(step, tmp_path)
+    training._window(0, step.batches(), journal)
+    monkeypatch.setitem(training._saves.__dict__, "_writer", Writer(gather, leads=True))
+    training._saves.save(training._meta(1), (), journal)
+    training._saves.judged(training._meta(1), good=True)
+    shown.clear()
+    settles.set()
+    training._saves.settle(journal)
+    assert journal.warnings == []
+    assert shown[-1] == Phase.OTHER
+    assert (checkpoint_at(tmp_path, 1) / "checkpoint.json").exists()
 
 
 def test_an_evaluation_shows_that_it_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,22 +6,28 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from harness.errors import RunFailed
 from harness.exchange.carried import Strip
+from harness.measure.phase import Phase
+from harness.parallel.pulse import SAVE_WAIT
 from harness.tracking.run_folder import CHECKPOINTS, RunFolder
 from harness.train.checkpoint.files import BACKBONE, CLASSES, clear_interrupted
 from harness.train.checkpoint.meta import Meta
 from harness.train.checkpoint.places import Places
-from harness.train.checkpoint.writing import Copies, Unwritten, Writer
+from harness.train.checkpoint.writing import Copies, Moved, Unwritten, Writer
 from harness.train.ledger import Journal
 from harness.train.step import Step
 
 LEAVE_SECONDS = 30.0
 """Longest wait for a checkpoint under way if the run ends with an error."""
+LOOK_SECONDS = 1.0
+"""Time between two looks at the thread while a rank waits for it."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ class Saves:
         if save is None:
             return
         try:
-            save.written.result()
+            self._result(save.written)
         except Unwritten as error:
             line = f"the checkpoint {save.folder} cannot be written ({error})"
             if save.last:
@@ -155,12 +161,26 @@ class Saves:
             return
         if save.good:
             self._good = save.folder
-        if save.judged and (problem := save.judged.result()):
+        if save.judged and (problem := self._result(save.judged)):
             journal.warn(
                 "after_checkpoint",
                 f"{save.folder} is complete, but what follows it failed ({problem}): its "
                 f"evaluation is not in it, or an older one is still there",
             )
+
+    def _result(self, future: "Future[Result]") -> Result:
+        """What the thread returns. While the thread gets on, this rank counts as moving, however
+        slow a disk is; while the thread waits for other ranks, so does this rank."""
+        pulse = self._step.world.meters.pulse
+        before: Moved | None = None
+        while not future.done():
+            now = self._writer.moved
+            if now != before:
+                pulse.show(SAVE_WAIT if now.waits else Phase.OTHER)
+            before = now
+            wait([future], LOOK_SECONDS)
+        pulse.show(Phase.OTHER)
+        return future.result()
 
     def close(self) -> None:
         """Lets the save under way end, also after an error. Does not wait for others forever."""

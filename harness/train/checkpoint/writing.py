@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,17 @@ from harness.whole_files import PARTIAL, write_text
 Copies = Mapping[str, Mapping[str, Tensor] | str]
 """The content of each file that this rank writes, by the file's name: tensors in host memory, or a
 text."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far a rank's part has got; it changes with each step, and while a file grows."""
+
+    steps: int
+    written: tuple[int, int]
+    """Size and blocks of the file that is being written."""
+    waits: bool
+    """Whether other ranks have to get on first."""
 
 
 class Unwritten(Exception):
@@ -36,6 +48,18 @@ class Writer:
     def __init__(self, gather: Callable[[Any], list[Any]], leads: bool) -> None:
         self._gather = gather
         self._leads = leads
+        self._steps, self._waits = 0, False
+        self._file: Path | None = None
+
+    @property
+    def moved(self) -> Moved:
+        """Where it is, for another thread."""
+        try:
+            found = os.stat(self._file) if self._file else None
+        except OSError:  # it is not there yet, or has been renamed
+            found = None
+        written = (found.st_size, found.st_blocks) if found else (0, 0)
+        return Moved(self._steps, written, self._waits)
 
     def write(self, folder: Path, copies: Copies, meta: Meta) -> Meta:
         """Writes into a partial folder and renames it to `folder`: then it is complete and on the
@@ -87,11 +111,14 @@ class Writer:
         def write() -> dict[str, StoredFile]:
             found = {}
             for name, content in copies.items():
+                self._file = partial / name
                 if isinstance(content, str):
                     write_text(partial / name, content)
                 else:
                     write_tensors(partial / name, content)
+                self._steps += 1
                 found[name] = stored(partial / name)
+                self._steps += 1
             return found
 
         files: dict[str, StoredFile] = {}
@@ -119,7 +146,9 @@ class Writer:
             made = step()
         except Exception as error:  # whatever it is: the other ranks wait to hear of it
             problem = reason(error)
+        self._steps, self._waits = self._steps + 1, True
         every = self._gather((problem, made))
+        self._waits = False
         for problem, _ in every:
             if problem:
                 raise Unwritten(problem)
