@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from horovod.runner.common.util.env import is_exportable
 from horovod.runner.util.remote import get_remote_command
 
 from harness.config import Config
@@ -201,3 +202,20 @@ def test_a_warning_between_two_starts_is_a_stop(
         outcome = supervise(training, Policy(restarts=3), tmp_path / "log")
     assert (outcome.exit_code, outcome.stopped) == (1, True)
     assert starts == [False]
+
+
+def test_a_host_is_checked_with_the_variables_that_its_ranks_get(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a library that only a variable leads to is missing in the check alone."""
+    (tmp_path / "ssh").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/given\n')
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    own = {"LD_LIBRARY_PATH": "/of the/driver", "CUDA_VISIBLE_DEVICES": "1", "MY_PASSWORD": "s3cret"}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    check_hosts((Host(GONE, 1),), tmp_path, cards=False)
+    given = (tmp_path / "given").read_text()
+    assert "'LD_LIBRARY_PATH=/of the/driver'" in given
+    assert "MY_PASSWORD" not in given
+    assert ("CUDA_VISIBLE_DEVICES" in given) == is_exportable("CUDA_VISIBLE_DEVICES")
