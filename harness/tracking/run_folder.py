@@ -63,6 +63,11 @@ class RunFolder:
         return self.environment.get("device")
 
     @property
+    def ranks(self) -> int | None:
+        """The number of ranks that the run was last started on; None if it does not say so."""
+        return self.environment.get("ranks")
+
+    @property
     def summary(self) -> RunSummary | None:
         return self.read_summary() if self.has(SUMMARY) else None
 
@@ -120,6 +125,10 @@ class RunFolder:
         one starts."""
         with (self.path / CONFIG).open("x", encoding="utf-8") as file:
             file.write(masked(config.to_yaml()))
+
+    def rewrite_config(self, config: Config) -> None:
+        """Replaces the config of a run that goes on."""
+        write_text(self.path / CONFIG, masked(config.to_yaml()))
 
     def write_environment(self, facts: dict[str, Any]) -> None:
         text = json.dumps(facts, indent=2, default=str)

@@ -20,6 +20,8 @@ from harness.tracking.reopening import Held, reopen_run
 from harness.tracking.run_folder import CONFIG, ENVIRONMENT, METRICS, RunFolder
 
 NOTHING = Held()
+NONFINITE = "_nonfinite"
+"""Behind the name of a metric: how many of its values were not finite."""
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +85,7 @@ class Tracker:
         """
         own = RunFolder(folder)
         try:
-            if not own.has(CONFIG):  # it is on a host that is gone
-                own.write_config(config)
+            changed = _record_exchange(own, config)
             before = own.points()
             kept = own.cut_metrics(window)
             own.write_environment(environment)
@@ -92,7 +93,9 @@ class Tracker:
         except OSError as error:
             raise _unwritten(folder, error) from error
         if not config.tracking.enabled:
-            return cls(folder / METRICS, metrics)
+            tracker = cls(folder / METRICS, metrics)
+            tracker._catch_up(kept)
+            return tracker
         run_id = own.mlflow_run_id
         if run_id is None:
             log.warning("%s does not name its run in MLflow: a new one begins there", folder)
@@ -104,6 +107,9 @@ class Tracker:
         tracker = cls(folder / METRICS, metrics, Delivery(run, folder), run.run_id, held)
         tracker._describe(folder)
         tracker._catch_up(kept)
+        if changed:
+            tracker.artifact(folder / CONFIG)
+            tracker.tag("warning/exchange", changed)
         return tracker
 
     def _describe(self, folder: Path) -> None:
@@ -112,7 +118,10 @@ class Tracker:
         self.artifact(folder / ENVIRONMENT)
 
     def _catch_up(self, kept: Sequence[dict[str, Any]]) -> None:
-        """Sends what MLflow lacks of these lines, and who trains now."""
+        """Counts on from these lines; sends what MLflow lacks of them, and who trains now."""
+        for name, value in (item for point in kept for item in point["metrics"].items()):
+            if name.endswith(NONFINITE):
+                self._nonfinite[name.removesuffix(NONFINITE)] = int(value)
         if self._delivery is None:
             return
         for point in self._held.missing(kept):
@@ -125,7 +134,7 @@ class Tracker:
         values = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
         for name in metrics.keys() - values.keys():
             self._nonfinite[name] += 1
-            values[f"{name}_nonfinite"] = float(self._nonfinite[name])
+            values[f"{name}{NONFINITE}"] = float(self._nonfinite[name])
         now = time.time()
         self._write({"step": step, "time": round(now, 3), "metrics": values})
         if self._delivery is not None and (lacking := self._held.lacking(step, values)):
@@ -207,6 +216,24 @@ def _make_files(config: Config, folder: Path, environment: dict[str, Any]) -> IO
     except OSError as error:
         own.unmake()
         raise _unwritten(folder, error) from error
+
+
+def _record_exchange(own: RunFolder, config: Config) -> str:
+    """Records the exchange that a run goes on with, which it may have chosen again; returns a line
+    on what is not as before, or ""."""
+    before = own.config
+    if before is None:  # it is on a host that is gone
+        own.write_config(config)
+        return ""
+    old, new = before.exchange.model_dump(), config.exchange.model_dump()
+    differing = [key for key in new if new[key] != old[key]]
+    changes = [f"exchange.{key}={new[key]} instead of {old[key]}" for key in differing]
+    if not changes:
+        return ""
+    own.rewrite_config(before.model_copy(update={"exchange": config.exchange}))
+    line = f"the run goes on with {', '.join(changes)}, which was chosen again; {CONFIG} says so now"
+    log.warning("%s", line)
+    return line
 
 
 def _unwritten(folder: Path, error: OSError) -> UserError:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from harness.config import Config
+from harness.config import Config, ExchangeConfig
 from harness.errors import Diverged, RunFailed
 from harness.measure.summary import Restarts, RunSummary
 from harness.parallel.ranks import Ranks
@@ -112,6 +112,19 @@ class Start:
             return config
         train = config.train.model_copy(update={"resume": str(self.chosen.folder)})
         return config.model_copy(update={"train": train})
+
+
+def chosen_before(start: Start, world: Ranks) -> ExchangeConfig | None:
+    """The exchange that a run which goes on has recorded, if it has saved no checkpoint that says
+    what it had chosen by measuring; None on another number of ranks. Collective over the world."""
+    own, folder = None, start.place.folder
+    with world.together():
+        if world.is_first and folder and start.place.goes_on and start.own is None:
+            files, recorded = RunFolder(folder), RunFolder(folder).config
+            if recorded and files.ranks == world.topology.world_size:
+                own = recorded.exchange
+    exchange: ExchangeConfig | None = world.broadcast(own, "recorded exchange")
+    return exchange
 
 
 @dataclass(frozen=True)

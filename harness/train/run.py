@@ -52,6 +52,7 @@ from harness.train.going_on import (
     began_on,
     begin_again,
     choose_start,
+    chosen_before,
     condemn,
     ended_on_first,
 )
@@ -116,8 +117,7 @@ def _run(
     with _own_folder(config, start.place, world) as own:
         places = _places(config, own, world, start.place.goes_on)
         capacity = _capacity(config, world, cores)
-        config = choose_kind(config, dataset, world)
-        config = choose_route(choose_pieces(config, dataset, world), dataset, world)
+        config = _with_choices(config, dataset, world, start)
         with world.together():
             step = make_step(config, dataset, world, goes_on=start.own is not None)
         training = Training(step, own, capacity, places, early_end)
@@ -139,6 +139,15 @@ def _run(
             if summary.diverged:
                 raise Diverged(summary.diverged, "lower optimizer.lr, or train for fewer windows")
             return summary
+
+
+def _with_choices(config: Config, dataset: Dataset, world: World, start: Start) -> Config:
+    """The config with all that a run chooses by measuring, once for all its restarts on as many
+    ranks. Collective over the world."""
+    if (exchange := chosen_before(start, world)) is not None:
+        return config.model_copy(update={"exchange": exchange})
+    config = choose_kind(config, dataset, world)
+    return choose_route(choose_pieces(config, dataset, world), dataset, world)
 
 
 def _meters(config: Config, device: torch.device, pulse: Pulse) -> Meters:

@@ -1,5 +1,6 @@
 """A run that goes on after a failure: no step is there twice, and none is missing."""
 
+import math
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -91,3 +92,36 @@ def test_a_store_that_is_away_is_no_reason_not_to_go_on(tmp_path: Path) -> None:
     again.finish("FINISHED")
     assert again.run_id == "known"
     assert [point["step"] for point in folder.points()] == [1]
+
+
+def test_an_exchange_that_was_chosen_again_is_recorded(empty_store: Path, tmp_path: Path) -> None:
+    """On other ranks, where a run measures again. The rest of the config stays as it began."""
+    config, folder = config_of(empty_store, tmp_path), tmp_path / "run"
+    folder.mkdir()
+    Tracker.start(config, folder, {}).finish("FAILED")
+    resumed = config.train.model_copy(update={"resume": str(folder)})
+    other = config.exchanging(route="flat").model_copy(update={"train": resumed})
+    again = Tracker.go_on(other, folder, {}, window=0)
+    again.finish("FINISHED")
+    assert again.run_id is not None
+    assert RunFolder(folder).config == config.exchanging(route="flat")
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    told = client.get_run(again.run_id).data.tags["warning/exchange"]
+    assert told.startswith("the run goes on with exchange.route=flat instead of auto, which was")
+    kept = Path(client.download_artifacts(again.run_id, "config.yaml", str(tmp_path)))
+    assert kept.read_text() == (folder / "config.yaml").read_text()
+
+
+def test_values_that_are_no_numbers_are_counted_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = Config.model_validate(CONFIG | {"tracking": {"enabled": False}})
+    first = Tracker.start(config, folder, {})
+    for window in (1, 2, 3):
+        first.log(window, {"train/loss": math.nan})
+    first.finish("FAILED")
+    again = Tracker.go_on(config, folder, {}, window=2)
+    again.log(3, {"train/loss": math.inf})
+    again.finish("FINISHED")
+    counts = [point["metrics"]["train/loss_nonfinite"] for point in RunFolder(folder).points()]
+    assert counts == [1, 2, 3]

@@ -14,9 +14,11 @@ import torch
 from harness.checkpoint.verify import verify
 from harness.cli import main
 from harness.config import Config, load
+from harness.data.open import open_dataset
 from harness.errors import Diverged, RunFailed, UserError
 from harness.tracking.ended import check_alike
 from harness.tracking.run_folder import BAD, CONFIG, RunFolder
+from harness.train import run as running
 from harness.train.checkpoint.meta import CHECKSUM, read_meta
 from harness.train.checkpoint.verdict import mark_bad
 from harness.train.going_on import (
@@ -26,6 +28,7 @@ from harness.train.going_on import (
     began_on,
     begin_again,
     choose_start,
+    chosen_before,
     condemn,
 )
 from tests.alone import world_of_one
@@ -93,6 +96,25 @@ def test_without_a_good_one_it_begins_as_it_did_the_first_time(
     other = start(run, f"train.resume={checkpoint_at(original, 4)}")
     assert other.own is None
     assert other.window == 4
+
+
+def test_what_a_run_chose_by_measuring_holds_for_its_restarts_on_as_many_ranks(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before the first checkpoint, which says it: its record and its first windows do."""
+    recorded = config_of(run).exchanging(route="flat")
+    (run / CONFIG).write_text(recorded.to_yaml())
+    RunFolder(run).write_environment({"ranks": 1})
+    assert chosen_before(start(run), world_of_one()) is None, "the checkpoint says it"
+    shutil.rmtree(run / "checkpoints")
+    config, again = config_of(run), start(run)
+    data = open_dataset(config.data)
+    with monkeypatch.context() as patch:
+        for name in ("choose_kind", "choose_pieces", "choose_route"):
+            patch.setattr(running, name, lambda *_: pytest.fail("it is measured again"))
+        assert running._with_choices(config, data, world_of_one(), again) == recorded
+    RunFolder(run).write_environment({"ranks": 2})
+    assert running._with_choices(config, data, world_of_one(), again) == config
 
 
 def test_who_has_saved_does_not_begin_again_with_the_first_window(
