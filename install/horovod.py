@@ -5,8 +5,8 @@
     python install/horovod.py --edits     list what is changed in Horovod's source, and why
 
 The last release of Horovod (0.28.1, June 2023) does not compile against current versions of torch
-and has four bugs that would falsify a comparison of waiting times. Each is fixed by a substitution
-that must match exactly once; nothing is built if one does not.
+and has bugs that would falsify a comparison of waiting times, or let ranks hang. Each is fixed by a
+substitution that must match exactly once; nothing is built if one does not.
 
 Run it with the Python whose environment holds torch, setuptools, wheel and cmake (the Makefile,
 environment.yml and the Dockerfile do). Horovod's own build variables (HOROVOD_GPU_OPERATIONS=NCCL,
@@ -123,6 +123,13 @@ EDITS = (
         "next_id_ = 1;",
         "next_id_ = 1;\n  peers_lost = false;",
         "a later hvd.init() starts with all peers present",
+    ),
+    Edit(
+        "horovod/runner/common/util/safe_shell_exec.py",
+        "codecs.getincrementaldecoder('utf8')()",
+        "codecs.getincrementaldecoder('utf8')(errors='replace')",
+        "a byte that is not UTF-8 must not end the thread that passes on what a rank prints: the rank"
+        " then waits for ever to print more",
     ),
 )
 

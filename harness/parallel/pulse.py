@@ -169,9 +169,13 @@ class Watched:
 
 
 def parse(line: str) -> Report | None:
-    """The report in a line that a rank or its leash printed, which may begin with other text."""
+    """The report in a line that a rank or its leash printed, which may begin with other text; None
+    if there is none, or other text is in it, as where two processes write at once."""
     _, found, report = line.partition(MARK)
-    return Report(**json.loads(report)) if found else None
+    try:
+        return Report(**json.loads(report)) if found else None
+    except (ValueError, TypeError):
+        return None
 
 
 def _crossed(pid: int) -> int:

@@ -111,6 +111,18 @@ def test_a_waiting_rank_does_not_spin() -> None:
     assert busy_seconds < 0.4 * waited_seconds  # a rank that spins has at least 0.7
 
 
+NO_TEXT = r"""
+import sys
+sys.stdout.buffer.write(b"a name in another encoding: \xff\n")
+print("alive")
+"""
+
+
+def test_a_byte_that_is_no_text_does_not_end_what_a_rank_prints() -> None:
+    result = horovodrun(NO_TEXT, np=1, hosts="localhost:1", timeout=60)
+    assert result.lines(0)[-1] == "alive"
+
+
 INTERFACE = """
 import horovod.torch as hvd
 import torch

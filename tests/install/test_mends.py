@@ -49,7 +49,7 @@ def test_every_edit_is_made_and_the_rest_stays(install: ModuleType, tmp_path: Pa
         assert text.endswith("\nanother line")
 
 
-@pytest.mark.parametrize("number", range(10))
+@pytest.mark.parametrize("number", range(11))
 @pytest.mark.parametrize("times", [0, 2])
 def test_an_edit_that_does_not_match_once_is_named_and_nothing_is_written(
     install: ModuleType, tmp_path: Path, number: int, times: int
@@ -70,7 +70,7 @@ def test_an_edit_that_does_not_match_once_is_named_and_nothing_is_written(
 
 
 def test_all_edits_are_tried_above(install: ModuleType) -> None:
-    assert len(install.EDITS) == 10
+    assert len(install.EDITS) == 11
 
 
 def test_a_missing_file_is_named(install: ModuleType, tmp_path: Path) -> None:

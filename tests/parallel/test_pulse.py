@@ -8,6 +8,7 @@ import time
 import pytest
 
 from harness.parallel.pulse import (
+    MARK,
     SLOW,
     SPARE,
     VARIABLE,
@@ -104,3 +105,9 @@ def test_a_report_is_found_behind_other_text() -> None:
     report = Report(3.5, 60.0, "data", 'window "7"', stopped=False, crossed=12)
     assert parse("half a line" + report.line()) == report
     assert parse("an ordinary line") is None
+
+
+@pytest.mark.parametrize("spoilt", ["{", "[]", "null", '{"seconds": 1}', "{}", "{} and more"])
+def test_a_report_with_other_text_in_it_is_an_ordinary_line(spoilt: str) -> None:
+    """Otherwise the thread that reads what ranks print would end, and they would wait for it."""
+    assert parse(MARK + spoilt) is None
