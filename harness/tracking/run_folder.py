@@ -160,15 +160,22 @@ class RunFolder:
         return (self.path / CONFIG).stat().st_mtime
 
     def restarts(self) -> list[dict[str, Any]]:
-        """The lines of restarts."""
+        """The lines of restarts. One that is truncated, because a host or a disk failed, is left
+        out."""
         if not self.has(RESTARTS):
             return []
-        text = (self.path / RESTARTS).read_text(encoding="utf-8")
-        return [from_json(line) for line in text.splitlines()]
+        found = []
+        for line in (self.path / RESTARTS).read_text("utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                found.append(from_json(line))
+        return found
 
     def add_restart(self, line: str) -> None:
-        with (self.path / RESTARTS).open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+        """Adds a line, on a line of its own also behind a truncated one."""
+        path = self.path / RESTARTS
+        whole = not self.has(RESTARTS) or path.read_bytes()[-1:] in (b"", b"\n")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n" if whole else f"\n{line}\n")
 
     def write_classes(self, names: Sequence[str]) -> Path:
         path = self.path / CLASSES

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.config import Config
-from harness.tracking.run_folder import CONFIG, METRICS, RECORD, RunFolder
+from harness.tracking.run_folder import CONFIG, METRICS, RECORD, RESTARTS, RunFolder
 
 SETTINGS = Config.model_validate({"name": "t", "seed": 3, "train": {"steps": 5}})
 
@@ -61,3 +61,14 @@ def test_a_line_of_metrics_or_a_checkpoint_shows_that_windows_were_trained(tmp_p
     (tmp_path / METRICS).unlink()
     files.checkpoint(20).with_name("000000020.partial").mkdir(parents=True)
     assert files.has_trained
+
+
+def test_a_line_of_restarts_that_is_cut_is_left_out_and_harms_no_later_one(tmp_path: Path) -> None:
+    files = RunFolder(tmp_path)
+    files.add_restart('{"restart": 1}')
+    with (tmp_path / RESTARTS).open("a") as file:
+        file.write('{"restart": 2, "at')
+    assert files.restarts() == [{"restart": 1}]
+    files.add_restart('{"restart": 2}')
+    files.add_restart('{"restart": 3}')
+    assert [line["restart"] for line in files.restarts()] == [1, 2, 3]
