@@ -6,6 +6,7 @@ from typing import Any
 from harness.arguments import Arguments, add_command, add_continue, check_continue, path
 from harness.errors import alike_on_all_ranks
 from harness.parallel.launcher import is_first
+from harness.train.early_end import EarlyEnd
 
 ABOUT = (
     "Run one training. Under horovodrun it runs on all ranks; `harness launch` starts it there.\n\n"
@@ -28,17 +29,19 @@ def add_train(commands: Any) -> None:
 
 
 def _train(parsed: argparse.Namespace) -> int:
-    from harness.config import load_with_notes
+    # From the beginning: while torch and Horovod are imported, a request would end the process.
+    with EarlyEnd().listening() as early_end:
+        from harness.config import load_with_notes
 
-    with alike_on_all_ranks():
-        given = Arguments.split(parsed.arguments)
-        loaded = load_with_notes(given.only_experiment("train"), given.overrides)
-        check_continue(parsed)
-    # Imported here because torch and Horovod take seconds to import.
-    from harness.train.run import run
+        with alike_on_all_ranks():
+            given = Arguments.split(parsed.arguments)
+            loaded = load_with_notes(given.only_experiment("train"), given.overrides)
+            check_continue(parsed)
+        # Imported here because torch and Horovod take seconds to import.
+        from harness.train.run import run
 
-    if is_first():
-        for note in loaded.notes:
-            print(f"harness: {note}", flush=True)
-    run(loaded.config, parsed.folder, parsed.goes_on)
+        if is_first():
+            for note in loaded.notes:
+                print(f"harness: {note}", flush=True)
+        run(loaded.config, parsed.folder, parsed.goes_on, early_end)
     return 0

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from types import FrameType
 
 from harness.errors import RunFailed
-from harness.signals import handled
 
 REQUEST = signal.SIGUSR1
 """The signal that asks for it. SIGTERM cannot: horovodrun ends ranks with it, in a few seconds."""
@@ -34,14 +33,21 @@ class EarlyEnd:
 
     @contextmanager
     def listening(self) -> Iterator["EarlyEnd"]:
-        """Inside the block the signal is a request."""
+        """Inside the block the signal is a request; after it, it is ignored.
+
+        So none ends the process, as it would by itself: not while a rank starts, and not while it
+        tells others how it ended.
+        """
 
         def ask(number: int, frame: FrameType | None) -> None:
             if self._asked_at is None:
                 self._asked_at = time.monotonic()
 
-        with handled([REQUEST], ask):
+        signal.signal(REQUEST, ask)
+        try:
             yield self
+        finally:
+            signal.signal(REQUEST, signal.SIG_IGN)
 
 
 class EndedEarly(RunFailed):

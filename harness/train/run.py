@@ -67,13 +67,18 @@ class Stopped(KeyboardInterrupt):
     """Raised when SIGTERM or SIGHUP arrives; ends a run as Ctrl-C does."""
 
 
-def run(config: Config, folder: Path | None = None, goes_on: bool = False) -> RunSummary:
+def run(
+    config: Config,
+    folder: Path | None = None,
+    goes_on: bool = False,
+    early_end: EarlyEnd | None = None,
+) -> RunSummary:
     """Trains as `config` describes; leaves config, metrics and summary in the run's folder.
 
     If the folder holds this run and it `goes_on`, it does so from its newest good checkpoint, in
     the same files and the same run in MLflow; if nothing of it is left to do, only its summary is
-    returned. Raises UserError for mistakes that the user can fix, on every rank and before anything
-    is written.
+    returned. `early_end`: a request to end. Raises UserError for mistakes that the user can fix, on
+    every rank and before anything is written.
     """
     topology = launched_topology()
     dataset, problem, place = None, None, Place(folder, goes_on)
@@ -97,12 +102,11 @@ def run(config: Config, folder: Path | None = None, goes_on: bool = False) -> Ru
         if warning and ranks.is_first:
             print(f"warning: {warning}", file=sys.stderr, flush=True)
         with (
-            EarlyEnd().listening() as early_end,
             open_pulse(config.train.stuck_seconds) as pulse,
             link(ranks, device, _meters(config, device, pulse)) as links,
         ):
             world = links.world(config.classifier.layout)
-            return _run(start.given(config), dataset, world, start, early_end)
+            return _run(start.given(config), dataset, world, start, early_end or EarlyEnd())
 
 
 def _run(

@@ -1,16 +1,22 @@
 """A training that is asked to end saves first; what goes on from there is the undisturbed run."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from harness import config
+from harness.cli import main
 from harness.config import load
+from harness.signals import Noted, handled
+from harness.train import run as running
 from harness.train.early_end import EarlyEnd, EndedEarly
 from harness.train.training import Training
 from tests.alone import world_of_one
@@ -135,3 +141,25 @@ def test_who_was_asked_to_end_does_not_evaluate_before(
     resume = f"train.resume={checkpoint_at(tmp_path, 3)}"
     again = Training(made(load(file, [*changes, resume]), world_of_one()), tmp_path / "again")
     assert [each.window for each in again.run(Losses()).evaluations] == [3, 6]
+
+
+def test_a_request_counts_from_the_start_and_harms_nothing_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outside of the run it would end a rank that has just started, or one that tells its end."""
+    file, taken, load_with_notes = tmp_path / "x.yaml", list[bool](), config.load_with_notes
+    file.write_text(EXPERIMENT.replace("FOLDER", str(tmp_path)))
+
+    def asked(*given: Any) -> config.Loaded:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return load_with_notes(*given)
+
+    def run(*given: Any) -> None:
+        taken.append(given[-1].asked)
+
+    monkeypatch.setattr(config, "load_with_notes", asked)
+    monkeypatch.setattr(running, "run", run)
+    with handled([signal.SIGUSR1], Noted().arrives):  # otherwise it might end this process
+        assert main(["train", str(file)]) == 0
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
+    assert taken == [True]
