@@ -273,11 +273,9 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 
 def _ended_after_warning(code: int, evidence: Evidence, log: Path) -> Outcome:
     """How a run ended that was asked to: it may have ended by itself, or failed, meanwhile."""
-    if code == 0:
-        return Outcome(0, "", log, False)
-    early = evidence.early_end()
-    if early:
-        return Outcome(3, early, log, True)
+    outcome = _outcome(code, False, evidence, log)
+    if outcome.exit_code == 0 or outcome.stopped:
+        return outcome
     return Outcome(1, f"stopped, without a checkpoint: {evidence.cause()}", log, True)
 
 
@@ -286,6 +284,8 @@ def _outcome(code: int, stopped: bool, evidence: Evidence, log: Path) -> Outcome
         return Outcome(1, "stopped by the user", log, True)
     if code == 0:
         return Outcome(0, "", log, False)
+    if early := evidence.early_end():  # also where a single rank was asked, and not this process
+        return Outcome(early.exit_code, early.line, log, True)
     mistake = evidence.user_error()
     if mistake is not None:
         return Outcome(2, mistake, log, False)

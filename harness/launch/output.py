@@ -143,6 +143,15 @@ class Screen:
         self._stream.flush()
 
 
+@dataclass(frozen=True)
+class EarlyEnd:
+    """The end of a run that was asked to end."""
+
+    exit_code: int
+    """3 if it has saved a checkpoint."""
+    line: str
+
+
 class Evidence:
     """What ranks printed before the end, from which the cause of a failure is derived."""
 
@@ -191,12 +200,12 @@ class Evidence:
         errors = [line for rank, line in self._user_errors.items() if codes.get(rank, 2) == 2]
         return errors[0] if errors and 2 in codes.values() else None
 
-    def early_end(self) -> str:
-        """What a rank said that ended early, as asked; "" if none did."""
-        if 3 not in self.exit_codes().values():
-            return ""
-        lines = [line for line in self._user_errors.values() if "ended early" in line]
-        return lines[0] if lines else "ended early"
+    def early_end(self) -> EarlyEnd | None:
+        """How a rank ended early, as asked; None if none did."""
+        lines = [line for line in self._user_errors.values() if "ended early after" in line]
+        if not lines:  # another program may end with any exit code
+            return None
+        return EarlyEnd(3 if 3 in self.exit_codes().values() else 1, lines[0])
 
     def cause(self) -> str:
         """The cause of the failure: a stopped rank, a signal, or the first rank's traceback.

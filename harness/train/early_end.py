@@ -51,10 +51,10 @@ class EarlyEnd:
 
 
 class EndedEarly(RunFailed):
-    """A run that was asked to end, and did so on all ranks after the same window."""
-
-    exit_code = 3
+    """A run that was asked to end, and did so on all ranks after the same window. Its exit code
+    says whether it can go on."""
 
     def __init__(self, window: int, windows: int, saved: bool) -> None:
+        self.exit_code = 3 if saved else 1
         goes_on = "it goes on with --continue" if saved else "nothing was saved"
         super().__init__(f"ended early after {window} of {windows} windows, as asked; {goes_on}")

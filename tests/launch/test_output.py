@@ -7,7 +7,7 @@ import pytest
 
 from harness.errors import UserError
 from harness.launch.leash import RESUMED, STOPPED
-from harness.launch.output import Evidence, Line, Log, Screen, Splitter
+from harness.launch.output import EarlyEnd, Evidence, Line, Log, Screen, Splitter
 
 ENDED = "Horovod detected ... The first process to do so was:\nProcess name: {}\nExit code: {}\n"
 
@@ -259,3 +259,11 @@ def test_a_lost_connection_is_no_signal(host: str, cause: str) -> None:
     first, last = found.cause().splitlines()
     assert first == cause
     assert last.startswith("client_loop")
+
+
+@pytest.mark.parametrize("code", [1, 3])
+def test_who_ended_early_says_by_its_exit_code_whether_it_has_saved(code: int) -> None:
+    said = "harness: ended early after 7 of 9 windows, as asked; "
+    found = evidence(rank(0, said), ENDED.format(0, code)).early_end()
+    assert found == EarlyEnd(code, said)
+    assert evidence(rank(0, "another program"), ENDED.format(0, code)).early_end() is None

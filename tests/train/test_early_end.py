@@ -163,3 +163,16 @@ def test_a_request_counts_from_the_start_and_harms_nothing_at_the_end(
         assert main(["train", str(file)]) == 0
         assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN
     assert taken == [True]
+
+
+@pytest.mark.parametrize(("every", "code"), [(0, 1), (1, 3)])
+def test_only_who_has_saved_can_go_on(every: int, code: int, tmp_path: Path) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text(EXPERIMENT.replace("FOLDER", str(tmp_path)))
+    changes = [f"train.checkpoint_every={every}", f"train.save={every > 0}"]
+    asked = EarlyEnd()
+    asked._asked_at = time.monotonic()
+    training = Training(made(load(file, changes), world_of_one()), tmp_path, early_end=asked)
+    with pytest.raises(EndedEarly) as ended:
+        training.run(Losses())
+    assert ended.value.exit_code == code
