@@ -9,6 +9,7 @@ from torch import Tensor
 from harness.errors import Diverged
 from harness.exchange.exchange import Exchange
 from harness.train.assembly import Assembly
+from harness.train.checkpoint.meta import STARTED, Progress
 
 IN_A_ROW = 5
 """Steps in a row that are dropped before the run ends: whatever causes them does not pass."""
@@ -21,13 +22,19 @@ class Dropper:
     over the world.
     """
 
-    def __init__(self, model: Assembly, exchange: Exchange) -> None:
+    def __init__(self, model: Assembly, exchange: Exchange, progress: Progress = STARTED) -> None:
+        """`progress`: that of the checkpoint that the run resumes."""
         self._model = model
         self._exchange = exchange
         self._before: list[tuple[Tensor, Tensor]] = []
-        self._in_a_row = 0
-        self.dropped = 0
+        self._in_a_row = progress.dropped_in_a_row
+        self.dropped = progress.dropped_steps
         """Steps that were dropped so far."""
+
+    def added_to(self, progress: Progress) -> Progress:
+        """The progress with what was dropped so far."""
+        counts = {"dropped_steps": self.dropped, "dropped_in_a_row": self._in_a_row}
+        return progress.model_copy(update=counts)
 
     def step_begins(self) -> None:
         """Remembers what a forward pass, or an exchange in a backward pass, changes before it is

@@ -22,7 +22,7 @@ from harness.parallel.world import World
 from harness.seeding import seed_default
 from harness.train.assembly import Assembly, assemble
 from harness.train.checkpoint.checkpoint import Checkpoint
-from harness.train.checkpoint.meta import Meta, check_resumed_names, resumed_meta
+from harness.train.checkpoint.meta import STARTED, Meta, check_resumed_names, resumed_meta
 from harness.train.course import Course, course_of
 from harness.train.dropping import Dropper
 from harness.train.finite import Watch, all_finite
@@ -194,8 +194,14 @@ def make_step(config: Config, dataset: Dataset, world: World, goes_on: bool = Fa
         checkpoint,
         resumed,
         tuple(left_out),
-        Dropper(model, exchange) if config.train.on_nonfinite == "skip" else None,
+        _dropper(model, exchange, resumed),
     )
+
+
+def _dropper(model: Assembly, exchange: Exchange, resumed: Meta | None) -> Dropper | None:
+    if model.config.train.on_nonfinite != "skip":
+        return None
+    return Dropper(model, exchange, resumed.progress if resumed else STARTED)
 
 
 def _check_length(course: Course) -> None:

@@ -312,12 +312,12 @@ class Training:
         raise EndedEarly(ended, self._windows, self._saves.has(ended))
 
     def _meta(self, ended: int) -> Meta:
-        data = self._step.model.data
+        data, progress, dropper = self._step.model.data, self._ledger.progress(), self._step.dropper
         return Meta(
             window=ended,
             num_classes=data.num_classes,
             at=time.time(),
-            progress=self._ledger.progress(),
+            progress=dropper.added_to(progress) if dropper else progress,
             passed=self._course.passed(ended),
             next_warning=self._staleness.next_warning,
             pretrained=self._step.model.begun.parameters,

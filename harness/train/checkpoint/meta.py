@@ -34,6 +34,10 @@ class Progress(BaseModel):
     train_seconds: float | None = Field(ge=0, allow_inf_nan=False)
     """None if unknown: the checkpoint is older than this field."""
     evaluations: tuple[Evaluation, ...] = ()
+    dropped_steps: int = Field(default=0, ge=0)
+    """Steps that were dropped because they were not finite (`train.on_nonfinite=skip`)."""
+    dropped_in_a_row: int = Field(default=0, ge=0)
+    """Of these the last ones, after which no step took place."""
 
 
 STARTED = Progress(train_seconds=0.0)
