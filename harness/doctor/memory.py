@@ -1,7 +1,8 @@
 """Is there enough memory for this run on every host and every card?"""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import psutil
 import torch
@@ -14,17 +15,49 @@ CHECK = "memory"
 TIGHT = 0.8
 """Share of the free memory above which there is a warning."""
 CONTROL_ROOT = Path("/sys/fs/cgroup")
-CONTROL_GROUPS = (
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    (
-        "memory/memory.limit_in_bytes",
-        "memory/memory.usage_in_bytes",
-        "memory/memory.stat",
-        "total_inactive_file",
+OWN_GROUPS = Path("/proc/self/cgroup")
+
+
+@dataclass(frozen=True)
+class Control:
+    """The control groups of one version, by which a container, a job or a service is limited."""
+
+    controller: str
+    """The one that limits memory, as the list of a process's groups names it."""
+    folder: str
+    limit: str
+    usage: str
+    cache: str
+    """The line of memory.stat with the file cache that can be reclaimed."""
+
+    def groups(self) -> Iterator[Path]:
+        """This process's group, and all groups that this one is in: each may have a limit."""
+        root = CONTROL_ROOT / self.folder
+        for controllers, path in _own_groups():
+            if self.controller in controllers.split(","):
+                own = PurePosixPath(path.strip("/"))
+                yield from (root / group for group in (own, *own.parents) if group.parts)
+        # A container may read the path that its group has on the host, and find only its own there.
+        yield root
+
+
+CONTROLS = (
+    Control(
+        controller="",
+        folder="",
+        limit="memory.max",
+        usage="memory.current",
+        cache="inactive_file",
+    ),
+    Control(
+        controller="memory",
+        folder="memory",
+        limit="memory.limit_in_bytes",
+        usage="memory.usage_in_bytes",
+        cache="total_inactive_file",
     ),
 )
-"""A container's control group files, in versions 2 and 1: limit, use, statistics, and the line of
-these with the reclaimable file cache."""
+"""Versions 2 and 1."""
 
 
 class MemoryFacts(Facts):
@@ -96,15 +129,28 @@ def _parts(need: Need) -> str:
 
 
 def _left_in_container(most: int) -> int:
-    """Bytes left below the limit of this process's control group, at most `most`."""
-    for limit, usage, statistics, cache in CONTROL_GROUPS:
-        try:
-            allowed = int((CONTROL_ROOT / limit).read_text(encoding="ascii"))
-            used = int((CONTROL_ROOT / usage).read_text(encoding="ascii"))
-            lines = (CONTROL_ROOT / statistics).read_text(encoding="ascii").splitlines()
-        except (OSError, ValueError):
-            continue  # the other version, or no limit
-        fields = dict(line.split(maxsplit=1) for line in lines)
-        # Inactive file cache counts as used, but the kernel reclaims it before a limit hurts.
-        return max(0, min(most, allowed - used + int(fields.get(cache, 0))))
-    return most
+    """Bytes left below the limits of this process's control groups, at most `most`."""
+    lefts = [_left(group, control) for control in CONTROLS for group in control.groups()]
+    return max(0, min([most, *(left for left in lefts if left is not None)]))
+
+
+def _left(group: Path, control: Control) -> int | None:
+    """Bytes left below the limit of a group; None if it has none."""
+    try:
+        allowed = int((group / control.limit).read_text(encoding="ascii"))
+        used = int((group / control.usage).read_text(encoding="ascii"))
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return None
+    fields = dict(line.split(maxsplit=1) for line in lines)
+    # Inactive file cache counts as used, but the kernel reclaims it before a limit hurts.
+    return allowed - used + int(fields.get(control.cache, 0))
+
+
+def _own_groups() -> list[tuple[str, str]]:
+    """Controllers and path of each group that this process is in."""
+    try:
+        lines = OWN_GROUPS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [(controllers, path) for _, controllers, path in (line.split(":", 2) for line in lines)]

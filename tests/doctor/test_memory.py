@@ -116,3 +116,48 @@ def test_a_container_s_limit_counts(
     (tmp_path / usage).write_text("7000\n")
     (tmp_path / statistics).write_text("inactive_file 500\ntotal_inactive_file 500\nrss 1\n")
     assert memory_facts(torch.device("cpu")).host_free == 2500
+
+
+@pytest.mark.parametrize(
+    ("listed", "folder", "limit", "usage", "cache"),
+    [
+        ("0::/job/step\n", "", "memory.max", "memory.current", "inactive_file"),
+        (
+            "7:cpu:/\n4:hugetlb,memory:/job/step\n0::/\n",
+            "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_the_tightest_of_all_groups_around_a_process_counts(
+    listed: str,
+    folder: str,
+    limit: str,
+    usage: str,
+    cache: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A scheduler limits a job, not the machine: the root's files say nothing of it."""
+    (tmp_path / "groups").write_text(listed)
+    monkeypatch.setattr(memory, "CONTROL_ROOT", tmp_path)
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "groups")
+
+    def group(path: str, allowed: str, used: int, cached: int) -> None:
+        own = tmp_path / folder / path
+        own.mkdir(parents=True, exist_ok=True)
+        (own / limit).write_text(f"{allowed}\n")
+        (own / usage).write_text(f"{used}\n")
+        (own / "memory.stat").write_text(f"{cache} {cached}\nrss 1\n")
+
+    group("job", "9000", 7000, 500)
+    assert memory_facts(torch.device("cpu")).host_free == 2500
+    group("job/step", "max", 100, 0)
+    group("", "99999", 90000, 0)
+    assert memory_facts(torch.device("cpu")).host_free == 2500
+    group("job/step", "3000", 2900, 0)
+    assert memory_facts(torch.device("cpu")).host_free == 100
+    group("other", "10", 10, 0)
+    assert memory_facts(torch.device("cpu")).host_free == 100
