@@ -128,8 +128,8 @@ EDITS = (
         "horovod/runner/common/util/safe_shell_exec.py",
         "codecs.getincrementaldecoder('utf8')()",
         "codecs.getincrementaldecoder('utf8')(errors='replace')",
-        "a byte that is not UTF-8 must not end the thread that passes on what a rank prints: the rank"
-        " then waits for ever to print more",
+        "a byte that is not UTF-8 must not end the thread that passes on what a rank prints: the "
+        "rank then waits for ever to print more",
     ),
 )
 

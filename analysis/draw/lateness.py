@@ -81,9 +81,7 @@ class Study:
         """
         return {
             each.name: (
-                seconds_by_seed(each, self.target)
-                if reached_in(each, self.target).always
-                else {}
+                seconds_by_seed(each, self.target) if reached_in(each, self.target).always else {}
             )
             for each in on_link(self.variants, table)
         }

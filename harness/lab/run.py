@@ -21,7 +21,7 @@ from harness.lab.namespaces import network
 from harness.lab.switch import RELAY_IS_GONE, relay_is_gone
 from harness.launch import leash
 from harness.launch.environment import passed_on
-from harness.signals import handled, ignore, unless_ignored
+from harness.signals import Noted, handled, unless_ignored
 
 STUTTER = re.compile(r"(\w+):(\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)(?::(0?\.\d+))?")
 SLOW_SHARE = 0.1
@@ -78,7 +78,7 @@ def _ssh(host: LabHost, command: Sequence[str], terminal: bool) -> list[str]:
 
 def _at_terminal(host: LabHost, command: Sequence[str]) -> int:
     # ssh puts the terminal into raw mode and sends Ctrl-C to the command; this process ignores it.
-    with handled([signal.SIGINT], ignore):
+    with handled([signal.SIGINT], Noted().arrives):
         with network(NAMESPACES / host.namespace):
             ssh = subprocess.Popen(_ssh(host, command, terminal=True))
         with handled([signal.SIGTERM, *unless_ignored(signal.SIGHUP)], lambda *_: ssh.terminate()):

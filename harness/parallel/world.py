@@ -124,14 +124,12 @@ class World(Ranks):
         return Pending(group.allreduce([vector], options), vector, waiting)
 
 
-def choose_device(
-    choice: str, ranks: Ranks, began: str | None = None
-) -> tuple[torch.device, str]:
+def choose_device(choice: str, ranks: Ranks, began: str | None = None) -> tuple[torch.device, str]:
     """This rank's device, and a warning for the first rank to print. Collective over the world.
 
     `began`: the kind on which a run that goes on began, which stays. Raises UserError if cards are
-    required and not every rank can have its own; RunFailed, on all ranks, if that was otherwise when
-    the run began.
+    required and not every rank can have its own; RunFailed, on all ranks, if that was otherwise
+    when the run began.
     """
     views = ranks.gather_objects(view_of(began or choice, launched().host), "cards")
     with ranks.together():

@@ -231,7 +231,9 @@ def _record_exchange(own: RunFolder, config: Config) -> str:
     if not changes:
         return ""
     own.rewrite_config(before.model_copy(update={"exchange": config.exchange}))
-    line = f"the run goes on with {', '.join(changes)}, which was chosen again; {CONFIG} says so now"
+    line = (
+        f"the run goes on with {', '.join(changes)}, which was chosen again; {CONFIG} says so now"
+    )
     log.warning("%s", line)
     return line
 

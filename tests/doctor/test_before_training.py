@@ -76,7 +76,7 @@ def test_the_disk_is_that_of_the_folder_that_was_given(
     saved.parent.mkdir(parents=True)
     saved.touch()
     os.truncate(saved, GB)
-    with pytest.raises(UserError, match="disk: the run's folder .*another disk.* has 0 B free"):
+    with pytest.raises(UserError, match=r"disk: the run's folder .*another disk.* has 0 B free"):
         check_before_training(own, world_of_one())
     with pytest.raises(UserError, match="this run writes about"):
         check_before_training(own, world_of_one(), tmp_path / "new")

@@ -211,7 +211,11 @@ def test_a_host_is_checked_with_the_variables_that_its_ranks_get(
     (tmp_path / "ssh").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/given\n')
     (tmp_path / "ssh").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    own = {"LD_LIBRARY_PATH": "/of the/driver", "CUDA_VISIBLE_DEVICES": "1", "MY_PASSWORD": "s3cret"}
+    own = {
+        "LD_LIBRARY_PATH": "/of the/driver",
+        "CUDA_VISIBLE_DEVICES": "1",
+        "MY_PASSWORD": "s3cret",
+    }
     for name, value in own.items():
         monkeypatch.setenv(name, value)
     check_hosts((Host(GONE, 1),), tmp_path, cards=False)

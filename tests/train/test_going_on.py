@@ -147,7 +147,9 @@ def test_a_disk_that_does_not_answer_is_not_an_empty_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "listdir", fails)
-        with pytest.raises(UserError, match=r"cannot look for checkpoints in .*/checkpoints \(Stale"):
+        with pytest.raises(
+            UserError, match=r"cannot look for checkpoints in .*/checkpoints \(Stale"
+        ):
             start(run)
     assert window(start(run)) == 6
 

@@ -116,8 +116,8 @@ def names_in(given: Path) -> list[str]:
             continue
         except OSError as error:
             raise UserError(
-                f"cannot look for checkpoints in {folder} ({error.strerror}); mend the disk, or its "
-                f"permissions"
+                f"cannot look for checkpoints in {folder} ({error.strerror}); mend the disk, or "
+                f"its permissions"
             ) from error
     return []
 
