@@ -40,8 +40,8 @@ from harness.compare.verdict import reached_in, seconds_by_seed
 from harness.errors import UserError
 from harness.tracking.results import Target, Variant, baseline_of, target_of
 
-PREFIX = "map-"
-"""Prefix of the names of the map's tables."""
+PREFIXES = "map-", "headline-"
+"""Prefixes of the names of the map's tables; the headline's have more variants."""
 BASELINE = "data_parallel"
 IMAGES = 1000
 """Images whose time is compared where no training has the number of classes."""
@@ -136,7 +136,7 @@ def places(tables: str | Path, study: Study) -> list[Place]:
     names = {each.name for each in study.variants}
     for name, values in conditions.items():
         file = folder / f"{name}.json"
-        if not name.startswith(PREFIX) or not file.exists():
+        if not name.startswith(PREFIXES) or not file.exists():
             continue
         table = json.loads(file.read_text(encoding="utf-8"))
         rates = {each["variant"]: each["images_per_second"] for each in table}
@@ -181,7 +181,8 @@ def leads(sweep: pd.DataFrame, cards: int) -> pd.DataFrame:
 def draw(tables: str | Path, study: Study, sweep: pd.DataFrame) -> Picture:
     """Draws a panel for each number of classes and kind of link, and `leads` for cards below.
 
-    A panel shows seconds over the fraction of its step that data parallelism loses to the link.
+    A panel shows seconds over the fraction of its step that data parallelism loses to the link, of
+    the variants that were measured in all places with so many classes.
     """
     found = places(tables, study)
     links = list(dict.fromkeys(each.link for each in found))
@@ -193,14 +194,13 @@ def draw(tables: str | Path, study: Study, sweep: pd.DataFrame) -> Picture:
         above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
         grid = above.subplots(len(classes), len(links), sharey="row", squeeze=False)
         for row, count in zip(grid, classes, strict=True):
-            measured = []
+            measured, there = [], [each for each in found if each.condition.classes == count]
+            everywhere = set[str].intersection(*(set(each.seconds) for each in there))
             for axes, link in zip(row, links, strict=True):
-                here = [
-                    each for each in found if (each.condition.classes, each.link) == (count, link)
-                ]
+                here = [each for each in there if each.link == link]
                 axes.set_visible(bool(here))
                 if here:
-                    _panel(axes, here, variants)
+                    _panel(axes, here, {name: variants[name] for name in everywhere})
                     axes.set_title(f"{count:,} classes, {link}", fontsize=9)
                     measured.append((axes, here[0].learned))
             axes, learned = measured[0]
@@ -264,8 +264,8 @@ def _rate(condition: Condition) -> str:
 def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, VariantStyle]) -> None:
     # A step takes 1 / (1 - lost) times as long as without the link, so x is that slow-down.
     spots = [1 / (1 - each.lost) for each in found]
-    for name in in_order(dict.fromkeys(name for each in found for name in each.seconds)):
-        style, runs = variants[name], [[*each.seconds.get(name, {}).values()] for each in found]
+    for name in in_order(variants):
+        style, runs = variants[name], [[*each.seconds[name].values()] for each in found]
         middles = [mean(each) if each else math.nan for each in runs]
         axes.plot(spots, middles, **line(style), label=name)
         timed = [(x, each) for x, each in zip(spots, runs, strict=True) if each]
