@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "exchange": PIECES | {"slice_pieces": 10, "delay": 1},
     },
     "ceiling": {"classifier": NODE, "exchange": {"kind": "isolated"}},
-    "hybrid_sync_sampled_int8": {"classifier": NODE | SAMPLED, "exchange": INT8},
+    "hybrid_sync_sampled": {"classifier": NODE | SAMPLED},
     "hybrid_averaging_sampled_paced_on_time": {
         "classifier": NODE | SAMPLED,
         "exchange": PIECES | {"slice_pieces": 5},
@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "hybrid_averaging_drawn": {
         "classifier": NODE | SAMPLED,
-        "exchange": PIECES | {"slice_rows": "drawn", "delay": 1},
+        "exchange": PIECES | {"slice_rows": "drawn", "delay": 1, "compression": "none"},
     },
     "partial_fc_int8": {"classifier": WORLD | SAMPLED, "exchange": INT8},
     "partial_fc_late_int8": {
@@ -65,8 +65,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ceiling_sampled": {"classifier": NODE | SAMPLED, "exchange": {"kind": "isolated"}},
 }
 """Changes to the task for each variant. Synchronous variants have the same compression as late
-ones, and the same pace of slices. With sampling, a micro-batch has a tenth of the classes. The
-ceilings exchange nothing, so they are bounds and not ways of training."""
+ones, and the same pace of slices; only gradients of sampled slices allow none. With sampling, a
+micro-batch has a tenth of the classes. The ceilings exchange nothing, so they are bounds and not
+ways of training."""
 TASK: dict[str, Any] = {
     "data": {"dataset": "synthetic", "image_size": 224},
     "backbone": {"name": "resnet50", "feature_dim": 512},

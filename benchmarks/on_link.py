@@ -17,8 +17,7 @@ from harness.measure.summary import RunSummary, Spread
 from harness.tracking.results import Variant
 
 Row = Mapping[str, Any]
-"""A row of `benchmarks.throughput`, with `rates`, `drains_ms` and `phases_ms_by_block` by round.
-Older tables have `phases_ms` alone, the mean over rounds, which every seed then shares."""
+"""A row of `benchmarks.throughput`, with `rates`, `drains_ms` and `phases_ms_by_block` by round."""
 
 HOW = (
     "Training time is images / (images/s). Speeds were measured on this link, in blocks in which "
@@ -85,9 +84,7 @@ def _share(rates: Sequence[float], number: int, of: int) -> float:
 
 def _phases(row: Row, number: int, of: int) -> Mapping[str, float]:
     """Milliseconds by phase, as the mean of every `of`-th round."""
-    blocks = row.get("phases_ms_by_block")
-    found: Mapping[str, float] = mean_of(blocks[number::of]) if blocks else row["phases_ms"]
-    return found
+    return mean_of(row["phases_ms_by_block"][number::of])
 
 
 @dataclass(frozen=True)

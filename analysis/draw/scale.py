@@ -41,7 +41,7 @@ def draw(frame: pd.DataFrame) -> Picture:
     found = styles_of(frame["variant"])
     with plot_style():
         figure = picture(13, 20)
-        parts = figure.subfigures(2, 1)
+        parts = figure.subfigures(2, 1, squeeze=False)[:, 0]
         for part, (title, rows) in zip(parts, by_sampling(frame).items(), strict=True):
             lines, maps = part.subplots(2, 3, height_ratios=(1, 0.9))
             for axes, over in zip(lines, LABELS, strict=True):

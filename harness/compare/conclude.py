@@ -13,7 +13,7 @@ from harness.compare.report import write_report
 from harness.compare.scoring import score_cells, scores, scores_meaning
 from harness.compare.sentences import as_paragraphs, meaning, sentences
 from harness.compare.table import aligned, as_markdown, as_text, comparison, piped
-from harness.compare.verdict import QUESTIONS, WAIT, Verdict, judge
+from harness.compare.verdict import Verdict, judge
 from harness.config import TrackingConfig
 from harness.errors import RunFailed
 from harness.tracking.comparison_files import ComparisonFiles
@@ -45,12 +45,7 @@ class Conclusion:
         frame = comparison(variants, baseline, target)
         predicted = results.predictions
         scored = scores(variants, frame, predicted) if predicted else None
-        questions = QUESTIONS
-        if results.timing is not None:
-            # A seed has speeds of its own rounds, but not always phases: older tables have one set
-            # of them for all seeds.
-            questions = tuple(each for each in QUESTIONS if each is not WAIT)
-        verdict = judge(variants, baseline, target, questions)
+        verdict = judge(variants, baseline, target)
         ladder = Ladder.of(variants, baseline, target)
         return cls(results, baseline, target, frame, verdict, scored, ladder)
 

@@ -149,12 +149,14 @@ def _score(chain: Chain, top: Climber, baseline: Variant) -> tuple[object, ...]:
     """The order of preference between chains, larger is better.
 
     First more rungs; then more rungs whose K, compression and pieces equal those of the top; then
-    the study's own baseline as the first rung; then levers pulled in their canonical order.
+    one library that carries all; then the study's own baseline as the first rung; then levers
+    pulled in their canonical order.
     """
     order = tuple(Lever)
     places = [-order.index(lever) for _, pulled in _pulls(chain) for lever in pulled]
     agreeing = sum(each.levers.agrees_with(top.levers) for each in chain)
-    return len(chain), agreeing, chain[0].variant is baseline, tuple(places)
+    carriers = len({each.levers.carrier for each in chain})
+    return len(chain), agreeing, -carriers, chain[0].variant is baseline, tuple(places)
 
 
 def _pulls(chain: Chain) -> list[tuple[Climber, tuple[Lever, ...]]]:

@@ -47,6 +47,8 @@ class Levers:
     """Pieces of a slice; as many as `pieces` if it has no pace of its own."""
     delay: int
     """Delay in windows."""
+    carrier: str
+    """The library that carries what crosses between nodes."""
 
     @property
     def in_order(self) -> tuple[Lever, ...]:
@@ -111,6 +113,7 @@ def levers_of(config: Config) -> Levers | None:
         exchange.pieces,
         exchange.slice_pieces or exchange.pieces,
         exchange.delay,
+        exchange.carried_by,
     )
 
 
@@ -133,7 +136,9 @@ def _hierarchical(exchange: ExchangeConfig, layout: str) -> bool:
 
 def beside_levers(configs: Sequence[Config]) -> list[str]:
     """Training settings other than levers in which the configs differ, as dotted keys."""
-    values = [config.flattened() for config in configs]
+    values = [
+        config.flattened() | {"exchange.carrier": config.exchange.carried_by} for config in configs
+    ]
     keys = dict.fromkeys(key for each in values for key in each)
     return [
         key

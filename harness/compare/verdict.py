@@ -146,14 +146,13 @@ def judge(
     variants: Sequence[Variant],
     baseline: Variant,
     target: Target | None,
-    questions: Sequence[Question] = QUESTIONS,
 ) -> Verdict:
     """Tests every rival against the baseline, and the first at the target against the others."""
     rivals = [each for each in variants if each is not baseline]
     reached = {each.name: reached_in(each, target) for each in variants}
     findings = [
         finding
-        for question in questions
+        for question in QUESTIONS
         for finding in _ask(question, rivals, baseline, target, reached)
     ]
     contest = _contest(variants, target, reached)

@@ -29,7 +29,7 @@ def row(name: str, *rates: float, drain_ms: float = 0.0) -> dict[str, object]:
         "variant": name,
         "rates": list(rates),
         "drains_ms": [drain_ms for _ in rates],
-        "phases_ms": PHASES_MS,
+        "phases_ms_by_block": [PHASES_MS] * len(rates),
         "cross_node_mb": CROSSING_MB,
     }
 

@@ -190,6 +190,13 @@ def test_of_several_that_could_be_a_rung_the_one_like_the_top_is_taken() -> None
     assert names([*WHOLE, *decoys]) == expected
 
 
+def test_of_two_late_ones_that_is_taken_which_the_same_library_carries() -> None:
+    direct = rung("direct", layout="node", **LATE | {"carrier": "torch"})
+    for variants in ([*WHOLE, direct], [direct, *WHOLE]):
+        assert names(variants) == [*(each.name for each in WHOLE[:-1]), "direct"]
+        assert not any("carrier" in note for note in ladder_notes(found(variants)))
+
+
 def test_a_lever_that_is_let_go_is_not_kept() -> None:
     """K = 4 lies on no way to K = 2."""
     k4 = rung("k4", **RARE | {"backward_passes_per_step": 4})

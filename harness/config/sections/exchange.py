@@ -89,6 +89,11 @@ class ExchangeConfig(Section):
         return self.delay > 0 and self.carrier == "horovod"
 
     @property
+    def carried_by(self) -> str:
+        """The library that carries what crosses between nodes: `carrier` is for late results."""
+        return "horovod" if self.by_horovod else "torch"
+
+    @property
     def is_torchs(self) -> bool:
         """Whether the whole exchange happens in torch's DistributedDataParallel."""
         return self.traits.is_torchs

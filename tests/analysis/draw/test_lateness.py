@@ -47,7 +47,7 @@ def row(variant: str, rate: float) -> dict[str, object]:
         "images_per_second": rate,
         "rates": [rate * noise for noise in NOISE],
         "drains_ms": [1e3 * DRAIN * late] * len(NOISE),
-        "phases_ms": PHASES_MS,
+        "phases_ms_by_block": [PHASES_MS] * len(NOISE),
         "cross_node_mb": 1.0,
         "delay": int(late),
     }
