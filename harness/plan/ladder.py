@@ -52,7 +52,9 @@ def _top(config: Config, cluster: Cluster) -> Levers:
     """
     exchange = config.exchange
     if not (exchange.traits.on_ladder and exchange.traits.local_steps):
-        return Levers(frozenset(Lever), COMPRESSION, PASSES, PIECES, PIECES, DELAY)
+        return Levers(
+            frozenset(Lever), COMPRESSION, PASSES, PIECES, PIECES, DELAY, exchange.carrier
+        )
     passes, compression = exchange.backward_passes_per_step, exchange.compression
     idle = {Lever.RARER} if passes == 1 else set()
     idle |= {Lever.FEWER_BYTES} if compression == "none" else set()
@@ -61,7 +63,15 @@ def _top(config: Config, cluster: Cluster) -> Levers:
     ).exchange.pieces
     of_slice = exchange.slice_pieces or pieces
     delay = exchange.delay or DELAY
-    return Levers(frozenset(Lever) - idle, compression, passes, pieces, of_slice, delay)
+    return Levers(
+        frozenset(Lever) - idle,
+        compression,
+        passes,
+        pieces,
+        of_slice,
+        delay,
+        exchange.carrier,
+    )
 
 
 def _climbed(config: Config, pulled: Sequence[Lever], top: Levers) -> Config:

@@ -20,6 +20,7 @@ from harness.tracking.connection import connect, open_store
 from harness.tracking.run_folder import RunFolder
 from harness.tracking.study import read_study
 from harness.tracking.tracker import Tracker
+from harness.whole_files import PARTIAL
 from tests.recorded import summary
 from tests.stores import new_store
 from tests.tracking.test_tracker import mlflow_server
@@ -166,7 +167,7 @@ def test_a_disk_that_is_full_at_the_start_is_one_line(tmp_path: Path, file: str)
     uri = new_store(tmp_path)
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / file).symlink_to("/dev/full")
+    (folder / f"{file}{PARTIAL}").symlink_to("/dev/full")
     with pytest.raises(UserError, match="No space left on device"):
         begin(uri, folder)
     assert list(folder.iterdir()) == []

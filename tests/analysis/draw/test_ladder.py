@@ -9,7 +9,7 @@ from analysis.draw import ladder
 from harness.errors import UserError
 from tests.compare.test_folder import RUNGS, keep
 
-ROW = {"cross_node_mb": 1.0, "delay": 0, "phases_ms": {"forward": 1.0}}
+ROW = {"cross_node_mb": 1.0, "delay": 0, "phases_ms_by_block": [{"forward": 1.0}] * 3}
 
 
 def kept(folder: Path, names: list[str]) -> tuple[Path, Path]:
