@@ -276,6 +276,6 @@ def _panel(axes: Axes, found: Sequence[Place], variants: Mapping[str, VariantSty
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xticks(spots, [f"{each.lost:.0%}" for each in found])
+    axes.set_xticks(spots, [f"{each.lost:.0%}" for each in found], rotation=60)
     axes.minorticks_off()
     axes.set_xlabel("share of its step that data_parallel loses")

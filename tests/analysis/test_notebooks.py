@@ -14,7 +14,7 @@ from analysis.run import HERE, NOTEBOOKS, execute, figures
 from analysis.shipping import PATHS
 from harness.tracking.study import read_study
 
-MOST_BYTES = 400_000
+MOST_BYTES = 700_000
 BOOKS = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 MAIN = {"URI": f"sqlite:///{HERE / 'store' / 'mlflow.db'}"}
 
