@@ -23,7 +23,7 @@ from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.group import Group, Meters
 from harness.parallel.world import World
 from harness.train.checkpoint.manifest import BadCheckpoint
-from harness.train.checkpoint.meta import Meta, Origin, described
+from harness.train.checkpoint.meta import Meta, described
 
 BATCH = 64
 """Images at once."""
@@ -74,7 +74,8 @@ class Trained:
 def load_trained(folder: Path, changes: Sequence[str]) -> Trained:
     """The model of a checkpoint, or of the newest in a folder.
 
-    Raises UserError if the checkpoint is bad, or a change fits none of the data's settings.
+    Raises UserError if the checkpoint is bad, or if a change fits none of the data's settings, or
+    not the model.
     """
     checkpoint, *_ = shelf(folder)
     try:
@@ -84,7 +85,7 @@ def load_trained(folder: Path, changes: Sequence[str]) -> Trained:
         names = tuple(meta.class_names(checkpoint))
     except BadCheckpoint as error:
         raise UserError(f"{checkpoint} cannot be evaluated: {error}; give another one") from error
-    config = _config(origin, changes, checkpoint)
+    config = _config(meta, changes, checkpoint)
     device = torch.device("cpu")
     if config.train.device != "cpu" and torch.cuda.is_available():
         device = torch.device("cuda")
@@ -96,8 +97,8 @@ def load_trained(folder: Path, changes: Sequence[str]) -> Trained:
     return Trained(checkpoint, config, network, world, origin.channels, levels, names)
 
 
-def _config(origin: Origin, changes: Sequence[str], checkpoint: Path) -> Config:
-    values = dict(origin.config)
+def _config(meta: Meta, changes: Sequence[str], checkpoint: Path) -> Config:
+    values = dict(meta.known_origin.config)
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals or key not in values or not key.startswith(DATA):
@@ -107,6 +108,12 @@ def _config(origin: Origin, changes: Sequence[str], checkpoint: Path) -> Config:
             )
         values[key] = value
     config = Config.from_flattened(values, f"the config in {checkpoint}")
+    # Images of a class that the model lacks would have no target's logit: a wrong loss, unseen.
+    if config.data.num_classes != meta.num_classes:
+        raise UserError(
+            f"data.num_classes={config.data.num_classes} does not fit {checkpoint}, whose "
+            f"classifier has {meta.num_classes} classes; leave it out"
+        )
     # Its values come from the checkpoint, wherever they began.
     backbone = {"weights": None, "frozen": "none", "lr_factor": 1.0}
     return config.model_copy(update={"backbone": config.backbone.model_copy(update=backbone)})

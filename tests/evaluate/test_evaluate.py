@@ -236,6 +236,17 @@ def test_mistakes(
     assert said_ in line
 
 
+@pytest.mark.parametrize("classes", [CLASSES - 1, CLASSES + 20])
+def test_another_number_of_classes_than_the_model_s(
+    run: Path, capfd: pytest.CaptureFixture[str], classes: int
+) -> None:
+    """There are as many characters, so that nothing else would be said."""
+    (line,) = said(capfd, run, f"data.num_classes={classes}", code=2)
+    assert f"data.num_classes={classes} does not fit " in line
+    assert line.endswith(f"whose classifier has {CLASSES} classes; leave it out")
+    assert len(said(capfd, run, f"data.num_classes={CLASSES}")) == 2
+
+
 def test_a_damaged_checkpoint(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = checkpoint_at(run, STEPS) / "backbone.safetensors"
     content = file.read_bytes()
