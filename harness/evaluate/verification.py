@@ -1,4 +1,8 @@
-"""How well a score tells pairs of one class from pairs of two: accuracy in folds, TAR at FAR."""
+"""How well a score tells pairs of one class from pairs of two: accuracy in folds, TAR at FAR.
+
+Both kinds weigh the same in an accuracy, however many pairs of each there are: it is the mean of
+the shares of each kind that are on the right side of a threshold.
+"""
 
 import math
 from dataclasses import dataclass
@@ -20,8 +24,7 @@ class Verification:
     """Pairs of one class."""
     different: int
     accuracy: float
-    """Mean over ten folds: pairs on the right side of the threshold that is best on the other
-    nine."""
+    """Mean over ten folds, each at the threshold that is best on the other nine."""
     deviation: float
     """Standard deviation over the folds."""
     accept_rates: dict[float, float | None]
@@ -50,7 +53,7 @@ def _accuracy(genuine: Tensor, impostor: Tensor, fold: int) -> float:
     inside = [_fold(len(each)) == fold for each in (genuine, impostor)]
     threshold = best_threshold(genuine[~inside[0]], impostor[~inside[1]])
     own = genuine[inside[0]] >= threshold, impostor[inside[1]] < threshold
-    return float(torch.cat(own).double().mean())
+    return fmean(float(right.double().mean()) for right in own)
 
 
 def _fold(count: int) -> Tensor:
@@ -58,15 +61,16 @@ def _fold(count: int) -> Tensor:
 
 
 def best_threshold(genuine: Tensor, impostor: Tensor) -> float:
-    """The threshold with the most pairs on their right side: a score from it on means the same. It
-    lies half-way between two scores; of several equally good ones it is the middle one."""
+    """The threshold with the best accuracy: a score from it on means the same. It lies half-way
+    between two scores; of several equally good ones it is the middle one."""
     scores = torch.cat((genuine, impostor)).double()
     order = scores.argsort()
     is_genuine = (torch.arange(len(scores)) < len(genuine))[order]
     ordered = scores[order]
-    # Below place n lie n scores: right are the impostors among them and the others not below.
-    zero = torch.zeros(1, dtype=torch.int64)
-    below = torch.cat((zero, (~is_genuine).cumsum(0))) - torch.cat((zero, is_genuine.cumsum(0)))
+    # Below place n lie n scores: right are the impostors among them and the others not below. A
+    # pair weighs as many as there are of the other kind: whole numbers, so that ties are exact.
+    gains = torch.where(is_genuine, -len(impostor), len(genuine)).cumsum(0)
+    below = torch.cat((torch.zeros(1, dtype=torch.int64), gains))
     ends = torch.cat((torch.tensor([True]), ordered[1:] > ordered[:-1], torch.tensor([True])))
     places = (below == below[ends].max()).logical_and(ends).nonzero().flatten()
     place = int(places[len(places) // 2])

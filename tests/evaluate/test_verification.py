@@ -19,7 +19,9 @@ SCORES = st.lists(st.integers(-9, 9), min_size=1, max_size=25)
 
 
 def right(genuine: list[int], impostor: list[int], threshold: float) -> int:
-    return sum(s >= threshold for s in genuine) + sum(s < threshold for s in impostor)
+    """The sum of the shares on the right side, times the numbers of both kinds."""
+    kept = sum(s >= threshold for s in genuine) * len(impostor)
+    return kept + sum(s < threshold for s in impostor) * len(genuine)
 
 
 @given(SCORES, SCORES)
@@ -71,10 +73,27 @@ def test_the_folds_are_those_of_a_list_of_alternating_blocks() -> None:
     assert found.accept_rates == {1e-3: None, 1e-4: None}
 
 
+def of_many_impostors(times: int) -> Verification:
+    """Each impostor comes so many times; half as many are there as are genuine."""
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.randn(300, generator=generator)
+    scores = torch.cat((drawn[:200] + 1, drawn[200:].repeat_interleave(times)))
+    return verified(scores, torch.arange(len(scores)) < 200)
+
+
+def test_how_many_pairs_of_a_kind_there_are_changes_no_accuracy() -> None:
+    one, many = of_many_impostors(1), of_many_impostors(60)
+    assert (one.different, many.different) == (100, 6000)
+    assert many.accuracy == pytest.approx(one.accuracy)
+    assert many.deviation == pytest.approx(one.deviation)
+    assert 0.6 < one.accuracy < 0.8
+
+
 def test_what_is_told_apart_and_what_is_not() -> None:
     same = torch.arange(40_000) < 20_000
     apart = verified(same.float(), same)
     assert apart == Verification(20_000, 20_000, 1.0, 0.0, {1e-3: 1.0, 1e-4: 1.0})
-    alike = verified(torch.zeros(40_000), same)
-    assert alike.accuracy == 0.5
-    assert alike.accept_rates == {1e-3: 0.0, 1e-4: 0.0}
+    for share in (20_000, 400):
+        alike = verified(torch.zeros(40_000), torch.arange(40_000) < share)
+        assert alike.accuracy == 0.5
+        assert alike.accept_rates == {1e-3: 0.0, 1e-4: 0.0}
