@@ -1,5 +1,6 @@
 """Pairs of images: read from a list, or drawn from a folder of classes."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from harness.evaluate.verification import FOLDS
 from harness.seeding import seeded_generator
 
 MOST_SAME = 100_000
+"""Most pairs of one class that are drawn from a folder: all classes have equal shares of them, at
+least a pair each."""
 MOST_DIFFERENT = 1_000_000
-"""Most pairs of each kind that are drawn from a folder."""
+"""Most pairs of two classes."""
 BLOCK = 1 << 16
 """Pairs whose scores are computed at once."""
 
@@ -41,15 +44,16 @@ def read_pairs(file: Path) -> tuple[list[Path], Pairs]:
     are none, by blanks. Raises UserError for a line that does not fit.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Only "\n" ends a line: splitlines() would also cut names at the separators of Unicode.
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the pairs in {file} ({error}); correct the path") from error
     places: dict[str, int] = {}
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate((line.removesuffix("\r") for line in lines), start=1):
         if not line.strip():
             continue
-        cells = line.rstrip("\n").split("\t") if "\t" in line else line.split()
+        cells = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
         if len(cells) != 3 or cells[2].strip() not in ("0", "1"):
             raise UserError(
                 f"{file}, line {number}: {line[:60]!r} does not fit; write two image files, and 1 "
@@ -66,20 +70,18 @@ def read_pairs(file: Path) -> tuple[list[Path], Pairs]:
 
 
 def drawn_pairs(labels: Tensor, folder: Path) -> Pairs:
-    """Pairs of images with these labels: all, or so many drawn at random, the same each time.
+    """Pairs of images with these labels, each once, in random order, the same each time: all, or
+    some drawn at random.
 
-    Raises UserError if there are too few of a kind.
+    A class has all its pairs, or its share of `MOST_SAME`. Pairs of two classes are those among all
+    pairs, or among twice `MOST_DIFFERENT` that are drawn, up to that number. Raises UserError if
+    there are too few of a kind.
     """
     generator = seeded_generator(0, "pairs")
     same = _within(labels, generator)
-    count = len(labels)
-    if count * (count - 1) // 2 <= MOST_DIFFERENT:
-        everything = torch.combinations(torch.arange(count), 2)
-    else:
-        everything = torch.randint(0, count, (2 * MOST_DIFFERENT, 2), generator=generator)
-    different = everything[labels[everything[:, 0]] != labels[everything[:, 1]]]
-    shuffled = different[torch.randperm(len(different), generator=generator)][:MOST_DIFFERENT]
-    whole = torch.cat((same, shuffled))
+    drawn = _some_pairs(len(labels), 2 * MOST_DIFFERENT, generator)
+    different = drawn[labels[drawn[:, 0]] != labels[drawn[:, 1]]][:MOST_DIFFERENT]
+    whole = torch.cat((same, different))
     pairs = Pairs(whole[:, 0], whole[:, 1], torch.arange(len(whole)) < len(same))
     _check_enough(pairs.same, str(folder))
     return pairs
@@ -87,14 +89,35 @@ def drawn_pairs(labels: Tensor, folder: Path) -> Pairs:
 
 def _within(labels: Tensor, generator: torch.Generator) -> Tensor:
     """Pairs [pairs, 2] of one class, in random order."""
-    classes = labels.unique().tolist()
-    share = max(1, MOST_SAME // len(classes))
-    found = []
-    for label in classes:
-        own = torch.combinations((labels == label).nonzero().flatten(), 2)
-        found.append(own[torch.randperm(len(own), generator=generator)][:share])
-    whole = torch.cat(found)
+    counts = labels.unique(return_counts=True)[1].tolist()
+    share = max(1, MOST_SAME // len(counts))
+    whole = torch.cat(
+        [
+            own[_some_pairs(len(own), share, generator)]
+            for own in labels.argsort(stable=True).split(counts)
+        ]
+    )
     return whole[torch.randperm(len(whole), generator=generator)]
+
+
+def _some_pairs(count: int, most: int, generator: torch.Generator) -> Tensor:
+    """All pairs [pairs, 2] of the numbers below `count`, or `most` of them, in random order."""
+    numbers = _distinct(count * (count - 1) // 2, most, generator)
+    # Pair number n (n - 1) / 2 + m is (m, n), with m < n: each pair of numbers has one, from 0 on.
+    second = (((8 * numbers + 1).double().sqrt() + 1) / 2).long()
+    return torch.stack((numbers - second * (second - 1) // 2, second), dim=1)
+
+
+def _distinct(count: int, most: int, generator: torch.Generator) -> Tensor:
+    """All numbers below `count`, or `most` of them, in random order: takes memory for twice `most`
+    of them, not for all."""
+    if count <= 2 * most:
+        return torch.randperm(count, generator=generator)[:most]
+    found = torch.zeros(0, dtype=torch.int64)
+    while len(found) < most:
+        more = torch.randint(count, (most,), generator=generator)
+        found = torch.cat((found, more)).unique()
+    return found[torch.randperm(len(found), generator=generator)[:most]]
 
 
 def _check_enough(same: Tensor, place: str) -> None:
