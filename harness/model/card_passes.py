@@ -25,6 +25,7 @@ from harness.model.operands import (
     inverse_lengths,
     tiles,
 )
+from harness.model.product import product_into
 from harness.model.statistics import Statistics
 
 
@@ -54,7 +55,7 @@ class Workspace:
 
     def logits(self, tile: Tile, weight_cD: Tensor) -> Logits:
         raw_cn = self._logits_cn[: len(weight_cD)]
-        product(weight_cD, self._given.features.T, raw_cn)
+        product_into(raw_cn, weight_cD, self._given.features.T)
         return Logits(raw_cn, self._given, tile)
 
     def exponentials(self, tile: Tile) -> Tensor:
@@ -63,14 +64,6 @@ class Workspace:
             images = len(self._given.targets)
             self._exponentials_cn = self._given.features.new_empty(self._size, images)
         return self._exponentials_cn[: tile.stop - tile.start]
-
-
-def product(left: Tensor, right: Tensor, into: Tensor) -> None:
-    """Multiplies matrices of equal precision; accumulates and writes in the precision of `into`."""
-    if left.dtype == into.dtype:
-        torch.mm(left, right, out=into)
-    else:
-        torch.mm(left, right, out_dtype=into.dtype, out=into)
 
 
 def first_pass(given: Operands, size: int, kept: Kept) -> FirstPass:
@@ -90,7 +83,7 @@ def first_pass(given: Operands, size: int, kept: Kept) -> FirstPass:
         if exponentials_cn is None:
             exponentials_cn = work.exponentials(tile)
         exponentiate(logits, found, turn.shift, exponentials_cn, work.partial)
-        product(exponentials_cn.T, weight_cD, part_nD)
+        product_into(part_nD, exponentials_cn.T, weight_cD)
         fold(part_nD, work.partial, turn, logits.blocks, found)
     return found
 
@@ -119,9 +112,9 @@ def second_pass(
         share(features_nD, shift_n, whole, slope, scaled_nD, share_n)
         rows = into.of(tile)
         if slope_cD is None:
-            product(exponentials_cn, scaled_nD, rows.weight)
+            product_into(rows.weight, exponentials_cn, scaled_nD)
         else:
-            product(exponentials_cn, scaled_nD, slope_cD[: len(rows.weight)])
+            product_into(slope_cD[: len(rows.weight)], exponentials_cn, scaled_nD)
             # Without a scale it is only counted, not read.
             weight_cD = rows.weight if given.scale is None else tile.rows_of(given.weight)
             through_length(slope_cD, weight_cD, given.scale, rows.weight, into.add)

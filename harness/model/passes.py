@@ -29,6 +29,7 @@ from harness.model.operands import (
     inverse_lengths,
     tiles,
 )
+from harness.model.product import product, product_into
 from harness.model.statistics import Statistics
 
 Look = Callable[[Tile, Tensor], None]
@@ -54,8 +55,8 @@ def first_pass(
 def _take(
     given: Operands, tile: Tile, found: FirstPass, kept: Kept | None, look: Look | None
 ) -> None:
-    product_cD, inverse_c = _weight(given, tile)
-    logits_cn = _logits(given, tile, product_cD, inverse_c)
+    rows_cD, inverse_c = _weight(given, tile)
+    logits_cn = _logits(given, tile, rows_cD, inverse_c)
     if given.margin is not None:
         _put(logits_cn, tile, found.target)
     else:
@@ -86,15 +87,15 @@ def _take(
     found.shifts.append(max_n)
     assert found.mixed is not None
     found.mixed.mul_(before_n[:, None])
-    part_nD = exponentials_cn.T.to(product_cD.dtype) @ product_cD
-    found.mixed.addcmul_(part_nD.to(found.mixed.dtype), own_n[:, None])
+    part_nD = product(exponentials_cn.T.to(rows_cD.dtype), rows_cD, found.mixed.dtype)
+    found.mixed.addcmul_(part_nD, own_n[:, None])
 
 
 def exponentials(given: Operands, tile: Tile, found: FirstPass) -> Tensor:
     """The exponentials of the first pass, computed again, [c, n]."""
     inverse_c = found.inverses[tile.number] if given.scale is not None else None
-    product_cD = tile.rows_of(given.weight).to(given.features.dtype)
-    logits_cn = _logits(given, tile, product_cD, inverse_c)
+    rows_cD = tile.rows_of(given.weight).to(given.features.dtype)
+    logits_cn = _logits(given, tile, rows_cD, inverse_c)
     if given.margin is not None:
         _put(logits_cn, tile, found.target)
     exponentials_cn = logits_cn.sub_(found.shifts[tile.number]).exp_()
@@ -127,9 +128,9 @@ def _weight(given: Operands, tile: Tile) -> tuple[Tensor, Tensor | None]:
     return weight_cD.to(given.features.dtype), inverse_c
 
 
-def _logits(given: Operands, tile: Tile, product_cD: Tensor, inverse_c: Tensor | None) -> Tensor:
+def _logits(given: Operands, tile: Tile, rows_cD: Tensor, inverse_c: Tensor | None) -> Tensor:
     """A tile's logits without a margin, [c, n]."""
-    logits_cn = (product_cD @ given.features.T).to(given.exact)
+    logits_cn = product(rows_cD, given.features.T, given.exact)
     if given.bias is not None:
         logits_cn += tile.rows_of(given.bias)[:, None]
     if inverse_c is not None:
@@ -169,24 +170,22 @@ def second_pass(
 ) -> None:
     """Writes dW and db of this slice, from the exponentials that the first pass put in `kept`."""
     into = kept.into
-    product = given.features.dtype
+    rounded = given.features.dtype
     exact_nD = given.features.to(given.exact)
     factor = slope * (given.scale or 1.0)
     for tile in tiles(given, kept.size):
         exponentials_cn = kept.give(tile)
         if exponentials_cn is None:
-            exponentials_cn = exponentials(given, tile, found).to(product)
+            exponentials_cn = exponentials(given, tile, found).to(rounded)
         share_n = whole.shares(found.shifts[tile.number]) * factor
         own_n = (found.own * factor).where(tile.inside, 0.0)
         if given.scale is not None:
             own_n *= found.inverses[tile.number][tile.place]
         rows = into.of(tile)
         rows_cD = rows.weight
-        scaled_nD = (exact_nD * share_n[:, None]).to(product)
-        if product == rows_cD.dtype and not into.add:
-            slope_cD = torch.mm(exponentials_cn, scaled_nD, out=rows_cD)
-        else:
-            slope_cD = (exponentials_cn @ scaled_nD).to(rows_cD.dtype)
+        scaled_nD = (exact_nD * share_n[:, None]).to(rounded)
+        slope_cD = torch.empty_like(rows_cD) if into.add else rows_cD
+        product_into(slope_cD, exponentials_cn, scaled_nD)
         slope_cD.index_add_(0, tile.place, exact_nD.to(rows_cD.dtype) * -own_n[:, None])
         if given.scale is not None:
             weight_cD, inverse_c = tile.rows_of(given.weight), found.inverses[tile.number]
@@ -195,8 +194,6 @@ def second_pass(
             slope_cD.addcmul_(weight_cD, along_c[:, None], value=-1.0)
         if into.add:
             rows_cD += slope_cD
-        elif slope_cD is not rows_cD:
-            rows_cD.copy_(slope_cD)
         if rows.bias is not None:
             bias_c = torch.mv(exponentials_cn.to(given.exact), share_n).index_add_(
                 0, tile.place, -own_n

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from harness.config import ClassifierConfig
-from harness.model.best import Best
+from harness.model.best import Best, largest
 from harness.model.engine import engine_of
 from harness.model.gathered import gathered
 from harness.model.initial import initial_weight
@@ -99,7 +99,8 @@ class SlicedClassifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, features_BD: Tensor, labels_B: Tensor, k: int = 5) -> tuple[Tensor, Tensor]:
-        """The classes of the k largest logits [B, k], best first, and the cross entropies [B].
+        """The classes of the k largest logits [B, k], best first and of equal ones the lowest
+        first, and the cross entropies [B].
 
         If a logit of an image is not finite, the largest one is undefined: all its classes are -1
         and its cross entropy is NaN. Collective over the slice group.
@@ -118,12 +119,13 @@ class SlicedClassifier(nn.Module):
         received = self._group.launch_all_to_all(found_nf).wait()
         found_gBf = received.view(self._group.size, len(labels_B), -1)
         values_gBk, classes_gBk, statistics_gB3 = found_gBf.split((k, k, 3), dim=2)
-        values_Bc, classes_Bc = (
-            each.transpose(0, 1).flatten(1) for each in (values_gBk, classes_gBk)
+        # Slices are in the order of their classes.
+        values_cB, classes_cB = (
+            each.transpose(1, 2).flatten(0, 1) for each in (values_gBk, classes_gBk)
         )
-        classes_Bk = classes_Bc.gather(1, values_Bc.topk(k, dim=1).indices).long()
+        classes_Bk = classes_cB.gather(0, largest(values_cB, k)[1]).T.long()
         losses_B = loss(*combined(*statistics_gB3.to(given.exact).unbind(2)))
-        bad_B = values_Bc.isnan().any(dim=1)
+        bad_B = values_cB.isnan().any(dim=0)
         return classes_Bk.masked_fill_(bad_B[:, None], -1), losses_B.masked_fill_(bad_B, torch.nan)
 
     def drawn_rows(self) -> Tensor:
@@ -221,10 +223,11 @@ def _exact(dtype: torch.dtype) -> torch.dtype:
 
 
 def _no_autocast(features_BD: Tensor) -> torch.autocast:
-    """Inside the block products have the precision of what they are given.
+    """Inside the block nothing is rounded but what the code rounds.
 
-    The passes round the operands of the logits' products themselves. Autocast would round others
-    too: the target's logit, its margin, and what smooths labels, beside logits that are exact.
+    The passes round the operands of their products themselves, and not the results (`product`).
+    Autocast would round these, and others too: the target's logit, its margin, and what smooths
+    labels.
     """
     return torch.autocast(features_BD.device.type, enabled=False)
 

@@ -56,6 +56,44 @@ def test_rounded_features_give_the_same_without_autocast(
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
+def exact_logits(classifier: SlicedClassifier, features: Tensor) -> Tensor:
+    """Of the rounded operands, in float64 [B, C]."""
+    weight, scale = classifier.weight.detach(), classifier.scale
+    lengths = 1.0 if scale is None else weight.double().norm(dim=1)
+    products = rounded(classifier, features).double() @ weight.bfloat16().double().T
+    return products / lengths * (scale or 1.0)
+
+
+@pytest.mark.parametrize("margin", ["none", "cosface"])
+def test_logits_are_not_rounded_after_their_product(margin: str) -> None:
+    """Neither those that are judged nor those that are trained on."""
+    classifier, (features, labels) = made(margin), images()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        best, losses = classifier.predict(features, labels)
+    plain = exact_logits(classifier, features)
+    expected = functional.cross_entropy(plain, labels, reduction="none")
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(best, plain.topk(5).indices)
+    if margin == "none":
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            loss = classifier(features, labels).loss
+        torch.testing.assert_close(loss.double(), expected.mean(), rtol=1e-5, atol=1e-5)
+
+
+def test_logits_that_bf16_takes_for_equal_are_told_apart() -> None:
+    """Ranks of the classes would be those of their numbers otherwise."""
+    config = ClassifierConfig()
+    classifier = SlicedClassifier(2, 4, config, group_of_one(), seed=0)
+    with torch.no_grad():
+        rows = torch.tensor([[1.0, step / 1024] for step in range(4)])
+        assert torch.equal(rows, rows.bfloat16().float())
+        assert len((rows.sum(dim=1)).bfloat16().unique()) == 1
+        classifier.weight.copy_(rows)
+        with torch.autocast("cpu", torch.bfloat16):
+            best, _ = classifier.predict(torch.ones(2, 2), torch.tensor([0, 3]))
+    assert best.tolist() == [[3, 2, 1, 0]] * 2
+
+
 @needs_triton
 @pytest.mark.parametrize("margin", ["none", "cosface", "arcface"])
 def test_a_card_s_target_is_as_exact_as_its_other_logits(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from harness.config import ClassifierConfig
+from harness.model import sliced_classifier
 from harness.model.sliced_classifier import SlicedClassifier
 from tests.alone import group_of_one
 from tests.horovodrun import ROOT
@@ -61,3 +62,27 @@ def test_a_card_finds_what_a_processor_finds(margin: str, images: int, sampling:
         found.append([scores.loss, scores.top1, *grads])
     for on_processor, on_card in zip(*found, strict=True):
         torch.testing.assert_close(on_card.cpu(), on_processor, rtol=1e-4, atol=1e-6)
+
+
+@needs_card
+@pytest.mark.parametrize("tile_bytes", [1 << 18, 1 << 30])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_card_judges_as_a_processor_does(
+    autocast: bool, tile_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole numbers, of which many logits are equal and all are exact."""
+    monkeypatch.setitem(sliced_classifier.TILE_BYTES, "cuda", tile_bytes)
+    classifier = SlicedClassifier(16, 3001, ClassifierConfig(), group_of_one(), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randint(-3, 4, (64, 16), generator=generator).float()
+    with torch.no_grad():
+        classifier.weight.copy_(torch.randint(-3, 4, (3001, 16), generator=generator))
+    labels = torch.randint(3001, (64,), generator=generator)
+    found = []
+    for device in ("cpu", "cuda"):
+        classifier = classifier.to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            found.append(classifier.predict(features.to(device), labels.to(device)))
+    (best, losses), (on_card, losses_on_card) = found
+    assert torch.equal(on_card.cpu(), best)
+    torch.testing.assert_close(losses_on_card.cpu(), losses, rtol=1e-6, atol=1e-5)

@@ -12,6 +12,8 @@ from torch import Tensor
 from harness.config import ClassifierConfig
 from harness.measure import traffic as formulas
 from harness.measure.phase import Phase
+from harness.model import sliced_classifier
+from harness.model.best import STRIP, largest
 from harness.model.sliced_classifier import SlicedClassifier
 from harness.parallel.group import Group
 from tests.alone import group_of_one, meters
@@ -85,6 +87,46 @@ def test_of_equal_logits_the_lowest_class_is_best_in_every_layout(
 def test_alone_it_is_argmax(case: int) -> None:
     whole = logits(case, IMAGES)
     assert scored(group_of_one(), whole) == pytest.approx(expected(whole), rel=1e-6)
+
+
+def ranked_in_tiles(tile: int) -> list[Tensor]:
+    """The best classes of this rank's images, found in tiles of so many classes."""
+    group = group_of_all() if dist.is_initialized() else group_of_one()
+    images = IMAGES * group.size
+    sliced_classifier.TILE_BYTES["cpu"] = tile * (2 * CLASSES + images) * 4
+    found = []
+    for case in range(20):
+        own = logits(case, images).chunk(group.size)[group.index]
+        targets = labels(images).chunk(group.size)[group.index]
+        found.append(classifier_of(group).predict(own, targets)[0])
+    return found
+
+
+@pytest.mark.parametrize("tile", [1, 2, 3, CLASSES])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_best_classes_are_those_of_a_stable_sort_in_every_layout_and_tile(
+    ranks: int, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sliced_classifier, "TILE_BYTES", {**sliced_classifier.TILE_BYTES})
+    every = [ranked_in_tiles(tile)] if ranks == 1 else run_on_ranks(ranked_in_tiles, ranks, tile)
+    for case, found in enumerate(zip(*every, strict=True)):
+        whole = logits(case, IMAGES * ranks)
+        expected = whole.sort(dim=1, descending=True, stable=True).indices[:, :5]
+        assert torch.equal(torch.cat(found), expected), f"case {case}"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 20 * STRIP), st.integers(1, 8), st.integers(1, 500), st.integers(0, 2**31))
+def test_of_equal_values_the_first_comes_first(count: int, k: int, kinds: int, seed: int) -> None:
+    """Of a few kinds of values or of many, in a strip or in several of them."""
+    generator, k = torch.Generator().manual_seed(seed), min(k, count)
+    values = torch.randint(kinds, (count, 3), generator=generator).float()
+    before = values.clone()
+    found, rows = largest(values, k)
+    expected = before.sort(dim=0, descending=True, stable=True)
+    assert torch.equal(found, expected.values[:k])
+    assert torch.equal(rows, expected.indices[:k])
+    assert torch.equal(values, before)
 
 
 def predicted() -> list[tuple[Tensor, Tensor]]:

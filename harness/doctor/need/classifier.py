@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from harness.doctor.need.sizes import Sizes
 from harness.measure.traffic import gathers_statistics
+from harness.model.best import STRIP
 from harness.model.kept import LogitShape, place
 from harness.model.sliced_classifier import tile_classes
 
@@ -63,6 +64,12 @@ class ClassifierScratch:
         return max(passes, self._drawing) + 4 * self.images * features_bytes
 
     @property
+    def _rounded(self) -> int:
+        """Bytes of an operand's element in half precision; a processor's products take it in
+        float32, beside it."""
+        return self.product_bytes + (0 if self.sizes.cards else self.sizes.element_bytes)
+
+    @property
     def _drawing(self) -> int:
         """Bytes of a draw: three numbers a class while keys are made, or a key and the drawn rows
         and their keys, in order and not."""
@@ -80,11 +87,8 @@ class ClassifierScratch:
             logits = images * s + features * product * (half or margin) + again
             slopes = features * s * (margin or adds)
         else:
-            # In half precision products give half numbers, from which float32 ones are made, and a
-            # processor with instructions for bf16 packs both operands of a product anew.
-            logits = images * s + half * 2 * (images + features) * product
-            slopes = half * features * product + features * s * (half or adds)
-            slopes += features * s * margin
+            logits = images * s + half * (images + features) * self._rounded
+            slopes = half * images * s + features * s * (adds + margin)
         if self.sizes.sampled:  # copies of the rows that take part, and of their gradients
             logits += features * s
             slopes += features * s * (1 + margin)
@@ -101,10 +105,11 @@ class ClassifierScratch:
     @property
     def evaluation(self) -> int:
         """Bytes of an evaluation's predictions: logits of a tile, the weight as products take it,
-        the features, and the best classes three times: of a tile, of all tiles, of all slices."""
+        the features, the best classes three times: of a tile, of all tiles, of all slices, and
+        where in a tile they are looked for, twice."""
         s, width, images = self.sizes.element_bytes, self.sizes.features, self.images
         of_tile = min(self.tile, self.sizes.classes) * (
-            images * s + (2 * images + 2 * width) * self.half
+            images * s + width * self._rounded * self.half
         )
-        found = 3 * (2 * PREDICTED + 3) * images * 8
-        return of_tile + found + 3 * images * width * s
+        found = 3 * (2 * PREDICTED + 3) + 2 * PREDICTED * STRIP
+        return of_tile + found * images * NUMBER_BYTES + 3 * images * width * s
