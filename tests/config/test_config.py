@@ -274,6 +274,16 @@ def test_a_share_of_classes_is_above_0_and_at_most_1(run: Path, share: str) -> N
     assert load(run).classifier.sampling == 1
 
 
+def test_an_angle_that_is_added_is_below_pi(run: Path) -> None:
+    """From there on a margin would help the target."""
+    arcface = "classifier.margin=arcface"
+    message = message_of(run, arcface, "classifier.margin_size=4")
+    assert "classifier.margin_size=4 is an angle with margin=arcface, and from pi on it" in message
+    assert message.endswith("give less than 3.14 radians, or use margin=cosface")
+    assert load(run, [arcface, "classifier.margin_size=3.1"]).classifier.margin_size == 3.1
+    assert load(run, ["classifier.margin=cosface", "classifier.margin_size=4"])
+
+
 @pytest.mark.parametrize(
     ("exchange", "reason"),
     [
@@ -558,6 +568,8 @@ def configs(draw: st.DrawFn) -> Config:
         values["classifier"]["layout"] = "node"
     if traits.crosses is Crosses.FACTORS or exchange["compression"] != "none":
         values["classifier"]["sampling"] = 1.0
+    if values["classifier"]["margin"] == "arcface":
+        values["classifier"]["margin_size"] %= 3.14
     backbone = values["backbone"]
     if backbone["weights"] is None:
         backbone |= {"lr_factor": 1.0, "frozen": "none"}

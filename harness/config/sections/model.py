@@ -1,5 +1,6 @@
 """Sections `backbone` and `classifier`: the two parts of the model."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -43,7 +44,8 @@ class ClassifierConfig(Section):
     margin_scale: float = Field(default=32.0, gt=0, le=10**6)
     """Factor on the cosines."""
     margin_size: float = Field(default=0.3, ge=0, le=10)
-    """cosface: subtracted from the target's cosine. arcface: added to its angle, radians."""
+    """cosface: subtracted from the target's cosine. arcface: added to its angle, radians, below
+    pi."""
     margin_m1: float = Field(default=1.0, gt=0, le=10)
     """combined: m1 in cos(m1 t + m2) - m3, where t is the target's angle."""
     margin_m2: float = Field(default=0.3, ge=0, lt=3.14)
@@ -58,3 +60,13 @@ class ClassifierConfig(Section):
     """Share of the classes of each slice that take part in a micro-batch: those of its images, and
     others drawn at random (Partial FC). The rest have no gradient, momentum or weight decay in that
     step. 1: all classes. Evaluations use all classes, always."""
+
+    @model_validator(mode="after")
+    def _hinders_the_target(self) -> "ClassifierConfig":
+        if self.margin == "arcface" and self.margin_size >= math.pi:
+            raise ValueError(
+                f"classifier.margin_size={self.margin_size:g} is an angle with margin=arcface, and "
+                f"from pi on it raises the target's logit; give less than 3.14 radians, or use "
+                f"margin=cosface"
+            )
+        return self
