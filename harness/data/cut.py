@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.data.decoder import PILLOW, Decoder
-from harness.data.pixels import REDUCTIONS, upright
+from harness.data.pixels import reduction_within, upright
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom, in pixels."""
@@ -25,11 +25,16 @@ class Cut:
     mirrored: bool = False
 
 
+def middle(width: int, height: int, wide: int, tall: int) -> Box:
+    """The part of this size in the middle of a picture."""
+    left, top = (width - wide) // 2, (height - tall) // 2
+    return left, top, left + wide, top + tall
+
+
 def middle_square(width: int, height: int) -> Box:
     """The largest square in the middle."""
     side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
+    return middle(width, height, side, side)
 
 
 def picture(content: bytes, frame: Frame, size: int, decoder: Decoder = PILLOW) -> np.ndarray:
@@ -37,8 +42,7 @@ def picture(content: bytes, frame: Frame, size: int, decoder: Decoder = PILLOW) 
 
     def reduction(width: int, height: int) -> int:
         left, top, right, bottom = frame(width, height)
-        most = min(right - left, bottom - top) // size
-        return next((factor for factor in REDUCTIONS if factor <= most), 1)
+        return reduction_within(min(right - left, bottom - top), size)
 
     return cut(upright(content, reduction, decoder), frame, size)
 

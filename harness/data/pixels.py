@@ -76,6 +76,11 @@ def upright(content: bytes, reduction: Reduction, decoder: Decoder = PILLOW) -> 
         raise Undecodable(_why(error)) from error
 
 
+def reduction_within(side: int, least: int) -> int:
+    """The largest factor by which a side of so many pixels keeps at least `least`."""
+    return next((factor for factor in REDUCTIONS if factor * least <= side), 1)
+
+
 def most_reduced(width: int, height: int) -> int:
     """The reduction that only looks whether a file decodes."""
     return REDUCTIONS[0]

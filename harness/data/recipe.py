@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness.data.cut import Box, Cut, Frame
+from harness.data.cut import Box, Cut, Frame, middle
 from harness.data.levels import HALF, Levels
 
 # Shape letters: B images, H rows, W columns.
@@ -51,8 +51,7 @@ class Recipe:
 def centre(width: int, height: int) -> Box:
     """The middle square that validation takes."""
     side = max(1, round(CENTRE * min(width, height)))
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
+    return middle(width, height, side, side)
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,7 @@ class RandomPart:
         """The largest part in the middle whose shape is allowed."""
         wide = max(1, min(width, round(height * SHAPES[1])))
         tall = max(1, min(height, round(width / SHAPES[0])))
-        left, top = (width - wide) // 2, (height - tall) // 2
-        return left, top, left + wide, top + tall
+        return middle(width, height, wide, tall)
 
 
 def random_cuts(count: int, generator: torch.Generator) -> list[Cut]:

@@ -15,7 +15,7 @@ from PIL import Image
 from harness.data.cut import scaled
 from harness.data.decoder import Decoder, open_decoder
 from harness.data.pack import FORMAT, INDEX, SUFFIX, Kind, Shard
-from harness.data.pixels import REDUCTIONS, VERSION, Undecodable, content_of, upright
+from harness.data.pixels import VERSION, Undecodable, content_of, reduction_within, upright
 from harness.data.tree import shown
 from harness.whole_files import write_text
 
@@ -37,13 +37,19 @@ class Job:
     """Paths below it."""
     labels: tuple[int, ...]
     stats: bytes
-    """The state of the files, by which a change is noticed."""
+    """The state of the files, by which a change is noticed: of each its size and the time of its
+    last change, int64."""
     side: int
     kind: Kind
 
     @property
     def name(self) -> str:
         return f"{self.part}-{self.number:05d}"
+
+    @property
+    def file_bytes(self) -> np.ndarray:
+        """The sizes of the files, int64."""
+        return np.frombuffer(self.stats, np.int64)[::2]
 
     @property
     def key(self) -> str:
@@ -101,8 +107,8 @@ def _picture(content: bytes, side: int, kind: Kind, decoder: Decoder) -> tuple[b
     """What is stored of an image file, and the picture's height and width."""
 
     def reduction(width: int, height: int) -> int:
-        # "<", so that what was reduced is still too large, and is not taken for the whole picture.
-        return next((each for each in REDUCTIONS if each * side < min(width, height)), 1)
+        # Less one: what was reduced is still too large, and is not taken for the whole picture.
+        return reduction_within(min(width, height) - 1, side)
 
     pixels = np.ascontiguousarray(upright(content, reduction, decoder))
     height, width = pixels.shape[:2]
