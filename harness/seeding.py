@@ -5,11 +5,9 @@ import hashlib
 import torch
 
 
-def seeded_generator(
-    seed: int, purpose: str, *numbers: int, device: torch.device | str = "cpu"
-) -> torch.Generator:
-    """A generator on `device` whose draws depend only on the arguments."""
-    generator = torch.Generator(device=device)
+def seeded_generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:
+    """A generator of the CPU whose draws depend only on the arguments."""
+    generator = torch.Generator()
     generator.manual_seed(hashed(seed, purpose, *numbers))
     return generator
 

@@ -1,4 +1,7 @@
-"""Random augmentation of training images, a whole batch at once, on any device."""
+"""Random augmentation of training images, a whole batch at once, on any device.
+
+Draws come from a generator of the CPU, so that they are the same for every device.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,6 +10,8 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from harness.parallel.host_memory import up
 
 # Shape letters: B images, C channels, H rows, W columns, K functions on the image's plane.
 
@@ -19,7 +24,8 @@ class GlyphAugmentation:
     """Shifts, scales, rotates, shears and bends; blurs; thickens or thins; fades; adds noise.
 
     Each range grows in proportion to `strength`; with 0 images are unchanged. Black is the paper
-    and fills the borders. Images are float32 in [0, 1], and so is the result.
+    and fills the borders. Images are float32 in [0, 1], and so is the result. Only the grain of the
+    noise is another one on a card than on a CPU.
     """
 
     strength: float
@@ -48,11 +54,11 @@ class GlyphAugmentation:
             return images
         grid_BHW2 = self._grid(images, generator)
         images = F.grid_sample(images, grid_BHW2, align_corners=False)
-        uniform_B5 = torch.rand(len(images), 5, generator=generator, device=images.device)
+        uniform_B5 = up(torch.rand(len(images), 5, generator=generator), images.device)
         images = self._blurred(images, uniform_B5[:, :2])
         images = self._restroked(images, uniform_B5[:, 2:4])
         sigma = (uniform_B5[:, 4] * self.noise * self.strength).view(-1, 1, 1, 1)
-        grain = torch.empty_like(images).normal_(generator=generator)
+        grain = torch.empty_like(images).normal_(generator=_beside(images, generator))
         return images.addcmul_(grain, sigma).clamp_(0, 1)
 
     def _grid(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -60,7 +66,7 @@ class GlyphAugmentation:
         `plane_functions`."""
         batch, _, height, width = images.shape
         device, s = images.device, self.strength
-        u = torch.rand(batch, 6, generator=generator, device=device).mul_(2).sub_(1).mul_(s)
+        u = up(torch.rand(batch, 6, generator=generator), device).mul_(2).sub_(1).mul_(s)
         growth_x = torch.exp(self.scale * (u[:, 0] + 0.5 * u[:, 1]))
         growth_y = torch.exp(self.scale * (u[:, 0] - 0.5 * u[:, 1]))
         angle, lean = self.rotation * u[:, 2], self.shear * u[:, 3]
@@ -75,7 +81,7 @@ class GlyphAugmentation:
             ],
             dim=1,
         ).view(batch, 2, 3)
-        waves = torch.randn(batch, 2, WAVES**2 - 1, generator=generator, device=device)
+        waves = up(torch.randn(batch, 2, WAVES**2 - 1, generator=generator), device)
         coefficients_B2K = torch.cat([affine_B23, waves.mul_(self.bend * s)], dim=2)
         functions_KP = plane_functions(height, width, device)
         grid_B2P = coefficients_B2K.flatten(0, 1) @ functions_KP
@@ -120,7 +126,7 @@ class CropAndFlip:
             return images
         batch, _, height, width = images.shape
         pads = [round(self.margin * self.strength * side) for side in (height, width)]
-        uniform_3B = torch.rand(3, batch, generator=generator, device=images.device)
+        uniform_3B = up(torch.rand(3, batch, generator=generator), images.device)
         top_B, left_B = (
             (uniform_B * (2 * pad + 1)).long().clamp_(max=2 * pad)
             for uniform_B, pad in zip(uniform_3B, pads, strict=False)
@@ -131,6 +137,15 @@ class CropAndFlip:
         cropped = crops[torch.arange(batch, device=images.device), :, top_B, left_B]
         mirrored_B = uniform_3B[2] < min(self.mirror * self.strength, 0.5)
         return torch.where(mirrored_B.view(-1, 1, 1, 1), cropped.flip(3), cropped)
+
+
+def _beside(images: Tensor, generator: torch.Generator) -> torch.Generator:
+    """A generator of the images' device, for a number for each pixel: drawing these on the host
+    would take longer than all else takes a card. On a CPU it is `generator` itself."""
+    if not images.is_cuda:
+        return generator
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    return torch.Generator(images.device).manual_seed(seed)
 
 
 @lru_cache(maxsize=8)

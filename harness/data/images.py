@@ -57,8 +57,8 @@ class Dataset:
     validation: Mapping[str, ImageSource]
     """Sets that are never trained on, by name; the first is the primary one."""
     augment: Callable[[Tensor, torch.Generator], Tensor] | None
-    """The augmentation of float images in [0, 1], [B, channels, height, width] on any device, drawn
-    from a generator of that device. It may reuse the memory of its input. None: none."""
+    """The augmentation of float images in [0, 1], [B, channels, height, width] on any device, by
+    draws from a generator of the CPU. It may reuse the memory of its input. None: none."""
     validation_size: int | None = None
     """Height and width of the images that are validated on; None: those of training."""
     read_random: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]] | None = None

@@ -28,12 +28,9 @@ class Augmentation:
     seed: int
     rank: int
 
-    def generator(self, t: int, device: torch.device) -> torch.Generator:
-        """The random generator of micro-batch `t`: a batch is the same wherever a run resumes."""
-        return seeded_generator(self.seed, "augment", t, self.rank, device=device)
-
-    def on_cpu(self, purpose: str, t: int) -> torch.Generator:
-        """A generator of the CPU, so that its draws are the same for every device."""
+    def generator(self, purpose: str, t: int) -> torch.Generator:
+        """The random generator of micro-batch `t`: a batch is the same wherever a run resumes. It
+        is the CPU's, so that its draws are the same for every device."""
         return seeded_generator(self.seed, purpose, t, self.rank)
 
 
@@ -57,14 +54,14 @@ def train_batches(
     def read(t: int) -> Batch:
         if augmentation is None or dataset.read_random is None:
             return dataset.train.read(shares.indices(t))
-        return dataset.read_random(shares.indices(t), augmentation.on_cpu("cut", t))
+        return dataset.read_random(shares.indices(t), augmentation.generator("cut", t))
 
     def augmented(images: Tensor, t: int) -> Tensor:
         if augmentation is not None and dataset.alter is not None:
-            images = dataset.alter(images, augmentation.on_cpu("alter", t))
+            images = dataset.alter(images, augmentation.generator("alter", t))
         if augmentation is None or dataset.augment is None:
             return dataset.levels.of_bytes(images)
-        generator = augmentation.generator(t, device)
+        generator = augmentation.generator("augment", t)
         return dataset.levels.of_floats(dataset.augment(images.float().div_(255), generator))
 
     batches = (read(t) for t in count(start))

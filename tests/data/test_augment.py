@@ -9,6 +9,7 @@ from harness.data.augment import CropAndFlip, GlyphAugmentation
 from harness.seeding import seeded_generator
 
 KINDS = [GlyphAugmentation, CropAndFlip]
+needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 STILL = dict.fromkeys(
     ["shift", "scale", "rotation", "shear", "bend", "blur", "thickness", "fade", "noise"], 0.0
 )
@@ -102,6 +103,23 @@ def test_a_shift_moves_by_whole_images_the_same_way_in_all_channels():
     one = images(channels=1)
     after = augmented(GlyphAugmentation(1.0, noise=0), one.expand(-1, 3, -1, -1).contiguous())
     assert torch.equal(after[:, 0], after[:, 2])
+
+
+@needs_card
+@pytest.mark.parametrize("augment", [GlyphAugmentation(1.0, noise=0), CropAndFlip(1.0)])
+def test_a_card_alters_images_as_a_cpu_does(augment):
+    on_card = augment(images().cuda(), seeded_generator(1, "augment"))
+    torch.testing.assert_close(on_card.cpu(), augmented(augment, images()), rtol=0, atol=1e-4)
+
+
+@needs_card
+def test_the_grain_of_a_card_is_its_own_and_the_same_each_time():
+    noisy = GlyphAugmentation(1.0, **STILL | {"noise": 0.2})
+    one, again, other = (
+        noisy(images().cuda(), seeded_generator(seed, "augment")) for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
 
 
 def test_each_result_is_a_crop_of_the_image_or_its_mirror():

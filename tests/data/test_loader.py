@@ -81,6 +81,20 @@ def test_augmentation_differs_between_ranks_micro_batches_and_seeds(dataset):
     assert draws[-3:] == draws[-6:-3]
 
 
+def test_augmentation_draws_on_the_cpu_whatever_the_device(dataset):
+    """Here for a device that has no generators of its own."""
+    seen = []
+
+    def recorded(batch, generator):
+        seen.append(generator.device)
+        return dataset.augment(batch, generator)
+
+    watched = replace(dataset, augment=recorded)
+    elsewhere = first(batches_of(watched, device=torch.device("meta")), 3)
+    assert seen == [CPU] * 3
+    assert_equal(elsewhere, first(batches_of(dataset), 3))
+
+
 def test_evaluation_counts_every_image_once_over_the_ranks(dataset):
     source = dataset.validation["validation"]
     everything, all_labels = source.read(torch.arange(len(source)))
@@ -178,10 +192,12 @@ def test_evaluating_ahead_changes_no_number(dataset, prefetch):
 
 
 @needs_card
+@pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("prefetch", [0, 3])
-def test_a_card_gets_what_a_cpu_gets(dataset, prefetch):
-    on_card = batches_of(dataset, device=torch.device("cuda"), augment=False, prefetch=prefetch)
-    assert_equal(first(on_card, 40), first(batches_of(dataset, augment=False), 40))
+def test_a_card_gets_what_a_cpu_gets(dataset, prefetch, augment):
+    given = {"augment": augment, "prefetch": prefetch}
+    on_card = batches_of(dataset, device=torch.device("cuda"), **given)
+    assert_equal(first(on_card, 40), first(batches_of(dataset, augment=augment), 40))
     assert not reading_threads()
 
 

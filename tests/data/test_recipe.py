@@ -226,7 +226,7 @@ def test_a_batch_is_a_function_of_seed_micro_batch_and_rank(folder, extras):
     for seed in (0, 1):
         for rank in (0, 1):
             for t in (0, 1):
-                generator = Augmentation(seed, rank).on_cpu("cut", t)
+                generator = Augmentation(seed, rank).generator("cut", t)
                 seen.add(dataset.read_random(indices, generator)[0].numpy().tobytes())
     assert len(seen) == 8
 
@@ -286,6 +286,6 @@ def test_the_own_recipe_of_an_image_folder_is_as_before(folder):
 
 
 def test_seeds_of_other_purposes_differ():
-    on_cpu = Augmentation(0, 0).on_cpu
-    assert on_cpu("cut", 0).initial_seed() != on_cpu("alter", 0).initial_seed()
-    assert on_cpu("cut", 1).initial_seed() == seeded_generator(0, "cut", 1, 0).initial_seed()
+    of = Augmentation(0, 0).generator
+    assert of("cut", 0).initial_seed() != of("alter", 0).initial_seed()
+    assert of("cut", 1).initial_seed() == seeded_generator(0, "cut", 1, 0).initial_seed()
