@@ -42,7 +42,8 @@ class Files(Protocol):
         ...
 
     def identity(self) -> str:
-        """A digest that is equal only if two processes see the very same files."""
+        """A digest that is equal only if two processes see the very same files, or those of copied
+        disks."""
         ...
 
 

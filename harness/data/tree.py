@@ -73,9 +73,11 @@ class ImageTree:
         return np.frombuffer(self._stats, np.int64).reshape(-1, 3)
 
     def identity(self) -> str:
-        """A digest that is equal only if two processes see the very same files.
+        """A digest that is equal only if two processes see the very same files, or those of copied
+        disks.
 
-        Copies have other inodes; files of a shared file system have the same inodes on all hosts.
+        Copies of files have other inodes; files of a shared file system have the same inodes on all
+        hosts.
         """
         digest = hashlib.sha256()
         for part in (memoryview(self._names), memoryview(self._ends), self.stats.data):

@@ -1,8 +1,8 @@
 """Opens every image file before training and reports all unreadable files together.
 
-Ranks that see the very same files share the work: the ranks of one host, or of all hosts with a
-shared file system. Hosts with their own copies each check all of theirs. Files found readable are
-recorded in `data.cache`, so that only new and changed files are opened again.
+Ranks that see the very same files share the work: the ranks of one machine, or of all machines with
+a network file system. Machines with their own copies each check all of theirs. Files found readable
+are recorded in `data.cache`, so that only new and changed files are opened again.
 """
 
 import hashlib
@@ -25,6 +25,8 @@ from harness.data.picture_source import PictureSource
 from harness.data.record import Record, stamp
 from harness.data.tree import shown
 from harness.errors import UserError
+from harness.mounts import is_on_network
+from harness.parallel.machine import boot_id
 from harness.parallel.world import World
 
 ROUND_SECONDS = 1.0
@@ -102,11 +104,14 @@ class _Part:
         self._salt = f"{closely} {pixels.VERSION} {PIL.__version__}".encode()
         self._root = os.path.abspath(self._files.root)
         self.key = hashlib.sha256(self._root).hexdigest()[:16]
-        self.identity = self._files.identity()
+        self._state = self._files.identity()
+        self.identity = self._state, "" if is_on_network(self._root) else boot_id()
+        """Equal only if two processes see the very same files. A copy of a whole disk has the same
+        inodes, so that what is on a disk belongs to its machine."""
 
     def stamp(self) -> int:
         """The stamp of all files in their current state."""
-        return stamp(self._salt, self._root, self.identity.encode())
+        return stamp(self._salt, self._root, self._state.encode())
 
     def share(self, record: Record, place: int, ranks: int) -> _Share:
         """This rank's share: every `ranks`-th file from number `place` on, except those on

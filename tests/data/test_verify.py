@@ -207,6 +207,7 @@ PROGRAM = """
 import json, os, sys, torch
 from pathlib import Path
 from harness.config import DataConfig
+from harness.data import verify as module
 from harness.data.folder import FilePictures
 from harness.data.image_folder import open_image_folder
 from harness.data.verify import verify
@@ -244,26 +245,34 @@ with open_world(launched_topology(), "node", CPU, meters()) as world:
         path.write_bytes(path.read_bytes()[:60])
     world.gather_objects(None, "cut")
     found += [tried(own, f"cache-{own}")]
+    # As if the nodes were two machines, of which one is a copy of the other, or both mount a disk.
+    module.boot_id = lambda: f"machine {world.topology.node}"
+    found += [tried("copy0", f"clone{world.topology.node}")]
+    module.is_on_network = lambda folder: True
+    found += [tried("copy0", "mounted")]
     Path(f"found{world.topology.rank}").write_text(json.dumps(found))
 """
 
 
 def test_ranks_share_the_files_that_they_all_see(tmp_path):
-    """Two hosts of two ranks on one folder, then each host on a copy, of which one is broken."""
+    """Two hosts of two ranks on one folder, then each host on a copy, of which one is broken, then
+    on clones of one disk, and on one that they reach by the network."""
     for copy in ("copy0", "copy1"):
         write_tree(tmp_path / copy)
     horovodrun(PROGRAM, np=4, folder=tmp_path)
     ranks = [json.loads((tmp_path / f"found{rank}").read_text()) for rank in range(4)]
-    shared, again, copies, broken = zip(*ranks, strict=True)
+    shared, again, copies, broken, clones, mounted = zip(*ranks, strict=True)
     train = sorted(
         str(path.relative_to(tmp_path)) for path in (tmp_path / "copy0" / "train").rglob("*.*")
     )
-    assert [len(seen) for seen, _ in shared] == [3, 3, 3, 3]
-    assert sorted(path for seen, _ in shared for path in seen) == train
+    for everyone in (shared, mounted):
+        assert [len(seen) for seen, _ in everyone] == [3, 3, 3, 3]
+        assert sorted(path for seen, _ in everyone for path in seen) == train
     assert [seen for seen, _ in again] == [[], [], [], []]
     for node in (0, 1):
         seen = sorted(path for seen, _ in copies[2 * node : 2 * node + 2] for path in seen)
         assert seen == [path.replace("copy0", f"copy{node}") for path in train]
-    assert {end for _, end in (*shared, *again, *copies)} == {"well"}
+        assert sorted(path for seen, _ in clones[2 * node : 2 * node + 2] for path in seen) == train
+    assert {end for _, end in (*shared, *again, *copies, *clones, *mounted)} == {"well"}
     assert [end for _, end in broken[1:]] == ["silent"] * 3
     assert "1 of 18 image files cannot be read: copy1/train/bee/1.png" in broken[0][1]
