@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ def read_folder(root: Path, num_classes: int, decoder: Decoder) -> PictureFolder
     trees = trees_of(root, classes, left_out)
     train, val = (FilePictures(tree, classes.labels(part), decoder) for part, tree in trees.items())
     names = tuple(map(shown, classes.train))
-    return PictureFolder(train, val, names, notes_of(root, classes, left_out))
+    return PictureFolder(train, val, names, notes_of(root, classes, trees, left_out))
 
 
 def trees_of(
@@ -38,14 +38,35 @@ def trees_of(
     return trees
 
 
-def notes_of(root: Path, classes: Classes, left_out: dict[str, Counter[str]]) -> tuple[str, ...]:
+def notes_of(
+    root: Path,
+    classes: Classes,
+    trees: Mapping[str, ImageTree],
+    left_out: Mapping[str, Counter[str]],
+) -> tuple[str, ...]:
     """What the user should know about the folder, one line each."""
     notes = [
         f"left out of {root / part}: {format_counts(found)}"
         for part, found in left_out.items()
         if found
     ]
-    return (*notes, *filter(None, [classes.note()]))
+    return (*notes, *filter(None, [classes.note(), _in_both(trees)]))
+
+
+def _in_both(trees: Mapping[str, ImageTree]) -> str:
+    """One line if files of val/ are files of train/ too; else empty. Copies are not noticed."""
+    train, val = (trees[part].stats for part in PARTS)
+    # Another disk may have a file of the same inode, and hardly of the same size and time.
+    alike = train[np.isin(train[:, 0], val[:, 0])]
+    row = [("inode", np.int64), ("bytes", np.int64), ("changed", np.int64)]
+    both = np.isin(val.view(row).ravel(), alike.view(row).ravel())
+    if not both.any():
+        return ""
+    first = shown(trees[PARTS[1]].name(int(both.argmax())))
+    return (
+        f"{both.sum():,} of {len(both):,} images of val/ are images of train/ too, linked into "
+        f"both, so accuracy is not that on unseen images; the first is val/{first}"
+    )
 
 
 class FilePictures:

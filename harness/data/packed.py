@@ -52,7 +52,7 @@ class ShardFiles:
 class PackedPictures:
     """The pictures of one part of a pack."""
 
-    files_are_pictures, together = False, 8
+    files_are_pictures, together = False, 1
 
     def __init__(self, root: Path, pack: Description, part: str, decoder: Decoder) -> None:
         self._shards = [ShardFile(root, shard) for shard in pack.shards[part]]

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -70,13 +70,17 @@ def pack(
             if missing:
                 _take_apart(target, jobs, made)
                 made |= make_shards(missing, target, processes)
+            shards = {
+                part: tuple(made[job.name] for job in jobs if job.part == part) for part in PARTS
+            }
+            lost = _lost(target, classes, shards["val"])
             found = Description(
                 format=FORMAT,
                 kind=kind,
                 side=side,
                 classes=tuple(map(shown, classes.train)),
-                notes=notes_of(source, classes, left_out),
-                shards={part: _shards(part, jobs, made) for part in PARTS},
+                notes=(*notes_of(source, classes, trees, left_out), *lost),
+                shards=shards,
             )
             _finish(target, found)
         except OSError as error:
@@ -85,10 +89,6 @@ def pack(
                 f"same command again: what is finished is kept"
             ) from error
     return _sentence(target, found)
-
-
-def _shards(part: str, jobs: list[Job], made: dict[str, Shard]) -> tuple[Shard, ...]:
-    return tuple(made[job.name] for job in jobs if job.part == part)
 
 
 def _check_folders(source: Path, target: Path) -> None:
@@ -185,11 +185,14 @@ def _size(path: Path) -> int:
 
 
 def _check_room(target: Path, jobs: list[Job]) -> None:
-    """Raises UserError if the disk is too small for pictures of the usual shape."""
+    """Raises UserError if the disk is too small for pictures of the usual shape, of which small
+    files make small ones."""
     if not jobs:
         return
     share = 1.0 if jobs[0].kind == "pixels" else SHARE_OF_JPEG
-    needed = sum(len(job.files) for job in jobs) * jobs[0].side ** 2 * ASPECT * 3 * share
+    files = np.concatenate([job.file_bytes for job in jobs])
+    most = jobs[0].side ** 2 * ASPECT * 3
+    needed = share * float(np.minimum(files / SHARE_OF_JPEG, most).sum())
     free = shutil.disk_usage(target).free
     if needed > free:
         raise UserError(
@@ -198,11 +201,29 @@ def _check_room(target: Path, jobs: list[Job]) -> None:
         )
 
 
+def _labels(target: Path, shards: Sequence[Shard]) -> np.ndarray:
+    """The labels of which the shards hold a picture, ascending."""
+    indices = [ShardFile(target, shard).index["label"] for shard in shards]
+    return np.unique(np.concatenate(indices))
+
+
+def _lost(target: Path, classes: Classes, val: Sequence[Shard]) -> tuple[str, ...]:
+    """A line on the classes of val/ of which no picture could be read, if there are any."""
+    lost = np.setdiff1d(classes.labels("val").numpy(), _labels(target, val)).tolist()
+    if not lost:
+        return ()
+    named = ", ".join(shown(classes.train[label]) for label in lost[:3])
+    return (
+        f"of {len(lost):,} of the {len(classes.val):,} classes of val/ no image could be read when "
+        f"this pack was made, so accuracy is measured on the others: {named}"
+        f"{' ...' if len(lost) > 3 else ''}; {LEFT_OUT} lists the files",
+    )
+
+
 def _check_classes(pack: Description, target: Path) -> None:
     """Raises UserError for a class that has no readable picture to train on."""
     for part in PARTS:
-        shards = [ShardFile(target, shard) for shard in pack.shards[part]]
-        found = np.unique(np.concatenate([shard.index["label"] for shard in shards]))
+        found = _labels(target, pack.shards[part])
         needed = np.arange(len(pack.classes)) if part == "train" else found
         lacking = np.setdiff1d(needed, found).tolist()
         if not len(found) or lacking:

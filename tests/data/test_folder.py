@@ -75,6 +75,22 @@ def test_validation_may_lack_classes(tmp_path):
     assert note.endswith("it lacks ant")
 
 
+def test_training_images_among_those_of_validation_are_told(tmp_path):
+    """By links of either kind; a copy is another file."""
+    write_tree(tmp_path)
+    train, val = tmp_path / "train", tmp_path / "val"
+    shutil.copy2(train / "cat" / "2.jpg", val / "cat" / "2.jpg")
+    assert open_image_folder(config(tmp_path)).notes == ()
+    (val / "bee" / "2.jpg").hardlink_to(train / "bee" / "0.jpg")
+    (val / "ant" / "1.png").unlink()
+    (val / "ant" / "1.png").symlink_to(train / "ant" / "1.png")
+    (note,) = open_image_folder(config(tmp_path)).notes
+    assert note == (
+        "2 of 8 images of val/ are images of train/ too, linked into both, so accuracy is not that "
+        "on unseen images; the first is val/ant/1.png"
+    )
+
+
 def test_no_root():
     with pytest.raises(UserError, match=r"set data\.root"):
         open_image_folder(DataConfig(dataset="image_folder"))

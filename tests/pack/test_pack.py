@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import harness.data.verify
 import harness.pack.shard
 from harness.cli import main
 from harness.data.decoder import PILLOW
@@ -24,9 +25,10 @@ from harness.errors import UserError
 from harness.pack import parallel
 from harness.pack.packing import pack
 from harness.pack.shard import make_shard
+from harness.parallel.world import World
 from harness.seeding import seeded_generator
 from tests.alone import world_of_one
-from tests.data.test_folder import config
+from tests.data.test_folder import config, write_tree
 
 CLASSES = ("ant", "bee", "cat")
 SIZES = ((60, 44), (44, 60), (63, 63), (50, 40))
@@ -95,6 +97,20 @@ def test_a_pack_gives_the_numbers_of_its_folder(folder, tmp_path, kind):
         assert torch.equal(labels, other_labels)
     assert torch.equal(parts_at_random(folder), parts_at_random(tmp_path / "p"))
     assert [len(packed.train), len(packed.validation["validation"])] == [15, 6]
+
+
+def test_files_that_training_decodes_reduced_give_its_numbers_where_they_are_kept(folder, tmp_path):
+    """Kept pixels are those of the whole picture, which is scaled then."""
+    photograph(1, (150, 130)).save(folder / "train" / "ant" / "0.jpg")
+    for kind in ("jpeg", "pixels"):
+        pack(folder, tmp_path / kind, 256, kind, processes=1)
+    plain, jpeg, pixels = (
+        everything(opened(root))[0][0].float()
+        for root in (folder, tmp_path / "jpeg", tmp_path / "pixels")
+    )
+    assert torch.equal(jpeg, plain)
+    assert torch.equal(pixels[1:], plain[1:])
+    assert 0 < (pixels[0] - plain[0]).abs().mean() < 6
 
 
 def test_a_million_files_become_a_few(folder, tmp_path):
@@ -354,6 +370,33 @@ def test_a_shard_of_which_nothing_can_be_read_is_empty(folder, tmp_path):
     assert opened(tmp_path / "p").validation["validation"].labels.tolist() == [0, 0, 2, 2]
 
 
+def test_a_class_of_val_of_which_nothing_can_be_read_is_told(folder, tmp_path):
+    for file in (folder / "val" / "bee").iterdir():
+        file.write_bytes(b"no image")
+    pack(folder, tmp_path / "p", SIDE, "pixels", processes=1)
+    (note,) = opened(tmp_path / "p").notes
+    assert note == (
+        "of 1 of the 3 classes of val/ no image could be read when this pack was made, so accuracy "
+        "is measured on the others: bee; left_out.tsv lists the files"
+    )
+
+
+def test_ranks_hear_of_each_other_after_each_file(packed, tmp_path, monkeypatch):
+    """One has up to a gigabyte: several in a round would take longer than a round should."""
+    left, gather = [], World.launch_gather
+
+    def counted(world, vector, name):
+        if name == "verify":
+            left.append(int(vector))
+        return gather(world, vector, name)
+
+    monkeypatch.setattr(World, "launch_gather", counted)
+    monkeypatch.setattr(harness.data.verify, "ROUND_SECONDS", -1.0)
+    settings = config(packed, image_size=SIZE, verify="full", cache=str(tmp_path / "cache"))
+    assert verify(opened(packed), world_of_one(), settings) == ()
+    assert left == [3, 2, 1, 0]
+
+
 @pytest.mark.parametrize(("part", "level"), [("train", "full"), ("val", "headers")])
 def test_a_damaged_picture_is_found_before_training(packed, tmp_path, part, level):
     settings = config(packed, image_size=SIZE, verify=level, cache=str(tmp_path / "cache"))
@@ -433,3 +476,12 @@ def test_a_disk_that_is_too_small(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(UserError, match=r"the pack takes up to 0\.0 GB, and .* free; lower --side"):
         pack(folder, tmp_path / "p", SIDE, "pixels", processes=1)
+
+
+def test_small_pictures_need_little_room(tmp_path, monkeypatch):
+    """Eighteen of the pack's side would take five megabytes."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=500_000))
+    pack(write_tree(tmp_path / "small"), tmp_path / "p", 256, "pixels", processes=1)
+    size = sum(path.stat().st_size for path in (tmp_path / "p").glob("*.images"))
+    assert 18 * 40 * 24 * 3 < size < 100_000
