@@ -16,7 +16,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from pyroute2 import IPRoute
@@ -157,8 +159,9 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-SOAK, SOAKED = "soak", "soaked.jsonl"
-"""Name of the run with many faults, and the file in its folder with a line for each."""
+SOAK, SOAKED, STARTED = "soak", "soaked.jsonl", "started.jsonl"
+"""Name of the run with many faults; files in its folder with a line for each fault, and for each
+start once its first window is trained: the time, and how many windows have been trained."""
 SOAKING = (
     "kill a rank",
     "stop a rank",
@@ -218,19 +221,33 @@ def drawn(number: int, ranks: int, mean: int) -> Due:
     return Due(draw.choice(SOAKING), draw.randrange(ranks), round(distance))
 
 
+def lines_of(file: Path) -> list[Any]:
+    """What the lines of a file say, each in JSON; nothing if there is no file yet."""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def soaked(mean: int, folder: Path) -> Before:
-    """Faults come one after the other."""
-    file, started = folder / SOAKED, itertools.count()
+    """Faults come one after the other, at most one in a process."""
+    passed = itertools.count()
+
+    @cache
+    def due() -> Due:
+        # Once: the next one, counted from the same start, might be due at once where a process goes
+        # on for some windows after its fault.
+        return drawn(len(lines_of(folder / SOAKED)), launched().size, mean)
+
+    def add(file: str, number: int, **more: object) -> None:
+        with (folder / file).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"at": time.time(), "window": number, **more}) + "\n")
 
     def before(step: Step, number: int) -> None:
-        trained = next(started)
-        happened = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        due = drawn(len(happened), launched().size, mean)
-        if trained == due.after and launched().rank == due.rank:
-            with file.open("a", encoding="utf-8") as lines:
-                line = {"at": time.time(), "window": number, "fault": due.fault, "rank": due.rank}
-                lines.write(json.dumps(line) + "\n")
-            FAULTS[due.fault](step, folder, 0)
+        trained, fault = next(passed), due()
+        if trained == 1 and launched().rank == 0:
+            add(STARTED, number)
+        if trained == fault.after and launched().rank == fault.rank:
+            add(SOAKED, number, fault=fault.fault, rank=fault.rank)
+            FAULTS[fault.fault](step, folder, 0)
 
     return before
 

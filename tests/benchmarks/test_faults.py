@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from statistics import fmean
 from unittest import mock
@@ -15,8 +16,10 @@ from benchmarks.faulty_rank import (
     FAULTS,
     SOAKED,
     SOAKING,
+    STARTED,
     drawn,
     is_first_time,
+    lines_of,
     newest,
     soaked,
 )
@@ -83,6 +86,22 @@ def test_a_soak_goes_on_with_the_next_fault_after_a_restart(tmp_path: Path) -> N
     assert came == [drawn(number, 1, 60).fault for number in range(2)]
     lines = [json.loads(line) for line in (tmp_path / SOAKED).read_text().splitlines()]
     assert [line["window"] for line in lines] == [drawn(0, 1, 60).after, 40 + drawn(1, 1, 60).after]
+
+
+def test_a_process_that_goes_on_after_its_fault_has_no_second_one(tmp_path: Path) -> None:
+    """Though the next fault is due later, counted from the same start."""
+    later = next(n for n in count() if drawn(n, 1, 60).after < drawn(n + 1, 1, 60).after)
+    (tmp_path / SOAKED).write_text("{}\n" * later)
+    came, before = [], soaked(60, tmp_path)
+    with (
+        mock.patch.dict(FAULTS, {name: lambda *_, name=name: came.append(name) for name in FAULTS}),
+        mock.patch.object(faulty_rank, "launched", return_value=mock.Mock(rank=0, size=1)),
+    ):
+        for window in range(1000):
+            before(mock.Mock(), window)
+    assert came == [drawn(later, 1, 60).fault]
+    (start,) = lines_of(tmp_path / STARTED)
+    assert start["window"] == 1
 
 
 def test_the_table_tells_what_went_wrong(tmp_path: Path) -> None:
