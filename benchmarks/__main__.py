@@ -128,25 +128,28 @@ def saving(rounds: int) -> list[str]:
     """How long a checkpoint holds up training."""
     found = measured("saving", "--rounds", str(rounds))
     median = {
-        name: {key: statistics.median(times) for key, times in of.items()}
+        name: {key: statistics.median(times) for key, times in of.items() if times}
         for name, of in found["ms"].items()
     }
     without = median["no checkpoint"]["whole"]
     lines = [
         "## What a checkpoint costs",
         "",
-        f"{found['bytes'] / 1e6:.0f} MB, 100,000 classes; 20 windows follow, in which the thread "
-        f"writes. If it needs longer than they take, it would hold up further windows. Medians on "
-        f"rank 0; variants alternate in one run.",
+        f"{found['bytes'] / 1e6:.0f} MB on {found['file_system'] or 'an unknown file system'}, "
+        f"100,000 classes; 20 windows follow, in which the thread writes. If it needs longer than "
+        f"they take, it would hold up further windows. Training stands still until what is in "
+        f"flight has landed, ranks agree, and what it changes is copied. Medians on rank 0; "
+        f"variants alternate in one run.",
         "",
         "| variant | training stands still, ms | with 20 windows, ms | more than without, ms | "
         "until it is on the disk, ms |",
         "|:--|--:|--:|--:|--:|",
     ]
     for name, times in median.items():
+        written = f"{times['written']:.0f}" if "written" in times else "-"
         lines.append(
             f"| {name} | {times['still']:.0f} | {times['whole']:.0f} | "
-            f"{times['whole'] - without:.0f} | {times['written']:.0f} |"
+            f"{times['whole'] - without:.0f} | {written} |"
         )
     return lines
 
