@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
-    "errors locking paths seeding signals parallel.slices exchange.kinds",
+    "errors locking mounts paths seeding signals whole_files parallel.slices exchange.kinds",
     "measure",
     "config arguments terminal",
     "parallel leaving",
