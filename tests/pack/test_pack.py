@@ -1,5 +1,6 @@
 """A pack holds what its folder holds, can be continued, and says in one line what is wrong."""
 
+import gc
 import io
 import json
 import os
@@ -356,6 +357,7 @@ def test_what_replaces_a_shard_is_not_read_with_the_index_of_the_former(packed):
 
 
 def test_an_open_pack_keeps_no_file_open(packed):
+    gc.collect()  # what earlier tests left open is not closed in between
     before = len(os.listdir("/proc/self/fd"))
     dataset = opened(packed)
     everything(dataset)
