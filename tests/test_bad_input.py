@@ -136,7 +136,7 @@ def refused(here: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> s
         (["backbone.name=resnet81"], "unknown backbone.name=resnet81"),
         (["tracking.uri=mlruns"], "is not a store in which MLflow keeps runs"),
         (["tracking.uri=sqlite:///none/mlflow.db"], "cannot write the MLflow store"),
-        (["--folder", "run.yaml/inside"], "cannot make the run's folder run.yaml/inside"),
+        (["--folder", "run.yaml/inside"], "disk: cannot write the run's folder /"),
     ],
 )
 def test_what_is_missing_or_does_not_fit(
