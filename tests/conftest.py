@@ -6,6 +6,7 @@ the machine is, or how long a run took, have it to themselves.
 """
 
 import fcntl
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
+
+from harness.train.early_end import REQUEST
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKE_THE_LAB = ("in_ways", "lab_of", "require_lab")
@@ -40,6 +43,15 @@ def place() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o777)
         yield Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_signal_stays_ignored() -> Iterator[None]:
+    """A training leaves the request to end early ignored, because its process ends; in a test it
+    goes on, and programs that later tests start would ignore that signal too."""
+    before = signal.getsignal(REQUEST)
+    yield
+    signal.signal(REQUEST, before)
 
 
 @pytest.fixture(scope="session")
