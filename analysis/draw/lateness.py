@@ -146,7 +146,7 @@ def places(tables: str | Path, study: Study) -> list[Place]:
         found.append(
             Place(
                 condition=condition,
-                lost=max(0.0, 1 - rates[BASELINE] / rates["ceiling"]),
+                lost=max(0.0, 1 - rates[BASELINE] / rates[CEILINGS[0]]),
                 seconds=seconds,
                 late=frozenset(each["variant"] for each in table if each["delay"]),
                 learned=learned,

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,7 +73,8 @@ def pack(
             shards = {
                 part: tuple(made[job.name] for job in jobs if job.part == part) for part in PARTS
             }
-            lost = _lost(target, classes, shards["val"])
+            labels = {part: _labels(target, of_part) for part, of_part in shards.items()}
+            lost = _lost(classes, labels["val"])
             found = Description(
                 format=FORMAT,
                 kind=kind,
@@ -82,7 +83,7 @@ def pack(
                 notes=(*notes_of(source, classes, trees, left_out), *lost),
                 shards=shards,
             )
-            _finish(target, found)
+            _finish(target, found, labels)
         except OSError as error:
             raise RunFailed(
                 f"cannot write the pack {target}: {error.strerror}; free space there and run the "
@@ -207,9 +208,9 @@ def _labels(target: Path, shards: Sequence[Shard]) -> np.ndarray:
     return np.unique(np.concatenate(indices))
 
 
-def _lost(target: Path, classes: Classes, val: Sequence[Shard]) -> tuple[str, ...]:
+def _lost(classes: Classes, found: np.ndarray) -> tuple[str, ...]:
     """A line on the classes of val/ of which no picture could be read, if there are any."""
-    lost = np.setdiff1d(classes.labels("val").numpy(), _labels(target, val)).tolist()
+    lost = np.setdiff1d(classes.labels("val").numpy(), found).tolist()
     if not lost:
         return ()
     named = ", ".join(shown(classes.train[label]) for label in lost[:3])
@@ -220,10 +221,10 @@ def _lost(target: Path, classes: Classes, val: Sequence[Shard]) -> tuple[str, ..
     )
 
 
-def _check_classes(pack: Description, target: Path) -> None:
-    """Raises UserError for a class that has no readable picture to train on."""
-    for part in PARTS:
-        found = _labels(target, pack.shards[part])
+def _check_classes(pack: Description, target: Path, labels: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError for a class that has no readable picture to train on. `labels`: those of
+    which each part holds a picture."""
+    for part, found in labels.items():
         needed = np.arange(len(pack.classes)) if part == "train" else found
         lacking = np.setdiff1d(needed, found).tolist()
         if not len(found) or lacking:
@@ -244,11 +245,11 @@ def _write_left_out(pack: Description, target: Path) -> None:
     (target / LEFT_OUT).write_text("".join(lines), "utf-8")
 
 
-def _finish(target: Path, pack: Description) -> None:
+def _finish(target: Path, pack: Description, labels: Mapping[str, np.ndarray]) -> None:
     """Writes the list of what was left out and the description, then removes what is no part of the
     pack."""
     _write_left_out(pack, target)
-    _check_classes(pack, target)
+    _check_classes(pack, target, labels)
     write_text(target / DESCRIPTION, pack.model_dump_json(indent=1))
     kept = {shard.name for shards in pack.shards.values() for shard in shards}
     for entry in target.iterdir():

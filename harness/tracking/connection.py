@@ -141,15 +141,12 @@ def open_experiment(client: "MlflowClient", uri: str, name: str) -> str:
         # MLflow's default would be a folder in the current working directory.
         place = (file.parent / "mlartifacts").as_uri() if file else None
         try:
-            client.create_experiment(name, artifact_location=place)
+            found = client.get_experiment(client.create_experiment(name, artifact_location=place))
         except Exception:
             # Another process may have made it in the meantime.
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
-        else:
-            found = client.get_experiment_by_name(name)
-            assert found is not None
     if found.lifecycle_stage != "active":
         raise UserError(
             f"the MLflow experiment {name!r} was deleted; choose another tracking.experiment or "

@@ -55,8 +55,7 @@ class Process:
     @classmethod
     def own(cls) -> "Process":
         pid = os.getpid()
-        host, boot = socket.gethostname() or UNKNOWN, boot_id() or UNKNOWN
-        return cls(host, boot, _namespace(), pid, _ticks(pid))
+        return cls(*_here(), pid, _ticks(pid))
 
     @classmethod
     def parse(cls, text: str) -> "Process | None":
@@ -71,7 +70,7 @@ class Process:
 
     def alive(self) -> bool | None:
         """Whether the process runs; None if it is another machine's, which cannot be seen here."""
-        here = (socket.gethostname() or UNKNOWN, boot_id() or UNKNOWN, _namespace())
+        here = _here()
         if UNKNOWN in here or (self.host, self.boot, self.namespace) != here:
             return None
         return _ticks(self.pid) == self.ticks
@@ -101,6 +100,11 @@ def last_sign(tags: Mapping[str, str], last_metric: float, now: float) -> float 
     else:
         silent = not alive
     return last if silent else None
+
+
+def _here() -> tuple[str, str, str]:
+    """This process's host, boot and namespace."""
+    return socket.gethostname() or UNKNOWN, boot_id() or UNKNOWN, _namespace()
 
 
 def _namespace() -> str:

@@ -108,7 +108,6 @@ class Tracker:
         tracker._describe(folder)
         tracker._catch_up(kept)
         if changed:
-            tracker.artifact(folder / CONFIG)
             tracker.tag("warning/exchange", changed)
         return tracker
 

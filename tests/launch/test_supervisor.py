@@ -123,12 +123,16 @@ def test_a_spare_that_is_used_already_is_no_spare(tmp_path: Path) -> None:
     assert (found.hosts, found.ranks) == ("localhost:1", 1)
 
 
-def test_a_host_that_ssh_has_never_met_is_reached_as_horovodrun_reaches_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def noting_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ssh that reaches nothing and writes its arguments to the file `given`."""
     (tmp_path / "ssh").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/given\n')
     (tmp_path / "ssh").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("noting_ssh")
+def test_a_host_that_ssh_has_never_met_is_reached_as_horovodrun_reaches_it(tmp_path: Path) -> None:
     (found,) = check_hosts((Host(GONE, 1),), tmp_path, cards=False)
     assert found.fault == ""
     given = (tmp_path / "given").read_text()
@@ -204,13 +208,11 @@ def test_a_warning_between_two_starts_is_a_stop(
     assert starts == [False]
 
 
+@pytest.mark.usefixtures("noting_ssh")
 def test_a_host_is_checked_with_the_variables_that_its_ranks_get(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise a library that only a variable leads to is missing in the check alone."""
-    (tmp_path / "ssh").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/given\n')
-    (tmp_path / "ssh").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     own = {
         "LD_LIBRARY_PATH": "/of the/driver",
         "CUDA_VISIBLE_DEVICES": "1",
